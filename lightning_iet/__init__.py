@@ -1,0 +1,19 @@
+"""Train diffusion models that do not memorise their training images, and prove it."""
+
+from importlib.metadata import version
+
+from lightning_iet.callbacks import AntiGradientControl, ParameterAveragingCallback
+from lightning_iet.data import DigitsDataModule, ShardedDataModule, ShardSampler
+from lightning_iet.modules import DiffusionModule
+
+__version__ = version("lightning-iet")
+
+__all__ = [
+    "AntiGradientControl",
+    "DiffusionModule",
+    "DigitsDataModule",
+    "ParameterAveragingCallback",
+    "ShardSampler",
+    "ShardedDataModule",
+    "__version__",
+]

@@ -1,0 +1,328 @@
+"""Shards of any data module: who trains on which samples, in which order."""
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+from torch.utils.data import (
+    ConcatDataset,
+    DataLoader,
+    Dataset,
+    DistributedSampler,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    Subset,
+)
+
+from lightning_iet.functional.seeding import derive_seed
+from lightning_iet.functional.sharding import (
+    Partition,
+    ShardStep,
+    cut_batches,
+    hosted_shards,
+    partition,
+    steps_per_epoch,
+    walk,
+)
+from lightning_iet.utilities.random import isolated_rng, seed_rng
+
+__all__ = ["SeededSamples", "ShardBatch", "ShardPlan", "ShardSampler", "ShardedDataModule", "labels_of"]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ShardPlan:
+    """What a run says about its shards; the averaging callback hands it to the data before the first batch."""
+
+    num_shards: int
+    """K, a property of the run."""
+    num_processes: int = 1
+    """W, a property of the machine; divides K."""
+    rank: int = 0
+    """This process."""
+    seed: int = 0
+    """Seed of the run, the same on every process."""
+    round_steps: int | None = None
+    """Steps of each shard between two averagings; None = rounds are whole epochs."""
+    multiple_of: int = 1
+    """Accumulated gradients: every shard's number of steps is a multiple of this."""
+    limit: int | None = None
+    """At most this many steps of each shard in an epoch."""
+
+
+@dataclass(frozen=True)
+class ShardBatch:
+    """The samples of one step, as the sampler hands them to the data set (and to its workers)."""
+
+    shard: int
+    epoch: int
+    seed: int
+    indices: list[int]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+
+class ShardSampler(DistributedSampler[ShardBatch]):
+    """Yields whole batches, each from one shard; a process walks through its shards one after the other.
+
+    To be used as ``DataLoader(SeededSamples(dataset), sampler=ShardSampler(…), batch_size=None, collate_fn=…)``, the
+    way in which PyTorch takes samplers of batches. It subclasses ``DistributedSampler``, so that Lightning leaves it
+    alone under DDP and tells it the epoch. The order of samples derives from (seed, shard, epoch), never from the rank.
+
+    Args:
+        shards: One index tensor per shard of the run (all K of them), from
+            :func:`~lightning_iet.functional.sharding.partition`.
+        batch_size: Largest number of samples in a batch.
+        plan: How the run distributes its shards; by default all of them in this process.
+        shuffle: Whether each shard's samples are shuffled in each epoch.
+        drop_last: Only full batches.
+
+    Raises:
+        ValueError: If K is not a multiple of the process count, or a shard is too small for its share of batches.
+
+    Example:
+        >>> sampler = ShardSampler([torch.tensor([0, 1, 4]), torch.tensor([2, 3])], batch_size=2, shuffle=False)
+        >>> [(batch.shard, batch.indices) for batch in sampler]
+        [(0, [0, 1]), (0, [4]), (1, [2]), (1, [3])]
+    """
+
+    def __init__(
+        self,
+        shards: Sequence[Tensor],
+        batch_size: int,
+        *,
+        plan: ShardPlan | None = None,
+        shuffle: bool = True,
+        drop_last: bool = False,
+    ) -> None:
+        self.shards = list(shards)
+        self.plan = plan or ShardPlan(num_shards=len(self.shards))
+        super().__init__(
+            range(sum(len(shard) for shard in self.shards)),  # type: ignore[arg-type]
+            num_replicas=self.plan.num_processes,
+            rank=self.plan.rank,
+            shuffle=shuffle,
+            seed=self.plan.seed,
+            drop_last=drop_last,
+        )
+        if self.plan.num_shards != len(self.shards):
+            raise ValueError(
+                f"Argument `num_shards` expected the same value in the data and in the averaging, "
+                f"but got {len(self.shards)} and {self.plan.num_shards}."
+            )
+        self.batch_size = batch_size
+        self.hosted = hosted_shards(len(self.shards), self.plan.num_processes, self.plan.rank)
+        self.steps = steps_per_epoch(
+            self.sizes, batch_size, drop_last=drop_last, multiple_of=self.plan.multiple_of, limit=self.plan.limit
+        )
+
+    @property
+    def sizes(self) -> list[int]:
+        """Number of samples of every shard of the run."""
+        return [len(shard) for shard in self.shards]
+
+    def walk(self, epoch: int) -> list[ShardStep]:
+        """The steps of this process in an epoch, in order: entry i says whose step batch i is."""
+        return walk(self.hosted, self.steps, epoch=epoch, round_steps=self.plan.round_steps)
+
+    def batches(self, shard: int, epoch: int) -> list[list[int]]:
+        """The batches of a shard in an epoch; a function of (seed, shard, epoch) alone."""
+        indices = self.shards[shard]
+        if self.shuffle:
+            generator = torch.Generator().manual_seed(derive_seed(self.seed, shard, epoch))
+            indices = indices[torch.randperm(len(indices), generator=generator)]
+        # A limit cuts the epoch short; it does not spread all samples over fewer batches.
+        pieces = cut_batches(indices, self._unlimited_steps, batch_size=self.batch_size, drop_last=self.drop_last)
+        return [piece.tolist() for piece in pieces[: self.steps]]
+
+    @property
+    def _unlimited_steps(self) -> int:
+        return steps_per_epoch(self.sizes, self.batch_size, drop_last=self.drop_last, multiple_of=self.plan.multiple_of)
+
+    def __iter__(self) -> Iterator[ShardBatch]:
+        epoch = self.epoch
+        batches = {shard: self.batches(shard, epoch) for shard in self.hosted}
+        for step in self.walk(epoch):
+            yield ShardBatch(step.shard, epoch, self.seed, batches[step.shard][step.step])
+
+    def __len__(self) -> int:
+        return self.steps * len(self.hosted)
+
+
+class SeededSamples(Dataset[list[Any]]):
+    """Reads the samples of a batch, each with random generators seeded by (seed, epoch, index).
+
+    Random flips and crops then depend on the sample and the epoch only: not on the worker that reads it, not on the
+    process count, and they draw nothing from the training's own random stream.
+
+    Args:
+        dataset: A map-style data set.
+    """
+
+    def __init__(self, dataset: Dataset[Any]) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, batch: ShardBatch) -> list[Any]:
+        with isolated_rng():
+            return [self._sample(index, batch) for index in batch.indices]
+
+    def _sample(self, index: int, batch: ShardBatch) -> Any:
+        seed_rng(derive_seed(batch.seed, batch.epoch, index), devices=False)
+        return self.dataset[index]
+
+
+class ShardedDataModule(pl.LightningDataModule):
+    """Any data module, its training set split into shards that are trained one by one and averaged.
+
+    Validation, test and prediction data, and everything else of the data module, are passed through. With one shard so
+    is the training loader, untouched. To be used together with
+    :class:`~lightning_iet.callbacks.ParameterAveragingCallback`.
+
+    Args:
+        datamodule: The data module; its ``train_dataloader()`` returns one map-style ``DataLoader``.
+        num_shards: Number of shards, K.
+        partition: ``"stratified"`` by the data set's labels (``targets`` or ``labels``) where it has any, iid
+            otherwise; or ``"iid"``.
+        seed: Seed of the split. Fixed for a run.
+
+    Raises:
+        ValueError: Before the first step, if there are more shards than samples (or than samples of a class).
+        TypeError: If the training loader is not one map-style ``DataLoader`` with a random or sequential order.
+
+    Example:
+        >>> from torch.utils.data import TensorDataset
+        >>> class Numbers(pl.LightningDataModule):
+        ...     def train_dataloader(self):
+        ...         return DataLoader(TensorDataset(torch.arange(6)), batch_size=2, shuffle=True)
+        >>> loader = ShardedDataModule(Numbers(), num_shards=2).train_dataloader()
+        >>> [len(numbers) for (numbers,) in loader]
+        [2, 1, 2, 1]
+    """
+
+    def __init__(
+        self, datamodule: pl.LightningDataModule, num_shards: int, *, partition: Partition = "stratified", seed: int = 0
+    ) -> None:
+        super().__init__()
+        if partition not in ("stratified", "iid"):
+            raise ValueError(f"Argument `partition` expected 'stratified' or 'iid', but got {partition!r}.")
+        if num_shards < 1:
+            raise ValueError(f"Argument `num_shards` expected an integer ≥ 1, but got {num_shards}.")
+        self.datamodule = datamodule
+        self.num_shards = num_shards
+        self.partition = partition
+        self.seed = seed
+        self.plan = ShardPlan(num_shards=num_shards)
+        # Hooks of the inner module are called as if it stood here itself.
+        for hook in _PASSED_HOOKS:
+            setattr(self, hook, getattr(datamodule, hook))
+
+    def __getattr__(self, name: str) -> Any:
+        """What only the inner data module has, such as its data sets."""
+        if name == "datamodule":  # not yet set: while unpickling
+            raise AttributeError(name)
+        return getattr(self.datamodule, name)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        """Lightning attaches the trainer; the inner data module wants it too."""
+        super().__setattr__(name, value)
+        if name == "trainer" and "datamodule" in self.__dict__:
+            self.datamodule.trainer = value  # type: ignore[assignment]
+
+    def setup(self, stage: str) -> None:
+        """Set up the inner data module."""
+        self.datamodule.setup(stage)
+
+    def train_dataloader(self) -> Any:
+        """The inner loader with this process's shards in place of its order."""
+        loader = self.datamodule.train_dataloader()
+        if self.num_shards == 1:
+            return loader
+        return self._shard(loader)
+
+    def _shard(self, loader: object) -> DataLoader[Any]:
+        """Rebuild a loader around a :class:`ShardSampler`, all its other settings kept."""
+        shuffle, batch_size = _order_of(loader)
+        loader = cast("DataLoader[Any]", loader)
+        shards = self._partition(loader.dataset)
+        sampler = ShardSampler(shards, batch_size, plan=self.plan, shuffle=shuffle, drop_last=loader.drop_last)
+        kept = {name: getattr(loader, name) for name in _KEPT_LOADER_SETTINGS}
+        return DataLoader(SeededSamples(loader.dataset), sampler=sampler, batch_size=None, **kept)
+
+    def _partition(self, dataset: Dataset[Any]) -> list[Tensor]:
+        size = len(dataset)  # type: ignore[arg-type]
+        if size == 0:
+            raise ValueError("Argument `datamodule` expected a training set with samples, but got an empty one.")
+        labels = labels_of(dataset) if self.partition == "stratified" else None
+        how = "iid" if labels is None else f"stratified by {len(labels.unique())} classes"
+        shards = partition(size, self.num_shards, labels=labels, seed=self.seed)
+        sizes = {len(shard) for shard in shards}
+        log.info("Shards: %d samples in %d shards of %s, %s.", size, self.num_shards, sorted(sizes), how)
+        return shards
+
+
+_KEPT_LOADER_SETTINGS = (
+    "num_workers",
+    "collate_fn",
+    "pin_memory",
+    "timeout",
+    "worker_init_fn",
+    "multiprocessing_context",
+    "prefetch_factor",
+    "persistent_workers",
+)
+_PASSED_HOOKS = (
+    "prepare_data",
+    "val_dataloader",
+    "test_dataloader",
+    "predict_dataloader",
+    "teardown",
+    "on_before_batch_transfer",
+    "transfer_batch_to_device",
+    "on_after_batch_transfer",
+    "state_dict",
+    "load_state_dict",
+)
+
+
+def _order_of(loader: object) -> tuple[bool, int]:
+    """Whether a loader shuffles, and its batch size; refuses what cannot be split into shards."""
+    remedy = "Return one DataLoader(dataset, batch_size=…, shuffle=True) over a map-style data set."
+    if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
+        kind = "an iterable data set" if isinstance(loader, DataLoader) else type(loader).__name__
+        raise TypeError(f"Argument `datamodule` expected one map-style training DataLoader, but got {kind}. {remedy}")
+    order = loader.sampler
+    if loader.batch_size is None or not isinstance(order, RandomSampler | SequentialSampler):
+        kind = type(order if loader.batch_size else loader.batch_sampler).__name__
+        raise TypeError(f"Argument `datamodule` expected a loader in random or stored order, but got {kind}. {remedy}")
+    return isinstance(order, RandomSampler), loader.batch_size
+
+
+def labels_of(dataset: Dataset[Any]) -> Tensor | None:
+    """Class labels of a data set, shape ``(n,)``, or None.
+
+    Looks for ``targets`` or ``labels``, through subsets and concatenations.
+
+    Example:
+        >>> labels_of(Subset([1, 2, 3], [0])) is None
+        True
+    """
+    if isinstance(dataset, Subset):
+        inner = labels_of(dataset.dataset)
+        return None if inner is None else inner[torch.as_tensor(dataset.indices)]
+    if isinstance(dataset, ConcatDataset):
+        parts = [labels_of(part) for part in dataset.datasets]
+        return None if any(part is None for part in parts) else torch.cat(cast("list[Tensor]", parts))
+    for name in ("targets", "labels"):
+        labels = getattr(dataset, name, None)
+        if labels is not None:
+            labels = torch.as_tensor(labels)
+            if labels.ndim == 1 and not labels.is_floating_point():
+                return labels
+    return None

@@ -1,0 +1,139 @@
+"""How many generated images are copies of training images.
+
+All distances run from **generated** images to their nearest **training** images. The reverse direction would not do: a
+generator that emits one training image over and over is far from most of the training set, and seems harmless.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lightning_iet.functional.neighbors import nearest_neighbors
+
+__all__ = [
+    "MQ_THRESHOLDS",
+    "count_below",
+    "memorization_ratio",
+    "memorized_fraction",
+    "memorized_quantity",
+    "nearest_ratio",
+]
+
+MQ_THRESHOLDS = (0.15, 0.20, 0.30, 0.40, 0.50, 0.60, 0.70, 0.80, 0.90)
+
+
+def memorization_ratio(sq_distances: Tensor) -> Tensor:
+    r"""Compare the nearest training image with the neighbourhood that it stands in.
+
+    .. math:: r = \min_j D_j \Big/ \frac{1}{k} \sum_{j=1}^{k} D_j, \qquad D_j = \lVert \hat x - x_j \rVert^2
+
+    The sum is over the ``k`` nearest (50 in Liu et al., ECCV 2024, arXiv:2407.15328), the nearest included. A copy has
+    a ratio near 0, an image that is no closer to one training image than to others a ratio near 1.
+
+    0 / 0, where an image equals ``k`` training images at once, counts as 0 *(our choice: it is a copy of each)*.
+
+    Args:
+        sq_distances: squared distances to the ``k`` nearest training images, shape ``(Q, k)``, in any order.
+
+    Returns:
+        Shape ``(Q,)``, in [0, 1].
+
+    Example:
+        >>> memorization_ratio(torch.tensor([[1.0, 3.0, 8.0], [4.0, 4.0, 4.0], [0.0, 0.0, 0.0]]))
+        tensor([0.2500, 1.0000, 0.0000])
+    """
+    return _ratio(sq_distances.amin(dim=1), sq_distances.mean(dim=1))
+
+
+def nearest_ratio(sq_distances: Tensor) -> Tensor:
+    r"""Compare the nearest training image with the second nearest, in plain l2 distance.
+
+    .. math:: \rho = d_1 / d_2, \qquad d_j = \lVert \hat x - x_{(j)} \rVert
+
+    (Yoon et al. 2023; Gu et al., arXiv:2310.02664.) 0 / 0, where an image equals a training image that stands twice in
+    the set, counts as 0 *(our choice: it is a copy, however often the original stands there)*.
+
+    Args:
+        sq_distances: squared distances to the nearest training images, ascending, shape ``(Q, k)`` with ``k >= 2``.
+
+    Returns:
+        Shape ``(Q,)``, in [0, 1].
+
+    Example:
+        >>> nearest_ratio(torch.tensor([[1.0, 16.0], [9.0, 9.0], [0.0, 0.0]]))
+        tensor([0.2500, 1.0000, 0.0000])
+    """
+    return _ratio(sq_distances[:, 0].sqrt(), sq_distances[:, 1].sqrt())
+
+
+def _ratio(part: Tensor, whole: Tensor) -> Tensor:
+    return torch.where(whole > 0, part / whole, 0.0)
+
+
+def count_below(ratios: Tensor, thresholds: Sequence[float]) -> Tensor:
+    """Count the ratios below each threshold, strictly.
+
+    Args:
+        ratios: shape ``(Q,)``.
+        thresholds: ``T`` numbers.
+
+    Returns:
+        Shape ``(T,)``, int64.
+
+    Example:
+        >>> count_below(torch.tensor([0.1, 0.5, 0.9]), (0.5, 0.6))
+        tensor([1, 2])
+    """
+    return (ratios < ratios.new_tensor(thresholds)[:, None]).sum(dim=1)
+
+
+def memorized_quantity(
+    generated: Tensor, train: Tensor, *, thresholds: Sequence[float] = MQ_THRESHOLDS, k: int = 50
+) -> dict[float, Tensor]:
+    """Count the generated images whose :func:`memorization_ratio` lies below each threshold.
+
+    Args:
+        generated: shape ``(Q, C, H, W)``, uint8 or floating point in [0, 1].
+        train: shape ``(N, C, H, W)``, likewise.
+        thresholds: the ratios below which an image counts as memorised.
+        k: neighbours that the mean runs over, at most ``N``.
+
+    Returns:
+        For each threshold the count, a 0-d int64 tensor.
+
+    Raises:
+        TypeError: as :func:`~lightning_iet.functional.neighbors.nearest_neighbors`.
+        ValueError: as :func:`~lightning_iet.functional.neighbors.nearest_neighbors`.
+
+    Example:
+        >>> train = torch.eye(4).reshape(4, 1, 2, 2)
+        >>> memorized_quantity(0.9 * train[:2], train, thresholds=(0.005, 0.01), k=3)
+        {0.005: tensor(0), 0.01: tensor(2)}
+    """
+    sq_distances, _ = nearest_neighbors(generated, train, k)
+    return dict(zip(thresholds, count_below(memorization_ratio(sq_distances), thresholds), strict=True))
+
+
+def memorized_fraction(generated: Tensor, train: Tensor, *, ratio: float = 1 / 3) -> Tensor:
+    """Return the share of generated images whose :func:`nearest_ratio` lies below ``ratio``.
+
+    Args:
+        generated: shape ``(Q, C, H, W)``, uint8 or floating point in [0, 1].
+        train: shape ``(N, C, H, W)`` with ``N >= 2``, likewise.
+        ratio: how much nearer than the second the nearest training image has to be.
+
+    Returns:
+        0-d tensor in [0, 1], NaN if there are no generated images.
+
+    Raises:
+        TypeError: as :func:`~lightning_iet.functional.neighbors.nearest_neighbors`.
+        ValueError: as :func:`~lightning_iet.functional.neighbors.nearest_neighbors`.
+
+    Example:
+        >>> train = torch.eye(4).reshape(4, 1, 2, 2)
+        >>> memorized_fraction(torch.cat([0.9 * train[:1], torch.full((3, 1, 2, 2), 0.5)]), train)
+        tensor(0.2500)
+    """
+    sq_distances, _ = nearest_neighbors(generated, train, 2)
+    return (nearest_ratio(sq_distances) < ratio).float().mean()

@@ -1,0 +1,86 @@
+"""Drawing images from a denoiser with diffusers' schedulers."""
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from diffusers import SchedulerMixin
+from torch import Tensor, nn
+
+from lightning_iet.functional.seeding import derive_seed
+
+__all__ = ["Sampler", "sample_images"]
+
+Sampler = Literal["ddim", "ddpm"]
+
+
+@torch.no_grad()
+def sample_images(
+    denoise: Callable[[Tensor, Tensor], Tensor],
+    scheduler: SchedulerMixin,
+    image_shape: tuple[int, int, int],
+    num: int,
+    *,
+    module: nn.Module,
+    seed: int = 0,
+    start: int = 0,
+    batch_size: int = 256,
+    num_inference_steps: int = 50,
+    progress: Callable[[int], object] | None = None,
+) -> Tensor:
+    """Draw images; each has a generator of its own, seeded from (seed, number of the image).
+
+    Args:
+        denoise: ``denoise(noisy (B, C, H, W), timestep ()) -> prediction``.
+        scheduler: A sampler of diffusers, not yet told the number of steps.
+        image_shape: ``(C, H, W)``.
+        num: Number of images.
+        module: Put into eval mode while drawing; says the device and dtype.
+        seed: Seed of the run of images.
+        start: Number of the first image.
+        batch_size: Images at once.
+        num_inference_steps: Denoiser calls per image.
+        progress: Called with the number of images of each finished batch.
+
+    Returns:
+        Images in [0, 1] on the CPU, shape ``(num, C, H, W)``.
+
+    Raises:
+        ValueError: For numbers out of range.
+    """
+    for name, value in (("num", num), ("batch_size", batch_size), ("num_inference_steps", num_inference_steps)):
+        if value < 1:
+            raise ValueError(f"Argument `{name}` expected an integer ≥ 1, but got {value}.")
+    most = scheduler.config.num_train_timesteps
+    if num_inference_steps > most:
+        raise ValueError(f"Argument `num_inference_steps` expected at most {most}, but got {num_inference_steps}.")
+    scheduler.set_timesteps(num_inference_steps)
+    weight = next(module.parameters())
+    was_training = module.training
+    module.eval()
+    try:
+        batches = []
+        for first in range(start, start + num, batch_size):
+            numbers = range(first, min(first + batch_size, start + num))
+            generators = [torch.Generator().manual_seed(derive_seed(seed, number)) for number in numbers]
+            batches.append(_sample_batch(denoise, scheduler, image_shape, generators, weight))
+            if progress is not None:
+                progress(len(numbers))
+        return torch.cat(batches)
+    finally:
+        module.train(was_training)
+
+
+def _sample_batch(
+    denoise: Callable[[Tensor, Tensor], Tensor],
+    scheduler: SchedulerMixin,
+    image_shape: tuple[int, int, int],
+    generators: list[torch.Generator],
+    like: Tensor,
+) -> Tensor:
+    # Noise is drawn on the CPU, so that a seed means the same images on every device.
+    images = torch.stack([torch.randn(image_shape, generator=generator) for generator in generators]).to(like)
+    for timestep in scheduler.timesteps:
+        prediction = denoise(images, timestep.to(images.device))
+        images = scheduler.step(prediction, timestep, images, generator=generators).prev_sample
+    return (images / 2 + 0.5).clamp(0, 1).float().cpu()

@@ -1,0 +1,129 @@
+"""Everything in which shards differ, as one object."""
+
+import copy
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from lightning.pytorch import Trainer
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.swa_utils import AveragedModel
+
+__all__ = ["ShardState", "ShardwiseCallback", "capture", "install", "shard_tensors"]
+
+
+@runtime_checkable
+class ShardwiseCallback(Protocol):
+    """A callback that keeps tensors of its own for each shard, as AGC keeps a loss bank."""
+
+    def shard_state(self) -> dict[str, Tensor]:
+        """References to the tensors of the shard at work."""
+
+    def load_shard_state(self, state: dict[str, Tensor]) -> None:
+        """Put another shard's tensors in place, by reference."""
+
+    def fresh_shard_state(self) -> dict[str, Tensor]:
+        """The tensors of a shard that has not begun."""
+
+
+@dataclass
+class ShardState:
+    """One shard's model, optimizer and whatever else it does not share with others.
+
+    Random generators are not in it: every step of every shard seeds them anew from (seed, shard, epoch, step).
+    """
+
+    flat: dict[torch.dtype, Tensor]
+    """Trainable parameters, EMA and floating buffers; see :class:`~lightning_iet.shards.FlatLayout`."""
+    counters: list[Tensor] = field(default_factory=list)
+    """Integer and boolean buffers, kept by each shard and never averaged."""
+    optimizers: list[tuple[dict[Any, Any], list[dict[str, Any]]]] = field(default_factory=list)
+    """Per optimizer: state by parameter, and the options (learning rate …) of its parameter groups."""
+    schedulers: list[dict[str, Any]] = field(default_factory=list)
+    """State of each LR scheduler."""
+    scaler: dict[str, Any] = field(default_factory=dict)
+    """State of the AMP gradient scaler."""
+    callbacks: list[dict[str, Tensor]] = field(default_factory=list)
+    """State of each shard-wise callback."""
+
+    def fork(self, fresh_callbacks: Sequence[dict[str, Tensor]]) -> "ShardState":
+        """A state for another shard that starts from the same weights and optimizer."""
+        return ShardState(
+            flat={dtype: flat.clone() for dtype, flat in self.flat.items()},
+            counters=[counter.clone() for counter in self.counters],
+            # Keys are the model's parameters, which all shards share as objects: only values are copied.
+            optimizers=[
+                ({parameter: copy.deepcopy(values) for parameter, values in state.items()}, copy.deepcopy(options))
+                for state, options in self.optimizers
+            ],
+            schedulers=copy.deepcopy(self.schedulers),
+            scaler=copy.deepcopy(self.scaler),
+            callbacks=list(fresh_callbacks),
+        )
+
+
+def shard_tensors(module: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The tensors that training changes: (floating ones, counters), by name.
+
+    Trainable parameters, the parameters of every ``AveragedModel`` (an EMA has no gradients, and yet changes) and all
+    buffers. Frozen parameters are left out: shards share them.
+
+    Example:
+        >>> floats, counters = shard_tensors(nn.BatchNorm1d(2))
+        >>> list(floats), list(counters)
+        (['weight', 'bias', 'running_mean', 'running_var'], ['num_batches_tracked'])
+    """
+    averaged = {id(p) for m in module.modules() if isinstance(m, AveragedModel) for p in m.parameters()}
+    tensors: dict[str, Tensor] = {
+        name: parameter
+        for name, parameter in module.named_parameters()
+        if parameter.requires_grad or id(parameter) in averaged
+    }
+    tensors.update(module.named_buffers())
+    floats = {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point()}
+    return floats, {name: tensor for name, tensor in tensors.items() if name not in floats}
+
+
+def capture(trainer: Trainer, flat: dict[torch.dtype, Tensor], counters: Iterable[Tensor]) -> ShardState:
+    """Take the shard at work out of the trainer: by reference where it can be, nothing is copied."""
+    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    return ShardState(
+        flat=flat,
+        counters=[counter.data for counter in counters],
+        optimizers=[(dict(optimizer.state), _options(optimizer)) for optimizer in trainer.optimizers],
+        schedulers=[copy.deepcopy(config.scheduler.state_dict()) for config in trainer.lr_scheduler_configs],
+        scaler=scaler.state_dict() if scaler is not None else {},
+        callbacks=[callback.shard_state() for callback in shardwise_callbacks(trainer)],
+    )
+
+
+def install(trainer: Trainer, state: ShardState, counters: Iterable[Tensor]) -> None:
+    """Put a shard to work: the reverse of :func:`capture`, but for the flat tensors, which the layout installs."""
+    for live, counter in zip(counters, state.counters, strict=True):
+        live.data = counter
+    for optimizer, (values, options) in zip(trainer.optimizers, state.optimizers, strict=True):
+        optimizer.state = defaultdict(dict, values)
+        for group, saved in zip(optimizer.param_groups, options, strict=True):
+            group.update(saved)
+    for config, saved in zip(trainer.lr_scheduler_configs, state.schedulers, strict=True):
+        config.scheduler.load_state_dict(copy.deepcopy(saved))
+    if state.scaler:
+        trainer.precision_plugin.scaler.load_state_dict(state.scaler)  # type: ignore[union-attr]
+    for callback, saved in zip(shardwise_callbacks(trainer), state.callbacks, strict=True):
+        callback.load_shard_state(saved)
+
+
+def shardwise_callbacks(trainer: Trainer) -> list[ShardwiseCallback]:
+    """The trainer's callbacks that keep a state for each shard."""
+    return [callback for callback in trainer.callbacks if isinstance(callback, ShardwiseCallback)]  # type: ignore[attr-defined]
+
+
+def _options(optimizer: Optimizer) -> list[dict[str, Any]]:
+    # A learning rate may be a tensor (capturable optimizers); a scheduler then changes it in place.
+    return [
+        {key: copy.deepcopy(value) for key, value in group.items() if key != "params"}
+        for group in optimizer.param_groups
+    ]

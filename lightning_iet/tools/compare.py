@@ -1,0 +1,205 @@
+"""One table over several runs: what each cost in quality, and what it saved in memorization."""
+
+import csv
+import json
+from collections.abc import Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from rich.console import Console
+from rich.table import Table
+
+from lightning_iet.tools.figures import memorization_against_fid, save_figure
+from lightning_iet.tools.report import METRICS_FILE, format_fid, format_share
+from lightning_iet.tools.run_folder import check_writable, write_atomically
+
+__all__ = ["compare"]
+
+MQ_SHOWN = ("0.3", "0.5")  # enough for a table; the CSV has all thresholds
+Row: TypeAlias = dict[str, Any]
+
+
+def compare(runs: Sequence[Path], *, out: Path = Path("comparison")) -> list[Row]:
+    """Prints one table over runs, and writes ``comparison.csv``, ``comparison.md`` and ``comparison.png``.
+
+    Each figure stands above the same figure of held-out real images (the control), for on data of low variety even
+    those lie close to a training image.
+
+    Args:
+        runs: run folders, or folders that hold versions of a run (the newest finished one counts), or ``metrics.json``
+            files.
+        out: folder for the files; it is made if need be.
+
+    Returns:
+        One dict for each run, the rows of the CSV file.
+
+    Raises:
+        FileNotFoundError: a run does not exist or has no ``metrics.json``.
+        ValueError: a ``metrics.json`` cannot be read, the runs were trained on different images or judged by different
+            features, or nothing can be written to ``out``.
+
+    Example:
+        >>> compare([Path("runs/nowhere")])
+        Traceback (most recent call last):
+        ...
+        FileNotFoundError: Argument `runs` expected folders of finished runs, but got 'runs/nowhere', which does ...
+    """
+    if not runs:
+        raise ValueError("Argument `runs` expected at least one folder of a finished run, but got none.")
+    out = Path(out)
+    files = list(dict.fromkeys(_metrics_file(Path(run)) for run in runs))
+    reports = {file: _read(file) for file in files}
+    _check_comparable(reports)
+    check_writable(out, argument="out", remedy="Give another folder with `--out`.")
+    rows = [_row(label, file, reports[file]) for label, file in zip(_labels(files), files, strict=True)]
+    _write(rows, out)
+    console = Console()
+    console.print(_table(rows))
+    console.print(f"Written to {out}: comparison.csv, comparison.md, comparison.png", style="dim", soft_wrap=True)
+    return rows
+
+
+# --- reading ---------------------------------------------------------------------------------------------------------
+
+
+def _metrics_file(run: Path) -> Path:
+    """Finds the ``metrics.json`` that a path stands for."""
+    if not run.exists():
+        raise FileNotFoundError(
+            f"Argument `runs` expected folders of finished runs, but got '{run}', which does not exist."
+        )
+    if run.is_file():
+        return run
+    if (run / METRICS_FILE).is_file():
+        return run / METRICS_FILE
+    versions = sorted(run.glob(f"*/{METRICS_FILE}"), key=_age)
+    if not versions:
+        raise FileNotFoundError(
+            f"Argument `runs` expected folders of finished runs, but got '{run}' without a {METRICS_FILE}."
+            " It is written at the end of `lightning-iet fit`."
+        )
+    return versions[-1]
+
+
+def _age(file: Path) -> tuple[int, float]:
+    """Sorts versions by their number; others (run ids of Weights & Biases) by the time they were written."""
+    number = file.parent.name.removeprefix("version_")
+    return (int(number) if number.isdecimal() else -1, file.stat().st_mtime)
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        report = json.loads(file.read_text())
+        _row("", file, report)  # finds out whether everything is there
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        problem = f"no entry {error}" if isinstance(error, KeyError) else error
+        raise ValueError(
+            f"Argument `runs` expected a {METRICS_FILE} written by `lightning-iet fit`, but got '{file}' ({problem})."
+            " Train that run again, or leave it out."
+        ) from error
+    return report
+
+
+def _check_comparable(reports: dict[Path, dict[str, Any]]) -> None:
+    first, *others = reports
+    for section, key, what in (
+        ("data", "train_sha256", "runs trained on the same images"),
+        ("data", "reference_sha256", "runs with the same reference images of FID"),
+        ("settings", "features", "runs with FID in the same features"),
+    ):
+        for other in others:
+            if reports[first][section][key] != reports[other][section][key]:
+                raise ValueError(
+                    f"Argument `runs` expected {what}, but got '{first.parent}' and '{other.parent}', which differ in"
+                    f" them. Compare runs with the same data settings."
+                )
+
+
+def _labels(files: Sequence[Path]) -> list[str]:
+    """The shortest end of each path that no other one shares; ``version_3`` alone says nothing, so it is no label."""
+    folders = [file.parent.absolute() for file in files]
+    plain = [f.parent.name if f.name.startswith("version_") else f.name for f in folders]
+    if len(set(plain)) == len(plain):
+        return plain
+    for depth in range(2, max(len(f.parts) for f in folders)):
+        labels = ["/".join(f.parts[-depth:]) for f in folders]
+        if len(set(labels)) == len(labels):
+            return labels
+    return [str(file) for file in files]
+
+
+def _row(label: str, file: Path, report: dict[str, Any]) -> Row:
+    """Flattens a report to the columns of the CSV file."""
+    generated, control, run, settings = (report[part] for part in ("generated", "control", "run", "settings"))
+    row: Row = {"run": label, "shards": run["num_shards"], "threshold": run["threshold"]}
+    row |= {"fid": generated["fid"], "fid_control": control["fid"], "fid_train": report["train"]["fid"]}
+    row["memorized_fraction"] = generated["memorized_fraction"]
+    row["memorized_fraction_control"] = control["memorized_fraction"]
+    for threshold, share in generated["mq"].items():
+        row |= {f"mq_{threshold}": share, f"mq_{threshold}_control": control["mq"][threshold]}
+    row |= {name: run[name] for name in ("skip_rate", "epochs", "steps", "seconds")}
+    row |= {name: settings[name] for name in ("num_samples", "sampler", "num_inference_steps", "use_ema", "features")}
+    return row | {"folder": str(file.parent)}
+
+
+# --- writing ---------------------------------------------------------------------------------------------------------
+
+
+def _write(rows: Sequence[Row], out: Path) -> None:
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    with write_atomically(out / "comparison.csv") as path, path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(rows)
+    with write_atomically(out / "comparison.md") as path:
+        path.write_text(_markdown(rows))
+    figure = memorization_against_fid(
+        {row["run"]: (row["fid"], row["memorized_fraction"]) for row in rows},
+        control=(rows[0]["fid_control"], rows[0]["memorized_fraction_control"]),
+        training_fid=rows[0]["fid_train"],
+    )
+    save_figure(figure, out / "comparison.png")
+
+
+def _table(rows: Sequence[Row]) -> Table:
+    table = Table(title="Quality and memorization of each run, above its held-out control", caption=_caption(rows))
+    header, *body = _cells(rows)
+    for column, text in enumerate(header):
+        table.add_column(text, justify="right" if column else "left")
+    for number, cells in enumerate(body):
+        table.add_row(*cells, style="dim" if number % 2 else "", end_section=number % 2 == 1)
+    return table
+
+
+def _markdown(rows: Sequence[Row]) -> str:
+    header, *body = _cells(rows)
+    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *body]
+    table = "\n".join("| " + " | ".join(text.replace("\n", " ") for text in line) + " |" for line in lines)
+    return f"{table}\n\n{_caption(rows)}\n"
+
+
+def _cells(rows: Sequence[Row]) -> list[list[str]]:
+    """A header, then two lines for each run: the run's figures, and under them those of its control."""
+    lines = [["run", "FID", "memorized\nfraction", *(f"MQ\n< {a}" for a in MQ_SHOWN), "skipped", "steps", "time"]]
+    for row in rows:
+        effort = [format_share(row["skip_rate"]), f"{row['steps']:,}", _duration(row["seconds"])]
+        for name, suffix, rest in ((row["run"], "", effort), ("  control", "_control", ["", "", ""])):
+            shares = [row[f"{column}{suffix}"] for column in ("memorized_fraction", *(f"mq_{a}" for a in MQ_SHOWN))]
+            lines.append([name, format_fid(row[f"fid{suffix}"]), *map(format_share, shares), *rest])
+    return lines
+
+
+def _caption(rows: Sequence[Row]) -> str:
+    caption = (
+        "FID in {features} features, MQ and memorized fraction: lower is better, down to the control."
+        " FID of the training images themselves: {fid}."
+    ).format(features=rows[0]["features"], fid=format_fid(rows[0]["fid_train"]))
+    drawn = {tuple(row[name] for name in ("num_samples", "sampler", "num_inference_steps", "use_ema")) for row in rows}
+    if len(drawn) > 1:
+        caption += " Note: these runs drew their images with different settings; see comparison.csv."
+    return caption
+
+
+def _duration(seconds: float) -> str:
+    return str(timedelta(seconds=round(seconds)))

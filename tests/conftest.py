@@ -1,0 +1,44 @@
+"""Fixtures of all tests."""
+
+import logging
+import os
+
+import pytest
+import torch
+
+from tests.helpers.distributed import Processes
+
+for name in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero", "lightning.fabric"):
+    logging.getLogger(name).setLevel(logging.ERROR)
+
+
+@pytest.fixture(scope="session")
+def _pools():
+    pools = {}
+    yield pools
+    for pool in pools.values():
+        pool.close()
+
+
+@pytest.fixture
+def processes(_pools):
+    """``processes(W)``: W gloo processes; a pool that a failed test has killed is started anew."""
+
+    def get(world_size):
+        if world_size not in _pools or not _pools[world_size].alive:
+            _pools[world_size] = Processes(world_size)
+        return _pools[world_size]
+
+    return get
+
+
+@pytest.fixture(autouse=True)
+def _undisturbed():
+    """Every test starts from the same seed, and leaves environment, threads and random state as they were."""
+    environment, threads, state = dict(os.environ), torch.get_num_threads(), torch.get_rng_state()
+    torch.manual_seed(0)
+    yield
+    os.environ.clear()
+    os.environ.update(environment)
+    torch.set_num_threads(threads)
+    torch.set_rng_state(state)
