@@ -1,6 +1,5 @@
 """Anti-gradient control as a callback: it holds the loss bank and decides when; the arithmetic is in ``functional``."""
 
-import copy
 from contextlib import ExitStack
 from typing import Any
 
@@ -31,10 +30,8 @@ class AntiGradientControl(Callback):
 
     It works on any LightningModule with automatic optimization that has an attribute ``loss_reducer(sample_loss,
     timesteps)``, such as ``DiffusionModule``, or whose ``training_step`` returns a dict with ``loss`` (a scalar),
-    ``sample_loss`` (B,) and ``timesteps`` (B,). Only the loss that is differentiated changes; what the module logs by
-    itself does not. After the fit the module is as it was.
-
-    At the end of each training epoch the callback logs ``agc/skip_rate``, the share of samples left out in that epoch.
+    ``sample_loss`` (B,) and ``timesteps`` (B,). Only the loss that is differentiated changes, not what the module logs;
+    after the fit the module is as it was. ``agc/skip_rate`` is logged once per epoch: the share of samples left out.
 
     Notes:
         * A loss that is NaN or infinite stays in the loss, where it can be seen, and enters neither the bank nor the
@@ -101,9 +98,10 @@ class AntiGradientControl(Callback):
                 f" {type(pl_module).__name__}. Let Lightning call backward, or call the functions of"
                 " lightning_iet.functional.anti_gradient in its training_step."
             )
-        self.bank = self.bank.to(pl_module.device)
-        self.epoch_statistics.to(pl_module.device)
-        self.run_statistics.to(pl_module.device)
+        # Copies: tensors handed to spawned processes share their memory with the other processes.
+        self.bank = self.bank.to(pl_module.device, copy=True)
+        self.epoch_statistics = self.epoch_statistics.copy_to(pl_module.device)
+        self.run_statistics = self.run_statistics.copy_to(pl_module.device)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Open the seam."""
@@ -227,7 +225,7 @@ class AntiGradientControl(Callback):
         )
 
     def _statistics(self) -> TimestepStatistics:
-        total = copy.deepcopy(self.run_statistics)
+        total = self.run_statistics.copy_to(self.bank.device)
         total.add(self.epoch_statistics)
         return total
 

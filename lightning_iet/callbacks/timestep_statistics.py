@@ -7,7 +7,7 @@ __all__ = ["TimestepStatistics"]
 
 
 class TimestepStatistics(nn.Module):
-    """Sums by timestep that stay on the device; a module, for it needs ``to``, ``state_dict`` and ``load_state_dict``.
+    """Sums by timestep that stay on the device; a module, for it needs ``to`` and ``state_dict``.
 
     A sample whose loss is NaN or infinite is not counted *(our choice: one of them would spoil every sum for good)*.
 
@@ -52,6 +52,12 @@ class TimestepStatistics(nn.Module):
         """Add the sums of another, in place."""
         for total, buffer in zip(self.buffers(), other.buffers(), strict=True):
             total += buffer
+
+    def copy_to(self, device: torch.device) -> "TimestepStatistics":
+        """Make a copy on a device; it shares no memory with this one."""
+        copied = TimestepStatistics(len(self.seen)).to(device)
+        copied.load_state_dict(self.state_dict())
+        return copied
 
     def reset(self) -> None:
         """Set every sum to zero, in place."""

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lightning_iet.functional.precision import full_precision
 
-__all__ = ["image_rows", "nearest_neighbors", "search_rows", "squared_norms"]
+__all__ = ["image_rows", "nearest_neighbors", "search_rows", "squared_norms", "unit_interval"]
 
 _CHUNK = 8192  # references per top-k: a wide top-k costs far less than many narrow ones
 _QUERIES = 1024  # queries per pass over the references
@@ -65,6 +65,22 @@ def _check_unit_interval(images: Tensor, name: str) -> None:
             f"Argument `{name}` expected values in [0, 1], but got {found}. "
             "Scale them, e.g. by ((images + 1) / 2).clamp(0, 1), or pass uint8."
         )
+
+
+def unit_interval(images: Tensor) -> Tensor:
+    """Return images in [0, 1]: uint8 divided by 255, in float32; floating point as it is.
+
+    Args:
+        images: any shape, uint8 or floating point.
+
+    Returns:
+        The same shape.
+
+    Example:
+        >>> unit_interval(torch.tensor([0, 51, 255], dtype=torch.uint8))
+        tensor([0.0000, 0.2000, 1.0000])
+    """
+    return images.to(torch.float32).div_(255) if images.dtype == torch.uint8 else images
 
 
 def nearest_neighbors(
@@ -171,7 +187,7 @@ class _Search(NamedTuple):
 
     def nearest(self, queries: Tensor, width: int) -> tuple[Tensor, Tensor]:
         """Return the ``k`` nearest of one block of queries, found among ``width > k`` candidates for each."""
-        rows = _unit(queries)
+        rows = unit_interval(queries)
         norms = squared_norms(rows)[:, None]
         estimates, indices = self._candidates(rows, width)
         estimates = (estimates + norms).clamp_(min=0)
@@ -213,7 +229,7 @@ class _Search(NamedTuple):
         index = indices[row, column]
         step = _slice_rows(rows)
         pairs = zip(row.split(step), index.split(step), strict=True)
-        parts = [squared_norms(rows[i].sub_(_unit(self.references[j]))) for i, j in pairs]
+        parts = [squared_norms(rows[i].sub_(unit_interval(self.references[j]))) for i, j in pairs]
         return estimates.index_put((row, column), torch.cat(parts))
 
 
@@ -232,13 +248,9 @@ def _order(distances: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
     return distances, indices.gather(1, positions)
 
 
-def _unit(rows: Tensor) -> Tensor:
-    return rows.to(torch.float32).div_(255) if rows.dtype == torch.uint8 else rows
-
-
 def _unit_slices(rows: Tensor) -> Iterator[Tensor]:
     """Yield the rows as float32: uint8 rows slice by slice, so that there is never a float copy of all of them."""
-    return map(_unit, rows.split(_slice_rows(rows))) if rows.dtype == torch.uint8 else iter((rows,))
+    return map(unit_interval, rows.split(_slice_rows(rows))) if rows.dtype == torch.uint8 else iter((rows,))
 
 
 def _slice_rows(rows: Tensor) -> int:

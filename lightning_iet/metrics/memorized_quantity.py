@@ -6,7 +6,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import torch
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import FigureBase
 from torch import Tensor
 
 from lightning_iet.functional.memorization import MQ_THRESHOLDS, count_below, memorization_ratio
@@ -91,7 +91,7 @@ class MemorizedQuantity(TrainingSetMetric):
 
     def plot(
         self, val: dict[float, Tensor] | Sequence[dict[float, Tensor]] | None = None, ax: Axes | None = None
-    ) -> tuple[Figure, Axes]:
+    ) -> tuple[FigureBase, Axes]:
         """Draw the count against the threshold.
 
         Args:
@@ -115,4 +115,4 @@ class MemorizedQuantity(TrainingSetMetric):
         ax.set(xlabel="threshold a", ylabel="generated images with r < a", title=type(self).__name__)
         ax.set_ylim(bottom=self.plot_lower_bound)
         ax.grid(visible=True)
-        return ax.get_figure(root=True), ax
+        return ax.figure, ax

@@ -3,17 +3,18 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
 
 import torch
-from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch import Tensor
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 from lightning_iet.functional.memorization import MQ_THRESHOLDS, memorization_ratio, nearest_ratio
 from lightning_iet.functional.neighbors import nearest_neighbors
+from lightning_iet.metrics.memorized_quantity import MemorizedQuantity
+from lightning_iet.metrics.training_set import TrainingSet, collect_images
 
-__all__ = ["Assessor", "Closeness", "Scores", "fingerprint", "load_images"]
+__all__ = ["Assessor", "Closeness", "Scores", "fingerprint"]
 
 _BATCH = 256  # images that go through the feature network at once
 
@@ -53,71 +54,84 @@ class Scores:
 class Assessor:
     """Scores images against the training images, and against reference images by FID.
 
-    Distances are computed once for all measures of memorization, on the device of ``train``.
+    The nearest training images are looked up once for all measures of memorization. Nothing is computed before the
+    first question, and nothing about the real images twice.
 
     Args:
-        train: the training images, ``(N, C, H, W)`` in [0, 1].
-        reference: held-out images that FID compares with, ``(M, C, H, W)``.
+        train: the training set, ``N`` images ``(C, H, W)`` in [0, 1].
+        control: held-out images that stand in for generated ones: what scores look like without memorization.
+        reference: further held-out images, with which FID compares.
         fid: a Fréchet distance that has seen no image yet.
         k: nearest training images in the mean of MQ, 2 … N.
+        num_control: use at most so many control images, drawn at random (sets are often sorted by class), because FID
+            depends on the number of images and the two columns should have the same. ``None`` = all.
         thresholds: of MQ.
         limit: of ``d1 / d2``, below which an image counts as memorized.
 
+    Raises:
+        ValueError: a set is empty or has less than two images, ``k`` exceeds the training set, images differ in size.
+
     Example:
-        >>> class Flat(nn.Flatten):
+        >>> class Flat(torch.nn.Flatten):
         ...     num_features = 4
-        >>> images = torch.rand(60, 1, 2, 2, generator=torch.Generator().manual_seed(0))
+        >>> real = torch.rand(90, 1, 2, 2, generator=torch.Generator().manual_seed(0))
         >>> fid = FrechetInceptionDistance(Flat(), normalize=True)
-        >>> assessor = Assessor(images[:20], images[20:40], fid=fid, k=5)
-        >>> copies, held_out = assessor.scores(images[:20]), assessor.scores(images[40:])
-        >>> copies.memorized_fraction, held_out.memorized_fraction, round(held_out.fid, 2)
-        (1.0, 0.0, 0.05)
+        >>> assessor = Assessor(real[:30], real[30:60], real[60:], fid=fid, k=5)
+        >>> copies = assessor.scores(real[:30])
+        >>> copies.memorized_fraction, round(assessor.control.memorized_fraction, 2), copies.fid == assessor.train_fid
+        (1.0, 0.03, True)
     """
 
     def __init__(
         self,
-        train: Tensor,
-        reference: Tensor,
+        train: TrainingSet,
+        control: TrainingSet,
+        reference: TrainingSet,
         *,
         fid: FrechetInceptionDistance,
         k: int = 50,
+        num_control: int | None = None,
         thresholds: Sequence[float] = MQ_THRESHOLDS,
         limit: float = 1 / 3,
     ) -> None:
-        self.train = train
+        self.train, control, self.reference = (collect_images(images) for images in (train, control, reference))
+        for name, images in (("control_set", control), ("reference_set", self.reference)):
+            if len(images) < 2 or images.shape[1:] != self.train.shape[1:]:
+                raise ValueError(
+                    f"Argument `{name}` expected at least 2 images of the training images' shape"
+                    f" {tuple(self.train.shape[1:])}, but got {len(images)} of {tuple(images.shape[1:])}. Hold out more"
+                    " images, or convert them."
+                )
+        MemorizedQuantity(self.train, thresholds=thresholds, k=k)  # refuses what does not fit, with the remedy
+        chosen = torch.randperm(len(control), generator=torch.Generator().manual_seed(0))[:num_control]
+        self._control_images = control[chosen]
         self.k = k
-        self.thresholds = thresholds
+        self.thresholds = tuple(thresholds)
         self.limit = limit
-        self._fid = fid.to(train.device)
-        self._fid.reset_real_features = False
-        self._fid.sync_on_compute = False
-        self._update(reference, real=True)
+        # Whoever scores in a run of several processes has all images, and must not wait for the others.
+        fid.distributed_available_fn = None
+        fid.reset_real_features = False
+        self._fid = fid
 
-    def closeness(self, images: Tensor) -> Closeness:
-        """Looks up the nearest training images.
+    def to(self, device: torch.device) -> "Assessor":
+        """Moves the work to a device; without double precision there (Apple's MPS), it stays on the CPU."""
+        device = torch.device("cpu") if device.type == "mps" else device
+        self.train = self.train.to(device)
+        self._fid = self._fid.to(device)
+        return self
 
-        Args:
-            images: ``(Q, C, H, W)`` in [0, 1], on any device.
+    @cached_property
+    def control(self) -> Scores:
+        """Scores of the control images."""
+        return self.scores(self._control_images)
 
-        Returns:
-            Figures of each image, on the CPU.
-        """
-        distances, indices = nearest_neighbors(images.to(self.train.device), self.train, self.k)
-        return Closeness(nearest_ratio(distances).cpu(), memorization_ratio(distances).cpu(), indices[:, 0].cpu())
-
-    def fid(self, images: Tensor) -> float:
-        """Fréchet distance between images, ``(Q, C, H, W)`` with Q >= 2, and the reference."""
-        self._fid.reset()
-        self._update(images, real=False)
-        return float(self._fid.compute())
+    @cached_property
+    def train_fid(self) -> float:
+        """FID of the training images themselves: what copying alone would give."""
+        return self.fid(self.train)
 
     def scores(self, images: Tensor, closeness: Closeness | None = None) -> Scores:
-        """Scores a set of images.
-
-        Args:
-            images: ``(Q, C, H, W)`` in [0, 1].
-            closeness: theirs, if it is known already.
-        """
+        """Scores images, ``(Q, C, H, W)`` in [0, 1] with Q >= 2; their closeness may be given if it is known."""
         closeness = closeness or self.closeness(images)
         return Scores(
             num_images=len(images),
@@ -126,33 +140,23 @@ class Assessor:
             mq={f"{threshold:g}": _share_below(closeness.mq_ratio, threshold) for threshold in self.thresholds},
         )
 
+    def closeness(self, images: Tensor) -> Closeness:
+        """Looks up the nearest training images of images ``(Q, C, H, W)``; the results are on the CPU."""
+        distances, indices = nearest_neighbors(images.to(self.train.device), self.train, self.k)
+        return Closeness(nearest_ratio(distances).cpu(), memorization_ratio(distances).cpu(), indices[:, 0].cpu())
+
+    def fid(self, images: Tensor) -> float:
+        """Fréchet distance between images, ``(Q, C, H, W)`` with Q >= 2, and the reference."""
+        if self._fid.real_features_num_samples == 0:
+            self._feed(self.reference, real=True)
+        self._fid.reset()
+        self._feed(images, real=False)
+        return float(self._fid.compute())
+
     @torch.no_grad()
-    def _update(self, images: Tensor, *, real: bool) -> None:
+    def _feed(self, images: Tensor, *, real: bool) -> None:
         for batch in images.split(_BATCH):
             self._fid.update(batch.to(self.train.device), real=real)
-
-
-def load_images(dataset: Dataset[Any], *, limit: int | None = None, seed: int = 0) -> Tensor:
-    """Reads the images of a data set into memory.
-
-    Args:
-        dataset: yields tuples whose first item is an image ``(C, H, W)`` in [0, 1].
-        limit: at most so many, drawn at random, for sets are often sorted by class. ``None`` = all, in their order.
-        seed: of that draw.
-
-    Returns:
-        ``(N, C, H, W)``.
-
-    Example:
-        >>> from torch.utils.data import TensorDataset
-        >>> load_images(TensorDataset(torch.rand(5, 1, 2, 2), torch.arange(5)), limit=3).shape
-        torch.Size([3, 1, 2, 2])
-    """
-    size = len(dataset)  # type: ignore[arg-type]
-    order = list(range(size))
-    if limit is not None and limit < size:
-        order = torch.randperm(size, generator=torch.Generator().manual_seed(seed))[:limit].tolist()
-    return torch.cat([batch[0] for batch in DataLoader(dataset, batch_size=_BATCH, sampler=order)])
 
 
 def fingerprint(images: Tensor) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lightning.pytorch import Trainer
 
-__all__ = ["check_writable", "run_folder", "write_atomically"]
+__all__ = ["check_writable", "free_folder", "run_folder", "write_atomically"]
 
 
 def run_folder(trainer: Trainer) -> Path:
@@ -93,3 +93,25 @@ def write_atomically(path: Path) -> Iterator[Path]:
         os.replace(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def free_folder(folder: Path) -> Path:
+    """``folder`` if it is new or empty, else the first of ``folder-1``, ``folder-2`` … that is: nothing is mixed.
+
+    Args:
+        folder: the folder that the user named.
+
+    Returns:
+        A folder that does not exist or holds nothing.
+
+    Example:
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = Path(folder, "image.png").write_text("")
+        ...     free_folder(Path(folder)).name == Path(folder).name + "-1"
+        True
+    """
+    number, candidate = 0, folder
+    while candidate.is_dir() and any(candidate.iterdir()):
+        number += 1
+        candidate = folder.with_name(f"{folder.name}-{number}")
+    return candidate

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_iet.callbacks.anti_gradient_control import AntiGradientControl
-from tests.helpers.models import quiet_trainer
+from tests.helpers.models import quiet_trainer, tiny_diffusion
 
 NUM_TIMESTEPS = 4
 THRESHOLD = 0.8
@@ -42,18 +42,19 @@ class Regression(pl.LightningModule):
         return torch.optim.Adam(self.parameters(), lr=0.05)
 
 
+def mean_loss(losses, timesteps):
+    return losses.mean()
+
+
 class WithReducer(Regression):
-    """A module that reduces its losses by an attribute, in validation too."""
+    """A module that reduces its losses by an attribute."""
 
     def __init__(self):
         super().__init__()
-        self.loss_reducer = lambda losses, timesteps: losses.mean()
+        self.loss_reducer = mean_loss
 
     def training_step(self, batch, batch_idx):
         return self.loss_reducer(*self.losses(batch))
-
-    def validation_step(self, batch, batch_idx):
-        self.loss_reducer(*self.losses(batch))
 
 
 class ByHand(Regression):
@@ -130,12 +131,13 @@ def test_threshold_zero_is_bit_identical_and_still_records(tmp_path, kind):
 
 @pytest.mark.parametrize("kind", [Regression, WithReducer])
 def test_no_trace_after_fit_and_fit_again(tmp_path, kind):
-    module, agc = kind(), make()
-    attributes = vars(module).keys()
+    module, plain, agc = kind(), kind(), make()
     fit(tmp_path, module, agc)
+    fit(tmp_path, plain)
     assert "training_step" not in vars(module)
-    assert vars(module).keys() <= attributes | {"_trainer"}
-    pickle.loads(pickle.dumps(agc))
+    assert vars(module).keys() == vars(plain).keys()
+    assert_same(pickle.loads(pickle.dumps(module)), module)
+    assert torch.equal(pickle.loads(pickle.dumps(agc)).bank, agc.bank)
     bank = agc.bank.clone()
     fit(tmp_path, module, agc)
     assert agc.run_statistics.seen.sum() == 160
@@ -157,10 +159,28 @@ def test_no_trace_after_an_exception(tmp_path):
     assert agc.epoch_statistics.seen.sum() == 12
 
 
+@pytest.mark.parametrize("threshold", [0, 0.9])
+def test_works_on_a_diffusion_module(tmp_path, threshold):
+    images = TensorDataset(torch.rand(24, 1, 8, 8, generator=torch.Generator().manual_seed(0)))
+    module, plain, agc = tiny_diffusion(), tiny_diffusion(), AntiGradientControl(threshold)
+    agc.bank.fill_(1.0)
+    for denoiser, callbacks in ((module, [agc]), (plain, [])):
+        torch.manual_seed(0)
+        fit(tmp_path, denoiser, *callbacks, batches=loader(images))
+    same = all(torch.equal(a, b) for a, b in zip(module.parameters(), plain.parameters(), strict=True))
+    assert same is (threshold == 0)
+    assert agc.run_statistics.seen.sum() == 24
+    assert 0 <= agc.skip_rate() < 1
+    assert module.loss_reducer is plain.loss_reducer
+
+
 def test_validation_is_not_recorded(tmp_path):
+    class Validated(WithReducer):
+        def validation_step(self, batch, batch_idx):
+            assert self.loss_reducer(*self.losses(batch)) == self.losses(batch)[0].mean()
+
     agc = make()
-    trainer = quiet_trainer(tmp_path, callbacks=[agc], max_epochs=1)
-    trainer.fit(WithReducer(), loader(), loader())
+    quiet_trainer(tmp_path, callbacks=[agc], max_epochs=1).fit(Validated(), loader(), loader())
     assert agc.run_statistics.seen.sum() == 80
 
 

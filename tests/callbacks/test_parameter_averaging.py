@@ -125,9 +125,7 @@ def test_one_shard_and_threshold_zero_are_plain_training_bit_for_bit(tmp_path):
     torch.manual_seed(SEED)
     plain = tiny_diffusion()
     quiet_trainer(tmp_path, max_epochs=3).fit(plain, digits())
-    neutral, _ = fit(
-        tmp_path, num_shards=1, callbacks=[AntiGradientControl(0.0)], max_epochs=3, limit_val_batches=1.0
-    )
+    neutral, _ = fit(tmp_path, num_shards=1, callbacks=[AntiGradientControl(0.0)], max_epochs=3, limit_val_batches=1.0)
     assert_same_bits(state_of(plain), state_of(neutral))
 
 
@@ -149,7 +147,12 @@ class Watch(pl.Callback):
 def test_validation_in_mid_round_sees_the_average_and_changes_nothing(tmp_path):
     watch, spy = Watch(), Spy()
     watched, _ = fit(
-        tmp_path, callbacks=[watch, spy], max_epochs=2, limit_val_batches=1, num_sanity_val_steps=0, val_check_interval=3
+        tmp_path,
+        callbacks=[watch, spy],
+        max_epochs=2,
+        limit_val_batches=1,
+        num_sanity_val_steps=0,
+        val_check_interval=3,
     )
     assert len(watch.seen) == 4  # after batches 3 and 6 of 8, in two epochs
     shards = [tensors["unet.conv_in.weight"] for tensors in spy.before[0]]

@@ -1,0 +1,119 @@
+"""What anti-gradient control costs: the time of a training step with it over the time of a step without.
+
+    python benchmarks/agc_step.py            # the CIFAR-10 U-Net of the paper, 35.7 M parameters, batch 16
+    python benchmarks/agc_step.py --small    # a U-Net that takes milliseconds a step
+
+Both kinds of step alternate in one run of a Lightning ``Trainer``; the ratio is that of the medians.
+"""
+
+import argparse
+import logging
+import statistics
+import time
+import warnings
+
+import lightning.pytorch as pl
+import torch
+from diffusers import UNet2DModel
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
+
+from lightning_iet.callbacks.anti_gradient_control import AntiGradientControl
+
+LIMIT = 1.02
+CIFAR = {
+    "sample_size": 32,
+    "block_out_channels": (128, 256, 256, 256),
+    "layers_per_block": 2,
+    "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+    "dropout": 0.1,
+}
+SMALL = {"sample_size": 16, "block_out_channels": (32, 64), "layers_per_block": 1, "norm_num_groups": 8} | {
+    "down_block_types": ("DownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "UpBlock2D"),
+}
+
+
+class Denoiser(pl.LightningModule):
+    """Predicts the noise, and returns one loss per sample."""
+
+    def __init__(self, **settings):
+        super().__init__()
+        self.unet = UNet2DModel(**settings)
+
+    def training_step(self, batch, batch_idx):
+        images = batch[0]
+        noise = torch.randn_like(images)
+        timesteps = torch.randint(1000, (len(images),), device=self.device)
+        losses = F.mse_loss(self.unet(images + noise, timesteps).sample, noise, reduction="none").mean((1, 2, 3))
+        return {"loss": losses.mean(), "sample_loss": losses, "timesteps": timesteps}
+
+    def configure_optimizers(self):
+        return torch.optim.Adam(self.parameters(), lr=2e-4)
+
+
+class Alternate(pl.Callback):
+    """Switches AGC on in every second step, and takes the time of each."""
+
+    def __init__(self, agc):
+        self.agc = agc
+        self.seconds = {False: [], True: []}
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if with_agc := batch_idx % 2 == 1:
+            self.agc.on_train_start(trainer, pl_module)
+        self.with_agc = with_agc
+        self.start = time.perf_counter()
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if pl_module.device.type == "cuda":
+            torch.cuda.synchronize()
+        self.seconds[self.with_agc].append(time.perf_counter() - self.start)
+        self.agc.on_train_end(trainer, pl_module)
+
+
+def measure(settings, pairs, batch_size):
+    """Return the times of steps without and with AGC, the first pair left out."""
+    torch.manual_seed(0)
+    images = torch.rand(2 * (pairs + 1) * batch_size, 3, settings["sample_size"], settings["sample_size"])
+    agc = AntiGradientControl()
+    timer = Alternate(agc)
+    trainer = pl.Trainer(
+        max_epochs=1,
+        callbacks=[timer],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    module = Denoiser(**settings)
+    agc.setup(trainer, module, "fit")
+    trainer.fit(module, DataLoader(TensorDataset(images), batch_size=batch_size))
+    return timer.seconds[False][1:], timer.seconds[True][1:]
+
+
+def main():
+    """Print the medians and their ratio; fail over the limit."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--small", action="store_true", help="a small U-Net")
+    parser.add_argument("--pairs", type=int, help="steps of each kind (default: 10, with --small 200)")
+    parser.add_argument("--batch-size", type=int, default=16)
+    arguments = parser.parse_args()
+    warnings.simplefilter("ignore")
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+
+    settings = SMALL if arguments.small else CIFAR
+    pairs = arguments.pairs or (200 if arguments.small else 10)
+    without, with_agc = measure(settings, pairs, arguments.batch_size)
+    parameters = sum(parameter.numel() for parameter in UNet2DModel(**settings).parameters())
+    ratio = statistics.median(with_agc) / statistics.median(without)
+    print(f"{parameters / 1e6:.1f} M parameters, batch {arguments.batch_size}, {pairs} steps of each kind")
+    print(f"step without AGC {statistics.median(without) * 1e3:10.2f} ms (median)")
+    print(f"step with AGC    {statistics.median(with_agc) * 1e3:10.2f} ms (median)")
+    print(f"ratio            {ratio:10.4f}    (limit {LIMIT})")
+    raise SystemExit(ratio > LIMIT)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,63 @@
+"""Fréchet distance between real and generated images, in a feature space of one's choice."""
+
+from os import PathLike
+from typing import Any
+
+from torch import nn
+from torchmetrics.image.fid import FrechetInceptionDistance
+
+from lightning_iet.metrics.features import feature_extractor
+
+__all__ = ["frechet_distance"]
+
+
+def frechet_distance(
+    features: str | nn.Module = "digits",
+    *,
+    weights: str | PathLike[str] | None = None,
+    download: bool = False,
+    **kwargs: Any,
+) -> FrechetInceptionDistance:
+    r"""Build torchmetrics' ``FrechetInceptionDistance`` over one of this package's feature networks, or your own.
+
+    .. math:: \lVert \mu - \mu' \rVert^2 + \operatorname{tr}\big(\Sigma + \Sigma' - 2 (\Sigma \Sigma')^{1/2}\big)
+
+    of the features' means and covariances (Heusel et al., NeurIPS 2017, arXiv:1706.08500). All arithmetic is
+    torchmetrics', in float64. Figures compare only within one feature space and one number of images.
+
+    Args:
+        features: ``"digits"``, ``"inception"``, or a module that maps images to ``(N, num_features)`` and has the
+            attribute ``num_features``.
+        weights: as :func:`~lightning_iet.metrics.features.feature_extractor`.
+        download: as :func:`~lightning_iet.metrics.features.feature_extractor`.
+        kwargs: passed on to torchmetrics, e.g. ``reset_real_features=False`` to keep the real images over ``reset()``.
+
+    Returns:
+        The metric: ``update(images, real=True)``, ``update(images, real=False)``, ``compute()``. Images are uint8 or
+        floating point in [0, 1]; torchmetrics hands them to the network as they are.
+
+    Raises:
+        ValueError: as :func:`~lightning_iet.metrics.features.feature_extractor`; if a module lacks ``num_features``.
+        FileNotFoundError: as :func:`~lightning_iet.metrics.features.feature_extractor`.
+        ModuleNotFoundError: as :func:`~lightning_iet.metrics.features.feature_extractor`.
+        ConnectionError: as :func:`~lightning_iet.metrics.features.feature_extractor`.
+
+    Example:
+        >>> import torch
+        >>> from sklearn.datasets import load_digits
+        >>> digits = torch.tensor(load_digits().images, dtype=torch.float32)[:, None] / 16
+        >>> fid = frechet_distance("digits")
+        >>> fid.update(digits[::2], real=True)
+        >>> fid.update(digits[1::2], real=False)
+        >>> round(fid.compute().item(), 1)
+        0.0
+    """
+    extractor = (
+        features if isinstance(features, nn.Module) else feature_extractor(features, weights=weights, download=download)
+    )
+    if not hasattr(extractor, "num_features"):
+        raise ValueError(
+            "Argument `features` expected a module with an attribute `num_features`, "
+            f"but got {type(extractor).__name__} without one. Set it to the width of the module's output."
+        )
+    return FrechetInceptionDistance(feature=extractor, **kwargs)

@@ -1,0 +1,55 @@
+"""Generated images, drawn by all processes of a run together."""
+
+from collections.abc import Callable
+from math import ceil
+
+import lightning.pytorch as pl
+import rich
+import torch
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import Tensor
+
+__all__ = ["draw_images"]
+
+
+def draw_images(
+    trainer: pl.Trainer, sample: Callable[..., Tensor], num: int, *, batch_size: int, device: torch.device
+) -> Tensor:
+    """Draws images in equal parts on all processes, with a progress bar on the first.
+
+    Args:
+        trainer: its strategy gathers the parts; without a progress bar of its own there is none here either.
+        sample: ``sample(num, start=…, batch_size=…) -> (num, C, H, W)`` in [0, 1], where image i depends on
+            ``start + i`` alone, so that the result does not depend on the number of processes.
+        num: number of images.
+        batch_size: at most so many images at once.
+        device: where a process' part is gathered from.
+
+    Returns:
+        All images on every process, ``(num, C, H, W)`` on the CPU.
+
+    Example:
+        >>> trainer = pl.Trainer(accelerator="cpu", enable_progress_bar=False, logger=False)
+        >>> count = lambda num, *, start, batch_size: torch.arange(start, start + num).view(-1, 1, 1, 1)
+        >>> draw_images(trainer, count, 5, batch_size=2, device=torch.device("cpu")).flatten()
+        tensor([0, 1, 2, 3, 4])
+    """
+    part = ceil(num / trainer.world_size)  # equal parts, as gathering wants them; what is too much is cut off
+    first = part * trainer.global_rank
+    step = min(batch_size, ceil(part / 8))  # some steps, so that the time left can be told early
+    batches = []
+    with _progress_bar(trainer) as progress:
+        task = progress.add_task("Drawing images", total=num)
+        for start in range(first, first + part, step):
+            batches.append(sample(min(step, first + part - start), start=start, batch_size=step))
+            progress.advance(task, len(batches[-1]) * trainer.world_size)
+    images = torch.cat(batches)
+    gathered = trainer.strategy.all_gather(images.to(device))
+    return gathered.reshape(-1, *images.shape[1:])[:num].cpu()
+
+
+def _progress_bar(trainer: pl.Trainer) -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    left = (TextColumn("elapsed, left"), TimeRemainingColumn())
+    hidden = trainer.progress_bar_callback is None or not trainer.is_global_zero
+    return Progress(*columns, *left, console=rich.get_console(), transient=True, disable=hidden)
