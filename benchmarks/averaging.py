@@ -1,7 +1,7 @@
 """What an averaging of shard models costs, beside the least that it could cost.
 
-    python -m benchmarks.averaging                      4 shards in one process, against one copy of their bytes
-    python -m benchmarks.averaging --processes 2        over processes, against one all-reduce of the same bytes
+python -m benchmarks.averaging                      4 shards in one process, against one copy of their bytes
+python -m benchmarks.averaging --processes 2        over processes, against one all-reduce of the same bytes
 """
 
 import argparse

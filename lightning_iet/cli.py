@@ -1,37 +1,48 @@
 """The command line: LightningCLI for training, and the tools around it."""
 
+import argparse
+import inspect
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NoReturn
 
 import lightning.pytorch as pl
-from jsonargparse import auto_cli
+from jsonargparse import DefaultHelpFormatter
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
-import lightning_iet.data
-import lightning_iet.modules
 from lightning_iet import __version__
 from lightning_iet.callbacks import AntiGradientControl, Evaluation, ParameterAveragingCallback, RunProgressBar
 from lightning_iet.data import ShardedDataModule
 from lightning_iet.tools.compare import compare
 from lightning_iet.tools.sample import sample
-from lightning_iet.utilities.errors import one_line_errors
+from lightning_iet.utilities.errors import TRACEBACK_VARIABLE, fail, one_line_errors
 
-__all__ = ["TOOLS", "IETCLI", "main"]
+__all__ = ["IETCLI", "TOOLS", "main", "run_tool"]
 
 PROGRAM = "lightning-iet"
 
 TOOLS: dict[str, Callable[..., object]] = {"compare": compare, "sample": sample}
 
-DESCRIPTION = f"""Train diffusion models that do not memorise their training images, and prove it (version {__version__}).
+DESCRIPTION = f"""\
+Train diffusion models that do not memorise their training images, and prove it.
 
-  {PROGRAM} fit --config configs/digits/iet_agc.yaml      train, evaluate, write a run folder
-  {PROGRAM} compare runs/digits/baseline runs/digits/iet_agc
-  {PROGRAM} sample --ckpt runs/.../last.ckpt --num 64 --out images
+  {PROGRAM} fit --config configs/digits/iet_agc.yaml   train, evaluate, write a run folder
+  {PROGRAM} compare RUN RUN ... --out comparison       one table over runs, and a picture
+  {PROGRAM} sample --ckpt CHECKPOINT --num 64 --out images
 
-Tools beside the subcommands below, each with a --help of its own: {", ".join(TOOLS)}.
+`compare` and `sample` are tools beside the subcommands below; each has a --help of its own.
+Methods are groups of options of `fit`: --agc.*, --averaging.*, --evaluation.*;
+--agc.threshold 0 and --averaging.num_shards 1 switch them off.
+Set {TRACEBACK_VARIABLE}=1 to see the traceback of an error.
 """
+
+
+class _Help(DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Keeps the lines of a description as they are written."""
 
 
 class IETCLI(LightningCLI):
@@ -53,6 +64,16 @@ class IETCLI(LightningCLI):
             self.datamodule = ShardedDataModule(self.datamodule, num_shards=shards)
 
 
+class _Parser(LightningArgumentParser):
+    """Says what is wrong in one line, instead of printing all options before it."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Print the message and exit with status 2."""
+        if os.environ.get(TRACEBACK_VARIABLE) and ex is not None:
+            raise ex
+        fail(PROGRAM, message)
+
+
 def main(args: Sequence[str] | None = None) -> None:
     """Run the program.
 
@@ -63,7 +84,7 @@ def main(args: Sequence[str] | None = None) -> None:
     _quiet()
     with one_line_errors(PROGRAM):
         if arguments and arguments[0] in TOOLS:
-            auto_cli(TOOLS[arguments[0]], args=arguments[1:], prog=f"{PROGRAM} {arguments[0]}", as_positional=True)
+            run_tool(TOOLS[arguments[0]], arguments[1:])
         else:
             IETCLI(
                 pl.LightningModule,
@@ -73,10 +94,37 @@ def main(args: Sequence[str] | None = None) -> None:
                 auto_configure_optimizers=False,
                 seed_everything_default=0,
                 trainer_defaults={"callbacks": [RunProgressBar()], "logger": _LOGGER},
-                parser_kwargs={"prog": PROGRAM, "description": DESCRIPTION, "version": __version__},
+                parser_class=_Parser,
+                parser_kwargs={
+                    "prog": PROGRAM,
+                    "description": DESCRIPTION,
+                    "version": __version__,
+                    "formatter_class": _Help,
+                },
                 save_config_kwargs={"overwrite": True},  # a logger without versions: the newest run's file stays
                 args=None if args is None else arguments,
             )
+
+
+def run_tool(tool: Callable[..., object], args: Sequence[str]) -> None:
+    """Run a function as a command: a sequence as positional arguments, everything else as options.
+
+    Args:
+        tool: The function; its docstring and type hints are the command's help.
+        args: Command-line arguments after the command's name.
+    """
+    parser = _Parser(prog=f"{PROGRAM} {tool.__name__}", description=_first_paragraphs(tool), formatter_class=_Help)
+    parameters = inspect.signature(tool).parameters
+    positional = {name for name, parameter in parameters.items() if parameter.annotation == Sequence[Path]}
+    for name in positional:
+        parser.add_argument(name, nargs="+", type=Path, metavar=name.upper(), help="folders, see above")
+    parser.add_function_arguments(tool, skip=positional, as_group=False)
+    tool(**parser.parse_args(list(args)).as_dict())
+
+
+def _first_paragraphs(tool: Callable[..., object]) -> str:
+    """A docstring up to its list of arguments."""
+    return (inspect.getdoc(tool) or "").partition("\nArgs:")[0].replace("``", "")
 
 
 _LOGGER = {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"save_dir": "runs", "name": "run"}}
@@ -84,7 +132,8 @@ _LOGGER = {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"s
 
 def _quiet() -> None:
     """Silence what Lightning and torch tell their own developers."""
-    logging.getLogger("lightning.pytorch").addFilter(lambda record: "Tip:" not in record.getMessage())
-    warnings.filterwarnings("ignore", message=".*LeafSpec.*")
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    warnings.filterwarnings("ignore", message=".*is smaller than the logging interval.*")
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
+        lambda record: "Tip" not in record.getMessage()
+    )
+    for message in (".*LeafSpec.*", ".*does not have many workers.*", ".*is smaller than the logging interval.*"):
+        warnings.filterwarnings("ignore", message=message)

@@ -5,11 +5,16 @@ import os
 
 import pytest
 import torch
+from hypothesis import settings
 
 from tests.helpers.distributed import Processes
 
 for name in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero", "lightning.fabric"):
     logging.getLogger(name).setLevel(logging.ERROR)
+
+# No test measures time, hypothesis' included; fixtures of this file are fine to share among examples.
+settings.register_profile("lightning-iet", deadline=None, max_examples=50)
+settings.load_profile("lightning-iet")
 
 
 @pytest.fixture(scope="session")

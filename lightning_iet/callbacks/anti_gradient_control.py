@@ -108,6 +108,14 @@ class AntiGradientControl(Callback):
         self._is_first_batch = True
         self._seam.enter_context(open_seam(pl_module, self._observe))
 
+    def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
+        """Refuse a module whose losses do not pass through the seam: AGC would do nothing, and nobody would know."""
+        if self._is_first_batch:
+            raise ValueError(
+                f"AntiGradientControl expected {type(pl_module).__name__}.training_step to call `loss_reducer` on"
+                " losses that require a gradient, but got no such call. Call it, or rename that attribute."
+            )
+
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Close the seam."""
         self._seam.close()
@@ -166,11 +174,7 @@ class AntiGradientControl(Callback):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore what :meth:`state_dict` returned.
-
-        Raises:
-            ValueError: if the state was saved with another ``num_timesteps``.
-        """
+        """Restore what :meth:`state_dict` returned; ValueError if it was saved with another ``num_timesteps``."""
         self._check_bank(state_dict["bank"])
         self.bank = state_dict["bank"].to(self.bank.device, copy=True)
         self.epoch_statistics.load_state_dict(state_dict["epoch_statistics"])
@@ -181,11 +185,7 @@ class AntiGradientControl(Callback):
         return {"bank": self.bank}
 
     def load_shard_state(self, state: dict[str, Tensor]) -> None:
-        """Put the bank of another shard in place, by reference.
-
-        Raises:
-            ValueError: if its length is not ``num_timesteps``.
-        """
+        """Put the bank of another shard in place, by reference; ValueError if its length is not ``num_timesteps``."""
         self._check_bank(state["bank"])
         self.bank = state["bank"]
 

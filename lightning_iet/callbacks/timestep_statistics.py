@@ -79,7 +79,7 @@ class TimestepStatistics(nn.Module):
             Float tensor of shape (num_bins,) on the CPU, smallest timesteps first; NaN where no sample was seen.
 
         Raises:
-            ValueError: if ``num_bins`` is less than 1.
+            ValueError: If ``num_bins`` is less than 1.
         """
         if num_bins < 1:
             raise ValueError(f"Argument `num_bins` expected at least 1, but got {num_bins}.")

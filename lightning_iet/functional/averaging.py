@@ -6,12 +6,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-__all__ = ["average_", "fold_weights", "weighted_average"]
+from lightning_iet.functional.chain import Chain, fold, parts, write
 
-# 64 Ki elements (256 KiB in float32) stay in a core's cache while K copies are folded into them. Over the network a
-# message must be larger than that to be worth its latency.
-LOCAL_CHUNK = 1 << 16
-NETWORK_CHUNK = 1 << 20
+__all__ = ["average_", "fold_weights", "weighted_average"]
 
 
 def fold_weights(sizes: Sequence[float]) -> list[float]:
@@ -103,75 +100,8 @@ def average_(
     weights = fold_weights(sizes)[rank * len(copies) : (rank + 1) * len(copies)]
     targets = copies if into is None else into
     if group is None or world == 1:
-        for part in _chunks(copies[0].numel(), LOCAL_CHUNK):
-            mean = _fold(None, [copy[part] for copy in copies], weights)
-            _write([target[part] for target in targets], mean)
+        for part in parts(copies[0]):
+            mean = fold(None, [copy[part] for copy in copies], weights, in_place=into is None)
+            write(mean, [target[part] for target in targets])
     else:
-        _average_in_chain(copies, weights, targets, group)
-
-
-def _chunks(length: int, size: int) -> list[slice]:
-    return [slice(start, min(start + size, length)) for start in range(0, length, size)]
-
-
-def _fold(mean: Tensor | None, copies: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-    """Fold copies into a running mean (``None`` = the first copy starts it)."""
-    # Half-precision weights are averaged in float32: K roundings of 8 bits would show.
-    dtype = torch.promote_types(copies[0].dtype, torch.float32)
-    if mean is None:
-        mean, copies, weights = copies[0].to(dtype, copy=True), copies[1:], weights[1:]
-    difference = torch.empty_like(mean)
-    for copy, weight in zip(copies, weights, strict=True):
-        # Three plainly rounded operations instead of one `lerp_`: whether that fuses depends on an element's place in
-        # the vector registers, and so on chunk and thread counts.
-        torch.sub(copy.to(dtype), mean, out=difference)
-        mean.add_(difference.mul_(weight))
-    return mean
-
-
-def _write(targets: Sequence[Tensor], mean: Tensor) -> None:
-    for target in targets:
-        target.copy_(mean)
-
-
-def _average_in_chain(
-    copies: Sequence[Tensor], weights: Sequence[float], targets: Sequence[Tensor], group: dist.ProcessGroup
-) -> None:
-    """The pipeline of :func:`average_`. In one slot every rank exchanges one chunk with each neighbour, both ways."""
-    world, rank = dist.get_world_size(group), dist.get_rank(group)
-    chunks = _chunks(copies[0].numel(), NETWORK_CHUNK)
-    dtype = torch.promote_types(copies[0].dtype, torch.float32)
-    folded: dict[int, Tensor] = {}  # partial means on their way up
-    ready: dict[int, Tensor] = {}  # averages on their way down
-    for slot in range(len(chunks) + 2 * world - 2):
-        # The same chunk meets sender and receiver in the same slot, which is what lets NCCL pair them.
-        up, came_up = slot - rank, slot - rank + 1
-        down, came_down = slot - (2 * world - 2 - rank), slot - (2 * world - 3 - rank)
-        if rank == 0 and up < len(chunks):
-            folded[up] = _fold(None, [copy[chunks[up]] for copy in copies], weights)
-        operations, received = [], {}
-        for index, peer, source in ((up, rank + 1, folded), (down, rank - 1, ready)):
-            if 0 <= index < len(chunks) and 0 <= peer < world:
-                operations.append(_operation(dist.isend, source.pop(index), peer, group))
-        for index, peer in ((came_up, rank - 1), (came_down, rank + 1)):
-            if 0 <= index < len(chunks) and 0 <= peer < world:
-                received[peer] = torch.empty_like(copies[0][chunks[index]], dtype=dtype)
-                operations.append(_operation(dist.irecv, received[peer], peer, group))
-        _wait(operations)
-        if rank - 1 in received:
-            mean = _fold(received[rank - 1], [copy[chunks[came_up]] for copy in copies], weights)
-            (ready if rank == world - 1 else folded)[came_up] = mean
-            if rank == world - 1:
-                _write([target[chunks[came_up]] for target in targets], mean)
-        if rank + 1 in received:
-            _write([target[chunks[came_down]] for target in targets], received[rank + 1])
-            ready[came_down] = received[rank + 1]
-
-
-def _operation(kind: object, tensor: Tensor, peer: int, group: dist.ProcessGroup) -> dist.P2POp:
-    return dist.P2POp(kind, tensor, dist.get_global_rank(group, peer), group)  # type: ignore[arg-type]
-
-
-def _wait(operations: Sequence[dist.P2POp]) -> None:
-    for work in dist.batch_isend_irecv(list(operations)) if operations else ():
-        work.wait()
+        Chain(copies, weights, targets, group).run()

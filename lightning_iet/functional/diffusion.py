@@ -2,7 +2,6 @@
 
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 __all__ = ["PredictionType", "mean_loss", "prediction_target", "sample_losses"]

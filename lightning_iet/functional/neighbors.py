@@ -6,81 +6,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lightning_iet.functional.images import image_rows, unit_interval
 from lightning_iet.functional.precision import full_precision
 
-__all__ = ["image_rows", "nearest_neighbors", "search_rows", "squared_norms", "unit_interval"]
+__all__ = ["nearest_neighbors", "search_rows", "squared_norms"]
 
 _CHUNK = 8192  # references per top-k: a wide top-k costs far less than many narrow ones
 _QUERIES = 1024  # queries per pass over the references
 _FLOATS = 2**21  # values (8 MiB) that are converted to float32 at a time
 _SPARE = 14  # candidates kept beyond k, so that rounding at the edge rarely asks for a second look
 _TOLERANCE = 1e-4  # relative error that a distance may have
-
-
-def image_rows(images: Tensor, *, name: str = "images") -> Tensor:
-    """Check a batch of images and flatten each of them to one row.
-
-    Args:
-        images: shape ``(N, ...)``, uint8, or floating point in [0, 1].
-        name: what error messages call the argument.
-
-    Returns:
-        Shape ``(N, D)``: uint8 stays uint8 (a quarter of the memory), every floating type becomes float32.
-
-    Raises:
-        TypeError: if ``images`` is no tensor, or neither uint8 nor floating point.
-        ValueError: if there is no dimension to flatten, or a value is NaN or outside [0, 1].
-
-    Example:
-        >>> image_rows(torch.tensor([[[0.0, 0.5], [1.0, 0.25]]]))
-        tensor([[0.0000, 0.5000, 1.0000, 0.2500]])
-    """
-    if not isinstance(images, Tensor):
-        raise TypeError(
-            f"Argument `{name}` expected a tensor, but got {type(images).__name__}. Convert it by torch.as_tensor."
-        )
-    if images.ndim < 2:
-        raise ValueError(
-            f"Argument `{name}` expected shape (N, C, H, W), but got {tuple(images.shape)}. "
-            "Add the missing dimensions, e.g. by images[None] for a single image."
-        )
-    if images.dtype != torch.uint8:
-        _check_unit_interval(images, name)
-        images = images.to(torch.float32)
-    return images.flatten(1)
-
-
-def _check_unit_interval(images: Tensor, name: str) -> None:
-    if not images.is_floating_point():
-        raise TypeError(
-            f"Argument `{name}` expected dtype uint8 or floating point, but got {images.dtype}. "
-            "Convert the images by .to(torch.uint8)."
-        )
-    if images.numel() == 0:
-        return
-    low, high = (value.item() for value in images.aminmax())
-    if not (low >= 0 and high <= 1):  # written so that NaN, which compares false, is refused as well
-        found = "NaN" if low != low else f"values from {low:.4g} to {high:.4g}"
-        raise ValueError(
-            f"Argument `{name}` expected values in [0, 1], but got {found}. "
-            "Scale them, e.g. by ((images + 1) / 2).clamp(0, 1), or pass uint8."
-        )
-
-
-def unit_interval(images: Tensor) -> Tensor:
-    """Return images in [0, 1]: uint8 divided by 255, in float32; floating point as it is.
-
-    Args:
-        images: any shape, uint8 or floating point.
-
-    Returns:
-        The same shape.
-
-    Example:
-        >>> unit_interval(torch.tensor([0, 51, 255], dtype=torch.uint8))
-        tensor([0.0000, 0.2000, 1.0000])
-    """
-    return images.to(torch.float32).div_(255) if images.dtype == torch.uint8 else images
 
 
 def nearest_neighbors(
@@ -107,8 +42,9 @@ def nearest_neighbors(
         Of equally distant references the one with the lowest index comes first.
 
     Raises:
-        TypeError: as :func:`image_rows`.
-        ValueError: as :func:`image_rows`; if the images' shapes differ, or ``k`` or ``chunk_size`` is out of range.
+        TypeError: as :func:`~lightning_iet.functional.images.image_rows`.
+        ValueError: as :func:`~lightning_iet.functional.images.image_rows`; if the images' shapes differ, or ``k`` or
+            ``chunk_size`` is out of range.
 
     Example:
         >>> references = torch.tensor([[0.0, 0.0], [1.0, 1.0], [0.5, 0.0]])
@@ -134,10 +70,10 @@ def nearest_neighbors(
 
 @torch.no_grad()
 def squared_norms(rows: Tensor) -> Tensor:
-    """Return the squared l2 norm of every row, as the distances' scale has it: uint8 rows count in units of 255.
+    """Return the squared l2 norm of every row in [0, 1].
 
     Args:
-        rows: shape ``(N, D)``, as :func:`image_rows` returns them.
+        rows: shape ``(N, D)``, as :func:`~lightning_iet.functional.images.image_rows` returns them.
 
     Returns:
         Shape ``(N,)``, float32.
@@ -152,15 +88,23 @@ def squared_norms(rows: Tensor) -> Tensor:
 
 @torch.no_grad()
 def search_rows(
-    queries: Tensor, references: Tensor, k: int, *, norms: Tensor | None = None, chunk_size: int = _CHUNK
+    queries: Tensor,
+    references: Tensor,
+    k: int,
+    *,
+    norms: Tensor | None = None,
+    ties: bool = True,
+    chunk_size: int = _CHUNK,
 ) -> tuple[Tensor, Tensor]:
-    """Do the work of :func:`nearest_neighbors` on rows that :func:`image_rows` has already checked.
+    """Do the work of :func:`nearest_neighbors` on rows that ``image_rows`` has already checked.
 
     Args:
         queries: shape ``(Q, D)``.
         references: shape ``(N, D)``.
         k: neighbours per query, ``1 <= k <= N``.
         norms: ``squared_norms(references)``, shape ``(N,)``, where it is at hand from an earlier search.
+        ties: put neighbours in the right order also where their distances differ by a rounding error. Where only the
+            distances matter, leave it off and save time.
         chunk_size: references per block of estimates.
 
     Returns:
@@ -171,7 +115,7 @@ def search_rows(
         >>> search_rows(rows[:1], rows, k=3)[0]
         tensor([[0.0000, 0.0400, 1.0000]])
     """
-    search = _Search(references, squared_norms(references) if norms is None else norms, k, chunk_size)
+    search = _Search(references, squared_norms(references) if norms is None else norms, k, ties, chunk_size)
     with full_precision(queries.device.type):
         found = [search.nearest(block, k + _SPARE) for block in queries.split(min(_QUERIES, _slice_rows(queries) * 4))]
     return torch.cat([distances for distances, _ in found]), torch.cat([indices for _, indices in found])
@@ -183,6 +127,7 @@ class _Search(NamedTuple):
     references: Tensor
     norms: Tensor
     k: int
+    ties: bool
     chunk_size: int
 
     def nearest(self, queries: Tensor, width: int) -> tuple[Tensor, Tensor]:
@@ -208,29 +153,39 @@ class _Search(NamedTuple):
         indices = torch.empty_like(best, dtype=torch.int64)
         for start in range(0, len(self.references), self.chunk_size):
             block = slice(start, start + self.chunk_size)
-            # The term |x|^2 does not change the order; it is added to the few that stay.
-            estimates = torch.cat([rows @ y.T for y in _unit_slices(self.references[block])], dim=1)
-            estimates = estimates.mul_(-2).add_(self.norms[block])
+            estimates = self._partial_distances(rows, self.references[block], self.norms[block])
             top, positions = estimates.topk(min(width, estimates.shape[1]), largest=False)
             best, indices = torch.cat([best, top], dim=1), torch.cat([indices, positions + start], dim=1)
             best, positions = best.topk(min(width, best.shape[1]), largest=False)
             indices = indices.gather(1, positions)
         return best, indices
 
+    @staticmethod
+    def _partial_distances(rows: Tensor, block: Tensor, norms: Tensor) -> Tensor:
+        """Return ``|y|^2 - 2 <x, y>``; the term ``|x|^2`` does not change the order, and is added to who stays."""
+        if block.dtype != torch.uint8:
+            return torch.addmm(norms, rows, block.T, alpha=-2)
+        return torch.cat([rows @ y.T for y in _unit_slices(block)], dim=1).mul_(-2).add_(norms)
+
     def _refined(self, rows: Tensor, norms: Tensor, estimates: Tensor, indices: Tensor) -> Tensor:
         """Compute anew, as a sum of squared differences, the estimates whose value or rank rounding leaves open."""
         rounding = _rounding(norms + self.norms[indices], rows.shape[1])
-        open_ = _TOLERANCE * estimates < rounding
-        tied = estimates.diff(dim=1) < rounding[:, 1:]
-        open_[:, 1:] |= tied
-        open_[:, :-1] |= tied
-        open_[:, :2] = True  # the two nearest decide the memorized fraction, and cost little
+        open_ = estimates < 0
+        if self.ties:
+            tied = estimates.diff(dim=1) < rounding[:, 1:]
+            open_[:, 1:] |= tied
+            open_[:, :-1] |= tied
+            open_[:, :2] = True  # few, and the two whose ratio is held against a threshold
         row, column = open_.nonzero(as_tuple=True)
         index = indices[row, column]
         step = _slice_rows(rows)
         pairs = zip(row.split(step), index.split(step), strict=True)
-        parts = [squared_norms(rows[i].sub_(unit_interval(self.references[j]))) for i, j in pairs]
+        parts = [self._squared_differences(rows, i, j) for i, j in pairs]
         return estimates.index_put((row, column), torch.cat(parts))
+
+    def _squared_differences(self, rows: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        references = unit_interval(self.references.index_select(0, j))
+        return squared_norms(rows.index_select(0, i).sub_(references))
 
 
 def _rounding(norms: Tensor, dimension: int) -> Tensor:

@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from lightning_iet.functional.neighbors import image_rows, unit_interval
+from lightning_iet.functional.images import image_rows, unit_interval
 from lightning_iet.utilities.imports import require
 
 __all__ = ["DigitsClassifier", "DigitsFeatures", "InceptionFeatures", "feature_extractor"]
@@ -122,7 +122,7 @@ def _check_file(path: Path, remedy: str) -> None:
 
 
 class InceptionFeatures(nn.Module):
-    """The 2,048 pooled features of the Inception network that FID was defined with, as torchmetrics computes them.
+    """The 2,048 pooled features of the Inception network that FID was defined with, computed by torchmetrics.
 
     Args:
         weights: the network's weight file, see :func:`feature_extractor`.
@@ -164,7 +164,8 @@ class InceptionFeatures(nn.Module):
 
         Args:
             images: shape ``(N, 3, H, W)``, or ``(N, 1, H, W)`` for grey images, whose channel is repeated *(our
-                choice)*; uint8 or floating point in [0, 1].
+                choice)*; uint8, or floating point in [0, 1], which is rounded to 256 levels *(our choice: as files
+                have them; torchmetrics' own ``normalize=True`` rounds down)*.
 
         Returns:
             Shape ``(N, 2048)``.
@@ -179,7 +180,7 @@ class InceptionFeatures(nn.Module):
                 f"Argument `images` expected shape (N, 3, H, W) or (N, 1, H, W), but got {tuple(images.shape)}. "
                 "Convert the images to RGB."
             )
-        pixels = images if images.dtype == torch.uint8 else (images * 255).byte()  # cut off, as torchmetrics does
+        pixels = images if images.dtype == torch.uint8 else (images * 255).round().byte()
         return self.network(pixels.expand(-1, 3, -1, -1))
 
 

@@ -50,7 +50,7 @@ def frechet_distance(
         >>> fid.update(digits[::2], real=True)
         >>> fid.update(digits[1::2], real=False)
         >>> round(fid.compute().item(), 1)
-        0.0
+        0.3
     """
     extractor = (
         features if isinstance(features, nn.Module) else feature_extractor(features, weights=weights, download=download)

@@ -8,7 +8,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 from torchmetrics import Metric
 
-from lightning_iet.functional.neighbors import image_rows, search_rows, squared_norms
+from lightning_iet.functional.images import image_rows
+from lightning_iet.functional.neighbors import search_rows, squared_norms
 
 __all__ = ["TrainingSet", "TrainingSetMetric", "collect_images"]
 
@@ -89,9 +90,11 @@ def _check_complete(loader: DataLoader[Any], found: int) -> None:
 class TrainingSetMetric(Metric):
     """Base of the metrics that compare generated images with a training set.
 
-    The training set is no metric state: it stays out of ``state_dict``, survives ``reset``, and keeps its dtype. It
-    follows ``.to(device)``. Under several processes each process holds the whole set and updates with its own share of
-    the generated images; ``compute`` sums over the processes.
+    The training set is no metric state: it stays out of ``state_dict``, survives ``reset``, keeps its dtype and follows
+    ``.to(device)``. A tensor is not copied: do not change it in place afterwards.
+
+    Under several processes each process holds the whole training set and updates with its own share of the generated
+    images; ``compute`` sums over the processes.
 
     Args:
         train: as :func:`collect_images`; uint8, or floating point in [0, 1].
@@ -105,6 +108,7 @@ class TrainingSetMetric(Metric):
 
     is_differentiable = False
     full_state_update = False
+    ties = False  # whether neighbours whose distances differ by a rounding error matter, see search_rows
 
     def __init__(self, train: TrainingSet, *, k: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -138,7 +142,7 @@ class TrainingSetMetric(Metric):
                 f"images have it, but got {tuple(generated.shape)}. Resize or convert the images first."
             )
         rows = image_rows(generated, name="generated")
-        return search_rows(rows, self.train_rows, self.k, norms=self.train_norms)[0]
+        return search_rows(rows, self.train_rows, self.k, norms=self.train_norms, ties=self.ties)[0]
 
     def _apply(self, fn: Callable[..., Any], exclude_state: Iterable[str] = "") -> "TrainingSetMetric":
         """Take the training set along to another device, but never to another dtype."""

@@ -14,7 +14,7 @@ from lightning_iet.functional.neighbors import nearest_neighbors
 from lightning_iet.metrics.memorized_quantity import MemorizedQuantity
 from lightning_iet.metrics.training_set import TrainingSet, collect_images
 
-__all__ = ["Assessor", "Closeness", "Scores", "fingerprint"]
+__all__ = ["Assessment", "Assessor", "Closeness", "Scores", "fingerprint"]
 
 _BATCH = 256  # images that go through the feature network at once
 
@@ -51,6 +51,21 @@ class Scores:
     mq: dict[str, float]
 
 
+@dataclass(frozen=True)
+class Assessment:
+    """Images with all that is known about them.
+
+    Attributes:
+        images: ``(Q, C, H, W)``.
+        closeness: of each image.
+        scores: of all together.
+    """
+
+    images: Tensor
+    closeness: Closeness
+    scores: Scores
+
+
 class Assessor:
     """Scores images against the training images, and against reference images by FID.
 
@@ -75,9 +90,9 @@ class Assessor:
         >>> class Flat(torch.nn.Flatten):
         ...     num_features = 4
         >>> real = torch.rand(90, 1, 2, 2, generator=torch.Generator().manual_seed(0))
-        >>> fid = FrechetInceptionDistance(Flat(), normalize=True)
+        >>> fid = FrechetInceptionDistance(Flat())
         >>> assessor = Assessor(real[:30], real[30:60], real[60:], fid=fid, k=5)
-        >>> copies = assessor.scores(real[:30])
+        >>> copies = assessor.assess(real[:30]).scores
         >>> copies.memorized_fraction, round(assessor.control.memorized_fraction, 2), copies.fid == assessor.train_fid
         (1.0, 0.03, True)
     """
@@ -108,6 +123,7 @@ class Assessor:
         self.k = k
         self.thresholds = tuple(thresholds)
         self.limit = limit
+        fid.inception(self.train[:1])  # refuses images that the features are not made for
         # Whoever scores in a run of several processes has all images, and must not wait for the others.
         fid.distributed_available_fn = None
         fid.reset_real_features = False
@@ -123,27 +139,33 @@ class Assessor:
     @cached_property
     def control(self) -> Scores:
         """Scores of the control images."""
-        return self.scores(self._control_images)
+        return self.assess(self._control_images).scores
 
     @cached_property
     def train_fid(self) -> float:
         """FID of the training images themselves: what copying alone would give."""
         return self.fid(self.train)
 
-    def scores(self, images: Tensor, closeness: Closeness | None = None) -> Scores:
-        """Scores images, ``(Q, C, H, W)`` in [0, 1] with Q >= 2; their closeness may be given if it is known."""
-        closeness = closeness or self.closeness(images)
-        return Scores(
+    def assess(self, images: Tensor) -> Assessment:
+        """Looks up and scores images, ``(Q, C, H, W)`` in [0, 1] with Q >= 2; the results are on the CPU."""
+        distances, indices = nearest_neighbors(images.to(self.train.device), self.train, self.k)
+        closeness = Closeness(nearest_ratio(distances).cpu(), memorization_ratio(distances).cpu(), indices[:, 0].cpu())
+        scores = Scores(
             num_images=len(images),
             fid=self.fid(images),
             memorized_fraction=_share_below(closeness.ratio, self.limit),
             mq={f"{threshold:g}": _share_below(closeness.mq_ratio, threshold) for threshold in self.thresholds},
         )
+        return Assessment(images.cpu(), closeness, scores)
 
-    def closeness(self, images: Tensor) -> Closeness:
-        """Looks up the nearest training images of images ``(Q, C, H, W)``; the results are on the CPU."""
-        distances, indices = nearest_neighbors(images.to(self.train.device), self.train, self.k)
-        return Closeness(nearest_ratio(distances).cpu(), memorization_ratio(distances).cpu(), indices[:, 0].cpu())
+    def named(self, scores: Scores) -> dict[str, float]:
+        """Scores under the names that loggers know them by, each with that of the control."""
+        values = {"eval/fid_train": self.train_fid}
+        for suffix, part in (("", scores), ("_control", self.control)):
+            values[f"eval/fid{suffix}"] = part.fid
+            values[f"eval/memorized_fraction{suffix}"] = part.memorized_fraction
+            values |= {f"eval/mq_{threshold}{suffix}": share for threshold, share in part.mq.items()}
+        return values
 
     def fid(self, images: Tensor) -> float:
         """Fréchet distance between images, ``(Q, C, H, W)`` with Q >= 2, and the reference."""

@@ -43,6 +43,7 @@ def draw_images(
         for start in range(first, first + part, step):
             batches.append(sample(min(step, first + part - start), start=start, batch_size=step))
             progress.advance(task, len(batches[-1]) * trainer.world_size)
+            progress.refresh()  # inside a training bar that is still live, nobody else does
     images = torch.cat(batches)
     gathered = trainer.strategy.all_gather(images.to(device))
     return gathered.reshape(-1, *images.shape[1:])[:num].cpu()

@@ -2,14 +2,16 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping
+from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from rich.table import Table
 from torch import Tensor
 
-from lightning_iet.tools.assessment import Closeness
+from lightning_iet.tools.assessment import Assessment, Assessor, Scores, fingerprint
 from lightning_iet.tools.figures import (
     image_grid,
     memorized_quantity_curve,
@@ -19,10 +21,69 @@ from lightning_iet.tools.figures import (
 )
 from lightning_iet.tools.run_folder import write_atomically
 
-__all__ = ["METRICS_FILE", "Report", "format_fid", "format_share", "report_table", "write_pictures", "write_report"]
+__all__ = [
+    "METRICS_FILE",
+    "PICTURES",
+    "Report",
+    "format_fid",
+    "format_share",
+    "make_report",
+    "report_table",
+    "write_pictures",
+    "write_report",
+]
 
 METRICS_FILE = "metrics.json"
-Report: TypeAlias = dict[str, Any]  # what metrics.json holds; every key is in the docstring of Evaluation
+PICTURES = ("samples.png", "nearest.png", "curves.png", "mq.png")
+Facts: TypeAlias = Mapping[str, Any]
+Report: TypeAlias = dict[str, Any]  # what metrics.json holds, see make_report
+
+
+def make_report(
+    assessor: Assessor,
+    scores: Scores,
+    *,
+    settings: Mapping[str, Any],
+    run: Mapping[str, Any],
+    curves: Mapping[str, Any],
+) -> Report:
+    """Gathers all figures of a run.
+
+    Args:
+        assessor: what the generated images were scored by.
+        scores: scores of the generated images.
+        settings: of the evaluation.
+        run: facts about the training, of :func:`~lightning_iet.callbacks.facts.facts_of_run`.
+        curves: what ``curves.png`` shows, of :func:`~lightning_iet.callbacks.facts.curves_of_run`.
+
+    Returns:
+        A dict of plain numbers and text: ``version``; ``settings``, with the limit of ``d1 / d2``; ``data``, sizes and
+        fingerprints of the real sets; ``run``; ``generated`` and ``control``, where ``mq`` are shares and ``mq_count``
+        are numbers of images; ``train``, the FID of the training images themselves; and ``curves``.
+    """
+    train, reference = assessor.train, assessor.reference
+    return {
+        "version": version("lightning-iet"),
+        "settings": {**settings, "ratio": assessor.limit},
+        "data": {
+            "num_train": len(train),
+            "num_control": assessor.control.num_images,
+            "num_reference": len(reference),
+            "image_shape": list(train.shape[1:]),
+            "train_sha256": fingerprint(train),
+            "reference_sha256": fingerprint(reference),
+        },
+        "run": run,
+        "generated": _score_entries(scores),
+        "control": _score_entries(assessor.control),
+        "train": {"num_images": len(train), "fid": assessor.train_fid},
+        "curves": curves,
+    }
+
+
+def _score_entries(scores: Scores) -> dict[str, Any]:
+    counts = {threshold: round(share * scores.num_images) for threshold, share in scores.mq.items()}
+    return asdict(scores) | {"mq_count": counts}
 
 
 def report_table(report: Report) -> Table:
@@ -42,65 +103,56 @@ def report_table(report: Report) -> Table:
     table.add_column(f"{control['num_images']:,} held out\n(control)", justify="right", style="dim")
     table.add_column("better")
     table.add_row("FID", format_fid(generated["fid"]), format_fid(control["fid"]), "lower")
-    copies = f"  of the {data['num_train']:,} training images"
-    table.add_row(copies, "", format_fid(report["train"]["fid"]), "(copying alone)", end_section=True)
+    table.add_row(f"FID of the {data['num_train']:,} training images", "", format_fid(report["train"]["fid"]), "")
+    table.add_section()
     fractions = (format_share(part["memorized_fraction"]) for part in (generated, control))
-    table.add_row(f"memorized fraction, d1/d2 < {settings['ratio']:.2f}", *fractions, "lower, to the control")
-    for threshold, share in generated["mq"].items():
-        shares = (f"{round(s * num):,} ({format_share(s)})" for s in (share, control["mq"][threshold]))
-        table.add_row(f"MQ < {threshold}", *shares, "lower, to the control")
-    if report["run"]["skip_rate"] is not None:
+    table.add_row(f"memorized, d1/d2 < {settings['ratio']:.2f}", *fractions, "lower")
+    for level, share in generated["mq"].items():
+        shares = (f"{round(s * num):,} ({format_share(s)})" for s in (share, control["mq"][level]))
+        table.add_row(f"MQ < {level}", *shares, "lower")
+    if threshold := report["run"]["threshold"]:
         table.add_section()
-        name = f"skipped by AGC, threshold {report['run']['threshold']:g}"
-        table.add_row(name, format_share(report["run"]["skip_rate"]), "", "")
+        table.add_row(f"skipped by AGC, threshold {threshold:g}", format_share(report["run"]["skip_rate"]), "", "")
     return table
 
 
-def write_pictures(
-    report: Report, folder: Path, *, images: Tensor, train: Tensor, closeness: Closeness, num_pairs: int
-) -> None:
-    """Writes ``samples.png``, ``nearest.png``, ``curves.png`` and ``mq.png``.
+def write_pictures(report: Report, folder: Path, *, assessment: Assessment, train: Tensor, num_pairs: int) -> None:
+    """Writes the four pictures of a run.
 
     Args:
-        report: what ``metrics.json`` holds.
+        report: of :func:`make_report`.
         folder: the folder of the run, which exists.
-        images: generated images, ``(N, C, H, W)`` in [0, 1].
+        assessment: the generated images and what they are worth.
         train: the training images, ``(M, C, H, W)``.
-        closeness: how close each generated image is to the training images.
         num_pairs: number of images that ``nearest.png`` shows.
     """
-    settings = report["settings"]
-    shown = images[:64]
-    title = f"{len(shown)} of {len(images):,} generated images ({_drawn(settings)})"
-    save_figure(image_grid(shown, title=title), folder / "samples.png")
-
-    closest = closeness.ratio.argsort(stable=True)[:num_pairs]
-    nearest = closeness.nearest[closest]
-    pairs = nearest_pairs(
-        images[closest],
-        train[nearest],
-        closeness.ratio[closest].tolist(),
-        nearest.tolist(),
+    settings, run, curves = report["settings"], report["run"], report["curves"]
+    shown = assessment.images[:64]
+    title = f"{len(shown)} of {len(assessment.images):,} generated images ({_drawn(settings)})"
+    figures = {"samples.png": image_grid(shown, title=title)}
+    ratios, nearest = assessment.closeness.ratio, assessment.closeness.nearest
+    closest = ratios.argsort(stable=True)[:num_pairs]
+    figures["nearest.png"] = nearest_pairs(
+        assessment.images[closest],
+        train[nearest[closest]],
+        ratios[closest].tolist(),
+        nearest[closest].tolist(),
         limit=settings["ratio"],
     )
-    save_figure(pairs, folder / "nearest.png")
-
-    run, curves = report["run"], report["curves"]
-    save_figure(
-        training_curves(
-            _gaps(curves["loss_by_epoch"]) or [],
-            skip_rate=_gaps(curves["skip_rate_by_timestep"]),
-            loss_by_timestep=_gaps(curves["loss_by_timestep"]),
-            threshold=run["threshold"],
-            num_timesteps=run["num_timesteps"] or 1000,
-        ),
-        folder / "curves.png",
+    figures["curves.png"] = training_curves(
+        curves["loss_by_epoch"],
+        skip_rate=curves["skip_rate_by_timestep"] if run["threshold"] else None,
+        loss_by_timestep=curves["loss_by_timestep"],
+        threshold=run["threshold"],
+        num_timesteps=run["num_timesteps"] or 1000,
     )
     generated, control = (
         {float(threshold): share for threshold, share in report[part]["mq"].items()}
         for part in ("generated", "control")
     )
-    save_figure(memorized_quantity_curve(generated, control, k=settings["k"]), folder / "mq.png")
+    figures["mq.png"] = memorized_quantity_curve(generated, control, k=settings["k"])
+    for name, figure in figures.items():
+        save_figure(figure, folder / name)
 
 
 def write_report(report: Report, folder: Path) -> None:
@@ -139,24 +191,21 @@ def format_share(share: float | None) -> str:
     return f"{share:.2%}" if 0 < share < 0.001 else f"{share:.1%}"
 
 
-def _caption(settings: dict[str, Any], data: dict[str, Any]) -> str:
-    control = "Control: MQ scaled to the number of generated images."
-    fid = f"FID: {settings['features']} features, against {data['num_reference']:,} further held-out images."
-    return f"Generated by {_drawn(settings)}. {control} {fid}"
+def _caption(settings: Facts, data: Facts) -> str:
+    return (
+        f"Generated by {_drawn(settings)}. FID in {settings['features']} features, against {data['num_reference']:,}"
+        " further held-out images; that of the training images is what copying alone would give. Memorization is lower,"
+        " the better, down to the control, whose counts are scaled to the number of generated images."
+    )
 
 
-def _drawn(settings: dict[str, Any]) -> str:
+def _drawn(settings: Facts) -> str:
     weights = "EMA" if settings["use_ema"] else "raw"
     return f"{settings['sampler']}, {settings['num_inference_steps']} steps, {weights} weights, seed {settings['seed']}"
 
 
-def _gaps(values: Sequence[float | None] | None) -> list[float] | None:
-    """Gives unknown values back the NaN that leaves a gap in a curve."""
-    return None if values is None else [math.nan if value is None else value for value in values]
-
-
 def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, list):
         return [_finite(item) for item in value]

@@ -4,16 +4,30 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NoReturn
 
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-__all__ = ["TRACEBACK_VARIABLE", "one_line_errors"]
+__all__ = ["TRACEBACK_VARIABLE", "fail", "one_line_errors"]
 
 TRACEBACK_VARIABLE = "LIGHTNING_IET_TRACEBACK"
 
 # Errors that speak of what the user gave. Others are bugs of ours, and their traceback is what a report needs.
 _USERS = (ValueError, TypeError, OSError, ImportError, MisconfigurationException)
+
+
+def fail(program: str, message: str) -> NoReturn:
+    """Print an error as one line, on the first process only, and exit with status 2.
+
+    Args:
+        program: Name before the message.
+        message: What was wrong, what was expected, what to do.
+    """
+    if getattr(rank_zero_only, "rank", 0) in (0, None):
+        text = " ".join(message.split())
+        print(f"{program}: error: {text} ({TRACEBACK_VARIABLE}=1 shows the traceback.)", file=sys.stderr)
+    sys.exit(2)
 
 
 @contextmanager
@@ -28,9 +42,6 @@ def one_line_errors(program: str) -> Iterator[None]:
     except _USERS as error:
         if os.environ.get(TRACEBACK_VARIABLE):
             raise
-        if rank_zero_only.rank == 0:
-            text = " ".join(str(error).split()) or type(error).__name__
-            print(f"{program}: error: {text} (Set {TRACEBACK_VARIABLE}=1 for the traceback.)", file=sys.stderr)
-        sys.exit(2)
+        fail(program, str(error) or type(error).__name__)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -161,15 +161,15 @@ def test_no_trace_after_an_exception(tmp_path):
 
 @pytest.mark.parametrize("threshold", [0, 0.9])
 def test_works_on_a_diffusion_module(tmp_path, threshold):
-    images = TensorDataset(torch.rand(24, 1, 8, 8, generator=torch.Generator().manual_seed(0)))
+    images = TensorDataset(torch.rand(12, 1, 8, 8, generator=torch.Generator().manual_seed(0)))
     module, plain, agc = tiny_diffusion(), tiny_diffusion(), AntiGradientControl(threshold)
     agc.bank.fill_(1.0)
     for denoiser, callbacks in ((module, [agc]), (plain, [])):
         torch.manual_seed(0)
-        fit(tmp_path, denoiser, *callbacks, batches=loader(images))
+        quiet_trainer(tmp_path, callbacks=callbacks, max_epochs=1).fit(denoiser, loader(images), loader(images))
     same = all(torch.equal(a, b) for a, b in zip(module.parameters(), plain.parameters(), strict=True))
     assert same is (threshold == 0)
-    assert agc.run_statistics.seen.sum() == 24
+    assert agc.run_statistics.seen.sum() == 12
     assert 0 <= agc.skip_rate() < 1
     assert module.loss_reducer is plain.loss_reducer
 
@@ -394,6 +394,19 @@ def test_bad_steps_are_refused_before_the_first_optimizer_step(tmp_path, change,
     with pytest.raises(error, match=message):
         fit(tmp_path, module, make())
     assert_same(module, Regression())
+
+
+def test_a_reducer_that_is_not_called_is_refused_before_the_first_optimizer_step(tmp_path):
+    class Forgets(WithReducer):
+        def training_step(self, batch, batch_idx):
+            return self.losses(batch)[0].mean()
+
+    module = Forgets()
+    with pytest.raises(
+        ValueError, match=r"expected Forgets.training_step to call `loss_reducer` .* no such call. Call"
+    ):
+        fit(tmp_path, module, make())
+    assert_same(module, Forgets())
 
 
 def test_later_timesteps_out_of_range_raise_at_the_end_of_the_epoch(tmp_path):

@@ -4,7 +4,8 @@ import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_iet.functional.averaging import LOCAL_CHUNK, NETWORK_CHUNK, average_, fold_weights, weighted_average
+from lightning_iet.functional.averaging import average_, fold_weights, weighted_average
+from lightning_iet.functional.chain import LOCAL_CHUNK, NETWORK_CHUNK
 
 
 def naive_average(tensors, sizes):

@@ -1,0 +1,73 @@
+"""What an evaluation needs, looked for before hours of training go into a run that cannot be evaluated."""
+
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+__all__ = ["check_images", "check_module", "real_sets"]
+
+_SETS = ("train_set", "control_set", "reference_set")
+
+
+def real_sets(datamodule: object) -> tuple[Dataset[Any], Dataset[Any], Dataset[Any]]:
+    """Takes the training, control and reference set from a data module that is set up.
+
+    Raises:
+        ValueError: there is no data module, or it lacks one of them.
+
+    Example:
+        >>> from lightning_iet import DigitsDataModule
+        >>> digits = DigitsDataModule()
+        >>> digits.setup("fit")
+        >>> [len(images) for images in real_sets(digits)]
+        [64, 512, 1221]
+        >>> real_sets(None)
+        Traceback (most recent call last):
+        ...
+        ValueError: Argument `datamodule` expected data sets `train_set`, `control_set`, `reference_set` to evaluate ...
+    """
+    missing = [name for name in _SETS if getattr(datamodule, name, None) is None]
+    if missing:
+        found = "none" if datamodule is None else f"{type(datamodule).__name__} without `{'`, `'.join(missing)}`"
+        raise ValueError(
+            f"Argument `datamodule` expected data sets `{'`, `'.join(_SETS)}` to evaluate with, but got {found}. Set"
+            " them in its setup() (images to train on, to stand in for generated ones, and for FID), or switch the"
+            " evaluation off with num_samples=0."
+        )
+    train, control, reference = (getattr(datamodule, name) for name in _SETS)
+    return train, control, reference
+
+
+def check_module(module: nn.Module, *, num_inference_steps: int) -> None:
+    """Refuses a module that cannot draw images in so many steps.
+
+    Raises:
+        TypeError: it has no method ``sample``.
+        ValueError: the noise schedule is shorter.
+    """
+    if not callable(getattr(module, "sample", None)):
+        raise TypeError(
+            f"Argument `model` expected a module with a method `sample` to evaluate, but got {type(module).__name__}."
+            " Use DiffusionModule, write such a method, or switch the evaluation off with num_samples=0."
+        )
+    most = getattr(module, "num_timesteps", None)
+    if isinstance(most, int) and num_inference_steps > most:
+        raise ValueError(
+            f"Argument `num_inference_steps` expected at most {most}, the timesteps of training, but got"
+            f" {num_inference_steps}. Take fewer."
+        )
+
+
+def check_images(images: Tensor, train: Tensor) -> None:
+    """Refuses a module that draws images of another shape than those it is trained on, both ``(N, C, H, W)``.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    if images.shape[1:] != train.shape[1:]:
+        raise ValueError(
+            f"Argument `model` expected a module that draws images like those of training, {tuple(train.shape[1:])},"
+            f" but got {tuple(images.shape[1:])}. Set the channels and size of its denoiser (`in_channels`,"
+            " `sample_size`)."
+        )

@@ -1,0 +1,149 @@
+import matplotlib
+import matplotlib.pyplot as plt
+import pytest
+import torch
+import torch.distributed as dist
+from hypothesis import given
+from hypothesis import strategies as st
+from torchmetrics import MetricCollection
+
+from lightning_iet.functional.memorization import MQ_THRESHOLDS
+from lightning_iet.metrics import MemorizedFraction, MemorizedQuantity
+
+matplotlib.use("Agg")
+
+
+def naive(generated, train, thresholds, k):
+    """Every pair in float64, one after the other."""
+    counts = dict.fromkeys(thresholds, 0)
+    for image in generated.double():
+        nearest = sorted(((image - other) ** 2).sum().item() for other in train.double())[:k]
+        for threshold in thresholds:
+            counts[threshold] += nearest[0] < threshold * sum(nearest) / k
+    return counts
+
+
+def draw(seed=0, num_train=70, num_generated=20):
+    """Random images; the first half of the generated ones lie on the way from a training image to a random one."""
+    generator = torch.Generator().manual_seed(seed)
+    train = torch.rand(num_train, 1, 4, 4, generator=generator)
+    generated = torch.rand(num_generated, 1, 4, 4, generator=generator)
+    half = num_generated // 2
+    generated[:half].lerp_(train[:half], torch.rand(half, 1, 1, 1, generator=generator))
+    return generated, train
+
+
+@pytest.mark.parametrize("k", [2, 50, 70])
+def test_equals_the_double_loop(k):
+    generated, train = draw()
+    metric = MemorizedQuantity(train, k=k)
+    metric.update(generated)
+    assert metric.compute() == naive(generated, train, MQ_THRESHOLDS, k)
+    assert tuple(metric.compute()) == MQ_THRESHOLDS
+    assert all(count.dtype == torch.int64 and count.ndim == 0 for count in metric.compute().values())
+
+
+def test_planted_copies_are_found_and_only_those():
+    generator = torch.Generator().manual_seed(0)
+    train = torch.randint(256, (100, 3, 8, 8), dtype=torch.uint8, generator=generator)
+    generated = torch.randint(256, (50, 3, 8, 8), dtype=torch.uint8, generator=generator)
+    generated[10:16] = train[40:46]
+    generated[10:16, 0, 0, 0] ^= 1
+    metric = MemorizedQuantity(train)
+    metric.update(generated)
+    assert metric.compute()[0.15] == metric.compute()[0.5] == 6
+
+
+@given(seed=st.integers(0, 1000), splits=st.lists(st.integers(0, 20), max_size=3).map(sorted))
+def test_batches_do_not_matter(seed, splits):
+    generated, train = draw(seed)
+    metric = MemorizedQuantity(train, k=20)
+    for batch in generated.tensor_split(splits):
+        metric.update(batch)
+    assert metric.compute() == naive(generated, train, MQ_THRESHOLDS, 20)
+
+
+def test_forward_returns_the_batch_and_counts_it_in():
+    generated, train = draw()
+    metric = MemorizedQuantity(train)
+    for batch in generated.split(8):
+        assert metric(batch) == naive(batch, train, MQ_THRESHOLDS, 50)
+    assert metric.compute() == naive(generated, train, MQ_THRESHOLDS, 50)
+
+
+def test_reset_starts_anew():
+    generated, train = draw()
+    metric = MemorizedQuantity(train)
+    metric.update(train)
+    metric.reset()
+    metric.update(generated)
+    assert metric.compute() == naive(generated, train, MQ_THRESHOLDS, 50)
+
+
+def test_uint8_equals_float():
+    generated, train = ((images * 255).byte() for images in draw())
+    results = []
+    for g, t in ((generated, train), (generated / 255, train), (generated / 255, train / 255)):
+        metric = MemorizedQuantity(t)
+        metric.update(g)
+        results.append(metric.compute())
+    assert results[0] == results[1] == results[2] == naive(generated / 255, train / 255, MQ_THRESHOLDS, 50)
+
+
+def test_lives_in_a_collection():
+    generated, train = draw()
+    collection = MetricCollection({"mq": MemorizedQuantity(train, thresholds=(0.5,)), "mf": MemorizedFraction(train)})
+    collection.update(generated)
+    alone = MemorizedQuantity(train, thresholds=(0.5,))
+    alone.update(generated)
+    assert collection["mq"].compute() == alone.compute()
+
+
+def on_ranks(shares):
+    """``MemorizedQuantity`` on each rank's share of the generated images."""
+    dist.init_process_group("gloo")
+    _, train = draw()
+    metric = MemorizedQuantity(train)
+    for batch in shares[dist.get_rank()]:
+        metric.update(batch)
+    together = metric.compute()
+    metric.update(torch.zeros(0, 1, 4, 4))  # local counts are back, and are not counted twice
+    return together, metric.compute()
+
+
+@pytest.mark.parametrize("split", [10, 3, 0], ids=["even", "uneven", "empty rank"])
+def test_two_processes_equal_one(split, processes):
+    generated, train = draw()
+    expected = naive(generated, train, MQ_THRESHOLDS, 50)
+    for results in processes(2).run(on_ranks, [generated[:split].split(2), generated[split:].split(7)]):
+        assert results == (expected, expected)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({}, "Argument `train` expected at least k=50 images, but got 30. Pass k=30 or less"),
+        ({"k": 1}, "Argument `k` expected at least 2, but got 1"),
+        ({"k": 5, "thresholds": ()}, r"Argument `thresholds` expected numbers in \(0, 1\], but got \(\)"),
+        ({"k": 5, "thresholds": (0.5, 1.5)}, r"Argument `thresholds` expected .* but got \(0.5, 1.5\)"),
+        ({"k": 5, "thresholds": (float("nan"),)}, r"Argument `thresholds` expected .* but got \(nan,\)"),
+    ],
+)
+def test_bad_settings_are_refused_in_one_line(kwargs, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        MemorizedQuantity(torch.rand(30, 1, 4, 4), **kwargs)
+    assert "\n" not in str(caught.value)
+
+
+def test_plot_draws_the_counts():
+    generated, train = draw()
+    metric = MemorizedQuantity(train)
+    values = [metric(batch) for batch in generated.split(10)]
+    figure, axes = metric.plot()
+    assert axes.figure is figure
+    x, y = axes.lines[0].get_data()
+    assert dict(zip(x, y, strict=True)) == naive(generated, train, MQ_THRESHOLDS, 50)
+    _, given_axes = plt.subplots()
+    assert metric.plot(values, ax=given_axes)[1] is given_axes
+    assert len(given_axes.lines) == 2
+    plt.close("all")

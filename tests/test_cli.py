@@ -1,0 +1,192 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from lightning_iet import DiffusionModule, __version__
+from lightning_iet.cli import IETCLI, main
+from tests.helpers.models import tiny_diffusion
+
+CONFIGS = sorted(Path(__file__).parents[1].glob("configs/**/*.yaml"))
+
+# The same runs in seconds: a smaller U-Net, fewer epochs, fewer images to judge by.
+QUICK = [
+    "--model.unet.init_args.block_out_channels=[8,8]",
+    "--model.unet.init_args.norm_num_groups=4",
+    "--trainer.max_epochs=2",
+    "--averaging.every_n_epochs=1",
+    "--evaluation.num_samples=60",
+    "--evaluation.num_inference_steps=2",
+    "--trainer.enable_model_summary=false",
+]
+
+
+@pytest.fixture(autouse=True)
+def _in_empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["lightning-iet"])
+
+
+def fit(name, *arguments):
+    config = next(path for path in CONFIGS if path.stem == name)
+    main(["fit", "--config", str(config), *QUICK, *arguments])
+
+
+def fails(capsys, *arguments):
+    """Runs a command that must end with status 2; returns its one line on standard error."""
+    with pytest.raises(SystemExit) as stop:
+        main(list(arguments))
+    assert stop.value.code == 2
+    error = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
+    assert len(error) == 1
+    assert "Traceback" not in error[0]
+    return error[0]
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: "/".join(path.parts[-2:]))
+def test_every_configuration_runs(config):
+    main(["fit", "--config", str(config), "--trainer.fast_dev_run=1"])
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: "/".join(path.parts[-2:]))
+def test_a_misspelt_key_fails_in_every_configuration(config, capsys, tmp_path):
+    settings = yaml.safe_load(config.read_text())
+    settings["trainer"]["max_epoch"] = settings["trainer"].pop("max_epochs")
+    wrong = tmp_path / "wrong.yaml"
+    wrong.write_text(yaml.safe_dump(settings))
+    assert "max_epoch" in fails(capsys, "fit", "--config", str(wrong))
+
+
+def test_a_run_leaves_all_that_it_promises_and_can_be_repeated(capsys):
+    for version in range(2):
+        fit("iet_agc")
+        folder = Path(f"runs/digits/iet_agc/version_{version}")
+        report = json.loads((folder / "metrics.json").read_text())
+        assert report
+        for picture in ("samples.png", "nearest.png", "curves.png", "mq.png"):
+            with Image.open(folder / picture) as image:
+                assert min(image.size) > 100
+        assert (folder / "config.yaml").is_file()
+        assert (folder / "checkpoints" / "last.ckpt").is_file()
+    output = capsys.readouterr().out
+    assert "FID" in output and "control" in output.lower()
+
+    checkpoint = folder / "checkpoints" / "last.ckpt"
+    main(["sample", "--ckpt", str(checkpoint), "--num", "3", "--out", "images", "--num_inference_steps", "2"])
+    main(["sample", "--ckpt", str(checkpoint), "--num", "3", "--out", "images", "--num_inference_steps", "2"])
+    for place in ("images", "images-1"):
+        assert sorted(path.name for path in Path(place).glob("0*.png")) == ["00000.png", "00001.png", "00002.png"]
+        assert Path(place, "grid.png").is_file()
+    assert Path("images/00001.png").read_bytes() == Path("images-1/00001.png").read_bytes()
+    module = DiffusionModule.load_from_checkpoint(checkpoint)
+    expected = (module.sample(3, num_inference_steps=2)[1, 0] * 255).to(torch.uint8)
+    with Image.open("images/00001.png") as image:
+        assert abs(torch.tensor(list(image.getdata())).view(8, 8) - expected.int()).max() <= 1
+
+    main(["compare", "runs/digits/iet_agc/version_0", "runs/digits/iet_agc/version_1", "--out", "comparison"])
+    for suffix in ("csv", "md", "png"):
+        assert Path(f"comparison/comparison.{suffix}").stat().st_size > 0
+
+
+def test_methods_are_switched_off_by_their_neutral_values(tmp_path):
+    """Bit for bit the weights of the baseline's configuration."""
+    fit("baseline", "--trainer.logger.init_args.name=plain")
+    fit("iet_agc", "--agc.threshold=0", "--averaging.num_shards=1", "--trainer.logger.init_args.name=neutral")
+    plain, neutral = (
+        torch.load(f"runs/{name}/version_0/checkpoints/last.ckpt", weights_only=True)["state_dict"]
+        for name in ("plain", "neutral")
+    )
+    for name in plain:
+        assert torch.equal(plain[name], neutral[name])
+
+
+@pytest.mark.parametrize("logger", ["TensorBoardLogger", "WandbLogger"])
+def test_other_loggers_work(logger, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    fit("iet_agc", "--trainer.logger", logger, "--trainer.logger.save_dir=runs", "--trainer.logger.name=other")
+    if logger == "TensorBoardLogger":
+        assert list(Path("runs/other").glob("version_0/events*"))
+    else:
+        import wandb
+
+        wandb.finish()
+        assert list(Path("runs").glob("wandb/offline-run-*"))
+    assert len(list(Path("runs").rglob("metrics.json"))) == 1
+
+
+def test_no_logger_is_fine_twice():
+    for _ in range(2):
+        fit("iet", "--trainer.logger=false", "--trainer.enable_checkpointing=false", "--trainer.callbacks=null")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--agc.treshold", "1"], "--agc.treshold"),
+        (["--agc.threshold", "2"], r"Argument `threshold` expected a number in [0, 1], but got 2"),
+        (["--averaging.num_shards", "65"], "at most one shard per sample (64), but got 65"),
+        (["--averaging.num_shards", "8"], "expected at most 6 for a stratified split"),
+        (["--data.num_train", "0"], "Argument `sizes` expected"),
+        (["--trainer.logger.init_args.save_dir", "/dev/null/runs"], "/dev/null/runs"),
+        (["--evaluation.feature_weights", "nowhere.safetensors"], "nowhere.safetensors"),
+        (["--model.ema_decay", "1"], "Argument `ema_decay` expected"),
+        (["--trainer.max_steps", "5"], "expected max_steps=-1, but got 5"),
+    ],
+)
+def test_bad_input_is_one_clear_line_before_the_first_step(arguments, message, capsys):
+    config = next(path for path in CONFIGS if path.stem == "iet_agc")
+    assert message in fails(capsys, "fit", "--config", str(config), *QUICK, *arguments)
+    assert not list(Path().rglob("*.ckpt"))
+    assert not list(Path().rglob("metrics.json"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["fit", "--config", "nowhere.yaml"], "nowhere.yaml"),
+        (["sample", "--ckpt", "nowhere.ckpt"], "expected a checkpoint file, but got 'nowhere.ckpt'"),
+        (["compare", "nowhere"], "but got 'nowhere', which does not exist"),
+        (["compare"], "runs"),
+        (["fly"], "fly"),
+    ],
+)
+def test_bad_commands_are_one_clear_line(arguments, message, capsys):
+    assert message in fails(capsys, *arguments)
+
+
+def test_a_file_that_is_no_checkpoint_is_named(capsys):
+    Path("text.ckpt").write_text("hello")
+    assert "expected a checkpoint of a DiffusionModule, but got 'text.ckpt'" in fails(
+        capsys, "sample", "--ckpt", "text.ckpt"
+    )
+
+
+def test_the_traceback_is_there_when_asked_for(monkeypatch):
+    monkeypatch.setenv("LIGHTNING_IET_TRACEBACK", "1")
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.ckpt"):
+        main(["sample", "--ckpt", "nowhere.ckpt"])
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["fit", "--help"], ["sample", "--help"], ["compare", "--help"]])
+def test_help_is_there(arguments, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 0
+    help_text = capsys.readouterr().out
+    assert {"fit": "--agc.threshold", "sample": "--ckpt", "compare": "--out"}.get(arguments[0], "compare") in help_text
+
+
+def test_the_module_is_the_same_program():
+    done = subprocess.run([sys.executable, "-m", "lightning_iet", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == f"lightning-iet {__version__}"
+
+
+def test_the_command_line_is_lightnings():
+    assert set(IETCLI.subcommands()) == {"fit", "validate", "test", "predict"}
+    assert tiny_diffusion().num_timesteps == 1000
