@@ -58,7 +58,7 @@ class IETCLI(LightningCLI):
     def instantiate_classes(self) -> None:
         """Split the training data into as many shards as are averaged."""
         super().instantiate_classes()
-        averaging = next(c for c in self.trainer.callbacks if isinstance(c, ParameterAveragingCallback))
+        averaging = next(c for c in self.trainer.callbacks if isinstance(c, ParameterAveragingCallback))  # type: ignore[attr-defined]
         shards = self.trainer.world_size if averaging.num_shards is None else averaging.num_shards
         if self.datamodule is not None and shards > 1:
             self.datamodule = ShardedDataModule(self.datamodule, num_shards=shards)

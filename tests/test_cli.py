@@ -183,7 +183,9 @@ def test_help_is_there(arguments, capsys):
 
 
 def test_the_module_is_the_same_program():
-    done = subprocess.run([sys.executable, "-m", "lightning_iet", "--version"], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "lightning_iet", "--version"], capture_output=True, text=True, check=True
+    )
     assert done.stdout.strip() == f"lightning-iet {__version__}"
 
 

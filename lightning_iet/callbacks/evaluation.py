@@ -209,6 +209,7 @@ class Evaluation(pl.Callback):
         sample = partial(self._sample, module, steps=steps)
         with undisturbed(module):
             images = draw_images(trainer, sample, self._num(trainer), batch_size=self.batch_size, device=module.device)
+            check_images(images, self._assessor.train)
             assessment = self._assessor.to(module.device).assess(images)
         return _Outcome(trainer.global_step, assessment, time.monotonic() - began)
 

@@ -1,23 +1,27 @@
 """Iterative ensemble training: shard models that train alone and are averaged now and then."""
 
 import logging
+import warnings
+from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
 import torch.distributed as dist
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.strategies import ParallelStrategy
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from torch.utils.data import DataLoader, DistributedSampler
 
 from lightning_iet.data.sharding import ShardedDataModule, ShardPlan, ShardSampler
 from lightning_iet.functional.seeding import derive_seed
-from lightning_iet.functional.sharding import ShardStep, hosted_shards, walk
+from lightning_iet.functional.sharding import ShardStep, hosted_shards
 from lightning_iet.shards import ShardEngine
+from lightning_iet.shards.own_data import own_shard
+from lightning_iet.shards.run_record import check_same_everywhere, check_same_run, gather_shards, set_position
 from lightning_iet.utilities.checks import check_schedulers, check_trainer
 from lightning_iet.utilities.random import seed_rng
+from lightning_iet.utilities.shadow import shadowed
 
 __all__ = ["ParameterAveragingCallback"]
 
@@ -73,9 +77,7 @@ class ParameterAveragingCallback(pl.Callback):
             if value is not None and value < 1:
                 raise ValueError(f"Argument `{name}` expected an integer ≥ 1, but got {value}.")
         if every_n_epochs is not None and every_n_train_steps is not None:
-            raise ValueError(
-                "Arguments `every_n_epochs` and `every_n_train_steps` expected one of them, but got both. Leave one out."
-            )
+            raise ValueError("Arguments `every_n_epochs` and `every_n_train_steps` expected one of them, but got both.")
         if weighting not in ("samples", "uniform"):
             raise ValueError(f"Argument `weighting` expected 'samples' or 'uniform', but got {weighting!r}.")
         self.num_shards = num_shards
@@ -83,7 +85,7 @@ class ParameterAveragingCallback(pl.Callback):
         self.every_n_train_steps = every_n_train_steps
         self.weighting = weighting
         self.engine: ShardEngine | None = None
-        self._walk: list[ShardStep] = []
+        self._saved: dict[str, Any] = {}
         self._stack = ExitStack()
 
     # --- before training -------------------------------------------------------------------------------------------
@@ -92,6 +94,10 @@ class ParameterAveragingCallback(pl.Callback):
         """Check everything that can be known before the data is read."""
         if stage != "fit":
             return
+        # First in line: in the last batch of a round, whatever else looks at the model finds the average.
+        others = [callback for callback in trainer.callbacks if callback is not self]  # type: ignore[attr-defined]
+        trainer.callbacks = [self, *others]  # type: ignore[attr-defined]
+        self._saved = {}
         datamodule = getattr(trainer, "datamodule", None)
         in_data = datamodule.num_shards if isinstance(datamodule, ShardedDataModule) else None
         shards = self._shards(trainer)
@@ -113,9 +119,12 @@ class ParameterAveragingCallback(pl.Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Tell the data how the run distributes its shards, before the loader is made."""
-        if self._shards(trainer) == 1:
+        shards = self._shards(trainer)
+        if self._saved:
+            check_same_run(self._saved["identity"], {"number of shards": shards})
+        if shards == 1:
             return
-        self.seed = trainer.strategy.broadcast(torch.initial_seed() % 2**63)
+        self.seed = int(self._saved.get("seed", trainer.strategy.broadcast(torch.initial_seed() % 2**63)))
         datamodule = getattr(trainer, "datamodule", None)
         if isinstance(datamodule, ShardedDataModule):
             datamodule.plan = self._plan(trainer)
@@ -133,6 +142,8 @@ class ParameterAveragingCallback(pl.Callback):
             round_steps=self.every_n_train_steps,
             multiple_of=trainer.accumulate_grad_batches,
             limit=_limit_per_shard(trainer, shards // trainer.world_size),
+            epoch=self._saved.get("epoch", 0),
+            done=tuple(self._saved.get("done", ())),
         )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -140,36 +151,32 @@ class ParameterAveragingCallback(pl.Callback):
         shards = self._shards(trainer)
         if shards == 1:
             return
-        sampler = _sampler(trainer)
-        if isinstance(sampler, ShardSampler):
-            sizes, steps = [float(size) for size in sampler.sizes], sampler.steps
-        else:
-            sizes, steps = _own_data(trainer)
-        check_schedulers(trainer, steps)
-        self._steps = steps
+        sampler = getattr(trainer.train_dataloader, "sampler", None)
+        self._sampler = sampler if isinstance(sampler, ShardSampler) else own_shard(trainer, self.every_n_train_steps)
+        check_schedulers(trainer, self._sampler.steps)
         self.engine = ShardEngine(
             trainer,
             pl_module,
-            hosted=hosted_shards(shards, trainer.world_size, trainer.global_rank),
-            sizes=sizes if self.weighting == "samples" else [1.0] * shards,
+            hosted=self._sampler.hosted,
+            sizes=self._sampler.sizes if self.weighting == "samples" else [1.0] * shards,
             group=dist.group.WORLD if trainer.world_size > 1 else None,
         )
+        self._epoch, self._done = -1, dict.fromkeys(self._sampler.hosted, 0)
+        check_same_everywhere(self._identity(), trainer.world_size)
+        if trainer.ckpt_path is not None:
+            self._resume(trainer)
         if isinstance(trainer.strategy, ParallelStrategy):
             self._stack.enter_context(trainer.strategy.block_backward_sync())
+        self._stack.enter_context(shadowed(pl_module, "on_save_checkpoint", self._averaged(pl_module)))
 
     # --- training --------------------------------------------------------------------------------------------------
-
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Plan the epoch's walk through the shards."""
-        if self.engine is not None:
-            hosted = list(self.engine.states)
-            self._walk = walk(hosted, self._steps, epoch=trainer.current_epoch, round_steps=self.every_n_train_steps)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Turn to the shard whose batch this is, and seed its step."""
         if self.engine is None:
             return
-        at = self._walk[batch_idx]
+        at = self._at(trainer, batch_idx)
+        assert at.shard is not None  # noqa: S101 (Lightning calls no hook for the batch None)
         self.engine.activate(at.shard)
         self.engine.agreed = False
         seed_rng(derive_seed(self.seed, at.shard, trainer.current_epoch, at.step))
@@ -180,16 +187,28 @@ class ParameterAveragingCallback(pl.Callback):
         """Average at the end of a round: here, because validation at the end of an epoch comes next."""
         if self.engine is None:
             return
-        at, last = self._walk[batch_idx], batch_idx == len(self._walk) - 1
-        if at.step == self._steps - 1 and not last:
-            # Lightning steps schedules by epoch after the last batch only, which belongs to the last shard.
-            trainer.fit_loop.epoch_loop.update_lr_schedulers("epoch", update_plateau_schedulers=False)
+        at, last = self._at(trainer, batch_idx), batch_idx + 1 == len(self._sampler)
+        if at.shard is not None:
+            self._done[at.shard] = at.step + 1
+            if at.step + 1 == self._sampler.steps and not last:
+                # Lightning steps schedules by epoch after the last batch only, which belongs to the last shard.
+                trainer.fit_loop.epoch_loop.update_lr_schedulers("epoch", update_plateau_schedulers=False)
         epochs = self.every_n_epochs
         if at.averaging or (last and epochs is not None and (trainer.current_epoch + 1) % epochs == 0):
             self.engine.average()
 
+    def _at(self, trainer: Trainer, batch_idx: int) -> ShardStep:
+        """Whose step a batch of this epoch is."""
+        if trainer.current_epoch != self._epoch:
+            self._epoch = trainer.current_epoch
+            self._walk = self._sampler.walk(self._epoch)
+            resumed = self._epoch == self._saved.get("epoch") and bool(self._saved.get("done"))
+            self._done = {shard: self._saved["done"][shard] if resumed else 0 for shard in self._done}
+        # A resumed epoch holds what is left of it: the last batches.
+        return self._walk[batch_idx - len(self._sampler) + len(self._walk)]
+
     def describe(self, trainer: Trainer) -> str:
-        """Where the run is, in words, such as ``epoch 12/40, round 2/4, shard 3/4``."""
+        """Where the run is, in words, such as ``epoch 12/40, round 2/4, 4 shards``."""
         epoch, epochs = trainer.current_epoch + 1, trainer.max_epochs
         parts = [f"epoch {epoch}/{epochs}" if epochs and epochs > 0 else f"epoch {epoch}"]
         if self.engine is not None:
@@ -197,6 +216,70 @@ class ParameterAveragingCallback(pl.Callback):
                 parts.append(f"round {-(-epoch // self.every_n_epochs)}/{-(-epochs // self.every_n_epochs)}")
             parts.append(f"{len(self.engine.sizes)} shards")
         return ", ".join(parts)
+
+    # --- checkpoints -----------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """All shards of the run, gathered on the first process. Lightning calls it on every process."""
+        if self.engine is None:
+            return {}
+        world_size = self.engine.trainer.world_size
+        everyone: list[Any] = [self._done]
+        if world_size > 1:
+            everyone = [None] * world_size
+            dist.all_gather_object(everyone, self._done)
+        done = [steps for part in everyone for _, steps in sorted(part.items())]
+        finished = set(done) == {self._sampler.steps}
+        return {
+            "identity": self._identity(),
+            "seed": self.seed,
+            "epoch": max(self._epoch, 0) + finished,
+            "done": [] if finished else done,
+            "agreed": self.engine.agreed,
+            "shards": gather_shards(self.engine.state_dict(), world_size),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keep what :meth:`state_dict` returned until the model and the optimizers are there."""
+        self._saved = state_dict
+
+    def _identity(self) -> dict[str, Any]:
+        """What must not change while a run goes on."""
+        assert self.engine is not None  # noqa: S101
+        return {
+            "number of shards": len(self.engine.sizes),
+            "shard weights": self.engine.sizes,
+            "steps of each shard in an epoch": self._sampler.steps,
+            "length of a round": f"{self.every_n_epochs} epochs, {self.every_n_train_steps} steps",
+            **self._sampler.identity,
+            "model": self.engine.tensor_shapes(),
+        }
+
+    def _resume(self, trainer: Trainer) -> None:
+        assert self.engine is not None  # noqa: S101
+        if not self._saved:
+            log.warning("The checkpoint holds no shards: its weights and optimizer are where all shards start from.")
+            return
+        check_same_run(self._saved["identity"], self._identity())
+        self.engine.load_state_dict(self._saved.pop("shards"), agreed=self._saved["agreed"])
+        left = len(self._sampler.walk(self._saved["epoch"])) if self._saved["done"] else 0
+        set_position(trainer, len(self._sampler) - left)
+        # Lightning warns of batches that are None; here they are how a process waits for others.
+        warnings.filterwarnings("ignore", message=".*yielded None.*")
+
+    def _averaged(self, module: LightningModule) -> Callable[[dict[str, Any]], None]:
+        """The module's ``on_save_checkpoint``, called for full checkpoints and for weights alone, with the average."""
+        own = module.on_save_checkpoint
+
+        def on_save_checkpoint(checkpoint: dict[str, Any]) -> None:
+            assert self.engine is not None  # noqa: S101
+            self.engine.show_average()
+            # Copies: a view of the flat tensor would be saved with all of it.
+            checkpoint["state_dict"] = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+            self.engine.hide_average()
+            own(checkpoint)
+
+        return on_save_checkpoint
 
     # --- whatever looks at the model sees the average ----------------------------------------------------------------
 
@@ -212,7 +295,6 @@ class ParameterAveragingCallback(pl.Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The result of the run is the average, wherever in a round it ended."""
-        self._stack.close()
         if self.engine is not None and not self.engine.agreed:
             self.engine.average()
 
@@ -222,18 +304,14 @@ class ParameterAveragingCallback(pl.Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leave an ordinary model and an ordinary strategy. No averaging: other processes may not be there."""
-        self._stack.close()
         self._release()
 
     def _release(self) -> None:
+        self._stack.close()
         if self.engine is not None:
             self.engine.hide_average()
             self.engine.release()
             self.engine = None
-
-
-def _sampler(trainer: Trainer) -> object:
-    return getattr(trainer.train_dataloader, "sampler", None)
 
 
 def _limit_per_shard(trainer: Trainer, hosted: int) -> int | None:
@@ -247,29 +325,3 @@ def _limit_per_shard(trainer: Trainer, hosted: int) -> int | None:
         f"ParameterAveragingCallback expected limit_train_batches as a number of batches, but got the share {limit}. "
         "Use an integer."
     )
-
-
-def _own_data(trainer: Trainer) -> tuple[list[float], int]:
-    """Sizes of all shards, and steps of each, where every process reads data of its own."""
-    loader = trainer.train_dataloader
-    if isinstance(_sampler(trainer), DistributedSampler):
-        raise MisconfigurationException(
-            "ParameterAveragingCallback expected every process to read a fixed shard, but got a DistributedSampler, which "
-            "deals the samples out anew in each epoch. Use Trainer(use_distributed_sampler=False) with data of its own "
-            "on each process, or ShardedDataModule(datamodule, num_shards=…)."
-        )
-    size = len(loader.dataset) if isinstance(loader, DataLoader) and hasattr(loader.dataset, "__len__") else None
-    everyone: list[Any] = [None] * trainer.world_size
-    dist.all_gather_object(everyone, (size, trainer.num_training_batches))
-    sizes, steps = [size for size, _ in everyone], [int(steps) for _, steps in everyone]
-    if None in sizes:
-        raise MisconfigurationException(
-            "ParameterAveragingCallback expected training data of known size to weight the shards by, but got none. "
-            "Use weighting='uniform'."
-        )
-    if len(set(steps)) > 1:
-        log.warning("Shards have %s batches; each epoch takes the first %d of every shard.", steps, min(steps))
-        trainer.fit_loop.max_batches = min(steps)
-        if isinstance(trainer.val_check_interval, float):
-            trainer.val_check_batch = max(1, int(min(steps) * trainer.val_check_interval))
-    return [float(size) for size in sizes], min(steps)

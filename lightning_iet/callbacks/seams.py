@@ -17,13 +17,12 @@ import lightning.pytorch as pl
 from torch import Tensor
 
 from lightning_iet.functional.anti_gradient import masked_mean
+from lightning_iet.utilities.shadow import shadowed
 
 __all__ = ["Observer", "open_seam", "reducer_seam", "training_step_seam"]
 
 Observer: TypeAlias = Callable[[Tensor, Tensor], Tensor | None]
 """Gets the losses (B,) and timesteps (B,) of a training batch; returns the samples to keep (B,), or None: hands off."""
-
-_ABSENT = object()
 
 
 def open_seam(module: pl.LightningModule, observe: Observer) -> AbstractContextManager[None]:
@@ -69,7 +68,7 @@ def reducer_seam(module: pl.LightningModule, observe: Observer) -> Iterator[None
         keep = observe(sample_loss, timesteps) if sample_loss.requires_grad else None
         return reduce(sample_loss, timesteps) if keep is None else masked_mean(sample_loss, keep)
 
-    with _shadowed(module, "loss_reducer", reduce_what_is_kept):
+    with shadowed(module, "loss_reducer", reduce_what_is_kept):
         yield
 
 
@@ -99,7 +98,7 @@ def training_step_seam(module: pl.LightningModule, observe: Observer) -> Iterato
         keep = observe(outputs["sample_loss"], outputs["timesteps"])
         return outputs if keep is None else {**outputs, "loss": masked_mean(outputs["sample_loss"], keep)}
 
-    with _shadowed(module, "training_step", masked_training_step):
+    with shadowed(module, "training_step", masked_training_step):
         yield
 
 
@@ -118,18 +117,3 @@ def _check_outputs(outputs: Any) -> None:
     for key in ("sample_loss", "timesteps"):
         if not isinstance(outputs[key], Tensor):
             raise TypeError(f"Argument `{key}` expected a tensor, but got {type(outputs[key]).__name__}. {remedy}")
-
-
-@contextmanager
-def _shadowed(module: pl.LightningModule, name: str, replacement: Callable[..., Any]) -> Iterator[None]:
-    """Let an entry of the instance's ``__dict__`` hide an attribute of any origin: class, instance or submodule."""
-    attributes = vars(module)  # written directly: a plain function may not be assigned over a registered submodule
-    before = attributes.get(name, _ABSENT)
-    attributes[name] = replacement
-    try:
-        yield
-    finally:
-        if before is _ABSENT:
-            attributes.pop(name, None)
-        else:
-            attributes[name] = before

@@ -8,8 +8,6 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from lightning_iet.functional.sharding import partition
-
 __all__ = ["ImageDataModule", "IndexedImages", "draw_disjoint"]
 
 
@@ -35,7 +33,7 @@ class IndexedImages(Dataset[tuple[Tensor, Tensor, int]]):
                 f"Argument `images` expected shape (n, C, H, W) with one label each, but got {tuple(images.shape)} "
                 f"and {len(labels)} labels."
             )
-        if len(images) and not (images.isfinite().all() and 0 <= images.min() and images.max() <= 1):
+        if len(images) and not (images.isfinite().all() and images.min() >= 0 and images.max() <= 1):
             raise ValueError("Argument `images` expected finite values in [0, 1], but got others. Divide 8-bit by 255.")
         self.images = images
         self.targets = labels
@@ -115,7 +113,9 @@ def draw_disjoint(labels: Tensor, sizes: Sequence[int], *, seed: int) -> list[Te
         [[0, 3], [1, 2]]
     """
     if sum(sizes) > len(labels) or min(sizes) < 1:
-        raise ValueError(f"Argument `sizes` expected numbers ≥ 1, together at most {len(labels)}, but got {list(sizes)}.")
+        raise ValueError(
+            f"Argument `sizes` expected numbers ≥ 1, together at most {len(labels)}, but got {list(sizes)}."
+        )
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
     # Sorting by (how many of the class came before, class) deals the classes out in turn.
     classes = labels[order]

@@ -1,7 +1,7 @@
 """Shards of any data module: who trains on which samples, in which order."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -19,6 +19,7 @@ from torch.utils.data import (
     Subset,
 )
 
+from lightning_iet.data.fingerprint import fingerprint_of_samples, fingerprint_of_shards
 from lightning_iet.functional.seeding import derive_seed
 from lightning_iet.functional.sharding import (
     Partition,
@@ -26,6 +27,7 @@ from lightning_iet.functional.sharding import (
     cut_batches,
     hosted_shards,
     partition,
+    resume,
     steps_per_epoch,
     walk,
 )
@@ -54,13 +56,18 @@ class ShardPlan:
     """Accumulated gradients: every shard's number of steps is a multiple of this."""
     limit: int | None = None
     """At most this many steps of each shard in an epoch."""
+    epoch: int = 0
+    """The epoch in which the run (re)starts."""
+    done: tuple[int, ...] = ()
+    """Steps that each shard has taken in that epoch before it was cut; empty = none."""
 
 
 @dataclass(frozen=True)
 class ShardBatch:
     """The samples of one step, as the sampler hands them to the data set (and to its workers)."""
 
-    shard: int
+    shard: int | None
+    """Whose step it is; None in a step in which this process waits for others."""
     epoch: int
     seed: int
     indices: list[int]
@@ -118,6 +125,9 @@ class ShardSampler(DistributedSampler[ShardBatch]):
                 f"but got {len(self.shards)} and {self.plan.num_shards}."
             )
         self.batch_size = batch_size
+        self.identity: dict[str, str] = {}
+        # Workers read ahead before Lightning tells the epoch.
+        self.epoch = self.plan.epoch
         self.hosted = hosted_shards(len(self.shards), self.plan.num_processes, self.plan.rank)
         self.steps = steps_per_epoch(
             self.sizes, batch_size, drop_last=drop_last, multiple_of=self.plan.multiple_of, limit=self.plan.limit
@@ -129,8 +139,16 @@ class ShardSampler(DistributedSampler[ShardBatch]):
         return [len(shard) for shard in self.shards]
 
     def walk(self, epoch: int) -> list[ShardStep]:
-        """The steps of this process in an epoch, in order: entry i says whose step batch i is."""
-        return walk(self.hosted, self.steps, epoch=epoch, round_steps=self.plan.round_steps)
+        """The steps of this process in an epoch, in order; in the epoch in which a cut run goes on, those left of it.
+
+        A step without a shard waits for processes that have more left; its batch is None.
+        """
+        processes, plan = range(self.plan.num_processes), self.plan
+        hosts = [hosted_shards(plan.num_shards, plan.num_processes, rank) for rank in processes]
+        walks = [walk(hosted, self.steps, epoch=epoch, round_steps=plan.round_steps) for hosted in hosts]
+        if epoch == plan.epoch and plan.done:
+            return resume(walks, plan.done, plan.rank)
+        return walks[plan.rank]
 
     def batches(self, shard: int, epoch: int) -> list[list[int]]:
         """The batches of a shard in an epoch; a function of (seed, shard, epoch) alone."""
@@ -150,7 +168,8 @@ class ShardSampler(DistributedSampler[ShardBatch]):
         epoch = self.epoch
         batches = {shard: self.batches(shard, epoch) for shard in self.hosted}
         for step in self.walk(epoch):
-            yield ShardBatch(step.shard, epoch, self.seed, batches[step.shard][step.step])
+            indices = [] if step.shard is None else batches[step.shard][step.step]
+            yield ShardBatch(step.shard, epoch, self.seed, indices)
 
     def __len__(self) -> int:
         return self.steps * len(self.hosted)
@@ -176,6 +195,16 @@ class SeededSamples(Dataset[list[Any]]):
     def _sample(self, index: int, batch: ShardBatch) -> Any:
         seed_rng(derive_seed(batch.seed, batch.epoch, index), devices=False)
         return self.dataset[index]
+
+
+@dataclass(frozen=True)
+class _Collate:
+    """The user's way of making a batch from samples; no samples make no batch."""
+
+    collate: Callable[[list[Any]], Any]
+
+    def __call__(self, samples: list[Any]) -> Any:
+        return self.collate(samples) if samples else None
 
 
 class ShardedDataModule(pl.LightningDataModule):
@@ -252,8 +281,13 @@ class ShardedDataModule(pl.LightningDataModule):
         loader = cast("DataLoader[Any]", loader)
         shards = self._partition(loader.dataset)
         sampler = ShardSampler(shards, batch_size, plan=self.plan, shuffle=shuffle, drop_last=loader.drop_last)
+        sampler.identity = {
+            "split": fingerprint_of_shards(shards),
+            "training data": fingerprint_of_samples(loader.dataset),
+        }
         kept = {name: getattr(loader, name) for name in _KEPT_LOADER_SETTINGS}
-        return DataLoader(SeededSamples(loader.dataset), sampler=sampler, batch_size=None, **kept)
+        collate = _Collate(loader.collate_fn)
+        return DataLoader(SeededSamples(loader.dataset), sampler=sampler, batch_size=None, collate_fn=collate, **kept)
 
     def _partition(self, dataset: Dataset[Any]) -> list[Tensor]:
         size = len(dataset)  # type: ignore[arg-type]
@@ -269,7 +303,6 @@ class ShardedDataModule(pl.LightningDataModule):
 
 _KEPT_LOADER_SETTINGS = (
     "num_workers",
-    "collate_fn",
     "pin_memory",
     "timeout",
     "worker_init_fn",

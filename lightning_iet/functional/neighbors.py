@@ -140,8 +140,7 @@ class _Search(NamedTuple):
         distances, indices = distances[:, : self.k], indices[:, : self.k]
         if width < len(self.references):
             farthest = distances[:, -1:]
-            # By how much a nearer reference may have been overestimated: its norm obeys the triangle inequality.
-            rounding = _rounding(norms + (norms.sqrt() + farthest.sqrt()).square(), rows.shape[1])
+            rounding = _rounding(norms, farthest, rows.shape[1])  # bounds that of all nearer references as well
             open_ = (farthest + 2 * rounding >= estimates[:, -1:]).squeeze(1).nonzero().squeeze(1)
             if len(open_):  # many references within rounding of the farthest, as in a set full of duplicates
                 distances[open_], indices[open_] = self.nearest(queries[open_], 4 * width)
@@ -169,8 +168,8 @@ class _Search(NamedTuple):
 
     def _refined(self, rows: Tensor, norms: Tensor, estimates: Tensor, indices: Tensor) -> Tensor:
         """Compute anew, as a sum of squared differences, the estimates whose value or rank rounding leaves open."""
-        rounding = _rounding(norms + self.norms[indices], rows.shape[1])
-        open_ = estimates < 0
+        rounding = _rounding(norms, estimates, rows.shape[1])
+        open_ = _TOLERANCE * estimates < rounding
         if self.ties:
             tied = estimates.diff(dim=1) < rounding[:, 1:]
             open_[:, 1:] |= tied
@@ -188,12 +187,14 @@ class _Search(NamedTuple):
         return squared_norms(rows.index_select(0, i).sub_(references))
 
 
-def _rounding(norms: Tensor, dimension: int) -> Tensor:
-    """Bound the error of a float32 estimate by the sum of the two squared norms: a few ulps and a random walk.
+def _rounding(norms: Tensor, distances: Tensor, dimension: int) -> Tensor:
+    """Bound the error of float32 estimates ``|x|^2 + |y|^2 - 2 <x, y>``: a few ulps, and a random walk, of the norms.
 
-    *(our choice)*: above the largest error that we measured among 400,000 pairs of each of 1 to 49,152 dimensions.
+    ``|y|`` is at most ``|x|`` plus the distance. The factor is *(our choice)*: above the largest error that we measured
+    on a CPU, for 1 to 49,152 dimensions, in 60,000 to 400,000 pairs each.
     """
-    return (4 + dimension**0.5 / 27) * torch.finfo(torch.float32).eps * norms
+    ulps = 8 + dimension**0.5 / 27
+    return ulps * torch.finfo(torch.float32).eps * (norms + (norms.sqrt() + distances.sqrt()).square())
 
 
 def _order(distances: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:

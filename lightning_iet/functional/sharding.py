@@ -1,12 +1,13 @@
 """How samples are split into shards, shards into batches, and in which order a process walks through them."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-__all__ = ["Partition", "ShardStep", "cut_batches", "hosted_shards", "partition", "steps_per_epoch", "walk"]
+__all__ = ["Partition", "ShardStep", "cut_batches", "hosted_shards", "partition", "resume", "steps_per_epoch", "walk"]
 
 Partition = Literal["stratified", "iid"]
 
@@ -156,8 +157,8 @@ def hosted_shards(num_shards: int, num_processes: int, rank: int) -> range:
 class ShardStep(NamedTuple):
     """One step of a process's walk through an epoch."""
 
-    shard: int
-    """The shard that takes the step."""
+    shard: int | None
+    """The shard that takes the step; None while this process waits for others."""
     step: int
     """Which of that shard's steps in the epoch it is, from 0."""
     first: bool
@@ -195,3 +196,45 @@ def walk(shards: Sequence[int], steps: int, *, epoch: int = 0, round_steps: int 
                 averaging = end and stop in ends and shard == shards[-1]
                 result.append(ShardStep(shard, step, first=step == start, last=end, averaging=averaging))
     return result
+
+
+def resume(walks: Sequence[Sequence[ShardStep]], done: Sequence[int], rank: int) -> list[ShardStep]:
+    """What is left of a process's walk when every shard has already taken some of its steps in this epoch.
+
+    A run may go on with another number of processes than it was cut with. Then some processes have fewer steps left
+    than others; they wait (``shard=None``) within the round, so that all processes take equally many steps and meet at
+    every averaging in the same one.
+
+    Args:
+        walks: The whole epoch's walk of every process, from :func:`walk`.
+        done: Steps that each shard of the run has taken.
+        rank: This process.
+
+    Returns:
+        The remaining steps; equally many on all processes.
+
+    Example:
+        >>> walks = [walk([0, 1], steps=2), walk([2, 3], steps=2)]
+        >>> [step[:2] for step in resume(walks, done=[2, 1, 0, 0], rank=0)]
+        [(None, 0), (None, 0), (None, 0), (1, 1)]
+    """
+    result: list[ShardStep] = []
+    for rounds in zip(*map(_rounds, walks), strict=True):
+        left = [[step for step in steps if step.step >= done[step.shard or 0]] for steps in rounds]
+        longest = max(map(len, left))
+        waits = [_WAIT] * (longest - len(left[rank]))
+        if longest and not left[rank]:
+            # All shards of this process are there already; it still takes part in the averaging.
+            waits[-1] = _WAIT._replace(averaging=rounds[rank][-1].averaging)
+        result += waits + left[rank]
+    return result
+
+
+_WAIT = ShardStep(None, 0, first=False, last=False, averaging=False)
+
+
+def _rounds(path: Sequence[ShardStep]) -> list[list[ShardStep]]:
+    """Cut a walk behind each averaging."""
+    ends = [i + 1 for i, step in enumerate(path) if step.averaging]
+    cuts = [0, *(end for end in ends if end < len(path)), len(path)]
+    return [list(path[start:end]) for start, end in pairwise(cuts)]

@@ -151,13 +151,13 @@ class InceptionFeatures(nn.Module):
             self.network = NoTrainInceptionV3(
                 "inception-v3-compat", [str(self.num_features)], None if weights is None else str(weights)
             )
-        except RuntimeError:  # of load_state_dict
+        except (OSError, RuntimeError, TypeError) as error:
+            if weights is None:
+                raise ConnectionError(f"Inception's weights could not be downloaded ({error}). {remedy}") from None
             raise ValueError(
                 f"Argument `weights` expected Inception's weight file, but got {weights}, "
                 f"which holds another network's. {remedy}"
             ) from None
-        except OSError as error:
-            raise ConnectionError(f"Inception's weights could not be downloaded ({error}). {remedy}") from None
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images to features.

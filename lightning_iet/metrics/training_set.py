@@ -1,17 +1,19 @@
 """What the memorization metrics share: a training set, given once, that generated images are compared with."""
 
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Sized
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 from torchmetrics import Metric
 
-from lightning_iet.functional.images import image_rows
+from lightning_iet.functional.images import image_rows, unit_interval
 from lightning_iet.functional.neighbors import search_rows, squared_norms
 
 __all__ = ["TrainingSet", "TrainingSetMetric", "collect_images"]
+
+_FLOATS = 2**28
 
 TrainingSet = Tensor | Dataset[Any] | DataLoader[Any]
 
@@ -80,17 +82,20 @@ def _join(images: list[Tensor], join: Callable[[list[Tensor]], Tensor]) -> Tenso
 
 def _check_complete(loader: DataLoader[Any], found: int) -> None:
     """Refuse a loader that hides training images, copies of which would then pass as new."""
-    if not isinstance(loader.dataset, IterableDataset) and found < len(loader.dataset):  # type: ignore[arg-type]
+    if isinstance(loader.dataset, IterableDataset):
+        return
+    total = len(cast(Sized, loader.dataset))
+    if found < total:
         raise ValueError(
-            f"Argument `train` expected a DataLoader over all of its data set's {len(loader.dataset)} images, "  # type: ignore[arg-type]
-            f"but got {found} (drop_last or a sampler leaves images out). Pass the Dataset, or a Subset of it."
+            f"Argument `train` expected a DataLoader over all of its data set's {total} images, but got {found} "
+            "(drop_last or a sampler leaves images out). Pass the Dataset, or a Subset of it."
         )
 
 
 class TrainingSetMetric(Metric):
     """Base of the metrics that compare generated images with a training set.
 
-    The training set is no metric state: it stays out of ``state_dict``, survives ``reset``, keeps its dtype and follows
+    The training set is no metric state: it stays out of ``state_dict``, survives ``reset``, and follows
     ``.to(device)``. A tensor is not copied: do not change it in place afterwards.
 
     Under several processes each process holds the whole training set and updates with its own share of the generated
@@ -117,7 +122,9 @@ class TrainingSetMetric(Metric):
             raise ValueError(self._too_few(len(images), k))
         self.k = k
         self.image_shape = tuple(images.shape[1:])
-        self.train_rows = image_rows(images, name="train").to(self.device)
+        rows = image_rows(images, name="train").to(self.device)
+        # Converted once, if that takes no more than 1 GiB; a larger uint8 set is converted slice by slice, every time.
+        self.train_rows = unit_interval(rows) if rows.numel() <= _FLOATS else rows
         self.train_norms = squared_norms(self.train_rows)
 
     def _too_few(self, found: int, k: int) -> str:

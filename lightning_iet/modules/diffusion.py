@@ -8,7 +8,6 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler, SchedulerMixin
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
-from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LinearLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -236,7 +235,7 @@ def _update_moving_average(ema: AveragedModel, unet: nn.Module) -> None:
     as a copy.
     """
     parameters = [parameter.detach() for parameter in unet.parameters()]
-    ema.multi_avg_fn(list(ema.module.parameters()), parameters, ema.n_averaged)
+    ema.multi_avg_fn(list(ema.module.parameters()), parameters, ema.n_averaged)  # type: ignore[misc]
     for average, buffer in zip(ema.module.buffers(), unet.buffers(), strict=True):
         average.copy_(buffer)
     ema.n_averaged += 1

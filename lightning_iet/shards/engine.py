@@ -1,12 +1,16 @@
 """The shard models of one process: which is at work, and their average."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+import torch
 import torch.distributed as dist
 from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
 
 from lightning_iet.functional.averaging import average_
 from lightning_iet.shards.layout import FlatLayout
+from lightning_iet.shards.packing import pack, unpack
 from lightning_iet.shards.state import ShardState, capture, install, shard_tensors, shardwise_callbacks
 
 __all__ = ["ShardEngine"]
@@ -26,7 +30,8 @@ class ShardEngine:
         group: All processes of the run; ``None`` for one process.
 
     Attributes:
-        active: The shard whose state is in the model; ``None`` while the model shows the average.
+        active: The shard at work; ``None`` before the first one is.
+        agreed: Whether no shard has taken a step since the last averaging.
     """
 
     def __init__(
@@ -41,17 +46,20 @@ class ShardEngine:
         self.trainer = trainer
         self.sizes = list(sizes)
         self.group = group
+        self.agreed = True
+        self.active: int | None = None
+        self._average_is_shown = False
         floats, counters = shard_tensors(module)
         self.layout = FlatLayout(floats)
-        self._counters = list(counters.values())
-        self.agreed = True
-        self.active: int | None = hosted[0]
-        first = capture(trainer, self.layout.flatten(), self._counters)
+        self._counters = counters
+        first = capture(trainer, self.layout.flatten(), self._counters.values())
         self.states: dict[int, ShardState] = {hosted[0]: first}
         for shard in hosted[1:]:
             fresh = [callback.fresh_shard_state() for callback in shardwise_callbacks(trainer)]
             self.states[shard] = first.fork(fresh)
         self.layout.install(first.flat)
+
+    # --- turns -----------------------------------------------------------------------------------------------------
 
     def activate(self, shard: int) -> None:
         """Put a shard to work in the place of another. Exchanges references; copies nothing."""
@@ -60,49 +68,74 @@ class ShardEngine:
         self.park()
         state = self.states[shard]
         self.layout.install(state.flat)
-        install(self.trainer, state, self._counters)
+        install(self.trainer, state, self._counters.values())
         self.active = shard
 
     def park(self) -> None:
-        """Take the shard at work back into its state."""
+        """Take the shard at work back into its state; it stays at work."""
         if self.active is None:
             return
         flat = self.states[self.active].flat
-        if not self.layout.holds(flat):
+        if not self._average_is_shown and not self.layout.holds(flat):
             # Someone replaced weights instead of changing them in place; their values are what counts.
             for dtype, fresh in self.layout.flatten().items():
                 flat[dtype].copy_(fresh)
             self.layout.install(flat)
-        self.states[self.active] = capture(self.trainer, flat, self._counters)
+        self.states[self.active] = capture(self.trainer, flat, self._counters.values())
+
+    # --- the average -----------------------------------------------------------------------------------------------
 
     def average(self) -> None:
         """End a round: every shard continues from the average of all. Takes part on every process."""
-        self._average()
+        self.park()
+        for copies in self._copies().values():
+            average_(copies, self.sizes, group=self.group)
         self.agreed = True
 
     def show_average(self) -> None:
         """Let the model show the average while every shard keeps its own weights. Takes part on every process."""
-        if self.agreed or self.active is None:
+        if self.agreed or self._average_is_shown:
             return
-        view = self._average(in_place=False)
+        self.park()
+        view = self.layout.empty()
+        for dtype, copies in self._copies().items():
+            average_(copies, self.sizes, into=[view[dtype]], group=self.group)
         self.layout.install(view)
-        self._hidden, self.active = self.active, None
+        self._average_is_shown = True
 
     def hide_average(self) -> None:
-        """Put the shard back that was at work before :meth:`show_average`."""
-        if self.active is None:
-            self.active = self._hidden
-            self.layout.install(self.states[self.active].flat)
+        """Put the weights back that were there before :meth:`show_average`."""
+        if self._average_is_shown:
+            shard = next(iter(self.states)) if self.active is None else self.active
+            self.layout.install(self.states[shard].flat)
+            self._average_is_shown = False
 
     def release(self) -> None:
         """Leave the model with what it shows, in memory of its own, and forget the shards."""
         self.layout.release()
         self.states.clear()
 
-    def _average(self, *, in_place: bool = True) -> dict:
+    def _copies(self) -> dict[torch.dtype, list[Tensor]]:
+        return {dtype: [state.flat[dtype] for state in self.states.values()] for dtype in self.layout.lengths}
+
+    # --- checkpoints -----------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[int, dict[str, Any]]:
+        """The states of this process's shards, in plain types, by shard."""
         self.park()
-        view = {} if in_place else self.layout.empty()
-        for dtype in self.layout.lengths:
-            copies = [state.flat[dtype] for state in self.states.values()]
-            average_(copies, self.sizes, into=None if in_place else [view[dtype]], group=self.group)
-        return view
+        return {shard: pack(state, self.trainer.optimizers) for shard, state in self.states.items()}
+
+    def load_state_dict(self, states: Mapping[int, dict[str, Any]], *, agreed: bool) -> None:
+        """Put this process's shards where :meth:`state_dict` found them; then none is at work.
+
+        Args:
+            states: States of at least this process's shards.
+            agreed: Whether the states are those after an averaging.
+        """
+        for shard, state in self.states.items():
+            self.states[shard] = unpack(states[shard], into=state, optimizers=self.trainer.optimizers)
+        self.active, self.agreed = None, agreed
+
+    def tensor_shapes(self) -> dict[str, list[int]]:
+        """Shape of each tensor of a shard, by name: what makes two checkpoints of one model."""
+        return self.layout.shapes

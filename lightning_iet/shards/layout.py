@@ -62,6 +62,11 @@ class FlatLayout:
         return list(self._places)
 
     @property
+    def shapes(self) -> dict[str, list[int]]:
+        """Shape of each tensor, by name."""
+        return {name: list(place.size) for name, place in self._places.items()}
+
+    @property
     def nbytes(self) -> int:
         """Bytes of one flat copy."""
         return sum(length * dtype.itemsize for dtype, length in self.lengths.items())
@@ -105,9 +110,7 @@ class FlatLayout:
 
 def _is_dense(tensor: Tensor) -> bool:
     """Whether strides describe each element of one block of memory exactly once, in some order."""
-    dimensions = sorted(
-        (stride, size) for stride, size in zip(tensor.stride(), tensor.size(), strict=True) if size > 1
-    )
+    dimensions = sorted((stride, size) for stride, size in zip(tensor.stride(), tensor.size(), strict=True) if size > 1)
     expected = 1
     for stride, size in dimensions:
         if stride != expected:

@@ -111,7 +111,7 @@ def install(trainer: Trainer, state: ShardState, counters: Iterable[Tensor]) -> 
     for config, saved in zip(trainer.lr_scheduler_configs, state.schedulers, strict=True):
         config.scheduler.load_state_dict(copy.deepcopy(saved))
     if state.scaler:
-        trainer.precision_plugin.scaler.load_state_dict(state.scaler)  # type: ignore[union-attr]
+        trainer.precision_plugin.scaler.load_state_dict(state.scaler)  # type: ignore[attr-defined]
     for callback, saved in zip(shardwise_callbacks(trainer), state.callbacks, strict=True):
         callback.load_shard_state(saved)
 

@@ -60,14 +60,19 @@ def check_module(module: nn.Module, *, num_inference_steps: int) -> None:
 
 
 def check_images(images: Tensor, train: Tensor) -> None:
-    """Refuses a module that draws images of another shape than those it is trained on, both ``(N, C, H, W)``.
+    """Refuses images, ``(N, C, H, W)``, that cannot be compared with those of training, ``(M, C, H, W)``.
 
     Raises:
-        ValueError: the shapes differ.
+        ValueError: the shapes differ, or a value is NaN or infinite.
     """
     if images.shape[1:] != train.shape[1:]:
         raise ValueError(
             f"Argument `model` expected a module that draws images like those of training, {tuple(train.shape[1:])},"
             f" but got {tuple(images.shape[1:])}. Set the channels and size of its denoiser (`in_channels`,"
             " `sample_size`)."
+        )
+    if not images.isfinite().all():
+        raise ValueError(
+            "Argument `model` expected a module that draws finite images, but got NaN or infinite values: its weights"
+            " have diverged. Train with a lower learning rate, or with gradient clipping."
         )

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -91,7 +92,7 @@ def _age(file: Path) -> tuple[int, float]:
 def _read(file: Path) -> dict[str, Any]:
     try:
         report = json.loads(file.read_text())
-        _row("", file, report)  # finds out whether everything is there
+        _check_figures(_row("", file, report))
     except (OSError, ValueError, KeyError, TypeError) as error:
         problem = f"no entry {error}" if isinstance(error, KeyError) else error
         raise ValueError(
@@ -99,6 +100,14 @@ def _read(file: Path) -> dict[str, Any]:
             " Train that run again, or leave it out."
         ) from error
     return report
+
+
+def _check_figures(row: Row) -> None:
+    for name, value in row.items():
+        if name.startswith(("fid", "memorized", "mq", "seconds")) and not (
+            isinstance(value, int | float) and math.isfinite(value)
+        ):
+            raise ValueError(f"no figure for '{name}'")
 
 
 def _check_comparable(reports: dict[Path, dict[str, Any]]) -> None:
@@ -112,7 +121,7 @@ def _check_comparable(reports: dict[Path, dict[str, Any]]) -> None:
             if reports[first][section][key] != reports[other][section][key]:
                 raise ValueError(
                     f"Argument `runs` expected {what}, but got '{first.parent}' and '{other.parent}', which differ in"
-                    f" them. Compare runs with the same data settings."
+                    " that. Train them with the same settings of data and features."
                 )
 
 

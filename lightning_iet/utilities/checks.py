@@ -1,8 +1,8 @@
 """What cannot work with shards, refused before the first step, each with its remedy."""
 
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 __all__ = ["check_schedulers", "check_trainer"]
 

@@ -34,30 +34,36 @@ def fit(tmp_path, *, num_shards=4, callbacks=(), data=None, module=None, sharded
     torch.manual_seed(SEED)
     module = module or tiny_diffusion()
     data = data or digits()
-    averaging = ParameterAveragingCallback(num_shards, **(round_length or {"every_n_epochs": 2}))
+    averaging = Spied(num_shards, **(round_length or {"every_n_epochs": 2}))
     trainer = quiet_trainer(tmp_path, callbacks=[*callbacks, averaging], **({"limit_val_batches": 0} | kwargs))
     # The partition is iid: with four images of a class, four shards cannot each have one of all ten.
     data = ShardedDataModule(data, num_shards, partition="iid") if sharded else data
     trainer.fit(module, data)
-    return module, trainer
+    return module, averaging
 
 
-class Spy(pl.Callback):
-    """Looks at the shard models in the last batch of each epoch, before the averaging, and after it."""
+class Spied(ParameterAveragingCallback):
+    """Keeps the shard models of each epoch from just before and just after its last batch's averaging."""
 
-    def __init__(self):
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
         self.before, self.after, self.optimizers = [], [], []
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        engine = averaging_of(trainer).engine
-        if batch_idx == trainer.num_training_batches - 1:
-            engine.park()
-            self.before.append([engine.layout.views(copy.deepcopy(s.flat)) for s in engine.states.values()])
-            self.optimizers.append([copy.deepcopy(list(s.optimizers[0][0].values())) for s in engine.states.values()])
+        last = self.engine is not None and batch_idx == trainer.num_training_batches - 1
+        if last:
+            self.engine.park()
+            self.before.append(self.shards())
+            self.optimizers.append([copy.deepcopy(list(s.optimizers[0][0].values())) for s in self.states()])
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        if last:
+            self.after.append(self.shards())
 
-    def on_train_epoch_end(self, trainer, pl_module):
-        engine = averaging_of(trainer).engine
-        self.after.append([engine.layout.views(copy.deepcopy(s.flat)) for s in engine.states.values()])
+    def states(self):
+        return self.engine.states.values()
+
+    def shards(self):
+        return [self.engine.layout.views(copy.deepcopy(state.flat)) for state in self.states()]
 
 
 def averaging_of(trainer):
@@ -89,8 +95,7 @@ def train_alone(shard, epochs, num_shards=4, num_train=24, batch_size=4):
 
 
 def test_each_shard_before_averaging_equals_a_model_trained_alone_on_it(tmp_path):
-    spy = Spy()
-    fit(tmp_path, callbacks=[spy], max_epochs=2)
+    _, spy = fit(tmp_path, max_epochs=2)
     for shard in range(4):
         alone = dict(train_alone(shard, epochs=2).named_parameters())
         for name, weight in alone.items():
@@ -98,8 +103,7 @@ def test_each_shard_before_averaging_equals_a_model_trained_alone_on_it(tmp_path
 
 
 def test_shards_differ_before_the_averaging_and_are_its_weighted_mean_after(tmp_path):
-    spy = Spy()
-    module, _ = fit(tmp_path, num_shards=4, data=digits(26), callbacks=[spy], max_epochs=2)
+    module, spy = fit(tmp_path, num_shards=4, data=digits(26), max_epochs=2)
     sizes = [7, 7, 6, 6]
     for name, weight in module.named_parameters():
         shards = [tensors[name] for tensors in spy.before[1]]
@@ -113,8 +117,7 @@ def test_shards_differ_before_the_averaging_and_are_its_weighted_mean_after(tmp_
 
 
 def test_optimizer_moments_are_kept_by_each_shard(tmp_path):
-    spy = Spy()
-    fit(tmp_path, callbacks=[spy], max_epochs=4)
+    _, spy = fit(tmp_path, max_epochs=4)
     moments = [state[0]["exp_avg"] for state in spy.optimizers[3]]
     assert not torch.equal(moments[0], moments[1])
     # 2 steps of each shard in each of 4 epochs: no reset at the averagings after epochs 2 and 4.
@@ -145,10 +148,10 @@ class Watch(pl.Callback):
 
 
 def test_validation_in_mid_round_sees_the_average_and_changes_nothing(tmp_path):
-    watch, spy = Watch(), Spy()
-    watched, _ = fit(
+    watch = Watch()
+    watched, spy = fit(
         tmp_path,
-        callbacks=[watch, spy],
+        callbacks=[watch],
         max_epochs=2,
         limit_val_batches=1,
         num_sanity_val_steps=0,
@@ -162,8 +165,7 @@ def test_validation_in_mid_round_sees_the_average_and_changes_nothing(tmp_path):
 
 
 def test_the_result_is_the_average_also_when_the_last_round_is_cut_short(tmp_path):
-    spy = Spy()
-    module, _ = fit(tmp_path, callbacks=[spy], max_epochs=3)
+    module, spy = fit(tmp_path, max_epochs=3)
     shards = [tensors["unet.conv_in.weight"].double() for tensors in spy.before[2]]
     torch.testing.assert_close(module.unet.conv_in.weight.detach().double(), sum(shards) / 4, rtol=1e-6, atol=1e-7)
 
@@ -184,11 +186,12 @@ def test_rounds_can_be_counted_in_steps_of_a_shard(tmp_path):
 
 
 def test_the_model_is_ordinary_afterwards(tmp_path):
-    module, trainer = fit(tmp_path)
+    module, averaging = fit(tmp_path)
     storages = {p.untyped_storage().data_ptr() for p in module.parameters()}
     assert len(storages) == len(list(module.parameters()))
     assert all(p.untyped_storage().nbytes() == p.numel() * p.element_size() for p in module.parameters())
-    assert averaging_of(trainer).engine is None
+    assert averaging.engine is None
+    assert "on_save_checkpoint" not in vars(module)
     copy.deepcopy(module)
 
 
@@ -238,8 +241,7 @@ class Numbers(pl.LightningDataModule):
 
 
 def test_buffers_are_averaged_integers_survive_and_schedules_by_epoch_are_kept_apart(tmp_path):
-    spy = Spy()
-    module, _ = fit(tmp_path, num_shards=2, module=Normalised(), data=Numbers(), callbacks=[spy], max_epochs=2)
+    module, spy = fit(tmp_path, num_shards=2, module=Normalised(), data=Numbers(), max_epochs=2)
     means = [tensors["net.1.running_mean"].double() for tensors in spy.before[1]]
     assert not torch.equal(*means)
     torch.testing.assert_close(module.net[1].running_mean.double(), sum(means) / 2, rtol=1e-6, atol=1e-7)
@@ -248,15 +250,13 @@ def test_buffers_are_averaged_integers_survive_and_schedules_by_epoch_are_kept_a
 
 
 def test_accumulated_gradients_never_straddle_two_shards(tmp_path):
-    spy = Spy()
-    fit(tmp_path, callbacks=[spy], num_shards=2, data=digits(20), max_epochs=1, accumulate_grad_batches=2)
+    _, spy = fit(tmp_path, num_shards=2, data=digits(20), max_epochs=1, accumulate_grad_batches=2)
     # 10 samples in batches of 4 are 3 batches, rounded up to 4: two optimizer steps for each shard.
     assert {float(state[0]["step"]) for state in spy.optimizers[0]} == {2.0}
 
 
 def test_limit_train_batches_is_shared_out_among_the_shards(tmp_path):
-    spy = Spy()
-    fit(tmp_path, callbacks=[spy], max_epochs=1, limit_train_batches=4)
+    _, spy = fit(tmp_path, max_epochs=1, limit_train_batches=4)
     assert {float(state[0]["step"]) for state in spy.optimizers[0]} == {1.0}
 
 
@@ -371,21 +371,20 @@ class Stranger(pl.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
-class Ends(pl.Callback):
-    """Weights just before and after the averaging."""
+class Ends(ParameterAveragingCallback):
+    """Keeps the weights from just before and just after the averaging."""
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         pl_module.before = state_of(pl_module)
-
-    def on_train_epoch_end(self, trainer, pl_module):
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         pl_module.after = state_of(pl_module)
 
 
-def fit_stranger(tmp_path, world_size, averaging=True):
+def fit_stranger(tmp_path, world_size):
     module = Stranger()
     trainer = quiet_trainer(
         tmp_path,
-        callbacks=[Ends(), ParameterAveragingCallback()] if averaging else [Ends()],
+        callbacks=[Ends()],
         max_epochs=1,
         devices=world_size,
         strategy="ddp",

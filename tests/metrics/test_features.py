@@ -176,7 +176,12 @@ def test_missing_and_wrong_inception_files_are_refused_in_one_line(tmp_path):
         feature_extractor("inception", weights=tmp_path / "missing.pth")
     (tmp_path / "text").write_text("no weights at all")
     torch.save({"a": torch.zeros(3)}, tmp_path / "other")
-    for name, reason in (("text", "is no file of weights"), ("other", "holds another network's")):
+    torch.save([torch.zeros(3)], tmp_path / "list")
+    for name, reason in (
+        ("text", "is no file of weights"),
+        ("other", "holds another network's"),
+        ("list", "holds another network's"),
+    ):
         with pytest.raises(ValueError, match=f"but got .*{name}, which {reason}") as caught:
             feature_extractor("inception", weights=tmp_path / name)
         assert "\n" not in str(caught.value)

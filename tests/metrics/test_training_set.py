@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset, Subset, TensorDataset
 
-from lightning_iet.metrics import MemorizedFraction, MemorizedQuantity
+from lightning_iet.metrics import MemorizedFraction, MemorizedQuantity, training_set
 from lightning_iet.metrics.training_set import collect_images
 
 IMAGES = torch.rand(60, 1, 4, 4, generator=torch.Generator().manual_seed(0))
@@ -48,10 +48,16 @@ def test_every_kind_of_training_set_gives_the_same_images(train):
     assert torch.equal(collect_images(train), IMAGES)
 
 
-def test_uint8_stays_uint8():
+@METRICS
+def test_a_large_uint8_set_stays_uint8_and_gives_the_same(metric_class, monkeypatch):
     images = (IMAGES * 255).byte()
     assert collect_images(TensorDataset(images)).dtype == torch.uint8
-    assert MemorizedFraction(images).train_rows.dtype == torch.uint8
+    small = metric_class(images)
+    monkeypatch.setattr(training_set, "_FLOATS", images.numel() - 1)
+    large = metric_class(images)
+    assert small.train_rows.dtype == torch.float32
+    assert large.train_rows.dtype == torch.uint8
+    assert small(IMAGES) == large(IMAGES)
 
 
 @METRICS

@@ -32,7 +32,9 @@ def test_velocity_agrees_with_diffusers():
 
 
 def test_an_unknown_prediction_type_is_refused():
-    with pytest.raises(ValueError, match="`prediction_type` expected 'epsilon', 'sample' or 'v_prediction', but got 'x'"):
+    with pytest.raises(
+        ValueError, match="`prediction_type` expected 'epsilon', 'sample' or 'v_prediction', but got 'x'"
+    ):
         prediction_target(*[torch.zeros(1)] * 4, "x")
 
 
@@ -135,7 +137,7 @@ def test_sampling_disturbs_neither_mode_nor_random_stream():
     assert module.training
     assert torch.equal(torch.get_rng_state(), state)
     assert images.shape == (2, 1, 8, 8)
-    assert 0 <= images.min() and images.max() <= 1
+    assert images.min() >= 0 and images.max() <= 1
 
 
 @pytest.mark.parametrize(
@@ -190,7 +192,9 @@ def test_a_denoiser_without_a_config_must_be_given(tmp_path):
     trainer = quiet_trainer(tmp_path, max_epochs=1)
     trainer.fit(module, DigitsDataModule(16, batch_size=8))
     trainer.save_checkpoint(tmp_path / "model.ckpt")
-    with pytest.raises(ValueError, match=r"Argument `unet` expected the denoiser .* Use load_from_checkpoint\(path, unet="):
+    with pytest.raises(
+        ValueError, match=r"Argument `unet` expected the denoiser .* Use load_from_checkpoint\(path, unet="
+    ):
         DiffusionModule.load_from_checkpoint(tmp_path / "model.ckpt")
     loaded = DiffusionModule.load_from_checkpoint(tmp_path / "model.ckpt", unet=Plain())
     assert torch.equal(loaded.unet.net.weight, module.unet.net.weight)

@@ -1,9 +1,9 @@
 import pytest
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 from lightning_iet.shards import FlatLayout, shard_tensors
-from torch.optim.swa_utils import AveragedModel
 
 
 def tensors():

@@ -15,7 +15,8 @@ from lightning_iet.tools.labels import label_points
 
 def pixels(figure, path):
     figures.save_figure(figure, path)
-    return np.asarray(Image.open(path).convert("RGB"))
+    with Image.open(path) as image:
+        return np.asarray(image.convert("RGB"))
 
 
 @pytest.mark.parametrize(("num", "columns", "rows"), [(1, 1, 1), (9, 3, 3), (10, 4, 3), (64, 8, 8)])

@@ -67,8 +67,13 @@ def test_write_atomically_replaces_the_file_only_at_the_end(tmp_path):
 def test_write_atomically_leaves_the_old_file_when_writing_fails(tmp_path):
     target = tmp_path / "metrics.json"
     target.write_text("old")
-    with pytest.raises(RuntimeError, match="disk"), write_atomically(target) as unfinished:
-        unfinished.write_text("half")
-        raise RuntimeError("disk")
+
+    def fail():
+        with write_atomically(target) as unfinished:
+            unfinished.write_text("half")
+            raise RuntimeError("disk")
+
+    with pytest.raises(RuntimeError, match="disk"):
+        fail()
     assert [file.name for file in tmp_path.iterdir()] == ["metrics.json"]
     assert target.read_text() == "old"
