@@ -1,6 +1,7 @@
 """Processes for distributed tests, started once and used by many tests (importing torch takes most of a test's time)."""
 
 import io
+import logging
 import os
 import socket
 import traceback
@@ -65,6 +66,8 @@ class Processes:
 
 def _serve(pipe, rank, world_size):
     torch.set_num_threads(1)
+    for name in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     while True:
         try:
             function, args, kwargs, port = pipe.recv()
