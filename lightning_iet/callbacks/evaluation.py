@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import lightning.pytorch as pl
-from rich.progress import Progress
 from torch import Tensor
 
 from lightning_iet.callbacks.facts import curves_of_run, facts_of_run
@@ -15,8 +14,8 @@ from lightning_iet.callbacks.run_history import RunHistory
 from lightning_iet.callbacks.views import average_of_shards, undisturbed
 from lightning_iet.metrics.frechet import frechet_distance
 from lightning_iet.tools.assessment import Assessment, Assessor
-from lightning_iet.tools.checks import check_images, check_module, real_sets
-from lightning_iet.tools.drawing import draw_images
+from lightning_iet.tools.checks import check_images, check_module, check_settings, real_sets
+from lightning_iet.tools.drawing import draw_images, finish_training_bar
 from lightning_iet.tools.publishing import publish
 from lightning_iet.tools.report import Report, make_report
 from lightning_iet.tools.run_folder import check_writable, run_folder
@@ -91,7 +90,7 @@ class Evaluation(pl.Callback):
         batch_size: int = 256,
     ) -> None:
         super().__init__()
-        _check_arguments(
+        check_settings(
             num_samples, sampler, every_n_epochs=every_n_epochs, num_inference_steps=num_inference_steps,
             num_pairs=num_pairs, batch_size=batch_size,
         )  # fmt: skip
@@ -140,14 +139,16 @@ class Evaluation(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Take the batch's losses into the curve."""
-        self._history.add(outputs)
+        self._history.add(outputs, epoch=trainer.current_epoch)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Close the epoch's curve, and evaluate if it is time."""
-        self._history.end_epoch(trainer.strategy)
+        """Evaluate if it is time."""
         if not self._is_due(trainer):
             return
         self._history.pause()
+        # A progress bar may just have had values summed over processes, on the first one alone. Everyone now asks for
+        # them, the others for the first time, or the next exchange between processes would be a mix-up.
+        _ = trainer.callback_metrics
         with average_of_shards(trainer):
             self._outcome = self._evaluate(trainer, pl_module)
         pl_module.log_dict(self._assessor.named(self._outcome.assessment.scores), sync_dist=True)
@@ -158,7 +159,7 @@ class Evaluation(pl.Callback):
         self._history.pause()
         if not self.num_samples:
             return
-        _finish_training_bar(trainer)
+        finish_training_bar(trainer)
         if self._outcome is None or self._outcome.step != trainer.global_step:
             self._outcome = self._evaluate(trainer, pl_module)
         assessment = self._outcome.assessment
@@ -179,13 +180,18 @@ class Evaluation(pl.Callback):
         self._outcome = None
         self.__dict__.pop("_assessor", None)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Curve and time so far, for a run that goes on."""
-        return self._history.state_dict()
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Keep curve and time so far; all processes take part."""
+        checkpoint["evaluation"] = self._history.state_dict(trainer.strategy)
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on where :meth:`state_dict` was."""
-        self._history.load_state_dict(state_dict)
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Go on with them."""
+        if "evaluation" in checkpoint:
+            self._history.load_state_dict(checkpoint["evaluation"])
 
     def _is_due(self, trainer: pl.Trainer) -> bool:
         if not self.num_samples or self.every_n_epochs is None or _is_dev_run(trainer):
@@ -238,24 +244,5 @@ class _Outcome:
     seconds: float
 
 
-def _finish_training_bar(trainer: pl.Trainer) -> None:
-    """Let go of the terminal: Lightning's rich bar would redraw itself under everything that is still to be printed."""
-    progress = getattr(trainer.progress_bar_callback, "progress", None)
-    if isinstance(progress, Progress):
-        progress.stop()
-
-
 def _is_dev_run(trainer: pl.Trainer) -> bool:
     return bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
-
-
-def _check_arguments(num_samples: int, sampler: str, **at_least_one: int | None) -> None:
-    if num_samples < 0 or num_samples == 1:
-        raise ValueError(
-            f"Argument `num_samples` expected an integer ≥ 2, or 0 for no evaluation, but got {num_samples}."
-        )
-    if sampler not in ("ddim", "ddpm"):
-        raise ValueError(f"Argument `sampler` expected 'ddim' or 'ddpm', but got {sampler!r}.")
-    for name, value in at_least_one.items():
-        if value is not None and value < 1:
-            raise ValueError(f"Argument `{name}` expected an integer ≥ 1, but got {value}.")

@@ -34,7 +34,7 @@ def curves_of_run(trainer: pl.Trainer, history: RunHistory) -> Mapping[str, list
     """Loss by epoch, and skip rate and loss by timestep where anti-gradient control watched them."""
     agc = _find(trainer, AntiGradientControl)
     return {
-        "loss_by_epoch": history.losses(),
+        "loss_by_epoch": history.losses(trainer.strategy),
         "skip_rate_by_timestep": None if agc is None else agc.skip_rate_by_timestep().tolist(),
         "loss_by_timestep": None if agc is None else agc.loss_by_timestep().tolist(),
     }

@@ -167,6 +167,8 @@ class ParameterAveragingCallback(pl.Callback):
             self._resume(trainer)
         if isinstance(trainer.strategy, ParallelStrategy):
             self._stack.enter_context(trainer.strategy.block_backward_sync())
+            # DDP would still broadcast buffers before the first forward: from one shard's into all others'.
+            self._stack.enter_context(shadowed(trainer.strategy.model, "require_forward_param_sync", False))
         self._stack.enter_context(shadowed(pl_module, "on_save_checkpoint", self._averaged(pl_module)))
 
     # --- training --------------------------------------------------------------------------------------------------

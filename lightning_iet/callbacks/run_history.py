@@ -14,47 +14,43 @@ __all__ = ["RunHistory"]
 class RunHistory:
     """Mean loss of all samples of each epoch (also of those that anti-gradient control leaves out), and a stop watch.
 
-    Sums stay on the device until somebody asks for them.
+    Sums stay on the device, and on their process, until somebody asks for them.
 
     Example:
         >>> from lightning.pytorch.strategies import SingleDeviceStrategy
         >>> history = RunHistory()
-        >>> history.add({"loss": torch.tensor(9.0), "sample_loss": torch.tensor([1.0, 2.0])})
-        >>> history.add({"loss": torch.tensor(3.0)})
-        >>> history.end_epoch(SingleDeviceStrategy())
-        >>> history.losses()
+        >>> history.add({"loss": torch.tensor(9.0), "sample_loss": torch.tensor([1.0, 2.0])}, epoch=0)
+        >>> history.add({"loss": torch.tensor(3.0)}, epoch=0)
+        >>> history.losses(SingleDeviceStrategy())
         [2.0]
     """
 
     def __init__(self) -> None:
-        self._sum: Tensor | None = None
-        self._count = 0
-        self._epochs: list[Tensor | float] = []
+        self._sums: dict[int, Tensor] = {}  # by epoch, (2,): sum and number of the losses of this process
+        self._earlier: dict[int, list[float]] = {}  # the same of all processes, before the run was taken up again
         self._seconds = 0.0
         self._since: float | None = None
 
-    def add(self, outputs: Any) -> None:
+    def add(self, outputs: Any, *, epoch: int) -> None:
         """Takes in what a training step returned: ``sample_loss`` (B,) where there is one, else ``loss``."""
         losses = outputs.get("sample_loss", outputs.get("loss")) if isinstance(outputs, Mapping) else None
         if isinstance(losses, Tensor):
-            total = losses.detach().float().sum()
-            self._sum = total if self._sum is None else self._sum + total
-            self._count += losses.numel()
+            losses = losses.detach().float()
+            batch = torch.stack([losses.sum(), torch.ones_like(losses).sum()])
+            self._sums[epoch] = self._sums[epoch] + batch if epoch in self._sums else batch
 
-    def end_epoch(self, strategy: Strategy) -> None:
-        """Closes an epoch, over all processes."""
-        if self._sum is None:
-            return
-        total = torch.stack([self._sum, torch.full_like(self._sum, self._count)])
-        total = strategy.reduce(total, reduce_op="sum")
-        self._epochs.append(total[0] / total[1])
-        self._sum, self._count = None, 0
+    def losses(self, strategy: Strategy) -> list[float]:
+        """Mean loss of each epoch over all processes, every one of which has to ask."""
+        return [total / number for total, number in self._totals(strategy).values()]
 
-    def losses(self) -> list[float]:
-        """Mean loss of each finished epoch."""
-        losses = [float(loss) for loss in self._epochs]
-        self._epochs = [*losses]  # not to be fetched from the device again
-        return losses
+    def _totals(self, strategy: Strategy) -> dict[int, list[float]]:
+        totals = dict(self._earlier)
+        if self._sums:
+            sums = strategy.reduce(torch.stack(list(self._sums.values())), reduce_op="sum").tolist()
+            for epoch, (total, number) in zip(self._sums, sums, strict=True):
+                before = totals.get(epoch, [0.0, 0.0])
+                totals[epoch] = [before[0] + total, before[1] + number]
+        return totals
 
     def start(self) -> None:
         """Lets the time run."""
@@ -68,11 +64,10 @@ class RunHistory:
         """Seconds between starts and pauses so far."""
         return self._seconds + (0 if self._since is None else time.monotonic() - self._since)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Losses and seconds, plain numbers."""
-        return {"losses": self.losses(), "seconds": self.seconds()}
+    def state_dict(self, strategy: Strategy) -> dict[str, Any]:
+        """Plain numbers of all processes, every one of which has to ask."""
+        return {"losses": self._totals(strategy), "seconds": self.seconds()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on where :meth:`state_dict` was."""
-        self._epochs = list(state_dict["losses"])
-        self._seconds = state_dict["seconds"]
+        """Goes on where :meth:`state_dict` was, in the middle of an epoch too."""
+        self._earlier, self._seconds = dict(state_dict["losses"]), state_dict["seconds"]

@@ -135,6 +135,10 @@ class ShardEngine:
         for shard, state in self.states.items():
             self.states[shard] = unpack(states[shard], into=state, optimizers=self.trainer.optimizers)
         self.active, self.agreed = None, agreed
+        # Until a shard is at work (or where all of this process's shards are done), the model shows the first one.
+        first = next(iter(self.states.values()))
+        for live, counter in zip(self._counters.values(), first.counters, strict=True):
+            live.data = counter
 
     def tensor_shapes(self) -> dict[str, list[int]]:
         """Shape of each tensor of a shard, by name: what makes two checkpoints of one model."""

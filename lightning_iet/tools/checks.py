@@ -5,9 +5,26 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-__all__ = ["check_images", "check_module", "real_sets"]
+__all__ = ["check_images", "check_module", "check_settings", "real_sets"]
 
 _SETS = ("train_set", "control_set", "reference_set")
+
+
+def check_settings(num_samples: int, sampler: str, **at_least_one: int | None) -> None:
+    """Refuses settings of an evaluation that are out of range; ``None`` is what was left out.
+
+    Raises:
+        ValueError: naming the setting.
+    """
+    if num_samples < 0 or num_samples == 1:
+        raise ValueError(
+            f"Argument `num_samples` expected an integer ≥ 2, or 0 for no evaluation, but got {num_samples}."
+        )
+    if sampler not in ("ddim", "ddpm"):
+        raise ValueError(f"Argument `sampler` expected 'ddim' or 'ddpm', but got {sampler!r}.")
+    for name, value in at_least_one.items():
+        if value is not None and value < 1:
+            raise ValueError(f"Argument `{name}` expected an integer ≥ 1, but got {value}.")
 
 
 def real_sets(datamodule: object) -> tuple[Dataset[Any], Dataset[Any], Dataset[Any]]:

@@ -11,13 +11,14 @@ from typing import Any, TypeAlias
 from rich.console import Console
 from rich.table import Table
 
-from lightning_iet.tools.figures import memorization_against_fid, save_figure
+from lightning_iet.tools.charts import memorization_against_fid
+from lightning_iet.tools.figures import save_figure
 from lightning_iet.tools.report import METRICS_FILE, format_fid, format_share
 from lightning_iet.tools.run_folder import check_writable, write_atomically
 
 __all__ = ["compare"]
 
-MQ_SHOWN = ("0.3", "0.5")  # enough for a table; the CSV has all thresholds
+MQ_SHOWN = ("0.15", "0.3")  # enough for a table; the CSV has all thresholds
 Row: TypeAlias = dict[str, Any]
 
 
@@ -192,7 +193,11 @@ def _cells(rows: Sequence[Row]) -> list[list[str]]:
     """A header, then two lines for each run: the run's figures, and under them those of its control."""
     lines = [["run", "FID", "memorized\nfraction", *(f"MQ\n< {a}" for a in MQ_SHOWN), "skipped", "steps", "time"]]
     for row in rows:
-        effort = [format_share(row["skip_rate"]), f"{row['steps']:,}", _duration(row["seconds"])]
+        effort = [
+            format_share(row["skip_rate"] if row["threshold"] else None),
+            f"{row['steps']:,}",
+            _duration(row["seconds"]),
+        ]
         for name, suffix, rest in ((row["run"], "", effort), ("  control", "_control", ["", "", ""])):
             shares = [row[f"{column}{suffix}"] for column in ("memorized_fraction", *(f"mq_{a}" for a in MQ_SHOWN))]
             lines.append([name, format_fid(row[f"fid{suffix}"]), *map(format_share, shares), *rest])

@@ -9,7 +9,7 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 
-__all__ = ["draw_images"]
+__all__ = ["draw_images", "finish_training_bar"]
 
 
 def draw_images(
@@ -34,7 +34,7 @@ def draw_images(
         >>> draw_images(trainer, count, 5, batch_size=2, device=torch.device("cpu")).flatten()
         tensor([0, 1, 2, 3, 4])
     """
-    part = ceil(num / trainer.world_size)  # equal parts, as gathering wants them; what is too much is cut off
+    part = ceil(num / trainer.world_size)  # equal parts; what is too much is cut off
     first = part * trainer.global_rank
     step = min(batch_size, ceil(part / 8))  # some steps, so that the time left can be told early
     batches = []
@@ -44,9 +44,18 @@ def draw_images(
             batches.append(sample(min(step, first + part - start), start=start, batch_size=step))
             progress.advance(task, len(batches[-1]) * trainer.world_size)
             progress.refresh()  # inside a training bar that is still live, nobody else does
-    images = torch.cat(batches)
-    gathered = trainer.strategy.all_gather(images.to(device))
-    return gathered.reshape(-1, *images.shape[1:])[:num].cpu()
+    drawn = torch.cat(batches).to(device)
+    images = drawn.new_zeros(part * trainer.world_size, *drawn.shape[1:])
+    images[first : first + part] = drawn
+    # The sum over processes puts the parts together: the others have zeros there, and 0 + x is x.
+    return trainer.strategy.reduce(images, reduce_op="sum")[:num].cpu()
+
+
+def finish_training_bar(trainer: pl.Trainer) -> None:
+    """Lets go of the terminal, where Lightning's rich bar would redraw itself under all that is still to be printed."""
+    progress = getattr(trainer.progress_bar_callback, "progress", None)
+    if isinstance(progress, Progress):
+        progress.stop()
 
 
 def _progress_bar(trainer: pl.Trainer) -> Progress:

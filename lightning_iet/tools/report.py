@@ -12,13 +12,8 @@ from rich.table import Table
 from torch import Tensor
 
 from lightning_iet.tools.assessment import Assessment, Assessor, Scores, fingerprint
-from lightning_iet.tools.figures import (
-    image_grid,
-    memorized_quantity_curve,
-    nearest_pairs,
-    save_figure,
-    training_curves,
-)
+from lightning_iet.tools.charts import memorized_quantity_curve, training_curves
+from lightning_iet.tools.figures import image_grid, nearest_pairs, save_figure
 from lightning_iet.tools.run_folder import write_atomically
 
 __all__ = [

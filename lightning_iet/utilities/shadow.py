@@ -1,8 +1,7 @@
 """Hiding an attribute of an object for a while."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 __all__ = ["shadowed"]
 
@@ -10,7 +9,7 @@ _ABSENT = object()
 
 
 @contextmanager
-def shadowed(thing: object, name: str, replacement: Callable[..., Any]) -> Iterator[None]:
+def shadowed(thing: object, name: str, replacement: object) -> Iterator[None]:
     """Let an entry of the instance's ``__dict__`` hide an attribute of any origin: class, instance or submodule.
 
     Example:

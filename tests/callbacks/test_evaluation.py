@@ -8,12 +8,14 @@ import scipy.linalg
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.strategies import SingleDeviceStrategy
 from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader
 
 from lightning_iet import AntiGradientControl, DigitsDataModule, ParameterAveragingCallback, ShardedDataModule
 from lightning_iet.callbacks.evaluation import Evaluation
+from lightning_iet.callbacks.run_history import RunHistory
 from lightning_iet.metrics.features import feature_extractor
 from lightning_iet.tools import publishing
 from tests.helpers.models import quiet_trainer, tiny_diffusion
@@ -356,16 +358,25 @@ def test_final_evaluation_comes_after_all_other_callbacks(tmp_path):
 
 
 def test_a_resumed_run_goes_on_with_its_curve(tmp_path):
-    whole = Evaluation(4)
-    fit(tmp_path / "whole", whole, trainer={"max_epochs": 4})
-    first = fit(tmp_path / "first", Evaluation(4))[0]
-    first.save_checkpoint(tmp_path / "first.ckpt", weights_only=False)
-    resumed = Evaluation(4)
+    first, resumed = Evaluation(4), Evaluation(4)
+    trainer, _ = fit(tmp_path / "first", first)
+    trainer.save_checkpoint(tmp_path / "first.ckpt")
     fit(tmp_path / "resumed", resumed, trainer={"max_epochs": 4}, ckpt_path=tmp_path / "first.ckpt")
-    losses = [evaluation.report["curves"]["loss_by_epoch"] for evaluation in (whole, resumed)]
-    assert len(losses[1]) == 4
-    assert losses[1][:2] == losses[0][:2]
-    assert resumed.report["run"]["seconds"] > 0
+    losses = [evaluation.report["curves"]["loss_by_epoch"] for evaluation in (first, resumed)]
+    assert (len(losses[0]), len(losses[1])) == (2, 4)
+    assert losses[1][:2] == losses[0]
+    assert resumed.report["run"]["seconds"] > first.report["run"]["seconds"]
+
+
+def test_a_run_taken_up_in_mid_epoch_continues_the_mean_of_that_epoch():
+    strategy = SingleDeviceStrategy()
+    before, after = RunHistory(), RunHistory()
+    before.add({"sample_loss": torch.tensor([1.0, 2.0])}, epoch=0)
+    before.add({"sample_loss": torch.tensor([3.0])}, epoch=1)
+    after.load_state_dict(before.state_dict(strategy))
+    after.add({"sample_loss": torch.tensor([5.0, 7.0])}, epoch=1)
+    after.add({"loss": torch.tensor(4.0)}, epoch=2)
+    assert after.losses(strategy) == [1.5, 5.0, 4.0]
 
 
 def test_two_processes_draw_a_part_each_and_find_the_same(tmp_path, processes):
@@ -384,6 +395,25 @@ def evaluate_on_two(folder):
     evaluation = Evaluation(7, k=20)
     _, module = fit(folder, evaluation, trainer={"devices": 2, "strategy": "ddp"})
     return evaluation.report, module.draws[1:]
+
+
+def test_two_processes_evaluate_in_mid_round_beside_a_progress_bar(tmp_path, processes):
+    """A bar on the first process alone asks for values that are summed over processes."""
+    results = processes(2).run(evaluate_shards_on_two, str(tmp_path))
+    (first, weights), (second, other) = results
+    assert first["curves"]["loss_by_epoch"] == second["curves"]["loss_by_epoch"]
+    assert first["generated"] == second["generated"]
+    assert len(first["curves"]["loss_by_epoch"]) == 3
+    assert torch.equal(weights, other)
+
+
+def evaluate_shards_on_two(folder):
+    evaluation = Evaluation(4, every_n_epochs=1)
+    callbacks = [AntiGradientControl(0.5), ParameterAveragingCallback(2, every_n_epochs=2)]
+    data = ShardedDataModule(DigitsDataModule(64, num_control=10, batch_size=16), num_shards=2)
+    settings = {"devices": 2, "strategy": "ddp", "enable_progress_bar": True, "max_epochs": 3}
+    _, module = fit(folder, evaluation, data=data, callbacks=callbacks, trainer=settings)
+    return evaluation.report, module.net[0].weight.detach()
 
 
 # --- bad input -------------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from matplotlib.figure import Figure
 from PIL import Image
 
-from lightning_iet.tools import figures
+from lightning_iet.tools import charts, figures
 from lightning_iet.tools.labels import label_points
 
 
@@ -65,8 +65,8 @@ def test_nearest_pairs_size(tmp_path, num, size):
 
 
 def test_training_curves_draws_what_is_there():
-    assert len(figures.training_curves([0.3, 0.2]).axes) == 1
-    both = figures.training_curves([0.3], skip_rate=[0.0, 0.5], loss_by_timestep=[1.0, math.nan], threshold=0.5)
+    assert len(charts.training_curves([0.3, 0.2]).axes) == 1
+    both = charts.training_curves([0.3], skip_rate=[0.0, 0.5], loss_by_timestep=[1.0, math.nan], threshold=0.5)
     assert len(both.axes) == 3
     assert "threshold 0.5" in both.axes[1].get_title(loc="left")
     values, edges, _ = both.axes[1].patches[0].get_data()
@@ -76,12 +76,12 @@ def test_training_curves_draws_what_is_there():
 
 def test_training_curves_survive_unknown_values(tmp_path):
     nothing = [math.nan] * 5
-    figure = figures.training_curves([], skip_rate=nothing, loss_by_timestep=nothing)
+    figure = charts.training_curves([], skip_rate=nothing, loss_by_timestep=nothing)
     assert pixels(figure, tmp_path / "curves.png").shape == (495, 1890, 3)
 
 
 def test_memorized_quantity_curve_draws_both_columns():
-    figure = figures.memorized_quantity_curve({0.2: 0.5, 0.4: 1.0}, {0.2: 0.0, 0.4: 0.1}, k=7)
+    figure = charts.memorized_quantity_curve({0.2: 0.5, 0.4: 1.0}, {0.2: 0.0, 0.4: 0.1}, k=7)
     generated, control = figure.axes[0].lines
     assert generated.get_xydata().tolist() == [[0.2, 0.5], [0.4, 1.0]]
     assert control.get_xydata().tolist() == [[0.2, 0.0], [0.4, 0.1]]
@@ -89,12 +89,12 @@ def test_memorized_quantity_curve_draws_both_columns():
 
 
 def test_memorization_against_fid_labels_every_run():
-    figure = figures.memorization_against_fid({"baseline": (1.4, 0.9), "iet": (3.0, 0.0)}, control=(0.6, 0.01))
+    figure = charts.memorization_against_fid({"baseline": (1.4, 0.9), "iet": (3.0, 0.0)}, control=(0.6, 0.01))
     assert {text.get_text() for text in figure.axes[0].texts} >= {"baseline", "iet"}
 
 
 def test_a_crowd_of_runs_is_numbered_and_listed():
-    figure = figures.memorization_against_fid({f"run {i}": (i, 0.1) for i in range(12)}, control=(0.6, 0.0))
+    figure = charts.memorization_against_fid({f"run {i}": (i, 0.1) for i in range(12)}, control=(0.6, 0.0))
     texts = [text.get_text() for text in figure.axes[0].texts]
     listed = next(text for text in texts if "\n" in text)
     assert all(f"run {i}" in listed for i in range(12))
@@ -115,5 +115,5 @@ def test_labels_cover_neither_labels_nor_leave_the_chart(places):
 
 def test_no_global_state_of_matplotlib_is_touched(tmp_path):
     before = dict(mpl.rcParams), mpl.get_backend()
-    pixels(figures.training_curves([1.0, 0.5]), tmp_path / "curves.png")
+    pixels(charts.training_curves([1.0, 0.5]), tmp_path / "curves.png")
     assert (dict(mpl.rcParams), mpl.get_backend()) == before
