@@ -18,6 +18,7 @@ from lightning_iet import __version__
 from lightning_iet.callbacks import AntiGradientControl, Evaluation, ParameterAveragingCallback, RunProgressBar
 from lightning_iet.data import ShardedDataModule
 from lightning_iet.tools.compare import compare
+from lightning_iet.tools.run_folder import check_writable, run_folder
 from lightning_iet.tools.sample import sample
 from lightning_iet.utilities.errors import TRACEBACK_VARIABLE, fail, one_line_errors
 
@@ -54,6 +55,12 @@ class IETCLI(LightningCLI):
         parser.add_lightning_class_args(ParameterAveragingCallback, "averaging")
         parser.add_lightning_class_args(Evaluation, "evaluation")
         parser.set_defaults({"agc.threshold": 0.0, "averaging.num_shards": 1})
+
+    def before_fit(self) -> None:
+        """Find out now whether the run's folder can be written, not after hours of training."""
+        if not self.trainer.fast_dev_run and self.trainer.is_global_zero:
+            remedy = "Give another one as `save_dir` of the logger, or with `--trainer.default_root_dir`."
+            check_writable(run_folder(self.trainer), argument="save_dir", remedy=remedy)
 
     def instantiate_classes(self) -> None:
         """Split the training data into as many shards as are averaged."""
@@ -135,5 +142,11 @@ def _quiet() -> None:
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
         lambda record: "Tip" not in record.getMessage()
     )
-    for message in (".*LeafSpec.*", ".*does not have many workers.*", ".*is smaller than the logging interval.*"):
+    for message in (
+        ".*LeafSpec.*",
+        ".*does not have many workers.*",
+        ".*is smaller than the logging interval.*",
+        ".*sync_dist=True.*",
+        ".*not resumable.*",
+    ):
         warnings.filterwarnings("ignore", message=message)

@@ -138,7 +138,8 @@ class AntiGradientControl(Callback):
         epoch.reset()
         if num_outside:  # equal on all processes: none is left waiting for the others
             raise self._range_error(f"{num_outside} others in this epoch")
-        pl_module.log("agc/skip_rate", skip_rate, sync_dist=True)
+        # Equal on all processes; a sync would be one that a progress bar starts on the first process alone.
+        pl_module.log("agc/skip_rate", skip_rate, prog_bar=True)
 
     def skip_rate(self) -> float:
         """Share of all samples so far that were left out of the loss, in [0, 1]; 0 before the first sample.

@@ -37,16 +37,21 @@ class RunHistory:
         if isinstance(losses, Tensor):
             losses = losses.detach().float()
             batch = torch.stack([losses.sum(), torch.ones_like(losses).sum()])
-            self._sums[epoch] = self._sums[epoch] + batch if epoch in self._sums else batch
+            before = self._sums.get(epoch)
+            self._sums[epoch] = batch if before is None else before.to(batch.device) + batch
+        elif outputs is None:
+            # A step in which this process waits for others: its epoch counts, so that all have the same ones.
+            self._sums.setdefault(epoch, torch.zeros(2))
 
     def losses(self, strategy: Strategy) -> list[float]:
         """Mean loss of each epoch over all processes, every one of which has to ask."""
-        return [total / number for total, number in self._totals(strategy).values()]
+        return [total / number for total, number in self._totals(strategy).values() if number]
 
     def _totals(self, strategy: Strategy) -> dict[int, list[float]]:
         totals = dict(self._earlier)
         if self._sums:
-            sums = strategy.reduce(torch.stack(list(self._sums.values())), reduce_op="sum").tolist()
+            local = torch.stack([total.to(strategy.root_device) for total in self._sums.values()])
+            sums = strategy.reduce(local, reduce_op="sum").tolist()
             for epoch, (total, number) in zip(self._sums, sums, strict=True):
                 before = totals.get(epoch, [0.0, 0.0])
                 totals[epoch] = [before[0] + total, before[1] + number]

@@ -133,11 +133,20 @@ class DiffusionModule(pl.LightningModule):
         warmup = LinearLR(optimizer, start_factor=1 / self.warmup_steps, total_iters=self.warmup_steps - 1)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": warmup, "interval": "step"}}
 
+    def on_fit_start(self) -> None:
+        """List the tensors of the moving average once: walking through a model takes as long as averaging it."""
+        if self.ema is not None:
+            self._averaged = _MovingAverage(self.ema, self.unet)
+
+    def on_fit_end(self) -> None:
+        """Let go of the lists."""
+        self.__dict__.pop("_averaged", None)
+
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
         """Step, then move the average: together, so that nothing sees one without the other."""
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         if self.ema is not None:
-            _update_moving_average(self.ema, self.unet)
+            self._averaged.update()
 
     # --- sampling --------------------------------------------------------------------------------------------------
 
@@ -226,16 +235,24 @@ def _moving_average(unet: nn.Module, decay: float) -> AveragedModel:
     return ema.requires_grad_(False)
 
 
-@torch.no_grad()
-def _update_moving_average(ema: AveragedModel, unet: nn.Module) -> None:
+class _MovingAverage:
     """``ema <- d · ema + (1 - d) · unet``, from the first step on.
 
     ``AveragedModel.update_parameters`` asks a tensor on the device whether this is the first update: a wait for the
     device in every step. The arithmetic is the same; a first update that copies is not needed, for the average starts
     as a copy.
     """
-    parameters = [parameter.detach() for parameter in unet.parameters()]
-    ema.multi_avg_fn(list(ema.module.parameters()), parameters, ema.n_averaged)  # type: ignore[misc]
-    for average, buffer in zip(ema.module.buffers(), unet.buffers(), strict=True):
-        average.copy_(buffer)
-    ema.n_averaged += 1
+
+    def __init__(self, ema: AveragedModel, unet: nn.Module) -> None:
+        self.count = ema.n_averaged
+        self.average: Any = ema.multi_avg_fn
+        self.parameters = list(ema.module.parameters()), list(unet.parameters())
+        self.buffers = list(zip(ema.module.buffers(), unet.buffers(), strict=True))
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Take in the weights of one optimizer step; buffers are copied."""
+        self.average(*self.parameters, self.count)
+        for averaged, buffer in self.buffers:
+            averaged.copy_(buffer)
+        self.count += 1

@@ -49,8 +49,8 @@ def own_shard(trainer: Trainer, round_steps: int | None = None) -> OwnShard:
     if isinstance(getattr(loader, "sampler", None), DistributedSampler):
         raise MisconfigurationException(
             "ParameterAveragingCallback expected every process to read a fixed shard, but got a DistributedSampler, "
-            "which deals the samples out anew in each epoch. Use Trainer(use_distributed_sampler=False) with data of its own "
-            "on each process, or ShardedDataModule(datamodule, num_shards=…)."
+            "which deals the samples out anew in each epoch. Use Trainer(use_distributed_sampler=False) with data "
+            "of its own on each process, or ShardedDataModule(datamodule, num_shards=…)."
         )
     sized = isinstance(loader, DataLoader) and hasattr(loader.dataset, "__len__")
     everyone: list[Any] = [None] * trainer.world_size

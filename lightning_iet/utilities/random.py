@@ -23,9 +23,10 @@ def seed_rng(seed: int, *, devices: bool = True) -> None:
     """
     random.seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002 (data sets of users draw from the global generator)
-    if devices:
+    if devices and torch.cuda.is_available():
         torch.manual_seed(seed)
     else:
+        # `manual_seed` keeps a stack trace for an accelerator that may yet come: hundreds of microseconds.
         torch.default_generator.manual_seed(seed)
 
 

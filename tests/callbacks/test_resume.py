@@ -5,6 +5,7 @@ import warnings
 import lightning.pytorch as pl
 import pytest
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Checkpoint
 
 from lightning_iet import AntiGradientControl, DiffusionModule, ParameterAveragingCallback, ShardedDataModule
@@ -211,7 +212,7 @@ def go_on(tmp_path, checkpoint, *, num_shards=4, data=None, module=None, split_s
     ],
 )
 def test_another_run_is_refused_with_both_values(tmp_path, checkpoint, kwargs, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(MisconfigurationException, match=message):
         go_on(tmp_path, checkpoint, **kwargs)
 
 
