@@ -58,7 +58,7 @@ class IETCLI(LightningCLI):
 
     def before_fit(self) -> None:
         """Find out now whether the run's folder can be written, not after hours of training."""
-        if not self.trainer.fast_dev_run and self.trainer.is_global_zero:
+        if self.trainer.is_global_zero and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             remedy = "Give another one as `save_dir` of the logger, or with `--trainer.default_root_dir`."
             check_writable(run_folder(self.trainer), argument="save_dir", remedy=remedy)
 

@@ -74,7 +74,8 @@ def test_a_run_leaves_all_that_it_promises_and_can_be_repeated(capsys):
         assert (folder / "config.yaml").is_file()
         assert (folder / "checkpoints" / "last.ckpt").is_file()
     output = capsys.readouterr().out
-    assert "FID" in output and "control" in output.lower()
+    assert "FID" in output
+    assert "control" in output.lower()
 
     checkpoint = folder / "checkpoints" / "last.ckpt"
     main(["sample", "--ckpt", str(checkpoint), "--num", "3", "--out", "images", "--num_inference_steps", "2"])

@@ -264,7 +264,7 @@ def test_fast_dev_run_works(tmp_path):
     fit(tmp_path, fast_dev_run=True)
 
 
-# --- bad input ---------------------------------------------------------------------------------------------------------
+# --- bad input --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -319,11 +319,11 @@ def test_what_cannot_work_is_refused_before_the_first_step(tmp_path, change, kwa
 
 def test_data_and_averaging_must_agree_on_the_number_of_shards(tmp_path):
     trainer = quiet_trainer(tmp_path, callbacks=[ParameterAveragingCallback(2)])
-    with pytest.raises(MisconfigurationException, match="expected the same value.*but got 4 and 2"):
+    with pytest.raises(MisconfigurationException, match=r"expected the same value.*but got 4 and 2"):
         trainer.fit(tiny_diffusion(), ShardedDataModule(digits(), 4))
 
 
-# --- several processes ---------------------------------------------------------------------------------------------------
+# --- several processes ------------------------------------------------------------------------------------------------
 
 
 def fit_on_processes(tmp_path, world_size, num_shards=4, num_train=26):

@@ -59,7 +59,7 @@ class SaveAll(Checkpoint):
 def run(
     folder, world_size=1, *, ckpt_path=None, save_to=None, num_workers=0, epochs=EPOCHS, round_length=None, **kwargs
 ):
-    """Train; returns everything that makes a model's future: weights, EMA, optimizer states and loss banks of shards."""
+    """Train; returns all that makes a model's future: weights, EMA, optimizer states and loss banks of shards."""
     torch.manual_seed(SEED)
     module = tiny_diffusion(warmup_steps=5, unet={"dropout": 0.1})
     averaging = Kept(4, **(round_length or {"every_n_epochs": 2}))
@@ -182,7 +182,7 @@ def test_checkpoints_show_the_average_in_mid_round(tmp_path):
             assert tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
 
 
-# --- refusals ------------------------------------------------------------------------------------------------------------
+# --- refusals ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

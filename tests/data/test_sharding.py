@@ -211,9 +211,9 @@ def test_bad_arguments():
         ShardedDataModule(Loaded(), 0)
     with pytest.raises(ValueError, match="the same value in the data and in the averaging, but got 2 and 3"):
         ShardSampler([torch.tensor([0]), torch.tensor([1])], 1, plan=ShardPlan(num_shards=3))
+    inner = Loaded()
+    inner.train_dataloader = lambda: [1, 2]
     with pytest.raises(TypeError, match="but got list"):
-        inner = Loaded()
-        inner.train_dataloader = lambda: [1, 2]
         ShardedDataModule(inner, 2).train_dataloader()
 
 
@@ -227,7 +227,8 @@ def test_digits_are_split_into_disjoint_sets_with_all_classes():
     assert len(images.flatten(1).unique(dim=0)) == 1797
     counts = digits.train_set.targets.bincount(minlength=10)
     assert counts.max() - counts.min() <= 1
-    assert images.min() >= 0 and images.max() == 1
+    assert images.min() >= 0
+    assert images.max() == 1
     again = DigitsDataModule(64)
     again.setup("fit")
     assert torch.equal(again.train_set.images, digits.train_set.images)

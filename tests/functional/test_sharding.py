@@ -64,7 +64,8 @@ def test_every_shard_gets_the_same_number_of_batches(sizes, batch_size, drop_las
             assert seen == list(range(steps * batch_size))
         else:
             assert seen == list(range(size))
-            assert min(map(len, batches)) >= 1 and max(map(len, batches)) <= batch_size
+            assert min(map(len, batches)) >= 1
+            assert max(map(len, batches)) <= batch_size
 
 
 def test_steps_are_refused_when_a_shard_is_too_small():

@@ -1,4 +1,4 @@
-"""Processes for distributed tests, started once and used by many tests (importing torch takes most of a test's time)."""
+"""Processes for distributed tests, started once for many tests: importing torch takes most of a test's time."""
 
 import io
 import logging
@@ -16,7 +16,7 @@ import torch.multiprocessing as mp
 class Processes:
     """W processes that run a function together, as torchrun would start them (gloo, one thread each).
 
-    The function must be importable; what it returns (tensors, numbers, containers of them) comes back as a list by rank.
+    The function must be importable; what it returns (tensors, numbers, containers) comes back as a list by rank.
     """
 
     def __init__(self, world_size):

@@ -32,9 +32,7 @@ def test_velocity_agrees_with_diffusers():
 
 
 def test_an_unknown_prediction_type_is_refused():
-    with pytest.raises(
-        ValueError, match="`prediction_type` expected 'epsilon', 'sample' or 'v_prediction', but got 'x'"
-    ):
+    with pytest.raises(ValueError, match=r"`prediction_type` expected 'epsilon', .* but got 'x'"):
         prediction_target(*[torch.zeros(1)] * 4, "x")
 
 
@@ -103,7 +101,7 @@ def test_bad_arguments(kwargs, message):
         DiffusionModule(tiny_unet(), **kwargs)
 
 
-# --- sampling ----------------------------------------------------------------------------------------------------------
+# --- sampling ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("sampler", "scheduler"), [("ddim", DDIMScheduler), ("ddpm", DDPMScheduler)])
@@ -137,7 +135,8 @@ def test_sampling_disturbs_neither_mode_nor_random_stream():
     assert module.training
     assert torch.equal(torch.get_rng_state(), state)
     assert images.shape == (2, 1, 8, 8)
-    assert images.min() >= 0 and images.max() <= 1
+    assert images.min() >= 0
+    assert images.max() <= 1
 
 
 @pytest.mark.parametrize(
@@ -171,7 +170,7 @@ def test_any_denoiser_is_trained_and_says_what_it_lacks_to_sample(tmp_path):
         module.sample(1)
 
 
-# --- checkpoints ---------------------------------------------------------------------------------------------------------
+# --- checkpoints ------------------------------------------------------------------------------------------------------
 
 
 def test_a_checkpoint_rebuilds_the_module(tmp_path):
@@ -192,9 +191,7 @@ def test_a_denoiser_without_a_config_must_be_given(tmp_path):
     trainer = quiet_trainer(tmp_path, max_epochs=1)
     trainer.fit(module, DigitsDataModule(16, batch_size=8))
     trainer.save_checkpoint(tmp_path / "model.ckpt")
-    with pytest.raises(
-        ValueError, match=r"Argument `unet` expected the denoiser .* Use load_from_checkpoint\(path, unet="
-    ):
+    with pytest.raises(ValueError, match=r"Argument `unet` expected the denoiser .* Use load_from_checkpoint"):
         DiffusionModule.load_from_checkpoint(tmp_path / "model.ckpt")
     loaded = DiffusionModule.load_from_checkpoint(tmp_path / "model.ckpt", unet=Plain())
     assert torch.equal(loaded.unet.net.weight, module.unet.net.weight)
@@ -203,5 +200,5 @@ def test_a_denoiser_without_a_config_must_be_given(tmp_path):
 def test_a_checkpoint_cannot_name_classes_outside_diffusers(tmp_path):
     checkpoint = {"specification": {"unet": {"class_path": "os.system", "config": "true"}}, "state_dict": {}}
     torch.save(checkpoint, tmp_path / "evil.ckpt")
-    with pytest.raises(ValueError, match="expected a class of diffusers, but got 'os.system'"):
+    with pytest.raises(ValueError, match=r"expected a class of diffusers, but got 'os\.system'"):
         DiffusionModule.load_from_checkpoint(tmp_path / "evil.ckpt")

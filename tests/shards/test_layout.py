@@ -33,7 +33,8 @@ def test_installing_exchanges_pointers_and_training_changes_the_copy():
     layout = FlatLayout(live)
     first, second = layout.flatten(), layout.flatten()
     layout.install(first)
-    assert layout.holds(first) and not layout.holds(second)
+    assert layout.holds(first)
+    assert not layout.holds(second)
     with torch.no_grad():
         live["vector"].fill_(7)
     assert layout.views(first)["vector"].tolist() == [7.0] * 5
@@ -67,7 +68,8 @@ def test_what_training_changes_is_found_and_what_is_frozen_is_left_out():
     module.frozen = nn.Linear(2, 2).requires_grad_(False)
     module.ema = AveragedModel(module.net).requires_grad_(False)
     floats, counters = shard_tensors(module)
-    assert "net.0.weight" in floats and "net.1.running_var" in floats
+    assert "net.0.weight" in floats
+    assert "net.1.running_var" in floats
     assert "ema.module.0.weight" in floats
     assert "frozen.weight" not in floats
     assert sorted(counters) == ["ema.module.1.num_batches_tracked", "ema.n_averaged", "net.1.num_batches_tracked"]
