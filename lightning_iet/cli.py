@@ -17,6 +17,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning_iet import __version__
 from lightning_iet.callbacks import AntiGradientControl, Evaluation, ParameterAveragingCallback, RunProgressBar
 from lightning_iet.data import ShardedDataModule
+from lightning_iet.functional.sharding import Partition
 from lightning_iet.tools.compare import compare
 from lightning_iet.tools.run_folder import check_writable, run_folder
 from lightning_iet.tools.sample import sample
@@ -55,6 +56,13 @@ class IETCLI(LightningCLI):
         parser.add_lightning_class_args(ParameterAveragingCallback, "averaging")
         parser.add_lightning_class_args(Evaluation, "evaluation")
         parser.set_defaults({"agc.threshold": 0.0, "averaging.num_shards": 1})
+        parser.add_argument("--sharding.partition", type=Partition, default="stratified", help="by class, or iid")
+        parser.add_argument("--sharding.seed", type=int, default=0, help="seed of the split into shards")
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """What a trainer does; images are drawn with `sample` rather than `predict`."""
+        return {name: skipped for name, skipped in LightningCLI.subcommands().items() if name != "predict"}
 
     def before_fit(self) -> None:
         """Find out now whether the run's folder can be written, not after hours of training."""
@@ -67,8 +75,13 @@ class IETCLI(LightningCLI):
         super().instantiate_classes()
         averaging = next(c for c in self.trainer.callbacks if isinstance(c, ParameterAveragingCallback))  # type: ignore[attr-defined]
         shards = self.trainer.world_size if averaging.num_shards is None else averaging.num_shards
-        if self.datamodule is not None and shards > 1:
-            self.datamodule = ShardedDataModule(self.datamodule, num_shards=shards)
+        if self.datamodule is not None and shards > 1 and not isinstance(self.datamodule, ShardedDataModule):
+            self.datamodule = ShardedDataModule(
+                self.datamodule,
+                num_shards=shards,
+                partition=self._get(self.config, "sharding.partition"),
+                seed=self._get(self.config, "sharding.seed"),
+            )
 
 
 class _Parser(LightningArgumentParser):

@@ -98,10 +98,12 @@ class AntiGradientControl(Callback):
                 f" {type(pl_module).__name__}. Let Lightning call backward, or call the functions of"
                 " lightning_iet.functional.anti_gradient in its training_step."
             )
+        # The module itself is moved only after this hook.
+        device = trainer.strategy.root_device
         # Copies: tensors handed to spawned processes share their memory with the other processes.
-        self.bank = self.bank.to(pl_module.device, copy=True)
-        self.epoch_statistics = self.epoch_statistics.copy_to(pl_module.device)
-        self.run_statistics = self.run_statistics.copy_to(pl_module.device)
+        self.bank = self.bank.to(device, copy=True)
+        self.epoch_statistics = self.epoch_statistics.copy_to(device)
+        self.run_statistics = self.run_statistics.copy_to(device)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Open the seam."""
@@ -189,10 +191,6 @@ class AntiGradientControl(Callback):
         """Put the bank of another shard in place, by reference; ValueError if its length is not ``num_timesteps``."""
         self._check_bank(state["bank"])
         self.bank = state["bank"]
-
-    def fresh_shard_state(self) -> dict[str, Tensor]:
-        """State of a shard that has not been trained yet, on the same device."""
-        return {"bank": torch.zeros_like(self.bank)}
 
     def _observe(self, sample_loss: Tensor, timesteps: Tensor) -> Tensor | None:
         """Record a training batch; return the samples to keep, (B,), or None to leave the loss untouched."""

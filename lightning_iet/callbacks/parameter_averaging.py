@@ -96,7 +96,8 @@ class ParameterAveragingCallback(pl.Callback):
             return
         # First in line: in the last batch of a round, whatever else looks at the model finds the average.
         others = [callback for callback in trainer.callbacks if callback is not self]  # type: ignore[attr-defined]
-        trainer.callbacks = [self, *others]  # type: ignore[attr-defined]
+        others = [callback for callback in others if not isinstance(callback, _Closing)]
+        trainer.callbacks = [self, *others, _Closing(self)]  # type: ignore[attr-defined]
         self._saved = {}
         datamodule = getattr(trainer, "datamodule", None)
         in_data = datamodule.num_shards if isinstance(datamodule, ShardedDataModule) else None
@@ -109,6 +110,12 @@ class ParameterAveragingCallback(pl.Callback):
         if shards == 1:
             return
         check_trainer(trainer, pl_module)
+        if (self.every_n_train_steps or 0) % trainer.accumulate_grad_batches:
+            raise MisconfigurationException(
+                f"Argument `every_n_train_steps` expected a multiple of accumulate_grad_batches "
+                f"({trainer.accumulate_grad_batches}), but got {self.every_n_train_steps}: gradients would be summed "
+                "over two shards."
+            )
         hosted_shards(shards, trainer.world_size, trainer.global_rank)
         if in_data is None and shards != trainer.world_size:
             raise MisconfigurationException(
@@ -116,6 +123,10 @@ class ParameterAveragingCallback(pl.Callback):
                 f"{trainer.world_size} process(es) and no ShardedDataModule. Wrap the data module: "
                 f"ShardedDataModule(datamodule, num_shards={shards})."
             )
+        if isinstance(datamodule, ShardedDataModule):
+            self.seed = 0
+            datamodule.plan = self._plan(trainer)
+            datamodule.train_dataloader()  # a split that cannot be made is refused before anything is written
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Tell the data how the run distributes its shards, before the loader is made."""
@@ -153,7 +164,7 @@ class ParameterAveragingCallback(pl.Callback):
             return
         sampler = getattr(trainer.train_dataloader, "sampler", None)
         self._sampler = sampler if isinstance(sampler, ShardSampler) else own_shard(trainer, self.every_n_train_steps)
-        check_schedulers(trainer, self._sampler.steps)
+        check_schedulers(trainer)
         self.engine = ShardEngine(
             trainer,
             pl_module,
@@ -264,8 +275,9 @@ class ParameterAveragingCallback(pl.Callback):
             return
         check_same_run(self._saved["identity"], self._identity())
         self.engine.load_state_dict(self._saved.pop("shards"), agreed=self._saved["agreed"])
-        left = len(self._sampler.walk(self._saved["epoch"])) if self._saved["done"] else 0
-        set_position(trainer, len(self._sampler) - left)
+        if isinstance(self._sampler, ShardSampler):  # data of its own go on where the user's loader does
+            left = len(self._sampler.walk(self._saved["epoch"])) if self._saved["done"] else 0
+            set_position(trainer, len(self._sampler) - left)
         # Lightning warns of batches that are None; here they are how a process waits for others.
         warnings.filterwarnings("ignore", message=".*yielded None.*")
 
@@ -276,24 +288,21 @@ class ParameterAveragingCallback(pl.Callback):
         def on_save_checkpoint(checkpoint: dict[str, Any]) -> None:
             assert self.engine is not None  # noqa: S101
             self.engine.show_average()
-            # Copies: a view of the flat tensor would be saved with all of it.
-            checkpoint["state_dict"] = {name: tensor.clone() for name, tensor in module.state_dict().items()}
-            self.engine.hide_average()
-            own(checkpoint)
+            try:
+                # Copies: a view of the flat tensor would be saved with all of it.
+                checkpoint["state_dict"] = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+                own(checkpoint)
+            finally:
+                self.engine.hide_average()
 
         return on_save_checkpoint
 
     # --- whatever looks at the model sees the average ----------------------------------------------------------------
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Validate the average, in mid-round too."""
+        """Validate the average, in mid-round too; the next training step puts the shard at work back."""
         if self.engine is not None:
             self.engine.show_average()
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Put the shard at work back."""
-        if self.engine is not None:
-            self.engine.hide_average()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The result of the run is the average, wherever in a round it ended."""
@@ -305,8 +314,12 @@ class ParameterAveragingCallback(pl.Callback):
         self._release()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Leave an ordinary model and an ordinary strategy. No averaging: other processes may not be there."""
-        self._release()
+        """With several processes, leave an ordinary model at once: the others may not be there for an average.
+
+        One process keeps its shards until the other callbacks have written their last checkpoints.
+        """
+        if trainer.world_size > 1:
+            self._release()
 
     def _release(self) -> None:
         self._stack.close()
@@ -316,11 +329,27 @@ class ParameterAveragingCallback(pl.Callback):
             self.engine = None
 
 
+class _Closing(pl.Callback):
+    """Last in line: ends the averaging after an exception, when all others have seen it."""
+
+    def __init__(self, averaging: ParameterAveragingCallback) -> None:
+        self.averaging = averaging
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Leave an ordinary model and an ordinary strategy."""
+        self.averaging.teardown(trainer, pl_module, "fit")
+
+
 def _limit_per_shard(trainer: Trainer, hosted: int) -> int | None:
     """Steps that `limit_train_batches`, a limit on the batches of a process, leaves to each of its shards."""
-    limit = trainer.limit_train_batches
-    if isinstance(limit, int):
+    limit, least = trainer.limit_train_batches, hosted * trainer.accumulate_grad_batches
+    if isinstance(limit, int) and (limit >= least or trainer.fast_dev_run):  # type: ignore[attr-defined]
         return max(limit // hosted, 1)
+    if isinstance(limit, int):
+        raise MisconfigurationException(
+            f"ParameterAveragingCallback expected limit_train_batches to leave a step to each of the {hosted} shards "
+            f"of a process, at least {least}, but got {limit}. Use a larger limit, or fewer shards."
+        )
     if limit == 1.0:
         return None
     raise MisconfigurationException(

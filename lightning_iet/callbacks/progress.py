@@ -1,5 +1,6 @@
 """One progress bar for the whole run."""
 
+import sys
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
@@ -44,7 +45,8 @@ class RunProgressBar(ProgressBar):
             total=per_epoch * epochs if known and epochs else None,
             initial=trainer.fit_loop.epoch_loop.total_batch_idx + 1,
             unit="step",
-            mininterval=self.refresh_seconds,
+            # A file or a batch system's log keeps every redraw.
+            mininterval=self.refresh_seconds if sys.stderr.isatty() else 60 * self.refresh_seconds,
             dynamic_ncols=True,
             disable=not self._enabled,
         )

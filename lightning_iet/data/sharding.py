@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import lightning.pytorch as pl
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import (
@@ -247,7 +248,8 @@ class ShardedDataModule(pl.LightningDataModule):
         self.num_shards = num_shards
         self.partition = partition
         self.seed = seed
-        self.plan = ShardPlan(num_shards=num_shards)
+        self.prepare_data_per_node = datamodule.prepare_data_per_node
+        self.plan: ShardPlan | None = None
         # Hooks of the inner module are called as if it stood here itself.
         for hook in _PASSED_HOOKS:
             setattr(self, hook, getattr(datamodule, hook))
@@ -273,6 +275,11 @@ class ShardedDataModule(pl.LightningDataModule):
         loader = self.datamodule.train_dataloader()
         if self.num_shards == 1:
             return loader
+        if self.trainer is not None and self.plan is None:
+            raise ValueError(
+                f"ShardedDataModule with {self.num_shards} shards expected a ParameterAveragingCallback among the "
+                f"trainer's callbacks, but got none. Add ParameterAveragingCallback(num_shards={self.num_shards})."
+            )
         return self._shard(loader)
 
     def _shard(self, loader: object) -> DataLoader[Any]:
@@ -285,7 +292,7 @@ class ShardedDataModule(pl.LightningDataModule):
             "split": fingerprint_of_shards(shards),
             "training data": fingerprint_of_samples(loader.dataset),
         }
-        kept = {name: getattr(loader, name) for name in _KEPT_LOADER_SETTINGS}
+        kept = {name: getattr(loader, name) for name in _KEPT_LOADER_SETTINGS if hasattr(loader, name)}
         collate = _Collate(loader.collate_fn)
         return DataLoader(SeededSamples(loader.dataset), sampler=sampler, batch_size=None, collate_fn=collate, **kept)
 
@@ -309,6 +316,7 @@ _KEPT_LOADER_SETTINGS = (
     "multiprocessing_context",
     "prefetch_factor",
     "persistent_workers",
+    "in_order",
 )
 _PASSED_HOOKS = (
     "prepare_data",
@@ -321,6 +329,7 @@ _PASSED_HOOKS = (
     "on_after_batch_transfer",
     "state_dict",
     "load_state_dict",
+    "on_exception",
 )
 
 
@@ -335,6 +344,10 @@ def _order_of(loader: object) -> tuple[bool, int]:
         kind = type(order if loader.batch_size else loader.batch_sampler).__name__
         raise TypeError(f"Argument `datamodule` expected a loader in random or stored order, but got {kind}. {remedy}")
     return isinstance(order, RandomSampler), loader.batch_size
+
+
+def _are_words(labels: object) -> bool:
+    return isinstance(labels, list | tuple) and bool(labels) and isinstance(labels[0], str)
 
 
 def labels_of(dataset: Dataset[Any]) -> Tensor | None:
@@ -355,7 +368,7 @@ def labels_of(dataset: Dataset[Any]) -> Tensor | None:
     for name in ("targets", "labels"):
         labels = getattr(dataset, name, None)
         if labels is not None:
-            labels = torch.as_tensor(labels)
+            labels = torch.as_tensor(np.unique(labels, return_inverse=True)[1] if _are_words(labels) else labels)
             if labels.ndim == 1 and not labels.is_floating_point():
                 return labels
     return None

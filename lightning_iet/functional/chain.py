@@ -137,14 +137,12 @@ class Chain:
 
     def _fold(self, mean: Tensor | None, number: int) -> Tensor:
         """Fold this process's copies of a chunk, in the same pieces as one process would."""
-        copies = [copy[self.chunks[number]] for copy in self.copies]
+        copies, weights = [copy[self.chunks[number]] for copy in self.copies], self.weights
         if mean is None:
-            in_place = self.targets is self.copies and copies[0].dtype == self.dtype
-            mean = copies[0] if in_place or len(copies) == 1 else copies[0].to(self.dtype, copy=True)
-            mean = mean.to(self.dtype)
-            copies, weights = copies[1:], self.weights[1:]
-        else:
-            weights = self.weights
+            # A single copy is only sent, never changed.
+            in_place = self.targets is self.copies or len(copies) == 1
+            mean = fold(None, copies[:1], weights[:1], in_place=in_place)
+            copies, weights = copies[1:], weights[1:]
         for part in parts(mean) if copies else ():
             fold(mean[part], [copy[part] for copy in copies], weights)
         return mean

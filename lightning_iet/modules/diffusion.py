@@ -31,7 +31,8 @@ class DiffusionModule(pl.LightningModule):
             with linear betas 1e-4 … 0.02, T = 1000 and epsilon-prediction, as in IET-AGC and DDPM.
         ema_decay: Decay of the exponential moving average of the weights, in [0, 1); 0 = no average is kept.
         optimizer: Makes the optimizer from the parameters. Default: Adam with learning rate 2e-4.
-        warmup_steps: Optimizer steps (of each shard) over which the learning rate rises linearly from zero.
+        warmup_steps: Optimizer steps (of each shard), n, over which the learning rate rises linearly; the first has
+            1/n of it.
 
     Raises:
         ValueError: For values out of range.
@@ -117,12 +118,18 @@ class DiffusionModule(pl.LightningModule):
 
     def validation_step(self, batch: Any, batch_idx: int = 0) -> None:
         """Loss on held-out images, always with the same noise, so that epochs compare."""
-        images = batch[0]
+        self._held_out_loss("val/loss", batch[0], batch_idx)
+
+    def test_step(self, batch: Any, batch_idx: int = 0) -> None:
+        """The same on the test images."""
+        self._held_out_loss("test/loss", batch[0], batch_idx)
+
+    def _held_out_loss(self, name: str, images: Tensor, batch_idx: int) -> None:
         generator = torch.Generator().manual_seed(batch_idx)
         timesteps = torch.randint(self.num_timesteps, (len(images),), generator=generator).to(images.device)
         noise = torch.randn(images.shape, generator=generator, dtype=images.dtype).to(images.device)
         loss = self.losses(images, timesteps, noise, use_ema=True).mean()
-        self.log("val/loss", loss, prog_bar=True, batch_size=len(images), sync_dist=True)
+        self.log(name, loss, prog_bar=True, batch_size=len(images), sync_dist=True)
 
     def configure_optimizers(self) -> Any:
         """Optimizer over the denoiser's trainable parameters, and the warm-up."""
@@ -167,7 +174,7 @@ class DiffusionModule(pl.LightningModule):
         use_ema: bool = True,
         progress: Callable[[int], object] | None = None,
     ) -> Tensor:
-        """Draw images. Image i depends on ``(seed, start + i)`` alone, whatever the batches or processes.
+        """Draw images. Image i depends on ``(seed, start + i)``, not on batches or processes (to rounding).
 
         Args:
             num: Number of images.

@@ -11,7 +11,7 @@ from torch import Tensor
 from lightning_iet.functional.averaging import average_
 from lightning_iet.shards.layout import FlatLayout
 from lightning_iet.shards.packing import pack, unpack
-from lightning_iet.shards.state import ShardState, capture, install, shard_tensors, shardwise_callbacks
+from lightning_iet.shards.state import ShardState, capture, install, shard_tensors
 
 __all__ = ["ShardEngine"]
 
@@ -55,14 +55,19 @@ class ShardEngine:
         first = capture(trainer, self.layout.flatten(), self._counters.values())
         self.states: dict[int, ShardState] = {hosted[0]: first}
         for shard in hosted[1:]:
-            fresh = [callback.fresh_shard_state() for callback in shardwise_callbacks(trainer)]
-            self.states[shard] = first.fork(fresh)
+            self.states[shard] = first.fork()
         self.layout.install(first.flat)
+        self._buffers = [
+            (owner, name, buffer)
+            for owner in module.modules()
+            for name, buffer in owner.named_buffers(recurse=False, remove_duplicate=False)
+        ]
 
     # --- turns -----------------------------------------------------------------------------------------------------
 
     def activate(self, shard: int) -> None:
         """Put a shard to work in the place of another. Exchanges references; copies nothing."""
+        self.hide_average()
         if shard == self.active:
             return
         self.park()
@@ -75,6 +80,7 @@ class ShardEngine:
         """Take the shard at work back into its state; it stays at work."""
         if self.active is None:
             return
+        self._take_back_buffers()
         flat = self.states[self.active].flat
         if not self._average_is_shown and not self.layout.holds(flat):
             # Someone replaced weights instead of changing them in place; their values are what counts.
@@ -83,10 +89,19 @@ class ShardEngine:
             self.layout.install(flat)
         self.states[self.active] = capture(self.trainer, flat, self._counters.values())
 
+    def _take_back_buffers(self) -> None:
+        """Keep the tensors that we hold where a module has put a new one in a buffer's place (``n = n + 1``)."""
+        for owner, name, ours in self._buffers:
+            theirs = getattr(owner, name)
+            if theirs is not ours:
+                ours.data.copy_(theirs)
+                setattr(owner, name, ours)
+
     # --- the average -----------------------------------------------------------------------------------------------
 
     def average(self) -> None:
         """End a round: every shard continues from the average of all. Takes part on every process."""
+        self.hide_average()
         self.park()
         for copies in self._copies().values():
             average_(copies, self.sizes, group=self.group)

@@ -56,6 +56,12 @@ def own_shard(trainer: Trainer, round_steps: int | None = None) -> OwnShard:
     everyone: list[Any] = [None] * trainer.world_size
     # Without a size, batches are what a shard is weighted by.
     size = len(loader.dataset) if sized else trainer.num_training_batches
+    if trainer.num_training_batches == float("inf") or trainer.reload_dataloaders_every_n_epochs:  # type: ignore[attr-defined]
+        raise MisconfigurationException(
+            "ParameterAveragingCallback expected training data of one known length on each process, but got an "
+            "iterable without one, or reload_dataloaders_every_n_epochs. Use a map-style data set, or set "
+            "limit_train_batches."
+        )
     dist.all_gather_object(everyone, (size, trainer.num_training_batches))
     sizes, steps = [size for size, _ in everyone], [int(steps) for _, steps in everyone]
     if len(set(steps)) > 1:

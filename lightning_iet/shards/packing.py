@@ -46,7 +46,11 @@ def unpack(packed: dict[str, Any], *, into: ShardState, optimizers: Sequence[Opt
     loaded = []
     for saved, optimizer in zip(packed["optimizers"], optimizers, strict=True):
         parameters = list(_numbers(optimizer))
-        state = {parameters[number]: _values(values, parameters[number]) for number, values in saved["state"].items()}
+        on_device = [group.get("fused") or group.get("capturable") for group in optimizer.param_groups]
+        state = {
+            parameters[number]: _values(values, parameters[number], move_all=any(on_device))
+            for number, values in saved["state"].items()
+        }
         loaded.append((state, saved["groups"]))
     return ShardState(
         flat=into.flat,
@@ -63,11 +67,11 @@ def _numbers(optimizer: Optimizer) -> dict[Tensor, int]:
     return {parameter: number for number, parameter in enumerate(parameters)}
 
 
-def _values(values: dict[str, Any], parameter: Tensor) -> dict[str, Any]:
-    """Move what belongs to a parameter to its device; a step counter stays on the CPU, where optimizers keep it."""
-    return {
-        name: value.to(parameter.device)
-        if isinstance(value, torch.Tensor) and value.shape == parameter.shape
-        else value
-        for name, value in values.items()
-    }
+def _values(values: dict[str, Any], parameter: Tensor, *, move_all: bool) -> dict[str, Any]:
+    """Move what belongs to a parameter to its device; step counters only for fused and capturable optimizers."""
+
+    def place(value: Any) -> Any:
+        belongs = isinstance(value, torch.Tensor) and (move_all or value.shape == parameter.shape)
+        return value.to(parameter.device) if belongs else value
+
+    return {name: place(value) for name, value in values.items()}

@@ -2,7 +2,7 @@
 
 import copy
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -25,9 +25,6 @@ class ShardwiseCallback(Protocol):
     def load_shard_state(self, state: dict[str, Tensor]) -> None:
         """Put another shard's tensors in place, by reference."""
 
-    def fresh_shard_state(self) -> dict[str, Tensor]:
-        """The tensors of a shard that has not begun."""
-
 
 @dataclass
 class ShardState:
@@ -49,8 +46,8 @@ class ShardState:
     callbacks: list[dict[str, Tensor]] = field(default_factory=list)
     """State of each shard-wise callback."""
 
-    def fork(self, fresh_callbacks: Sequence[dict[str, Tensor]]) -> "ShardState":
-        """A state for another shard that starts from the same weights and optimizer."""
+    def fork(self) -> "ShardState":
+        """A state for another shard that starts where this one does."""
         return ShardState(
             flat={dtype: flat.clone() for dtype, flat in self.flat.items()},
             counters=[counter.clone() for counter in self.counters],
@@ -61,7 +58,7 @@ class ShardState:
             ],
             schedulers=copy.deepcopy(self.schedulers),
             scaler=copy.deepcopy(self.scaler),
-            callbacks=list(fresh_callbacks),
+            callbacks=copy.deepcopy(self.callbacks),
         )
 
 
@@ -83,7 +80,7 @@ def shard_tensors(module: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tenso
         if parameter.requires_grad or id(parameter) in averaged
     }
     tensors.update(module.named_buffers())
-    floats = {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point()}
+    floats = {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point() or tensor.is_complex()}
     return floats, {name: tensor for name, tensor in tensors.items() if name not in floats}
 
 

@@ -2,6 +2,7 @@
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import GradientAccumulationScheduler, StochasticWeightAveraging, WeightAveraging
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
 __all__ = ["check_schedulers", "check_trainer"]
@@ -35,6 +36,12 @@ def check_trainer(trainer: Trainer, module: LightningModule) -> None:
             f"ParameterAveragingCallback expected max_steps=-1, but got {trainer.max_steps}: a process counts the "
             "steps of all its shards, so the run would end in the middle of a shard. Use max_epochs."
         )
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, WeightAveraging | StochasticWeightAveraging | GradientAccumulationScheduler):
+            raise MisconfigurationException(
+                f"ParameterAveragingCallback expected no callback that mixes the weights or gradients of shards, but "
+                f"got {type(callback).__name__}. Use DiffusionModule(ema_decay=…), Trainer(accumulate_grad_batches=…)."
+            )
     if trainer.overfit_batches:  # type: ignore[attr-defined]
         raise MisconfigurationException(
             f"ParameterAveragingCallback expected overfit_batches=0, but got {trainer.overfit_batches}: "  # type: ignore[attr-defined]
@@ -42,7 +49,7 @@ def check_trainer(trainer: Trainer, module: LightningModule) -> None:
         )
 
 
-def check_schedulers(trainer: Trainer, steps: int) -> None:
+def check_schedulers(trainer: Trainer) -> None:
     """Refuse learning-rate schedules that cannot be kept apart by shard.
 
     Raises:
@@ -55,8 +62,8 @@ def check_schedulers(trainer: Trainer, steps: int) -> None:
                 f"ParameterAveragingCallback expected LR schedules that step by themselves, but got {name}: its metric "
                 "is one of the average, not of a shard. Use a schedule by step or epoch, or num_shards=1."
             )
-        if config.interval == "step" and steps % config.frequency:
+        if config.interval == "step" and config.frequency != 1:
             raise MisconfigurationException(
-                f"ParameterAveragingCallback expected an LR schedule frequency that divides the {steps} steps of a "
-                f"shard's epoch, but got {config.frequency} for {name}. Use frequency=1."
+                f"ParameterAveragingCallback expected LR schedules by step with frequency=1, but got {config.frequency}"
+                f" for {name}: Lightning counts the steps of all shards of a process. Use frequency=1."
             )

@@ -285,7 +285,9 @@ def test_no_step_waits_for_the_device(tmp_path, kind):
 def test_runs_on_an_accelerator_without_a_wait():
     with FakeTensorMode():  # tensors without values: raises when one is asked for, or when devices are mixed
         agc = AntiGradientControl()
-        agc.setup(None, SimpleNamespace(device=torch.device("cuda"), automatic_optimization=True), "fit")
+        # Lightning moves the module after `setup`: only the strategy knows the device by then.
+        trainer = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("cuda")))
+        agc.setup(trainer, SimpleNamespace(device=torch.device("cpu"), automatic_optimization=True), "fit")
         agc._is_first_batch = False
         losses = torch.rand(8, device="cuda")
         agc._observe(losses, torch.randint(1000, (8,), device="cuda"))
@@ -328,7 +330,7 @@ def test_shards_take_turns():
             agc._observe(losses, timesteps)
 
     agc = make()
-    states = [agc.shard_state(), agc.fresh_shard_state()]
+    states = [agc.shard_state(), {"bank": torch.zeros_like(agc.bank)}]
     for i, (losses, timesteps) in enumerate(batches):
         agc.load_shard_state(states[i % 2])
         agc._observe(losses, timesteps)

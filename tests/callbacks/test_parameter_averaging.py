@@ -3,6 +3,7 @@ import copy
 import lightning.pytorch as pl
 import pytest
 import torch
+from lightning.pytorch.callbacks import EMAWeightAveraging, GradientAccumulationScheduler, OnExceptionCheckpoint
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -132,9 +133,12 @@ def test_one_shard_and_threshold_zero_are_plain_training_bit_for_bit(tmp_path):
     assert_same_bits(state_of(plain), state_of(neutral))
 
 
-def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(tmp_path):
+def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(tmp_path, monkeypatch):
     first, again = (state_of(fit(tmp_path)[0]) for _ in range(2))
     assert_same_bits(first, again)
+    monkeypatch.setattr("tests.callbacks.test_parameter_averaging.SEED", SEED + 1)
+    other = state_of(fit(tmp_path)[0])
+    assert not torch.equal(first["unet.conv_in.weight"], other["unet.conv_in.weight"])
 
 
 class Watch(pl.Callback):
@@ -260,8 +264,62 @@ def test_limit_train_batches_is_shared_out_among_the_shards(tmp_path):
     assert {float(state[0]["step"]) for state in spy.optimizers[0]} == {1.0}
 
 
-def test_fast_dev_run_works(tmp_path):
-    fit(tmp_path, fast_dev_run=True)
+def test_fast_dev_run_takes_one_step(tmp_path):
+    module, _ = fit(tmp_path, fast_dev_run=True)
+    assert module.ema.n_averaged.item() == 1
+    assert not torch.equal(module.unet.conv_in.weight, tiny_diffusion().unet.conv_in.weight)
+
+
+class Counting(Normalised):
+    """Puts new tensors in the place of its buffers, as careless modules do."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("seen", torch.zeros(()))
+        self.register_buffer("steps", torch.zeros((), dtype=torch.long))
+
+    def training_step(self, batch, batch_idx):
+        self.seen = self.seen + len(batch[0])
+        self.steps = self.steps + 1
+        return super().training_step(batch, batch_idx)
+
+
+def test_buffers_that_a_module_replaces_stay_with_their_shard(tmp_path):
+    module, spied = fit(tmp_path, num_shards=2, module=Counting(), data=Numbers(), max_epochs=2)
+    assert [tensors["seen"].item() for tensors in spied.before[1]] == [16.0, 16.0]
+    assert (module.seen.item(), module.steps.item()) == (16.0, 4)
+
+
+def test_a_second_fit_starts_all_shards_alike(tmp_path):
+    agc = AntiGradientControl(0.5)
+    fit(tmp_path, callbacks=[agc])
+    banks = []
+
+    class Look(pl.Callback):
+        def on_train_start(self, trainer, pl_module):
+            banks.extend(state.callbacks[0]["bank"] for state in averaging_of(trainer).engine.states.values())
+
+    fit(tmp_path, callbacks=[agc, Look()])
+    assert banks[0].any()
+    assert all(torch.equal(bank, banks[0]) for bank in banks[1:])
+    assert len({bank.data_ptr() for bank in banks}) == 4
+
+
+def test_a_checkpoint_on_an_exception_holds_the_shards_and_their_average(tmp_path):
+    class Fail(pl.Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            if batch_idx == 5:
+                raise RuntimeError("stop")
+
+    saving = OnExceptionCheckpoint(tmp_path)
+    with pytest.raises(RuntimeError, match="stop"):
+        fit(tmp_path, callbacks=[Fail(), saving], enable_checkpointing=True)
+    checkpoint = torch.load(saving.ckpt_path, weights_only=True)
+    saved = checkpoint["callbacks"]["Spied"]
+    assert saved["done"] == [2, 2, 2, 0]
+    flats = [shard["flat"]["float32"].double() for shard in saved["shards"].values()]
+    weight = checkpoint["state_dict"]["unet.conv_in.weight"].flatten().double()
+    torch.testing.assert_close(weight, (sum(flats) / 4)[: len(weight)], rtol=1e-5, atol=1e-6)
 
 
 # --- bad input --------------------------------------------------------------------------------------------------------
@@ -301,6 +359,18 @@ def plateau(module):
         (manual, {}, "expected automatic optimization"),
         (plateau, {}, "expected LR schedules that step by themselves, but got ReduceLROnPlateau"),
         (None, {"max_steps": 3, "max_epochs": None}, "expected max_steps=-1, but got 3"),
+        (
+            None,
+            {"limit_train_batches": 2},
+            "to leave a step to each of the 4 shards .* at least 4, but got 2",
+        ),
+        (None, {"callbacks": [EMAWeightAveraging()]}, "that mixes the weights or gradients of shards, but got EMA"),
+        (None, {"callbacks": [GradientAccumulationScheduler({0: 2})]}, "but got GradientAccumulationScheduler"),
+        (
+            None,
+            {"accumulate_grad_batches": 2, "round_length": {"every_n_train_steps": 3}},
+            r"a multiple of accumulate_grad_batches \(2\), but got 3",
+        ),
         (None, {"overfit_batches": 1}, "expected overfit_batches=0"),
         (None, {"limit_train_batches": 0.5}, "expected limit_train_batches as a number of batches"),
         (None, {"sharded": False}, r"Wrap the data module: ShardedDataModule\(datamodule, num_shards=4\)"),
@@ -315,6 +385,11 @@ def test_what_cannot_work_is_refused_before_the_first_step(tmp_path, change, kwa
     with pytest.raises((MisconfigurationException, ValueError), match=message):
         fit(tmp_path, module=module, **kwargs)
     assert_same_bits(before, state_of(module))
+
+
+def test_sharded_data_without_averaging_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"Add ParameterAveragingCallback\(num_shards=4\)"):
+        quiet_trainer(tmp_path).fit(tiny_diffusion(), ShardedDataModule(digits(), 4, partition="iid"))
 
 
 def test_data_and_averaging_must_agree_on_the_number_of_shards(tmp_path):

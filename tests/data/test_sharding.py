@@ -173,6 +173,7 @@ def test_labels_are_found_through_subsets_and_concatenations():
     assert labels_of(ConcatDataset([data, Subset(data, [1])])).tolist() == [3, 4, 5, 6, 4]
     assert labels_of(ConcatDataset([data, Numbers(2)])) is None
     assert labels_of(Numbers(2, torch.rand(2))) is None
+    assert labels_of(Numbers(3, ["dog", "cat", "dog"])).tolist() == [1, 0, 1]
 
 
 def test_order_is_kept_when_the_loader_does_not_shuffle():
