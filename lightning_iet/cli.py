@@ -68,7 +68,7 @@ class IETCLI(LightningCLI):
         """Find out now whether the run's folder can be written, not after hours of training."""
         if self.trainer.is_global_zero and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             remedy = "Give another one as `save_dir` of the logger, or with `--trainer.default_root_dir`."
-            check_writable(run_folder(self.trainer), argument="save_dir", remedy=remedy)
+            check_writable(run_folder(self.trainer), argument="save_dir", remedy=remedy, make=False)
 
     def instantiate_classes(self) -> None:
         """Split the training data into as many shards as are averaged."""
@@ -151,7 +151,8 @@ _LOGGER = {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"s
 
 
 def _quiet() -> None:
-    """Silence what Lightning and torch tell their own developers."""
+    """Silence what Lightning, jsonargparse and torch tell their own developers."""
+    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
         lambda record: "Tip" not in record.getMessage()
     )
@@ -160,6 +161,7 @@ def _quiet() -> None:
         ".*does not have many workers.*",
         ".*is smaller than the logging interval.*",
         ".*sync_dist=True.*",
+        ".*The dirpath has changed.*",
         ".*not resumable.*",
     ):
         warnings.filterwarnings("ignore", message=message)

@@ -32,6 +32,7 @@ def prediction_target(
         ValueError: For another prediction type.
 
     Example:
+        >>> import torch
         >>> x, noise, t = torch.zeros(1, 1), torch.ones(1, 1), torch.tensor([0])
         >>> prediction_target(x, noise, t, torch.tensor([0.25]), "v_prediction")
         tensor([[0.5000]])
@@ -59,6 +60,7 @@ def sample_losses(prediction: Tensor, target: Tensor) -> Tensor:
         Losses ≥ 0, shape ``(B,)``.
 
     Example:
+        >>> import torch
         >>> sample_losses(torch.zeros(2, 3), torch.tensor([[1.0, 1.0, 1.0], [0.0, 0.0, 3.0]]))
         tensor([1., 3.])
     """
@@ -69,6 +71,7 @@ def mean_loss(sample_loss: Tensor, timesteps: Tensor) -> Tensor:
     """The default reducer: the mean, whatever the timesteps.
 
     Example:
+        >>> import torch
         >>> mean_loss(torch.tensor([1.0, 3.0]), torch.tensor([5, 7]))
         tensor(2.)
     """

@@ -38,11 +38,12 @@ def run_folder(trainer: Trainer) -> Path:
     return Path(logger.save_dir or trainer.default_root_dir, str(logger.name), version)
 
 
-def check_writable(folder: Path, *, argument: str, remedy: str) -> None:
+def check_writable(folder: Path, *, argument: str, remedy: str, make: bool = True) -> None:
     """Makes ``folder`` and tries a file in it, so that a long job need not fail at its end.
 
     Args:
         folder: the folder; it and its parents are made where they are missing.
+        make: False leaves no trace: the file is tried in the nearest parent that exists.
         argument: the name under which the user gave it.
         remedy: what to do about it, one sentence.
 
@@ -56,14 +57,20 @@ def check_writable(folder: Path, *, argument: str, remedy: str) -> None:
         ValueError: Argument `out` expected a folder that can be written, but got ... (Not a directory). Give ...
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
+        if make:
+            folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder if make else _nearest(folder)):
             pass
     except OSError as error:
         raise ValueError(
             f"Argument `{argument}` expected a folder that can be written, but got '{folder}'"
             f" ({error.strerror}). {remedy}"
         ) from error
+
+
+def _nearest(folder: Path) -> Path:
+    """The folder itself, or the nearest of its parents that exists."""
+    return next(place for place in (folder, *folder.absolute().parents) if place.exists())
 
 
 @contextmanager

@@ -16,24 +16,26 @@ from tests.helpers.models import quiet_trainer, tiny_diffusion
 SEED, EPOCHS, STEPS = 11, 3, 8  # 4 shards take 2 steps each in an epoch
 
 
+class Flips(torch.utils.data.Dataset):
+    """Images, flipped at random."""
+
+    def __init__(self, images):
+        self.images = images
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, index):
+        image, label, number = self.images[index]
+        return (image.flip(-1) if torch.rand(()) < 0.5 else image), label, number
+
+
 class Flipped(DigitsDataModule):
     """Digits with random flips."""
 
     def setup(self, stage):
         super().setup(stage)
-        images = self.train_set
-
-        class Flips(torch.utils.data.Dataset):
-            targets = images.targets
-
-            def __len__(self):
-                return len(images)
-
-            def __getitem__(self, index):
-                image, label, number = images[index]
-                return (image.flip(-1) if torch.rand(()) < 0.5 else image), label, number
-
-        self.train_set = Flips()
+        self.train_set = Flips(self.train_set)
 
 
 class SaveAll(Checkpoint):

@@ -25,8 +25,8 @@ class Processes:
         self.pipes, self.workers = [], []
         for rank in range(world_size):
             ours, theirs = context.Pipe()
-            worker = context.Process(target=_serve, args=(theirs, rank, world_size), daemon=True)
-            worker.start()
+            worker = context.Process(target=_serve, args=(theirs, rank, world_size))
+            worker.start()  # no daemon: those may not start the workers of a DataLoader
             theirs.close()
             self.pipes.append(ours)
             self.workers.append(worker)
