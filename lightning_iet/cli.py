@@ -12,7 +12,7 @@ from typing import NoReturn
 
 import lightning.pytorch as pl
 from jsonargparse import DefaultHelpFormatter
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 from lightning_iet import __version__
 from lightning_iet.callbacks import AntiGradientControl, Evaluation, ParameterAveragingCallback, RunProgressBar
@@ -21,6 +21,7 @@ from lightning_iet.functional.sharding import Partition
 from lightning_iet.tools.compare import compare
 from lightning_iet.tools.run_folder import check_writable, run_folder
 from lightning_iet.tools.sample import sample
+from lightning_iet.utilities.checkpoints import check_whole
 from lightning_iet.utilities.errors import TRACEBACK_VARIABLE, fail, one_line_errors
 
 __all__ = ["IETCLI", "TOOLS", "main", "run_tool"]
@@ -63,6 +64,13 @@ class IETCLI(LightningCLI):
     def subcommands() -> dict[str, set[str]]:
         """What a trainer does; images are drawn with `sample` rather than `predict`."""
         return {name: skipped for name, skipped in LightningCLI.subcommands().items() if name != "predict"}
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Look at the checkpoint that a run is to go on from before anything is built."""
+        super().parse_arguments(parser, args)
+        path = self.config[self.config.subcommand].get("ckpt_path")
+        if path and path not in ("best", "last", "hpc", "registry"):  # words of Lightning's own
+            check_whole(Path(path), argument="ckpt_path")
 
     def before_fit(self) -> None:
         """Find out now whether the run's folder can be written, not after hours of training."""

@@ -180,9 +180,15 @@ def test_bad_commands_are_one_clear_line(arguments, message, capsys):
 
 def test_a_file_that_is_no_checkpoint_is_named(capsys):
     Path("text.ckpt").write_text("hello")
-    assert "expected a checkpoint of a DiffusionModule, but got 'text.ckpt'" in fails(
-        capsys, "sample", "--ckpt", "text.ckpt"
-    )
+    named = "expected a whole checkpoint, but got 'text.ckpt'"
+    assert named in fails(capsys, "sample", "--ckpt", "text.ckpt")
+    config = next(path for path in CONFIGS if path.stem == "iet_agc")
+    assert named in fails(capsys, "fit", "--config", str(config), "--ckpt_path", "text.ckpt")
+
+
+def test_a_checkpoint_of_something_else_is_named(capsys):
+    torch.save({"state_dict": {}, "specification": {}}, "other.ckpt")
+    assert "Argument `unet` expected the denoiser of other.ckpt" in fails(capsys, "sample", "--ckpt", "other.ckpt")
 
 
 def test_the_traceback_is_there_when_asked_for(monkeypatch):

@@ -11,6 +11,7 @@ from lightning_iet.modules import DiffusionModule
 from lightning_iet.modules.sampling import Sampler
 from lightning_iet.tools.figures import image_grid, save_figure
 from lightning_iet.tools.run_folder import check_writable, free_folder, write_atomically
+from lightning_iet.utilities.checkpoints import check_whole
 
 __all__ = ["sample"]
 
@@ -72,8 +73,7 @@ def sample(
 
 def _load(path: Path) -> DiffusionModule:
     """Load a module, or say in one line why that file is none."""
-    if not path.is_file():
-        raise FileNotFoundError(f"Argument `ckpt` expected a checkpoint file, but got '{path}', which does not exist.")
+    check_whole(path, argument="ckpt")
     try:
         return DiffusionModule.load_from_checkpoint(path, map_location="cpu")
     except ValueError:
