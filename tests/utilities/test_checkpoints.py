@@ -19,9 +19,7 @@ def test_a_whole_file_passes(checkpoint):
 def test_a_torn_file_is_named(checkpoint, share):
     content = checkpoint.read_bytes()
     checkpoint.write_bytes(content[: int(share * len(content))])
-    with pytest.raises(
-        ValueError, match=r"`ckpt` expected a whole checkpoint.*whole\.ckpt', which is cut off"
-    ):
+    with pytest.raises(ValueError, match=r"`ckpt` expected a whole checkpoint.*whole\.ckpt', which is cut off"):
         check_whole(checkpoint, argument="ckpt")
 
 
