@@ -38,7 +38,8 @@ class ParameterAveragingCallback(pl.Callback):
     Anti-Gradient Control for Mitigating Memorization in Diffusion Models*, ECCV 2024, https://arxiv.org/abs/2407.15328.
 
     Shards are not processes: K shards run on W processes for any W that divides K (W = 1 included), with the same
-    final weights (bit for bit on one kind of CPU in float32, with equally many threads in each process). An epoch is one pass over all the data; a process walks through its shards one after the other.
+    final weights (bit for bit on one kind of CPU in float32, with equally many threads in each process). An epoch is
+    one pass over all the data; a process walks through its shards one after the other.
     Validation, checkpoints and the finished model always show the average. Every step seeds the random generators from
     (seed, shard, epoch, step), so nothing that happens in between, nor the process count, changes a shard's course.
 
