@@ -13,7 +13,8 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.strategies import ParallelStrategy
 
-from lightning_iet.data.sharding import ShardedDataModule, ShardPlan, ShardSampler
+from lightning_iet.data.shard_sampler import ShardPlan, ShardSampler
+from lightning_iet.data.sharding import ShardedDataModule
 from lightning_iet.functional.seeding import derive_seed
 from lightning_iet.functional.sharding import ShardStep, hosted_shards
 from lightning_iet.shards import ShardEngine

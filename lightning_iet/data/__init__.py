@@ -2,7 +2,8 @@
 
 from lightning_iet.data.digits import DigitsDataModule
 from lightning_iet.data.images import ImageDataModule, IndexedImages
-from lightning_iet.data.sharding import SeededSamples, ShardBatch, ShardedDataModule, ShardPlan, ShardSampler
+from lightning_iet.data.shard_sampler import SeededSamples, ShardBatch, ShardPlan, ShardSampler
+from lightning_iet.data.sharding import ShardedDataModule
 
 __all__ = [
     "DigitsDataModule",

@@ -1,0 +1,174 @@
+"""In which order a process reads the samples of its shards."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, DistributedSampler
+
+from lightning_iet.functional.seeding import derive_seed
+from lightning_iet.functional.sharding import ShardStep, cut_batches, hosted_shards, resume, steps_per_epoch, walk
+from lightning_iet.utilities.random import isolated_rng, seed_rng
+
+__all__ = ["SeededSamples", "ShardBatch", "ShardPlan", "ShardSampler"]
+
+
+@dataclass(frozen=True)
+class ShardPlan:
+    """What a run says about its shards; the averaging callback hands it to the data before the first batch."""
+
+    num_shards: int
+    """K, a property of the run."""
+    num_processes: int = 1
+    """W, a property of the machine; divides K."""
+    rank: int = 0
+    """This process."""
+    seed: int = 0
+    """Seed of the run, the same on every process."""
+    round_steps: int | None = None
+    """Steps of each shard between two averagings; None = rounds are whole epochs."""
+    multiple_of: int = 1
+    """Accumulated gradients: every shard's number of steps is a multiple of this."""
+    limit: int | None = None
+    """At most this many steps of each shard in an epoch."""
+    epoch: int = 0
+    """The epoch in which the run (re)starts."""
+    done: tuple[int, ...] = ()
+    """Steps that each shard has taken in that epoch before it was cut; empty = none."""
+
+
+@dataclass(frozen=True)
+class ShardBatch:
+    """The samples of one step, as the sampler hands them to the data set (and to its workers)."""
+
+    shard: int | None
+    """Whose step it is; None in a step in which this process waits for others."""
+    epoch: int
+    seed: int
+    indices: list[int]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+
+class ShardSampler(DistributedSampler[ShardBatch]):
+    """Yields whole batches, each from one shard; a process walks through its shards one after the other.
+
+    To be used as ``DataLoader(SeededSamples(dataset), sampler=ShardSampler(…), batch_size=None, collate_fn=…)``, the
+    way in which PyTorch takes samplers of batches. It subclasses ``DistributedSampler``, so that Lightning leaves it
+    alone under DDP and tells it the epoch. The order of samples derives from (seed, shard, epoch), never from the rank.
+
+    Args:
+        shards: One index tensor per shard of the run (all K of them), from
+            :func:`~lightning_iet.functional.sharding.partition`.
+        batch_size: Largest number of samples in a batch.
+        plan: How the run distributes its shards; by default all of them in this process.
+        shuffle: Whether each shard's samples are shuffled in each epoch.
+        drop_last: Only full batches.
+
+    Raises:
+        ValueError: If K is not a multiple of the process count, or a shard is too small for its share of batches.
+
+    Example:
+        >>> sampler = ShardSampler([torch.tensor([0, 1, 4]), torch.tensor([2, 3])], batch_size=2, shuffle=False)
+        >>> [(batch.shard, batch.indices) for batch in sampler]
+        [(0, [0, 1]), (0, [4]), (1, [2]), (1, [3])]
+    """
+
+    def __init__(
+        self,
+        shards: Sequence[Tensor],
+        batch_size: int,
+        *,
+        plan: ShardPlan | None = None,
+        shuffle: bool = True,
+        drop_last: bool = False,
+    ) -> None:
+        self.shards = list(shards)
+        self.plan = plan or ShardPlan(num_shards=len(self.shards))
+        super().__init__(
+            range(sum(len(shard) for shard in self.shards)),  # type: ignore[arg-type]
+            num_replicas=self.plan.num_processes,
+            rank=self.plan.rank,
+            shuffle=shuffle,
+            seed=self.plan.seed,
+            drop_last=drop_last,
+        )
+        if self.plan.num_shards != len(self.shards):
+            raise ValueError(
+                f"Argument `num_shards` expected the same value in the data and in the averaging, "
+                f"but got {len(self.shards)} and {self.plan.num_shards}."
+            )
+        self.batch_size = batch_size
+        self.identity: dict[str, str] = {}
+        # Workers read ahead before Lightning tells the epoch.
+        self.epoch = self.plan.epoch
+        self.hosted = hosted_shards(len(self.shards), self.plan.num_processes, self.plan.rank)
+        self.steps = steps_per_epoch(
+            self.sizes, batch_size, drop_last=drop_last, multiple_of=self.plan.multiple_of, limit=self.plan.limit
+        )
+
+    @property
+    def sizes(self) -> list[int]:
+        """Number of samples of every shard of the run."""
+        return [len(shard) for shard in self.shards]
+
+    def walk(self, epoch: int) -> list[ShardStep]:
+        """The steps of this process in an epoch, in order; in the epoch in which a cut run goes on, those left of it.
+
+        A step without a shard waits for processes that have more left; its batch is None.
+        """
+        processes, plan = range(self.plan.num_processes), self.plan
+        hosts = [hosted_shards(plan.num_shards, plan.num_processes, rank) for rank in processes]
+        walks = [walk(hosted, self.steps, epoch=epoch, round_steps=plan.round_steps) for hosted in hosts]
+        if epoch == plan.epoch and plan.done:
+            return resume(walks, plan.done, plan.rank)
+        return walks[plan.rank]
+
+    def batches(self, shard: int, epoch: int) -> list[list[int]]:
+        """The batches of a shard in an epoch; a function of (seed, shard, epoch) alone."""
+        indices = self.shards[shard]
+        if self.shuffle:
+            generator = torch.Generator().manual_seed(derive_seed(self.seed, shard, epoch))
+            indices = indices[torch.randperm(len(indices), generator=generator)]
+        # A limit cuts the epoch short; it does not spread all samples over fewer batches.
+        pieces = cut_batches(indices, self._unlimited_steps, batch_size=self.batch_size, drop_last=self.drop_last)
+        return [piece.tolist() for piece in pieces[: self.steps]]
+
+    @property
+    def _unlimited_steps(self) -> int:
+        return steps_per_epoch(self.sizes, self.batch_size, drop_last=self.drop_last, multiple_of=self.plan.multiple_of)
+
+    def __iter__(self) -> Iterator[ShardBatch]:
+        epoch = self.epoch
+        batches = {shard: self.batches(shard, epoch) for shard in self.hosted}
+        for step in self.walk(epoch):
+            indices = [] if step.shard is None else batches[step.shard][step.step]
+            yield ShardBatch(step.shard, epoch, self.seed, indices)
+
+    def __len__(self) -> int:
+        return self.steps * len(self.hosted)
+
+
+class SeededSamples(Dataset[list[Any]]):
+    """Reads the samples of a batch, each with random generators seeded by (seed, epoch, index).
+
+    Random flips and crops then depend on the sample and the epoch only: not on the worker that reads it, not on the
+    process count, and they draw nothing from the training's own random stream.
+
+    Args:
+        dataset: A map-style data set.
+    """
+
+    def __init__(self, dataset: Dataset[Any]) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, batch: ShardBatch) -> list[Any]:
+        with isolated_rng():
+            return [self._sample(index, batch) for index in batch.indices]
+
+    def _sample(self, index: int, batch: ShardBatch) -> Any:
+        seed_rng(derive_seed(batch.seed, batch.epoch, index), devices=False)
+        return self.dataset[index]
