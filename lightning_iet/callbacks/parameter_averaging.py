@@ -267,7 +267,7 @@ class ParameterAveragingCallback(pl.Callback):
             "steps of each shard in an epoch": self._sampler.steps,
             "length of a round": f"{self.every_n_epochs} epochs, {self.every_n_train_steps} steps",
             **self._sampler.identity,
-            "model": self.engine.tensor_shapes(),
+            "model": self.engine.layout.shapes,
         }
 
     def _resume(self, trainer: Trainer) -> None:

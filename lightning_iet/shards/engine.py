@@ -51,8 +51,8 @@ class ShardEngine:
         self._average_is_shown = False
         floats, counters = shard_tensors(module)
         self.layout = FlatLayout(floats)
-        self._counters = counters
-        first = capture(trainer, self.layout.flatten(), self._counters.values())
+        self._counters = list(counters.values())
+        first = capture(trainer, self.layout.flatten(), self._counters)
         self.states: dict[int, ShardState] = {hosted[0]: first}
         for shard in hosted[1:]:
             self.states[shard] = first.fork()
@@ -73,7 +73,7 @@ class ShardEngine:
         self.park()
         state = self.states[shard]
         self.layout.install(state.flat)
-        install(self.trainer, state, self._counters.values())
+        install(self.trainer, state, self._counters)
         self.active = shard
 
     def park(self) -> None:
@@ -87,7 +87,7 @@ class ShardEngine:
             for dtype, fresh in self.layout.flatten().items():
                 flat[dtype].copy_(fresh)
             self.layout.install(flat)
-        self.states[self.active] = capture(self.trainer, flat, self._counters.values())
+        self.states[self.active] = capture(self.trainer, flat, self._counters)
 
     def _take_back_buffers(self) -> None:
         """Keep the tensors that we hold where a module has put a new one in a buffer's place (``n = n + 1``)."""
@@ -152,9 +152,5 @@ class ShardEngine:
         self.active, self.agreed = None, agreed
         # Until a shard is at work (or where all of this process's shards are done), the model shows the first one.
         first = next(iter(self.states.values()))
-        for live, counter in zip(self._counters.values(), first.counters, strict=True):
+        for live, counter in zip(self._counters, first.counters, strict=True):
             live.data = counter
-
-    def tensor_shapes(self) -> dict[str, list[int]]:
-        """Shape of each tensor of a shard, by name: what makes two checkpoints of one model."""
-        return self.layout.shapes

@@ -57,13 +57,8 @@ class FlatLayout:
             self.lengths[tensor.dtype] = offset + -(-tensor.numel() // step) * step
 
     @property
-    def names(self) -> list[str]:
-        """Names of the tensors, in order."""
-        return list(self._places)
-
-    @property
     def shapes(self) -> dict[str, list[int]]:
-        """Shape of each tensor, by name."""
+        """Shape of each tensor, by name: what makes two checkpoints of one model."""
         return {name: list(place.size) for name, place in self._places.items()}
 
     @property
