@@ -9,7 +9,7 @@ from tqdm.auto import tqdm
 
 from lightning_iet.callbacks.parameter_averaging import ParameterAveragingCallback
 
-__all__ = ["RunProgressBar"]
+__all__ = ["RunProgressBar", "whereabouts"]
 
 
 class RunProgressBar(ProgressBar):
@@ -54,17 +54,16 @@ class RunProgressBar(ProgressBar):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Move on by one step."""
+        """Move on by one step, and say whose it was."""
         if self._bar is not None:
+            if not self._bar.disable:
+                self._bar.set_description_str(whereabouts(trainer), refresh=False)
             self._bar.update()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say where the run is, with the values that modules log for the progress bar."""
+        """Show the values that modules log for the progress bar."""
         if self._bar is None or self._bar.disable:
             return
-        averaging = next((c for c in trainer.callbacks if isinstance(c, ParameterAveragingCallback)), None)  # type: ignore[attr-defined]
-        place = averaging.describe(trainer) if averaging is not None else f"epoch {trainer.current_epoch + 1}"
-        self._bar.set_description_str(place, refresh=False)
         values = {name: value for name, value in self.get_metrics(trainer, pl_module).items() if name != "v_num"}
         self._bar.set_postfix({name: f"{value:.3g}" for name, value in values.items()}, refresh=False)
 
@@ -80,3 +79,19 @@ class RunProgressBar(ProgressBar):
         if self._bar is not None:
             self._bar.close()
             self._bar = None
+
+
+def whereabouts(trainer: Trainer) -> str:
+    """Where a run is, in words, such as ``epoch 12/40, round 2/4, shard 3/8``."""
+    epoch, epochs = trainer.current_epoch + 1, trainer.max_epochs or -1
+    parts = [f"epoch {epoch}/{epochs}" if epochs > 0 else f"epoch {epoch}"]
+    averaging = next((c for c in trainer.callbacks if isinstance(c, ParameterAveragingCallback)), None)  # type: ignore[attr-defined]
+    if averaging is None or averaging.engine is None:
+        return parts[0]
+    every, engine = averaging.every_n_epochs, averaging.engine
+    if every is not None and epochs > 0:
+        parts.append(f"round {-(-epoch // every)}/{-(-epochs // every)}")
+    parts.append(
+        f"{len(engine.sizes)} shards" if engine.active is None else f"shard {engine.active + 1}/{len(engine.sizes)}"
+    )
+    return ", ".join(parts)

@@ -9,7 +9,16 @@ from torch import Tensor
 from torch.utils.data import Dataset, DistributedSampler
 
 from lightning_iet.functional.seeding import derive_seed
-from lightning_iet.functional.sharding import ShardStep, cut_batches, hosted_shards, resume, steps_per_epoch, walk
+from lightning_iet.functional.sharding import (
+    ShardStep,
+    cut_batches,
+    hosted_shards,
+    num_replicas,
+    replica_part,
+    resume,
+    steps_per_epoch,
+    walk,
+)
 from lightning_iet.utilities.random import isolated_rng, seed_rng
 
 __all__ = ["SeededSamples", "ShardBatch", "ShardPlan", "ShardSampler"]
@@ -22,7 +31,7 @@ class ShardPlan:
     num_shards: int
     """K, a property of the run."""
     num_processes: int = 1
-    """W, a property of the machine; divides K."""
+    """W, a property of the machine; divides K, or is a multiple of it."""
     rank: int = 0
     """This process."""
     seed: int = 0
@@ -63,13 +72,15 @@ class ShardSampler(DistributedSampler[ShardBatch]):
     Args:
         shards: One index tensor per shard of the run (all K of them), from
             :func:`~lightning_iet.functional.sharding.partition`.
-        batch_size: Largest number of samples in a batch.
+        batch_size: Largest number of samples in a batch of this process; n replicas of a shard take n such batches in
+            a step.
         plan: How the run distributes its shards; by default all of them in this process.
         shuffle: Whether each shard's samples are shuffled in each epoch.
         drop_last: Only full batches.
 
     Raises:
-        ValueError: If K is not a multiple of the process count, or a shard is too small for its share of batches.
+        ValueError: If neither K nor the process count divides the other, or a shard is too small for its share of
+            batches.
 
     Example:
         >>> sampler = ShardSampler([torch.tensor([0, 1, 4]), torch.tensor([2, 3])], batch_size=2, shuffle=False)
@@ -105,10 +116,9 @@ class ShardSampler(DistributedSampler[ShardBatch]):
         self.identity: dict[str, str] = {}
         # Workers read ahead before Lightning tells the epoch.
         self.epoch = self.plan.epoch
+        self.replicas = num_replicas(len(self.shards), self.plan.num_processes)
         self.hosted = hosted_shards(len(self.shards), self.plan.num_processes, self.plan.rank)
-        self.steps = steps_per_epoch(
-            self.sizes, batch_size, drop_last=drop_last, multiple_of=self.plan.multiple_of, limit=self.plan.limit
-        )
+        self.steps = self._steps(limit=self.plan.limit)
 
     @property
     def sizes(self) -> list[int]:
@@ -128,18 +138,21 @@ class ShardSampler(DistributedSampler[ShardBatch]):
         return walks[plan.rank]
 
     def batches(self, shard: int, epoch: int) -> list[list[int]]:
-        """The batches of a shard in an epoch; a function of (seed, shard, epoch) alone."""
+        """The batches of a shard in an epoch; a function of (seed, shard, epoch), and of the replica, alone."""
         indices = self.shards[shard]
         if self.shuffle:
             generator = torch.Generator().manual_seed(derive_seed(self.seed, shard, epoch))
             indices = indices[torch.randperm(len(indices), generator=generator)]
+        indices = replica_part(indices, self.replicas, self.plan.rank % self.replicas)
         # A limit cuts the epoch short; it does not spread all samples over fewer batches.
-        pieces = cut_batches(indices, self._unlimited_steps, batch_size=self.batch_size, drop_last=self.drop_last)
+        pieces = cut_batches(indices, self._steps(), batch_size=self.batch_size, drop_last=self.drop_last)
         return [piece.tolist() for piece in pieces[: self.steps]]
 
-    @property
-    def _unlimited_steps(self) -> int:
-        return steps_per_epoch(self.sizes, self.batch_size, drop_last=self.drop_last, multiple_of=self.plan.multiple_of)
+    def _steps(self, limit: int | None = None) -> int:
+        parts = [size // self.replicas for size in self.sizes]
+        return steps_per_epoch(
+            parts, self.batch_size, drop_last=self.drop_last, multiple_of=self.plan.multiple_of, limit=limit
+        )
 
     def __iter__(self) -> Iterator[ShardBatch]:
         epoch = self.epoch

@@ -38,6 +38,17 @@ class _Collate:
         return self.collate(samples) if samples else None
 
 
+class _ResumableLoader(DataLoader[Any]):
+    """Tells Lightning that it goes on where a run was cut; what it needs for that is in the sampler's plan."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing of its own."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Nothing to load."""
+
+
 class ShardedDataModule(pl.LightningDataModule):
     """Any data module, its training set split into shards that are trained one by one and averaged.
 
@@ -124,7 +135,8 @@ class ShardedDataModule(pl.LightningDataModule):
         }
         kept = {name: getattr(loader, name) for name in _KEPT_LOADER_SETTINGS if hasattr(loader, name)}
         collate = _Collate(loader.collate_fn)
-        return DataLoader(SeededSamples(loader.dataset), sampler=sampler, batch_size=None, collate_fn=collate, **kept)
+        samples = SeededSamples(loader.dataset)
+        return _ResumableLoader(samples, sampler=sampler, batch_size=None, collate_fn=collate, **kept)
 
     def _partition(self, dataset: Dataset[Any]) -> list[Tensor]:
         size = len(dataset)  # type: ignore[arg-type]

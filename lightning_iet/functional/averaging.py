@@ -6,7 +6,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from lightning_iet.functional.chain import Chain, fold, parts, write
+from lightning_iet.functional.chain import Chain, fold, parts, settle
+from lightning_iet.functional.relay import relay
 
 __all__ = ["average_", "fold_weights", "weighted_average"]
 
@@ -65,6 +66,7 @@ def average_(
     *,
     into: Sequence[Tensor] | None = None,
     group: dist.ProcessGroup | None = None,
+    squared_distances: Tensor | None = None,
 ) -> None:
     r"""Replace every copy by the average of all, in place; over the processes of ``group`` when one is given.
 
@@ -80,6 +82,8 @@ def average_(
         sizes: Weight of **every** shard of the run, > 0; ``len(sizes) == len(copies) * W``.
         into: Where the average goes; ``None`` = into the copies. Others are then left as they are.
         group: Process group of W processes; ``None`` = this process has all shards.
+        squared_distances: Float64, shape ``(len(copies),)``: to each, the squared distance of a copy from the average
+            is added. ``None`` = not measured, which spares a pass over the copies.
 
     Raises:
         ValueError: If the number of sizes does not match, or the copies are not flat.
@@ -100,8 +104,10 @@ def average_(
     weights = fold_weights(sizes)[rank * len(copies) : (rank + 1) * len(copies)]
     targets = copies if into is None else into
     if group is None or world == 1:
+        in_place = into is None and squared_distances is None
         for part in parts(copies[0]):
-            mean = fold(None, [copy[part] for copy in copies], weights, in_place=into is None)
-            write(mean, [target[part] for target in targets])
+            pieces = [copy[part] for copy in copies]
+            mean = fold(None, pieces, weights, in_place=in_place)
+            settle(mean, pieces, [target[part] for target in targets], squared_distances)
     else:
-        Chain(copies, weights, targets, group).run()
+        relay(Chain(copies, weights, targets, group, squared_distances=squared_distances))

@@ -1,20 +1,20 @@
-"""A running mean over shards, folded piece by piece, and passed along a chain of processes."""
+"""A running mean over shards, folded piece by piece, and what one process of a chain does with each piece."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-__all__ = ["LOCAL_CHUNK", "NETWORK_CHUNK", "Chain", "fold", "parts", "write"]
+__all__ = ["LOCAL_CHUNK", "NETWORK_CHUNK", "Chain", "accumulator", "fold", "parts", "settle"]
 
 # 32 Ki elements (128 KiB in float32) stay in a core's cache while K copies are folded into them, and are the most that
 # torch gives to one thread: no time is lost in waking others, and an element meets the same instructions whatever the
 # number of threads. The work is bound by memory, not by cores.
 LOCAL_CHUNK = 1 << 15
-# Over the network a message must be larger to be worth its latency; a multiple, so that pieces are cut alike.
-NETWORK_CHUNK = 1 << 20
+# Over the network a message must be larger to be worth its latency, and yet small enough to stay in the cache between
+# its arrival and its folding; a multiple, so that pieces are cut alike.
+NETWORK_CHUNK = 1 << 18
 
 
 def parts(tensor: Tensor) -> list[slice]:
@@ -41,7 +41,7 @@ def fold(mean: Tensor | None, copies: Sequence[Tensor], weights: Sequence[float]
         mean = copies[0] if in_place and copies[0].dtype == dtype else copies[0].to(dtype, copy=True)
         copies, weights = copies[1:], weights[1:]
     for copy, weight in zip(copies, weights, strict=True):
-        mean.lerp_(copy.to(dtype), weight)
+        mean.lerp_(copy.to(mean.device, dtype), weight)
     return mean
 
 
@@ -50,119 +50,113 @@ def accumulator(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-def write(mean: Tensor, targets: Sequence[Tensor]) -> None:
-    """Copy a mean to every target that is not the mean itself."""
+def settle(
+    mean: Tensor, copies: Sequence[Tensor], targets: Sequence[Tensor], squared_distances: Tensor | None = None
+) -> None:
+    """Write a finished mean to every target, and before that measure how far each copy is from it.
+
+    Args:
+        mean: The average of a piece.
+        copies: What was averaged; still untouched if distances are wanted.
+        targets: Where the average goes; one may be the mean itself.
+        squared_distances: Float64, shape ``(len(copies),)``; each copy's squared distance is added.
+    """
+    if squared_distances is not None:
+        apart = [torch.linalg.vector_norm(copy.to(mean.device, mean.dtype) - mean).double() for copy in copies]
+        squared_distances += torch.stack(apart).square().to(squared_distances.device)
     for target in targets:
         if target.data_ptr() != mean.data_ptr():
             target.copy_(mean)
 
 
-class _Exchange(NamedTuple):
-    """One message between neighbours."""
-
-    sends: bool
-    tensor: Tensor
-    peer: int
-    chunk: int
-
-
 class Chain:
-    """The average over processes: partial means go up the ranks chunk by chunk, averages come back down.
+    """One process's part in an average over processes: partial means go up the ranks, averages come back down.
 
-    In slot s, a rank exchanges one chunk with each neighbour, both ways; while these travel, it works on those that
-    came in slot s - 1. So a chunk takes two slots from rank to rank, and all links are busy at once. A message is sent
-    and received in the same slot, which is what lets NCCL pair the two.
+    Rank 0 starts the mean of a chunk with its copies, every other rank folds its own into what comes from below, and
+    the last one has the average, which goes back down. This class says what is done with a chunk;
+    :mod:`~lightning_iet.functional.relay` moves the chunks.
 
     Args:
         copies: One flat tensor ``(n,)`` for each shard of this process. If they are the targets, they change in place.
         weights: Of these shards, from :func:`~lightning_iet.functional.averaging.fold_weights`.
         targets: Where the average goes.
         group: The processes.
+        squared_distances: See :func:`settle`.
     """
 
     def __init__(
-        self, copies: Sequence[Tensor], weights: Sequence[float], targets: Sequence[Tensor], group: dist.ProcessGroup
+        self,
+        copies: Sequence[Tensor],
+        weights: Sequence[float],
+        targets: Sequence[Tensor],
+        group: dist.ProcessGroup,
+        *,
+        squared_distances: Tensor | None = None,
     ) -> None:
         self.copies, self.weights, self.targets, self.group = copies, weights, targets, group
+        self.squared_distances = squared_distances
         self.rank, self.top = dist.get_rank(group), dist.get_world_size(group) - 1
         length = copies[0].numel()
         self.chunks = [slice(at, min(at + NETWORK_CHUNK, length)) for at in range(0, length, NETWORK_CHUNK)]
         self.dtype = accumulator(copies[0].dtype)
-        self.up: dict[int, Tensor] = {}
-        self.down: dict[int, Tensor] = {}
+        self.device = _device_of(group, copies[0])
+        self._free: list[Tensor] = []
+        self._lent: dict[int, Tensor] = {}
 
-    def run(self) -> None:
-        """Average; returns when this process has all of it."""
-        arrived: list[_Exchange] = []
-        for slot in range(len(self.chunks) + 4 * self.top):
-            if self.rank == 0 and slot < len(self.chunks):
-                self.up[slot] = self._fold(None, slot)
-            exchanges = self._exchanges(slot)
-            works = self._start(exchanges)
-            for exchange in arrived:
-                self._receive(exchange)
-            for work in works:
-                work.wait()
-            arrived = [exchange for exchange in exchanges if not exchange.sends]
+    def start(self, number: int) -> Tensor:
+        """Rank 0's partial mean of a chunk."""
+        first = self.copies[0][self.chunks[number]]
+        if len(self.copies) == 1 and first.dtype == self.dtype and first.device == self.device:
+            return first  # only sent, never changed
+        # Distances need the first copy as it was.
+        in_place = self.targets is self.copies and self.squared_distances is None and first.device == self.device
+        mean = fold(None, [first], self.weights[:1], in_place=in_place).to(self.device)
+        return self._fold(mean, number, self.copies[1:], self.weights[1:])
 
-    def _exchanges(self, slot: int) -> list[_Exchange]:
-        """The messages of a slot: chunk c goes up from rank r in slot c + 2 r, and down in slot c + 2 (2 top - r)."""
-        rank, top = self.rank, self.top
-        messages = []
-        if rank < top:
-            going, coming = slot - 2 * rank, slot - 2 * (2 * top - rank - 1)
-            if going in range(len(self.chunks)):
-                messages.append(_Exchange(True, self.up.pop(going), rank + 1, going))
-            if coming in range(len(self.chunks)):
-                messages.append(_Exchange(False, self._place(coming), rank + 1, coming))
-        if rank > 0:
-            going, coming = slot - 2 * (2 * top - rank), slot - 2 * (rank - 1)
-            if going in range(len(self.chunks)):
-                messages.append(_Exchange(True, self.down.pop(going), rank - 1, going))
-            if coming in range(len(self.chunks)):
-                messages.append(_Exchange(False, self._buffer(coming), rank - 1, coming))
-        return messages
+    def fold(self, mean: Tensor, number: int) -> Tensor:
+        """Take this process's copies of a chunk into the partial mean from below."""
+        return self._fold(mean, number, self.copies, self.weights)
 
-    def _receive(self, exchange: _Exchange) -> None:
-        """Fold a partial mean that came from below, or keep an average that came from above."""
-        mean, number = exchange.tensor, exchange.chunk
-        if exchange.peer < self.rank:
-            mean = self._fold(mean, number)
-            if self.rank < self.top:
-                self.up[number] = mean
-                return
-        write(mean, [target[self.chunks[number]] for target in self.targets])
-        if self.rank > 0:
-            self.down[number] = mean
-
-    def _fold(self, mean: Tensor | None, number: int) -> Tensor:
-        """Fold this process's copies of a chunk, in the same pieces as one process would."""
-        copies, weights = [copy[self.chunks[number]] for copy in self.copies], self.weights
-        if mean is None:
-            # A single copy is only sent, never changed.
-            in_place = self.targets is self.copies or len(copies) == 1
-            mean = fold(None, copies[:1], weights[:1], in_place=in_place)
-            copies, weights = copies[1:], weights[1:]
+    def _fold(self, mean: Tensor, number: int, copies: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+        """In the same pieces as one process would."""
+        copies = [copy[self.chunks[number]] for copy in copies]
         for part in parts(mean) if copies else ():
             fold(mean[part], [copy[part] for copy in copies], weights)
         return mean
 
-    def _buffer(self, number: int) -> Tensor:
-        return torch.empty_like(self.copies[0][self.chunks[number]], dtype=self.dtype)
+    def settle(self, mean: Tensor, number: int) -> Tensor:
+        """Keep the average of a chunk; returns it in memory that stays as it is."""
+        chunk = self.chunks[number]
+        copies, targets = ([tensor[chunk] for tensor in tensors] for tensors in (self.copies, self.targets))
+        settle(mean, copies, targets, self.squared_distances)
+        if not self._may_lie_in(targets[0]):
+            return mean
+        self.give_back(mean)
+        return targets[0]
 
-    def _place(self, number: int) -> Tensor:
-        """Where an average from above is received: straight in its target, if the dtype allows."""
+    def buffer(self, number: int) -> Tensor:
+        """Memory for a chunk that comes from another rank, used again and again: fresh pages cost more than a copy."""
+        chunk = self.chunks[number]
+        whole = self._free.pop() if self._free else torch.empty(NETWORK_CHUNK, dtype=self.dtype, device=self.device)
+        self._lent[whole.data_ptr()] = whole
+        return whole[: chunk.stop - chunk.start]
+
+    def give_back(self, tensor: Tensor) -> None:
+        """Take a buffer back that is no longer needed; anything else is left alone."""
+        if tensor.data_ptr() in self._lent:
+            self._free.append(self._lent.pop(tensor.data_ptr()))
+
+    def place(self, number: int) -> Tensor:
+        """Memory for a chunk of the average: straight in its target, if that can be."""
         target = self.targets[0][self.chunks[number]]
-        return target if target.dtype == self.dtype else self._buffer(number)
+        return target if self._may_lie_in(target) and self.squared_distances is None else self.buffer(number)
 
-    def _start(self, exchanges: Sequence[_Exchange]) -> list[dist.Work]:
-        operations = [
-            dist.P2POp(
-                dist.isend if exchange.sends else dist.irecv,
-                exchange.tensor,
-                dist.get_global_rank(self.group, exchange.peer),
-                self.group,
-            )
-            for exchange in exchanges
-        ]
-        return dist.batch_isend_irecv(operations) if operations else []
+    def _may_lie_in(self, target: Tensor) -> bool:
+        return target.dtype == self.dtype and target.device == self.device
+
+
+def _device_of(group: dist.ProcessGroup, copy: Tensor) -> torch.device:
+    """Where messages lie: gloo sends from host memory, others from the accelerator, wherever the copies are kept."""
+    if dist.get_backend(group) == "gloo":
+        return torch.device("cpu")
+    return copy.device if copy.device.type != "cpu" else torch.device("cuda", torch.cuda.current_device())

@@ -7,7 +7,18 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Partition", "ShardStep", "cut_batches", "hosted_shards", "partition", "resume", "steps_per_epoch", "walk"]
+__all__ = [
+    "Partition",
+    "ShardStep",
+    "cut_batches",
+    "hosted_shards",
+    "num_replicas",
+    "partition",
+    "replica_part",
+    "resume",
+    "steps_per_epoch",
+    "walk",
+]
 
 Partition = Literal["stratified", "iid"]
 
@@ -130,28 +141,68 @@ def cut_batches(
     return list(torch.tensor_split(order, num_batches))
 
 
-def hosted_shards(num_shards: int, num_processes: int, rank: int) -> range:
-    """The shards that a process trains: a block of K / W neighbours.
+def num_replicas(num_shards: int, num_processes: int) -> int:
+    """The number of processes that train one shard together, n: 1 where a process has one shard or more to itself.
 
     Args:
         num_shards: Number of shards, K.
-        num_processes: Number of processes, W; must divide K.
+        num_processes: Number of processes, W; must divide K, or be a multiple of it.
+
+    Raises:
+        ValueError: If neither number divides the other.
+
+    Example:
+        >>> num_replicas(8, 2), num_replicas(4, 8)
+        (1, 2)
+    """
+    if num_shards % num_processes and num_processes % num_shards:
+        raise ValueError(
+            f"Argument `num_shards` expected a multiple or a divisor of the {num_processes} processes, but got "
+            f"{num_shards}. Use num_shards={-(-num_shards // num_processes) * num_processes}, or a number of devices "
+            "that divides it."
+        )
+    return max(num_processes // num_shards, 1)
+
+
+def hosted_shards(num_shards: int, num_processes: int, rank: int) -> range:
+    """The shards that a process trains: a block of K / W neighbours, or one that W / K neighbouring ranks share.
+
+    Args:
+        num_shards: Number of shards, K.
+        num_processes: Number of processes, W; must divide K, or be a multiple of it.
         rank: This process, 0 … W - 1.
 
     Raises:
-        ValueError: If K is not a multiple of W.
+        ValueError: If neither number divides the other.
 
     Example:
-        >>> hosted_shards(8, 2, 1)
-        range(4, 8)
+        >>> hosted_shards(8, 2, 1), hosted_shards(2, 4, 1)
+        (range(4, 8), range(0, 1))
     """
-    if num_shards % num_processes:
-        raise ValueError(
-            f"Argument `num_shards` expected a multiple of the {num_processes} processes, but got {num_shards}. "
-            f"Use num_shards={-(-num_shards // num_processes) * num_processes}, or a number of devices that divides it."
-        )
-    per_process = num_shards // num_processes
-    return range(rank * per_process, (rank + 1) * per_process)
+    first = rank // num_replicas(num_shards, num_processes)
+    per_process = max(num_shards // num_processes, 1)
+    return range(first * per_process, (first + 1) * per_process)
+
+
+def replica_part(order: Tensor, replicas: int, replica: int) -> Tensor:
+    """What one of n replicas of a shard reads of it: every n-th sample, as many as every other replica.
+
+    Equal parts, so that the mean of the replicas' gradients is the gradient of their common batch. Up to n - 1 samples
+    wait for another epoch's shuffle.
+
+    Args:
+        order: Sample indices of the shard in the order of this epoch, shape ``(m,)``.
+        replicas: n.
+        replica: 0 … n - 1.
+
+    Returns:
+        Shape ``(m // n,)``.
+
+    Example:
+        >>> replica_part(torch.arange(7), 2, 0), replica_part(torch.arange(7), 2, 1)
+        (tensor([0, 2, 4]), tensor([1, 3, 5]))
+    """
+    return order[replica::replicas][: len(order) // replicas]
 
 
 class ShardStep(NamedTuple):

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lightning_iet.functional.averaging import average_
 from lightning_iet.shards.layout import FlatLayout
+from lightning_iet.shards.offload import Offload, make_residence
 from lightning_iet.shards.packing import pack, unpack
 from lightning_iet.shards.state import ShardState, capture, install, shard_tensors
 
@@ -27,7 +28,9 @@ class ShardEngine:
         module: The model; its weights are where all shards start from.
         hosted: The shards of this process.
         sizes: Weight of every shard of the run in the average.
-        group: All processes of the run; ``None`` for one process.
+        group: Processes that together host every shard once; ``None`` for one process.
+        offload: Where states lie that are not at work; see
+            :class:`~lightning_iet.callbacks.ParameterAveragingCallback`.
 
     Attributes:
         active: The shard at work; ``None`` before the first one is.
@@ -42,6 +45,7 @@ class ShardEngine:
         hosted: Sequence[int],
         sizes: Sequence[float],
         group: dist.ProcessGroup | None = None,
+        offload: Offload = "none",
     ) -> None:
         self.trainer = trainer
         self.sizes = list(sizes)
@@ -50,13 +54,17 @@ class ShardEngine:
         self.active: int | None = None
         self._average_is_shown = False
         floats, counters = shard_tensors(module)
-        self.layout = FlatLayout(floats)
+        trained = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
+        self.layout = FlatLayout(floats, first=trained)
         self._counters = list(counters.values())
         first = capture(trainer, self.layout.flatten(), self._counters)
-        self.states: dict[int, ShardState] = {hosted[0]: first}
-        for shard in hosted[1:]:
-            self.states[shard] = first.fork()
-        self.layout.install(first.flat)
+        self._live = first.flat
+        self.residence = make_residence(trainer, self.layout, first.flat, num_hosted=len(hosted), offload=offload)
+        self.states: dict[int, ShardState] = {}
+        for shard in hosted:
+            state = first.fork() if self.residence.shares and self.states else first
+            self.states[shard] = self.residence.take_in(shard, state)
+        self.layout.install(self._live)
         self._buffers = [
             (owner, name, buffer)
             for owner in module.modules()
@@ -66,13 +74,13 @@ class ShardEngine:
     # --- turns -----------------------------------------------------------------------------------------------------
 
     def activate(self, shard: int) -> None:
-        """Put a shard to work in the place of another. Exchanges references; copies nothing."""
+        """Put a shard to work in the place of another."""
         self.hide_average()
         if shard == self.active:
             return
         self.park()
-        state = self.states[shard]
-        self.layout.install(state.flat)
+        state = self.residence.bring(self.states[shard])
+        self._show(state.flat)
         install(self.trainer, state, self._counters)
         self.active = shard
 
@@ -81,13 +89,16 @@ class ShardEngine:
         if self.active is None:
             return
         self._take_back_buffers()
-        flat = self.states[self.active].flat
-        if not self._average_is_shown and not self.layout.holds(flat):
+        flat = self._live
+        if self._average_is_shown:
+            flat = self.states[self.active].flat
+        elif not self.layout.holds(flat):
             # Someone replaced weights instead of changing them in place; their values are what counts.
             for dtype, fresh in self.layout.flatten().items():
                 flat[dtype].copy_(fresh)
             self.layout.install(flat)
-        self.states[self.active] = capture(self.trainer, flat, self._counters)
+        state = capture(self.trainer, flat, self._counters)
+        self.states[self.active] = self.residence.take_in(self.active, state)
 
     def _take_back_buffers(self) -> None:
         """Keep the tensors that we hold where a module has put a new one in a buffer's place (``n = n + 1``)."""
@@ -97,32 +108,55 @@ class ShardEngine:
                 ours.data.copy_(theirs)
                 setattr(owner, name, ours)
 
+    def _show(self, flat: dict[torch.dtype, Tensor]) -> None:
+        """Let the model look at flat tensors on the device."""
+        self._live = flat
+        self.layout.install(flat)
+
     # --- the average -----------------------------------------------------------------------------------------------
 
-    def average(self) -> None:
-        """End a round: every shard continues from the average of all. Takes part on every process."""
+    def average(self) -> Tensor:
+        """End a round: every shard continues from the average of all. Takes part on every process.
+
+        Returns:
+            How far each of this process's shard models was from the average: the norm of the difference of the trained
+            parameters over the norm of their average, float64, shape ``(hosted shards,)``.
+        """
         self.hide_average()
         self.park()
-        for copies in self._copies().values():
-            average_(copies, self.sizes, group=self.group)
+        squared = torch.zeros(len(self.states), dtype=torch.float64)
+        norm = torch.zeros((), dtype=torch.float64)
+        for dtype, copies in self._copies().items():
+            split = self.layout.first_lengths.get(dtype, 0)
+            trained, others = ([copy[part] for copy in copies] for part in (slice(split), slice(split, None)))
+            if split:
+                squared_here = squared.to(copies[0].device)
+                average_(trained, self.sizes, group=self.group, squared_distances=squared_here)
+                squared = squared_here
+                norm += torch.linalg.vector_norm(trained[0]).double().square().to(norm.device)
+            if len(others[0]):
+                average_(others, self.sizes, group=self.group)
         self.agreed = True
+        if self.active is not None:
+            self._show(self.residence.bring_flat(self.states[self.active].flat))
+        return squared.to("cpu").sqrt() / norm.sqrt()
 
     def show_average(self) -> None:
         """Let the model show the average while every shard keeps its own weights. Takes part on every process."""
         if self.agreed or self._average_is_shown:
             return
         self.park()
-        view = self.layout.empty()
+        view = self.residence.empty(self.layout)
         for dtype, copies in self._copies().items():
             average_(copies, self.sizes, into=[view[dtype]], group=self.group)
-        self.layout.install(view)
         self._average_is_shown = True
+        self._show(self.residence.bring_flat(view))
 
     def hide_average(self) -> None:
         """Put the weights back that were there before :meth:`show_average`."""
         if self._average_is_shown:
             shard = next(iter(self.states)) if self.active is None else self.active
-            self.layout.install(self.states[shard].flat)
+            self._show(self.residence.bring_flat(self.states[shard].flat))
             self._average_is_shown = False
 
     def release(self) -> None:
@@ -148,9 +182,11 @@ class ShardEngine:
             agreed: Whether the states are those after an averaging.
         """
         for shard, state in self.states.items():
-            self.states[shard] = unpack(states[shard], into=state, optimizers=self.trainer.optimizers)
+            loaded = unpack(states[shard], into=state, optimizers=self.trainer.optimizers, device=self.layout.device)
+            self.states[shard] = self.residence.take_in(shard, loaded)
         self.active, self.agreed = None, agreed
         # Until a shard is at work (or where all of this process's shards are done), the model shows the first one.
         first = next(iter(self.states.values()))
+        self._show(self.residence.bring_flat(first.flat))
         for live, counter in zip(self._counters, first.counters, strict=True):
-            live.data = counter
+            live.data = counter.to(live.device, copy=True)

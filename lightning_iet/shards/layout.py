@@ -1,6 +1,6 @@
 """Many tensors laid out in one flat tensor per dtype."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import NamedTuple
 
 import torch
@@ -31,6 +31,11 @@ class FlatLayout:
 
     Args:
         tensors: Live floating tensors by name (parameters, buffers). Memory formats such as ``channels_last`` are kept.
+        first: Names of tensors that lie before all others.
+
+    Attributes:
+        lengths: Elements of a flat copy, by dtype.
+        first_lengths: Those of them that the tensors in ``first`` take up.
 
     Raises:
         ValueError: If a tensor's elements overlap in memory (an expanded buffer).
@@ -46,10 +51,16 @@ class FlatLayout:
         tensor([1., 2., 3.])
     """
 
-    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+    def __init__(self, tensors: Mapping[str, Tensor], *, first: Collection[str] = ()) -> None:
         self.lengths: dict[torch.dtype, int] = {}
         self._places: dict[str, _Place] = {}
-        for name, tensor in tensors.items():
+        self._lay([(name, tensor) for name, tensor in tensors.items() if name in first])
+        self.first_lengths = dict(self.lengths)
+        self._lay([(name, tensor) for name, tensor in tensors.items() if name not in first])
+
+    def _lay(self, tensors: Iterable[tuple[str, Tensor]]) -> None:
+        """Give tensors their places behind those that have one."""
+        for name, tensor in tensors:
             strides = tensor.stride() if _is_dense(tensor) else torch.empty_like(tensor).stride()
             offset = self.lengths.get(tensor.dtype, 0)
             self._places[name] = _Place(tensor, tensor.dtype, offset, tensor.size(), strides)
@@ -66,9 +77,14 @@ class FlatLayout:
         """Bytes of one flat copy."""
         return sum(length * dtype.itemsize for dtype, length in self.lengths.items())
 
+    @property
+    def device(self) -> torch.device:
+        """Where the live tensors are."""
+        return next(iter(self._places.values())).tensor.device
+
     def flatten(self) -> dict[torch.dtype, Tensor]:
         """A new flat copy of the live tensors, one tensor ``(n,)`` per dtype."""
-        device = next(iter(self._places.values())).tensor.device
+        device = self.device
         # Zeros, for the gaps between tensors are averaged and saved too.
         flat = {dtype: torch.zeros(length, dtype=dtype, device=device) for dtype, length in self.lengths.items()}
         for place in self._places.values():
@@ -77,8 +93,7 @@ class FlatLayout:
 
     def empty(self) -> dict[torch.dtype, Tensor]:
         """Uninitialised memory for a flat copy."""
-        device = next(iter(self._places.values())).tensor.device
-        return {dtype: torch.empty(length, dtype=dtype, device=device) for dtype, length in self.lengths.items()}
+        return {dtype: torch.empty(length, dtype=dtype, device=self.device) for dtype, length in self.lengths.items()}
 
     def views(self, flat: Mapping[torch.dtype, Tensor]) -> dict[str, Tensor]:
         """The tensors inside a flat copy, by name."""

@@ -32,17 +32,19 @@ def pack(state: ShardState, optimizers: Sequence[Optimizer]) -> dict[str, Any]:
     }
 
 
-def unpack(packed: dict[str, Any], *, into: ShardState, optimizers: Sequence[Optimizer]) -> ShardState:
-    """The reverse of :func:`pack`: a state on the device of another one, whose flat tensors are filled.
+def unpack(
+    packed: dict[str, Any], *, into: ShardState, optimizers: Sequence[Optimizer], device: torch.device
+) -> ShardState:
+    """The reverse of :func:`pack`: a state on the device, but for its flat tensors, which are filled where they are.
 
     Args:
         packed: What a checkpoint holds.
         into: A state of the same model; its flat tensors are overwritten and used.
         optimizers: Those that the state will belong to.
+        device: Where the model is trained.
     """
     for dtype, flat in into.flat.items():
         flat.copy_(packed["flat"][str(dtype).removeprefix("torch.")])
-    device = next(iter(into.flat.values())).device
     loaded = []
     for saved, optimizer in zip(packed["optimizers"], optimizers, strict=True):
         parameters = list(_numbers(optimizer))

@@ -2,7 +2,7 @@
 
 import copy
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -48,17 +48,37 @@ class ShardState:
 
     def fork(self) -> "ShardState":
         """A state for another shard that starts where this one does."""
+        return self.map(lambda name, tensor: tensor.clone())
+
+    def map(self, function: Callable[[str, Tensor], Tensor]) -> "ShardState":
+        """A state with ``function(name, tensor)`` in the place of each tensor, and copies of everything else.
+
+        Names say where a tensor belongs, so that they are the same for all shards of a run.
+        """
+
+        def apply(prefix: str, values: dict[Any, Any]) -> dict[Any, Any]:
+            return {
+                key: function(f"{prefix}/{key}", value) if isinstance(value, Tensor) else copy.deepcopy(value)
+                for key, value in values.items()
+            }
+
         return ShardState(
-            flat={dtype: flat.clone() for dtype, flat in self.flat.items()},
-            counters=[counter.clone() for counter in self.counters],
-            # Keys are the model's parameters, which all shards share as objects: only values are copied.
+            flat=apply("flat", self.flat),
+            counters=[function(f"counter/{number}", counter) for number, counter in enumerate(self.counters)],
+            # Keys are the model's parameters, which all shards share as objects: only values are mapped.
             optimizers=[
-                ({parameter: copy.deepcopy(values) for parameter, values in state.items()}, copy.deepcopy(options))
-                for state, options in self.optimizers
+                (
+                    {
+                        parameter: apply(f"optimizer/{which}/{number}", values)
+                        for number, (parameter, values) in enumerate(state.items())
+                    },
+                    copy.deepcopy(options),
+                )
+                for which, (state, options) in enumerate(self.optimizers)
             ],
             schedulers=copy.deepcopy(self.schedulers),
             scaler=copy.deepcopy(self.scaler),
-            callbacks=copy.deepcopy(self.callbacks),
+            callbacks=[apply(f"callback/{number}", state) for number, state in enumerate(self.callbacks)],
         )
 
 

@@ -5,20 +5,59 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import GradientAccumulationScheduler, StochasticWeightAveraging, WeightAveraging
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
-__all__ = ["check_schedulers", "check_trainer"]
+from lightning_iet.functional.sharding import num_replicas
+
+__all__ = ["check_schedulers", "check_split", "check_trainer", "limit_per_shard"]
 
 
-def check_trainer(trainer: Trainer, module: LightningModule) -> None:
+def check_split(in_data: int | None, num_shards: int, trainer: Trainer) -> None:
+    """Refuse data that are not split as the run is, and numbers of processes that do not fit it.
+
+    Args:
+        in_data: Number of shards into which the data are split; ``None`` if they are not.
+        num_shards: Number of shards of the run, K.
+        trainer: About to train.
+
+    Raises:
+        MisconfigurationException: If the numbers of shards differ.
+        ValueError: If neither K nor the number of processes divides the other.
+    """
+    if in_data not in (None, num_shards):
+        raise MisconfigurationException(
+            f"Argument `num_shards` expected the same value in ShardedDataModule and in ParameterAveragingCallback, "
+            f"but got {in_data} and {num_shards}."
+        )
+    if num_shards > 1:
+        num_replicas(num_shards, trainer.world_size)
+        if in_data is None and num_shards != trainer.world_size:
+            raise MisconfigurationException(
+                f"ParameterAveragingCallback expected data split into {num_shards} shards, but the run has "
+                f"{trainer.world_size} process(es) and no ShardedDataModule. Wrap the data module: "
+                f"ShardedDataModule(datamodule, num_shards={num_shards})."
+            )
+
+
+def check_trainer(trainer: Trainer, module: LightningModule, *, round_steps: int | None = None) -> None:
     """Refuse settings of the trainer and the module under which shards would not stay apart.
+
+    Args:
+        trainer: About to train.
+        module: What it trains.
+        round_steps: Length of a round, where it is counted in steps of a shard.
 
     Raises:
         MisconfigurationException: Naming the setting, and what to use instead.
     """
-    if not module.automatic_optimization:
+    if not module.automatic_optimization and trainer.world_size > 1:
         raise MisconfigurationException(
             "ParameterAveragingCallback expected automatic optimization, but the module sets "
             "automatic_optimization=False: under DDP it turns gradient synchronisation back on after each forward. "
-            "Use automatic optimization, or num_shards=1."
+            "Use automatic optimization, one process, or num_shards=1."
+        )
+    if (round_steps or 0) % trainer.accumulate_grad_batches:
+        raise MisconfigurationException(
+            f"Argument `every_n_train_steps` expected a multiple of accumulate_grad_batches "
+            f"({trainer.accumulate_grad_batches}), but got {round_steps}: gradients would be summed over two shards."
         )
     strategy = trainer.strategy
     if not isinstance(strategy, DDPStrategy | SingleDeviceStrategy):
@@ -30,6 +69,16 @@ def check_trainer(trainer: Trainer, module: LightningModule) -> None:
         raise MisconfigurationException(
             "ParameterAveragingCallback expected DDP without static_graph, but got static_graph=True, which cannot "
             "leave gradients unsynchronised. Use DDPStrategy(static_graph=False)."
+        )
+    if getattr(strategy, "_ddp_kwargs", {}).get("process_group") is not None:
+        raise MisconfigurationException(
+            "ParameterAveragingCallback expected DDP without a process_group, but got one: it makes the groups itself. "
+            "Use DDPStrategy()."
+        )
+    if getattr(strategy, "_layer_sync", None) is not None:
+        raise MisconfigurationException(
+            "ParameterAveragingCallback expected sync_batchnorm=False, but got True: batch statistics would mix the "
+            "shards of all processes. Use Trainer(sync_batchnorm=False)."
         )
     if trainer.max_steps != -1 and not trainer.fast_dev_run:  # type: ignore[attr-defined]
         raise MisconfigurationException(
@@ -49,12 +98,43 @@ def check_trainer(trainer: Trainer, module: LightningModule) -> None:
         )
 
 
+def limit_per_shard(trainer: Trainer, num_shards: int) -> int | None:
+    """Batches of an epoch that `limit_train_batches` leaves to each shard.
+
+    The limit is one for the batches of the run, all shards together: the same run on any number of processes.
+
+    Raises:
+        MisconfigurationException: If it leaves nothing to some shard, or is a share.
+    """
+    limit, least = trainer.limit_train_batches, num_shards * trainer.accumulate_grad_batches
+    if isinstance(limit, int) and (limit >= least or trainer.fast_dev_run):  # type: ignore[attr-defined]
+        return max(limit // num_shards, 1)
+    if isinstance(limit, int):
+        raise MisconfigurationException(
+            f"ParameterAveragingCallback expected limit_train_batches to leave a step to each of the {num_shards} "
+            f"shards, at least {least}, but got {limit}. Use a larger limit, or fewer shards."
+        )
+    if limit == 1.0:
+        return None
+    raise MisconfigurationException(
+        f"ParameterAveragingCallback expected limit_train_batches as a number of batches, but got the share {limit}. "
+        "Use an integer."
+    )
+
+
 def check_schedulers(trainer: Trainer) -> None:
     """Refuse learning-rate schedules that cannot be kept apart by shard.
 
     Raises:
-        MisconfigurationException: For schedules that wait for a metric, or whose frequency straddles shards.
+        MisconfigurationException: For schedules that wait for a metric, whose frequency straddles shards, or which a
+            module with manual optimization steps itself, at times that we do not see.
     """
+    if trainer.lr_scheduler_configs and not trainer.lightning_module.automatic_optimization:
+        raise MisconfigurationException(
+            "ParameterAveragingCallback expected no LR schedules under manual optimization, but got "
+            f"{len(trainer.lr_scheduler_configs)}: which shard steps them, and when, cannot be seen. "
+            "Set the learning rate in training_step, or use automatic optimization."
+        )
     for config in trainer.lr_scheduler_configs:
         name = type(config.scheduler).__name__
         if config.reduce_on_plateau:

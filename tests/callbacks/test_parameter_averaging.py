@@ -336,15 +336,12 @@ def test_a_checkpoint_on_an_exception_holds_the_shards_and_their_average(tmp_pat
         ({"every_n_train_steps": -1}, "`every_n_train_steps` expected an integer ≥ 1"),
         ({"every_n_epochs": 1, "every_n_train_steps": 1}, "expected one of them, but got both"),
         ({"weighting": "loss"}, "`weighting` expected 'samples' or 'uniform', but got 'loss'"),
+        ({"offload": "gpu"}, r"`offload` expected one of \('auto', 'none', 'cpu', 'disk'\), but got 'gpu'"),
     ],
 )
 def test_bad_arguments(kwargs, message):
     with pytest.raises(ValueError, match=message):
         ParameterAveragingCallback(**kwargs)
-
-
-def manual(module):
-    module.automatic_optimization = False
 
 
 def plateau(module):
@@ -359,7 +356,6 @@ def plateau(module):
 @pytest.mark.parametrize(
     ("change", "kwargs", "message"),
     [
-        (manual, {}, "expected automatic optimization"),
         (plateau, {}, "expected LR schedules that step by themselves, but got ReduceLROnPlateau"),
         (None, {"max_steps": 3, "max_epochs": None}, "expected max_steps=-1, but got 3"),
         (

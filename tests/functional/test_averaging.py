@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_iet.functional.averaging import average_, fold_weights, weighted_average
-from lightning_iet.functional.chain import LOCAL_CHUNK, NETWORK_CHUNK
+from lightning_iet.functional.chain import LOCAL_CHUNK, NETWORK_CHUNK, Chain
+from lightning_iet.functional.relay import _march
 
 
 def naive_average(tensors, sizes):
@@ -97,18 +98,18 @@ def bytes_sent(length):
     """Bytes that this process sends in one averaging, counted at the calls."""
     dist.init_process_group("gloo")
     sent = 0
-    original = dist.batch_isend_irecv
+    original = dist.isend
 
-    def counting(operations):
+    def counting(tensor, *args, **kwargs):
         nonlocal sent
-        sent += sum(o.tensor.numel() * o.tensor.element_size() for o in operations if o.op is dist.isend)
-        return original(operations)
+        sent += tensor.numel() * tensor.element_size()
+        return original(tensor, *args, **kwargs)
 
-    dist.batch_isend_irecv = counting
+    dist.isend = counting
     try:
         average_([torch.randn(length)], [1] * dist.get_world_size(), group=dist.group.WORLD)
     finally:
-        dist.batch_isend_irecv = original
+        dist.isend = original
     return sent
 
 
@@ -117,3 +118,51 @@ def test_bytes_sent_are_those_of_an_all_reduce(processes, world_size):
     length = 2 * NETWORK_CHUNK
     sent = processes(world_size).run(bytes_sent, length)
     assert sum(sent) / world_size == 2 * 4 * length * (world_size - 1) / world_size
+
+
+def march_on_processes(num_shards, length, sizes):
+    """The way in which NCCL exchanges messages, over gloo."""
+    dist.init_process_group("gloo")
+    per_process = num_shards // dist.get_world_size()
+    first = dist.get_rank() * per_process
+    copies = [shard_weights(shard, length) for shard in range(first, first + per_process)]
+    weights = fold_weights(sizes)[first : first + per_process]
+    _march(Chain(copies, weights, copies, dist.group.WORLD))
+    return copies
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_messages_in_step_give_the_same_bits(processes, world_size):
+    sizes, length = [3, 1, 4, 1], 3 * NETWORK_CHUNK + 11
+    alone = [shard_weights(shard, length) for shard in range(4)]
+    average_(alone, sizes)
+    for copies in processes(world_size).run(march_on_processes, 4, length, sizes):
+        for copy in copies:
+            assert torch.equal(copy, alone[0])
+
+
+def distances_on_processes(num_shards, length, sizes, in_place):
+    world_size = dist.init_process_group("gloo") or dist.get_world_size()
+    per_process = num_shards // world_size
+    first = dist.get_rank() * per_process
+    copies = [shard_weights(shard, length) for shard in range(first, first + per_process)]
+    squared = torch.zeros(per_process, dtype=torch.float64)
+    into = None if in_place else [torch.empty(length)]
+    group = dist.group.WORLD if world_size > 1 else None
+    average_(copies, sizes, into=into, group=group, squared_distances=squared)
+    return squared.tolist(), copies[0] if in_place else into[0]
+
+
+@pytest.mark.parametrize("in_place", [True, False])
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_distances_from_the_average_are_those_of_a_loop(processes, world_size, in_place):
+    sizes, length = [3, 1, 4, 1], NETWORK_CHUNK + 11
+    alone = [shard_weights(shard, length) for shard in range(4)]
+    mean = naive_average(alone, sizes)
+    expected = [((shard.double() - mean) ** 2).sum().item() for shard in alone]
+    average_(alone, sizes)
+    results = processes(world_size).run(distances_on_processes, 4, length, sizes, in_place)
+    measured = [distance for squared, _ in results for distance in squared]
+    assert measured == pytest.approx(expected, rel=1e-5)
+    # Measuring changes no bit.
+    assert all(torch.equal(average, alone[0]) for _, average in results)
