@@ -4,12 +4,13 @@ from collections.abc import Callable, Iterable, Sized
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 from torchmetrics import Metric
 
 from lightning_iet.functional.images import image_rows, unit_interval
 from lightning_iet.functional.neighbors import search_rows, squared_norms
+from lightning_iet.metrics.features import embed_images
 
 __all__ = ["TrainingSet", "TrainingSetMetric", "collect_images"]
 
@@ -104,6 +105,8 @@ class TrainingSetMetric(Metric):
     Args:
         train: as :func:`collect_images`; uint8, or floating point in [0, 1].
         k: neighbours that :meth:`sq_distances` returns.
+        features: a network whose features are compared in place of the pixels. The training set goes through it once,
+            where the network is; afterwards it follows the metric's device.
         kwargs: passed on to :class:`torchmetrics.Metric`.
 
     Raises:
@@ -113,22 +116,41 @@ class TrainingSetMetric(Metric):
 
     is_differentiable = False
     full_state_update = False
+    features: nn.Module | None
     ties = False  # whether neighbours whose distances differ by a rounding error matter, see search_rows
 
-    def __init__(self, train: TrainingSet, *, k: int, **kwargs: Any) -> None:
+    def __init__(self, train: TrainingSet, *, k: int, features: nn.Module | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        self.features = features
         images = collect_images(train)
         if len(images) < k:
             raise ValueError(self._too_few(len(images), k))
         self.k = k
         self.image_shape = tuple(images.shape[1:])
-        rows = image_rows(images, name="train").to(self.device)
+        rows = self.rows(images, name="train").to(self.device)
         # Converted once, if that takes no more than 1 GiB; a larger uint8 set is converted slice by slice, every time.
         self.train_rows = unit_interval(rows) if rows.numel() <= _FLOATS else rows
         self.train_norms = squared_norms(self.train_rows)
 
     def _too_few(self, found: int, k: int) -> str:
         return f"Argument `train` expected at least {k} images, but got {found}. Add images."
+
+    def rows(self, images: Tensor, *, name: str) -> Tensor:
+        """Return what is compared of each image: its pixels, or its features.
+
+        Args:
+            images: shape ``(N, C, H, W)``, uint8 or floating point in [0, 1].
+            name: what error messages call them.
+
+        Returns:
+            Shape ``(N, D)``.
+
+        Raises:
+            TypeError: as :func:`~lightning_iet.functional.images.image_rows`.
+            ValueError: as :func:`~lightning_iet.functional.images.image_rows`; if a feature is not finite.
+        """
+        pixels = image_rows(images, name=name)
+        return pixels if self.features is None else embed_images(self.features, images)
 
     def sq_distances(self, generated: Tensor) -> Tensor:
         """Return the squared distances to the ``k`` nearest training images.
@@ -143,13 +165,29 @@ class TrainingSetMetric(Metric):
             TypeError: if ``generated`` is no tensor, or neither uint8 nor floating point.
             ValueError: if its images have another shape than the training images, or values outside [0, 1].
         """
+        rows = self.generated_rows(generated)
+        return search_rows(rows, self.train_rows, self.k, norms=self.train_norms, ties=self.ties)[0]
+
+    def generated_rows(self, generated: Tensor) -> Tensor:
+        """Return the :meth:`rows` of generated images of the training images' shape.
+
+        Args:
+            generated: as :meth:`sq_distances`.
+
+        Returns:
+            Shape ``(Q, D)``.
+
+        Raises:
+            TypeError: as :meth:`sq_distances`.
+            ValueError: as :meth:`sq_distances`.
+        """
         if isinstance(generated, Tensor) and tuple(generated.shape[1:]) != self.image_shape:
             raise ValueError(
                 f"Argument `generated` expected shape (N, {', '.join(map(str, self.image_shape))}), as the training "
                 f"images have it, but got {tuple(generated.shape)}. Resize or convert the images first."
             )
-        rows = image_rows(generated, name="generated")
-        return search_rows(rows, self.train_rows, self.k, norms=self.train_norms, ties=self.ties)[0]
+        rows = self.rows(generated, name="generated")
+        return rows if len(rows) else self.train_rows[:0]  # no images, no width
 
     def _apply(self, fn: Callable[..., Any], exclude_state: Iterable[str] = "") -> "TrainingSetMetric":
         """Take the training set along to another device, but never to another dtype."""

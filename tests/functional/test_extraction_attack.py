@@ -1,0 +1,121 @@
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lightning_iet.functional import extraction_attack as module
+from lightning_iet.functional.extraction_attack import extraction_attack, near_duplicates, tiled_distances
+
+
+def naive_distance(x, y, grid=4):
+    """Tile by tile; a pixel belongs to tile number side * grid // length along each side."""
+    sums, counts = [0.0] * grid**2, [0] * grid**2
+    channels, height, width = x.shape
+    for c in range(channels):
+        for i in range(height):
+            for j in range(width):
+                tile = (i * grid // height) * grid + j * grid // width
+                sums[tile] += (x[c, i, j].item() - y[c, i, j].item()) ** 2
+                counts[tile] += 1
+    return max(total / count for total, count in zip(sums, counts, strict=True)) ** 0.5
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 4), (3, 8, 8), (2, 5, 7), (1, 9, 6)])
+def test_distance_equals_the_loop_over_tiles(shape):
+    images, others = torch.rand(2, 5, *shape)
+    expected = [naive_distance(x, y) for x, y in zip(images.double(), others.double(), strict=True)]
+    assert tiled_distances(images, others).tolist() == pytest.approx(expected, rel=1e-5)
+
+
+def test_one_tile_is_the_root_mean_square():
+    images, others = torch.rand(2, 5, 3, 6, 6)
+    expected = (images - others).square().mean(dim=(1, 2, 3)).sqrt()
+    torch.testing.assert_close(tiled_distances(images, others, grid=1), expected)
+
+
+@given(seed=st.integers(0, 1000), eps=st.sampled_from([0.1013, 0.3013, 0.4513, 0.6013]), uint8=st.booleans())
+def test_pairs_equal_the_double_loop(seed, eps, uint8):
+    draw = torch.Generator().manual_seed(seed)
+    images, others = (torch.randint(256, (n, 1, 4, 4), dtype=torch.uint8, generator=draw) for n in (9, 7))
+    images[4:] = images[:5] // 2
+    if not uint8:
+        images, others = images / 255, others / 255
+    unit = [each / 255 if uint8 else each for each in (images, others)]
+    within = [[i, j] for i in range(9) for j in range(i + 1, 9) if naive_distance(unit[0][i], unit[0][j]) <= eps]
+    between = [[i, j] for i in range(9) for j in range(7) if naive_distance(unit[0][i], unit[1][j]) <= eps]
+    assert near_duplicates(images, eps=eps).tolist() == within
+    assert near_duplicates(images, others, eps=eps).tolist() == between
+
+
+def test_blocks_do_not_matter(monkeypatch):
+    images, others = torch.rand(20, 1, 4, 4), torch.rand(30, 1, 4, 4)
+    within, between = near_duplicates(images, eps=0.7), near_duplicates(images, others, eps=0.7)
+    assert len(within) > 10
+    monkeypatch.setattr(module, "_FLOATS", 70)
+    assert torch.equal(near_duplicates(images, eps=0.7), within)
+    assert torch.equal(near_duplicates(images, others, eps=0.7), between)
+
+
+def noisy(image, num, draw, scale=0.1):
+    """Copies with noise of at most ``scale``: any two differ by less than twice that."""
+    noise = scale * (2 * torch.rand(num, *image.shape, generator=draw) - 1)
+    return (image + noise).clamp(0, 1)
+
+
+def test_planted_cliques_are_found_and_only_those():
+    draw = torch.Generator().manual_seed(0)
+    train = torch.rand(40, 3, 8, 8, generator=draw)
+    train[31] = train[7] + 0.01  # a near duplicate in the training set
+    generated = torch.rand(60, 3, 8, 8, generator=draw)
+    generated[10:22] = noisy(train[7], 12, draw)
+    generated[30:44] = noisy(torch.rand(3, 8, 8, generator=draw), 14, draw)  # again and again, but no training image
+    generated[50:59] = noisy(train[20], 9, draw)  # one too few
+    found = extraction_attack(generated, train.clamp(0, 1), eps=0.2, min_size=10)
+    assert [(clique.members.tolist(), clique.train.tolist()) for clique in found] == [
+        (list(range(30, 44)), []),
+        (list(range(10, 22)), [7, 31]),
+    ]
+
+
+@given(seed=st.integers(0, 1000))
+def test_the_order_of_the_images_does_not_matter(seed):
+    draw = torch.Generator().manual_seed(seed)
+    generated = torch.rand(25, 1, 4, 4, generator=draw)
+    generated[:6], generated[6:10] = generated[0].clone(), generated[24].clone()
+    order = torch.randperm(25, generator=draw)
+    sizes = [len(clique.members) for clique in extraction_attack(generated, generated[:1], eps=0.01, min_size=3)]
+    permuted = extraction_attack(generated[order], generated[:1], eps=0.01, min_size=3)
+    assert sizes == [len(clique.members) for clique in permuted] == [6, 5]
+
+
+def test_a_small_difference_on_a_large_background_is_a_difference():
+    images = torch.ones(2, 1, 32, 32)
+    images[0, 0, :4, :4] = 0  # the whole image differs by 0.125, its first tile by 0.5
+    assert len(near_duplicates(images, eps=0.15)) == 0
+    assert len(near_duplicates(images, eps=0.15, grid=1)) == 1
+
+
+def test_too_many_pairs_are_refused_in_one_line(monkeypatch):
+    monkeypatch.setattr(module, "_PAIRS", 40)
+    with pytest.raises(
+        ValueError, match=r"Argument `eps` expected .* with more than 40 pairs .* smaller `eps`"
+    ) as caught:
+        near_duplicates(torch.zeros(10, 1, 4, 4))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("images", "kwargs", "message"),
+    [
+        (torch.rand(3, 2, 4, 4), {}, r"images of one size, but got \(3, 2, 4, 4\) and \(5, 1, 4, 4\)"),
+        (
+            torch.rand(5, 1, 4, 4),
+            {"grid": 5, "eps": 1.0},
+            "Argument `grid` expected a number from 1 to .* 4, but got 5",
+        ),
+    ],
+)
+def test_bad_input_is_refused_in_one_line(images, kwargs, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        near_duplicates(images, torch.rand(5, 1, 4, 4), **kwargs)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,59 @@
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torchmetrics.image.mifid import _mifid_compute
+
+from lightning_iet.functional.average_minimum_distance import unit_rows
+from lightning_iet.functional.frechet import frechet_distance, moments
+from lightning_iet.functional.mifid import memorization_distances, mifid, penalized
+
+
+def naive_memorization(generated, train):
+    """1 - |cos| to the training row where that is least, averaged over generated rows."""
+    total = 0
+    for x in generated.double():
+        total += min(1 - abs((x @ y / x.norm() / y.norm()).item()) for y in train.double())
+    return total / len(generated)
+
+
+@given(seed=st.integers(0, 1000), shift=st.sampled_from([0.0, 1.0]), threshold=st.sampled_from([0.0, 0.02, 1.0]))
+def test_equals_its_definition(seed, shift, threshold):
+    draw = torch.Generator().manual_seed(seed)
+    generated, train = torch.randn(2, 12, 4, generator=draw) + shift
+    memorization = naive_memorization(generated, train)
+    expected = frechet_distance(moments(generated), moments(train)).item()
+    if memorization < threshold:
+        expected /= memorization + 1e-14
+    assert mifid(generated, train, threshold=threshold).item() == pytest.approx(expected, rel=1e-3)
+
+
+def test_signs_do_not_matter_to_the_distance():
+    generated, train = torch.randn(6, 4), torch.randn(9, 4)
+    expected = memorization_distances(unit_rows(generated), unit_rows(train))
+    torch.testing.assert_close(memorization_distances(unit_rows(-generated), unit_rows(train)), expected)
+
+
+def test_one_copied_image_is_punished_and_torchmetrics_does_not():
+    """The stock class looks from training images to generated ones."""
+    draw = torch.Generator().manual_seed(0)
+    train = torch.rand(60, 8, generator=draw)
+    copies = train[:1].expand(40, -1) + 1e-4 * torch.rand(40, 8, generator=draw)
+    novel = torch.rand(40, 8, generator=draw)
+    penalty = mifid(copies, train, threshold=0.03) / mifid(copies, train, threshold=0)
+    assert penalty > 1e5
+    assert mifid(novel, train, threshold=0.001) == mifid(novel, train, threshold=0)
+    arguments = (*moments(train), train.double(), *moments(copies), copies.double())
+    stock = _mifid_compute(*arguments, cosine_distance_eps=0.03) / _mifid_compute(*arguments, cosine_distance_eps=0)
+    assert stock.item() == pytest.approx(1)
+
+
+def test_equals_torchmetrics_given_the_sets_in_the_right_order():
+    generated, train = torch.rand(50, 8), torch.rand(60, 8)
+    right = (*moments(generated), generated.double(), *moments(train), train.double())
+    expected = _mifid_compute(*right, cosine_distance_eps=0.5).item()
+    assert mifid(generated, train, threshold=0.5).item() == pytest.approx(expected, rel=1e-3)
+
+
+def test_the_same_set_gives_zero():
+    assert penalized(torch.tensor(1e-9), torch.tensor(0.0), threshold=0.1) == 0
