@@ -502,7 +502,7 @@ def fit_with_global_sampler(tmp_path):
 
 def fit_three_shards(tmp_path):
     trainer = quiet_trainer(tmp_path, callbacks=[ParameterAveragingCallback(3)], devices=2, strategy="ddp")
-    with pytest.raises(ValueError, match="multiple of the 2 processes, but got 3"):
+    with pytest.raises(ValueError, match="multiple or a divisor of the 2 processes, but got 3"):
         trainer.fit(tiny_diffusion(), ShardedDataModule(digits(), 3, partition="iid"))
 
 
@@ -517,7 +517,43 @@ def fit_static_graph(tmp_path):
         trainer.fit(tiny_diffusion(), ShardedDataModule(digits(), 2, partition="iid"))
 
 
-@pytest.mark.parametrize("function", [fit_with_global_sampler, fit_three_shards, fit_static_graph])
+def fit_different_data(tmp_path):
+    """One process has been started with another batch size."""
+    trainer = quiet_trainer(tmp_path, callbacks=[ParameterAveragingCallback(2)], devices=2, strategy="ddp")
+    data = digits(24, batch_size=4 if trainer.global_rank == 0 else 2)
+    message = (
+        "All processes expected the same steps of each shard in an epoch, but got 3 on process 0 and 6 on process 1"
+    )
+    with pytest.raises(MisconfigurationException, match=message):
+        trainer.fit(tiny_diffusion(), ShardedDataModule(data, 2, partition="iid"))
+
+
+def fit_and_fail(tmp_path):
+    """An exception; a callback that would then save cannot: the shards of the others may be lost."""
+
+    class Fail(pl.Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            if batch_idx == 3:
+                raise RuntimeError("stop")
+
+    saving = OnExceptionCheckpoint(tmp_path)
+    trainer = quiet_trainer(
+        tmp_path,
+        callbacks=[ParameterAveragingCallback(2), Fail(), saving],
+        devices=2,
+        strategy="ddp",
+        enable_checkpointing=True,
+        limit_val_batches=0,
+    )
+    with pytest.raises(RuntimeError, match="stop"):
+        trainer.fit(tiny_diffusion(), ShardedDataModule(digits(), 2, partition="iid"))
+    assert list(tmp_path.glob("*.ckpt")) == []
+    assert "save_checkpoint" not in vars(trainer)
+
+
+@pytest.mark.parametrize(
+    "function", [fit_with_global_sampler, fit_three_shards, fit_static_graph, fit_different_data, fit_and_fail]
+)
 def test_what_cannot_work_on_processes_is_refused(tmp_path, processes, function):
     processes(2).run(function, tmp_path)
 
