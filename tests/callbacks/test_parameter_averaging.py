@@ -361,7 +361,7 @@ def plateau(module):
         (
             None,
             {"limit_train_batches": 2},
-            "to leave a step to each of the 4 shards .* at least 4, but got 2",
+            "to leave a step to each of the 4 shards, at least 4, but got 2",
         ),
         (None, {"callbacks": [EMAWeightAveraging()]}, "that mixes the weights or gradients of shards, but got EMA"),
         (None, {"callbacks": [GradientAccumulationScheduler({0: 2})]}, "but got GradientAccumulationScheduler"),

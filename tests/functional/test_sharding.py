@@ -81,7 +81,7 @@ def test_steps_are_refused_when_a_shard_is_too_small():
 
 def test_processes_host_neighbours_and_must_divide_the_shards():
     assert [list(hosted_shards(4, 2, rank)) for rank in range(2)] == [[0, 1], [2, 3]]
-    with pytest.raises(ValueError, match=r"multiple of the 3 processes, but got 4\. Use num_shards=6"):
+    with pytest.raises(ValueError, match=r"multiple or a divisor of the 3 processes, but got 4\. Use num_shards=6"):
         hosted_shards(4, 3, 0)
 
 
