@@ -226,7 +226,7 @@ class ParameterAveragingCallback(pl.Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log what the shards did in this epoch."""
         if self.engine is not None:
-            self._log.flush(trainer, pl_module)
+            self._log.flush(trainer)
 
     # --- checkpoints -----------------------------------------------------------------------------------------------
 

@@ -5,7 +5,7 @@ import math
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Trainer
 from torch import Tensor
 
 __all__ = ["ShardLog", "diverges"]
@@ -65,22 +65,28 @@ class ShardLog:
             if isinstance(rate, Tensor):
                 self.add("skip_rate", shard, rate)
 
-    def flush(self, trainer: Trainer, module: LightningModule) -> None:
-        """Log the means of the epoch, equal on all processes, and warn when shards diverge."""
+    def flush(self, trainer: Trainer) -> None:
+        """Log the means of the epoch, and warn when shards diverge. Takes part on every process."""
         total = trainer.strategy.reduce(self.sums.clone(), reduce_op="sum")
         assert isinstance(total, Tensor)  # noqa: S101
-        means = (total[0] / total[1]).tolist()
-        seen = total[1].tolist()
         self.sums.zero_()
-        for name, values, counts in zip(self.names, means, seen, strict=True):
-            module.log_dict({f"shard_{k}/{name}": values[k] for k, count in enumerate(counts) if count})
-        if seen[self.names.index("distance")][0]:
-            self._watch(means[self.names.index("distance")], trainer.current_epoch)
+        values: dict[str, list[float]] = dict(zip(self.names, (total[0] / total[1]).tolist(), strict=True))
+        seen = total[1].bool().tolist()
+        metrics: dict[str, float] = {
+            f"shard_{shard}/{name}": value
+            for name, known in zip(self.names, seen, strict=True)
+            for shard, value in enumerate(values[name])
+            if known[shard]
+        }
+        for logger in trainer.loggers:
+            logger.log_metrics(metrics | {"epoch": trainer.current_epoch}, step=trainer.global_step)
+        if "shard_0/distance" in metrics:
+            self._watch(values["distance"], trainer.current_epoch)
 
     def state_dict(self, trainer: Trainer) -> dict[str, Any]:
         """The epoch so far, over all processes. Takes part on every process."""
         total = trainer.strategy.reduce(self.sums.clone(), reduce_op="sum")
-        return {"sums": total.cpu(), "reference": self.reference}  # type: ignore[union-attr]
+        return {"sums": total.cpu(), "reference": self.reference}
 
     def load_state_dict(self, state: dict[str, Any], trainer: Trainer) -> None:
         """Go on with an epoch; its sums count once, on the first process."""

@@ -533,7 +533,7 @@ def fit_and_fail(tmp_path):
 
     class Fail(pl.Callback):
         def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-            if batch_idx == 3:
+            if batch_idx == 1:
                 raise RuntimeError("stop")
 
     saving = OnExceptionCheckpoint(tmp_path)

@@ -21,7 +21,9 @@ class Memory(Logger):
         self.epochs = []
 
     def log_metrics(self, metrics, step=None):
-        self.epochs.append(metrics)
+        while len(self.epochs) <= metrics["epoch"]:
+            self.epochs.append({})
+        self.epochs[int(metrics["epoch"])] |= metrics
 
     def log_hyperparams(self, params, *args, **kwargs):
         pass
