@@ -11,6 +11,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.strategies import ParallelStrategy
 
 from lightning_iet.callbacks.closing import Closing, checkpoints_refused
+from lightning_iet.callbacks.resumption import begin_next_epoch
 from lightning_iet.callbacks.shard_log import ShardLog
 from lightning_iet.data.shard_sampler import ShardPlan, ShardSampler
 from lightning_iet.data.sharding import ShardedDataModule
@@ -22,6 +23,7 @@ from lightning_iet.shards.offload import Offload
 from lightning_iet.shards.own_data import own_shard
 from lightning_iet.shards.run_record import check_same_everywhere, check_same_run, gather_shards, set_position
 from lightning_iet.shards.saving import average_saved
+from lightning_iet.utilities.checkpoint_io import use_atomic_checkpoints
 from lightning_iet.utilities.checks import check_schedulers, check_split, check_trainer, limit_per_shard
 from lightning_iet.utilities.random import seed_rng
 from lightning_iet.utilities.shadow import shadowed
@@ -121,6 +123,7 @@ class ParameterAveragingCallback(pl.Callback):
         if shards == 1:
             return
         check_trainer(trainer, pl_module, round_steps=self.every_n_train_steps)
+        use_atomic_checkpoints(trainer)
         if isinstance(datamodule, ShardedDataModule):
             self.seed = 0
             datamodule.plan = self._plan(trainer)
@@ -182,6 +185,7 @@ class ParameterAveragingCallback(pl.Callback):
         self._log = ShardLog(shards, pl_module.device)
         check_same_everywhere(self._identity(), trainer.world_size)
         if trainer.ckpt_path is not None:
+            begin_next_epoch(trainer)
             self._resume(trainer)
         if isinstance(trainer.strategy, ParallelStrategy) and self.groups.within is None:
             self._stack.enter_context(trainer.strategy.block_backward_sync())

@@ -124,15 +124,29 @@ class Chain:
             fold(mean[part], [copy[part] for copy in copies], weights)
         return mean
 
+    def finish(self, mean: Tensor, number: int) -> Tensor:
+        """The last rank's turn: fold this process's copies in, and keep the average."""
+        targets = [target[self.chunks[number]] for target in self.targets]
+        if self.squared_distances is not None or not self._may_lie_in(targets[0]):
+            return self.settle(self.fold(mean, number), number)
+        # The last copy is folded straight into the target, which may be that copy: one pass over memory less.
+        mean = self._fold(mean, number, self.copies[:-1], self.weights[:-1])
+        last = self.copies[-1][self.chunks[number]].to(self.device, self.dtype)
+        for part in parts(mean):
+            torch.lerp(mean[part], last[part], self.weights[-1], out=targets[0][part])
+        return self.settle(self._swap(mean, targets[0]), number)
+
     def settle(self, mean: Tensor, number: int) -> Tensor:
         """Keep the average of a chunk; returns it in memory that stays as it is."""
         chunk = self.chunks[number]
         copies, targets = ([tensor[chunk] for tensor in tensors] for tensors in (self.copies, self.targets))
         settle(mean, copies, targets, self.squared_distances)
-        if not self._may_lie_in(targets[0]):
-            return mean
+        return self._swap(mean, targets[0]) if self._may_lie_in(targets[0]) else mean
+
+    def _swap(self, mean: Tensor, target: Tensor) -> Tensor:
+        """Go on with the target in the place of a buffer that holds the same, or is no longer needed."""
         self.give_back(mean)
-        return targets[0]
+        return target
 
     def buffer(self, number: int) -> Tensor:
         """Memory for a chunk that comes from another rank, used again and again: fresh pages cost more than a copy."""

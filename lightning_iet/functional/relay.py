@@ -41,11 +41,12 @@ def _stream(chain: Chain) -> None:
         if step < count:
             if below is not None:
                 below.post(up_to=step + WINDOW)
-            mean = chain.start(step) if below is None else chain.fold(below.take(), step)
-            if above is not None:
-                sent.post(mean, rank + 1, step)
+            if above is None:
+                assert below is not None  # noqa: S101 (a chain has two ranks at least)
+                sent.post(chain.finish(below.take(), step), rank - 1, step)
             else:
-                sent.post(chain.settle(mean, step), rank - 1, step)
+                mean = chain.start(step) if below is None else chain.fold(below.take(), step)
+                sent.post(mean, rank + 1, step)
         if above is not None and WINDOW <= step < count + WINDOW:
             # Once a chunk is on its way up, its memory may take in the average.
             sent.finish(rank + 1, step - WINDOW)
@@ -161,11 +162,12 @@ def _receive(chain: Chain, exchange: _Exchange, up: dict[int, Tensor], down: dic
     """Fold a partial mean that came from below, or keep an average that came from above."""
     mean, number = exchange.tensor, exchange.chunk
     if exchange.peer < chain.rank:
-        mean = chain.fold(mean, number)
         if chain.rank < chain.top:
-            up[number] = mean
+            up[number] = chain.fold(mean, number)
             return
-    average = chain.settle(mean, number)
+        average = chain.finish(mean, number)
+    else:
+        average = chain.settle(mean, number)
     if chain.rank > 0:
         down[number] = average
 

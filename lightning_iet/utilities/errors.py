@@ -1,15 +1,17 @@
 """What a user sees when something is wrong: one line."""
 
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NoReturn
 
+import torch.distributed as dist
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 
-__all__ = ["TRACEBACK_VARIABLE", "fail", "one_line_errors"]
+__all__ = ["TRACEBACK_VARIABLE", "fail", "is_connection_lost", "one_line_errors"]
 
 TRACEBACK_VARIABLE = "LIGHTNING_IET_TRACEBACK"
 
@@ -17,14 +19,15 @@ TRACEBACK_VARIABLE = "LIGHTNING_IET_TRACEBACK"
 _USERS = (ValueError, TypeError, OSError, ImportError, MisconfigurationException)
 
 
-def fail(program: str, message: str) -> NoReturn:
-    """Print an error as one line, on the first process only, and exit with status 2.
+def fail(program: str, message: str, *, everywhere: bool = False) -> NoReturn:
+    """Print an error as one line and exit with status 2.
 
     Args:
         program: Name before the message.
         message: What was wrong, what was expected, what to do.
+        everywhere: Whether every process prints, not only the first, which may be the one that is gone.
     """
-    if getattr(rank_zero_only, "rank", 0) in (0, None):
+    if everywhere or getattr(rank_zero_only, "rank", 0) in (0, None):
         text = " ".join(message.split())
         print(f"{program}: error: {text} ({TRACEBACK_VARIABLE}=1 shows the traceback.)", file=sys.stderr)
     sys.exit(2)
@@ -43,5 +46,30 @@ def one_line_errors(program: str) -> Iterator[None]:
         if os.environ.get(TRACEBACK_VARIABLE):
             raise
         fail(program, str(error) or type(error).__name__)
+    except RuntimeError as error:
+        if os.environ.get(TRACEBACK_VARIABLE) or not is_connection_lost(error):
+            raise
+        fail(program, _lost(error), everywhere=True)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def is_connection_lost(error: BaseException) -> bool:
+    """Whether an error says that another process of the run, or the network to it, is gone.
+
+    Example:
+        >>> is_connection_lost(RuntimeError("[…/gloo/transport/tcp/pair.cc:534] Connection closed by peer [::1]:4242"))
+        True
+        >>> is_connection_lost(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+        False
+    """
+    # gloo raises RuntimeError itself; NCCL, the store and the set-up of a process group have classes of their own.
+    return isinstance(error, dist.DistError) or "gloo/transport" in str(error)
+
+
+def _lost(error: RuntimeError) -> str:
+    reason = re.sub(r"^\[[^\]]*\]\s*", "", str(error).strip().splitlines()[0]).rstrip(". ")
+    return (
+        f"The connection to another process was lost ({reason}): it has ended, or the network is cut. "
+        "Start the same command again, on all machines, with `--ckpt_path last`."
+    )

@@ -33,7 +33,7 @@ class Processes:
 
     def run(self, function, *args, timeout=120, **kwargs):
         """``function(*args, **kwargs)`` on every process; raises the first failure, and kills all after the timeout."""
-        port = _free_port()
+        port = free_port()
         for pipe in self.pipes:
             pipe.send((function, args, kwargs, port))
         results, waiting = {}, dict(zip(self.pipes, range(self.world_size), strict=True))
@@ -66,24 +66,13 @@ class Processes:
 
 def _serve(pipe, rank, world_size):
     torch.set_num_threads(1)
-    for name in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    quiet_logs()
     while True:
         try:
             function, args, kwargs, port = pipe.recv()
         except EOFError:
             return
-        os.environ.update(
-            RANK=str(rank),
-            LOCAL_RANK=str(rank),
-            WORLD_SIZE=str(world_size),
-            LOCAL_WORLD_SIZE=str(world_size),
-            GROUP_RANK="0",
-            MASTER_ADDR="127.0.0.1",
-            MASTER_PORT=str(port),
-            TORCHELASTIC_RUN_ID="tests",
-            TORCHELASTIC_USE_AGENT_STORE="False",
-        )
+        os.environ.update(torchrun_environment(rank, world_size, port))
         try:
             buffer = io.BytesIO()
             torch.save(function(*args, **kwargs), buffer)
@@ -95,7 +84,28 @@ def _serve(pipe, rank, world_size):
                 dist.destroy_process_group()
 
 
-def _free_port():
+def torchrun_environment(rank, world_size, port):
+    """What torchrun tells a process of one machine."""
+    return {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(world_size),
+        "LOCAL_WORLD_SIZE": str(world_size),
+        "GROUP_RANK": "0",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "TORCHELASTIC_RUN_ID": "tests",
+        "TORCHELASTIC_USE_AGENT_STORE": "False",
+    }
+
+
+def quiet_logs():
+    """Let Lightning speak of errors only."""
+    for name in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def free_port():
     with closing(socket.socket()) as free:
         free.bind(("127.0.0.1", 0))
         return free.getsockname()[1]

@@ -1,4 +1,6 @@
 import pytest
+import torch.distributed as dist
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 
 from lightning_iet.utilities.errors import TRACEBACK_VARIABLE, one_line_errors
 
@@ -20,3 +22,34 @@ def test_the_traceback_is_there_when_asked_for(monkeypatch):
     monkeypatch.setenv(TRACEBACK_VARIABLE, "1")
     with pytest.raises(ValueError, match="wrong"), one_line_errors("program"):
         raise ValueError("wrong")
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (
+            RuntimeError("[/a/gloo/transport/tcp/unbound_buffer.cc:81] Timed out waiting 5000ms for recv operation"),
+            "(Timed out waiting 5000ms for recv operation)",
+        ),
+        (
+            RuntimeError("[../gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.1.1]:4242. \nmore"),
+            "(Connection closed by peer [127.0.1.1]:4242)",
+        ),
+        (dist.DistNetworkError("The client socket has timed out"), "(The client socket has timed out)"),
+        (dist.DistBackendError("NCCL error"), "(NCCL error)"),
+    ],
+)
+def test_a_lost_connection_is_one_line_on_every_process(error, reason, capsys, monkeypatch):
+    monkeypatch.setattr(rank_zero_only, "rank", 1)
+    with pytest.raises(SystemExit) as stop, one_line_errors("program"):
+        raise error
+    assert stop.value.code == 2
+    message = capsys.readouterr().err
+    assert message.startswith(f"program: error: The connection to another process was lost {reason}: it has ended")
+    assert "--ckpt_path last" in message
+    assert message.count("\n") == 1
+
+
+def test_other_runtime_errors_keep_their_traceback():
+    with pytest.raises(RuntimeError, match="shapes"), one_line_errors("program"):
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")

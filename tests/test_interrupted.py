@@ -1,0 +1,140 @@
+"""The command line goes on with runs that were cut off."""
+
+import csv
+import errno
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from lightning_iet.cli import main
+from tests.callbacks.test_parameter_averaging import assert_same_bits
+from tests.helpers.launched import callback, write_config
+from tests.test_cli import fails
+from tests.test_torchrun import weights
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*exists and is not empty.*:UserWarning")
+
+
+@pytest.fixture(autouse=True)
+def _in_empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["lightning-iet"])
+    torch.set_num_threads(1)
+
+
+def fit(*arguments, **settings):
+    main(["fit", "--config", str(write_config(Path("tiny.yaml"), **settings)), "--ckpt_path", "last", *arguments])
+
+
+def checkpoint(version, name="last.ckpt"):
+    return Path(f"runs/tiny/version_{version}/checkpoints", name)
+
+
+def test_one_command_starts_a_run_and_goes_on_with_it(caplog):
+    fit("--trainer.logger.init_args.name=uncut")
+    fit("--trainer.max_epochs=2")
+    first = {path: path.read_bytes() for path in Path("runs/tiny").rglob("*") if path.is_file()}
+    caplog.set_level("INFO", "lightning.pytorch.utilities.rank_zero")
+    fit()
+    assert f"Going on from '{checkpoint(0)}', step 16." in caplog.messages
+    for name, tensor in torch.load("runs/uncut/version_0/checkpoints/last.ckpt")["state_dict"].items():
+        assert torch.equal(weights(".")[name], tensor)
+    # Nothing of the first part was touched.
+    assert first == {path: path.read_bytes() for path in Path("runs/tiny/version_0").rglob("*") if path.is_file()}
+    assert (checkpoint(1).parents[1] / "config.yaml").is_file()
+    # The log goes on where the other ended.
+    for version, epochs in enumerate([["0", "1"], ["2", "3"]]):
+        with Path(f"runs/tiny/version_{version}/metrics.csv").open() as file:
+            assert [row["epoch"] for row in csv.DictReader(file)] == epochs
+
+
+def test_a_run_that_is_complete_has_nothing_more_to_do():
+    fit()
+    fit()
+    assert_same_bits(torch.load(checkpoint(0))["state_dict"], weights("."))
+
+
+def test_a_torn_file_is_named_and_the_one_before_it_used(caplog):
+    fit("--trainer.max_epochs=2")
+    step = checkpoint(0, "epoch=1-step=16.ckpt")
+    checkpoint(0).write_bytes(checkpoint(0).read_bytes()[:-1000])
+    caplog.set_level("INFO", "lightning.pytorch.utilities.rank_zero")
+    fit("--trainer.max_epochs=3")
+    assert caplog.text.count("Passed over") == 1
+    assert f"Passed over: Argument `ckpt_path` expected a whole checkpoint, but got '{checkpoint(0)}'" in caplog.text
+    assert f"Going on from '{step}'" in caplog.text
+
+
+def test_another_number_of_shards_is_refused_with_both_numbers(capsys):
+    fit("--trainer.max_epochs=2")
+    config = write_config(Path("tiny.yaml"))
+    error = fails(capsys, "fit", "--config", str(config), "--ckpt_path", "last", "--averaging.num_shards", "3")
+    assert "number of shards 2, but got 3" in error
+
+
+class Evil:
+    """Makes a folder when it is unpickled."""
+
+    def __reduce__(self):
+        return os.mkdir, ("evil",)
+
+
+def test_a_checkpoint_that_asks_to_run_code_is_refused(capsys):
+    fit("--trainer.max_epochs=1")
+    torch.save(torch.load(checkpoint(0)) | {"hyper_parameters": Evil()}, "evil.ckpt")
+    config = write_config(Path("tiny.yaml"))
+    error = fails(capsys, "fit", "--config", str(config), "--ckpt_path", "evil.ckpt")
+    assert "expected a checkpoint of tensors and plain values, but got 'evil.ckpt'" in error
+    assert "posix.mkdir" in error
+    assert "weights_only" not in error  # torch's advice to open it all the same
+    assert not Path("evil").exists()
+
+
+def test_a_full_disk_is_one_line_and_the_run_goes_on_when_there_is_room(capsys, monkeypatch):
+    fsync, calls = os.fsync, []
+
+    def full(descriptor):
+        calls.append(descriptor)
+        if len(calls) > 8:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        fsync(descriptor)
+
+    config = str(write_config(Path("tiny.yaml")))
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        error = fails(capsys, "fit", "--config", config, "--ckpt_path", "last")
+    assert "could not be written (No space left on device" in error
+    assert "--ckpt_path last" in error
+    assert not list(Path("runs").rglob("*.unfinished"))
+    fit("--trainer.logger.init_args.name=uncut")
+    fit()
+    assert_same_bits(weights("."), torch.load("runs/uncut/version_0/checkpoints/last.ckpt")["state_dict"])
+
+
+def test_sigterm_ends_with_its_status_and_a_checkpoint_of_that_step():
+    saving = {"save_on_exception": True, "every_n_train_steps": 1000}
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as stop:
+        fit(saving=saving, callbacks=[callback("Terminate", step=4)])
+    assert stop.value.code == 128 + signal.SIGTERM
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert torch.load(checkpoint(0))["global_step"] == 5
+    fit(saving=saving, callbacks=[callback("Terminate", step=4)])
+    fit("--trainer.logger.init_args.name=uncut")
+    assert_same_bits(weights("."), torch.load("runs/uncut/version_0/checkpoints/last.ckpt")["state_dict"])
+
+
+def test_the_curve_of_a_resumed_run_begins_with_the_first_part():
+    quick = ["--evaluation.k=20", "--evaluation.num_samples=60", "--evaluation.num_inference_steps=2"]
+    fit("--trainer.max_epochs=2", *quick)
+    fit(*quick)
+    for version in (0, 1):
+        assert (checkpoint(version).parents[1] / "curves.png").is_file()
+        assert json.loads((checkpoint(version).parents[1] / "metrics.json").read_text())
+    losses = torch.load(checkpoint(1))["evaluation"]["losses"]
+    assert list(losses) == [0, 1, 2, 3]

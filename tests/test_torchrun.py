@@ -1,0 +1,47 @@
+"""torchrun brings a job back whose process has died, from the last checkpoint, without a hand."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from lightning_iet.cli import main
+from tests.callbacks.test_parameter_averaging import assert_same_bits
+from tests.helpers.launched import callback, started, torchrun, write_config
+
+
+@pytest.fixture
+def uncut(tmp_path, monkeypatch):
+    """Weights of the run that nobody disturbs, on one process."""
+    folder = tmp_path / "uncut"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "argv", ["lightning-iet"])
+    torch.set_num_threads(1)
+    main(["fit", "--config", str(write_config(folder / "tiny.yaml"))])
+    return weights(folder)
+
+
+def weights(folder):
+    newest = max(Path(folder, "runs/tiny").glob("version_*"), key=lambda path: int(path.name.split("_")[1]))
+    return torch.load(newest / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+
+
+def test_a_process_that_dies_brings_the_job_back(tmp_path, uncut):
+    config = write_config(
+        tmp_path / "tiny.yaml", callbacks=[callback("DieOnce", step=7), callback("Starts")], devices=2
+    )
+    command = torchrun("--standalone", "--nproc-per-node=2", "--max-restarts=2", "--monitor-interval=0.1")
+    log = tmp_path / "log.txt"
+    # Else torch (2.15) lets a restarted process find the addresses of those of the attempt before, by chance.
+    fresh = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+    with started(
+        *command, "fit", "--config", config, "--ckpt_path", "last", folder=tmp_path, log=log, **fresh
+    ) as process:
+        assert process.wait(120) == 0, log.read_text()
+    assert (tmp_path / "died").exists()
+    assert (tmp_path / "starts.txt").read_text().split() == ["0", "6"]
+    assert_same_bits(weights(tmp_path), uncut)
+    assert "the run starts afresh" in log.read_text()
+    assert "Going on from" in log.read_text()
