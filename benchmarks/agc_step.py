@@ -3,9 +3,11 @@
     python benchmarks/agc_step.py            # the CIFAR-10 U-Net of the paper, 35.7 M parameters, batch 16
     python benchmarks/agc_step.py --small    # a U-Net that takes milliseconds a step
 
-Both kinds of step alternate in one run of a Lightning ``Trainer``; the ratio is that of the medians. On a machine with
-other work to do it scatters by more than AGC costs: see the spread of the steps, and the time spent inside AGC itself,
-which is taken in the same steps (on an accelerator: the host's share of it).
+Twice: on a module that returns its losses per sample, and on one that nobody adapted, where hooks find them. Both kinds
+of step alternate in one run of a Lightning ``Trainer``; the ratio is that of the medians. On a machine with other work
+to do it scatters by more than AGC costs: see the spread of the steps, and the time spent inside AGC itself, which is
+taken in the same steps (on an accelerator: the host's share of it). Memory is the peak of the process in each step
+(of the accelerator's memory there), as far as the system tells.
 """
 
 import argparse
@@ -13,7 +15,7 @@ import logging
 import statistics
 import time
 import warnings
-from contextlib import ExitStack
+from pathlib import Path
 
 import lightning.pytorch as pl
 import torch
@@ -22,9 +24,10 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_iet.callbacks.anti_gradient_control import AntiGradientControl
-from lightning_iet.callbacks.seams import open_seam
 
 LIMIT = 1.02
+MEMORY_LIMIT = 1.01
+CLEAR = Path("/proc/self/clear_refs")
 CIFAR = {
     "sample_size": 32,
     "block_out_channels": (128, 256, 256, 256),
@@ -39,19 +42,22 @@ SMALL = {"sample_size": 16, "block_out_channels": (32, 64), "layers_per_block": 
 }
 
 
-class Denoiser(pl.LightningModule):
+class PerSample(pl.LightningModule):
     """Predicts the noise, and returns one loss per sample."""
 
     def __init__(self, **settings):
         super().__init__()
         self.unet = UNet2DModel(**settings)
 
+    def noisy(self, images):
+        """Noisy images, their noise and timesteps."""
+        noise = torch.randn_like(images)
+        return images + noise, noise, torch.randint(1000, (len(images),), device=self.device)
+
     def training_step(self, batch, batch_idx):
         """One step on noisy images."""
-        images = batch[0]
-        noise = torch.randn_like(images)
-        timesteps = torch.randint(1000, (len(images),), device=self.device)
-        losses = F.mse_loss(self.unet(images + noise, timesteps).sample, noise, reduction="none").mean((1, 2, 3))
+        noisy, noise, timesteps = self.noisy(batch[0])
+        losses = F.mse_loss(self.unet(noisy, timesteps).sample, noise, reduction="none").mean((1, 2, 3))
         return {"loss": losses.mean(), "sample_loss": losses, "timesteps": timesteps}
 
     def configure_optimizers(self):
@@ -59,44 +65,79 @@ class Denoiser(pl.LightningModule):
         return torch.optim.Adam(self.parameters(), lr=2e-4)
 
 
-class Alternate(pl.Callback):
-    """Switches AGC on in every second step, and takes the time of each."""
+class Unadapted(PerSample):
+    """The same, as somebody who knows nothing of AGC writes it."""
 
-    def __init__(self, agc):
-        self.agc = agc
-        self.seam = ExitStack()
+    def training_step(self, batch, batch_idx):
+        """One step on noisy images."""
+        noisy, noise, timesteps = self.noisy(batch[0])
+        return F.mse_loss(self.unet(noisy, timesteps).sample, noise)
+
+
+class Alternate(AntiGradientControl):
+    """Is at work in every second step, and takes the time and the memory of each."""
+
+    def __init__(self):
+        super().__init__()
         self.seconds = {False: [], True: []}
+        self.memory = {False: [], True: []}
         self.inside = []
+        self.at_work = True
 
-    def observe(self, sample_loss, timesteps):
-        """Let AGC look at a batch, and take the time of that."""
+    def _observe(self, sample_loss, timesteps):
+        if not self.at_work:
+            return None
         start = time.perf_counter()
-        keep = self.agc._observe(sample_loss, timesteps)
+        keep = super()._observe(sample_loss, timesteps)
         self.inside.append(time.perf_counter() - start)
         return keep
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-        """Open the seam before every second step."""
-        self.with_agc = batch_idx % 2 == 1
-        if batch_idx == 0:
-            self.agc.setup(trainer, pl_module, "fit")
-        if self.with_agc:
-            self.seam.enter_context(open_seam(pl_module, self.observe))
+        """Let the seam listen in every second step."""
+        self.at_work = batch_idx % 2 == 0
+        reset_peak_memory()
         self.start = time.perf_counter()
+        if self.at_work:
+            super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
+
+    def on_before_backward(self, trainer, pl_module, loss):
+        """Decide about a batch, if at work."""
+        if self.at_work:
+            super().on_before_backward(trainer, pl_module, loss)
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        """Stop the clock, then close the seam."""
+        """Stop the clock."""
+        if self.at_work:
+            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         if pl_module.device.type == "cuda":
             torch.cuda.synchronize()
-        self.seconds[self.with_agc].append(time.perf_counter() - self.start)
-        self.seam.close()
+        self.seconds[self.at_work].append(time.perf_counter() - self.start)
+        self.memory[self.at_work].append(peak_memory())
 
 
-def measure(settings, pairs, batch_size):
-    """Return the seconds of steps without and with AGC, and those inside AGC, the first pair left out."""
+def reset_peak_memory():
+    """Forget the peak so far."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    elif CLEAR.exists():
+        CLEAR.write_text("5")
+
+
+def peak_memory():
+    """Bytes since the last reset; NaN where the system does not tell."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    if not CLEAR.exists():
+        return float("nan")
+    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
+    return 1024 * int(line.split()[1])
+
+
+def measure(kind, settings, pairs, batch_size):
+    """Run steps with and without AGC by turns; return the callback that took notes."""
     torch.manual_seed(0)
     images = torch.rand(2 * (pairs + 1) * batch_size, 3, settings["sample_size"], settings["sample_size"])
-    timer = Alternate(AntiGradientControl())
+    timer = Alternate()
     trainer = pl.Trainer(
         max_epochs=1,
         callbacks=[timer],
@@ -105,8 +146,8 @@ def measure(settings, pairs, batch_size):
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    trainer.fit(Denoiser(**settings), DataLoader(TensorDataset(images), batch_size=batch_size))
-    return timer.seconds[False][1:], timer.seconds[True][1:], timer.inside[1:]
+    trainer.fit(kind(**settings), DataLoader(TensorDataset(images), batch_size=batch_size))
+    return timer
 
 
 def report(name, seconds):
@@ -128,13 +169,17 @@ def main():
 
     settings = SMALL if arguments.small else CIFAR
     pairs = arguments.pairs or (200 if arguments.small else 10)
-    without, with_agc, inside = measure(settings, pairs, arguments.batch_size)
     parameters = sum(parameter.numel() for parameter in UNet2DModel(**settings).parameters())
     print(f"{parameters / 1e6:.1f} M parameters, batch {arguments.batch_size}, {pairs} steps of each kind")
-    base = report("step without AGC", without)
-    ratio = report("step with AGC", with_agc) / base
-    share = report("inside AGC", inside) / base
-    print(f"ratio of the medians {ratio:.4f} (limit {LIMIT}); inside AGC {share:.5f} of a step")
+    for kind, name in ((PerSample, "losses per sample"), (Unadapted, "hooks")):
+        timer = measure(kind, settings, pairs, arguments.batch_size)
+        print(f"\n{name}")
+        base = report("step without AGC", timer.seconds[False][1:])  # the first step of each kind is another matter
+        ratio = report("step with AGC", timer.seconds[True][1:]) / base
+        share = report("inside AGC", timer.inside[1:]) / base
+        memory = statistics.median(timer.memory[True][1:]) / statistics.median(timer.memory[False][1:])
+        print(f"ratio of the medians {ratio:.4f} (limit {LIMIT}); inside AGC {share:.5f} of a step")
+        print(f"ratio of the memory {memory:.4f} (limit {MEMORY_LIMIT})")
 
 
 if __name__ == "__main__":

@@ -20,8 +20,8 @@ from torch import Tensor
 __all__ = ["check_batch", "keep_mask", "masked_mean", "update_bank"]
 
 
-def check_batch(losses: Tensor, timesteps: Tensor, *, name: str = "losses") -> None:
-    """Raise unless there is one floating-point loss and one integer timestep for each sample.
+def check_batch(losses: Tensor, timesteps: Tensor, *, name: str = "losses", continuous: bool = False) -> None:
+    """Raise unless there is one floating-point loss and one timestep for each sample.
 
     Looks at shapes and types only, so it costs no wait for the device; the values of ``timesteps`` are not checked.
 
@@ -29,6 +29,7 @@ def check_batch(losses: Tensor, timesteps: Tensor, *, name: str = "losses") -> N
         losses: One loss per sample, shape (B,), floating point.
         timesteps: The timestep of each sample, shape (B,), integer.
         name: What the caller calls ``losses``, for the message.
+        continuous: Whether floating-point timesteps will do as well.
 
     Raises:
         ValueError: If ``losses`` is not of shape (B,), or ``timesteps`` of another shape.
@@ -51,10 +52,11 @@ def check_batch(losses: Tensor, timesteps: Tensor, *, name: str = "losses") -> N
         )
     if not losses.is_floating_point():
         raise TypeError(f"Argument `{name}` expected a floating-point tensor, but got {losses.dtype}. Convert it.")
-    if timesteps.is_floating_point() or timesteps.is_complex() or timesteps.dtype == torch.bool:
+    if timesteps.is_complex() or timesteps.dtype == torch.bool or (timesteps.is_floating_point() and not continuous):
+        wanted, remedy = "integers", "Divide continuous times into bins, see lightning_iet.functional.binning"
         raise TypeError(
-            f"Argument `timesteps` expected integers, but got {timesteps.dtype}."
-            " Divide continuous times into bins and pass the index of the bin."
+            f"Argument `timesteps` expected {f'{wanted} or floating-point numbers' if continuous else wanted},"
+            f" but got {timesteps.dtype}. {'Convert them' if continuous else remedy}."
         )
 
 

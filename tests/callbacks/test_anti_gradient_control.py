@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import lightning.pytorch as pl
 import pytest
 import torch
+from lightning.fabric import Fabric
 from torch import nn
 from torch._subclasses import FakeTensorMode
 from torch.testing import assert_close
@@ -359,11 +360,32 @@ def test_a_bank_of_another_length_is_refused(load):
         ({"decay": 1.0}, r"Argument `decay` expected a number in \[0, 1\), but got 1.0"),
         ({"decay": -0.5}, r"Argument `decay` expected a number in \[0, 1\), but got -0.5"),
         ({"num_timesteps": 0}, "Argument `num_timesteps` expected at least 1, but got 0"),
+        ({"num_bins": 0}, "Argument `num_bins` expected at least 1, but got 0"),
     ],
 )
 def test_bad_arguments(kwargs, message):
     with pytest.raises(ValueError, match=message):
         AntiGradientControl(**kwargs)
+
+
+def test_fabric_is_refused():
+    with pytest.raises(TypeError, match=r"expected a Trainer, but got Fabric. Call lightning_iet.functional.*plain-py"):
+        AntiGradientControl().setup(Fabric(accelerator="cpu"), Regression(), "fit")
+
+
+@pytest.mark.parametrize("name", ["FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy"])
+def test_strategies_that_cut_the_model_up_are_refused(name):
+    strategy = type("Ours", (type(name, (), {}),), {})()
+    with pytest.raises(ValueError, match=r"a strategy that keeps the model whole, but got Ours. Use .* 'auto' or 'ddp'"):
+        AntiGradientControl().setup(SimpleNamespace(strategy=strategy), Regression(), "fit")
+
+
+@pytest.mark.parametrize("names", [("net", None), ("net", "net")])
+def test_several_callbacks_must_be_told_apart(names):
+    callbacks = [AntiGradientControl(denoiser=name) for name in names]
+    trainer = SimpleNamespace(strategy=object(), callbacks=callbacks)
+    with pytest.raises(ValueError, match=r"`denoiser` to tell several callbacks apart, but got \['net', .*Name the"):
+        callbacks[0].setup(trainer, Regression(), "fit")
 
 
 def test_bad_number_of_bins():
@@ -374,11 +396,21 @@ def test_bad_number_of_bins():
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        (lambda outputs: outputs["loss"], TypeError, "expected a dict from `training_step`, but got Tensor"),
-        (lambda outputs: {"loss": outputs["loss"]}, ValueError, "without .*sample_loss.*timesteps"),
+        (
+            lambda outputs: outputs["loss"],
+            ValueError,
+            "find the denoiser of Bad, .* return {.*sample_loss.*; or reduce",
+        ),
+        (lambda outputs: {"loss": outputs["loss"]}, ValueError, "find the denoiser of Bad, but no module was called"),
+        (lambda outputs: outputs | {"timesteps": [0] * 4}, TypeError, "`timesteps` expected a tensor, but got list"),
         (lambda outputs: outputs | {"timesteps": torch.zeros(7).long()}, ValueError, r"shape of `sample_loss`, \(4,\)"),
         (lambda outputs: outputs | {"sample_loss": torch.zeros(4, 2)}, ValueError, "expected one loss per sample"),
-        (lambda outputs: outputs | {"timesteps": torch.zeros(4)}, TypeError, "`timesteps` expected integers"),
+        (
+            lambda outputs: outputs | {"timesteps": torch.ones(4) > 0},
+            TypeError,
+            "`timesteps` expected integers or float",
+        ),
+        (lambda outputs: outputs | {"timesteps": torch.zeros(4) / 0}, ValueError, "finite numbers, but got NaN or inf"),
         (
             lambda outputs: outputs | {"timesteps": torch.full((4,), 4)},
             ValueError,
@@ -421,11 +453,28 @@ def test_later_timesteps_out_of_range_raise_at_the_end_of_the_epoch(tmp_path):
     fit(tmp_path, module, agc)  # the mistake is gone: so is the error
 
 
-def test_manual_optimization_is_refused(tmp_path):
-    module = Regression()
-    module.automatic_optimization = False
-    with pytest.raises(ValueError, match=r"expected automatic optimization, but got .* in Regression. Let Lightning"):
+@pytest.mark.filterwarnings("ignore:.*returned `None`.*")
+@pytest.mark.parametrize("manual", [False, True])
+def test_a_run_without_a_backward_pass_is_refused(tmp_path, manual):
+    class Skips(Regression):
+        def training_step(self, batch, batch_idx):
+            return None
+
+    module = Skips()
+    module.automatic_optimization = not manual
+    with pytest.raises(ValueError, match=r"none of 20 steps had a backward pass: Skips.training_step returned None"):
         fit(tmp_path, module, make())
+
+
+@pytest.mark.filterwarnings("ignore:.*returned `None`.*")
+def test_a_skipped_batch_is_not_recorded(tmp_path):
+    class Skips(Regression):
+        def training_step(self, batch, batch_idx):
+            return None if batch_idx % 4 == 0 else super().training_step(batch, batch_idx)
+
+    agc = make()
+    fit(tmp_path, Skips(), agc)
+    assert agc.run_statistics.seen.sum() == 60
 
 
 # --- two processes ---------------------------------------------------------------------------------------------------
