@@ -6,15 +6,17 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+import torch.distributed as dist
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
-from lightning_iet.callbacks.seams import Refusal, Seam, open_seam
+from lightning_iet.callbacks.seams import Refusal, Seam, Selection, open_seam
 from lightning_iet.callbacks.skip_statistics import SkipReaders, SkipStatistics
 from lightning_iet.callbacks.timestep_bins import TimestepBins
 from lightning_iet.functional.anti_gradient import check_batch, keep_mask, update_bank
 from lightning_iet.utilities.agc_checks import check_arguments, check_some_losses, check_trainer
 from lightning_iet.utilities.lightning import Callback
+from lightning_iet.utilities.replicas import gather_rows
 
 __all__ = ["AntiGradientControl"]
 
@@ -117,6 +119,8 @@ class AntiGradientControl(SkipReaders, Callback):
         self._is_first_batch = True
         self._is_announced = False
         self._num_steps = 0
+        self._replicas: dist.ProcessGroup | None = None
+        self.last_skip_rate: Tensor | None = None
 
     @property
     def state_key(self) -> str:
@@ -234,17 +238,35 @@ class AntiGradientControl(SkipReaders, Callback):
         if "edges" in state:  # else a bank by itself: its bins are those at hand
             self.bins.load_shard_state(state)
 
-    def _observe(self, sample_loss: Tensor, timesteps: Tensor) -> Tensor | None:
-        """Record a training batch; return the samples to keep, (B,), or None to leave the loss untouched."""
+    def join_replicas(self, group: dist.ProcessGroup | None) -> None:
+        """Judge the batches of several processes, which train one shard together, as one batch.
+
+        Args:
+            group: These processes, in each step with batches of one size; ``None`` = this process is alone.
+        """
+        self._replicas = group
+
+    def _observe(self, sample_loss: Tensor, timesteps: Tensor) -> Selection | None:
+        """Record a training batch; return the samples to keep, or None to leave the loss untouched."""
         check_batch(sample_loss, timesteps, name="sample_loss", continuous=True)
         losses = sample_loss.detach()
         timesteps = timesteps.detach().to(losses.device)
+        own = slice(None)
+        if self._replicas is not None:
+            own = slice(dist.get_rank(self._replicas), None, dist.get_world_size(self._replicas))
+            losses, timesteps = gather_rows(losses, self._replicas), gather_rows(timesteps, self._replicas)
         if self._is_first_batch:
             self.bins.inspect(timesteps)
             self._is_first_batch = False
-        self.epoch_statistics.out_of_range += self.bins.out_of_range(timesteps)
+        self.epoch_statistics.out_of_range += self.bins.out_of_range(timesteps[own])
         index = self.bins.index(timesteps)
         keep = keep_mask(losses, index, self.bank, self.threshold)
         self.bank.copy_(update_bank(self.bank, losses, index, self.decay))
-        self.epoch_statistics.update(losses, index, keep=keep)
-        return keep if self.threshold > 0 else None
+        self.epoch_statistics.update(losses[own], index[own], keep=keep[own])
+        self.last_skip_rate = 1 - keep[own].float().mean()
+        if self.threshold == 0:
+            return None
+        if self._replicas is None:
+            return Selection(keep)
+        # DDP takes the mean of the replicas' gradients: each divides by its share of the number that all keep.
+        return Selection(keep[own], divisor=keep.sum().clamp(min=1) / dist.get_world_size(self._replicas))

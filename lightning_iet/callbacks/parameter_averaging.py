@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.strategies import ParallelStrategy
 
+from lightning_iet.callbacks.anti_gradient_control import AntiGradientControl
 from lightning_iet.callbacks.closing import Closing, checkpoints_refused
 from lightning_iet.callbacks.resumption import begin_next_epoch
 from lightning_iet.callbacks.shard_log import ShardLog
@@ -191,6 +192,9 @@ class ParameterAveragingCallback(pl.Callback):
             self._stack.enter_context(trainer.strategy.block_backward_sync())
             # DDP would still broadcast buffers before the first forward: from one shard's into all others'.
             self._stack.enter_context(shadowed(trainer.strategy.model, "require_forward_param_sync", False))
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, AntiGradientControl):
+                callback.join_replicas(self.groups.within)
         saving = average_saved(pl_module, self.engine)
         self._stack.enter_context(shadowed(pl_module, "on_save_checkpoint", saving))
 

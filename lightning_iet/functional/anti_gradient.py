@@ -93,7 +93,7 @@ def keep_mask(losses: Tensor, timesteps: Tensor, bank: Tensor, threshold: float)
     return (losses >= threshold * usual) | ~losses.isfinite()
 
 
-def masked_mean(losses: Tensor, keep: Tensor) -> Tensor:
+def masked_mean(losses: Tensor, keep: Tensor, *, divisor: Tensor | None = None) -> Tensor:
     r"""Average the losses that are kept: :math:`\sum_i k_i l_i / \max(1, \sum_i k_i)`.
 
     A sample that is left out has a gradient of exactly zero, whatever its loss. If no sample is kept, the result is
@@ -102,6 +102,8 @@ def masked_mean(losses: Tensor, keep: Tensor) -> Tensor:
     Args:
         losses: One loss per sample, shape (B,). Half precision is summed in float32.
         keep: Boolean tensor of shape (B,), True where a sample is kept.
+        divisor: Scalar to divide by instead of the number that is kept, at least 1. Where n processes share a batch and
+            average their gradients, it is the number kept of all over n.
 
     Returns:
         Scalar tensor of the type of ``losses``.
@@ -120,7 +122,7 @@ def masked_mean(losses: Tensor, keep: Tensor) -> Tensor:
         )
     # where, not a product: 0 * inf is NaN
     total = torch.where(keep, losses, 0).sum(dtype=torch.promote_types(losses.dtype, torch.float32))
-    return (total / keep.sum().clamp(min=1)).to(losses.dtype)
+    return (total / (keep.sum().clamp(min=1) if divisor is None else divisor)).to(losses.dtype)
 
 
 def update_bank(bank: Tensor, losses: Tensor, timesteps: Tensor, decay: float) -> Tensor:

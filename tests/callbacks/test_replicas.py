@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_iet import ParameterAveragingCallback, ShardedDataModule
+from lightning_iet import AntiGradientControl, ParameterAveragingCallback, ShardedDataModule
 from lightning_iet.functional.sharding import hosted_shards, num_replicas
 from tests.callbacks.test_parameter_averaging import assert_same_bits, state_of
 from tests.helpers.models import quiet_trainer, tiny_diffusion
@@ -163,6 +163,64 @@ def test_replicas_go_on_from_a_checkpoint(tmp_path, processes):
             torch.testing.assert_close(weight, whole["model"][name], rtol=1e-4, atol=1e-5)
     for result in processes(4).run(fit, tmp_path, 4, 4, ckpt_path=tmp_path / "half.ckpt"):
         assert_same_bits(result["model"], whole["model"])
+
+
+class Judged(Regression):
+    """Gives its losses away; the timestep of a sample is a property of it."""
+
+    def training_step(self, batch, batch_idx):
+        x, y = batch
+        losses = (self.net(x) - y).square().mean(1)
+        timesteps = (x[:, 0] > 0).long() + 2 * (x[:, 1] > 0).long()
+        return {"loss": losses.mean(), "sample_loss": losses, "timesteps": timesteps}
+
+
+class Adapted(Judged):
+    """Reduces its losses by an attribute."""
+
+    def __init__(self):
+        super().__init__()
+        self.loss_reducer = lambda losses, timesteps: losses.mean()
+
+    def training_step(self, batch, batch_idx):
+        outputs = super().training_step(batch, batch_idx)
+        return self.loss_reducer(outputs["sample_loss"], outputs["timesteps"])
+
+
+def fit_with_agc(tmp_path, world_size, batch_size, kind):
+    torch.manual_seed(SEED)
+    module, agc = kind(), AntiGradientControl(0.9, num_timesteps=4)
+    averaging = Banks(2, every_n_epochs=2)
+    trainer = quiet_trainer(
+        tmp_path,
+        callbacks=[agc, averaging],
+        devices=world_size,
+        strategy="ddp" if world_size > 1 else "auto",
+        max_epochs=4,
+    )
+    trainer.fit(module, ShardedDataModule(Numbers(batch_size), 2, partition="iid"))
+    return {"model": state_of(module), "banks": averaging.banks, "skip_rate": agc.skip_rate()}
+
+
+class Banks(ParameterAveragingCallback):
+    banks = None
+
+    def on_train_end(self, trainer, pl_module):
+        super().on_train_end(trainer, pl_module)
+        self.banks = {k: s["callbacks"][0]["bank"].clone() for k, s in self.state_dict()["shards"].items()}
+
+
+@pytest.mark.parametrize("kind", [Judged, Adapted])
+def test_replicas_are_judged_as_one_batch(tmp_path, processes, kind):
+    """AGC leaves out what it would leave out of their batches together, and each sample counts alike."""
+    (alone,) = processes(1).run(fit_with_agc, tmp_path, 1, 8, kind)
+    assert 0.1 < alone["skip_rate"] < 0.9
+    for result in processes(4).run(fit_with_agc, tmp_path, 4, 4, kind):
+        assert result["skip_rate"] == pytest.approx(alone["skip_rate"])
+        for name, weight in result["model"].items():
+            torch.testing.assert_close(weight, alone["model"][name], rtol=1e-5, atol=1e-6)
+        for shard, bank in result["banks"].items():
+            torch.testing.assert_close(bank, alone["banks"][shard], rtol=1e-5, atol=1e-6)
 
 
 def noises(tmp_path):

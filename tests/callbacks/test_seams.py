@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch import nn
 
-from lightning_iet.callbacks.seams import open_seam, reducer_seam, training_step_seam
+from lightning_iet.callbacks.seams import Selection, open_seam, reducer_seam, training_step_seam
 
 LOSSES = torch.tensor([1.0, 2.0, 6.0])
 TIMESTEPS = torch.tensor([0, 1, 2])
@@ -68,7 +68,7 @@ def loss_of(module):
 
 
 def large(losses, timesteps):
-    return losses > 1.5
+    return Selection(losses > 1.5)
 
 
 @pytest.mark.parametrize("kind", EVERY_KIND)

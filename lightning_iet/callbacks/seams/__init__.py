@@ -9,10 +9,19 @@ it was before. :func:`open_seam` chooses the seam, in this order:
 - :class:`DenoiserSeam`: hooks find the denoiser, see the losses behind its output, and mask its gradient.
 """
 
-from lightning_iet.callbacks.seams.base import Observer, Refusal, Seam
+from lightning_iet.callbacks.seams.base import Observer, Refusal, Seam, Selection
 from lightning_iet.callbacks.seams.choice import open_seam
 from lightning_iet.callbacks.seams.denoiser import DenoiserSeam
 from lightning_iet.callbacks.seams.reducer import reducer_seam
 from lightning_iet.callbacks.seams.training_step import training_step_seam
 
-__all__ = ["DenoiserSeam", "Observer", "Refusal", "Seam", "open_seam", "reducer_seam", "training_step_seam"]
+__all__ = [
+    "DenoiserSeam",
+    "Observer",
+    "Refusal",
+    "Seam",
+    "Selection",
+    "open_seam",
+    "reducer_seam",
+    "training_step_seam",
+]

@@ -1,14 +1,25 @@
 """What all seams have in common."""
 
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from torch import Tensor
 
-__all__ = ["Observer", "Refusal", "Seam"]
+__all__ = ["Observer", "Refusal", "Seam", "Selection"]
 
-Observer: TypeAlias = Callable[[Tensor, Tensor], Tensor | None]
-"""Gets the losses (B,) and timesteps (B,) of a training batch; returns the samples to keep (B,), or None: hands off."""
+
+class Selection(NamedTuple):
+    """Which samples of a batch stay in the loss."""
+
+    keep: Tensor
+    """Boolean, shape (B,)."""
+    divisor: Tensor | None = None
+    """What the sum of their losses is divided by; None = their number. See
+    :func:`~lightning_iet.functional.anti_gradient.masked_mean`."""
+
+
+Observer: TypeAlias = Callable[[Tensor, Tensor], Selection | None]
+"""Gets the losses (B,) and timesteps (B,) of a training batch; returns the samples to keep, or None: hands off."""
 
 
 class Refusal(ValueError):

@@ -42,11 +42,12 @@ def open_seam(
 
     Example:
         >>> import torch
+        >>> from lightning_iet.callbacks.seams import Selection
         >>> class Denoiser(pl.LightningModule):
         ...     def training_step(self, batch, batch_idx):
         ...         return {"loss": batch.mean(), "sample_loss": batch, "timesteps": torch.tensor([3, 5])}
         >>> module = Denoiser()
-        >>> with open_seam(module, lambda losses, timesteps: losses > 1.0):
+        >>> with open_seam(module, lambda losses, timesteps: Selection(losses > 1.0)):
         ...     module.training_step(torch.tensor([1.0, 3.0]), 0)["loss"]
         tensor(3.)
         >>> module.training_step(torch.tensor([1.0, 3.0]), 0)["loss"]

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node
 
+from lightning_iet.callbacks.seams.base import Selection
+
 __all__ = [
     "CallError",
     "DenoiserCall",
@@ -55,11 +57,13 @@ class Verdict:
     timesteps: Tensor
     weights: Tensor | None = None
 
-    def keep(self, keep: Tensor | None) -> None:
-        """Turn the samples that are kept, (n,), into weights: the sum of the rest, over their number."""
-        if keep is not None:
-            num_kept = keep.sum(dtype=self.losses.dtype).clamp(min=1)
-            self.weights = keep.to(self.losses.dtype) * (len(keep) / num_kept)
+    def keep(self, selection: Selection | None) -> None:
+        """Weights of the rows that leave the mean of the kept losses: 0 for others."""
+        if selection is not None:
+            divisor = selection.divisor
+            if divisor is None:
+                divisor = selection.keep.sum(dtype=self.losses.dtype).clamp(min=1)
+            self.weights = selection.keep.to(self.losses.dtype) * (len(selection.keep) / divisor)
 
 
 @dataclass

@@ -23,9 +23,11 @@ class _ReducerSeam(Seam):
     def __call__(self, sample_loss: Tensor, timesteps: Tensor) -> Tensor:
         if not sample_loss.requires_grad:
             return self.reduce(sample_loss, timesteps)
-        keep = self.observe(sample_loss, timesteps)
+        selection = self.observe(sample_loss, timesteps)
         self.description = "losses and timesteps from the attribute `loss_reducer`"
-        return self.reduce(sample_loss, timesteps) if keep is None else masked_mean(sample_loss, keep)
+        if selection is None:
+            return self.reduce(sample_loss, timesteps)
+        return masked_mean(sample_loss, selection.keep, divisor=selection.divisor)
 
     def before_backward(self, loss: Tensor | None = None) -> None:
         if not self.description:

@@ -49,9 +49,11 @@ def training_step_seam(
         if outputs is None or (settle is not None and not settle(outputs)):
             return outputs
         _check_outputs(outputs)
-        keep = observe(outputs["sample_loss"], outputs["timesteps"])
+        selection = observe(outputs["sample_loss"], outputs["timesteps"])
         seam.description = "losses and timesteps from the dict that `training_step` returns"
-        return outputs if keep is None else {**outputs, "loss": masked_mean(outputs["sample_loss"], keep)}
+        if selection is None:
+            return outputs
+        return {**outputs, "loss": masked_mean(outputs["sample_loss"], selection.keep, divisor=selection.divisor)}
 
     with shadowed(module, "training_step", masked_training_step):
         yield seam
