@@ -27,6 +27,7 @@ from lightning_iet.shards.saving import average_saved
 from lightning_iet.utilities.checkpoint_io import use_atomic_checkpoints
 from lightning_iet.utilities.checks import check_schedulers, check_split, check_trainer, limit_per_shard
 from lightning_iet.utilities.random import seed_rng
+from lightning_iet.utilities.replicas import broadcast_model
 from lightning_iet.utilities.shadow import shadowed
 
 __all__ = ["ParameterAveragingCallback"]
@@ -175,6 +176,9 @@ class ParameterAveragingCallback(pl.Callback):
         sampler = sampler if isinstance(sampler, ShardSampler) else own_shard(trainer, self.every_n_train_steps)
         self._course = ShardCourse(sampler, resumed=self._saved)
         check_schedulers(trainer)
+        if self.groups.within is not None:
+            # DDP has sent the weights of one replica to the others; all shards start from those of the first.
+            broadcast_model(pl_module)
         self.engine = ShardEngine(
             trainer,
             pl_module,

@@ -1,6 +1,5 @@
 """The choice of where shard states lie."""
 
-import logging
 import tempfile
 from pathlib import Path
 from typing import Literal
@@ -8,13 +7,12 @@ from typing import Literal
 import psutil
 import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_iet.shards.layout import FlatLayout
 from lightning_iet.shards.residence import Away, Flat, OnDevice, Residence, host_memory, mapped_memory
 
 __all__ = ["Offload", "choose_offload", "estimate_state_bytes", "make_residence"]
-
-log = logging.getLogger(__name__)
 
 Offload = Literal["auto", "none", "cpu", "disk"]
 
@@ -67,12 +65,11 @@ def make_residence(trainer: Trainer, layout: FlatLayout, flat: Flat, *, num_host
     if offload == "auto":
         needed = (num_hosted - 1) * per_state
         choice = choose_offload(needed, device=device, device_free=device_free, host_free=host_free)
-    if trainer.is_global_zero:
-        where = {"none": f"stay on {device}", "cpu": "lie in host memory", "disk": "lie in files"}[choice]
-        log.info(
-            "Shard states: %d of about %.0f MiB in each process %s (offload=%r; free: %.1f GiB on %s, %.1f GiB host).",
-            num_hosted, per_state / 2**20, where, offload, device_free / 2**30, device, host_free / 2**30,
-        )  # fmt: skip
+    where = {"none": f"stay on {device}", "cpu": "lie in host memory", "disk": "lie in files"}[choice]
+    rank_zero_info(
+        f"Shard states: {num_hosted} of about {per_state / 2**20:.0f} MiB in each process {where} "
+        f"(offload={offload!r}; free: {device_free / 2**30:.1f} GiB on {device}, {host_free / 2**30:.1f} GiB host)."
+    )
     if choice == "none":
         return OnDevice()
     if choice == "cpu":

@@ -245,6 +245,30 @@ def test_every_replica_draws_noise_of_its_own(tmp_path, processes):
     assert len({numbers[0] for numbers in seen}) == 4
 
 
+def first_weights(tmp_path):
+    """What each process trains first, when each has drawn weights of its own."""
+    module = Regression()
+    trainer = quiet_trainer(
+        tmp_path, callbacks=[ParameterAveragingCallback(2), look := Look()], devices=4, strategy="ddp", max_epochs=1
+    )
+    for parameter in module.parameters():
+        parameter.data.add_(trainer.global_rank)
+    trainer.fit(module, ShardedDataModule(Numbers(4), 2, partition="iid"))
+    return look.first
+
+
+class Look(pl.Callback):
+    first = None
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self.first = self.first or state_of(pl_module)
+
+
+def test_all_shards_start_from_the_weights_of_the_first_process(tmp_path, processes):
+    for state in processes(4).run(first_weights, tmp_path):
+        assert_same_bits(state, state_of(Regression()))
+
+
 @pytest.mark.parametrize(("shards", "processes_", "expected"), [(4, 1, 1), (4, 4, 1), (4, 8, 2), (1, 3, 3)])
 def test_number_of_replicas(shards, processes_, expected):
     assert num_replicas(shards, processes_) == expected

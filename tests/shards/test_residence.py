@@ -111,7 +111,7 @@ def test_the_estimate_counts_weights_ema_and_two_moments():
 
 
 def test_the_decision_is_logged(tmp_path, caplog):
-    with caplog.at_level(logging.INFO, logger="lightning_iet"):
+    with caplog.at_level(logging.INFO, logger="lightning.pytorch.utilities.rank_zero"):
         fit(tmp_path, "auto", max_epochs=1)
         fit(tmp_path, "disk", max_epochs=1)
     messages = [record.getMessage() for record in caplog.records if "Shard states" in record.getMessage()]
