@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_iet.functional import neighbors
+from lightning_iet.functional import exhaustive_neighbors, neighbors
 from lightning_iet.functional.images import image_rows
 from lightning_iet.functional.neighbors import nearest_neighbors, search_rows, squared_norms
 
@@ -117,8 +117,8 @@ def test_splits_do_not_matter(seed, chunk_size, split):
 def test_slices_of_few_rows_do_not_matter(monkeypatch):
     queries = torch.randint(256, (7, 3, 8, 8), dtype=torch.uint8)
     references = torch.randint(256, (50, 3, 8, 8), dtype=torch.uint8)
-    monkeypatch.setattr(neighbors, "_FLOATS", 192 * 3)
-    monkeypatch.setattr(neighbors, "_QUERIES", 2)
+    monkeypatch.setattr(exhaustive_neighbors, "_FLOATS", 192 * 3)
+    monkeypatch.setattr(neighbors, "_QUERIES", (2, 2))
     assert_nearest(queries, references, 20)
 
 
@@ -137,6 +137,40 @@ def test_distances_without_ties_are_as_exact():
     rows = image_rows(queries), image_rows(references)
     distances, _ = search_rows(*rows, 20, norms=squared_norms(rows[1]), ties=False)
     torch.testing.assert_close(distances.double(), brute_force(queries, references, 20)[0], rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("side", [32, 64, 256])
+def test_one_pixel_of_a_large_image_changed_by_one_level_has_its_distance(side):
+    references = images(20, 3, side, side, seed=0)
+    references[:, 0, 0, 0] = 0.5
+    queries = references[:4].clone()
+    queries[:, 0, 0, 0] += 1 / 255
+    assert_nearest(queries, references, 3)
+
+
+@pytest.mark.parametrize("side", [32, 256])
+def test_images_of_one_colour_have_their_distances(side):
+    references = torch.linspace(0, 1, 60).reshape(-1, 1, 1, 1).expand(-1, 3, side, side)
+    queries = (references[:5] + references[1:6]) / 2.001
+    assert_nearest(queries, references, 20)
+
+
+def test_float64_is_not_rounded():
+    references = images(30, 3, 8, 8, seed=0).double()
+    assert_nearest((references[:4] + 1e-9).clamp(max=1), references, 3)
+
+
+def test_progress_counts_the_queries(monkeypatch):
+    monkeypatch.setattr(neighbors, "_QUERIES", (3, 3))
+    done = []
+    nearest_neighbors(images(10, 1, 4, 4, seed=0), images(20, 1, 4, 4, seed=1), 2, progress=done.append)
+    assert done == [3, 6, 9, 10]
+
+
+def test_a_device_may_be_named_and_inputs_read_from_a_file(tmp_path):
+    saved = images(50, 1, 4, 4, seed=1)
+    mapped = torch.from_file(str(tmp_path / "images"), shared=True, size=saved.numel()).view_as(saved).copy_(saved)
+    assert_nearest(images(5, 1, 4, 4, seed=0), mapped, 7, device="cpu")
 
 
 def test_no_queries_give_no_rows():

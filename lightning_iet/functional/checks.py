@@ -1,0 +1,109 @@
+"""What measures refuse, whatever they measure: features that are none, and settings that are out of range."""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+__all__ = ["check_features", "check_number", "check_numbers"]
+
+
+def check_features(**features: Tensor) -> None:
+    """Refuse features that cannot be compared with one another.
+
+    Args:
+        features: sets of features under the names that messages call them by, shape ``(N, D)`` each.
+
+    Raises:
+        TypeError: if one is no tensor, or not of floating point.
+        ValueError: if one has another shape, another width than the first, or values that are not finite.
+
+    Example:
+        >>> import torch
+        >>> check_features(generated=torch.rand(3, 8), train=torch.rand(5, 8))
+        >>> check_features(generated=torch.rand(3, 8), train=torch.rand(5, 9))
+        Traceback (most recent call last):
+        ValueError: Argument `train` expected features of the width of `generated`, 8, but got 9. Use one network.
+    """
+    widths: dict[str, int] = {}
+    for name, rows in features.items():
+        _check_rows(rows, name)
+        widths[name] = rows.shape[1]
+        first, width = next(iter(widths.items()))
+        if widths[name] != width:
+            raise ValueError(
+                f"Argument `{name}` expected features of the width of `{first}`, {width}, but got {widths[name]}. "
+                "Use one network."
+            )
+
+
+def _check_rows(rows: Tensor, name: str) -> None:
+    if not isinstance(rows, Tensor) or not rows.is_floating_point():
+        found = rows.dtype if isinstance(rows, Tensor) else type(rows).__name__
+        raise TypeError(
+            f"Argument `{name}` expected a tensor of floating point, but got {found}. Convert it by .float()."
+        )
+    if rows.ndim != 2:
+        raise ValueError(
+            f"Argument `{name}` expected features of shape (N, D), but got {tuple(rows.shape)}. "
+            "Flatten those of each image."
+        )
+    broken = ~rows.isfinite().all(dim=1)
+    if broken.any():
+        raise ValueError(
+            f"Argument `{name}` expected finite features, but got NaN or infinity for {broken.sum()} of {len(rows)} "
+            f"images, the first of index {broken.int().argmax()}. Look at that image, and at the network."
+        )
+
+
+def check_number(name: str, value: float, interval: str, remedy: str) -> None:
+    """Refuse a number outside an interval, and NaN.
+
+    Args:
+        name: of the argument.
+        value: the number.
+        interval: as one writes it; a square bracket includes the end, a round one does not.
+        remedy: what to do, a sentence.
+
+    Raises:
+        ValueError: if the number lies outside.
+
+    Example:
+        >>> check_number("ratio", 1.0, "(0, 1]", "The published one is 1/3.")
+        >>> check_number("ratio", 0.0, "(0, 1]", "The published one is 1/3.")
+        Traceback (most recent call last):
+        ValueError: Argument `ratio` expected a number in (0, 1], but got 0.0. The published one is 1/3.
+    """
+    if not _inside(value, interval):
+        raise ValueError(f"Argument `{name}` expected a number in {interval}, but got {value}. {remedy}")
+
+
+def check_numbers(name: str, values: Sequence[float], interval: str, remedy: str) -> None:
+    """Refuse numbers outside an interval, and such as would give two results one name.
+
+    Args:
+        name: of the argument.
+        values: the numbers.
+        interval: as :func:`check_number`.
+        remedy: what to do, a sentence.
+
+    Raises:
+        ValueError: if one lies outside, or two agree in their first six digits.
+
+    Example:
+        >>> check_numbers("rates", (0.1, 0.1), "[0, 1]", "Leave it out.")
+        Traceback (most recent call last):
+        ValueError: Argument `rates` expected numbers that differ in six digits, but got (0.1, 0.1). Leave it out.
+    """
+    if not all(_inside(value, interval) for value in values):
+        raise ValueError(f"Argument `{name}` expected numbers in {interval}, but got {tuple(values)}. {remedy}")
+    if len({f"{value:g}" for value in values}) < len(values):
+        raise ValueError(
+            f"Argument `{name}` expected numbers that differ in six digits, but got {tuple(values)}. {remedy}"
+        )
+
+
+def _inside(value: float, interval: str) -> bool:
+    low, high = (float(end) for end in interval[1:-1].split(","))
+    above = low <= value if interval[0] == "[" else low < value
+    below = value <= high if interval[-1] == "]" else value < high
+    return above and below  # NaN compares false

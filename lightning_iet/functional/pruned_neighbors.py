@@ -1,0 +1,158 @@
+r"""Nearest neighbours of images among many, on a CPU: codes rule most pairs out, and the rest is measured.
+
+For a block of queries:
+
+1. Bound all squared distances from below by codes, see :mod:`~lightning_iet.functional.neighbor_codes`: one matrix
+   product, of 65 to 385 columns instead of thousands. Take the minimum over each group of 32 references.
+2. Take ``k`` and a few *seeds*, those that are probably the nearest. The ``k``-th of them bounds what is sought.
+3. Take, of the other references, those whose lower bound is not above that. Nothing else can be a neighbour.
+4. Estimate these few hundred by scalar products, and measure by differences what these leave open.
+
+Nothing depends on luck but the time: a query for which too little is ruled out is handed back, for another search.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lightning_iet.functional.exact_distances import RELATIVE_ERROR, pair_distances, sort_neighbors
+from lightning_iet.functional.exhaustive_neighbors import ExhaustiveSearch
+from lightning_iet.functional.neighbor_codes import Projection
+from lightning_iet.functional.pair_bounds import pair_bounds
+
+__all__ = ["PAIR_COST", "PrunedSearch"]
+
+PAIR_COST = 40  # what a pair costs by differences over what it costs in a matrix product; measured on two cores
+_GROUP = 32  # references per minimum
+_CACHED = 4096  # references per product
+_SPARE = 14  # seeds beyond k
+_UNIT = 2.0**-24  # the relative error of one float32 rounding
+
+
+class _References(NamedTuple):
+    """Codes of the references, in groups."""
+
+    columns: Tensor  # (d + 2, G * 32): z and its squared norm; the norm is infinite where a group is not full
+    rest: Tensor  # (G, 32): the last component of z
+    length: float  # the largest norm of z
+    slack: float  # the largest slack
+
+
+class PrunedSearch:
+    """The ``k`` nearest of a set of references.
+
+    Args:
+        exhaustive: the search to be sped up; holds the references.
+        projection: where codes are taken from.
+
+    Example:
+        >>> references = torch.rand(100, 12, generator=torch.Generator().manual_seed(0))
+        >>> exhaustive = ExhaustiveSearch(references, references.square().sum(1), k=2)
+        >>> projection = Projection(torch.zeros(12).double(), torch.eye(12).double()[:, :6])
+        >>> PrunedSearch(exhaustive, projection).nearest(references[:1] / 2, torch.full((1,), torch.inf))
+        (tensor([[0.4302, 0.5437]]), tensor([[93, 16]]), tensor([True]))
+    """
+
+    def __init__(self, exhaustive: ExhaustiveSearch, projection: Projection) -> None:
+        self.exhaustive = exhaustive
+        self.projection = projection
+        self.k = exhaustive.k
+        self.references = exhaustive.references
+        self.codes = self._reference_codes()
+        self._norms = exhaustive.norms
+        self._memory = torch.empty(0)  # of lower bounds; fresh memory for every block costs as much as the product
+
+    def _reference_codes(self) -> _References:
+        codes = self.projection.codes(self.references)
+        missing = -len(codes.z) % _GROUP
+        z = torch.nn.functional.pad(codes.z, (0, 0, 0, missing))
+        norms = torch.nn.functional.pad(codes.norms.float(), (0, missing), value=torch.inf)
+        columns = torch.cat([z, norms[:, None]], dim=1).T.contiguous()
+        return _References(
+            columns, z[:, -1].reshape(-1, _GROUP), codes.norms.max().sqrt().item(), codes.slack.max().item()
+        )
+
+    @torch.no_grad()
+    def nearest(self, queries: Tensor, farthest: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the squared distances, float32, and indices of the ``k`` nearest references.
+
+        Args:
+            queries: a block of some hundred, shape ``(Q, D)``.
+            farthest: squared distances, shape ``(Q,)``, beyond which nothing is sought; infinite if unknown. Of
+                neighbours beyond it some may be missing from the result, in whose place stand farther ones.
+
+        Returns:
+            Shape ``(Q, k)`` each; and which rows hold, shape ``(Q,)``: not those for which too little was ruled out.
+        """
+        z, norms, slack = self.projection.codes(queries)
+        bounds, minima = self._lower_bounds(z)
+        seeds = self._seeds(z, bounds, minima)
+        lower, upper = pair_bounds(queries, self.references, self._norms, *_pairs(seeds))
+        farthest = torch.minimum(upper.view_as(seeds).kthvalue(self.k, dim=1).values, farthest * (1 + RELATIVE_ERROR))
+        # What is near enough has a code that is near enough, but for slack, and for the rounding of a product of d + 2
+        # terms: they add up to at most (|z| + |w|)^2, and in whatever order they do.
+        rounding = (len(self.codes.columns) + 16) * _UNIT * (norms.sqrt() + self.codes.length).square()
+        limits = (farthest.sqrt() + slack + self.codes.slack).square() + rounding - norms
+        bounds.view(len(queries), -1).scatter_(1, seeds, torch.inf)
+        row, column, easy = self._candidates(bounds, minima, limits.float())
+        others = pair_bounds(queries, self.references, self._norms, row, column)[0]
+        row, column = (torch.cat(parts) for parts in zip(_pairs(seeds), (row, column), strict=True))
+        near = torch.cat([lower, others]) <= farthest[row]
+        row, order = row[near].sort(stable=True)
+        column = column[near][order]
+        distances = pair_distances(queries, self.references, row, column)
+        table = _table(row, column, distances, (len(queries), self.k))
+        found = sort_neighbors(queries, self.references, *table, self.k, ties=self.exhaustive.ties)
+        return *found, easy
+
+    def _lower_bounds(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Return ``|w|^2 - 2 <z, w>`` for codes w, shape ``(Q, G, 32)``, and the minimum of each group."""
+        rows = torch.cat([-2 * z, torch.ones_like(z[:, :1])], dim=1)
+        length = self.codes.columns.shape[1]
+        if len(self._memory) < len(z):
+            self._memory = torch.empty(len(z), length)
+        bounds = self._memory[: len(z)]
+        minima = bounds.new_empty(len(z), length // _GROUP)
+        for start in range(0, length, _CACHED):  # in parts that are still in the cache when their minima are taken
+            part = bounds[:, start : start + _CACHED]
+            torch.mm(rows, self.codes.columns[:, start : start + _CACHED], out=part)
+            groups = slice(start // _GROUP, (start + _CACHED) // _GROUP)
+            minima[:, groups] = part.unflatten(1, (-1, _GROUP)).amin(dim=2)
+        return bounds.unflatten(1, (-1, _GROUP)), minima
+
+    def _seeds(self, z: Tensor, bounds: Tensor, minima: Tensor) -> Tensor:
+        """Return the references that are probably the nearest, shape ``(Q, S)`` with ``S >= k``.
+
+        What a code leaves out of two images is about orthogonal, so their squared distance is probably its lower bound
+        plus ``2 r r'``.
+        """
+        number = min(self.k + _SPARE, len(self.references))
+        groups = minima.topk(min(number + _GROUP, minima.shape[1]), largest=False, sorted=False).indices
+        members = bounds.gather(1, groups[:, :, None].expand(-1, -1, _GROUP))
+        probable = members + 2 * z[:, -1, None, None] * self.codes.rest[groups]
+        best = probable.flatten(1).topk(number, largest=False, sorted=False).indices
+        return (groups.gather(1, best // _GROUP) * _GROUP + best % _GROUP).sort(dim=1).values
+
+    def _candidates(self, bounds: Tensor, minima: Tensor, limits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the pairs that are not ruled out, and which queries are left with not too many of them."""
+        query, group = (minima <= limits[:, None]).nonzero(as_tuple=True)
+        pair, member = (bounds[query, group] <= limits[query, None]).nonzero(as_tuple=True)
+        row, column = query[pair], group[pair] * _GROUP + member
+        easy = row.bincount(minlength=len(limits)) * PAIR_COST <= len(self.references)
+        kept = easy[row]
+        return row[kept], column[kept], easy
+
+
+def _pairs(seeds: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.arange(len(seeds)).repeat_interleave(seeds.shape[1]), seeds.flatten()
+
+
+def _table(row: Tensor, column: Tensor, distances: Tensor, least: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Arrange lists of neighbours, in ascending order of ``row``, as a table; infinite where a list is shorter."""
+    counts = row.bincount(minlength=least[0])
+    place = torch.arange(len(row)) - (counts.cumsum(0) - counts)[row]
+    table = distances.new_full((least[0], max(least[1], int(counts.amax()))), torch.inf)
+    indices = torch.zeros_like(table, dtype=torch.int64)
+    table[row, place], indices[row, place] = distances, column
+    return table, indices

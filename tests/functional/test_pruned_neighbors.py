@@ -1,0 +1,157 @@
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lightning_iet.functional import neighbor_plan, neighbors, pruned_neighbors
+from lightning_iet.functional.exhaustive_neighbors import ExhaustiveSearch, squared_norms
+from lightning_iet.functional.neighbor_codes import Projection, principal_directions
+from lightning_iet.functional.neighbor_plan import plan_projection
+from lightning_iet.functional.neighbors import search_rows
+from lightning_iet.functional.pair_bounds import pair_bounds
+from lightning_iet.functional.pruned_neighbors import PrunedSearch
+
+FAMILIES = ["noise", "one colour", "near copies", "duplicates", "zeros", "denormals", "near white", "mixed", "lines"]
+
+
+def family(kind, n, dimension, *, seed):
+    """Images that are hard on arithmetic, the same for the same seed, and some of them for any seed."""
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.rand(n, dimension, generator=generator)
+    if kind == "one colour":
+        return noise[:, :1].expand(-1, dimension).contiguous()
+    if kind == "near copies":  # of one image, one pixel of which is a few levels off
+        rows = torch.rand(1, dimension, generator=torch.Generator().manual_seed(0)).repeat(n, 1)
+        pixel = torch.randint(dimension, (n,), generator=generator)
+        rows[torch.arange(n), pixel] += torch.randint(-3, 4, (n,), generator=generator) / 255
+        return rows.clamp(0, 1)
+    if kind == "duplicates":
+        originals = torch.rand(3, dimension, generator=torch.Generator().manual_seed(0))
+        return originals[torch.randint(3, (n,), generator=generator)]
+    if kind == "mixed":
+        parts = [family(part, 1 + n // 8, dimension, seed=seed + 1) for part in FAMILIES if part != "mixed"]
+        return torch.cat(parts)[torch.randperm(len(parts) * (1 + n // 8), generator=generator)[:n]]
+    factors = {"noise": 1.0, "zeros": 0.0, "denormals": 1e-40}
+    if kind in factors:
+        return noise * factors[kind]
+    if kind == "lines":  # of rank one: nothing is left of them beside their first component
+        return noise[:, :1] * torch.linspace(0, 1, dimension)
+    return 1 - noise / 10000
+
+
+def assert_found(queries, references, distances, indices, *, ties=True):
+    """Compare with all distances in float64: values, ranks, and no index twice."""
+    expected = torch.stack([(row.double() - references.double()).square().sum(dim=1) for row in queries])
+    k = distances.shape[1]
+    nearest = expected.sort(dim=1).values[:, :k]
+    torch.testing.assert_close(distances.double(), nearest, rtol=1e-4, atol=1e-36)
+    # What stands at a rank is as near as what belongs there.
+    torch.testing.assert_close(expected.gather(1, indices), nearest, rtol=1e-6 if ties else 2e-4, atol=1e-36)
+    assert all(len(set(row)) == k for row in indices.tolist())
+    for values, row in zip(distances.tolist(), indices.tolist(), strict=True):
+        assert sorted(zip(values, row, strict=True)) == list(zip(values, row, strict=True))
+
+
+def basis(dimension, length, *, seed):
+    start = torch.randn(dimension, length, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    return torch.linalg.qr(start).Q
+
+
+@given(kind=st.sampled_from(FAMILIES), length=st.integers(1, 48), seed=st.integers(0, 999), mean=st.floats(0, 1))
+def test_codes_are_no_farther_apart_than_images(kind, length, seed, mean):
+    rows = family(kind, 30, 192, seed=seed)
+    codes = Projection(torch.full((192,), mean).double(), basis(192, length, seed=seed)).codes(rows)
+    apart = torch.cdist(rows.double(), rows.double(), compute_mode="donot_use_mm_for_euclid_dist")
+    coded = torch.cdist(codes.z.double(), codes.z.double(), compute_mode="donot_use_mm_for_euclid_dist")
+    assert (coded <= apart + codes.slack + codes.slack[:, None]).all()
+
+
+@given(kind=st.sampled_from(FAMILIES), seed=st.integers(0, 999), dtype=st.sampled_from([torch.float32, torch.float64]))
+def test_distances_are_within_the_bounds_of_pairs(kind, seed, dtype):
+    queries, references = family(kind, 5, 3072, seed=seed).to(dtype), family(kind, 30, 3072, seed=seed + 1).to(dtype)
+    i, j = torch.arange(5).repeat_interleave(30), torch.arange(30).repeat(5)
+    lower, upper = pair_bounds(queries, references, squared_norms(references), i, j)
+    distances = (queries[i].double() - references[j].double()).square().sum(dim=1)
+    assert (lower <= distances + 1e-36).all()
+    assert (upper >= distances - 1e-36).all()
+
+
+@given(kind=st.sampled_from(FAMILIES), length=st.sampled_from([1, 5, 64]), seed=st.integers(0, 999), data=st.data())
+def test_any_basis_finds_the_neighbours(kind, length, seed, data):
+    """A bad basis rules out nothing, or nearly; a good one must not rule out too much."""
+    queries, references = family(kind, 7, 192, seed=seed), family(kind, 90, 192, seed=seed + 1)
+    k = data.draw(st.integers(1, 90))
+    exhaustive = ExhaustiveSearch(references, squared_norms(references), k)
+    for projection in (
+        Projection(references.double().mean(dim=0), basis(192, length, seed=seed)),
+        principal_directions(references, length),
+    ):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(pruned_neighbors, "PAIR_COST", data.draw(st.sampled_from([0, 40])))
+            patch.setattr(pruned_neighbors, "_SPARE", 0)
+            patch.setattr(pruned_neighbors, "_CACHED", 32)
+            *found, easy = PrunedSearch(exhaustive, projection).nearest(queries, torch.full((7,), torch.inf))
+            if pruned_neighbors.PAIR_COST == 0:
+                assert easy.all()
+        if easy.any():
+            assert_found(queries[easy], references, *(part[easy] for part in found))
+
+
+def low_rank(n, *, seed):
+    """Images near a subspace of ten dimensions, as photographs are near one of a few hundred."""
+    generator = torch.Generator().manual_seed(seed)
+    weights = torch.rand(n, 10, generator=generator) / 10
+    directions = torch.rand(10, 192, generator=torch.Generator().manual_seed(0))
+    return weights @ directions + torch.rand(n, 192, generator=generator) / 1000
+
+
+@pytest.fixture
+def eager(monkeypatch):
+    """Codes cost nothing, so that they are used in small searches too; and references come in many parts."""
+    for cost in ("_TRIAL_COST", "_PER_PAIR", "_DOUBLE"):
+        monkeypatch.setattr(neighbor_plan, cost, 0)
+    monkeypatch.setattr(neighbors, "_CODED", 600)
+    monkeypatch.setattr(neighbors, "_QUERIES", (13, 9))
+
+
+@pytest.mark.usefixtures("eager")
+def test_parts_and_hard_queries_come_together(monkeypatch):
+    references = torch.cat([low_rank(2100, seed=1), family("noise", 30, 192, seed=1)])
+    queries = torch.cat([low_rank(20, seed=2), references[[0, 700, 2129]], family("noise", 9, 192, seed=2)])
+    assert plan_projection(queries, references, 5) is not None
+    monkeypatch.setattr(pruned_neighbors, "PAIR_COST", 300)  # more than two of 600 beside the seeds are too many
+    monkeypatch.setattr(pruned_neighbors, "_SPARE", 0)
+    easy = []
+    nearest = PrunedSearch.nearest
+    monkeypatch.setattr(PrunedSearch, "nearest", lambda *args: easy.append(found := nearest(*args)) or found)
+    done = []
+    found = search_rows(queries, references, 5, progress=done.append)
+    assert_found(queries, references, *found)
+    assert 0 < torch.cat([rows for _, _, rows in easy]).double().mean() < 1
+    assert done == sorted(done)
+    assert done[-1] == len(queries)
+
+
+@pytest.mark.usefixtures("eager")
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float64])
+def test_codes_of_other_types(dtype):
+    queries, references = low_rank(20, seed=2), low_rank(2000, seed=1)
+    if dtype == torch.uint8:
+        queries, references = ((255 * rows).round().to(dtype) for rows in (queries, references))
+        assert_found(queries / 255, references / 255, *search_rows(queries, references, 5))
+    else:
+        queries, references = queries.to(dtype), references.to(dtype)
+        assert_found(queries, references, *search_rows(queries, references, 5))
+
+
+def test_the_plan_is_to_do_without_codes_on_noise_and_in_small_searches(monkeypatch):
+    queries, references = low_rank(64, seed=2), low_rank(2100, seed=1)
+    assert plan_projection(queries, references, 5) is None
+    for cost in ("_TRIAL_COST", "_PER_PAIR", "_DOUBLE"):
+        monkeypatch.setattr(neighbor_plan, cost, 0)
+    projection = plan_projection(queries, references, 5)
+    assert projection is not None
+    torch.testing.assert_close(projection.basis.T @ projection.basis, torch.eye(64).double(), rtol=0, atol=1e-12)
+    noise = family("noise", 64, 192, seed=1), family("noise", 2100, 192, seed=2)
+    assert plan_projection(*noise, 5) is None
+    assert plan_projection(queries, references, 1000) is None  # half of the references are neighbours
