@@ -1,7 +1,8 @@
 """Balls around features, as wide as their k-th nearest neighbour is far: an estimate of where a distribution lives.
 
 All in float64. Distances that differ by less than float64 can tell count as equal, so that the answer for an image that
-lies exactly on a ball, such as a copy, does not hang on rounding.
+lies exactly on a ball, such as a copy, does not hang on rounding. What float64 can tell depends on how far two images
+lie from the origin, which is put at their median: an outlier far away, unlike in a mean, moves it by nothing.
 """
 
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from torch import Tensor
 __all__ = ["ball_counts", "squared_radii"]
 
 _FLOATS = 2**24  # distances (128 MiB) that are held at a time
-_ROUNDING = 1e-12  # relative to the norms; float64 matrix products are better than that
+_UNIT = 2.0**-53  # the relative error of one float64 rounding
 
 
 def squared_radii(features: Tensor, k: int) -> Tensor:
@@ -37,7 +38,7 @@ def squared_radii(features: Tensor, k: int) -> Tensor:
             f"Argument `k` expected a number from 1 to the number of images less one, {len(features) - 1}, "
             f"but got {k}. Pass a smaller `k` or more images."
         )
-    rows = features.double() - features.double().mean(dim=0)
+    rows = features.double() - _origin(features)
     radii = []
     for start, distances, _ in _blocks(rows, rows):
         distances.diagonal(start).fill_(torch.inf)  # nobody is his own neighbour
@@ -64,14 +65,20 @@ def ball_counts(points: Tensor, centers: Tensor, sq_radii: Tensor, *, closed: bo
         >>> ball_counts(torch.tensor([[1.0], [9.0]]), centers, radii, closed=False)
         (tensor([1, 0]), tensor([0, 1, 0]))
     """
-    origin = centers.double().mean(dim=0)  # small norms, small rounding errors
-    sign = 1 if closed else -1
+    origin = _origin(centers)
+    # Sums of D products err by D u, in norms and products alike, and in the radii again; with a few roundings to spare.
+    rounding = 4 * (centers.shape[1] + 8) * _UNIT
     of_points, of_balls = [], torch.zeros(len(centers), dtype=torch.int64, device=centers.device)
     for _, distances, scale in _blocks(points.double() - origin, centers.double() - origin):
-        inside = distances <= sq_radii + sign * _ROUNDING * scale
+        tolerance = rounding * scale
+        inside = distances <= sq_radii + tolerance if closed else distances < sq_radii - tolerance
         of_points.append(inside.sum(dim=1))
         of_balls += inside.sum(dim=0)
     return torch.cat(of_points), of_balls
+
+
+def _origin(rows: Tensor) -> Tensor:
+    return rows.double().median(dim=0).values
 
 
 def _blocks(rows: Tensor, others: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:

@@ -3,6 +3,7 @@
 from torch import Tensor
 
 from lightning_iet.functional.balls import ball_counts, squared_radii
+from lightning_iet.functional.checks import check_features
 
 __all__ = ["density_coverage"]
 
@@ -26,7 +27,9 @@ def density_coverage(generated: Tensor, real: Tensor, *, k: int = 5) -> dict[str
         ``"density"``, at least 0, may exceed 1, and ``"coverage"`` in [0, 1]; 0-d tensors, float64.
 
     Raises:
-        ValueError: if there are no more than ``k`` real images.
+        TypeError: as :func:`~lightning_iet.functional.checks.check_features`.
+        ValueError: as :func:`~lightning_iet.functional.checks.check_features`; if there are no generated images, or no
+            more than ``k`` real ones.
 
     Example:
         >>> import torch
@@ -34,5 +37,8 @@ def density_coverage(generated: Tensor, real: Tensor, *, k: int = 5) -> dict[str
         >>> density_coverage(torch.tensor([[0.0], [1.0], [2.0], [50.0]]), real, k=1)
         {'density': tensor(0.7500, dtype=torch.float64), 'coverage': tensor(0.3750, dtype=torch.float64)}
     """
+    check_features(generated=generated, real=real)
+    if len(generated) == 0:
+        raise ValueError("Argument `generated` expected at least one image, but got none. Draw some first.")
     of_generated, of_real = ball_counts(generated, real, squared_radii(real, k), closed=False)
     return {"density": of_generated.double().mean() / k, "coverage": (of_real > 0).double().mean()}

@@ -5,7 +5,17 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["FALSE_POSITIVE_RATES", "auc_interval", "membership_inference", "roc_auc", "roc_curve", "tpr_at_fpr"]
+from lightning_iet.functional.checks import check_number, check_numbers
+
+__all__ = [
+    "FALSE_POSITIVE_RATES",
+    "auc_interval",
+    "check_settings",
+    "membership_inference",
+    "roc_auc",
+    "roc_curve",
+    "tpr_at_fpr",
+]
 
 FALSE_POSITIVE_RATES = (0.01, 0.001)
 
@@ -32,18 +42,42 @@ def membership_inference(
         ``"auc"``, ``"auc_low"``, ``"auc_high"`` and, for each rate, ``"tpr@0.01"`` and the like; 0-d, float64.
 
     Raises:
-        ValueError: if there are no members or no non-members, a loss is NaN, or the shapes are others.
+        ValueError: if there are no members or no non-members, a loss is NaN, or the shapes are others; as
+            :func:`check_settings`. The functions below refuse the same.
 
     Example:
         >>> found = membership_inference(torch.tensor([0.1, 0.2, 0.6]), torch.tensor([0.5, 0.6, 0.7]), rates=(0.01,))
         >>> {name: round(value.item(), 3) for name, value in found.items()}
         {'auc': 0.833, 'auc_low': 0.456, 'auc_high': 1.0, 'tpr@0.01': 0.667}
     """
-    for name, losses in (("members", members), ("non_members", non_members)):
-        _check_losses(losses, name)
+    check_settings(rates=rates, confidence=confidence)
     low, high = auc_interval(members, non_members, confidence=confidence)
     rates_of = {f"tpr@{rate:g}": tpr_at_fpr(members, non_members, rate) for rate in rates}
     return {"auc": roc_auc(members, non_members), "auc_low": low, "auc_high": high} | rates_of
+
+
+def check_settings(*, rates: Sequence[float] = FALSE_POSITIVE_RATES, confidence: float = 0.95) -> None:
+    """Refuse rates and confidences that are none.
+
+    Args:
+        rates: false positive rates in [0, 1].
+        confidence: in (0, 1).
+
+    Raises:
+        ValueError: if one lies outside, or two rates agree in their first six digits, and hence in their name.
+
+    Example:
+        >>> check_settings(rates=(0.01,), confidence=0.9)
+    """
+    check_numbers("rates", rates, "[0, 1]", f"Leave it out for {FALSE_POSITIVE_RATES}.")
+    check_number("confidence", confidence, "(0, 1)", "0.95 is the default.")
+
+
+def _checked(members: Tensor, non_members: Tensor) -> tuple[Tensor, Tensor]:
+    """Return both kinds of losses in float64, in which losses of any two precisions compare."""
+    _check_losses(members, "members")
+    _check_losses(non_members, "non_members")
+    return members.double(), non_members.double()
 
 
 def _check_losses(losses: Tensor, name: str) -> None:
@@ -77,6 +111,7 @@ def roc_auc(members: Tensor, non_members: Tensor) -> Tensor:
         >>> roc_auc(torch.tensor([1.0, 2.0]), torch.tensor([2.0, 3.0]))
         tensor(0.8750, dtype=torch.float64)
     """
+    members, non_members = _checked(members, non_members)
     return _twice_below(members, non_members).sum().double() / (2 * len(members) * len(non_members))
 
 
@@ -94,8 +129,8 @@ def auc_interval(members: Tensor, non_members: Tensor, *, confidence: float = 0.
     .. math:: \mathrm{AUC} \pm z \sqrt{s^2_{10} / M + s^2_{01} / N},
 
     where :math:`s^2_{10}` is the variance, over members, of the share of non-members above each, and :math:`s^2_{01}`
-    the reverse; cut off at 0 and 1. With an AUC of 0 or 1 both variances are zero and the interval is a point, which
-    says more about the number of images than about the attack.
+    the reverse; cut off at 0 and 1. Where both variances are zero, that is with an AUC of 0 or 1, or if all losses are
+    equal, the interval is a point. That says nothing about certainty: a few images are enough for it.
 
     Args:
         members: shape ``(M,)``.
@@ -110,6 +145,8 @@ def auc_interval(members: Tensor, non_members: Tensor, *, confidence: float = 0.
         >>> round(low.item(), 3), round(high.item(), 3)
         (0.235, 1.0)
     """
+    check_settings(confidence=confidence)
+    members, non_members = _checked(members, non_members)
     scale = 2 * len(members), 2 * len(non_members)
     of_members = _twice_below(members, non_members).double() / scale[1]
     of_others = 1 - _twice_below(non_members, members).double() / scale[0]
@@ -142,6 +179,8 @@ def tpr_at_fpr(members: Tensor, non_members: Tensor, rate: float) -> Tensor:
         >>> tpr_at_fpr(torch.tensor([0.1, 0.2, 0.9]), torch.tensor([0.15, 0.5, 0.8, 1.0]), 0.25)
         tensor(0.6667, dtype=torch.float64)
     """
+    check_number("rate", rate, "[0, 1]", "0.01 is customary.")
+    members, non_members = _checked(members, non_members)
     allowed = int(rate * len(non_members) + 1e-9)  # 0.29 * 100 is 28.999…
     if allowed >= len(non_members):
         return torch.ones((), dtype=torch.float64, device=members.device)
@@ -164,6 +203,7 @@ def roc_curve(members: Tensor, non_members: Tensor) -> tuple[Tensor, Tensor]:
         (tensor([0.0000, 0.0000, 0.5000, 1.0000], dtype=torch.float64),
          tensor([0.0000, 0.5000, 1.0000, 1.0000], dtype=torch.float64))
     """
+    members, non_members = _checked(members, non_members)
     thresholds = torch.cat([members, non_members]).unique()
     rates = [
         torch.searchsorted(losses.sort().values, thresholds, right=True).double() / len(losses)

@@ -5,9 +5,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from lightning_iet.functional.checks import check_numbers
 from lightning_iet.functional.neighbors import nearest_neighbors
 
-__all__ = ["QUANTILES", "distance_summary", "nearest_training_distance"]
+__all__ = ["QUANTILES", "check_quantiles", "distance_summary", "nearest_training_distance"]
 
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75)
 
@@ -29,13 +30,14 @@ def nearest_training_distance(
 
     Raises:
         TypeError: as :func:`~lightning_iet.functional.neighbors.nearest_neighbors`.
-        ValueError: as :func:`~lightning_iet.functional.neighbors.nearest_neighbors`.
+        ValueError: as :func:`~lightning_iet.functional.neighbors.nearest_neighbors` and :func:`check_quantiles`.
 
     Example:
         >>> train = torch.eye(4).reshape(4, 1, 2, 2)
         >>> nearest_training_distance(0.5 * train[:3], train, quantiles=(0.5,))
         {'mean': tensor(0.5000), 'q0.5': tensor(0.5000)}
     """
+    check_quantiles(quantiles)
     sq_distances, _ = nearest_neighbors(generated, train, 1)
     return distance_summary(sq_distances[:, 0].sqrt(), quantiles=quantiles)
 
@@ -50,16 +52,35 @@ def distance_summary(distances: Tensor, *, quantiles: Sequence[float] = QUANTILE
     Returns:
         ``"mean"`` and, for each quantile, ``"q0.05"`` and the like; 0-d tensors, NaN if there are no distances.
 
+    Raises:
+        ValueError: as :func:`check_quantiles`.
+
     Example:
         >>> distance_summary(torch.tensor([1.0, 2.0, 6.0]), quantiles=(0.0, 0.5))
         {'mean': tensor(3.), 'q0': tensor(1.), 'q0.5': tensor(2.)}
     """
+    check_quantiles(quantiles)
     ordered = distances.double().sort().values
     points = ordered.new_tensor(quantiles) * (len(ordered) - 1)
     values = _interpolated(ordered, points) if len(ordered) else torch.full_like(points, torch.nan)
     names = [f"q{quantile:g}" for quantile in quantiles]
     summary = {"mean": ordered.mean()} | dict(zip(names, values, strict=True))
     return {name: value.to(distances.dtype) for name, value in summary.items()}
+
+
+def check_quantiles(quantiles: Sequence[float]) -> None:
+    """Refuse quantiles that do not exist, or whose results would have one name.
+
+    Args:
+        quantiles: numbers in [0, 1].
+
+    Raises:
+        ValueError: if one lies outside, or two agree in their first six digits.
+
+    Example:
+        >>> check_quantiles((0.0, 0.05, 1.0))
+    """
+    check_numbers("quantiles", quantiles, "[0, 1]", f"Leave it out for {QUANTILES}.")
 
 
 def _interpolated(ordered: Tensor, points: Tensor) -> Tensor:

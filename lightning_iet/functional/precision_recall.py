@@ -3,6 +3,7 @@
 from torch import Tensor
 
 from lightning_iet.functional.balls import ball_counts, squared_radii
+from lightning_iet.functional.checks import check_features
 
 __all__ = ["precision_recall"]
 
@@ -26,7 +27,9 @@ def precision_recall(generated: Tensor, real: Tensor, *, k: int = 3) -> dict[str
         ``"precision"`` and ``"recall"``, 0-d tensors in [0, 1], float64.
 
     Raises:
-        ValueError: if one of the sets has no more than ``k`` images.
+        TypeError: as :func:`~lightning_iet.functional.checks.check_features`.
+        ValueError: as :func:`~lightning_iet.functional.checks.check_features`; if a set has no more than ``k``
+            images.
 
     Example:
         >>> import torch
@@ -34,6 +37,7 @@ def precision_recall(generated: Tensor, real: Tensor, *, k: int = 3) -> dict[str
         >>> precision_recall(torch.tensor([[0.0], [1.0], [2.0], [50.0]]), real, k=1)
         {'precision': tensor(0.7500, dtype=torch.float64), 'recall': tensor(1., dtype=torch.float64)}
     """
+    check_features(generated=generated, real=real)
     in_real, _ = ball_counts(generated, real, squared_radii(real, k), closed=True)
     in_generated, _ = ball_counts(real, generated, squared_radii(generated, k), closed=True)
     return {"precision": (in_real > 0).double().mean(), "recall": (in_generated > 0).double().mean()}

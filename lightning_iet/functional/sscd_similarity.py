@@ -3,9 +3,10 @@
 from torch import Tensor
 
 from lightning_iet.functional.average_minimum_distance import nearest_cosine_distance, unit_rows
+from lightning_iet.functional.checks import check_features, check_number
 from lightning_iet.functional.nearest_training_distance import distance_summary
 
-__all__ = ["similarity_summary", "sscd_similarity"]
+__all__ = ["check_threshold", "similarity_summary", "sscd_similarity"]
 
 
 def sscd_similarity(generated: Tensor, train: Tensor, *, threshold: float = 0.5) -> dict[str, Tensor]:
@@ -23,12 +24,17 @@ def sscd_similarity(generated: Tensor, train: Tensor, *, threshold: float = 0.5)
     Returns:
         As :func:`similarity_summary`.
 
+    Raises:
+        TypeError: as :func:`~lightning_iet.functional.checks.check_features`.
+        ValueError: as :func:`~lightning_iet.functional.checks.check_features` and :func:`check_threshold`.
+
     Example:
         >>> import torch
         >>> train = torch.tensor([[0.0, 1.0], [0.0, -1.0]])
         >>> sscd_similarity(torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]]), train, threshold=0.9)
         {'q0.95': tensor(0.9800), 'share': tensor(0.3333)}
     """
+    check_features(generated=generated, train=train)
     return similarity_summary(1 - nearest_cosine_distance(unit_rows(generated), unit_rows(train)), threshold=threshold)
 
 
@@ -42,10 +48,29 @@ def similarity_summary(similarities: Tensor, *, threshold: float = 0.5) -> dict[
     Returns:
         ``"q0.95"`` and ``"share"``, 0-d tensors, NaN if there are no similarities.
 
+    Raises:
+        ValueError: as :func:`check_threshold`.
+
     Example:
         >>> import torch
         >>> similarity_summary(torch.tensor([0.1, 0.5, 0.6]))
         {'q0.95': tensor(0.5900), 'share': tensor(0.3333)}
     """
+    check_threshold(threshold)
     quantile = distance_summary(similarities, quantiles=(0.95,))["q0.95"]
     return {"q0.95": quantile, "share": (similarities > threshold).to(similarities.dtype).mean()}
+
+
+def check_threshold(threshold: float) -> None:
+    """Refuse a threshold that no similarity can have.
+
+    Args:
+        threshold: the similarity above which an image counts as a copy.
+
+    Raises:
+        ValueError: if it lies outside [-1, 1].
+
+    Example:
+        >>> check_threshold(0.5)
+    """
+    check_number("threshold", threshold, "[-1, 1]", "The published one is 0.5.")

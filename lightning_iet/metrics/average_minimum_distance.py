@@ -3,7 +3,6 @@
 from typing import Any
 
 from torch import Tensor, nn
-from torchmetrics.utilities import dim_zero_cat
 
 from lightning_iet.functional.nearest_training_distance import distance_summary
 from lightning_iet.metrics.cosine import CosineMetric
@@ -70,4 +69,4 @@ class AverageMinimumDistance(CosineMetric):
 
     def compute(self) -> Tensor:
         """Return the average over all updates and processes."""
-        return distance_summary(dim_zero_cat(self.distances), quantiles=())["mean"]
+        return distance_summary(self.nearest(), quantiles=())["mean"]

@@ -5,12 +5,13 @@ from typing import Any
 
 from torchmetrics.image.fid import FrechetInceptionDistance
 
+from lightning_iet.metrics.base import BaseMetric
 from lightning_iet.metrics.features import CleanInceptionFeatures
 
 __all__ = ["CleanFID"]
 
 
-class CleanFID(FrechetInceptionDistance):
+class CleanFID(BaseMetric, FrechetInceptionDistance):
     r"""Fréchet distance with clean-fid's resizing and Inception: the figure of ``cleanfid.fid.compute_fid``.
 
     .. math:: \lVert \mu - \mu' \rVert^2 + \operatorname{tr}\big(\Sigma + \Sigma' - 2 (\Sigma \Sigma')^{1/2}\big)

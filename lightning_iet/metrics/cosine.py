@@ -5,6 +5,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from lightning_iet.functional.average_minimum_distance import nearest_cosine_distance, unit_rows
+from lightning_iet.metrics.base import joined
 from lightning_iet.metrics.features import feature_extractor
 from lightning_iet.metrics.features.files import PathLike_
 from lightning_iet.metrics.plotting import PlottedMetric
@@ -33,15 +34,18 @@ class CosineMetric(TrainingSetMetric, PlottedMetric):
         weights: PathLike_ | None = None,
         **kwargs: Any,
     ) -> None:
-        network = features if isinstance(features, nn.Module) else feature_extractor(features, weights=weights)
-        super().__init__(train, k=1, features=network, **kwargs)
+        super().__init__(train, k=1, features=feature_extractor(features, weights=weights), **kwargs)
         self.add_state("distances", [], dist_reduce_fx="cat")
 
-    def rows(self, images: Tensor, *, name: str) -> Tensor:
-        """Return the features of each image, scaled to length one."""
-        return unit_rows(super().rows(images, name=name))
+    def references(self, rows: Tensor) -> Tensor:
+        """Return the features of the training set, scaled to length one; those without a direction are left out."""
+        return unit_rows(rows[rows.any(dim=1)])
 
     def update(self, generated: Tensor) -> None:
         """Take in more generated images, shape ``(Q, C, H, W)``."""
-        distances = nearest_cosine_distance(self.generated_rows(generated), self.train_rows, norms=self.train_norms)
-        self.distances.append(distances.to(self.dtype))
+        rows = unit_rows(self.generated_rows(generated))
+        self.distances.append(nearest_cosine_distance(rows, self.train_rows, norms=self.train_norms))
+
+    def nearest(self) -> Tensor:
+        """Return the distances of all updates and processes, shape ``(Q,)``."""
+        return joined(self.distances, device=self.device)

@@ -4,10 +4,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics.utilities import dim_zero_cat
 
+from lightning_iet.functional.cliques import check_min_size
+from lightning_iet.functional.exhaustive_neighbors import float_rows
 from lightning_iet.functional.extraction_attack import Clique, extraction_attack
-from lightning_iet.functional.images import unit_interval
+from lightning_iet.functional.near_duplicates import check_tiles
+from lightning_iet.metrics.base import joined
 from lightning_iet.metrics.plotting import PlottedMetric
 from lightning_iet.metrics.training_set import TrainingSet, TrainingSetMetric
 
@@ -23,13 +25,14 @@ class ExtractionAttack(TrainingSetMetric, PlottedMetric):
 
     over the 16 tiles :math:`t` of a 4x4 grid. A clique is a group of at least ``min_size`` generated images all pairs
     of which are near duplicates; it is extracted if a member is a near duplicate of a training image (Carlini et al.,
-    *Extracting Training Data from Diffusion Models*, USENIX Security 2023, arXiv:2301.13188).
+    *Extracting Training Data from Diffusion Models*, USENIX Security 2023, arXiv:2301.13188). That one distance and one
+    ``eps`` serve for both is our choice, see :func:`~lightning_iet.functional.extraction_attack.extraction_attack`.
 
     Only images that are emitted ``min_size`` times are found: one exact copy is none. On dull or small images near
     duplicates are common without any copying. Feed held-out real images for comparison: their cliques are the false
     alarms.
 
-    All generated images are kept until ``reset``, in float32.
+    All generated images are kept until ``reset``, in float32, or in uint8 where they come so.
 
     Input of ``update`` and ``forward``:
 
@@ -46,14 +49,16 @@ class ExtractionAttack(TrainingSetMetric, PlottedMetric):
         train: the training set: a tensor ``(N, C, H, W)``, a map-style data set of images or of tuples that begin with
             one, or a data loader; uint8, or floating point in [0, 1].
         eps: the largest distance of near duplicates, in (0, 1].
-        min_size: the smallest clique, at least 2; 10 of 500 images as published.
+        min_size: the smallest clique, at least 2; 10 as published, of 500 images for each caption; other
+            numbers of images need another size.
         grid: tiles along each side.
         kwargs: passed on to :class:`torchmetrics.Metric`.
 
     Raises:
         TypeError: if ``train`` is of another kind.
         ValueError: if ``train`` is empty, holds images of several sizes or values outside [0, 1]; if another argument
-            is out of range; in ``compute``, if there are more than 10 million pairs of near duplicates.
+            is out of range; in ``compute``, if there are more than 10 million pairs of near duplicates that are not
+            equal.
 
     Example:
         >>> draw = torch.Generator().manual_seed(0)
@@ -74,27 +79,21 @@ class ExtractionAttack(TrainingSetMetric, PlottedMetric):
     def __init__(
         self, train: TrainingSet, *, eps: float = 0.15, min_size: int = 10, grid: int = 4, **kwargs: Any
     ) -> None:
-        if not 0 < eps <= 1:
-            raise ValueError(f"Argument `eps` expected a number in (0, 1], but got {eps}. 0.15 is the default.")
-        if min_size < 2:
-            raise ValueError(f"Argument `min_size` expected at least 2, but got {min_size}. The published one is 10.")
+        check_min_size(min_size)
         super().__init__(train, k=1, **kwargs)
-        if not 1 <= grid <= min(self.image_shape[1:]):
-            raise ValueError(
-                f"Argument `grid` expected a number from 1 to the images' shorter side, {min(self.image_shape[1:])}, "
-                f"but got {grid}. Pass a smaller `grid`."
-            )
+        originals = self.train_rows.reshape(-1, *self.image_shape)
+        check_tiles(originals, originals, eps=eps, grid=grid)
         self.eps, self.min_size, self.grid = eps, min_size, grid
         self.add_state("generated", [], dist_reduce_fx="cat")
 
     def update(self, generated: Tensor) -> None:
         """Take in more generated images, shape ``(Q, C, H, W)``."""
         # Flat, because torchmetrics cannot reduce rows over processes one of which has none.
-        self.generated.append(unit_interval(self.generated_rows(generated)).flatten().to(self.dtype))
+        self.generated.append(self.generated_rows(generated).flatten())
 
     def cliques(self) -> list[Clique]:
         """Return the cliques among the images of this process, the largest first; indices count in order of update."""
-        generated = dim_zero_cat(self.generated).reshape(-1, *self.image_shape)
+        generated = joined(_of_one_dtype(self.generated), device=self.device).reshape(-1, *self.image_shape)
         train = self.train_rows.reshape(-1, *self.image_shape)
         return extraction_attack(generated, train, eps=self.eps, min_size=self.min_size, grid=self.grid)
 
@@ -109,3 +108,14 @@ class ExtractionAttack(TrainingSetMetric, PlottedMetric):
             "training_images": len(torch.cat(shown).unique()) if shown else 0,
         }
         return {name: torch.tensor(count, device=self.device) for name, count in counts.items()}
+
+    def _sync_dist(self, *args: Any, **kwargs: Any) -> None:
+        # A process may have no images, or some in uint8 and others in float32; processes exchange one dtype only.
+        self.generated = [float_rows(part) for part in self.generated]
+        super()._sync_dist(*args, **kwargs)
+
+
+def _of_one_dtype(state: Tensor | list[Tensor]) -> Tensor | list[Tensor]:
+    if isinstance(state, Tensor) or len({part.dtype for part in state}) < 2:
+        return state
+    return [float_rows(part) for part in state]

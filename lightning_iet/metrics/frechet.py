@@ -1,20 +1,20 @@
 """Fréchet distance between real and generated images, in a feature space of one's choice."""
 
-from os import PathLike
 from typing import Any
 
 from torch import nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 from lightning_iet.metrics.features import feature_extractor
+from lightning_iet.metrics.features.files import PathLike_
 
 __all__ = ["frechet_distance"]
 
 
 def frechet_distance(
-    features: str | nn.Module = "digits",
+    features: PathLike_ | nn.Module = "digits",
     *,
-    weights: str | PathLike[str] | None = None,
+    weights: PathLike_ | None = None,
     download: bool = False,
     **kwargs: Any,
 ) -> FrechetInceptionDistance:
@@ -26,8 +26,9 @@ def frechet_distance(
     torchmetrics', in float64. Figures compare only within one feature space and one number of images.
 
     Args:
-        features: ``"digits"``, ``"inception"``, or a module that maps images to ``(N, num_features)`` and has the
-            attribute ``num_features``.
+        features: a name for :func:`~lightning_iet.metrics.features.feature_extractor`, or a module that maps images to
+            ``(N, num_features)`` and has the attribute ``num_features``; which ``"pixels"`` and TorchScript files of
+            one's own have not, SSCD's apart.
         weights: as :func:`~lightning_iet.metrics.features.feature_extractor`.
         download: as :func:`~lightning_iet.metrics.features.feature_extractor`.
         kwargs: passed on to torchmetrics, e.g. ``reset_real_features=False`` to keep the real images over ``reset()``.
@@ -52,9 +53,7 @@ def frechet_distance(
         >>> round(fid.compute().item(), 1)
         0.3
     """
-    extractor = (
-        features if isinstance(features, nn.Module) else feature_extractor(features, weights=weights, download=download)
-    )
+    extractor = feature_extractor(features, weights=weights, download=download)
     if not hasattr(extractor, "num_features"):
         raise ValueError(
             "Argument `features` expected a module with an attribute `num_features`, "

@@ -8,15 +8,20 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import FigureBase
 from torch import Tensor
-from torchmetrics import Metric
-from torchmetrics.utilities import dim_zero_cat
 
-from lightning_iet.functional.membership_inference import FALSE_POSITIVE_RATES, membership_inference, roc_curve
+from lightning_iet.functional.membership_inference import (
+    FALSE_POSITIVE_RATES,
+    check_settings,
+    membership_inference,
+    roc_curve,
+)
+from lightning_iet.metrics.base import TwoKindsMetric, joined
+from lightning_iet.metrics.plotting import PlottedMetric, Values
 
 __all__ = ["MembershipInference"]
 
 
-class MembershipInference(Metric):
+class MembershipInference(TwoKindsMetric, PlottedMetric):
     r"""How well an attacker who sees the loss of an image can tell whether the image was trained on.
 
     .. math::
@@ -35,6 +40,8 @@ class MembershipInference(Metric):
     - ``losses``: one for each image, shape ``(B,)``; kept in float32.
     - ``member``: whether these are training images.
 
+    ``forward`` does what ``update`` does, and returns nothing.
+
     Output of ``compute``, 0-d tensors, float64:
 
     - ``"auc"``, with its interval ``"auc_low"`` and ``"auc_high"``; 0.5 is chance.
@@ -47,8 +54,8 @@ class MembershipInference(Metric):
         kwargs: passed on to :class:`torchmetrics.Metric`.
 
     Raises:
-        ValueError: if a rate or the confidence is out of range; in ``update``, if ``losses`` are of another shape; in
-            ``compute``, if a loss is NaN, or there are none of one kind.
+        ValueError: if a rate or the confidence is out of range, or two rates are equal; in ``update``, if ``losses``
+            are of another shape; in ``compute``, if a loss is NaN, or there are none of one kind.
 
     Example:
         >>> metric = MembershipInference(rates=(0.01,))
@@ -58,9 +65,7 @@ class MembershipInference(Metric):
         {'auc': 0.833, 'auc_low': 0.456, 'auc_high': 1.0, 'tpr@0.01': 0.667}
     """
 
-    is_differentiable = False
     higher_is_better = False
-    full_state_update = False
     plot_lower_bound = 0.0
     plot_upper_bound = 1.0
     members: list[Tensor]
@@ -69,15 +74,7 @@ class MembershipInference(Metric):
     def __init__(
         self, *, rates: Sequence[float] = FALSE_POSITIVE_RATES, confidence: float = 0.95, **kwargs: Any
     ) -> None:
-        if not all(0 <= rate <= 1 for rate in rates):
-            raise ValueError(
-                f"Argument `rates` expected numbers in [0, 1], but got {tuple(rates)}. "
-                f"Leave it out for {FALSE_POSITIVE_RATES}."
-            )
-        if not 0 < confidence < 1:
-            raise ValueError(
-                f"Argument `confidence` expected a number in (0, 1), but got {confidence}. 0.95 is the default."
-            )
+        check_settings(rates=rates, confidence=confidence)
         super().__init__(**kwargs)
         self.rates, self.confidence = tuple(rates), confidence
         self.add_state("members", [], dist_reduce_fx="cat")
@@ -90,27 +87,29 @@ class MembershipInference(Metric):
                 f"Argument `losses` expected one loss for each image, shape (B,), but got {tuple(losses.shape)}. "
                 "Average over every dimension but the first."
             )
-        (self.members if member else self.non_members).append(losses.detach().to(self.device, self.dtype))
+        (self.members if member else self.non_members).append(losses.detach().to(self.device, torch.float32))
 
     def compute(self) -> dict[str, Tensor]:
         """Return the figures over all updates and processes."""
         return membership_inference(*self._losses(), rates=self.rates, confidence=self.confidence)
 
     def _losses(self) -> tuple[Tensor, Tensor]:
-        empty = torch.zeros(0, device=self.device)
-        members, non_members = (
-            dim_zero_cat(state) if len(state) else empty for state in (self.members, self.non_members)
-        )
-        return members, non_members
+        return joined(self.members, device=self.device), joined(self.non_members, device=self.device)
 
-    def plot(self, ax: Axes | None = None) -> tuple[FigureBase, Axes]:
-        """Draw the ROC curve of this process's losses on logarithmic axes, since few false positives are what counts.
+    def plot(self, val: Values | None = None, ax: Axes | None = None) -> tuple[FigureBase, Axes]:
+        """Draw results as points or curves; by default the ROC curve of this process's losses.
+
+        Its axes are logarithmic, since few false positives are what counts.
 
         Args:
+            val: a result of ``compute``, or several of them.
             ax: where to draw; by default in a new figure.
 
         Returns:
             The figure and its axes.
+
+        Raises:
+            ValueError: if the curve is asked for and there are no losses of one kind.
 
         Example:
             >>> metric = MembershipInference()
@@ -119,6 +118,8 @@ class MembershipInference(Metric):
             >>> metric.plot()[1].get_xlabel()
             'false positive rate'
         """
+        if val is not None:
+            return super().plot(val, ax)
         false_positives, true_positives = (rates.cpu() for rates in roc_curve(*self._losses()))
         ax = plt.subplots()[1] if ax is None else ax
         ax.plot(false_positives, true_positives)

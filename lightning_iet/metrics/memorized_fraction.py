@@ -1,20 +1,19 @@
 """Memorized fraction, the measure of Yoon et al. 2023 and Gu et al. 2023."""
 
-from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
-from matplotlib.axes import Axes
-from matplotlib.figure import FigureBase
 from torch import Tensor
 
+from lightning_iet.functional.checks import check_number
 from lightning_iet.functional.memorization import nearest_ratio
+from lightning_iet.metrics.plotting import PlottedMetric
 from lightning_iet.metrics.training_set import TrainingSet, TrainingSetMetric
 
 __all__ = ["MemorizedFraction"]
 
 
-class MemorizedFraction(TrainingSetMetric):
+class MemorizedFraction(TrainingSetMetric, PlottedMetric):
     r"""Share of generated images that are far closer to one training image than to any other.
 
     .. math:: \frac{1}{Q} \#\{\hat x : d_1(\hat x) / d_2(\hat x) < \rho\}
@@ -64,10 +63,7 @@ class MemorizedFraction(TrainingSetMetric):
     total: Tensor
 
     def __init__(self, train: TrainingSet, *, ratio: float = 1 / 3, **kwargs: Any) -> None:
-        if not 0 < ratio <= 1:
-            raise ValueError(
-                f"Argument `ratio` expected a number in (0, 1], but got {ratio}. The published one is 1/3."
-            )
+        check_number("ratio", ratio, "(0, 1]", "The published one is 1/3.")
         super().__init__(train, k=2, **kwargs)
         self.ratio = ratio
         self.add_state("memorized", torch.tensor(0), dist_reduce_fx="sum")
@@ -81,22 +77,3 @@ class MemorizedFraction(TrainingSetMetric):
     def compute(self) -> Tensor:
         """Return the share over all updates and processes."""
         return self.memorized / self.total
-
-    def plot(self, val: Tensor | Sequence[Tensor] | None = None, ax: Axes | None = None) -> tuple[FigureBase, Axes]:
-        """Draw one share, or several as a curve.
-
-        Args:
-            val: a result of ``compute`` or ``forward``, or several of them; by default ``compute()``.
-            ax: where to draw; by default in a new figure.
-
-        Returns:
-            The figure and its axes.
-
-        Example:
-            >>> metric = MemorizedFraction(torch.eye(4).reshape(4, 1, 2, 2))
-            >>> figure, axes = metric.plot([torch.tensor(0.5), torch.tensor(0.25)])
-            >>> [round(float(limit), 2) for limit in axes.get_ylim()]
-            [-0.1, 1.1]
-        """
-        figure, axes = self._plot(val, ax)
-        return figure, cast(Axes, axes)

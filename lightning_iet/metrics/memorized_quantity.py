@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import FigureBase
 from torch import Tensor
 
+from lightning_iet.functional.checks import check_numbers
 from lightning_iet.functional.memorization import MQ_THRESHOLDS, count_below, memorization_ratio
 from lightning_iet.metrics.training_set import TrainingSet, TrainingSetMetric
 
@@ -68,11 +69,10 @@ class MemorizedQuantity(TrainingSetMetric):
     ) -> None:
         if k < 2:
             raise ValueError(f"Argument `k` expected at least 2, but got {k}. The published measure uses 50.")
-        if not thresholds or not all(0 < threshold <= 1 for threshold in thresholds):
-            raise ValueError(
-                f"Argument `thresholds` expected numbers in (0, 1], but got {tuple(thresholds)}. "
-                f"Leave it out for the published ones, {MQ_THRESHOLDS}."
-            )
+        remedy = f"Leave it out for the published ones, {MQ_THRESHOLDS}."
+        check_numbers("thresholds", thresholds, "(0, 1]", remedy)
+        if not thresholds:
+            raise ValueError(f"Argument `thresholds` expected numbers in (0, 1], but got (). {remedy}")
         super().__init__(train, k=k, **kwargs)
         self.thresholds = tuple(thresholds)
         self.add_state("counts", torch.zeros(len(thresholds), dtype=torch.int64), dist_reduce_fx="sum")

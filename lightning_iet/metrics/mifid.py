@@ -8,8 +8,7 @@ from torch import Tensor, nn
 
 from lightning_iet.functional.average_minimum_distance import unit_rows
 from lightning_iet.functional.frechet import frechet_distance, moments, moments_of_sums
-from lightning_iet.functional.mifid import memorization_distances, penalized
-from lightning_iet.functional.neighbors import squared_norms
+from lightning_iet.functional.mifid import check_threshold, memorization_distances, penalized
 from lightning_iet.metrics.features import feature_extractor
 from lightning_iet.metrics.features.files import PathLike_
 from lightning_iet.metrics.plotting import PlottedMetric
@@ -42,7 +41,8 @@ class MiFID(TrainingSetMetric, PlottedMetric):
 
     Output of ``compute`` and ``forward``:
 
-    - the distance, a 0-d tensor, at least 0; NaN while there are fewer than two generated images.
+    - the distance, a 0-d tensor, at least 0; NaN while there are fewer than two generated images, infinite for a copy
+      of the whole training set.
 
     Args:
         train: the training set: a tensor ``(N, C, H, W)``, a map-style data set of images or of tuples that begin with
@@ -54,8 +54,8 @@ class MiFID(TrainingSetMetric, PlottedMetric):
 
     Raises:
         TypeError: if ``train`` is of another kind.
-        ValueError: if ``train`` has fewer than two images, images of several sizes or values outside [0, 1]; as
-            :func:`~lightning_iet.metrics.features.feature_extractor`.
+        ValueError: if ``train`` has fewer than two images, images of several sizes or values outside [0, 1]; if
+            ``threshold`` lies outside [0, 1]; as :func:`~lightning_iet.metrics.features.feature_extractor`.
         FileNotFoundError: as :func:`~lightning_iet.metrics.features.feature_extractor`.
         ModuleNotFoundError: as :func:`~lightning_iet.metrics.features.feature_extractor`.
 
@@ -87,22 +87,25 @@ class MiFID(TrainingSetMetric, PlottedMetric):
         weights: PathLike_ | None = None,
         **kwargs: Any,
     ) -> None:
-        network = features if isinstance(features, nn.Module) else feature_extractor(features, weights=weights)
-        super().__init__(train, k=2, features=network, **kwargs)
+        check_threshold(threshold)
+        super().__init__(train, k=2, features=feature_extractor(features, weights=weights), **kwargs)
         self.threshold = threshold
-        self.train_moments = moments(self.train_rows)
-        self.train_rows = unit_rows(self.train_rows)
-        self.train_norms = squared_norms(self.train_rows)
+        self.signed = bool((self.train_rows < 0).any())
         width = self.train_rows.shape[1]
         self.add_state("count", torch.tensor(0), dist_reduce_fx="sum")
         self.add_state("total", torch.zeros(width).double(), dist_reduce_fx="sum")
         self.add_state("products", torch.zeros(width, width).double(), dist_reduce_fx="sum")
         self.add_state("memorization", torch.tensor(0.0).double(), dist_reduce_fx="sum")
 
+    def references(self, rows: Tensor) -> Tensor:
+        """Return the features of the training set, scaled to length one; those without a direction are left out."""
+        self.train_moments = moments(rows)
+        return unit_rows(rows[rows.any(dim=1)])
+
     def update(self, generated: Tensor) -> None:
         """Take in more generated images, shape ``(Q, C, H, W)``."""
         rows = self.generated_rows(generated)
-        distances = memorization_distances(unit_rows(rows), self.train_rows, norms=self.train_norms)
+        distances = memorization_distances(unit_rows(rows), self.train_rows, norms=self.train_norms, signed=self.signed)
         self.count += len(rows)
         self.total += rows.double().sum(dim=0)
         self.products += rows.double().T @ rows.double()

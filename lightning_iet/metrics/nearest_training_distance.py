@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
-from torchmetrics.utilities import dim_zero_cat
 
-from lightning_iet.functional.nearest_training_distance import QUANTILES, distance_summary
+from lightning_iet.functional.nearest_training_distance import QUANTILES, check_quantiles, distance_summary
+from lightning_iet.metrics.base import joined
 from lightning_iet.metrics.features import feature_extractor
 from lightning_iet.metrics.features.files import PathLike_
 from lightning_iet.metrics.plotting import PlottedMetric
@@ -43,7 +43,7 @@ class NearestTrainingDistance(TrainingSetMetric, PlottedMetric):
     Raises:
         TypeError: if ``train`` is of another kind.
         ValueError: if ``train`` is empty, holds images of several sizes or values outside [0, 1]; if a quantile lies
-            outside [0, 1]; as :func:`~lightning_iet.metrics.features.feature_extractor`.
+            outside [0, 1], or two are equal; as :func:`~lightning_iet.metrics.features.feature_extractor`.
 
     Example:
         >>> import torch
@@ -68,24 +68,17 @@ class NearestTrainingDistance(TrainingSetMetric, PlottedMetric):
         weights: PathLike_ | None = None,
         **kwargs: Any,
     ) -> None:
-        if not all(0 <= quantile <= 1 for quantile in quantiles):
-            raise ValueError(
-                f"Argument `quantiles` expected numbers in [0, 1], but got {tuple(quantiles)}. "
-                f"Leave it out for {QUANTILES}."
-            )
-        network = None
-        if isinstance(features, nn.Module):
-            network = features
-        elif features != "pixels":  # pixels need no network, and may stay uint8
-            network = feature_extractor(features, weights=weights)
+        check_quantiles(quantiles)
+        # Pixels need no network, and may stay uint8.
+        network = None if features == "pixels" and weights is None else feature_extractor(features, weights=weights)
         super().__init__(train, k=1, features=network, **kwargs)
         self.quantiles = tuple(quantiles)
         self.add_state("distances", [], dist_reduce_fx="cat")
 
     def update(self, generated: Tensor) -> None:
         """Take in more generated images, shape ``(Q, C, H, W)``."""
-        self.distances.append(self.sq_distances(generated)[:, 0].sqrt().to(self.dtype))
+        self.distances.append(self.sq_distances(generated)[:, 0].sqrt())
 
     def compute(self) -> dict[str, Tensor]:
         """Return the summary over all updates and processes."""
-        return distance_summary(dim_zero_cat(self.distances), quantiles=self.quantiles)
+        return distance_summary(joined(self.distances, device=self.device), quantiles=self.quantiles)

@@ -6,14 +6,15 @@ from typing import cast
 from matplotlib.axes import Axes
 from matplotlib.figure import FigureBase
 from torch import Tensor
-from torchmetrics import Metric
+
+from lightning_iet.metrics.base import BaseMetric
 
 __all__ = ["PlottedMetric"]
 
 Values = Tensor | dict[str, Tensor] | Sequence[Tensor] | Sequence[dict[str, Tensor]]
 
 
-class PlottedMetric(Metric):
+class PlottedMetric(BaseMetric):
     """Base of the metrics that are drawn as torchmetrics draws its own."""
 
     def plot(self, val: Values | None = None, ax: Axes | None = None) -> tuple[FigureBase, Axes]:

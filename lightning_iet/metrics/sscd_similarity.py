@@ -3,9 +3,8 @@
 from typing import Any
 
 from torch import Tensor, nn
-from torchmetrics.utilities import dim_zero_cat
 
-from lightning_iet.functional.sscd_similarity import similarity_summary
+from lightning_iet.functional.sscd_similarity import check_threshold, similarity_summary
 from lightning_iet.metrics.cosine import CosineMetric
 from lightning_iet.metrics.features.files import PathLike_
 from lightning_iet.metrics.training_set import TrainingSet
@@ -70,13 +69,10 @@ class SSCDSimilarity(CosineMetric):
         features: PathLike_ | nn.Module = "sscd",
         **kwargs: Any,
     ) -> None:
-        if not -1 <= threshold <= 1:
-            raise ValueError(
-                f"Argument `threshold` expected a number in [-1, 1], but got {threshold}. The published one is 0.5."
-            )
+        check_threshold(threshold)
         super().__init__(train, features=features, weights=weights, **kwargs)
         self.threshold = threshold
 
     def compute(self) -> dict[str, Tensor]:
         """Return percentile and share over all updates and processes."""
-        return similarity_summary(1 - dim_zero_cat(self.distances), threshold=self.threshold)
+        return similarity_summary(1 - self.nearest(), threshold=self.threshold)

@@ -6,10 +6,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
-from torchmetrics import Metric
 
 from lightning_iet.functional.images import image_rows, unit_interval
 from lightning_iet.functional.neighbors import search_rows, squared_norms
+from lightning_iet.metrics.base import BaseMetric
 from lightning_iet.metrics.features import embed_images
 
 __all__ = ["TrainingSet", "TrainingSetMetric", "collect_images"]
@@ -93,7 +93,7 @@ def _check_complete(loader: DataLoader[Any], found: int) -> None:
         )
 
 
-class TrainingSetMetric(Metric):
+class TrainingSetMetric(BaseMetric):
     """Base of the metrics that compare generated images with a training set.
 
     The training set is no metric state: it stays out of ``state_dict``, survives ``reset``, and follows
@@ -114,8 +114,6 @@ class TrainingSetMetric(Metric):
         ValueError: as :func:`collect_images`; if values lie outside [0, 1]; if there are fewer than ``k`` images.
     """
 
-    is_differentiable = False
-    full_state_update = False
     features: nn.Module | None
     ties = False  # whether neighbours whose distances differ by a rounding error matter, see search_rows
 
@@ -127,9 +125,7 @@ class TrainingSetMetric(Metric):
             raise ValueError(self._too_few(len(images), k))
         self.k = k
         self.image_shape = tuple(images.shape[1:])
-        rows = self.rows(images, name="train").to(self.device)
-        # Converted once, if that takes no more than 1 GiB; a larger uint8 set is converted slice by slice, every time.
-        self.train_rows = unit_interval(rows) if rows.numel() <= _FLOATS else rows
+        self.train_rows = self.references(self.rows(images, name="train").to(self.device))
         self.train_norms = squared_norms(self.train_rows)
 
     def _too_few(self, found: int, k: int) -> str:
@@ -151,6 +147,18 @@ class TrainingSetMetric(Metric):
         """
         pixels = image_rows(images, name=name)
         return pixels if self.features is None else embed_images(self.features, images)
+
+    def references(self, rows: Tensor) -> Tensor:
+        """Return what is kept of the training set.
+
+        Args:
+            rows: the :meth:`rows` of the training images, shape ``(N, D)``.
+
+        Returns:
+            Shape ``(N, D)``: float32, if that takes no more than 1 GiB; a larger uint8 set stays uint8, and is
+            converted slice by slice in every search.
+        """
+        return unit_interval(rows) if rows.numel() <= _FLOATS else rows
 
     def sq_distances(self, generated: Tensor) -> Tensor:
         """Return the squared distances to the ``k`` nearest training images.
@@ -191,7 +199,7 @@ class TrainingSetMetric(Metric):
 
     def _apply(self, fn: Callable[..., Any], exclude_state: Iterable[str] = "") -> "TrainingSetMetric":
         """Take the training set along to another device, but never to another dtype."""
-        super()._apply(fn, exclude_state)  # type: ignore[arg-type]
+        super()._apply(fn, exclude_state)
         self.train_rows = self.train_rows.to(self.device)
         self.train_norms = self.train_norms.to(self.device)
         return self

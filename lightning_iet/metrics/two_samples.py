@@ -4,8 +4,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchmetrics.utilities import dim_zero_cat
 
+from lightning_iet.metrics.base import TwoKindsMetric, joined
 from lightning_iet.metrics.features import embed_images, feature_extractor
 from lightning_iet.metrics.features.files import PathLike_
 from lightning_iet.metrics.plotting import PlottedMetric
@@ -13,11 +13,11 @@ from lightning_iet.metrics.plotting import PlottedMetric
 __all__ = ["TwoSampleMetric"]
 
 
-class TwoSampleMetric(PlottedMetric):
+class TwoSampleMetric(TwoKindsMetric, PlottedMetric):
     """Base of the metrics of two sets of features, fed like torchmetrics' FID: ``update(images, real=True | False)``.
 
     All features are kept until ``reset``, in float32. A sampler that repeats images to give every process as many makes
-    the figures those of the repeated set.
+    the figures those of the repeated set. ``forward`` does what ``update`` does, and returns nothing.
 
     Args:
         features: a name or a file for :func:`~lightning_iet.metrics.features.feature_extractor`, or a module.
@@ -27,8 +27,6 @@ class TwoSampleMetric(PlottedMetric):
         kwargs: passed on to :class:`torchmetrics.Metric`.
     """
 
-    is_differentiable = False
-    full_state_update = False
     higher_is_better = True
     plot_lower_bound = 0.0
     real: list[Tensor]
@@ -47,38 +45,54 @@ class TwoSampleMetric(PlottedMetric):
         if k < 1:
             raise ValueError(f"Argument `k` expected at least 1, but got {k}. Leave it out for the published one.")
         super().__init__(**kwargs)
-        self.features = features if isinstance(features, nn.Module) else feature_extractor(features, weights=weights)
+        self.features = feature_extractor(features, weights=weights)
         self.k, self.reset_real_features = k, reset_real_features
         # Flat, because torchmetrics cannot reduce rows over processes one of which has none.
         self.add_state("real", [], dist_reduce_fx="cat")
         self.add_state("generated", [], dist_reduce_fx="cat")
-        self.add_state("width", torch.tensor(1), dist_reduce_fx="max")
+        self.add_state("width", torch.tensor(0), dist_reduce_fx=None)  # of every process
 
     def update(self, images: Tensor, real: bool) -> None:
-        """Take in more images, shape ``(N, C, H, W)``, uint8 or floating point in [0, 1], all real or all generated."""
+        """Take in more images, shape ``(N, C, H, W)``, uint8 or floating point in [0, 1], all real or all generated.
+
+        Raises:
+            ValueError: if their features are wider or narrower than those of earlier images.
+        """
         rows = embed_images(self.features, images)
         if len(rows):
-            self.width = torch.full_like(self.width, rows.shape[1])
-            (self.real if real else self.generated).append(rows.flatten().to(self.device, self.dtype))
+            width = self._common_width(rows.shape[1])
+            self.width = torch.full_like(self.width, width)
+            (self.real if real else self.generated).append(rows.flatten().to(self.device))
+
+    def _common_width(self, *more: int) -> int:
+        """Return the width of the features of all updates and processes."""
+        widths = sorted({width for width in (*self.width.flatten().tolist(), *more) if width})
+        if len(widths) > 1:
+            raise ValueError(
+                "Argument `images` expected images whose features are of one width, but got "
+                f"{' and '.join(map(str, widths))}. Resize all images, real and generated, to one size."
+            )
+        return widths[0]
 
     def both(self) -> tuple[Tensor, Tensor]:
         """Return the features of generated and real images, shapes ``(M, D)`` and ``(N, D)``.
 
         Raises:
-            ValueError: if there are no images of one kind.
+            ValueError: if there are no images of one kind, or processes have features of several widths.
         """
-        for name, state in (("generated", self.generated), ("real", self.real)):
-            if sum(part.numel() for part in state) == 0:
+        generated, real = (joined(state, device=self.device) for state in (self.generated, self.real))
+        for name, values in (("generated", generated), ("real", real)):
+            if values.numel() == 0:
                 raise ValueError(
                     f"{type(self).__name__} expected {name} images, but got none. "
                     f"Call update(images, real={name == 'real'}) first."
                 )
-        width = int(self.width)
-        return dim_zero_cat(self.generated).reshape(-1, width), dim_zero_cat(self.real).reshape(-1, width)
+        width = self._common_width()
+        return generated.reshape(-1, width), real.reshape(-1, width)
 
     def reset(self) -> None:
         """Drop the images; the real ones stay with ``reset_real_features=False``."""
         real, width = list(self.real), self.width
         super().reset()
-        if not self.reset_real_features:
+        if real and not self.reset_real_features:
             self.real, self.width = real, width

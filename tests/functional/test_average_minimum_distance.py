@@ -5,6 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lightning_iet.functional import average_minimum_distance as module
 from lightning_iet.functional.average_minimum_distance import (
     average_minimum_distance,
     nearest_cosine_distance,
@@ -57,5 +58,26 @@ def test_rows_of_zeros_are_nobodys_neighbours():
     zero, one = torch.zeros(1, 3), torch.tensor([[-1.0, 0.0, 0.0]])
     train = unit_rows(torch.cat([zero, torch.tensor([[1.0, 0.0, 0.0]])]))
     assert nearest_cosine_distance(one, train).tolist() == [2]
+    assert nearest_cosine_distance(one, train, norms=train.square().sum(dim=1)).tolist() == [2]
     assert nearest_cosine_distance(zero, train).tolist() == [1]
     assert nearest_cosine_distance(one, zero).tolist() == [1]
+
+
+def test_rows_are_scaled_block_by_block(monkeypatch):
+    rows = torch.randn(20, 5)
+    expected = unit_rows(rows)
+    monkeypatch.setattr(module, "_FLOATS", 12)
+    assert torch.equal(unit_rows(rows), expected)
+    assert unit_rows(rows[:0]).shape == (0, 5)
+
+
+@pytest.mark.parametrize("angle", [1e-3, 1e-4, 1e-5, 1e-6])
+def test_the_error_of_small_distances_is_what_the_docstring_says(angle):
+    draw = torch.Generator().manual_seed(0)
+    rows = torch.nn.functional.normalize(torch.randn(50, 64, dtype=torch.float64, generator=draw))
+    other = torch.randn(50, 64, dtype=torch.float64, generator=draw)
+    other = torch.nn.functional.normalize(other - (other * rows).sum(dim=1, keepdim=True) * rows)
+    turned = rows * math.cos(angle) + other * math.sin(angle)
+    true = 2 * math.sin(angle / 2) ** 2
+    found = nearest_cosine_distance(unit_rows(turned), unit_rows(rows)).double()
+    assert (found - true).abs().max() <= 2e-7 * true**0.5 + 1e-4 * true

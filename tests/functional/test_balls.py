@@ -55,3 +55,24 @@ def test_blocks_do_not_matter(monkeypatch):
 def test_a_neighbour_that_does_not_exist_is_refused(k):
     with pytest.raises(ValueError, match=f"Argument `k` expected a number from 1 to .* 4, but got {k}. Pass"):
         squared_radii(torch.rand(5, 2), k)
+
+
+def test_an_open_ball_of_radius_zero_holds_nothing():
+    """Four equal images at the origin of the coordinates: float64 leaves no room for a tolerance there."""
+    centers = torch.tensor([0.0, 0, 0, 0, -1, 1, -2, 2])[:, None]
+    of_points, of_balls = ball_counts(torch.zeros(5, 1), centers, squared_radii(centers, 3), closed=False)
+    assert of_points.tolist() == [0] * 5  # those of 1 and 2 are on the surface
+    assert of_balls.tolist() == [0] * 8
+
+
+@given(seed=st.integers(0, 1000), far=st.sampled_from([1e5, 1e7]), closed=st.booleans())
+def test_an_outlier_changes_nothing_for_the_others(seed, far, closed):
+    draw = torch.Generator().manual_seed(seed)
+    centers, points = torch.randn(2, 30, 4, generator=draw)
+    radii = naive_radii(centers, 3)
+    alone = ball_counts(points, centers, radii, closed=closed)
+    outlier = torch.full((1, 4), far)
+    found = ball_counts(points, torch.cat([centers, outlier]), torch.cat([radii, torch.zeros(1)]), closed=closed)
+    assert torch.equal(found[0], alone[0])
+    assert torch.equal(found[1][:-1], alone[1])
+    torch.testing.assert_close(squared_radii(torch.cat([centers, outlier]), 3)[:-1], radii)

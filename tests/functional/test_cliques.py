@@ -76,6 +76,55 @@ def test_a_clique_in_a_large_tangle_is_found():
     assert as_sets(disjoint_cliques(pairs, min_size=10)) == [set(range(40, 70))]
 
 
+def heaviest(pairs, sizes):
+    """The weight of the heaviest clique, from all maximal ones."""
+    graph = nx.Graph(pairs.tolist())
+    graph.add_nodes_from(range(len(sizes)))
+    return max(sum(sizes[node].item() for node in clique) for clique in nx.find_cliques(graph))
+
+
+@given(seed=st.integers(0, 1000), density=st.sampled_from([0.0, 0.1, 0.4, 0.8]), min_size=st.integers(2, 9))
+def test_nodes_count_as_often_as_their_image_stands_there(seed, density, min_size):
+    pairs = random_graph(seed, 14, density)
+    sizes = torch.randint(1, 5, (14,), generator=torch.Generator().manual_seed(seed))
+    found = disjoint_cliques(pairs, min_size=min_size, sizes=sizes)
+    weights = [sizes[clique].sum().item() for clique in found]
+    assert weights == sorted(weights, reverse=True)
+    assert all(weight >= min_size for weight in weights)
+    largest = heaviest(pairs, sizes)
+    assert (weights[0] if weights else 0) == (largest if largest >= min_size else 0)
+    graph = nx.Graph(pairs.tolist())
+    assert all(graph.has_edge(*pair) for clique in found for pair in combinations(clique.tolist(), 2))
+    assert sum(map(len, found)) == len(set().union(*as_sets(found)))
+
+
+@pytest.mark.parametrize("steps", [0, 50, 1000])
+def test_a_search_that_takes_too_long_ends_with_cliques(steps, monkeypatch):
+    """Groups of five, each a ring of strangers, all others near duplicates: branch and bound cannot bound these."""
+    monkeypatch.setattr(cliques, "_STEPS", steps)
+    rings = nx.complement(nx.disjoint_union_all([nx.cycle_graph(5)] * 8))
+    pairs = torch.tensor(sorted(rings.edges))
+    found = as_sets(disjoint_cliques(pairs, min_size=10))
+    assert_disjoint_cliques(found, pairs, 10)
+    assert [len(clique) for clique in found] == [16, 16]
+
+
+def test_the_search_is_bounded_by_its_steps_not_by_the_graph():
+    rings = nx.complement(nx.disjoint_union_all([nx.cycle_graph(5)] * 10))  # three million largest cliques
+    looked_at = []
+    bounds = cliques._Search._bounds
+
+    def counted(search, candidates):
+        looked_at.append(candidates.bit_count())
+        return bounds(search, candidates)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cliques, "_STEPS", 20_000)
+        patch.setattr(cliques._Search, "_bounds", counted)
+        disjoint_cliques(torch.tensor(sorted(rings.edges)), min_size=10)
+    assert sum(looked_at) <= 20_000 + 50
+
+
 @pytest.mark.parametrize("min_size", [0, 1])
 def test_single_images_are_no_cliques(min_size):
     with pytest.raises(ValueError, match=f"Argument `min_size` expected at least 2, but got {min_size}"):

@@ -3,7 +3,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_iet.functional import extraction_attack as module
+from lightning_iet.functional import extraction_attack as extraction
+from lightning_iet.functional import near_duplicates as module
 from lightning_iet.functional.extraction_attack import extraction_attack, near_duplicates, tiled_distances
 
 
@@ -88,6 +89,65 @@ def test_the_order_of_the_images_does_not_matter(seed):
     assert sizes == [len(clique.members) for clique in permuted] == [6, 5]
 
 
+@given(seed=st.integers(0, 1000))
+def test_the_order_does_not_matter_where_cliques_overlap(seed):
+    """Greys of which 0.1 and 0.2 could go with either side: how many cliques there are depends on who goes where."""
+    greys = torch.tensor([0.0, 0.0, 0.1, 0.19, 0.2, 0.3, 0.3])
+    counts = set()
+    for order in (torch.arange(7), torch.randperm(7, generator=torch.Generator().manual_seed(seed))):
+        images = (greys[order] * 255).round().byte().reshape(7, 1, 1, 1).expand(7, 1, 4, 4)
+        for converted in (images, images / 255):
+            found = extraction_attack(converted, torch.zeros(1, 1, 4, 4), eps=0.1005, min_size=3)
+            counts.add((len(found), *(len(clique.members) for clique in found)))
+    assert len(counts) == 1
+
+
+@pytest.mark.parametrize("num", [4480, 6000])
+def test_thousands_of_equal_images_are_one_clique(num):
+    generated = torch.zeros(num, 1, 4, 4)
+    (clique,) = extraction_attack(generated, torch.cat([generated[:2], generated[:1] + 0.5]))
+    assert (clique.members.tolist(), clique.train.tolist()) == (list(range(num)), [0, 1])
+
+
+def test_equal_images_count_as_often_as_they_stand_there():
+    images = torch.tensor([0.5, 0.0, 0.5, 0.05, 0.9, 0.5]).reshape(6, 1, 1, 1).expand(6, 1, 4, 4)
+    found = extraction_attack(images, images[:1], eps=0.1, min_size=2)
+    assert [(clique.members.tolist(), clique.train.tolist()) for clique in found] == [([0, 2, 5], [0]), ([1, 3], [])]
+
+
+def test_the_training_set_is_searched_once_for_all_cliques(monkeypatch):
+    calls = []
+    search = extraction.near_duplicates
+    monkeypatch.setattr(extraction, "near_duplicates", lambda *a, **k: calls.append(len(a)) or search(*a, **k))
+    train = torch.rand(30, 1, 8, 8)
+    found = extraction_attack(train[:5].repeat_interleave(10, dim=0), train)
+    assert [clique.train.tolist() for clique in found] == [[0], [1], [2], [3], [4]]
+    assert calls == [1, 2]
+
+
+@pytest.mark.parametrize(("grey", "eps"), [(0.7, 0.15), (0.8, 0.15), (0.9, 0.002), (1 / 3, 0.001)])
+def test_large_images_of_one_colour_are_near_duplicates_up_to_eps(grey, eps):
+    """The rounding of a product of 786,432 equal terms all goes one way."""
+    image = torch.full((1, 3, 512, 512), grey)
+    for share, expected in ((0.999, 1), (1.001, 0)):
+        other = torch.full((1, 3, 512, 512), grey + share * eps)
+        assert len(near_duplicates(image, other, eps=eps)) == expected
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_compared_in_single(dtype):
+    draw = torch.Generator().manual_seed(0)
+    images = (torch.rand(100, 1, 8, 8, generator=draw) * 0.8).to(dtype)
+    others = (images.float() + 0.15 + 0.001 * torch.randn(100, 1, 8, 8, generator=draw)).clamp(0, 1).to(dtype)
+    torch.testing.assert_close(
+        tiled_distances(images, others), tiled_distances(images.float(), others.float()), rtol=0, atol=0
+    )
+    found = near_duplicates(images, others)
+    assert torch.equal(found, near_duplicates(images.float(), others.float()))
+    tiny = torch.full((1, 1, 8, 8), 2e-4, dtype=dtype)
+    assert tiled_distances(tiny, 0 * tiny).item() == pytest.approx(tiny[0, 0, 0, 0].item())
+
+
 def test_a_small_difference_on_a_large_background_is_a_difference():
     images = torch.ones(2, 1, 32, 32)
     images[0, 0, :4, :4] = 0  # the whole image differs by 0.125, its first tile by 0.5
@@ -98,7 +158,7 @@ def test_a_small_difference_on_a_large_background_is_a_difference():
 def test_too_many_pairs_are_refused_in_one_line(monkeypatch):
     monkeypatch.setattr(module, "_PAIRS", 40)
     with pytest.raises(
-        ValueError, match=r"Argument `eps` expected .* with more than 40 pairs .* smaller `eps`"
+        ValueError, match=r"Argument `eps` expected .* with more than 40 pairs .* every image once only"
     ) as caught:
         near_duplicates(torch.zeros(10, 1, 4, 4))
     assert "\n" not in str(caught.value)
@@ -107,6 +167,8 @@ def test_too_many_pairs_are_refused_in_one_line(monkeypatch):
 @pytest.mark.parametrize(
     ("images", "kwargs", "message"),
     [
+        (torch.rand(5, 1, 4, 4), {"eps": 0.0}, r"Argument `eps` expected a number in \(0, 1\], but got 0.0"),
+        (torch.rand(5, 1, 4, 4), {"eps": torch.nan}, r"Argument `eps` expected a number in \(0, 1\], but got nan"),
         (torch.rand(3, 2, 4, 4), {}, r"images of one size, but got \(3, 2, 4, 4\) and \(5, 1, 4, 4\)"),
         (
             torch.rand(5, 1, 4, 4),

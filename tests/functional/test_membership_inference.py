@@ -112,3 +112,35 @@ def test_bad_losses_are_refused_in_one_line(members, message):
     with pytest.raises(ValueError, match=message) as caught:
         membership_inference(members, torch.rand(3))
     assert "\n" not in str(caught.value)
+
+
+def test_losses_of_several_precisions_compare():
+    members, non_members = torch.tensor([0.25, 0.5, 1.0]), torch.tensor([0.5, 2.0])
+    expected = membership_inference(members, non_members)
+    for dtype in (torch.bfloat16, torch.float16, torch.float64):
+        assert membership_inference(members.to(dtype), non_members) == expected
+        assert membership_inference(members.to(dtype), non_members.to(dtype)) == expected
+
+
+def test_where_the_variances_vanish_the_interval_is_a_point():
+    for members, auc in ((torch.ones(5), 0.5), (torch.zeros(5), 1.0)):
+        assert [end.item() for end in auc_interval(members, torch.ones(5))] == [auc, auc]
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda x: tpr_at_fpr(x, x, -0.1), r"Argument `rate` expected a number in \[0, 1\], but got -0.1"),
+        (lambda x: tpr_at_fpr(x, x, 1.5), r"Argument `rate` expected a number in \[0, 1\], but got 1.5"),
+        (lambda x: auc_interval(x, x, confidence=2), r"Argument `confidence` expected a number in \(0, 1\), but got 2"),
+        (lambda x: membership_inference(x, x, rates=(2,)), r"Argument `rates` expected numbers in \[0, 1\], but got"),
+        (lambda x: membership_inference(x, x, rates=(0.1, 0.1)), "Argument `rates` expected numbers that differ"),
+        (lambda x: roc_auc(x, x[:0]), r"Argument `non_members` expected one loss .* but got \(0,\)"),
+        (lambda x: roc_curve(x[:0], x), r"Argument `members` expected one loss .* but got \(0,\)"),
+        (lambda x: roc_curve(x, x * torch.nan), "Argument `non_members` expected numbers, but got NaN for 5 of 5"),
+    ],
+)
+def test_bad_settings_are_refused_in_one_line(call, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        call(torch.arange(5.0))
+    assert "\n" not in str(caught.value)

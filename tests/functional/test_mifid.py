@@ -55,5 +55,29 @@ def test_equals_torchmetrics_given_the_sets_in_the_right_order():
     assert mifid(generated, train, threshold=0.5).item() == pytest.approx(expected, rel=1e-3)
 
 
-def test_the_same_set_gives_zero():
-    assert penalized(torch.tensor(1e-9), torch.tensor(0.0), threshold=0.1) == 0
+@pytest.mark.parametrize("noise", [0.0, 1e-7, 1e-5])
+def test_a_perfect_copier_gets_the_worst_figure_not_the_best(noise):
+    draw = torch.Generator().manual_seed(0)
+    train, held_out = torch.rand(2, 60, 8, generator=draw)
+    copies = train[torch.randperm(60, generator=draw)] + noise * torch.rand(60, 8, generator=draw)
+    assert mifid(copies, train) > 1000 * mifid(held_out, train, threshold=0)
+    assert mifid(copies, train, threshold=0) < 1e-6
+
+
+def test_where_both_distances_vanish_the_figure_is_infinite():
+    rounding = torch.tensor(1e-9), torch.tensor(0.0)
+    assert penalized(*rounding, threshold=0.1).isinf()
+    assert penalized(*rounding, threshold=0.0) == rounding[0]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "threshold", "message"),
+    [
+        ((1, 5), 0.1, "Argument `generated` expected at least 2 images, but got 1"),
+        ((5, 1), 0.1, "Argument `train` expected at least 2 images, but got 1"),
+        ((5, 5), -1.0, r"Argument `threshold` expected a number in \[0, 1\], but got -1.0"),
+    ],
+)
+def test_bad_input_is_refused(sizes, threshold, message):
+    with pytest.raises(ValueError, match=message):
+        mifid(torch.rand(sizes[0], 4), torch.rand(sizes[1], 4), threshold=threshold)

@@ -37,3 +37,17 @@ def test_copies_show_in_the_low_quantiles():
 
 def test_no_distances_give_nan():
     assert all(value.isnan() for value in distance_summary(torch.zeros(0)).values())
+
+
+@pytest.mark.parametrize(
+    ("quantiles", "message"),
+    [
+        ((1.5,), r"Argument `quantiles` expected numbers in \[0, 1\], but got \(1.5,\)"),
+        ((-0.5, 0.5), r"Argument `quantiles` expected numbers in \[0, 1\], but got \(-0.5, 0.5\)"),
+        ((0.1234567, 0.1234569), "Argument `quantiles` expected numbers that differ in six digits"),
+    ],
+)
+def test_bad_quantiles_are_refused(quantiles, message):
+    for call in (distance_summary, lambda x, **kwargs: nearest_training_distance(x[None], x[None], **kwargs)):
+        with pytest.raises(ValueError, match=message):
+            call(torch.rand(9), quantiles=quantiles)

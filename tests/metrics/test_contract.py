@@ -188,8 +188,7 @@ def test_plot_draws(name):
     assert axes.lines
     _, given_axes = plt.subplots()
     assert metric.plot(ax=given_axes)[1] is given_axes
-    if name != "membership":
-        assert len(metric.plot([metric.compute(), metric.compute()])[1].lines[0].get_ydata()) == 2
+    assert len(metric.plot([metric.compute(), metric.compute()])[1].lines[0].get_ydata()) == 2
     plt.close("all")
 
 
@@ -220,6 +219,96 @@ def test_one_kind_is_not_enough(name):
     with pytest.raises(ValueError, match="but got") as caught:
         metric.compute()
     assert "\n" not in str(caught.value)
+
+
+@every
+@pytest.mark.filterwarnings("ignore:The ``compute`` method")
+def test_compute_without_an_update_gives_what_the_page_says(name):
+    metric = ALL[name]()
+    if name in TWO_KINDS:
+        with pytest.raises(ValueError, match="expected"):
+            metric.compute()
+        return
+    found = metric.compute()
+    values = found.values() if isinstance(found, dict) else [found]
+    assert all(value == 0 if name == "extraction" else value.isnan() for value in values)
+
+
+@pytest.mark.parametrize("name", TWO_KINDS)
+def test_forward_of_one_kind_is_an_update(name):
+    metric = ALL[name]()
+    values = TRAIN if name != "membership" else torch.linspace(0, 1, 40)[ORDER].sin()
+    others = GENERATED[ORDER] if name != "membership" else torch.linspace(0.1, 1.4, 20)
+    for part in values[:20].split(7):
+        assert metric(part, True) is None
+    for part in others.split(7):
+        assert metric(part, False) is None
+    assert_same(metric.compute(), expected_of(name))
+
+
+@every
+@pytest.mark.parametrize("convert", [nn.Module.bfloat16, lambda module: module.to(dtype=torch.float16)])
+def test_half_precision_of_the_module_around_changes_nothing(name, convert):
+    holder = nn.Module()
+    holder.metric = ALL[name]()
+    feed(name, holder.metric, 0, 8)
+    convert(holder)
+    feed(name, holder.metric, 8, 20)
+    assert_same(holder.metric.compute(), expected_of(name))
+    assert holder.metric.metric_state.keys()
+    for value in holder.metric.metric_state.values():
+        for state in value if isinstance(value, list) else [value]:
+            assert state.dtype in (torch.float32, torch.float64, torch.int64)
+
+
+class Moody(nn.Module):
+    """A network that does something else in training mode, and learns statistics from what it sees."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.dropout = nn.BatchNorm2d(1), nn.Dropout(0.5)
+        self.frozen = nn.Dropout(0.5).eval()
+
+    def forward(self, images):
+        return self.frozen(self.dropout(self.norm(images))).flatten(1)
+
+
+def test_a_network_in_training_mode_is_used_in_evaluation_mode():
+    network = Moody()
+    metric = AverageMinimumDistance(TRAIN, features=network)
+    metric.update(TRAIN[:10])
+    assert metric.compute() < 1e-6, "copies are copies"
+    assert network.norm.num_batches_tracked == 0
+    assert [module.training for module in network.modules()] == [True, True, True, False]
+
+
+@pytest.mark.parametrize("name", ["precision", "density"])
+def test_images_of_another_size_are_refused_and_change_nothing(name):
+    metric = ALL[name]()
+    feed(name, metric)
+    for real in (True, False):
+        with pytest.raises(ValueError, match=r"features are of one width, but got 16 and 64\. Resize"):
+            metric.update(torch.rand(16, 1, 8, 8), real)
+    assert_same(metric.compute(), expected_of(name))
+    metric.reset()
+    metric.update(torch.rand(16, 1, 8, 8), real=True)
+
+
+def widths_on_ranks(name):
+    """Images of another size on each rank."""
+    dist.init_process_group("gloo")
+    metric = ALL[name]()
+    side = (4, 8)[dist.get_rank()]
+    for real in (True, False):
+        metric.update(torch.rand(16, 1, side, side), real)
+    with pytest.raises(ValueError, match="features are of one width, but got 16 and 64"):
+        metric.compute()
+    return True
+
+
+@pytest.mark.parametrize("name", ["precision", "density"])
+def test_images_of_another_size_on_another_process_are_refused(name, processes):
+    assert processes(2).run(widths_on_ranks, name) == [True, True]
 
 
 @pytest.mark.parametrize("name", ["precision", "density"])

@@ -35,10 +35,22 @@ def test_plot_draws_the_roc_curve():
     assert axes.get_xscale() == axes.get_yscale() == "log"
 
 
+@pytest.mark.filterwarnings("ignore:The ``compute`` method")
+def test_plot_draws_results_as_other_metrics_do():
+    metric = MembershipInference()
+    with pytest.raises(ValueError, match="Argument `members` expected one loss"):
+        metric.plot()
+    metric.update(torch.rand(9), member=True)
+    metric.update(torch.rand(9), member=False)
+    _, axes = metric.plot([metric.compute(), metric.compute()])
+    assert {line.get_label() for line in axes.lines} >= {"auc", "tpr@0.01"}
+
+
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
         ({"rates": (2,)}, r"Argument `rates` expected numbers in \[0, 1\], but got \(2,\)"),
+        ({"rates": (0.1, 0.1)}, r"Argument `rates` expected numbers that differ in six digits, but got \(0.1, 0.1\)"),
         ({"confidence": 1}, r"Argument `confidence` expected a number in \(0, 1\), but got 1"),
     ],
 )

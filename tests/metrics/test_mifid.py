@@ -35,6 +35,17 @@ def test_a_generator_that_emits_one_training_image_is_punished():
     assert values[1] > 1e10 * values[0] > 0
 
 
+def test_a_perfect_copier_gets_infinity_not_zero():
+    train = torch.rand(60, 1, 4, 4)
+    metric = MiFID(train, features="pixels", threshold=0.001)
+    for batch in train[torch.randperm(60)].split(11):
+        metric.update(batch)
+    assert metric.compute().isinf()
+    metric.reset()
+    metric.update(torch.rand(60, 1, 4, 4))
+    assert metric.compute().isfinite()
+
+
 @pytest.mark.parametrize("num", [0, 1])
 def test_fewer_than_two_images_have_no_covariance(num):
     metric = MiFID(torch.rand(5, 1, 8, 8), features="digits")

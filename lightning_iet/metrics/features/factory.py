@@ -28,8 +28,10 @@ _SUFFIXES = (".ts", ".pt", ".pth", ".torchscript")
 FEATURE_NAMES = ("pixels", *_NETWORKS)
 
 
-def feature_extractor(name: PathLike_, *, weights: PathLike_ | None = None, download: bool = False) -> nn.Module:
-    """Build a frozen feature network by name, or from a TorchScript file.
+def feature_extractor(
+    name: PathLike_ | nn.Module, *, weights: PathLike_ | None = None, download: bool = False
+) -> nn.Module:
+    """Build a frozen feature network by name, or from a TorchScript file; a module is returned as it is.
 
     =================== ======================================================= ======== ===============================
     name                what for                                                features weights
@@ -48,7 +50,8 @@ def feature_extractor(name: PathLike_, *, weights: PathLike_ | None = None, down
     What each does to the size and the range of images stands in the docstring of its class.
 
     Args:
-        name: a name of the table, or the path of a TorchScript file (``.ts``, ``.pt``, ``.pth``, ``.torchscript``).
+        name: a name of the table, or the path of a TorchScript file (``.ts``, ``.pt``, ``.pth``, ``.torchscript``);
+            or a module of one's own.
         weights: the network's weight file. ``"inception"`` needs ``weights-inception-2015-12-05-6726825d.pth`` from
             torch-fidelity's releases, unless ``download``.
         download: let ``"inception"`` fetch its weights. Nothing is ever downloaded otherwise.
@@ -67,6 +70,10 @@ def feature_extractor(name: PathLike_, *, weights: PathLike_ | None = None, down
         >>> feature_extractor("digits").num_features
         64
     """
+    if isinstance(name, nn.Module):
+        if weights is not None:
+            raise ValueError(f"Argument `weights` expected None with a module, but got {weights}. Load them into it.")
+        return name
     if name == "inception":
         return InceptionFeatures(weights, download=download)
     if name in _NETWORKS:
