@@ -4,9 +4,10 @@ import argparse
 import inspect
 import logging
 import os
+import re
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -16,28 +17,43 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 
 from lightning_iet import __version__
 from lightning_iet.callbacks import AntiGradientControl, Evaluation, ParameterAveragingCallback, RunProgressBar
+from lightning_iet.callbacks.resumption import Resumption
+from lightning_iet.callbacks.stop_signal import StopSignal
 from lightning_iet.data import ShardedDataModule
 from lightning_iet.functional.sharding import Partition
+from lightning_iet.tools.audit import audit
+from lightning_iet.tools.audit_model import audit_model
 from lightning_iet.tools.compare import compare
 from lightning_iet.tools.run_folder import check_writable, run_folder
 from lightning_iet.tools.sample import sample
-from lightning_iet.utilities.checkpoints import check_whole
+from lightning_iet.utilities.checkpoint_io import use_atomic_checkpoints
+from lightning_iet.utilities.checkpoints import check_whole, outline
 from lightning_iet.utilities.errors import TRACEBACK_VARIABLE, fail, one_line_errors
+from lightning_iet.utilities.last_checkpoint import last_checkpoint
 
 __all__ = ["IETCLI", "TOOLS", "main", "run_tool"]
 
 PROGRAM = "lightning-iet"
 
-TOOLS: dict[str, Callable[..., object]] = {"compare": compare, "sample": sample}
+_BOOLEANS = ("true", "false", "yes", "no")
+_WORDS = ("best", "last", "hpc", "registry")  # of Lightning's own, in the place of a checkpoint's path
+
+TOOLS: dict[str, Callable[..., object]] = {
+    tool.__name__.replace("_", "-"): tool for tool in (audit, audit_model, compare, sample)
+}
 
 DESCRIPTION = f"""\
 Train diffusion models that do not memorise their training images, and prove it.
 
   {PROGRAM} fit --config configs/digits/iet_agc.yaml   train, evaluate, write a run folder
+  {PROGRAM} fit --config ... --ckpt_path last             go on with a run that was cut off, or start it
   {PROGRAM} compare RUN RUN ... --out comparison       one table over runs, and a picture
   {PROGRAM} sample --ckpt CHECKPOINT --num 64 --out images
+  {PROGRAM} audit --generated DIR --train DIR --out audit   does any generator copy its training images?
+  {PROGRAM} audit-model --ckpt CHECKPOINT --train DIR --held-out DIR --out audit   does this model, and does its
+                                                       loss tell its training images from others?
 
-`compare` and `sample` are tools beside the subcommands below; each has a --help of its own.
+`audit`, `audit-model`, `compare` and `sample` are tools beside the subcommands below; each has a --help of its own.
 Methods are groups of options of `fit`: --agc.*, --averaging.*, --evaluation.*;
 --agc.threshold 0 and --averaging.num_shards 1 switch them off.
 Set {TRACEBACK_VARIABLE}=1 to see the traceback of an error.
@@ -69,11 +85,19 @@ class IETCLI(LightningCLI):
         """Look at the checkpoint that a run is to go on from before anything is built."""
         super().parse_arguments(parser, args)
         path = self.config[self.config.subcommand].get("ckpt_path")
-        if path and path not in ("best", "last", "hpc", "registry"):  # words of Lightning's own
+        if path and path not in _WORDS:
             check_whole(Path(path), argument="ckpt_path")
+            outline(Path(path), argument="ckpt_path")
 
     def before_fit(self) -> None:
-        """Find out now whether the run's folder can be written, not after hours of training."""
+        """Find where a run goes on, and whether its folder can be written: now, not after hours of training."""
+        use_atomic_checkpoints(self.trainer)
+        self.trainer.callbacks.append(StopSignal())  # type: ignore[attr-defined]  # after all that belongs to a step
+        options = self.config_init[self.subcommand]
+        if options["ckpt_path"] == "last":
+            options["ckpt_path"] = last_checkpoint(self.trainer)
+        if options["ckpt_path"] not in _WORDS:
+            self.trainer.callbacks.insert(0, Resumption(options["ckpt_path"]))  # type: ignore[attr-defined]
         if self.trainer.is_global_zero and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             remedy = "Give another one as `save_dir` of the logger, or with `--trainer.default_root_dir`."
             check_writable(run_folder(self.trainer), argument="save_dir", remedy=remedy, make=False)
@@ -102,6 +126,14 @@ class _Parser(LightningArgumentParser):
         fail(PROGRAM, message)
 
 
+class _ToolParser(_Parser):
+    """Shows options with dashes, though they are named after the arguments of a function."""
+
+    def format_help(self) -> str:
+        """Return the help."""
+        return re.sub(r"--\w+", lambda option: option[0].replace("_", "-"), super().format_help())
+
+
 def main(args: Sequence[str] | None = None) -> None:
     """Run the program.
 
@@ -111,8 +143,9 @@ def main(args: Sequence[str] | None = None) -> None:
     arguments = list(sys.argv[1:] if args is None else args)
     _quiet()
     with one_line_errors(PROGRAM):
-        if arguments and arguments[0] in TOOLS:
-            run_tool(TOOLS[arguments[0]], arguments[1:])
+        tool = TOOLS.get(arguments[0].replace("_", "-")) if arguments else None
+        if tool is not None:
+            run_tool(tool, arguments[1:])
         else:
             IETCLI(
                 pl.LightningModule,
@@ -137,17 +170,41 @@ def main(args: Sequence[str] | None = None) -> None:
 def run_tool(tool: Callable[..., object], args: Sequence[str]) -> None:
     """Run a function as a command: a sequence as positional arguments, everything else as options.
 
+    Options are written with dashes or with underscores, and a switch alone means true: ``--held-out DIR --strict``.
+
     Args:
         tool: The function; its docstring and type hints are the command's help.
         args: Command-line arguments after the command's name.
     """
-    parser = _Parser(prog=f"{PROGRAM} {tool.__name__}", description=_first_paragraphs(tool), formatter_class=_Help)
+    name = tool.__name__.replace("_", "-")
+    parser = _ToolParser(prog=f"{PROGRAM} {name}", description=_first_paragraphs(tool), formatter_class=_Help)
     parameters = inspect.signature(tool).parameters
     positional = {name for name, parameter in parameters.items() if parameter.annotation == Sequence[Path]}
     for name in positional:
         parser.add_argument(name, nargs="+", type=Path, metavar=name.upper(), help="folders, see above")
     parser.add_function_arguments(tool, skip=positional, as_group=False)
-    tool(**parser.parse_args(list(args)).as_dict())
+    tool(**parser.parse_args(_spelled_out(args, parser.get_defaults().as_dict())).as_dict())
+
+
+def _spelled_out(args: Sequence[str], defaults: Mapping[str, object]) -> list[str]:
+    """Write options as the parser knows them.
+
+    Example:
+        >>> _spelled_out(["--held-out", "a-b", "--strict", "--k=5"], {"strict": False})
+        ['--held_out', 'a-b', '--strict', 'true', '--k=5']
+    """
+    found: list[str] = []
+    for position, argument in enumerate(args):
+        name, equals, value = argument.partition("=")
+        if not name.startswith("--"):
+            found.append(argument)
+            continue
+        key = name[2:].replace("-", "_")
+        found.append(f"--{key}{equals}{value}")
+        alone = not equals and "".join(args[position + 1 : position + 2]).lower() not in _BOOLEANS
+        if alone and isinstance(defaults.get(key), bool):
+            found.append("true")
+    return found
 
 
 def _first_paragraphs(tool: Callable[..., object]) -> str:

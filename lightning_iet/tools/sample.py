@@ -13,7 +13,7 @@ from lightning_iet.tools.figures import image_grid, save_figure
 from lightning_iet.tools.run_folder import check_writable, free_folder, write_atomically
 from lightning_iet.utilities.checkpoints import check_whole
 
-__all__ = ["sample"]
+__all__ = ["load_module", "sample"]
 
 
 def sample(
@@ -53,7 +53,7 @@ def sample(
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    module = _load(Path(ckpt)).to(device)
+    module = load_module(Path(ckpt)).to(device)
     folder = free_folder(Path(out))
     check_writable(folder, argument="out", remedy="Give another folder with `--out`.")
     with tqdm(total=num, desc="Drawing", unit="image") as bar:
@@ -71,8 +71,19 @@ def sample(
     return folder
 
 
-def _load(path: Path) -> DiffusionModule:
-    """Load a module, or say in one line why that file is none."""
+def load_module(path: Path) -> DiffusionModule:
+    """Load a module, or say in one line why that file is none.
+
+    Args:
+        path: A checkpoint of a DiffusionModule.
+
+    Returns:
+        The module, on the CPU.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is something else.
+    """
     check_whole(path, argument="ckpt")
     try:
         return DiffusionModule.load_from_checkpoint(path, map_location="cpu")
@@ -89,5 +100,5 @@ def _write(images: Tensor, folder: Path) -> None:
     width = max(len(str(len(images) - 1)), 5)
     for number, image in enumerate(images):
         with write_atomically(folder / f"{number:0{width}d}.png") as unfinished:
-            to_pil_image(image).save(unfinished)
+            to_pil_image(image.mul(255).round().byte()).save(unfinished)
     save_figure(image_grid(images), folder / "grid.png")

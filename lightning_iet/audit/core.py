@@ -1,0 +1,175 @@
+"""The audit itself: from sets of images to what there is to say about them. It knows of no files."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from lightning_iet.audit.cache import BlockCache
+from lightning_iet.audit.copies import Copies, find_copies
+from lightning_iet.audit.duplicates import Duplicates, find_duplicates, without_self
+from lightning_iet.audit.features import PIXELS, Features, extract
+from lightning_iet.audit.images import ImageSet
+from lightning_iet.audit.search import Neighbors, References, cosine_distances, nearest_references
+from lightning_iet.audit.views import Invariance, View, views
+
+__all__ = ["Audit", "Settings", "audit_images", "check_sets"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What counts as a copy.
+
+    Attributes:
+        k: neighbours in the mean of the memorized quantity.
+        ratio: ``d1 / d2`` below which an image counts as a copy.
+        invariance: versions of an image that are compared as well.
+        duplicates: whether near-duplicates inside the training set are looked for.
+    """
+
+    k: int = 50
+    ratio: float = 1 / 3
+    invariance: Invariance = "none"
+    duplicates: bool = True
+
+    def __post_init__(self) -> None:
+        """Refuse settings out of range."""
+        if self.k < 2:
+            raise ValueError(f"Argument `k` expected an integer ≥ 2, but got {self.k}. The published one is 50.")
+        if not 0 < self.ratio <= 1:
+            raise ValueError(
+                f"Argument `ratio` expected a number in (0, 1], but got {self.ratio}. The published one is 1/3."
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class Audit:
+    """All that an audit has found, with the images that it is about.
+
+    Attributes:
+        settings: what counts as a copy.
+        features: what distances were measured in.
+        sets: ``"generated"``, ``"train"`` and perhaps ``"held_out"`` images.
+        copies: of the ``"generated"`` and perhaps the ``"held_out"`` images.
+        duplicates: near-duplicates inside the training set, if they were looked for.
+    """
+
+    settings: Settings
+    features: Features
+    sets: Mapping[str, ImageSet]
+    copies: Mapping[str, Copies]
+    duplicates: Duplicates | None = field(default=None)
+
+
+def audit_images(
+    generated: ImageSet,
+    train: ImageSet,
+    held_out: ImageSet | None = None,
+    *,
+    features: Features,
+    cache: BlockCache,
+    settings: Settings | None = None,
+) -> Audit:
+    """Find out which generated images are copies of training images.
+
+    Args:
+        generated: the images to judge.
+        train: the images that may have been copied.
+        held_out: real images that the generator has not seen, judged in the same way as a control.
+        features: what distances are measured in.
+        cache: where intermediate results go, and come from after an interruption.
+        settings: what counts as a copy.
+
+    Returns:
+        What was found, on every process.
+
+    Raises:
+        ValueError: if sets differ in size, are the same, or are too small, or features are not finite.
+
+    Example:
+        >>> import torch
+        >>> from tempfile import TemporaryDirectory
+        >>> from pathlib import Path
+        >>> from lightning_iet.audit.features import build_features
+        >>> from lightning_iet.audit.images import image_set
+        >>> generator = torch.Generator().manual_seed(0)
+        >>> pixels = torch.randint(256, (200, 1, 8, 8), generator=generator, dtype=torch.uint8)
+        >>> train = image_set(pixels[:100], location="train")
+        >>> generated = image_set(pixels[95:], location="generated")  # 5 of 105 are copies
+        >>> with TemporaryDirectory() as folder:
+        ...     audit = audit_images(
+        ...         generated, train, features=build_features("pixels"), cache=BlockCache(Path(folder))
+        ...     )
+        >>> int((audit.copies["generated"].ratios["nearest"] < 1 / 3).sum())
+        5
+    """
+    settings = settings or Settings()
+    sets = {"generated": generated, "train": train} | ({} if held_out is None else {"held_out": held_out})
+    check_sets(sets, settings.k)
+    sets = _same_channels(sets)
+    train = sets["train"]
+    rows = {name: extract(images, features, cache, argument=name) for name, images in sets.items()}
+    references = References.of(rows["train"], train.sha256)
+    versions = views(settings.invariance)
+    tools: dict[str, Any] = {"features": features, "cache": cache}
+
+    def search(name: str, k: int, versions: Mapping[str, View]) -> Neighbors:
+        options: dict[str, Any] = {"k": k, "views": versions, "argument": name, "rows": rows[name]}
+        return nearest_references(sets[name], references, **options, **tools)
+
+    duplicates = None
+    if settings.duplicates and len(train) > 2:
+        itself = search("train", min(settings.k + 1, len(train)), views("none"))
+        duplicates = find_duplicates(*without_self(itself), ratio=settings.ratio)
+
+    copies = {}
+    for name in (name for name in sets if name != "train"):
+        found, cosine = search(name, settings.k, versions), None
+        if features.name != PIXELS:  # the direction of pixels says little
+            cosine = cosine_distances(sets[name], rows[name], references, argument=name, **tools)
+        copies[name] = find_copies(sets[name], train, found, views=versions, duplicates=duplicates, cosine=cosine)
+    return Audit(settings, features, sets, copies, duplicates)
+
+
+def check_sets(sets: Mapping[str, ImageSet], k: int) -> None:
+    """Refuse sets that cannot be compared.
+
+    Args:
+        sets: images by name, among them ``"train"``.
+        k: neighbours that are to be found among the training images.
+
+    Raises:
+        ValueError: if sets differ in size, are the same, or there are fewer training images than ``k``.
+    """
+    train = sets["train"]
+    for name, images in sets.items():
+        if images.pixels.shape[2:] != train.pixels.shape[2:]:
+            raise ValueError(
+                f"Argument `{name}` expected images of {_size(train)} pixels, as the training images have, but got "
+                f"{_size(images)}. Say with --resize what size to bring them all to."
+            )
+    seen: dict[str, str] = {}
+    for name, images in sets.items():
+        if images.sha256 in seen:
+            raise ValueError(
+                f"Argument `{name}` expected other images than `{seen[images.sha256]}`, but got the same ones, "
+                f"'{images.location}'. Check both paths."
+            )
+        seen[images.sha256] = name
+    if len(train) < k:
+        raise ValueError(
+            f"Argument `train` expected at least k = {k} images, but got {len(train)}. Add images, or lower --k."
+        )
+
+
+def _same_channels(sets: Mapping[str, ImageSet]) -> dict[str, ImageSet]:
+    """Repeat grey images over the channels where another set is in colour."""
+    channels = max(images.pixels.shape[1] for images in sets.values())
+    return {
+        name: replace(images, pixels=images.pixels.expand(-1, channels, -1, -1).contiguous())
+        for name, images in sets.items()
+    }
+
+
+def _size(images: ImageSet) -> str:
+    height, width = images.pixels.shape[2:]
+    return f"{width}x{height}"

@@ -1,0 +1,153 @@
+"""The training images nearest to every image of a set."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lightning_iet.audit.cache import BlockCache, digest
+from lightning_iet.audit.features import Features, check_finite
+from lightning_iet.audit.images import ImageSet
+from lightning_iet.audit.progress import Progress, part_of
+from lightning_iet.audit.views import View
+from lightning_iet.audit.work import in_blocks
+from lightning_iet.functional.average_minimum_distance import nearest_cosine_distance, unit_rows
+from lightning_iet.functional.neighbors import search_rows, squared_norms
+
+__all__ = ["Neighbors", "References", "cosine_distances", "nearest_references"]
+
+BLOCK = 4096  # images that are searched for together, for references are prepared anew for every block
+
+
+class Neighbors(NamedTuple):
+    """The ``k`` nearest of each of ``Q`` images, nearest first.
+
+    Attributes:
+        sq_distances: squared l2 distances, float32, shape ``(Q, k)``.
+        indices: positions of the references, int64, shape ``(Q, k)``.
+        views: which version of the image is the nearest to that reference, int64, shape ``(Q, k)``.
+    """
+
+    sq_distances: Tensor
+    indices: Tensor
+    views: Tensor
+
+
+class References(NamedTuple):
+    """The images among which neighbours are searched.
+
+    Attributes:
+        rows: their features, shape ``(N, D)``.
+        norms: squared l2 norms of the rows, shape ``(N,)``.
+        sha256: hash of the images.
+    """
+
+    rows: Tensor
+    norms: Tensor
+    sha256: str
+
+    @classmethod
+    def of(cls, rows: Tensor, sha256: str) -> "References":
+        """Prepare rows for many searches."""
+        return cls(rows, squared_norms(rows), sha256)
+
+
+def nearest_references(
+    images: ImageSet,
+    references: References,
+    *,
+    k: int,
+    features: Features,
+    views: Mapping[str, View],
+    cache: BlockCache,
+    argument: str,
+    rows: Tensor | None = None,
+) -> Neighbors:
+    """Find the ``k`` nearest references of every image; of its versions, the one nearest to a reference counts.
+
+    Args:
+        images: the images to search for.
+        references: the images to search among.
+        k: neighbours per image.
+        features: what distances are measured in.
+        views: versions of an image, as :func:`~lightning_iet.audit.views.views`.
+        cache: where finished blocks go.
+        argument: what the images are, for messages.
+        rows: features of the images as they are, if at hand, shape ``(Q, D)``.
+
+    Returns:
+        The neighbours, on the CPU.
+
+    Raises:
+        ValueError: if features are not finite.
+    """
+
+    def search(place: slice, progress: Progress) -> dict[str, Tensor]:
+        found = []
+        for number, view in enumerate(views.values()):
+            part = features.rows(view(images.pixels[place])) if rows is None or number else rows[place]
+            check_finite(part, images.names[place], argument=argument, name=features.name)
+            show = part_of(progress, start=number * len(part) / len(views), scale=1 / len(views))
+            sq_distances, indices = search_rows(part, references.rows, k, norms=references.norms, progress=show)
+            found.append(Neighbors(sq_distances, indices, torch.full_like(indices, number)))
+        nearest = found[0] if len(found) == 1 else _merge(found, k)
+        return {name: tensor.cpu() for name, tensor in nearest._asdict().items()}
+
+    settings = (features.name, features.sha256, k, *views, references.sha256, images.sha256)
+    blocks = in_blocks(
+        f"Comparing {argument} images",
+        [digest("neighbors", *settings, start) for start in range(0, len(images), BLOCK)],
+        search,
+        cache=cache,
+        total=len(images),
+        block=BLOCK,
+    )
+    return Neighbors(*(torch.cat([block[name] for block in blocks]) for name in Neighbors._fields))
+
+
+def cosine_distances(
+    images: ImageSet, rows: Tensor, references: References, *, features: Features, cache: BlockCache, argument: str
+) -> Tensor:
+    """Measure the cosine distance of every image to the reference nearest in direction.
+
+    Args:
+        images: the ``Q`` images.
+        rows: their features, shape ``(Q, D)``.
+        references: the images to search among.
+        features: what the rows are.
+        cache: where finished blocks go.
+        argument: what the images are, for the bar.
+
+    Returns:
+        Shape ``(Q,)``, in [0, 2], on the CPU.
+    """
+    train = unit_rows(references.rows)
+    norms = train.square().sum(dim=1)
+    settings = (features.name, features.sha256, references.sha256, images.sha256)
+    blocks = in_blocks(
+        f"Comparing directions of {argument} images",
+        [digest("cosine", *settings, start) for start in range(0, len(images), BLOCK)],
+        lambda place, _: {"distances": nearest_cosine_distance(unit_rows(rows[place]), train, norms=norms).cpu()},
+        cache=cache,
+        total=len(images),
+        block=BLOCK,
+    )
+    return torch.cat([block["distances"] for block in blocks])
+
+
+def _merge(found: list[Neighbors], k: int) -> Neighbors:
+    """Join the lists of all versions: each reference once, at its least distance.
+
+    A reference among the ``k`` nearest of all versions is among the ``k`` nearest of the version that it is nearest to.
+    """
+    joined = Neighbors(*(torch.cat(parts, dim=1) for parts in zip(*found, strict=True)))
+    joined = _take(joined, joined.sq_distances.sort(dim=1, stable=True).indices)
+    joined = _take(joined, joined.indices.sort(dim=1, stable=True).indices)
+    again = joined.indices[:, 1:] == joined.indices[:, :-1]
+    joined.sq_distances[:, 1:].masked_fill_(again, torch.inf)
+    return _take(joined, joined.sq_distances.sort(dim=1, stable=True).indices[:, :k])
+
+
+def _take(neighbors: Neighbors, order: Tensor) -> Neighbors:
+    return Neighbors(*(tensor.gather(1, order) for tensor in neighbors))

@@ -1,0 +1,113 @@
+"""What the figures mean, in a sentence or two of plain words."""
+
+from typing import NamedTuple
+
+from lightning_iet.audit.findings import Findings
+from lightning_iet.audit.membership import Membership
+from lightning_iet.audit.statistics import Excess, Share
+
+__all__ = ["Verdict", "membership_words", "percent", "verdict"]
+
+SIGNIFICANT = 0.01
+
+
+class Verdict(NamedTuple):
+    """An audit in words.
+
+    Attributes:
+        level: ``"copies"``, ``"control"`` (no more than held-out images), ``"none"`` or ``"open"`` (no control).
+        headline: the answer.
+        details: how sure it is.
+    """
+
+    level: str
+    headline: str
+    details: str
+
+
+def verdict(findings: Findings) -> Verdict:
+    """Say in plain words whether the generated images are copies.
+
+    A rate counts as larger than that of held-out images if chance would give such a difference in fewer than one of a
+    hundred audits *(our choice)*. Images that equal a training image in every pixel need no statistics, as long as no
+    held-out image does.
+
+    Args:
+        findings: the figures.
+
+    Returns:
+        The verdict.
+    """
+    copies = findings.generated.copies
+    control = None if findings.held_out is None else findings.held_out.copies
+    counted = f"{copies.count:,} of {copies.total:,} generated images ({percent(copies.share)})"
+    are = "is a copy" if copies.count == 1 else "are copies"
+    if copies.count == 0:
+        headline = f"No copies found among {copies.total:,} generated images."
+        details = f"With 95 % confidence, fewer than {percent(copies.high)} of this generator's images are copies."
+        return Verdict("none", headline, details + _control(control))
+    if findings.excess is not None and findings.excess.p_value < SIGNIFICANT:
+        headline = f"The generator copies: {counted} {are} of training images."
+        return Verdict("copies", headline, f"{_control(control).strip()} {_difference(findings.excess)}")
+    if findings.generated.identical and not (findings.held_out and findings.held_out.identical):
+        same = f"{findings.generated.identical:,} of {copies.total:,} generated images"
+        headline = f"The generator copies: {same} equal a training image in every pixel."
+        return Verdict("copies", headline, f"In all, {counted} {are} by this measure.{_control(control)}")
+    if control is None:
+        headline = f"{counted} {are} of training images by this measure."
+        details = (
+            "Without held-out images nobody can tell how many of them are chance: on data of low variety, "
+            "even images that nobody copied lie close to a training image. Add --held-out."
+        )
+        return Verdict("open", headline, details)
+    headline = f"No sure sign of copying: {counted} pass for {'a copy' if copies.count == 1 else 'copies'}."
+    details = "The difference is within what chance gives; a few copies may hide in it, so look at the pairs."
+    return Verdict("control", headline, f"{_control(control).strip()} {details}")
+
+
+def membership_words(membership: Membership) -> str:
+    """Say in plain words whether the generator's loss tells training images from others.
+
+    Args:
+        membership: the figures.
+
+    Returns:
+        Two sentences.
+    """
+    answer = "tells training images from held-out ones"
+    if membership.auc_low <= 0.5:
+        answer = "gives no sure sign of which images were trained on"
+    rates = membership.true_positive_rates.items()
+    found = ", ".join(f"{percent(share)} at {percent(float(rate))}" for rate, share in rates)
+    return (
+        f"The generator's loss {answer}: AUC {membership.auc:.3f} (95 % interval {membership.auc_low:.3f} to "
+        f"{membership.auc_high:.3f}; 0.5 is chance). Training images found at few false positives: {found}."
+    )
+
+
+def percent(value: float) -> str:
+    r"""Write a share with as many digits as it needs, and a space that no line breaks at.
+
+    Example:
+        >>> percent(0.5), percent(0.0123), percent(0.000123), percent(0), percent(1)
+        ('50\xa0%', '1.2\xa0%', '0.012\xa0%', '0\xa0%', '100\xa0%')
+    """
+    return f"{100 * value:.3g}\u00a0%" if value >= 0.1 else f"{100 * value:.2g}\u00a0%"
+
+
+def _difference(larger: Excess) -> str:
+    difference, low, high = (100 * value for value in (larger.difference, larger.low, larger.high))
+    return f"The share is larger by {difference:.2g} percentage points (95 % interval {low:.2g} to {high:.2g})."
+
+
+def _interval(part: Share) -> str:
+    return f"{percent(part.share)}, 95 % interval {percent(part.low)} to {percent(part.high)}"
+
+
+def _control(control: Share | None) -> str:
+    if control is None:
+        return ""
+    return (
+        f" Of {control.total:,} held-out images, which nobody copied, {control.count:,} ({_interval(control)}) "
+        f"look{'s' if control.count == 1 else ''} the same way."
+    )

@@ -1,0 +1,185 @@
+"""The report in a real browser: it answers to its slider, shows its pictures, and asks the network for nothing."""
+
+import json
+import shutil
+
+import pytest
+
+from lightning_iet.audit import make_findings
+from lightning_iet.audit.report import write_report
+
+webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium")
+By = pytest.importorskip("selenium.webdriver.common.by").By
+Keys = pytest.importorskip("selenium.webdriver.common.keys").Keys
+pytestmark = pytest.mark.skipif(
+    not (shutil.which("chromium") and shutil.which("chromedriver")), reason="needs chromium and chromedriver"
+)
+
+FLAGS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    options = webdriver.ChromeOptions()
+    options.binary_location = shutil.which("chromium")
+    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}", "--window-size=1280,800"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    service = webdriver.ChromeService(shutil.which("chromedriver"))
+    browser = webdriver.Chrome(options=options, service=service)
+    yield browser
+    browser.quit()
+
+
+@pytest.fixture(scope="module")
+def page(browser, audited, membership, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("report")
+    write_report(audited, make_findings(audited, membership=membership), folder, pairs=20)
+    browser.get_log("performance")
+    browser.get((folder / "report.html").as_uri())
+    return browser
+
+
+def text(page, name):
+    return page.find_element(By.ID, name).text
+
+
+def visible(page):
+    return [card for card in page.find_elements(By.CSS_SELECTOR, "#gallery > li") if card.is_displayed()]
+
+
+def press(page, *keys):
+    page.find_element(By.ID, "threshold").send_keys(*keys)
+
+
+def count(audited, threshold, measure="distinct"):
+    return int((audited.copies["generated"].ratios[measure] < threshold).sum())
+
+
+def test_the_slider_moves_the_count_of_all_images(page, audited):
+    press(page, Keys.HOME)
+    assert (text(page, "threshold-value"), text(page, "count-generated")) == ("0.00", "0")
+    assert visible(page) == []
+    for _ in range(5):
+        press(page, Keys.ARROW_RIGHT)
+    assert text(page, "threshold-value") == "0.05"
+    assert text(page, "count-generated") == str(count(audited, 0.05))
+    assert len(visible(page)) == count(audited, 0.05)
+    press(page, Keys.END)
+    assert text(page, "threshold-value") == "1.00"
+    assert text(page, "count-generated") == str(count(audited, 1.0))
+    assert text(page, "count-held_out") == str(int((audited.copies["held_out"].ratios["distinct"] < 1).sum()))
+    assert page.find_element(By.ID, "threshold").get_attribute("aria-valuetext") == "1.00"
+
+
+def test_another_measure_brings_its_own_counts_and_histogram(page, audited):
+    def charts():
+        return [chart.is_displayed() for chart in page.find_elements(By.CSS_SELECTOR, "svg.histogram")]
+
+    page.find_element(By.CSS_SELECTOR, "input[value=mean]").click()
+    assert text(page, "threshold-value") == "0.15"
+    assert text(page, "count-generated") == str(count(audited, 0.15, "mean"))
+    assert charts() == [False, False, True]
+    page.find_element(By.CSS_SELECTOR, "input[value=distinct]").click()
+    assert text(page, "threshold-value") == "0.33"
+    assert charts() == [True, False, False]
+
+
+def test_the_gallery_is_filtered_and_sorted(page, audited):
+    page.find_element(By.CSS_SELECTOR, "#show option[value=all]").click()
+    total = len(page.find_elements(By.CSS_SELECTOR, "#gallery > li"))
+    assert len(visible(page)) == total
+    page.find_element(By.CSS_SELECTOR, "#sort option[value=index]").click()
+    order = [int(card.get_attribute("data-index")) for card in visible(page)]
+    assert order == sorted(order)
+    page.find_element(By.CSS_SELECTOR, "#sort option[value=ratio]").click()
+    ratios = [float(card.get_attribute("data-distinct")) for card in visible(page)]
+    assert ratios == sorted(ratios)
+    field = page.find_element(By.ID, "filter")
+    field.send_keys("2.PNG")
+    names = [card.get_attribute("data-names") for card in visible(page)]
+    assert names
+    assert all("2.png" in name for name in names)
+    assert text(page, "shown").startswith(f"{len(names)} pair")
+    field.clear()
+    field.send_keys(Keys.SPACE, Keys.BACKSPACE)
+    assert len(visible(page)) == total
+
+
+def test_pictures_load(page):
+    widths = page.execute_script("return [...document.images].map(image => image.naturalWidth)")
+    assert len(widths) > 40
+    assert min(widths) > 0
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_nothing_hangs_over_the_edge(page, width):
+    metrics = {"width": width, "height": 844, "deviceScaleFactor": 1, "mobile": width < 600}
+    page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    assert page.execute_script("return document.documentElement.scrollWidth") <= width
+    page.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def test_the_curve_of_the_gap_is_there(page):
+    curve = page.find_element(By.CSS_SELECTOR, "svg.curve")
+    assert curve.is_displayed()
+    assert curve.size["width"] > 300
+    assert "95 percent" in curve.get_attribute("aria-label")
+
+
+def test_every_control_is_reached_by_keyboard(page):
+    page.execute_script("document.body.focus(); window.scrollTo(0, 0)")
+    body, reached = page.find_element(By.TAG_NAME, "body"), set()
+    body.send_keys(Keys.TAB)
+    for _ in range(40):
+        active = page.switch_to.active_element
+        reached.add(active.get_attribute("id") or active.get_attribute("name") or active.get_attribute("class"))
+        active.send_keys(Keys.TAB)
+    assert {"skip", "measure", "threshold", "show", "sort", "filter"} <= reached
+
+
+def test_text_stands_out_in_light_and_dark(page):
+    """A contrast of at least 4.5, as WCAG asks for text."""
+    for scheme in ("light", "dark"):
+        page.execute_cdp_cmd(
+            "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+        )
+        for selector in ("h1", ".quiet", ".rates .generated", ".rates .control", ".pair .names", "nav a"):
+            colour = page.execute_script(f"return getComputedStyle(document.querySelector('{selector}')).color")
+            paper = page.execute_script("return getComputedStyle(document.body).backgroundColor")
+            assert contrast(colour, paper) >= 4.5, (scheme, selector)
+    page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+
+
+def contrast(one, other):
+    dark, light = sorted(luminance(colour) for colour in (one, other))
+    return (light + 0.05) / (dark + 0.05)
+
+
+def luminance(colour):
+    parts = [float(part) / 255 for part in colour[colour.index("(") + 1 : -1].split(",")[:3]]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def test_it_prints(page):
+    pdf = page.execute_cdp_cmd("Page.printToPDF", {})["data"]
+    assert len(pdf) > 10_000
+
+
+def test_no_errors_and_no_requests(page):
+    """Last, so that it sees what all the others did."""
+    assert page.get_log("browser") == []
+    events = [json.loads(entry["message"])["message"] for entry in page.get_log("performance")]
+    asked = [e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"]
+    assert [url for url in asked if not url.startswith(("data:", "file:"))] == []
+    assert len([url for url in asked if url.startswith("file:")]) == 1

@@ -1,0 +1,132 @@
+import json
+import shutil
+
+import pytest
+import torch
+from diffusers import DDIMPipeline, DDIMScheduler, DDPMPipeline
+
+from lightning_iet import DiffusionModule
+from lightning_iet.audit.cache import BlockCache
+from lightning_iet.audit.drawing import Drawing, draw
+from lightning_iet.audit.generator import load_checkpoint, load_pipeline
+from lightning_iet.functional.seeding import derive_seed
+from tests.audit.models import fresh_model, save_checkpoint, save_pipeline
+from tests.helpers.models import tiny_unet
+
+
+def drawn(generator, folder, **drawing):
+    settings = {"num_samples": 5, "num_inference_steps": 3, "batch_size": 2}
+    return draw(generator, Drawing(**settings | drawing), cache=BlockCache(folder)).pixels
+
+
+@pytest.mark.parametrize("use_ema", [True, False])
+def test_a_checkpoint_draws_what_the_module_draws(tmp_path, use_ema):
+    model = fresh_model()
+    for parameter in model.ema.parameters():
+        parameter.data *= 0.5
+    save_checkpoint(model, tmp_path / "a.ckpt")
+    found = drawn(load_checkpoint(tmp_path / "a.ckpt", use_ema=use_ema), tmp_path / "cache", seed=3)
+    expected = model.sample(5, seed=3, num_inference_steps=3, use_ema=use_ema) * 255
+    assert found.dtype == torch.uint8
+    assert (found - expected).abs().max() < 0.51
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "sample", "v_prediction"])
+@pytest.mark.parametrize("kind", [DDPMPipeline, DDIMPipeline])
+def test_a_pipeline_draws_what_diffusers_draws(tmp_path, kind, prediction_type):
+    model = fresh_model(prediction_type=prediction_type)
+    save_pipeline(model, tmp_path / "pipeline", kind)
+    generator = load_pipeline(tmp_path / "pipeline")
+    module = generator.module
+    assert module.scheduler.config.prediction_type == prediction_type
+    found = drawn(generator, tmp_path / "cache", sampler="ddim", num_inference_steps=100, num_samples=2)
+
+    scheduler = DDIMScheduler.from_config(model.scheduler.config)
+    scheduler.set_timesteps(100)
+    noise = [torch.Generator().manual_seed(derive_seed(0, number)) for number in range(2)]
+    images = torch.stack([torch.randn(1, 8, 8, generator=one) for one in noise])
+    with torch.no_grad():
+        for timestep in scheduler.timesteps:
+            images = scheduler.step(model.unet(images, timestep).sample, timestep, images).prev_sample
+    assert (found - (images / 2 + 0.5).clamp(0, 1) * 255).abs().max() < 0.6
+
+
+def test_an_image_depends_on_its_number_alone(tmp_path):
+    save_checkpoint(fresh_model(), tmp_path / "a.ckpt")
+    generator = load_checkpoint(tmp_path / "a.ckpt")
+    few, many = (
+        drawn(generator, tmp_path / str(num), num_samples=num, batch_size=size) for num, size in ((3, 2), (7, 7))
+    )
+    assert (few.int() - many[:3].int()).abs().max() <= 1
+    other = drawn(generator, tmp_path / "other", seed=1)
+    assert (few.int() - other[:3].int()).abs().max() > 10
+
+
+def test_more_images_are_added_to_those_that_are_there(tmp_path, monkeypatch):
+    save_checkpoint(fresh_model(), tmp_path / "a.ckpt")
+    generator, counts = load_checkpoint(tmp_path / "a.ckpt"), []
+    sample = generator.module.sample
+    monkeypatch.setattr(generator.module, "sample", lambda num, **kwargs: counts.append(num) or sample(num, **kwargs))
+    few = drawn(generator, tmp_path / "cache", num_samples=4)
+    many = drawn(generator, tmp_path / "cache", num_samples=7)
+    assert counts == [2, 2, 2, 1]
+    assert torch.equal(few, many[:4])
+
+
+def test_the_hash_is_that_of_what_draws(tmp_path):
+    def sha256(name, model, **options):
+        save_checkpoint(model, tmp_path / f"{name}.ckpt")
+        return load_checkpoint(tmp_path / f"{name}.ckpt", **options).sha256
+
+    moved = fresh_model()
+    next(moved.unet.parameters()).data += 1  # the last weights, which do not draw
+    known = sha256("a", fresh_model())
+    assert sha256("b", moved) == known
+    others = [
+        sha256("c", moved, use_ema=False),
+        sha256("d", fresh_model(seed=1)),
+        sha256("e", fresh_model(prediction_type="sample")),
+    ]
+    assert len({known, *others}) == 4
+    save_pipeline(fresh_model(), tmp_path / "pipeline")
+    first = load_pipeline(tmp_path / "pipeline").sha256
+    shutil.move(tmp_path / "pipeline", tmp_path / "moved")
+    assert load_pipeline(tmp_path / "moved").sha256 == first
+
+
+def edited(folder, file="model_index.json", **changes):
+    content = json.loads((folder / file).read_text())
+    (folder / file).write_text(json.dumps(content | changes))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda folder: shutil.rmtree(folder), "which has no model_index.json"),
+        (lambda folder: edited(folder, _class_name="StableDiffusionPipeline"), "StableDiffusionPipeline is none of"),
+        (lambda folder: edited(folder, scheduler=["diffusers", "PNDMScheduler"]), "PNDMScheduler is none of"),
+        (lambda folder: edited(folder, scheduler=["os", "system"]), "system is none of"),
+        (lambda folder: (folder / "model_index.json").write_text("{"), "line 1 column 2"),
+        (lambda folder: (folder / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"x"), "pipeline"),
+        (lambda folder: (folder / "unet" / "diffusion_pytorch_model.safetensors").unlink(), "pipeline"),
+        (lambda folder: shutil.rmtree(folder / "scheduler"), "pipeline"),
+    ],
+)
+def test_other_folders_are_refused(tmp_path, damage, message):
+    save_pipeline(fresh_model(), tmp_path / "pipeline")
+    damage(tmp_path / "pipeline")
+    with pytest.raises((ValueError, FileNotFoundError), match=r"^Argument `pipeline` expected") as error:
+        load_pipeline(tmp_path / "pipeline")
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("unet", "message"),
+    [({"num_class_embeds": 10}, "a class that is given"), ({"out_channels": 2}, "it predicts 2 channels")],
+)
+def test_networks_of_another_kind_are_refused(tmp_path, unet, message):
+    model = DiffusionModule(tiny_unet(**unet), ema_decay=0)
+    save_pipeline(model, tmp_path / "pipeline")
+    with pytest.raises(ValueError, match=message):
+        load_pipeline(tmp_path / "pipeline")

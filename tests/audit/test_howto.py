@@ -1,0 +1,52 @@
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lightning_iet.cli import main
+from tests.audit.helpers import random_pixels, write_images
+from tests.audit.models import fresh_model, save_checkpoint, save_pipeline
+
+PAGE = Path(__file__).parents[2] / "docs" / "howto" / "audit.md"
+LIGHT = ["--num-samples", "20", "--num-inference-steps", "2", "--loss-timesteps", "2"]  # the last one counts
+
+
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+
+
+COMMANDS = [shlex.split(block.replace("\\\n", "")) for block in blocks("bash")]
+
+
+def test_the_python_of_the_page_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    train = random_pixels(60)
+    names = {"generated": train[:4], "train": train}
+    exec(compile("\n".join(blocks("python")), str(PAGE), "exec"), names)  # our own page
+    assert capsys.readouterr().out.startswith("The generator copies: 4 of 4 generated images")
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_the_commands_of_the_page_run(tmp_path, monkeypatch, command):
+    monkeypatch.chdir(tmp_path)
+    for seed, name in enumerate(("samples", "train", "held_out")):
+        write_images(tmp_path / name, random_pixels(60, seed=seed))
+    save_checkpoint(fresh_model(), tmp_path / "last.ckpt")
+    save_pipeline(fresh_model(), tmp_path / "ddpm")
+    program, *arguments = command + (LIGHT if "audit-model" in command else [])
+    if program == "torchrun":
+        launch = [sys.executable, "-m", "torch.distributed.run", *arguments]
+        subprocess.run(launch, check=True, timeout=200, capture_output=True)
+    else:
+        assert program == "lightning-iet"
+        main(arguments)
+    out = tmp_path / command[command.index("--out") + 1]
+    files = re.findall(r"^\| `(.*?)` \|", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
+    assert (out / files[0]).is_file()
+    measured = json.loads((out / "metrics.json").read_text())["membership"] is not None
+    assert measured == ("audit-model" in command)
+    assert not list(tmp_path.glob("*.partial"))

@@ -1,0 +1,207 @@
+import base64
+import csv
+import hashlib
+import json
+import re
+from html.parser import HTMLParser
+from io import BytesIO
+from itertools import pairwise
+
+import pytest
+import torch
+from PIL import Image
+
+from lightning_iet.audit import make_findings
+from lightning_iet.audit.findings import below
+from lightning_iet.audit.membership import infer_membership
+from lightning_iet.audit.naming import printable
+from lightning_iet.audit.report import write_report
+from lightning_iet.audit.report.histogram import shares
+from tests.audit.conftest import NASTY
+
+
+class Page(HTMLParser):
+    """Elements with their attributes, and the text of those that are looked for."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.elements, self.texts, self.open = [], {}, []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+        self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        while self.open and self.open.pop() != tag:
+            pass
+
+    def handle_data(self, data):
+        if self.open:
+            self.texts.setdefault(self.open[-1], []).append(data)
+
+    def all(self, tag):
+        return [attributes for name, attributes in self.elements if name == tag]
+
+
+@pytest.fixture(scope="session")
+def report(audited, membership, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("report")
+    findings = make_findings(audited, settings={"resize": None}, membership=membership)
+    write_report(audited, findings, folder, pairs=20)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def page(report):
+    return Page((report / "report.html").read_text(encoding="utf-8"))
+
+
+def test_the_folder_holds_what_is_promised(report):
+    names = {"report.html", "pairs.csv", "metrics.json", "pairs.png", "ratios.png"}
+    assert {file.name for file in report.iterdir()} == names
+    for picture in ("pairs.png", "ratios.png"):
+        with Image.open(report / picture) as image:
+            assert min(image.size) > 400
+
+
+def test_metrics_are_plain_json(report, audited):
+    metrics = json.loads((report / "metrics.json").read_text())
+    assert metrics["generated"]["copies"]["total"] == 74
+    assert metrics["generated"]["copies"]["count"] == int(
+        below(audited.copies["generated"].ratios["distinct"], 1 / 3).sum()
+    )
+    assert metrics["sets"]["generated"]["found"] == 75
+    assert metrics["sets"]["generated"]["used"] == 74
+    assert metrics["sets"]["generated"]["skipped"] == [
+        {"name": printable(f"broken {NASTY}"), "reason": "the file is empty"}
+    ]
+    assert metrics["sets"]["train"]["sha256"] == audited.sets["train"].sha256
+    assert metrics["most_copied"][0] == {"name": "5", "index": 5, "count": 2, "copies": ["1.png", "2.png"]}
+    assert metrics["duplicates"]["groups"] == [["3", "40"]]
+
+
+def test_the_table_of_pairs_has_every_generated_image(report, audited):
+    with (report / "pairs.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    copies = audited.copies["generated"]
+    assert len(rows) == 74
+    assert rows[0]["name"] == printable(NASTY)
+    for i, row in enumerate(rows):
+        assert int(row["index"]) == i
+        for j in range(5):
+            assert int(row[f"train_index_{j + 1}"]) == copies.neighbors.indices[i, j]
+            expected = float(copies.neighbors.sq_distances[i, j]) ** 0.5
+            assert float(row[f"distance_{j + 1}"]) == pytest.approx(expected, rel=1e-6)
+        for name, ratios in copies.ratios.items():
+            assert float(row[f"ratio_{name}"]) == pytest.approx(float(ratios[i]), rel=1e-6)
+        assert int(row["identical"]) == (i < 4)
+        assert int(row["copy"]) == bool(copies.ratios["distinct"][i] < 1 / 3)
+
+
+def test_names_are_escaped_everywhere(report, page):
+    text = (report / "report.html").read_text(encoding="utf-8")
+    assert "<script>alert" not in text
+    assert "\\xff" in text
+    assert len(page.all("script")) == 2
+    shown = printable(NASTY)
+    assert any(shown in text for text in page.texts["span"])
+    assert any(shown in attributes["alt"] for attributes in page.all("img"))
+    assert any(shown in attributes.get("data-names", "") for attributes in page.all("li"))
+
+
+def test_nothing_is_loaded_and_only_our_script_may_run(report, page):
+    text = (report / "report.html").read_text(encoding="utf-8")
+    assert "http://" not in text
+    assert "https://" not in text
+    assert not page.all("link")
+    assert all(attributes["src"].startswith("data:image/") for attributes in page.all("img"))
+    assert not any(
+        "style" in attributes or any(name.startswith("on") for name in attributes) for _, attributes in page.elements
+    )
+    policy = next(a["content"] for a in page.all("meta") if a.get("http-equiv") == "Content-Security-Policy")
+    assert policy.startswith("default-src 'none'; img-src data:;")
+    for tag in ("style", "script"):
+        own = re.findall(rf"<{tag}>(.*?)</{tag}>", text, re.DOTALL)
+        assert len(own) == 1
+        digest = base64.b64encode(hashlib.sha256(own[0].encode()).digest()).decode()
+        assert f"{tag}-src 'sha256-{digest}'" in policy
+
+
+def test_counts_for_every_stop_of_the_slider_are_those_of_all_images(page, audited):
+    data = json.loads(next(text for text in page.texts["script"] if text.startswith("{")))
+    assert len(data["stops"]) == 102
+    for name, copies in audited.copies.items():
+        assert data["sets"][name]["total"] == len(copies.identical)
+        for measure, ratios in copies.ratios.items():
+            for stop, count in zip(data["stops"], data["sets"][name]["below"][measure], strict=True):
+                limit = torch.tensor(stop)
+                assert count == sum(bool(ratio < limit) for ratio in ratios)
+
+
+def test_everything_has_a_name_for_a_screen_reader(page):
+    assert all(attributes["alt"].strip() for attributes in page.all("img"))
+    assert page.all("html")[0]["lang"] == "en"
+    assert [len(page.all(tag)) for tag in ("main", "header", "nav", "footer", "h1")] == [1] * 5
+    ids = {attributes["id"] for _, attributes in page.elements if "id" in attributes}
+    labelled = [a[key] for _, a in page.elements for key in ("aria-labelledby", "aria-describedby", "for") if key in a]
+    assert set(labelled) <= ids
+    assert {a["href"][1:] for a in page.all("a")} <= ids
+    assert all("aria-label" in a or a.get("aria-hidden") == "true" for a in page.all("svg"))
+
+
+def test_thumbnails_are_the_images(page, audited):
+    small = audited.sets["train"].pixels.shape[-1] == 8
+    sources = [attributes["src"] for attributes in page.all("img")]
+    encoded = base64.b64decode(sources[0].split(",")[1])
+    with Image.open(BytesIO(encoded)) as image:
+        assert image.format == ("PNG" if small else "JPEG")
+        assert max(image.size) <= 160
+        if small:
+            shown = torch.tensor(list(image.tobytes()), dtype=torch.uint8).view(8, 8, 3).permute(2, 0, 1)
+            assert any(torch.equal(shown, pixels) for pixels in audited.sets["generated"].pixels[:4])
+
+
+def test_the_curve_of_the_gap(page, membership):
+    paths = {a["class"]: a["d"] for a in page.all("path") if a.get("class") in ("line", "band")}
+    zero = next(float(a["y1"]) for a in page.all("line") if a.get("class") == "zero")
+    line, band = (
+        [(float(x), float(y)) for x, y in re.findall(r"([\d.]+) ([\d.]+)", paths[name])] for name in ("line", "band")
+    )
+    assert len(line) == 4
+    assert len(band) == 8
+    unit = [gap.gap / gap.held_out / (zero - y) for gap, (_, y) in zip(membership.timesteps, line, strict=True)]
+    assert unit == pytest.approx([unit[0]] * 4, rel=0.02)  # heights are shares of the held-out loss
+    for (x, high), (_, y), (same, low) in zip(band[:4], line, band[:3:-1], strict=True):
+        assert x == same
+        assert high < y < low  # upwards, numbers of SVG fall
+    steps = [b[0] - a[0] for a, b in pairwise(line)]
+    assert steps == pytest.approx([steps[0]] * 3, abs=0.2)
+
+
+def test_one_timestep_is_a_point(audited, tmp_path):
+    one = infer_membership(torch.rand(5, 1), torch.rand(5, 1), torch.tensor([500]))
+    write_report(audited, make_findings(audited, membership=one), tmp_path)
+    assert 'class="line"' in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+def test_membership_is_silent_where_losses_were_not_measured(audited, tmp_path):
+    write_report(audited, make_findings(audited), tmp_path)
+    assert "loss" not in (tmp_path / "report.html").read_text(encoding="utf-8").partition("<body>")[2]
+
+
+def test_no_pairs_and_no_duplicates(audited, tmp_path):
+    from dataclasses import replace
+
+    bare = replace(audited, duplicates=None, copies={"generated": audited.copies["generated"]})
+    write_report(bare, make_findings(bare), tmp_path, pairs=0)
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "No pairs were asked for" in text
+    assert "They were not looked for" in text
+    assert "no held-out images to compare with" in text
+
+
+def test_shares_of_a_histogram():
+    ratios = torch.rand(1000, generator=torch.Generator().manual_seed(0))
+    expected = [sum(1 for r in ratios.tolist() if i / 50 <= r < (i + 1) / 50) / 1000 for i in range(50)]
+    assert shares(ratios).tolist() == pytest.approx(expected)

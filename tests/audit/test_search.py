@@ -1,0 +1,89 @@
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lightning_iet.audit import search
+from lightning_iet.audit.cache import BlockCache
+from lightning_iet.audit.features import Features, build_features
+from lightning_iet.audit.search import References, nearest_references
+from lightning_iet.audit.views import views
+from tests.audit.helpers import random_set
+
+
+def find(images, train, cache, *, k, invariance="none", features=None):
+    features = features or build_features("pixels")
+    references = References.of(features.rows(train.pixels), train.sha256)
+    return nearest_references(
+        images, references, k=k, features=features, views=views(invariance), cache=cache, argument="generated"
+    )
+
+
+def naive(images, train, k, invariance):
+    """Every image in every version against every training image, one by one."""
+    versions = list(views(invariance).values())
+    found = []
+    for image in images:
+        least = []
+        for index, other in enumerate(train):
+            distances = [
+                float(((view(image[None])[0].double() - other.double()) / 255).square().sum()) for view in versions
+            ]
+            least.append((min(distances), index, distances.index(min(distances))))
+        found.append(sorted(least)[:k])
+    return found
+
+
+@pytest.mark.parametrize("invariance", ["none", "flip", "shift", "flip+shift"])
+def test_neighbours_equal_those_of_a_naive_search(tmp_path, invariance, monkeypatch):
+    monkeypatch.setattr(search, "BLOCK", 4)
+    images, train = random_set(9), random_set(12, seed=1)
+    found = find(images, train, BlockCache(tmp_path), k=5, invariance=invariance)
+    expected = torch.tensor(naive(images.pixels, train.pixels, 5, invariance), dtype=torch.float64)
+    assert torch.allclose(found.sq_distances.double(), expected[..., 0], rtol=1e-4)
+    assert torch.equal(found.indices, expected[..., 1].long())
+    assert torch.equal(found.views, expected[..., 2].long())
+
+
+@given(st.integers(0, 1000))
+def test_a_version_of_a_training_image_is_found_as_that_version(tmp_path_factory, seed):
+    train = random_set(10, seed=seed)
+    versions = views("flip+shift")
+    mirrored = random_set(1)
+    pixels = train.pixels[3:4].flip(-1)
+    cache = BlockCache(tmp_path_factory.mktemp("cache"))
+    found = find(type(mirrored)(pixels, ["0"], "x", str(seed)), train, cache, k=2, invariance="flip+shift")
+    assert (float(found.sq_distances[0, 0]), int(found.indices[0, 0])) == (0, 3)
+    assert list(versions)[int(found.views[0, 0])] == "mirrored"
+
+
+def test_finished_blocks_are_not_searched_for_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(search, "BLOCK", 4)
+    images, train, cache = random_set(9), random_set(12, seed=1), BlockCache(tmp_path)
+    first = find(images, train, cache, k=5)
+    blocks = sorted(tmp_path.iterdir())
+    assert len(blocks) == 3
+    blocks[1].unlink()
+    calls = []
+    monkeypatch.setattr(search, "search_rows", lambda *args, **kwargs: calls.append(1) or _search(*args, **kwargs))
+    again = find(images, train, cache, k=5)
+    assert len(calls) == 1
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    find(images, train, cache, k=4)
+    find(images, random_set(12, seed=2), cache, k=5)
+    find(random_set(9, seed=3), train, cache, k=5)
+    assert len(calls) == 10  # other settings and other images are other work
+
+
+_search = search.search_rows
+
+
+def test_features_that_are_not_finite_are_refused(tmp_path):
+    def broken(images):
+        rows = images.flatten(1).float()
+        return torch.where(rows.sum(1, keepdim=True) == 0, torch.nan, rows)
+
+    images = random_set(6)
+    images.pixels[4] = 0
+    with pytest.raises(ValueError, match=r"^Argument `features` .*'net', .* 1 of 6 generated images, the first '4'"):
+        find(images, random_set(12, seed=1), BlockCache(tmp_path), k=5, features=Features("net", "1", broken))

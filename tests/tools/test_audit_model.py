@@ -1,0 +1,212 @@
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from lightning_iet import DiffusionModule
+from lightning_iet.audit import search
+from lightning_iet.audit.cache import BlockCache
+from lightning_iet.cli import main
+from lightning_iet.tools.audit_model import audit_model
+from tests.audit.helpers import random_pixels, write_images
+from tests.audit.models import digit_pixels, fresh_model, overfitted_model, save_checkpoint, save_pipeline
+from tests.tools.test_audit import FILES, metrics
+
+QUICK = {"num_samples": 20, "num_inference_steps": 3, "batch_size": 8, "loss_timesteps": 5, "k": 5, "workers": 0}
+COMMAND = [part for name, value in QUICK.items() for part in (f"--{name.replace('_', '-')}", str(value))]
+COMMAND += ["--train", "train", "--held-out", "held_out", "--out", "report"]
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """Training and held-out digits, and a model that has seen none of them."""
+    monkeypatch.chdir(tmp_path)
+    write_images(tmp_path / "train", digit_pixels(0, 30))
+    write_images(tmp_path / "held_out", digit_pixels(100, 140))
+    save_checkpoint(fresh_model(), tmp_path / "model.ckpt")
+    return tmp_path
+
+
+def run(**options):
+    settings = {"train": Path("train"), "held_out": Path("held_out"), "ckpt": Path("model.ckpt"), "out": Path("report")}
+    return audit_model(**settings | QUICK | options)
+
+
+def left_behind(here):
+    return {path.name for path in here.iterdir()} - {"train", "held_out", "model.ckpt"}
+
+
+def fails(capsys, *arguments):
+    with pytest.raises(SystemExit) as stop:
+        main(["audit-model", *COMMAND, *arguments])
+    assert stop.value.code == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    return lines[0]
+
+
+def test_a_report_with_all_its_files(here, capsys):
+    main(["audit-model", *COMMAND, "--ckpt", "model.ckpt"])
+    assert {path.name for path in Path("report").iterdir()} == FILES
+    assert left_behind(here) == {"report"}
+    figures = metrics()
+    assert figures["generated"]["copies"]["total"] == 20
+    assert (figures["membership"]["train"], figures["membership"]["held_out"]) == (30, 40)
+    assert [gap["timestep"] for gap in figures["membership"]["timesteps"]] == [10, 30, 50, 70, 90]
+    assert figures["settings"]["model"] == "model.ckpt"
+    assert (figures["settings"]["num_samples"], figures["settings"]["loss_timesteps"]) == (20, 5)
+    printed = " ".join(capsys.readouterr().out.split())
+    auc = f"AUC {figures['membership']['auc']:.3f}"
+    assert auc in printed
+    page = Path("report/report.html").read_text(encoding="utf-8")
+    for text in (auc, "What the loss gives away", 'href="#membership"', "drawn by model.ckpt"):
+        assert text in page
+
+
+def test_what_a_model_has_memorized(here):
+    write_images(here / "few", digit_pixels(0, 6))
+    save_checkpoint(overfitted_model(digit_pixels(0, 6)), here / "overfitted.ckpt")
+    few = {"train": Path("few"), "loss_timesteps": 10, "overwrite": True}
+    found = {name: run(ckpt=Path(f"{name}.ckpt"), **few).membership for name in ("model", "overfitted")}
+    assert found["model"].auc_low < 0.5 < found["model"].auc_high
+    assert found["overfitted"].auc > 0.9
+    assert found["overfitted"].true_positive_rates["0.01"] > 0.3
+    # The averaged weights have seen the digits, the last ones have not.
+    assert run(ckpt=Path("overfitted.ckpt"), use_ema=False, **few).membership.auc < 0.9
+
+
+def test_a_pipeline_of_diffusers_gives_the_same_figures(here):
+    model = fresh_model()
+    save_checkpoint(model, here / "model.ckpt")
+    save_pipeline(model, here / "pipeline")
+    expected = run(out=Path("a")).as_dict()
+    found = run(out=Path("b"), ckpt=None, pipeline=Path("pipeline")).as_dict()
+    for part in ("generated", "held_out", "membership"):
+        assert found[part] == expected[part]
+
+
+def test_drawn_images_are_those_of_the_sample_command(here, capsys):
+    found = []
+    original = BlockCache.store
+
+    def store(self, key, tensors):
+        found.extend(tensors["pixels"] if set(tensors) == {"pixels"} else ())
+        original(self, key, tensors)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(BlockCache, "store", store)
+        run(num_samples=4)
+    main(["sample", "--ckpt", "model.ckpt", "--num", "4", "--num-inference-steps", "3", "--out", "samples"])
+    for number, pixels in enumerate(found):
+        with Image.open(f"samples/{number:05d}.png") as image:
+            assert np.array_equal(np.asarray(image), pixels[0])
+    assert len(found) == 4
+
+
+def test_grey_images_for_a_model_of_colours(here):
+    unet = {"in_channels": 3, "out_channels": 3}
+    save_checkpoint(fresh_model(unet=unet), here / "model.ckpt")
+    run()
+    assert {facts["channels"] for facts in metrics()["sets"].values()} == {3}
+
+
+def test_images_are_resized_when_asked(here, capsys):
+    write_images(here / "large", random_pixels(30, size=16))
+    line = fails(capsys, "--ckpt", "model.ckpt", "--train", "large")
+    assert "Argument `train` expected images of 8x8 pixels, as the model draws, but got 16x16" in line
+    assert "--resize 8x8" in line
+    assert "report" not in left_behind(here)
+    main(["audit-model", *COMMAND, "--ckpt", "model.ckpt", "--train", "large", "--resize", "8"])
+    assert metrics()["sets"]["train"]["width"] == 8
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "expected one of them, a checkpoint or a folder of diffusers, but got neither"),
+        (["--ckpt", "model.ckpt", "--pipeline", "train"], "but got both"),
+        (["--ckpt", "nowhere.ckpt"], "Argument `ckpt` expected a checkpoint file, but got 'nowhere.ckpt'"),
+        (["--ckpt", "other.ckpt"], "Argument `ckpt` expected a whole checkpoint, but got 'other.ckpt'"),
+        (["--pipeline", "nowhere"], "Argument `pipeline` expected a folder with an unconditional DDPMPipeline"),
+        (["--ckpt", "model.ckpt", "--num-samples", "0"], "Argument `num_samples` expected an integer ≥ 1"),
+        (["--ckpt", "model.ckpt", "--seed", "-1"], "Argument `seed` expected an integer ≥ 0"),
+        (["--ckpt", "model.ckpt", "--num-inference-steps", "101"], "expected at most 100, the timesteps of the model"),
+        (["--ckpt", "model.ckpt", "--loss-timesteps", "0"], "Argument `loss_timesteps` expected an integer ≥ 1"),
+        (["--ckpt", "model.ckpt", "--loss-images", "1"], "Argument `loss_images` expected an integer ≥ 2"),
+        (["--ckpt", "model.ckpt", "--resize", "16"], "Argument `resize` expected 8x8, the size of the model's images"),
+        (["--ckpt", "model.ckpt", "--train", "colours"], "Argument `train` expected grey images, as the model draws"),
+        (["--ckpt", "model.ckpt", "--held-out", "train"], "expected other images than `train`, but got the same ones"),
+        (["--ckpt", "model.ckpt", "--held-out", "one"], "Argument `held_out` expected at least 2 images"),
+        (["--ckpt", "model.ckpt", "--k", "31"], "Argument `train` expected at least k = 31 images, but got 30"),
+        (["--ckpt", "broken.ckpt"], "expected images with a finite loss"),
+        (["--ckpt", "model.ckpt", "--out", "train"], "holds other files"),
+    ],
+)
+def test_bad_input_is_one_clear_line_before_anything_is_drawn(here, capsys, monkeypatch, arguments, message):
+    Path("other.ckpt").write_text("x")
+    write_images(here / "colours", random_pixels(30, channels=3))
+    write_images(here / "one", random_pixels(1))
+    broken = fresh_model()
+    broken.ema.module.conv_in.weight.data.fill_(torch.nan)
+    save_checkpoint(broken, here / "broken.ckpt")
+    monkeypatch.setattr(DiffusionModule, "sample", None)
+    assert message in fails(capsys, *arguments)
+    assert not Path("report").exists()
+
+
+def test_an_interrupted_audit_goes_on_with_the_same_result(here, monkeypatch, capsys):
+    run(out=Path("whole"))
+    calls = {"sample": 0, "losses": 0}
+    for name, last in (("losses", 12), ("sample", 2)):
+        original = getattr(DiffusionModule, name)
+
+        def interrupted(self, *args, _name=name, _last=last, _original=original, **kwargs):
+            calls[_name] += 1
+            if calls[_name] == _last:
+                raise KeyboardInterrupt
+            return _original(self, *args, **kwargs)
+
+        monkeypatch.setattr(DiffusionModule, name, interrupted)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            run()
+        assert left_behind(here) == {"whole", "report.partial"}
+    assert "The same command goes on from here" in capsys.readouterr().err
+    run()
+    # 9 blocks of 5 timesteps, of which one was cut off at its second; 3 blocks of images, of which one was cut off.
+    assert calls == {"losses": 9 * 5 + 2, "sample": 3 + 1}
+    assert left_behind(here) == {"whole", "report"}
+    for name in FILES:
+        assert Path("whole", name).read_bytes() == Path("report", name).read_bytes()
+
+
+def test_other_thresholds_draw_and_search_nothing_anew(here, monkeypatch):
+    run(cache=Path("cache"))
+    monkeypatch.setattr(DiffusionModule, "sample", None)
+    monkeypatch.setattr(DiffusionModule, "losses", None)
+    monkeypatch.setattr(search, "search_rows", None)
+    run(cache=Path("cache"), ratio=0.9, out=Path("again"))
+    assert metrics("again")["membership"] == metrics()["membership"]
+    assert metrics("again")["sets"] == metrics()["sets"]
+    assert metrics("again")["held_out"]["copies"]["count"] > metrics()["held_out"]["copies"]["count"]
+    with pytest.raises(TypeError):
+        run(cache=Path("cache"), seed=1, out=Path("other"))
+
+
+def run_shared(folder):
+    os.chdir(folder)
+    torch.set_num_threads(1)
+    return json.dumps(run(out=Path("shared")).as_dict())
+
+
+def test_processes_share_the_work_and_find_the_same(here, processes):
+    torch.set_num_threads(1)
+    alone = json.dumps(run(out=Path("alone")).as_dict())
+    assert processes(2).run(run_shared, here) == [alone, alone]
+    for name in FILES:
+        assert Path("alone", name).read_bytes() == Path("shared", name).read_bytes()
+    assert left_behind(here) == {"alone", "shared"}
