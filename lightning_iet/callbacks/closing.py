@@ -4,9 +4,9 @@ import logging
 from contextlib import AbstractContextManager
 from typing import Any
 
-import lightning.pytorch as pl
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 
+from lightning_iet.utilities.lightning import Callback
 from lightning_iet.utilities.shadow import shadowed
 
 __all__ = ["Closing", "checkpoints_refused"]
@@ -14,7 +14,7 @@ __all__ = ["Closing", "checkpoints_refused"]
 log = logging.getLogger(__name__)
 
 
-class Closing(pl.Callback):
+class Closing(Callback):
     """Last in line: ends the averaging after an exception, when all others have seen it.
 
     Args:

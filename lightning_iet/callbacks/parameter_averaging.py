@@ -5,12 +5,11 @@ import warnings
 from contextlib import ExitStack
 from typing import Any, Literal, get_args
 
-import lightning.pytorch as pl
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.strategies import ParallelStrategy
 
 from lightning_iet.callbacks.anti_gradient_control import AntiGradientControl
+from lightning_iet.callbacks.averages import KeptBeside, ShardedAverage, averages_saved, called_early, keep_averages
 from lightning_iet.callbacks.closing import Closing, checkpoints_refused
 from lightning_iet.callbacks.resumption import begin_next_epoch
 from lightning_iet.callbacks.shard_log import ShardLog
@@ -19,6 +18,7 @@ from lightning_iet.data.sharding import ShardedDataModule
 from lightning_iet.functional.seeding import derive_seed
 from lightning_iet.shards import ShardEngine
 from lightning_iet.shards.course import ShardCourse
+from lightning_iet.shards.frozen import FrozenWatch
 from lightning_iet.shards.groups import make_groups
 from lightning_iet.shards.offload import Offload
 from lightning_iet.shards.own_data import own_shard
@@ -26,16 +26,18 @@ from lightning_iet.shards.run_record import check_same_everywhere, check_same_ru
 from lightning_iet.shards.saving import average_saved
 from lightning_iet.utilities.checkpoint_io import use_atomic_checkpoints
 from lightning_iet.utilities.checks import check_schedulers, check_split, check_trainer, limit_per_shard
+from lightning_iet.utilities.lightning import Callback
 from lightning_iet.utilities.random import seed_rng
 from lightning_iet.utilities.replicas import broadcast_model
 from lightning_iet.utilities.shadow import shadowed
+from lightning_iet.utilities.twins import twins
 
 __all__ = ["ParameterAveragingCallback"]
 
 log = logging.getLogger(__name__)
 
 
-class ParameterAveragingCallback(pl.Callback):
+class ParameterAveragingCallback(Callback):
     r"""Trains K shard models, each on its own shard only, and averages them at intervals.
 
     .. math:: \theta \leftarrow \sum_k (n_k / n)\, \theta_k
@@ -75,7 +77,7 @@ class ParameterAveragingCallback(pl.Callback):
         >>> from lightning_iet import DigitsDataModule, ShardedDataModule
         >>> averaging = ParameterAveragingCallback(num_shards=4, every_n_epochs=10)
         >>> data = ShardedDataModule(DigitsDataModule(), num_shards=4)
-        >>> trainer = pl.Trainer(callbacks=[averaging], logger=False, enable_checkpointing=False, accelerator="cpu")
+        >>> trainer = Trainer(callbacks=[averaging], logger=False, enable_checkpointing=False, accelerator="cpu")
     """
 
     def __init__(
@@ -117,7 +119,7 @@ class ParameterAveragingCallback(pl.Callback):
             return
         # First in line: in the last batch of a round, whatever else looks at the model finds the average.
         others = [callback for callback in trainer.callbacks if callback is not self]  # type: ignore[attr-defined]
-        others = [callback for callback in others if not isinstance(callback, Closing)]
+        others = [callback for callback in others if not isinstance(callback, Closing | KeptBeside | ShardedAverage)]
         trainer.callbacks = [self, *others, Closing(self)]  # type: ignore[attr-defined]
         self._saved = {}
         shards, datamodule = self._shards(trainer), getattr(trainer, "datamodule", None)
@@ -176,6 +178,7 @@ class ParameterAveragingCallback(pl.Callback):
         sampler = sampler if isinstance(sampler, ShardSampler) else own_shard(trainer, self.every_n_train_steps)
         self._course = ShardCourse(sampler, resumed=self._saved)
         check_schedulers(trainer)
+        self._averages = self._stack.enter_context(keep_averages(trainer, pl_module))
         if self.groups.within is not None:
             # DDP has sent the weights of one replica to the others; all shards start from those of the first.
             broadcast_model(pl_module)
@@ -192,14 +195,16 @@ class ParameterAveragingCallback(pl.Callback):
         if trainer.ckpt_path is not None:
             begin_next_epoch(trainer)
             self._resume(trainer)
-        if isinstance(trainer.strategy, ParallelStrategy) and self.groups.within is None:
-            self._stack.enter_context(trainer.strategy.block_backward_sync())
+        self._frozen, self._steps_taken = FrozenWatch(pl_module), 0
+        self._module_hook = self._stack.enter_context(called_early(pl_module))
+        if isinstance(trainer.strategy, twins("strategies.ParallelStrategy")) and self.groups.within is None:
+            self._stack.enter_context(trainer.strategy.block_backward_sync())  # type: ignore[attr-defined]
             # DDP would still broadcast buffers before the first forward: from one shard's into all others'.
             self._stack.enter_context(shadowed(trainer.strategy.model, "require_forward_param_sync", False))
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, AntiGradientControl):
                 callback.join_replicas(self.groups.within)
-        saving = average_saved(pl_module, self.engine)
+        saving = averages_saved(average_saved(pl_module, self.engine), pl_module, self.engine, self._averages)
         self._stack.enter_context(shadowed(pl_module, "on_save_checkpoint", saving))
 
     # --- training --------------------------------------------------------------------------------------------------
@@ -210,6 +215,9 @@ class ParameterAveragingCallback(pl.Callback):
             return
         at = self._course.at(trainer.current_epoch, batch_idx)
         assert at.shard is not None  # noqa: S101 (Lightning calls no hook for the batch None)
+        if at.first or self._steps_taken == 1:
+            self._frozen.check()
+        self._steps_taken += 1
         self.engine.activate(at.shard)
         self.engine.agreed = False
         replica = (self.groups.replica,) if self.groups.replica else ()
@@ -225,13 +233,20 @@ class ParameterAveragingCallback(pl.Callback):
         at, last = self._course.at(epoch, batch_idx), self._course.is_last(batch_idx)
         if at.shard is not None:
             self._log.add_step(trainer, at.shard, outputs)
-        if self._course.count(at) and not last:
-            # Lightning steps schedules by epoch after the last batch only, which belongs to the last shard.
-            trainer.fit_loop.epoch_loop.update_lr_schedulers("epoch", update_plateau_schedulers=False)
+            for average in self._averages:
+                average.step(trainer, pl_module, outputs, batch, batch_idx)
+            self._module_hook(outputs, batch, batch_idx)
+        if self._course.count(at):
+            for average in self._averages:
+                average.end_epoch(trainer, pl_module)
+            if not last:
+                # Lightning steps schedules by epoch after the last batch only, which belongs to the last shard.
+                trainer.fit_loop.epoch_loop.update_lr_schedulers("epoch", update_plateau_schedulers=False)
         if at.averaging or (last and every is not None and (epoch + 1) % every == 0):
             self._average(self.engine)
 
     def _average(self, engine: ShardEngine) -> None:
+        self._frozen.check()
         for shard, distance in zip(engine.states, engine.average(), strict=True):
             self._log.add("distance", shard, distance)
 

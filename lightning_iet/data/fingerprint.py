@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -48,7 +49,7 @@ def fingerprint_of_samples(dataset: Dataset[Any], *, most: int = 32) -> str:
 def _bytes(sample: Any) -> Iterator[bytes]:
     """The content of a sample, whatever its structure."""
     if isinstance(sample, Tensor):
-        yield sample.detach().cpu().contiguous().numpy().tobytes()
+        yield sample.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()  # bfloat16 too
     elif isinstance(sample, Mapping):
         for key in sorted(sample):
             yield from _bytes(sample[key])
@@ -57,5 +58,7 @@ def _bytes(sample: Any) -> Iterator[bytes]:
             yield from _bytes(part)
     elif hasattr(sample, "tobytes"):  # NumPy arrays, PIL images
         yield sample.tobytes()
+    elif getattr(type(sample), "__repr__", None) is object.__repr__ and hasattr(sample, "__dict__"):  # shows an address
+        yield from _bytes(vars(sample))
     else:
         yield repr(sample).encode()

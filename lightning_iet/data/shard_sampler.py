@@ -125,6 +125,11 @@ class ShardSampler(DistributedSampler[ShardBatch]):
         """Number of samples of every shard of the run."""
         return [len(shard) for shard in self.shards]
 
+    @property
+    def lengths(self) -> list[int]:
+        """Number of samples that every shard of the run takes in an epoch."""
+        return self.sizes
+
     def walk(self, epoch: int) -> list[ShardStep]:
         """The steps of this process in an epoch, in order; in the epoch in which a cut run goes on, those left of it.
 
@@ -137,19 +142,23 @@ class ShardSampler(DistributedSampler[ShardBatch]):
             return resume(walks, plan.done, plan.rank)
         return walks[plan.rank]
 
+    def order(self, shard: int, epoch: int) -> Tensor:
+        """The samples of a shard in the order of an epoch."""
+        indices = self.shards[shard]
+        if not self.shuffle:
+            return indices
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, shard, epoch))
+        return indices[torch.randperm(len(indices), generator=generator)]
+
     def batches(self, shard: int, epoch: int) -> list[list[int]]:
         """The batches of a shard in an epoch; a function of (seed, shard, epoch), and of the replica, alone."""
-        indices = self.shards[shard]
-        if self.shuffle:
-            generator = torch.Generator().manual_seed(derive_seed(self.seed, shard, epoch))
-            indices = indices[torch.randperm(len(indices), generator=generator)]
-        indices = replica_part(indices, self.replicas, self.plan.rank % self.replicas)
+        indices = replica_part(self.order(shard, epoch), self.replicas, self.plan.rank % self.replicas)
         # A limit cuts the epoch short; it does not spread all samples over fewer batches.
         pieces = cut_batches(indices, self._steps(), batch_size=self.batch_size, drop_last=self.drop_last)
         return [piece.tolist() for piece in pieces[: self.steps]]
 
     def _steps(self, limit: int | None = None) -> int:
-        parts = [size // self.replicas for size in self.sizes]
+        parts = [length // self.replicas for length in self.lengths]
         return steps_per_epoch(
             parts, self.batch_size, drop_last=self.drop_last, multiple_of=self.plan.multiple_of, limit=limit
         )

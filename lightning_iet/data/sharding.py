@@ -1,99 +1,111 @@
 """Shards of any data module: who trains on which samples, in which order."""
 
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import lightning.pytorch as pl
-import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import (
-    ConcatDataset,
-    DataLoader,
-    Dataset,
-    IterableDataset,
-    RandomSampler,
-    SequentialSampler,
-    Subset,
-)
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
+from lightning_iet.data.base import DataModule
+from lightning_iet.data.draws import Draws
 from lightning_iet.data.fingerprint import fingerprint_of_samples, fingerprint_of_shards
+from lightning_iet.data.labels import labels_of
+from lightning_iet.data.loaders import Order, read_order, rebuild
+from lightning_iet.data.restricted import (
+    RestrictedBatchSampler,
+    RestrictedOrder,
+    RestrictedSampler,
+    heeds_its_sampler,
+    support_of,
+)
 from lightning_iet.data.shard_sampler import SeededSamples, ShardPlan, ShardSampler
-from lightning_iet.functional.sharding import Partition, partition
+from lightning_iet.data.streams import StreamedSamples, fingerprint_of_stream, split_stream
+from lightning_iet.functional.sharding import Partition, num_replicas, partition
+from lightning_iet.utilities.twins import twins
 
 __all__ = ["ShardedDataModule", "labels_of"]
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class _Collate:
-    """The user's way of making a batch from samples; no samples make no batch."""
-
-    collate: Callable[[list[Any]], Any]
-
-    def __call__(self, samples: list[Any]) -> Any:
-        return self.collate(samples) if samples else None
-
-
-class _ResumableLoader(DataLoader[Any]):
-    """Tells Lightning that it goes on where a run was cut; what it needs for that is in the sampler's plan."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Nothing of its own."""
-        return {}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Nothing to load."""
-
-
-class ShardedDataModule(pl.LightningDataModule):
+class ShardedDataModule(DataModule):
     """Any data module, its training set split into shards that are trained one by one and averaged.
 
     Validation, test and prediction data, and everything else of the data module, are passed through. With one shard so
     is the training loader, untouched. To be used together with
     :class:`~lightning_iet.callbacks.ParameterAveragingCallback`.
 
+    The training loader may have any sampler or batch sampler: each shard takes its own samples in that order. Of
+    iterable data, sample i goes to shard i mod K; every process reads the stream once for each of its shards.
+
     Args:
-        datamodule: The data module; its ``train_dataloader()`` returns one map-style ``DataLoader``.
+        datamodule: The data module; its ``train_dataloader()`` returns one ``DataLoader``. For loaders without a data
+            module, see :meth:`from_loader`.
         num_shards: Number of shards, K.
         partition: ``"stratified"`` by the data set's labels (``targets`` or ``labels``) where it has any, iid
             otherwise; or ``"iid"``.
-        seed: Seed of the split. Fixed for a run.
+        seed: Seed of the split, and of a stream's order. Fixed for a run.
+        num_samples: Length of iterable data that do not tell it.
 
     Raises:
-        ValueError: Before the first step, if there are more shards than samples (or than samples of a class).
-        TypeError: If the training loader is not one map-style ``DataLoader`` with a random or sequential order.
+        ValueError: Before the first step, if there are more shards than samples (or than samples of a class), or a
+            stream's length is not known or its order not fixed.
+        TypeError: If the training loader is not one ``DataLoader``, or its sampler cannot be restricted to shards.
 
     Example:
         >>> from torch.utils.data import TensorDataset
-        >>> class Numbers(pl.LightningDataModule):
-        ...     def train_dataloader(self):
-        ...         return DataLoader(TensorDataset(torch.arange(6)), batch_size=2, shuffle=True)
-        >>> loader = ShardedDataModule(Numbers(), num_shards=2).train_dataloader()
+        >>> train = DataLoader(TensorDataset(torch.arange(6)), batch_size=2, shuffle=True)
+        >>> loader = ShardedDataModule.from_loader(train, num_shards=2).train_dataloader()
         >>> [len(numbers) for (numbers,) in loader]
         [2, 1, 2, 1]
     """
 
     def __init__(
-        self, datamodule: pl.LightningDataModule, num_shards: int, *, partition: Partition = "stratified", seed: int = 0
+        self,
+        datamodule: pl.LightningDataModule,
+        num_shards: int,
+        *,
+        partition: Partition = "stratified",
+        seed: int = 0,
+        num_samples: int | None = None,
     ) -> None:
         super().__init__()
+        if isinstance(datamodule, DataLoader):
+            raise TypeError(
+                "Argument `datamodule` expected a LightningDataModule, but got a DataLoader. "
+                "Use ShardedDataModule.from_loader(train_loader, val_loader, num_shards=…)."
+            )
         if partition not in ("stratified", "iid"):
             raise ValueError(f"Argument `partition` expected 'stratified' or 'iid', but got {partition!r}.")
         if num_shards < 1:
             raise ValueError(f"Argument `num_shards` expected an integer ≥ 1, but got {num_shards}.")
+        if num_samples is not None and num_samples < 1:
+            raise ValueError(f"Argument `num_samples` expected an integer ≥ 1, but got {num_samples}.")
         self.datamodule = datamodule
         self.num_shards = num_shards
         self.partition = partition
         self.seed = seed
+        self.num_samples = num_samples
         self.prepare_data_per_node = datamodule.prepare_data_per_node
         self.plan: ShardPlan | None = None
-        # Hooks of the inner module are called as if it stood here itself.
-        for hook in _PASSED_HOOKS:
-            setattr(self, hook, getattr(datamodule, hook))
+        self._stand_in(None)
+
+    @classmethod
+    def from_loader(
+        cls, train_loader: DataLoader[Any], val_loader: Any = None, *, num_shards: int, **kwargs: Any
+    ) -> Self:
+        """Split bare loaders.
+
+        Args:
+            train_loader: Training data.
+            val_loader: Validation data: a loader or several; ``None`` = none.
+            num_shards: Number of shards, K.
+            **kwargs: Other arguments of the class.
+        """
+        loaders = _Loaders(train_loader) if val_loader is None else _LoadersToValidate(train_loader, val_loader)
+        return cls(loaders, num_shards, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
         """What only the inner data module has, such as its data sets."""
@@ -106,6 +118,19 @@ class ShardedDataModule(pl.LightningDataModule):
         super().__setattr__(name, value)
         if name == "trainer" and "datamodule" in self.__dict__:
             self.datamodule.trainer = value  # type: ignore[assignment]
+            self._stand_in(value)
+
+    def _stand_in(self, trainer: object) -> None:
+        """Let hooks of the inner module be called as if it stood here itself.
+
+        Where it has none, the trainer must find the default of its own Lightning, to see that there is none.
+        """
+        kinds = zip(twins("Trainer"), twins("LightningDataModule"), strict=True)
+        default = next((kind for of, kind in kinds if isinstance(trainer, of)), pl.LightningDataModule)
+        for name in _PASSED_HOOKS:
+            hook = getattr(self.datamodule, name)
+            inherited = str(getattr(hook, "__module__", "")).startswith(("lightning.pytorch.", "pytorch_lightning."))
+            setattr(self, name, getattr(default, name).__get__(self) if inherited else hook)
 
     def setup(self, stage: str) -> None:
         """Set up the inner data module."""
@@ -121,45 +146,97 @@ class ShardedDataModule(pl.LightningDataModule):
                 f"ShardedDataModule with {self.num_shards} shards expected a ParameterAveragingCallback among the "
                 f"trainer's callbacks, but got none. Add ParameterAveragingCallback(num_shards={self.num_shards})."
             )
-        return self._shard(loader)
-
-    def _shard(self, loader: object) -> DataLoader[Any]:
-        """Rebuild a loader around a :class:`ShardSampler`, all its other settings kept."""
-        shuffle, batch_size = _order_of(loader)
-        loader = cast("DataLoader[Any]", loader)
-        shards = self._partition(loader.dataset)
-        sampler = ShardSampler(shards, batch_size, plan=self.plan, shuffle=shuffle, drop_last=loader.drop_last)
+        order = read_order(loader)
+        if isinstance(loader.dataset, IterableDataset):
+            return self._shard_stream(loader, order)
+        sampler = self._sampler(loader.dataset, order)
         sampler.identity = {
-            "split": fingerprint_of_shards(shards),
+            "split": fingerprint_of_shards(sampler.shards),
             "training data": fingerprint_of_samples(loader.dataset),
         }
-        kept = {name: getattr(loader, name) for name in _KEPT_LOADER_SETTINGS if hasattr(loader, name)}
-        collate = _Collate(loader.collate_fn)
-        samples = SeededSamples(loader.dataset)
-        return _ResumableLoader(samples, sampler=sampler, batch_size=None, collate_fn=collate, **kept)
+        return rebuild(loader, SeededSamples(loader.dataset), sampler)
 
-    def _partition(self, dataset: Dataset[Any]) -> list[Tensor]:
-        size = len(dataset)  # type: ignore[arg-type]
+    def _sampler(self, dataset: Dataset[Any], order: Order) -> ShardSampler:
+        """What orders the samples of each shard."""
+        size, plan = len(dataset), self.plan  # type: ignore[arg-type]
         if size == 0:
             raise ValueError("Argument `datamodule` expected a training set with samples, but got an empty one.")
+        if order.batch_sampler is not None:
+            draws, inner = Draws(order.batch_sampler, batched=True), None
+            if hasattr(order.batch_sampler, "sampler"):
+                inner = Draws(order.batch_sampler.sampler)
+                inner = inner if heeds_its_sampler(order.batch_sampler, inner) else None
+            return RestrictedBatchSampler(draws, inner, self._split(dataset, support_of(inner or draws, size)), plan)
+        if order.shuffle is None:
+            draws = Draws(order.sampler)
+            shards = self._split(dataset, support_of(draws, size))
+            restricted = RestrictedOrder(draws, shards)
+            return RestrictedSampler(restricted, shards, order.batch_size, plan=plan, drop_last=order.drop_last)
+        shards = self._split(dataset, torch.arange(size))
+        return ShardSampler(shards, order.batch_size, plan=plan, shuffle=order.shuffle, drop_last=order.drop_last)
+
+    def _split(self, dataset: Dataset[Any], indices: Tensor) -> list[Tensor]:
         labels = labels_of(dataset) if self.partition == "stratified" else None
+        labels = labels if labels is None else labels[indices]
         how = "iid" if labels is None else f"stratified by {len(labels.unique())} classes"
-        shards = partition(size, self.num_shards, labels=labels, seed=self.seed)
-        sizes = {len(shard) for shard in shards}
-        log.info("Shards: %d samples in %d shards of %s, %s.", size, self.num_shards, sorted(sizes), how)
-        return shards
+        parts = partition(len(indices), self.num_shards, labels=labels, seed=self.seed)
+        sizes = sorted({len(part) for part in parts})
+        log.info("Shards: %d samples in %d shards of %s, %s.", len(indices), self.num_shards, sizes, how)
+        return [indices[part] for part in parts]
+
+    def _shard_stream(self, loader: DataLoader[Any], order: Order) -> DataLoader[Any]:
+        stream = cast("IterableDataset[Any]", loader.dataset)
+        length = self._length(stream, order.batch_size)
+        shards = split_stream(length, self.num_shards)
+        drop_last, size = order.drop_last, order.batch_size
+        sampler = ShardSampler(shards, size, plan=self.plan, shuffle=False, drop_last=drop_last)
+        sampler.identity = {
+            "split": fingerprint_of_shards(shards),
+            "training data": fingerprint_of_stream(stream, length=length, seed=self.seed),
+        }
+        return rebuild(loader, StreamedSamples(stream, seed=self.seed), sampler)
+
+    def _length(self, stream: IterableDataset[Any], batch_size: int) -> int:
+        """Samples of a stream in an epoch."""
+        if self.num_samples is not None:
+            return self.num_samples
+        try:
+            return len(stream)  # type: ignore[arg-type]
+        except (TypeError, NotImplementedError):
+            plan = self.plan
+        if plan is None or plan.limit is None:
+            raise ValueError(
+                f"Argument `num_samples` expected the length of the stream {type(stream).__name__}, which does not "
+                "tell it, but got None. Give it to ShardedDataModule, or set limit_train_batches to a number."
+            )
+        steps = max(plan.limit // plan.multiple_of, 1) * plan.multiple_of
+        return steps * batch_size * self.num_shards * num_replicas(self.num_shards, plan.num_processes)
 
 
-_KEPT_LOADER_SETTINGS = (
-    "num_workers",
-    "pin_memory",
-    "timeout",
-    "worker_init_fn",
-    "multiprocessing_context",
-    "prefetch_factor",
-    "persistent_workers",
-    "in_order",
-)
+class _Loaders(DataModule):
+    """A data module around a loader."""
+
+    def __init__(self, train_loader: DataLoader[Any]) -> None:
+        super().__init__()
+        self.train_loader = train_loader
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """The loader."""
+        return self.train_loader
+
+
+class _LoadersToValidate(_Loaders):
+    """A data module around two loaders."""
+
+    def __init__(self, train_loader: DataLoader[Any], val_loader: Any) -> None:
+        super().__init__(train_loader)
+        self.val_loader = val_loader
+
+    def val_dataloader(self) -> Any:
+        """The second one."""
+        return self.val_loader
+
+
 _PASSED_HOOKS = (
     "prepare_data",
     "val_dataloader",
@@ -173,44 +250,3 @@ _PASSED_HOOKS = (
     "load_state_dict",
     "on_exception",
 )
-
-
-def _order_of(loader: object) -> tuple[bool, int]:
-    """Whether a loader shuffles, and its batch size; refuses what cannot be split into shards."""
-    remedy = "Return one DataLoader(dataset, batch_size=…, shuffle=True) over a map-style data set."
-    if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
-        kind = "an iterable data set" if isinstance(loader, DataLoader) else type(loader).__name__
-        raise TypeError(f"Argument `datamodule` expected one map-style training DataLoader, but got {kind}. {remedy}")
-    order = loader.sampler
-    if loader.batch_size is None or not isinstance(order, RandomSampler | SequentialSampler):
-        kind = type(order if loader.batch_size else loader.batch_sampler).__name__
-        raise TypeError(f"Argument `datamodule` expected a loader in random or stored order, but got {kind}. {remedy}")
-    return isinstance(order, RandomSampler), loader.batch_size
-
-
-def _are_words(labels: object) -> bool:
-    return isinstance(labels, list | tuple) and bool(labels) and isinstance(labels[0], str)
-
-
-def labels_of(dataset: Dataset[Any]) -> Tensor | None:
-    """Class labels of a data set, shape ``(n,)``, or None.
-
-    Looks for ``targets`` or ``labels``, through subsets and concatenations.
-
-    Example:
-        >>> labels_of(Subset([1, 2, 3], [0])) is None
-        True
-    """
-    if isinstance(dataset, Subset):
-        inner = labels_of(dataset.dataset)
-        return None if inner is None else inner[torch.as_tensor(dataset.indices)]
-    if isinstance(dataset, ConcatDataset):
-        parts = [labels_of(part) for part in dataset.datasets]
-        return None if any(part is None for part in parts) else torch.cat(cast("list[Tensor]", parts))
-    for name in ("targets", "labels"):
-        labels = getattr(dataset, name, None)
-        if labels is not None:
-            labels = torch.as_tensor(np.unique(labels, return_inverse=True)[1] if _are_words(labels) else labels)
-            if labels.ndim == 1 and not labels.is_floating_point():
-                return labels
-    return None

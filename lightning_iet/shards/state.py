@@ -2,7 +2,7 @@
 
 import copy
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -10,9 +10,19 @@ import torch
 from lightning.pytorch import Trainer
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.swa_utils import AveragedModel
 
-__all__ = ["ShardState", "ShardwiseCallback", "capture", "install", "shard_tensors"]
+from lightning_iet.shards.copies import copied_modules, frozen_modules, tensors_beside
+from lightning_iet.utilities.twins import twins
+
+__all__ = [
+    "ShardState",
+    "ShardwiseCallback",
+    "capture",
+    "frozen_tensors",
+    "install",
+    "shard_tensors",
+    "weight_averagings",
+]
 
 
 @runtime_checkable
@@ -85,23 +95,66 @@ class ShardState:
 def shard_tensors(module: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """The tensors that training changes: (floating ones, counters), by name.
 
-    Trainable parameters, the parameters of every ``AveragedModel`` (an EMA has no gradients, and yet changes) and all
-    buffers. Frozen parameters are left out: shards share them.
+    Trainable parameters, all buffers, and averages of the weights (an EMA has no gradients, and yet changes) in
+    whatever form: an ``AveragedModel``, a deep copy, plain tensors, or what Lightning's ``WeightAveraging`` keeps.
+    Frozen parameters, and the buffers of modules that have no others, are left out: shards share them.
 
     Example:
         >>> floats, counters = shard_tensors(nn.BatchNorm1d(2))
         >>> list(floats), list(counters)
         (['weight', 'bias', 'running_mean', 'running_var'], ['num_batches_tracked'])
     """
-    averaged = {id(p) for m in module.modules() if isinstance(m, AveragedModel) for p in m.parameters()}
+    copied = {id(p) for part in copied_modules(module) for p in part.parameters()}
     tensors: dict[str, Tensor] = {
         name: parameter
         for name, parameter in module.named_parameters()
-        if parameter.requires_grad or id(parameter) in averaged
+        if parameter.requires_grad or id(parameter) in copied
     }
-    tensors.update(module.named_buffers())
+    fixed = {id(buffer) for buffer in frozen_buffers(module).values()}
+    tensors.update({name: buffer for name, buffer in module.named_buffers() if id(buffer) not in fixed})
+    averages = [
+        (f"{type(callback).__name__}.{name}", average)
+        for callback in weight_averagings(getattr(module, "_trainer", None))
+        for name, average in _averages(callback, tensors)
+    ]
+    tensors.update({place.name: place.get() for place in tensors_beside(module)[0]})
+    tensors.update(averages)
     floats = {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point() or tensor.is_complex()}
     return floats, {name: tensor for name, tensor in tensors.items() if name not in floats}
+
+
+def frozen_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """The tensors that shards share, by name: whatever of a module :func:`shard_tensors` leaves out."""
+    kept = {id(tensor) for tensors in shard_tensors(module) for tensor in tensors.values()}
+    tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    return {name: tensor for name, tensor in tensors.items() if id(tensor) not in kept}
+
+
+def frozen_buffers(module: nn.Module) -> dict[str, Tensor]:
+    """Buffers of modules without any trained parameter, such as tables; but not statistics, which a forward changes."""
+    owners = {id(part) for frozen in frozen_modules(module) for part in frozen.modules()}
+    return {
+        f"{path}.{name}": buffer
+        for path, part in module.named_modules()
+        if id(part) in owners and not hasattr(part, "track_running_stats")
+        for name, buffer in part.named_buffers(recurse=False)
+    }
+
+
+def weight_averagings(trainer: Trainer | None) -> list[Any]:
+    """Lightning's own callbacks that keep an average model, such as ``EMAWeightAveraging``."""
+    callbacks = [] if trainer is None else trainer.callbacks  # type: ignore[attr-defined]
+    return [callback for callback in callbacks if isinstance(callback, twins("callbacks.WeightAveraging"))]
+
+
+def _averages(callback: Any, tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """What a callback keeps of the tensors that training changes, and its count of updates."""
+    average = callback._average_model
+    if average is None:
+        return
+    kept = {**dict(average.module.named_parameters()), **dict(average.module.named_buffers())}
+    yield from ((name, kept[name]) for name in tensors if name in kept)
+    yield "n_averaged", average.n_averaged
 
 
 def capture(trainer: Trainer, flat: dict[torch.dtype, Tensor], counters: Iterable[Tensor]) -> ShardState:

@@ -2,10 +2,9 @@
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import GradientAccumulationScheduler, StochasticWeightAveraging, WeightAveraging
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
 from lightning_iet.functional.sharding import num_replicas
+from lightning_iet.utilities.twins import twins
 
 __all__ = ["check_schedulers", "check_split", "check_trainer", "limit_per_shard"]
 
@@ -60,7 +59,7 @@ def check_trainer(trainer: Trainer, module: LightningModule, *, round_steps: int
             f"({trainer.accumulate_grad_batches}), but got {round_steps}: gradients would be summed over two shards."
         )
     strategy = trainer.strategy
-    if not isinstance(strategy, DDPStrategy | SingleDeviceStrategy):
+    if not isinstance(strategy, twins("strategies.DDPStrategy") + twins("strategies.SingleDeviceStrategy")):
         raise MisconfigurationException(
             f"ParameterAveragingCallback expected the strategy 'auto' or 'ddp', but got {type(strategy).__name__}, "
             "which spreads one model over processes. Use --trainer.strategy ddp, or num_shards=1."
@@ -85,16 +84,29 @@ def check_trainer(trainer: Trainer, module: LightningModule, *, round_steps: int
             f"ParameterAveragingCallback expected max_steps=-1, but got {trainer.max_steps}: a process counts the "
             "steps of all its shards, so the run would end in the middle of a shard. Use max_epochs."
         )
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, WeightAveraging | StochasticWeightAveraging | GradientAccumulationScheduler):
-            raise MisconfigurationException(
-                f"ParameterAveragingCallback expected no callback that mixes the weights or gradients of shards, but "
-                f"got {type(callback).__name__}. Use DiffusionModule(ema_decay=…), Trainer(accumulate_grad_batches=…)."
-            )
+    _check_callbacks(trainer)
     if trainer.overfit_batches:  # type: ignore[attr-defined]
         raise MisconfigurationException(
             f"ParameterAveragingCallback expected overfit_batches=0, but got {trainer.overfit_batches}: "  # type: ignore[attr-defined]
             "it replaces the shards' samplers. Use a smaller data set, or num_shards=1."
+        )
+
+
+def _check_callbacks(trainer: Trainer) -> None:
+    """Refuse callbacks that cannot be kept apart by shard."""
+    mixing = twins("callbacks.StochasticWeightAveraging") + twins("callbacks.GradientAccumulationScheduler")
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]
+    for callback in callbacks:
+        if isinstance(callback, mixing):
+            raise MisconfigurationException(
+                f"ParameterAveragingCallback expected no callback that mixes the weights or gradients of shards, but "
+                f"got {type(callback).__name__}. Use EMAWeightAveraging(), Trainer(accumulate_grad_batches=…)."
+            )
+    averaging = [callback for callback in callbacks if isinstance(callback, twins("callbacks.WeightAveraging"))]
+    if len(averaging) > 1:
+        raise MisconfigurationException(
+            f"ParameterAveragingCallback expected at most one WeightAveraging callback, but got {len(averaging)}: each "
+            "would put its own average into the checkpoint. Use one."
         )
 
 

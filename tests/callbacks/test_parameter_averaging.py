@@ -3,7 +3,7 @@ import copy
 import lightning.pytorch as pl
 import pytest
 import torch
-from lightning.pytorch.callbacks import EMAWeightAveraging, GradientAccumulationScheduler, OnExceptionCheckpoint
+from lightning.pytorch.callbacks import GradientAccumulationScheduler, OnExceptionCheckpoint, StochasticWeightAveraging
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -363,7 +363,7 @@ def plateau(module):
             {"limit_train_batches": 2},
             "to leave a step to each of the 4 shards, at least 4, but got 2",
         ),
-        (None, {"callbacks": [EMAWeightAveraging()]}, "that mixes the weights or gradients of shards, but got EMA"),
+        (None, {"callbacks": [StochasticWeightAveraging(0.1)]}, "that mixes the weights.* of shards, but got Stoch"),
         (None, {"callbacks": [GradientAccumulationScheduler({0: 2})]}, "but got GradientAccumulationScheduler"),
         (
             None,

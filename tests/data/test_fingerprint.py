@@ -46,3 +46,19 @@ def test_a_split_is_its_shards_and_their_order():
     assert fingerprint_of_shards([a, b]) == fingerprint_of_shards([a.clone(), b])
     assert fingerprint_of_shards([a, b]) != fingerprint_of_shards([b, a])
     assert fingerprint_of_shards([a, b]) != fingerprint_of_shards([torch.tensor([0]), torch.tensor([1, 2])])
+
+
+class Opaque:
+    """A sample whose text names its place in memory."""
+
+    def __init__(self, value):
+        self.value = value
+
+
+def test_samples_of_any_kind_are_told_apart_by_what_they_hold():
+    def make(value):
+        number = torch.tensor(value)
+        return [number[None], number.bfloat16(), {"a": Opaque(number)}, Opaque(value)]
+
+    for one, same, other in zip(make(1.0), make(1.0), make(2.0), strict=True):
+        assert fingerprint_of_samples([one]) == fingerprint_of_samples([same]) != fingerprint_of_samples([other])
