@@ -6,6 +6,7 @@ from contextlib import ExitStack
 from typing import Any, Literal, get_args
 
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 
 from lightning_iet.callbacks.anti_gradient_control import AntiGradientControl
@@ -22,7 +23,13 @@ from lightning_iet.shards.frozen import FrozenWatch
 from lightning_iet.shards.groups import make_groups
 from lightning_iet.shards.offload import Offload
 from lightning_iet.shards.own_data import own_shard
-from lightning_iet.shards.run_record import check_same_everywhere, check_same_run, gather_shards, set_position
+from lightning_iet.shards.run_record import (
+    check_same_everywhere,
+    check_same_run,
+    count_waiting_step,
+    gather_shards,
+    set_position,
+)
 from lightning_iet.shards.saving import average_saved
 from lightning_iet.utilities.checkpoint_io import use_atomic_checkpoints
 from lightning_iet.utilities.checks import check_schedulers, check_split, check_trainer, limit_per_shard
@@ -133,7 +140,11 @@ class ParameterAveragingCallback(Callback):
             datamodule.plan = self._plan(trainer)
             datamodule.train_dataloader()  # a split that cannot be made is refused before anything is written
         self.groups = make_groups(
-            shards, trainer.world_size, trainer.global_rank, device_type=trainer.strategy.root_device.type
+            shards,
+            trainer.world_size,
+            trainer.global_rank,
+            device_type=trainer.strategy.root_device.type,
+            timeout=getattr(trainer.strategy, "_timeout", None),
         )
         if self.groups.within is not None:
             # DDP, which Lightning sets up after this hook, reduces gradients among the replicas of a shard only.
@@ -231,6 +242,8 @@ class ParameterAveragingCallback(Callback):
             return
         epoch, every = trainer.current_epoch, self.every_n_epochs
         at, last = self._course.at(epoch, batch_idx), self._course.is_last(batch_idx)
+        if at.shard is None:
+            count_waiting_step(trainer, batch_idx)
         if at.shard is not None:
             self._log.add_step(trainer, at.shard, outputs)
             for average in self._averages:
@@ -269,6 +282,7 @@ class ParameterAveragingCallback(Callback):
             "seed": self.seed,
             **self._course.record(world_size),
             "agreed": self.engine.agreed,
+            "whole": not self.engine.is_averaging,
             "log": self._log.state_dict(self.engine.trainer),
             "shards": gather_shards(states, world_size),
         }
@@ -293,7 +307,14 @@ class ParameterAveragingCallback(Callback):
         assert self.engine is not None  # noqa: S101
         if not self._saved:
             log.warning("The checkpoint holds no shards: its weights and optimizer are where all shards start from.")
+            if trainer.fit_loop.restarted_mid_epoch and isinstance(self._course.sampler, ShardSampler):
+                set_position(trainer, 0)  # the batches of its epoch were others
             return
+        if not self._saved["whole"]:
+            raise MisconfigurationException(
+                f"Argument `ckpt_path` expected a whole checkpoint, but got '{trainer.ckpt_path}', which was written in the "
+                "middle of an averaging that an error broke off. Use the one before it."
+            )
         check_same_run(self._saved["identity"], self._identity())
         self.engine.load_state_dict(self._saved.pop("shards"), agreed=self._saved["agreed"])
         self._log.load_state_dict(self._saved["log"], trainer)
@@ -313,6 +334,7 @@ class ParameterAveragingCallback(Callback):
         """The result of the run is the average, wherever in a round it ended."""
         if self.engine is not None and not self.engine.agreed:
             self._average(self.engine)
+            self._log.flush(trainer)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Leave an ordinary model."""
@@ -334,3 +356,5 @@ class ParameterAveragingCallback(Callback):
             self.engine.hide_average()
             self.engine.release()
             self.engine = None
+            # What is drawn next must not depend on the process count, as the last step's seed does.
+            seed_rng(derive_seed(self.seed, 1))

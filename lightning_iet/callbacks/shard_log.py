@@ -52,14 +52,15 @@ class ShardLog:
     def add(self, name: str, shard: int, value: Tensor) -> None:
         """Take in a value of a shard, without a wait for the device."""
         row = self.names.index(name)
-        self.sums[0, row, shard] += value.detach().to(self.sums.device)
+        self.sums[0, row, shard] += value.detach().to(self.sums.device).float().mean()
         self.sums[1, row, shard] += 1
 
     def add_step(self, trainer: Trainer, shard: int, outputs: Any) -> None:
         """Take in a training step: its loss, and the skip rate where a callback has one."""
         loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
         if isinstance(loss, Tensor):
-            self.add("loss", shard, loss)
+            # Lightning divides the loss by the number of batches whose gradients it accumulates.
+            self.add("loss", shard, loss * trainer.accumulate_grad_batches)
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             rate = getattr(callback, "last_skip_rate", None)
             if isinstance(rate, Tensor):
@@ -95,9 +96,9 @@ class ShardLog:
             self.sums.copy_(state["sums"])
 
     def _watch(self, distances: list[float], epoch: int) -> None:
-        if self.reference is None:
+        if not self.reference:  # none yet, or 0: a learning rate that starts there
             self.reference = sum(distances) / len(distances)
-        if diverges(distances, self.reference) and not self._has_warned:
+        elif diverges(distances, self.reference) and not self._has_warned:
             self._has_warned = True
             log.warning(
                 "Shard models diverge: at the averaging of epoch %d they were up to %.3g of its norm away from the "

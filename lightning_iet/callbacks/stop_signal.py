@@ -47,6 +47,8 @@ class StopSignal(pl.Callback):
         Raises:
             SIGTERMException: On all processes, if one was asked to stop.
         """
+        if (batch_idx + 1) % trainer.accumulate_grad_batches:
+            return  # a window of accumulated gradients is finished first
         if trainer.strategy.reduce_boolean_decision(self.asked, all=False):
             stop = SIGTERMException(128 + signal.SIGTERM)
             for callback in trainer.checkpoint_callbacks:

@@ -82,7 +82,7 @@ def average_(
         sizes: Weight of **every** shard of the run, > 0; ``len(sizes) == len(copies) * W``.
         into: Where the average goes; ``None`` = into the copies. Others are then left as they are.
         group: Process group of W processes; ``None`` = this process has all shards.
-        squared_distances: Float64, shape ``(len(copies),)``: to each, the squared distance of a copy from the average
+        squared_distances: Shape ``(len(copies),)``: to each, the squared distance of a copy from the average
             is added. ``None`` = not measured, which spares a pass over the copies.
 
     Raises:

@@ -59,11 +59,11 @@ def settle(
         mean: The average of a piece.
         copies: What was averaged; still untouched if distances are wanted.
         targets: Where the average goes; one may be the mean itself.
-        squared_distances: Float64, shape ``(len(copies),)``; each copy's squared distance is added.
+        squared_distances: Shape ``(len(copies),)``; each copy's squared distance is added.
     """
     if squared_distances is not None:
-        apart = [torch.linalg.vector_norm(copy.to(mean.device, mean.dtype) - mean).double() for copy in copies]
-        squared_distances += torch.stack(apart).square().to(squared_distances.device)
+        apart = torch.stack([torch.linalg.vector_norm(copy.to(mean.device, mean.dtype) - mean) for copy in copies])
+        squared_distances += apart.to(squared_distances).square()
     for target in targets:
         if target.data_ptr() != mean.data_ptr():
             target.copy_(mean)

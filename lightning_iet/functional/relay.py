@@ -55,6 +55,8 @@ def _stream(chain: Chain) -> None:
             average = chain.settle(above.take(), step - lag)
             if rank > 0:
                 sent.post(average, rank - 1, step - lag)
+            else:
+                chain.give_back(average)
     sent.finish_all()
 
 
@@ -92,6 +94,8 @@ class _Outbox:
         """Start to send a chunk."""
         work = dist.isend(tensor, dist.get_global_rank(self.chain.group, peer), group=self.chain.group)
         self.posted[peer, number] = work, tensor
+        if (peer, number - 2 * WINDOW) in self.posted:
+            self.finish(peer, number - 2 * WINDOW)
 
     def finish(self, peer: int, number: int) -> None:
         """Wait until a chunk is on its way."""
@@ -101,9 +105,8 @@ class _Outbox:
 
     def finish_all(self) -> None:
         """Wait for all chunks."""
-        for work, _ in self.posted.values():
-            work.wait()
-        self.posted.clear()
+        for peer, number in list(self.posted):
+            self.finish(peer, number)
 
 
 # --- NCCL and others: a message and its receipt must be issued together ----------------------------------------------
@@ -136,6 +139,9 @@ def _march(chain: Chain) -> None:
             _receive(chain, exchange, up, down)
         for work in works:
             work.wait()
+        for exchange in exchanges:
+            if exchange.sends:
+                chain.give_back(exchange.tensor)
         arrived = [exchange for exchange in exchanges if not exchange.sends]
 
 
@@ -170,6 +176,8 @@ def _receive(chain: Chain, exchange: _Exchange, up: dict[int, Tensor], down: dic
         average = chain.settle(mean, number)
     if chain.rank > 0:
         down[number] = average
+    else:
+        chain.give_back(average)
 
 
 def _start(chain: Chain, exchanges: list[_Exchange]) -> list[dist.Work]:

@@ -24,12 +24,13 @@ class ShardCourse:
         self.sampler = sampler
         self.resumed_epoch: int = resumed.get("epoch", -1)
         self.resumed_done: Sequence[int] = resumed.get("done", ())
-        self.epoch = -1
-        self.done = dict.fromkeys(sampler.hosted, 0)
+        self.epoch = self.resumed_epoch
+        self.done = {shard: self.resumed_done[shard] if self.resumed_done else 0 for shard in sampler.hosted}
+        self._walk: list[ShardStep] | None = None
 
     def at(self, epoch: int, batch_idx: int) -> ShardStep:
         """The step of a batch of the epoch."""
-        if epoch != self.epoch:
+        if epoch != self.epoch or self._walk is None:
             self.epoch = epoch
             self._walk = self.sampler.walk(epoch)
             done = self.resumed_done if epoch == self.resumed_epoch else ()
@@ -60,6 +61,8 @@ class ShardCourse:
             everyone = [None] * world_size
             dist.all_gather_object(everyone, self.done)
         by_shard = {shard: steps for part in everyone for shard, steps in part.items()}
-        done = [steps for _, steps in sorted(by_shard.items())]
+        # Inside a window of accumulated gradients there is nothing to go on with: its batches are taken again.
+        window = self.sampler.plan.multiple_of if isinstance(self.sampler, ShardSampler) else 1
+        done = [steps // window * window for _, steps in sorted(by_shard.items())]
         finished = set(done) == {self.sampler.steps}
         return {"epoch": max(self.epoch, 0) + finished, "done": [] if finished else done}

@@ -35,6 +35,7 @@ class ShardEngine:
     Attributes:
         active: The shard at work; ``None`` before the first one is.
         agreed: Whether no shard has taken a step since the last averaging.
+        is_averaging: Whether an averaging has begun and not ended: shards may be anything.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class ShardEngine:
         self.group = group
         self.agreed = True
         self.active: int | None = None
+        self.is_averaging = False
         self._average_is_shown = False
         floats, counters = shard_tensors(module)
         trained = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
@@ -79,6 +81,9 @@ class ShardEngine:
         if shard == self.active:
             return
         self.park()
+        # Gradients that a shard leaves behind (manual optimization that accumulates) must not reach the next one.
+        for optimizer in self.trainer.optimizers:
+            optimizer.zero_grad(set_to_none=True)
         state = self.residence.bring(self.states[shard])
         self._show(state.flat)
         install(self.trainer, state, self._counters)
@@ -124,33 +129,45 @@ class ShardEngine:
         """
         self.hide_average()
         self.park()
-        squared = torch.zeros(len(self.states), dtype=torch.float64)
-        norm = torch.zeros((), dtype=torch.float64)
+        self.is_averaging = True
+        squared, norm = self._average_all()
+        self.agreed, self.is_averaging = True, False
+        # A process that only waits has no shard at work; its model shows the first.
+        shard = next(iter(self.states)) if self.active is None else self.active
+        self._show(self.residence.bring_flat(self.states[shard].flat))
+        return squared.double().cpu().sqrt() / norm.double().cpu().sqrt()
+
+    def _average_all(self) -> tuple[Tensor, Tensor]:
+        """Average, and return squares: of each shard's distance from the average, and of the average's norm."""
+        device = next(iter(next(iter(self.states.values())).flat.values())).device
+        precise = torch.float64 if device.type == "cpu" else torch.float32  # not all accelerators have the former
+        squared = torch.zeros(len(self.states), dtype=precise, device=device)
+        norm = torch.zeros((), dtype=precise, device=device)
         for dtype, copies in self._copies().items():
             split = self.layout.first_lengths.get(dtype, 0)
             trained, others = ([copy[part] for copy in copies] for part in (slice(split), slice(split, None)))
             if split:
-                squared_here = squared.to(copies[0].device)
-                average_(trained, self.sizes, group=self.group, squared_distances=squared_here)
-                squared = squared_here
-                norm += torch.linalg.vector_norm(trained[0]).double().square().to(norm.device)
+                average_(trained, self.sizes, group=self.group, squared_distances=squared)
+                norm += torch.linalg.vector_norm(trained[0]).to(precise).square()
             if len(others[0]):
                 average_(others, self.sizes, group=self.group)
-        self.agreed = True
-        if self.active is not None:
-            self._show(self.residence.bring_flat(self.states[self.active].flat))
-        return squared.to("cpu").sqrt() / norm.sqrt()
+        return squared, norm
 
-    def show_average(self) -> None:
-        """Let the model show the average while every shard keeps its own weights. Takes part on every process."""
+    def show_average(self) -> bool:
+        """Let the model show the average while every shard keeps its own weights. Takes part on every process.
+
+        Returns:
+            Whether that had to be done: whoever did it hides the average again.
+        """
         if self.agreed or self._average_is_shown:
-            return
+            return False
         self.park()
         view = self.residence.empty(self.layout)
         for dtype, copies in self._copies().items():
             average_(copies, self.sizes, into=[view[dtype]], group=self.group)
         self._average_is_shown = True
         self._show(self.residence.bring_flat(view))
+        return True
 
     def hide_average(self) -> None:
         """Put the weights back that were there before :meth:`show_average`."""

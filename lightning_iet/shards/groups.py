@@ -1,9 +1,11 @@
 """Which processes average their shards, and which train one shard together."""
 
 from dataclasses import dataclass
+from datetime import timedelta
 
+import torch
 import torch.distributed as dist
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh
 
 from lightning_iet.functional.sharding import num_replicas
 
@@ -22,7 +24,9 @@ class ShardGroups:
     """Which of the replicas this process is."""
 
 
-def make_groups(num_shards: int, world_size: int, rank: int, *, device_type: str) -> ShardGroups:
+def make_groups(
+    num_shards: int, world_size: int, rank: int, *, device_type: str, timeout: timedelta | None = None
+) -> ShardGroups:
     """Lay the processes out as a mesh with the axes ``shard`` and ``replica``; neighbouring ranks are replicas.
 
     Neighbours usually share a machine, and it is the gradients that are exchanged in every step. To be called on every
@@ -33,11 +37,17 @@ def make_groups(num_shards: int, world_size: int, rank: int, *, device_type: str
         world_size: Number of processes, W = n · K for n replicas, or a divisor of K.
         rank: This process.
         device_type: ``"cpu"`` or ``"cuda"``.
+        timeout: How long a process waits for another one; ``None`` = torch's default.
     """
     if world_size == 1:
         return ShardGroups()
     replicas = num_replicas(num_shards, world_size)
     if replicas == 1:
         return ShardGroups(across=dist.group.WORLD)
-    mesh = init_device_mesh(device_type, (num_shards, replicas), mesh_dim_names=("shard", "replica"))
+    ranks = torch.arange(world_size).view(num_shards, replicas)
+    # A mesh that makes its groups itself gives them torch's timeout, whatever the run's is.
+    across, _ = dist.new_subgroups_by_enumeration(ranks.T.tolist(), timeout=timeout)
+    within, _ = dist.new_subgroups_by_enumeration(ranks.tolist(), timeout=timeout)
+    assert isinstance(across, dist.ProcessGroup) and isinstance(within, dist.ProcessGroup)  # noqa: S101
+    mesh = DeviceMesh.from_group([across, within], device_type, mesh=ranks, mesh_dim_names=("shard", "replica"))
     return ShardGroups(mesh.get_group("shard"), mesh.get_group("replica"), rank % replicas)

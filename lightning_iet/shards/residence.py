@@ -87,8 +87,16 @@ class Away(Residence):
         return state.map(lambda name, tensor: self._store(shard, name, tensor))
 
     def bring(self, state: ShardState) -> ShardState:
-        """Copy a state to the desk."""
-        return state.map(self._lay_out)
+        """Copy a state to the desk, and clear away what the state before had and this one has not."""
+        names: set[str] = set()
+
+        def lay_out(name: str, tensor: Tensor) -> Tensor:
+            names.add(name)
+            return self._lay_out(name, tensor)
+
+        brought = state.map(lay_out)
+        self._desk = {name: tensor for name, tensor in self._desk.items() if name in names}
+        return brought
 
     def bring_flat(self, flat: Flat) -> Flat:
         """Copy flat tensors to the desk."""
@@ -144,8 +152,22 @@ def mapped_memory(folder: Path) -> Allocate:
         if count * dtype.itemsize < SMALLEST_FILE:
             return torch.empty(shape, dtype=dtype)
         with tempfile.NamedTemporaryFile(dir=folder, prefix=".shard-state-") as file:
-            # Room is taken now, with an error if there is none; a full disk would later kill the process by a signal.
-            os.posix_fallocate(file.fileno(), 0, count * dtype.itemsize)
+            _take_room(file.fileno(), count * dtype.itemsize, folder)
             return torch.from_file(file.name, shared=True, size=count, dtype=dtype).view(shape)
 
     return allocate
+
+
+def _take_room(file: int, size: int, folder: Path) -> None:
+    """Make a file as large as it will be now: a disk that is full later would kill the process by a signal."""
+    try:
+        if hasattr(os, "posix_fallocate"):  # not on macOS
+            os.posix_fallocate(file, 0, size)
+        else:
+            os.truncate(file, size)
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"Argument `offload` expected room for the shard states in '{folder}', but got: {error.strerror}. "
+            "Give another folder as the trainer's `default_root_dir`, or use offload='cpu'.",
+        ) from error

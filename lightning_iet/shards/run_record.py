@@ -7,7 +7,7 @@ import torch.distributed as dist
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 
-__all__ = ["check_same_everywhere", "check_same_run", "gather_shards", "set_position"]
+__all__ = ["check_same_everywhere", "check_same_run", "count_waiting_step", "gather_shards", "set_position"]
 
 
 def check_same_run(saved: Mapping[str, Any], current: Mapping[str, Any]) -> None:
@@ -66,6 +66,17 @@ def set_position(trainer: Trainer, position: int) -> None:
     shift = position - current.ready
     for name in ("ready", "started", "processed", "completed"):
         setattr(current, name, getattr(current, name) + shift)
+
+
+def count_waiting_step(trainer: Trainer, batch_idx: int) -> None:
+    """Let a process that waits count the steps that others take: ``global_step`` must be one number in a run.
+
+    Callbacks save and log by it, and saving takes part on every process.
+    """
+    if (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
+        step = trainer.fit_loop.epoch_loop.automatic_optimization.optim_progress.optimizer.step
+        step.increment_ready()
+        step.increment_completed()
 
 
 def _short(value: object, length: int = 80) -> str:

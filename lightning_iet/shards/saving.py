@@ -20,12 +20,13 @@ def average_saved(module: LightningModule, engine: ShardEngine) -> Callable[[dic
     own = module.on_save_checkpoint
 
     def on_save_checkpoint(checkpoint: dict[str, Any]) -> None:
-        engine.show_average()
+        shown_for_this = engine.show_average()
         try:
             # Copies: a view of the flat tensor would be saved with all of it.
             checkpoint["state_dict"] = {name: tensor.clone() for name, tensor in module.state_dict().items()}
             own(checkpoint)
         finally:
-            engine.hide_average()
+            if shown_for_this:
+                engine.hide_average()
 
     return on_save_checkpoint

@@ -1,6 +1,7 @@
 """Where a run that was cut off goes on."""
 
 import logging
+import re
 from collections.abc import Iterable, Iterator
 from itertools import groupby
 from pathlib import Path
@@ -44,7 +45,14 @@ def last_checkpoint(trainer: Trainer) -> Path | None:
         >>> last_checkpoint(trainer) is None
         True
     """
-    files = {path for folder in _folders(trainer) for path in folder.glob("*.ckpt")}
+    folders = list(_folders(trainer))
+    for folder in folders:
+        if re.match(r"\w{2,}:/", str(folder)):  # s3://…, of which a Path keeps one slash
+            raise ValueError(
+                f"Argument `ckpt_path` expected a local run folder to look for the last checkpoint in, but got "
+                f"'{folder}'. Give the address of the checkpoint itself."
+            )
+    files = {path for folder in folders for path in Path(folder).glob("*.ckpt")}
     for path, content in _whole_ones(files):
         if "optimizer_states" not in content:
             continue
@@ -57,11 +65,11 @@ def last_checkpoint(trainer: Trainer) -> Path | None:
     return None
 
 
-def _folders(trainer: Trainer) -> Iterator[Path]:
+def _folders(trainer: Trainer) -> Iterator[str | Path]:
     """Where this trainer writes checkpoints, and where its earlier versions did."""
     for callback in trainer.checkpoint_callbacks:
         if folder := getattr(callback, "dirpath", None):
-            yield Path(folder)
+            yield folder
     if not trainer.loggers:
         yield Path(trainer.default_root_dir, "checkpoints")
         return
@@ -89,13 +97,20 @@ def _whole_ones(files: Iterable[Path]) -> Iterator[tuple[Path, dict[str, Any]]]:
 
 def _fault(content: dict[str, Any], trainer: Trainer) -> str | None:
     """Why a whole checkpoint is none to go on from."""
-    batches = content["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]
+    try:
+        batches = content["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]
+        callbacks, _ = content["callbacks"], content["global_step"]
+    except (KeyError, TypeError):
+        return "is no checkpoint of a Lightning run"
     if batches["ready"] > batches["processed"]:
         return "was written in the middle of a step that an error broke off"
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         shards = getattr(callback, "num_shards", 1)
         shards = trainer.world_size if shards is None else shards
-        if shards > 1 and callback.state_key not in content["callbacks"]:
+        state = callbacks.get(callback.state_key, {})
+        if isinstance(state, dict) and state.get("whole") is False:
+            return "was written in the middle of an averaging that an error broke off"
+        if shards > 1 and not state:
             return f"holds none of the {shards} shards: it is of another run, or was written when a process had gone"
     return None
 

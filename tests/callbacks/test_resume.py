@@ -59,12 +59,21 @@ class SaveAll(Checkpoint):
 
 
 def run(
-    folder, world_size=1, *, ckpt_path=None, save_to=None, num_workers=0, epochs=EPOCHS, round_length=None, **kwargs
+    folder,
+    world_size=1,
+    *,
+    ckpt_path=None,
+    save_to=None,
+    num_workers=0,
+    epochs=EPOCHS,
+    round_length=None,
+    offload="none",
+    **kwargs,
 ):
     """Train; returns all that makes a model's future: weights, EMA, optimizer states and loss banks of shards."""
     torch.manual_seed(SEED)
     module = tiny_diffusion(warmup_steps=5, unet={"dropout": 0.1})
-    averaging = Kept(4, **(round_length or {"every_n_epochs": 2}))
+    averaging = Kept(4, offload=offload, **(round_length or {"every_n_epochs": 2}))
     callbacks = [AntiGradientControl(0.5), averaging]
     trainer = quiet_trainer(
         folder,
@@ -82,7 +91,7 @@ def run(
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*yielded None.*")
         trainer.fit(module, ShardedDataModule(data, 4, partition="iid"), ckpt_path=ckpt_path, weights_only=True)
-    return {"model": state_of(module), "shards": averaging.final}
+    return {"model": state_of(module), "shards": averaging.final, "global_step": trainer.global_step}
 
 
 class Kept(ParameterAveragingCallback):
@@ -123,8 +132,26 @@ def uncut(request, tmp_path_factory, _pools):
     return folder, result, request.param
 
 
-def resume_from_all(folder, world_size, round_length, names):
-    return [run(folder, world_size, ckpt_path=folder / name, round_length=round_length) for name in names]
+def resume_from_all(folder, world_size, round_length, names, offload="none"):
+    return [
+        run(folder, world_size, ckpt_path=folder / name, round_length=round_length, offload=offload) for name in names
+    ]
+
+
+def test_states_that_are_away_come_back_after_a_cut_on_other_processes(uncut, processes):
+    """Cut in the last epoch after whole shards: on two processes, one of them only waits for the other."""
+    folder, expected, round_length = uncut
+    names = ["2-4-step.ckpt", "2-5-step.ckpt"]
+    for results in processes(2).run(resume_from_all, folder, 2, round_length, names, "cpu"):
+        for resumed in results:
+            assert_same_bits(resumed["model"], expected["model"])
+
+
+def test_processes_that_wait_count_the_same_steps(uncut, processes):
+    folder, _, round_length = uncut
+    results = processes(2).run(resume_from_all, folder, 2, round_length, ["0-3-step.ckpt", "1-5-step.ckpt"])
+    for one, other in zip(*results, strict=True):
+        assert one["global_step"] == other["global_step"]
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])

@@ -134,6 +134,72 @@ def test_each_shard_trains_as_it_would_alone(tmp_path, make, settings, multiple_
             assert torch.equal(spied.before[-1][shard][name], weight), (shard, name)
 
 
+class Hoarding(Alternating):
+    """Steps every third batch only: its shards, of two batches each, leave gradients behind."""
+
+    def training_step(self, batch, batch_idx):
+        loss = self.b(self.a(batch[0].flatten(1))).square().mean()
+        self.found.append(all(p.grad is None for p in self.parameters()))
+        self.manual_backward(loss)
+        if batch_idx % 3 == 2:
+            for optimizer in self.optimizers():
+                optimizer.step()
+                optimizer.zero_grad()
+
+
+def test_gradients_that_a_shard_leaves_behind_do_not_reach_the_next(tmp_path):
+    trainer = quiet_trainer(tmp_path, max_epochs=1, callbacks=[ParameterAveragingCallback(2)], limit_val_batches=0)
+    module = Hoarding()
+    module.found = []
+    trainer.fit(module, ShardedDataModule(digits(16), 2, partition="iid"))
+    assert module.found == [True, False, True, True]
+
+
+class SaveInValidation(pl.Callback):
+    """Saves in the middle of a validation, and looks at what the model shows before and after."""
+
+    def __init__(self, path):
+        self.path, self.seen = path, []
+
+    def on_validation_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0):
+        before = state_of(pl_module)
+        trainer.save_checkpoint(self.path)
+        self.seen.append((before, state_of(pl_module)))
+
+
+def test_saving_does_not_hide_the_average_from_a_validation(tmp_path):
+    saving = SaveInValidation(tmp_path / "saved.ckpt")
+    settings = {"limit_val_batches": 1, "num_sanity_val_steps": 0, "val_check_interval": 3, "max_epochs": 1}
+    trainer = quiet_trainer(tmp_path, callbacks=[saving, ParameterAveragingCallback(2, every_n_epochs=9)], **settings)
+    trainer.fit(tiny_diffusion(), ShardedDataModule(digits(20), 2, partition="iid"))
+    assert len(saving.seen) == 2
+    for before, after in saving.seen:
+        assert_same_bits(before, after)
+
+
+def logged_loss(tmp_path, accumulate):
+    averaging = ParameterAveragingCallback(2)
+    seen = []
+
+    class Look(pl.Callback):
+        def on_train_epoch_end(self, trainer, pl_module):
+            seen.append((averaging._log.sums[0, 0] / averaging._log.sums[1, 0]).tolist())
+
+    module = tiny_diffusion()
+    module.loss_reducer = lambda losses, timesteps: losses.mean() * 0 + 8
+    trainer = quiet_trainer(
+        tmp_path, max_epochs=1, limit_val_batches=0, callbacks=[averaging, Look()], accumulate_grad_batches=accumulate
+    )
+    averaging.on_train_epoch_end = lambda *_: None
+    trainer.fit(module, ShardedDataModule(digits(32), 2, partition="iid"))
+    return seen
+
+
+@pytest.mark.parametrize("accumulate", [1, 4])
+def test_the_logged_loss_is_not_divided_by_the_accumulated_batches(tmp_path, accumulate):
+    assert logged_loss(tmp_path, accumulate) == [[8.0, 8.0]]
+
+
 # --- limits -----------------------------------------------------------------------------------------------------
 
 

@@ -31,6 +31,20 @@ def test_a_cut_course_goes_on_where_it_was(num_shards, round_steps, data):
     assert after.record(world_size=1) == {"epoch": 1, "done": []}
 
 
+def test_a_course_that_has_not_gone_on_yet_is_where_it_was():
+    """A checkpoint may be written between the start and the first batch: by Ctrl-C, or when the data cannot be read."""
+    record = {"epoch": 1, "done": [3, 1]}
+    assert ShardCourse(sampler(2, **record), resumed=record).record(world_size=1) == record
+
+
+def test_a_record_stands_at_the_start_of_a_window_of_accumulated_gradients():
+    plan = ShardPlan(2, multiple_of=2)
+    course = ShardCourse(ShardSampler(partition(32, 2), 4, plan=plan), resumed={})
+    for index in range(3):
+        course.count(course.at(0, index))
+    assert course.record(world_size=1) == {"epoch": 0, "done": [2, 0]}
+
+
 def test_a_shard_has_finished_with_its_last_step():
     course = ShardCourse(sampler(2), resumed={})
     finished = [course.count(course.at(0, index)) for index in range(6)]
