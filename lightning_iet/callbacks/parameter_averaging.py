@@ -312,8 +312,8 @@ class ParameterAveragingCallback(Callback):
             return
         if not self._saved["whole"]:
             raise MisconfigurationException(
-                f"Argument `ckpt_path` expected a whole checkpoint, but got '{trainer.ckpt_path}', which was written in the "
-                "middle of an averaging that an error broke off. Use the one before it."
+                f"Argument `ckpt_path` expected a whole checkpoint, but got '{trainer.ckpt_path}', written in "
+                "the middle of an averaging that an error broke off. Use the one before it."
             )
         check_same_run(self._saved["identity"], self._identity())
         self.engine.load_state_dict(self._saved.pop("shards"), agreed=self._saved["agreed"])

@@ -4,6 +4,7 @@ from lightning_iet.data.digits import DigitsDataModule
 from lightning_iet.data.images import ImageDataModule, IndexedImages
 from lightning_iet.data.shard_sampler import SeededSamples, ShardBatch, ShardPlan, ShardSampler
 from lightning_iet.data.sharding import ShardedDataModule
+from lightning_iet.data.with_index import WithIndex
 
 __all__ = [
     "DigitsDataModule",
@@ -14,4 +15,5 @@ __all__ = [
     "ShardPlan",
     "ShardSampler",
     "ShardedDataModule",
+    "WithIndex",
 ]

@@ -48,6 +48,7 @@ def make_groups(
     # A mesh that makes its groups itself gives them torch's timeout, whatever the run's is.
     across, _ = dist.new_subgroups_by_enumeration(ranks.T.tolist(), timeout=timeout)
     within, _ = dist.new_subgroups_by_enumeration(ranks.tolist(), timeout=timeout)
-    assert isinstance(across, dist.ProcessGroup) and isinstance(within, dist.ProcessGroup)  # noqa: S101
+    assert isinstance(across, dist.ProcessGroup)  # noqa: S101
+    assert isinstance(within, dist.ProcessGroup)  # noqa: S101
     mesh = DeviceMesh.from_group([across, within], device_type, mesh=ranks, mesh_dim_names=("shard", "replica"))
     return ShardGroups(mesh.get_group("shard"), mesh.get_group("replica"), rank % replicas)

@@ -74,7 +74,9 @@ def use_atomic_checkpoints(trainer: Trainer) -> None:
     Args:
         trainer: Any trainer whose checkpoints are Lightning's ordinary files; others stay as they are.
     """
-    if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+    kind = type(trainer.strategy.checkpoint_io)
+    # Of either Lightning, but no subclass.
+    if kind.__name__ == "TorchCheckpointIO" and kind.__module__.startswith(("lightning.", "lightning_fabric.")):
         trainer.strategy.checkpoint_io = AtomicCheckpointIO()
 
 
