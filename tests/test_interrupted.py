@@ -50,7 +50,8 @@ def test_one_command_starts_a_run_and_goes_on_with_it(caplog):
     # The log goes on where the other ended.
     for version, epochs in enumerate([["0", "1"], ["2", "3"]]):
         with Path(f"runs/tiny/version_{version}/metrics.csv").open() as file:
-            assert [row["epoch"] for row in csv.DictReader(file)] == epochs
+            # Shards have a row of their own in each epoch.
+            assert list(dict.fromkeys(row["epoch"] for row in csv.DictReader(file))) == epochs
 
 
 def test_a_run_that_is_complete_has_nothing_more_to_do():
