@@ -80,6 +80,7 @@ class Away(Residence):
     def __init__(self, flat: Flat, allocate: Allocate) -> None:
         self._allocate = allocate
         self._desk: dict[str, Tensor] = {f"flat/{dtype}": tensor for dtype, tensor in flat.items()}
+        self._devices = {name: tensor.device for name, tensor in self._desk.items()}
         self._memory: dict[tuple[int, str], Tensor] = {}
 
     def take_in(self, shard: int, state: ShardState) -> ShardState:
@@ -112,14 +113,15 @@ class Away(Residence):
             return memory
         if not name.startswith("flat/"):
             self._desk[name] = tensor
+            self._devices[name] = tensor.device
         if memory is None or memory.shape != tensor.shape or memory.dtype != tensor.dtype:
             memory = self._memory[shard, name] = self._allocate(tensor.shape, tensor.dtype)
         return memory.copy_(tensor)
 
     def _lay_out(self, name: str, tensor: Tensor) -> Tensor:
-        place = self._desk[name]
-        if place.shape != tensor.shape or place.dtype != tensor.dtype:
-            place = self._desk[name] = torch.empty_like(tensor, device=place.device)
+        place = self._desk.get(name)
+        if place is None or place.shape != tensor.shape or place.dtype != tensor.dtype:
+            place = self._desk[name] = torch.empty_like(tensor, device=self._devices[name])
         return place.copy_(tensor, non_blocking=True)  # from pinned memory, without a wait
 
 
