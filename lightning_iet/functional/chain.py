@@ -14,7 +14,7 @@ __all__ = ["LOCAL_CHUNK", "NETWORK_CHUNK", "Chain", "accumulator", "fold", "part
 LOCAL_CHUNK = 1 << 15
 # Over the network a message must be larger to be worth its latency, and yet small enough to stay in the cache between
 # its arrival and its folding; a multiple, so that pieces are cut alike.
-NETWORK_CHUNK = 1 << 18
+NETWORK_CHUNK = 1 << 19
 
 
 def parts(tensor: Tensor) -> list[slice]:

@@ -12,7 +12,7 @@ from lightning_iet.functional.chain import Chain
 __all__ = ["relay"]
 
 # Chunks on the way between two neighbours: enough to keep the link busy while one is folded.
-WINDOW = 8
+WINDOW = 4
 
 
 def relay(chain: Chain) -> None:
