@@ -161,14 +161,11 @@ def averages_saved(
         saving(checkpoint)
         if not full:
             return
-        engine.show_average()
-        try:
+        with engine.average_shown():
             for average in averages:
                 average.callback.on_save_checkpoint(engine.trainer, module, checkpoint)
             # Copies: a view of the flat tensor would be saved with all of it.
             for part in ("state_dict", "averaging_state"):
                 checkpoint[part] = {name: tensor.clone() for name, tensor in checkpoint[part].items()}
-        finally:
-            engine.hide_average()
 
     return on_save_checkpoint

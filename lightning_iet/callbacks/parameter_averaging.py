@@ -244,7 +244,7 @@ class ParameterAveragingCallback(Callback):
         at, last = self._course.at(epoch, batch_idx), self._course.is_last(batch_idx)
         if at.shard is None:
             count_waiting_step(trainer, batch_idx)
-        if at.shard is not None:
+        else:
             self._log.add_step(trainer, at.shard, outputs)
             for average in self._averages:
                 average.step(trainer, pl_module, outputs, batch, batch_idx)

@@ -45,6 +45,5 @@ def average_of_shards(trainer: pl.Trainer) -> Iterator[None]:
     with ExitStack() as stack:
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, ParameterAveragingCallback) and callback.engine is not None:
-                callback.engine.show_average()
-                stack.callback(callback.engine.hide_average)
+                stack.enter_context(callback.engine.average_shown())
         yield

@@ -1,6 +1,7 @@
 """The shard models of one process: which is at work, and their average."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -153,21 +154,27 @@ class ShardEngine:
                 average_(others, self.sizes, group=self.group)
         return squared, norm
 
-    def show_average(self) -> bool:
-        """Let the model show the average while every shard keeps its own weights. Takes part on every process.
+    @contextmanager
+    def average_shown(self) -> Iterator[None]:
+        """Show the average inside; after it the model shows what it did before. Takes part on every process."""
+        shown_before = self._average_is_shown
+        self.show_average()
+        try:
+            yield
+        finally:
+            if not shown_before:
+                self.hide_average()
 
-        Returns:
-            Whether that had to be done: whoever did it hides the average again.
-        """
+    def show_average(self) -> None:
+        """Let the model show the average while every shard keeps its own weights. Takes part on every process."""
         if self.agreed or self._average_is_shown:
-            return False
+            return
         self.park()
         view = self.residence.empty(self.layout)
         for dtype, copies in self._copies().items():
             average_(copies, self.sizes, into=[view[dtype]], group=self.group)
         self._average_is_shown = True
         self._show(self.residence.bring_flat(view))
-        return True
 
     def hide_average(self) -> None:
         """Put the weights back that were there before :meth:`show_average`."""

@@ -20,13 +20,9 @@ def average_saved(module: LightningModule, engine: ShardEngine) -> Callable[[dic
     own = module.on_save_checkpoint
 
     def on_save_checkpoint(checkpoint: dict[str, Any]) -> None:
-        shown_for_this = engine.show_average()
-        try:
+        with engine.average_shown():
             # Copies: a view of the flat tensor would be saved with all of it.
             checkpoint["state_dict"] = {name: tensor.clone() for name, tensor in module.state_dict().items()}
             own(checkpoint)
-        finally:
-            if shown_for_this:
-                engine.hide_average()
 
     return on_save_checkpoint
