@@ -17,7 +17,7 @@ from torch import Tensor
 
 __all__ = ["Codes", "Projection", "principal_directions"]
 
-_VALUES = 2**22  # of images (32 MiB in float64) that are projected at a time
+_VALUES = 2**20  # of images (8 MiB in float64) that are projected at a time
 
 
 class Codes(NamedTuple):
@@ -65,17 +65,20 @@ class Projection(NamedTuple):
             >>> projection.codes(torch.tensor([[0.5, 0.25]])).z
             tensor([[0.5000, 0.2500]])
         """
-        parts = [self._codes(part) for part in rows.split(max(1, _VALUES // rows.shape[1]))]
-        return Codes(*(torch.cat(column) for column in zip(*parts, strict=True)))
-
-    def _codes(self, rows: Tensor) -> Codes:
-        values = rows.double()
-        centred = (values.div_(255) if rows.dtype == torch.uint8 else values) - self.mean
-        projected = centred @ self.basis
-        squared = centred.square().sum(dim=1)
-        rest = (squared - projected.square().sum(dim=1)).clamp_(min=0).sqrt_()
-        z = torch.cat([projected, rest[:, None]], dim=1).float()
-        return Codes(z, z.double().square().sum(dim=1), 1e-7 * (rows.shape[1] ** 0.5 + 1) * squared.sqrt_())
+        z = torch.empty(len(rows), self.basis.shape[1] + 1, device=rows.device)
+        lengths = torch.empty(len(rows), dtype=torch.float64, device=rows.device)
+        step = max(1, _VALUES // max(1, rows.shape[1]))
+        # One buffer for all steps: fresh memory for each costs several times the arithmetic.
+        buffer = torch.empty(min(step, len(rows)), rows.shape[1], dtype=torch.float64, device=rows.device)
+        for part, z_out, length_out in zip(rows.split(step), z.split(step), lengths.split(step), strict=True):
+            centred = buffer[: len(part)].copy_(part)
+            if rows.dtype == torch.uint8:
+                centred.div_(255)
+            projected = centred.sub_(self.mean) @ self.basis
+            torch.linalg.vector_norm(centred, dim=1, out=length_out)
+            squared = length_out.square() - projected.square().sum(dim=1)
+            z_out[:, :-1], z_out[:, -1] = projected, squared.clamp_(min=0).sqrt_()
+        return Codes(z, z.double().square().sum(dim=1), 1e-7 * (rows.shape[1] ** 0.5 + 1) * lengths)
 
 
 def principal_directions(rows: Tensor, number: int) -> Projection:
