@@ -85,7 +85,8 @@ def test_a_run_leaves_all_that_it_promises_and_can_be_repeated(capsys):
     main(["sample", "--ckpt", str(checkpoint), "--num", "3", "--out", "images", "--num_inference_steps", "2"])
     for place in ("images", "images-1"):
         assert sorted(path.name for path in Path(place).glob("0*.png")) == ["00000.png", "00001.png", "00002.png"]
-        assert Path(place, "grid.png").is_file()
+        assert Path(f"{place}.png").is_file()
+        assert len(list(Path(place).iterdir())) == 3  # nothing that an audit would count
     assert Path("images/00001.png").read_bytes() == Path("images-1/00001.png").read_bytes()
     module = DiffusionModule.load_from_checkpoint(checkpoint)
     expected = (module.sample(3, num_inference_steps=2)[1, 0] * 255).to(torch.uint8)

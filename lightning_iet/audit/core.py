@@ -7,10 +7,10 @@ from typing import Any
 from lightning_iet.audit.cache import BlockCache
 from lightning_iet.audit.copies import Copies, find_copies
 from lightning_iet.audit.duplicates import Duplicates, find_duplicates, without_self
-from lightning_iet.audit.features import PIXELS, Features, extract
+from lightning_iet.audit.features import CLASS_LIKE, PIXELS, Features, build_features, extract
 from lightning_iet.audit.images import ImageSet
 from lightning_iet.audit.search import Neighbors, References, cosine_distances, nearest_references
-from lightning_iet.audit.views import Invariance, View, views
+from lightning_iet.audit.views import Invariance, views
 
 __all__ = ["Audit", "Settings", "audit_images", "check_sets"]
 
@@ -112,18 +112,17 @@ def audit_images(
     versions = views(settings.invariance)
     tools: dict[str, Any] = {"features": features, "cache": cache}
 
-    def search(name: str, k: int, versions: Mapping[str, View]) -> Neighbors:
-        options: dict[str, Any] = {"k": k, "views": versions, "argument": name, "rows": rows[name]}
-        return nearest_references(sets[name], references, **options, **tools)
-
     duplicates = None
     if settings.duplicates and len(train) > 2:
-        itself = search("train", min(settings.k + 1, len(train)), views("none"))
-        duplicates = find_duplicates(*without_self(itself), ratio=settings.ratio)
+        # To a classifier all images of a class are nearly the same: then pixels tell what stands there twice.
+        judge = build_features(PIXELS) if features.name in CLASS_LIKE else features
+        itself = _within(train, references if judge is features else None, judge, settings.k, cache)
+        duplicates = find_duplicates(*without_self(itself), ratio=settings.ratio, features=judge.name)
 
     copies = {}
     for name in (name for name in sets if name != "train"):
-        found, cosine = search(name, settings.k, versions), None
+        options: dict[str, Any] = {"k": settings.k, "views": versions, "argument": name, "rows": rows[name]}
+        found, cosine = nearest_references(sets[name], references, **options, **tools), None
         if features.name != PIXELS:  # the direction of pixels says little
             cosine = cosine_distances(sets[name], rows[name], references, argument=name, **tools)
         copies[name] = find_copies(sets[name], train, found, views=versions, duplicates=duplicates, cosine=cosine)
@@ -159,6 +158,14 @@ def check_sets(sets: Mapping[str, ImageSet], k: int) -> None:
         raise ValueError(
             f"Argument `train` expected at least k = {k} images, but got {len(train)}. Add images, or lower --k."
         )
+
+
+def _within(train: ImageSet, references: References | None, features: Features, k: int, cache: BlockCache) -> Neighbors:
+    """Find the training images nearest to each training image, itself among them."""
+    if references is None:
+        references = References.of(extract(train, features, cache, argument="train"), train.sha256)
+    options: dict[str, Any] = {"k": min(k + 1, len(train)), "views": views("none"), "argument": "train"}
+    return nearest_references(train, references, features=features, cache=cache, rows=references.rows, **options)
 
 
 def _same_channels(sets: Mapping[str, ImageSet]) -> dict[str, ImageSet]:

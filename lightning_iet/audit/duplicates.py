@@ -20,10 +20,12 @@ class Duplicates:
     Attributes:
         group: for each of the ``N`` training images the number of its group, shape ``(N,)``; most are alone in theirs.
         members: the groups of more than one, largest first, each as sorted positions.
+        features: what they were found by, ``"pixels"`` or the name of a network.
     """
 
     group: Tensor
     members: list[list[int]]
+    features: str = "pixels"
 
     @property
     def images(self) -> int:
@@ -47,7 +49,9 @@ def without_self(neighbors: Neighbors) -> tuple[Tensor, Tensor]:
     return neighbors.sq_distances[~itself].view(shape), neighbors.indices[~itself].view(shape)
 
 
-def find_duplicates(sq_distances: Tensor, indices: Tensor, *, ratio: float = 1 / 3) -> Duplicates:
+def find_duplicates(
+    sq_distances: Tensor, indices: Tensor, *, ratio: float = 1 / 3, features: str = "pixels"
+) -> Duplicates:
     r"""Group images that are far closer to one another than to the images around them.
 
     Image ``j`` is a near-duplicate of ``i`` if
@@ -61,6 +65,7 @@ def find_duplicates(sq_distances: Tensor, indices: Tensor, *, ratio: float = 1 /
         sq_distances: to the ``k`` nearest others of each of ``N`` images, shape ``(N, k)``.
         indices: their positions, shape ``(N, k)``.
         ratio: the threshold ``ρ``.
+        features: what the distances were measured in, to put on record.
 
     Returns:
         The groups.
@@ -75,7 +80,7 @@ def find_duplicates(sq_distances: Tensor, indices: Tensor, *, ratio: float = 1 /
     total = len(indices)
     edges = (np.ones(len(rows), dtype=bool), (rows.numpy(), indices[rows, columns].numpy()))
     _, labels = connected_components(coo_array(edges, shape=(total, total)), directed=False)
-    return Duplicates(torch.from_numpy(labels.astype(np.int64)), _members(labels))
+    return Duplicates(torch.from_numpy(labels.astype(np.int64)), _members(labels), features)
 
 
 def _members(labels: np.ndarray) -> list[list[int]]:

@@ -16,11 +16,12 @@ from lightning_iet.functional.images import image_rows
 from lightning_iet.functional.precision import full_precision
 from lightning_iet.metrics.features import feature_extractor
 
-__all__ = ["PIXELS", "SSCD", "Features", "build_features", "extract"]
+__all__ = ["CLASS_LIKE", "PIXELS", "SSCD", "Features", "build_features", "extract"]
 
 PIXELS, SSCD = "pixels", "sscd"
 BATCH = 256  # images that go through a network at once, and lie in one block of the cache
 ON_SPHERE = ("clip", SSCD)  # networks whose features are compared by angle
+CLASS_LIKE = ("digits",)  # networks whose features tell classes apart, but hardly the images of one class
 
 
 @dataclass(frozen=True)

@@ -88,9 +88,10 @@ class DuplicateFacts:
     """Near-duplicates inside the training set; ``groups`` lists the names in the largest of them.
 
     ``among_copied`` is the share of the copies whose original has a near-duplicate, ``among_train`` that of all
-    training images.
+    training images; ``features`` says what near-duplicates were found by.
     """
 
+    features: str
     images: int
     groups_found: int
     groups: list[list[str]]
@@ -218,6 +219,7 @@ def _duplicates(found: Duplicates, train: ImageSet, originals: list[tuple[int, l
     copies = [(len(places), bool(twins[index])) for index, places in originals]
     total = sum(count for count, _ in copies)
     return DuplicateFacts(
+        features=found.features,
         images=found.images,
         groups_found=len(found.members),
         groups=[[printable(train.names[index]) for index in group[:LISTED]] for group in found.members[:LISTED]],

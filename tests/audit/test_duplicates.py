@@ -1,11 +1,14 @@
 import torch
 
 from lightning_iet.audit.cache import BlockCache
+from lightning_iet.audit.core import audit_images
 from lightning_iet.audit.duplicates import find_duplicates, without_self
 from lightning_iet.audit.features import build_features
+from lightning_iet.audit.findings import make_findings
 from lightning_iet.audit.images import image_set
 from lightning_iet.audit.search import Neighbors, References, nearest_references
 from lightning_iet.audit.views import views
+from lightning_iet.data import DigitsDataModule
 from tests.audit.helpers import random_pixels
 
 
@@ -54,3 +57,15 @@ def test_an_image_is_taken_out_of_its_own_list():
     found, others = without_self(Neighbors(sq_distances, indices, torch.zeros_like(indices)))
     assert found.tolist() == [[1.0], [2.0], [0.0]]
     assert others.tolist() == [[1], [0], [0]]
+
+
+def test_a_classifiers_features_do_not_make_duplicates_of_a_class(tmp_path):
+    digits = DigitsDataModule(num_train=56)
+    digits.setup("fit")
+    pixels = (digits.train_set.images * 255).round().to(torch.uint8)
+    train = image_set(torch.cat([pixels, pixels[9:10]]), location="train")
+    others = image_set((digits.control_set.images * 255).round().to(torch.uint8)[:20], location="generated")
+    found = audit_images(others, train, features=build_features("digits"), cache=BlockCache(tmp_path))
+    assert [9, 56] in found.duplicates.members
+    assert {len(group) for group in found.duplicates.members} == {2}  # a few pairs are alike; no class is one group
+    assert make_findings(found).duplicates.features == "pixels"

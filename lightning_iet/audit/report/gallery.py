@@ -78,6 +78,8 @@ def duplicate_groups(audit: Audit, findings: Findings) -> dict[str, Any] | None:
         f"{facts.images:,} of {facts.among_train.total:,} training images ({percent(facts.among_train.share)}) have a "
         f"near-duplicate, in {facts.groups_found:,} {'group' if facts.groups_found == 1 else 'groups'}."
     )
+    if facts.features != audit.features.name:
+        summary += f" They were looked for in {facts.features}: {audit.features.name} tells classes apart, not images."
     if facts.among_copied is not None:
         summary += f" Of the copies, {percent(facts.among_copied.share)} are copies of such images."
     return {
