@@ -1,6 +1,7 @@
 """The generator's loss on real images, at the same timesteps and with the same noise for every set."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from lightning_iet.functional.images import unit_interval
 from lightning_iet.functional.precision import full_precision
 from lightning_iet.functional.seeding import derive_seed
 
-__all__ = ["Probing", "measure_losses", "noise_of", "spread_timesteps"]
+__all__ = ["Probing", "measure_losses", "noise_of", "probe_losses", "spread_timesteps"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +108,15 @@ def measure_losses(
         f"Losses of {argument} images",
         [digest("losses", *settings, part.tolist()) for part in places.split(probing.batch_size)],
         lambda place, progress: {
-            "losses": _losses(generator, images.pixels, places[place], steps, seed=probing.seed, progress=progress)
+            "losses": probe_losses(
+                generator.module,
+                images.pixels[places[place]],
+                places[place],
+                steps,
+                seed=probing.seed,
+                use_ema=generator.use_ema,
+                progress=progress,
+            )
         },
         cache=cache,
         total=len(places),
@@ -116,20 +125,46 @@ def measure_losses(
     return torch.cat([block["losses"] for block in blocks])
 
 
-@torch.no_grad()
-def _losses(
-    generator: Generator, pixels: Tensor, places: Tensor, steps: Tensor, *, seed: int, progress: Progress
+def probe_losses(
+    module: Any,
+    images: Tensor,
+    places: Tensor,
+    steps: Tensor,
+    *,
+    seed: int,
+    use_ema: bool,
+    condition: Tensor | None = None,
+    progress: Progress | None = None,
 ) -> Tensor:
-    module = generator.module.eval()
+    """Measure the loss of a batch of images at several timesteps, each with noise of its own.
+
+    Args:
+        module: the model, as :class:`~lightning_iet.DiffusionModule`; put into eval mode while it is asked.
+        images: uint8, or floating point in [0, 1], shape ``(B, C, H, W)``.
+        places: their positions in their set, shape ``(B,)``, which the noise depends on.
+        steps: timesteps, shape ``(J,)``.
+        seed: of the noise.
+        use_ema: ask the averaged weights.
+        condition: what the images show, for a module that takes conditions.
+        progress: called with the number of images that are as good as done.
+
+    Returns:
+        Shape ``(B, J)``, on the CPU.
+    """
     device = next(module.parameters()).device
-    clean = unit_interval(pixels[places]).to(device)
-    losses = []
-    with full_precision(device.type):
-        for draw, step in enumerate(steps.to(device)):
-            noise = [noise_of(index, draw, clean.shape[1:], seed=seed) for index in places.tolist()]
-            found = module.losses(
-                clean, step.expand(len(clean)), torch.stack(noise).to(clean), use_ema=generator.use_ema
-            )
-            losses.append(found.cpu())
-            progress(len(places) * (draw + 1) // len(steps))
+    clean = unit_interval(images).to(device)
+    options = {} if condition is None else {"condition": condition.to(device)}
+    training, losses = module.training, []
+    module.eval()
+    try:
+        with torch.no_grad(), full_precision(device.type):
+            for draw, step in enumerate(steps.to(device)):
+                noise = [noise_of(index, draw, clean.shape[1:], seed=seed) for index in places.tolist()]
+                timesteps = step.expand(len(clean))
+                found = module.losses(clean, timesteps, torch.stack(noise).to(clean), use_ema=use_ema, **options)
+                losses.append(found.cpu())
+                if progress is not None:
+                    progress(len(places) * (draw + 1) // len(steps))
+    finally:
+        module.train(training)
     return torch.stack(losses, dim=1)

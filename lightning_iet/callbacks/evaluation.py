@@ -1,6 +1,7 @@
 """The evaluation that ends every run: it decides when images are drawn and scored, and who hears of it."""
 
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,8 +15,10 @@ from lightning_iet.callbacks.run_history import RunHistory
 from lightning_iet.callbacks.views import average_of_shards, undisturbed
 from lightning_iet.metrics.frechet import frechet_distance
 from lightning_iet.tools.assessment import Assessment, Assessor
-from lightning_iet.tools.checks import check_images, check_module, check_settings, real_sets
+from lightning_iet.tools.checks import check_images, check_losses, check_module, check_settings, real_sets
 from lightning_iet.tools.drawing import draw_images, finish_training_bar
+from lightning_iet.tools.measures import Measure, check_measures
+from lightning_iet.tools.membership import Membership
 from lightning_iet.tools.publishing import publish
 from lightning_iet.tools.report import Report, make_report
 from lightning_iet.tools.run_folder import check_writable, run_folder
@@ -51,10 +54,15 @@ class Evaluation(pl.Callback):
         num_inference_steps: denoiser calls per image.
         use_ema: draw with the averaged weights, where the module keeps them.
         seed: of the images.
-        features: features of FID: ``"digits"``, a small classifier in this package, or ``"inception"``.
+        features: features of FID: ``"digits"``, a small classifier in this package, ``"inception"``,
+            ``"efficientnet"``, or another of :func:`~lightning_iet.metrics.feature_extractor`.
         feature_weights: a local file with the weights of ``features``.
         download: whether these may be downloaded when there is no file.
         k: nearest training images in the mean of MQ.
+        measures: further measures, each logged as ``eval/…`` (``eval/precision``, ``eval/mifid``,
+            ``eval/membership_inference_auc`` …) and, where it is one of images, also for the control. Those that
+            compare features do it in ``features``.
+        measure_weights: files for measures with a network of their own, ``clean_fid`` and ``sscd_similarity``.
         num_pairs: images that ``nearest.png`` shows.
         batch_size: at most so many images are drawn at once.
 
@@ -82,10 +90,12 @@ class Evaluation(pl.Callback):
         num_inference_steps: int = 50,
         use_ema: bool = True,
         seed: int = 0,
-        features: Literal["digits", "inception"] = "digits",
+        features: str = "digits",
         feature_weights: Path | None = None,
         download: bool = False,
         k: int = 50,
+        measures: Sequence[Measure] = (),
+        measure_weights: Mapping[str, Path] | None = None,
         num_pairs: int = 16,
         batch_size: int = 256,
     ) -> None:
@@ -104,6 +114,8 @@ class Evaluation(pl.Callback):
         self.feature_weights = feature_weights
         self.download = download
         self.k = k
+        self.measures = list(check_measures(measures))
+        self.measure_weights = measure_weights
         self.num_pairs = num_pairs
         self.batch_size = batch_size
         self.report: Report | None = None
@@ -178,7 +190,8 @@ class Evaluation(pl.Callback):
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Let go of the images."""
         self._outcome = None
-        self.__dict__.pop("_assessor", None)
+        for name in ("_assessor", "_membership"):
+            self.__dict__.pop(name, None)
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -201,11 +214,19 @@ class Evaluation(pl.Callback):
     # --- what ------------------------------------------------------------------------------------------------------
 
     def _make_assessor(self, trainer: pl.Trainer) -> Assessor:
+        train, control, reference = real_sets(getattr(trainer, "datamodule", None))
+        if "membership_inference" in self.measures:
+            check_losses(trainer.lightning_module)
+            self._membership = Membership(train, control)
         return Assessor(
-            *real_sets(getattr(trainer, "datamodule", None)),
+            train,
+            control,
+            reference,
             fid=frechet_distance(self.features, weights=self.feature_weights, download=self.download),
             k=self.k,
             num_control=self._num(trainer),
+            further=self.measures,
+            measure_weights=self.measure_weights,
         )
 
     def _evaluate(self, trainer: pl.Trainer, module: pl.LightningModule) -> "_Outcome":
@@ -217,6 +238,8 @@ class Evaluation(pl.Callback):
             images = draw_images(trainer, sample, self._num(trainer), batch_size=self.batch_size, device=module.device)
             check_images(images, self._assessor.train)
             assessment = self._assessor.to(module.device).assess(images)
+            if "membership_inference" in self.measures:
+                assessment.scores.further.update(self._membership(module, use_ema=self.use_ema))
         return _Outcome(trainer.global_step, assessment, time.monotonic() - began)
 
     def _sample(self, module: pl.LightningModule, num: int, *, start: int, batch_size: int, steps: int) -> Tensor:

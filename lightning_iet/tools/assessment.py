@@ -1,8 +1,8 @@
 """How good generated images are, and how close to the training images, beside held-out real images."""
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
@@ -11,8 +11,10 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 
 from lightning_iet.functional.memorization import MQ_THRESHOLDS, memorization_ratio, nearest_ratio
 from lightning_iet.functional.neighbors import nearest_neighbors
+from lightning_iet.metrics.features.files import PathLike_
 from lightning_iet.metrics.memorized_quantity import MemorizedQuantity
 from lightning_iet.metrics.training_set import TrainingSet, collect_images
+from lightning_iet.tools.measures import FurtherMeasures, Measure
 
 __all__ = ["Assessment", "Assessor", "Closeness", "Scores", "fingerprint"]
 
@@ -43,12 +45,14 @@ class Scores:
         fid: Fréchet distance to the reference images in the feature space.
         memorized_fraction: share with ``d1 / d2`` below the limit.
         mq: ``{threshold: share of images below it}``, the memorized quantity per image.
+        further: figures of the further measures, by name.
     """
 
     num_images: int
     fid: float
     memorized_fraction: float
     mq: dict[str, float]
+    further: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,8 @@ class Assessor:
             depends on the number of images and the two columns should have the same. ``None`` = all.
         thresholds: of MQ.
         limit: of ``d1 / d2``, below which an image counts as memorized.
+        further: names of further measures.
+        measure_weights: of :class:`~lightning_iet.tools.measures.FurtherMeasures`.
 
     Raises:
         ValueError: a set is empty or has less than two images, ``k`` exceeds the training set, images differ in size.
@@ -108,6 +114,8 @@ class Assessor:
         num_control: int | None = None,
         thresholds: Sequence[float] = MQ_THRESHOLDS,
         limit: float = 1 / 3,
+        further: Sequence[Measure] = (),
+        measure_weights: Mapping[str, PathLike_] | None = None,
     ) -> None:
         self.train, control, self.reference = (collect_images(images) for images in (train, control, reference))
         for name, images in (("control_set", control), ("reference_set", self.reference)):
@@ -128,12 +136,16 @@ class Assessor:
         fid.distributed_available_fn = None
         fid.reset_real_features = False
         self._fid = fid
+        self._further = FurtherMeasures(
+            further, self.train, self.reference, features=fid.inception, weights=measure_weights
+        )
 
     def to(self, device: torch.device) -> "Assessor":
         """Moves the work to a device; without double precision there (Apple's MPS), it stays on the CPU."""
         device = torch.device("cpu") if device.type == "mps" else device
         self.train = self.train.to(device)
         self._fid = self._fid.to(device)
+        self._further.to(device)
         return self
 
     @cached_property
@@ -155,6 +167,7 @@ class Assessor:
             fid=self.fid(images),
             memorized_fraction=_share_below(closeness.ratio, self.limit),
             mq={f"{threshold:g}": _share_below(closeness.mq_ratio, threshold) for threshold in self.thresholds},
+            further=self._further(images),
         )
         return Assessment(images.cpu(), closeness, scores)
 
@@ -165,6 +178,7 @@ class Assessor:
             values[f"eval/fid{suffix}"] = part.fid
             values[f"eval/memorized_fraction{suffix}"] = part.memorized_fraction
             values |= {f"eval/mq_{threshold}{suffix}": share for threshold, share in part.mq.items()}
+            values |= {f"eval/{name}{suffix}": figure for name, figure in part.further.items()}
         return values
 
     def fid(self, images: Tensor) -> float:

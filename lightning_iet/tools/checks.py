@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-__all__ = ["check_images", "check_module", "check_settings", "real_sets"]
+__all__ = ["check_images", "check_losses", "check_module", "check_settings", "real_sets"]
 
 _SETS = ("train_set", "control_set", "reference_set")
 
@@ -73,6 +73,19 @@ def check_module(module: nn.Module, *, num_inference_steps: int) -> None:
         raise ValueError(
             f"Argument `num_inference_steps` expected at most {most}, the timesteps of training, but got"
             f" {num_inference_steps}. Take fewer."
+        )
+
+
+def check_losses(module: nn.Module) -> None:
+    """Refuses a module that does not tell the loss of an image.
+
+    Raises:
+        TypeError: it has no method ``losses``, or does not say how many timesteps there are.
+    """
+    if not callable(getattr(module, "losses", None)) or not hasattr(module, "num_timesteps"):
+        raise TypeError(
+            "Argument `measures` expected a module with `losses(images, timesteps, noise, use_ema=…)`, `num_timesteps`"
+            f" for membership_inference, but got {type(module).__name__}. Write them, or leave this measure out."
         )
 
 

@@ -105,6 +105,10 @@ def report_table(report: Report) -> Table:
     for level, share in generated["mq"].items():
         shares = (f"{round(s * num):,} ({format_share(s)})" for s in (share, control["mq"][level]))
         table.add_row(f"MQ < {level}", *shares, "lower")
+    if generated["further"]:
+        table.add_section()
+        for name, figure in generated["further"].items():
+            table.add_row(name.replace("_", " "), format_fid(figure), format_fid(control["further"].get(name)), "")
     if threshold := report["run"]["threshold"]:
         table.add_section()
         table.add_row(f"skipped by AGC, threshold {threshold:g}", format_share(report["run"]["skip_rate"]), "", "")

@@ -1,0 +1,131 @@
+"""Further measures of an evaluation: the same figures as the metrics give that a user would call by hand."""
+
+import json
+
+import pytest
+import torch
+from lightning.pytorch.loggers import CSVLogger
+from sklearn.metrics import roc_auc_score
+
+from lightning_iet import DigitsDataModule
+from lightning_iet.callbacks.evaluation import Evaluation
+from lightning_iet.functional.seeding import derive_seed
+from lightning_iet.metrics import (
+    AverageMinimumDistance,
+    DensityCoverage,
+    ExtractionAttack,
+    MiFID,
+    NearestTrainingDistance,
+    PrecisionRecall,
+    feature_extractor,
+)
+from lightning_iet.tools import publishing
+from tests.callbacks.test_evaluation import Untrained, fit, images_of, rows_of
+from tests.helpers.models import tiny_diffusion
+
+OF_IMAGES = (
+    "average_minimum_distance", "density_coverage", "extraction_attack", "mifid", "nearest_training_distance",
+    "precision_recall",
+)  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _no_pictures(monkeypatch):
+    monkeypatch.setattr(publishing, "write_pictures", lambda *args, **kwargs: None)
+
+
+def by_hand(images, train, reference):
+    """Call every metric as its page in the docs does."""
+    network, figures = feature_extractor("digits"), {}
+    single = {
+        "average_minimum_distance": AverageMinimumDistance(train, features=network),
+        "mifid": MiFID(train, features=network),
+    }
+    several = {
+        "extraction_attack": ExtractionAttack(train),
+        "nearest_training_distance": NearestTrainingDistance(train),
+    }
+    for name, metric in (single | several).items():
+        metric.update(images)
+        found = metric.compute()
+        figures |= {name: found} if name in single else {f"{name}_{key}": value for key, value in found.items()}
+    for metric in (PrecisionRecall(network), DensityCoverage(network)):
+        metric.update(reference, real=True)
+        metric.update(images, real=False)
+        figures |= metric.compute()
+    return {name: float(figure) for name, figure in figures.items()}
+
+
+def test_measures_of_images_are_those_of_the_metrics(tmp_path):
+    evaluation = Evaluation(40, k=20, every_n_epochs=1, measures=OF_IMAGES)
+    logger = CSVLogger(tmp_path)
+    trainer, module = fit(tmp_path, evaluation, trainer={"logger": logger, "max_epochs": 2})
+    train, control, reference = (
+        images_of(getattr(trainer.datamodule, f"{name}_set")) for name in ("train", "control", "reference")
+    )
+    generated = torch.cat([module.image(0, i) for i in range(40)])
+    expected = by_hand(generated, train, reference)
+    assert evaluation.report["generated"]["further"] == pytest.approx(expected)
+    chosen = torch.randperm(len(control), generator=torch.Generator().manual_seed(0))[:40]
+    assert evaluation.report["control"]["further"] == pytest.approx(by_hand(control[chosen], train, reference))
+    assert expected["precision"] > 0
+    rows = [row for row in rows_of(logger) if row.get("eval/mifid")]
+    assert len(rows) >= 2  # at the interval, and at the end
+    assert float(rows[-1]["eval/recall"]) == pytest.approx(expected["recall"])
+    assert float(rows[-1]["eval/recall_control"]) == pytest.approx(evaluation.report["control"]["further"]["recall"])
+
+
+def naive_losses(module, dataset):
+    """Mean over timesteps, one image and one timestep at a time."""
+    means = []
+    for index in range(len(dataset)):
+        image, losses = dataset[index][0][None], []
+        for draw in range(20):
+            timestep = torch.tensor([(2 * draw + 1) * 1000 // 40])
+            generator = torch.Generator().manual_seed(derive_seed(0, index, 1 + draw))
+            noise = torch.randn(image.shape[1:], generator=generator)[None]
+            losses.append(float(module.losses(image, timestep, noise, use_ema=True)))
+        means.append(sum(losses) / 20)
+    return means
+
+
+def test_membership_inference_is_a_loop_over_images(tmp_path):
+    evaluation = Evaluation(4, measures=["membership_inference"], num_inference_steps=2, k=20)
+    data = DigitsDataModule(20, num_control=15, batch_size=10)
+    _, module = fit(tmp_path, evaluation, module=tiny_diffusion(), data=data, trainer={"max_epochs": 3})
+    with torch.no_grad():
+        members, others = naive_losses(module, data.train_set), naive_losses(module, data.control_set)
+    expected = roc_auc_score([1] * 20 + [0] * 15, [-loss for loss in members + others])
+    assert evaluation.report["generated"]["further"]["membership_inference_auc"] == pytest.approx(expected)
+    assert module.training
+
+
+def test_the_table_and_the_file_hold_them(tmp_path, capsys):
+    fit(tmp_path, Evaluation(6, measures=["precision_recall"]), trainer={"max_epochs": 1})
+    assert "recall" in capsys.readouterr().out
+    (file,) = tmp_path.rglob("metrics.json")
+    assert set(json.loads(file.read_text())["generated"]["further"]) == {"precision", "recall"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"measures": ["fid"]}, "`measures` expected a list of .*, but got 'fid'"),
+        ({"measures": "mifid"}, "`measures` expected a list of .*, but got 'mifid'"),
+        ({"measures": ["mifid"], "measure_weights": {"clean_fid": "x.pt"}}, "for mifid, but got one for clean_fid"),
+        ({"measures": ["membership_inference"]}, "`measures` expected a module with .* but got Untrained"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_before_training(tmp_path, settings, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        fit(tmp_path, Evaluation(4, **settings), module=Untrained())
+
+
+def test_training_takes_the_same_course(tmp_path):
+    plain = fit(tmp_path / "a", trainer={"max_epochs": 2}, module=tiny_diffusion())[1]
+    settings = {"measures": ["membership_inference", "precision_recall"], "num_inference_steps": 1}
+    watched = fit(
+        tmp_path / "b", Evaluation(4, every_n_epochs=1, **settings), trainer={"max_epochs": 2}, module=tiny_diffusion()
+    )[1]
+    for expected, found in zip(plain.parameters(), watched.parameters(), strict=True):
+        assert torch.equal(expected, found)
