@@ -1,0 +1,129 @@
+"""Sweeps: with a program that takes no time in place of training; a real one once."""
+
+import csv
+import json
+import os
+import sys
+
+import pytest
+import yaml
+
+from lightning_iet.cli import main
+from lightning_iet.tools.sweep import figures, sweep
+
+PROGRAM = """
+import json, os, sys
+options = dict(argument[2:].split("=", 1) for argument in sys.argv[1:])
+folder = os.path.join(options["trainer.logger.save_dir"], options["trainer.logger.version"])
+a, b = float(options["model.a"]), int(options.get("seed", 0))
+with open(os.path.join(options["trainer.logger.save_dir"], "calls"), "a") as calls:
+    calls.write(f"{a} {b} {os.environ['OMP_NUM_THREADS']}\\n")
+if a == 0.5 and not os.path.exists("mended"):
+    print("working ...")
+    sys.exit("error: a must not be 0.5")
+part = {"num_images": 4, "fid": (a - 0.3) ** 2 + 1, "memorized_fraction": a / 10, "mq": {"0.15": a, "0.3": a}, "further": {"mifid": a}}
+json.dump({
+    "version": "0", "settings": {"features": "digits", "num_samples": 4, "sampler": "ddim", "num_inference_steps": 2, "use_ema": True},
+    "data": {"train_sha256": "x", "reference_sha256": "y"},
+    "run": {"num_shards": 1, "threshold": a, "skip_rate": 0.25, "epochs": 1, "steps": 2, "seconds": 3.0},
+    "generated": part, "control": part | {"memorized_fraction": 0.0, "further": {}}, "train": {"fid": 0.5},
+}, open(os.path.join(folder, "metrics.json"), "w"))
+"""  # noqa: E501
+
+
+@pytest.fixture
+def file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "program.py").write_text(PROGRAM)
+
+    def write(**changes):
+        content = {
+            "name": "try",
+            "method": "grid",
+            "metric": {"name": "eval/fid", "goal": "minimize"},
+            "command": [sys.executable, str(tmp_path / "program.py"), "${args}"],
+            "parameters": {"model.a": {"values": [0.3, 0.5, 0.7]}, "seed": {"values": [1, 2]}},
+        }
+        path = tmp_path / "try.yaml"
+        path.write_text(yaml.safe_dump(content | changes))
+        return path
+
+    return write
+
+
+def calls(tmp_path):
+    return sorted((tmp_path / "out" / "try" / "calls").read_text().splitlines())
+
+
+def test_a_failed_run_does_not_end_the_sweep_and_is_tried_again(tmp_path, file, capsys):
+    sweep([file()], jobs=2, out=tmp_path / "out")
+    threads = max(1, (os.cpu_count() or 1) // 2)
+    assert calls(tmp_path) == [f"{a} {seed} {threads}" for a in (0.3, 0.5, 0.7) for seed in (1, 2)]
+    said = capsys.readouterr().out
+    assert said.count("error: a must not be 0.5") == 2
+    assert "Best by eval/fid: 000-a=0.3,seed=1 (1)" in said
+    folder = tmp_path / "out" / "try"
+    with (folder / "sweep.csv").open(newline="") as rows:
+        table = list(csv.DictReader(rows))
+    assert [row["run"] for row in table] == [
+        "000-a=0.3,seed=1", "001-a=0.3,seed=2", "004-a=0.7,seed=1", "005-a=0.7,seed=2",
+    ]  # fmt: skip
+    assert float(table[2]["fid"]) == pytest.approx(1.16)
+    assert float(table[2]["objective"]) == pytest.approx(1.16 * 1.7)
+    assert float(table[2]["mifid"]) == 0.7
+    assert (folder / "comparison.png").is_file()
+
+    (tmp_path / "mended").touch()
+    sweep([file()], jobs=1, out=tmp_path / "out")
+    assert len(calls(tmp_path)) == 8  # the two that had failed, and no other
+    assert len(list(folder.glob("*/metrics.json"))) == 6
+
+
+@pytest.mark.parametrize("method", ["random", "bayes"])
+def test_a_search_goes_on_where_it_ended(tmp_path, file, method):
+    path = file(method=method, parameters={"model.a": {"min": 0.0, "max": 1.0}}, metric={"name": "eval/objective"})
+    sweep([path], out=tmp_path / "out", count=3)
+    first = {run.parent.name for run in (tmp_path / "out" / "try").glob("*/metrics.json")}
+    sweep([path], out=tmp_path / "out", count=5)
+    runs = {run.parent.name for run in (tmp_path / "out" / "try").glob("*/metrics.json")}
+    assert (len(first), len(runs)) == (3, 5)
+    assert first < runs
+    assert len(set(calls(tmp_path))) == 5  # no point twice
+
+
+def test_bad_input(tmp_path, file):
+    for arguments, message in (
+        ({"jobs": 0}, "`jobs` expected an integer ≥ 1"),
+        ({"out": tmp_path / "try.yaml"}, "`out` expected a folder"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            sweep([file()], **arguments)
+    with pytest.raises(ValueError, match=r"expected a metric among .*eval/fid.*, but got eval/nonsense"):
+        sweep([file(metric={"name": "eval/nonsense"})], out=tmp_path / "out")
+    with pytest.raises(ValueError, match=r"all of .* failed"):
+        sweep([file(name="other", parameters={"model.a": {"value": 0.5}})], out=tmp_path / "out")
+    with pytest.raises(ValueError, match="`count` expected a number of runs"):
+        sweep([file(method="random")], out=tmp_path / "out")
+
+
+def test_two_points_really_run(tmp_path, monkeypatch):
+    config = os.path.abspath("configs/digits/agc.yaml")
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "real.yaml"
+    quick = ["--trainer.max_epochs=1", "--evaluation.num_samples=4", "--evaluation.num_inference_steps=2"]
+    command = ["lightning-iet", "fit", f"--config={config}", "--trainer.logger=WandbLogger", *quick, "${args}"]
+    path.write_text(
+        yaml.safe_dump(
+            {
+                "method": "grid",
+                "metric": {"name": "eval/fid"},
+                "command": command,
+                "parameters": {"agc.threshold": {"values": [0.0, 0.5]}},
+            }
+        )
+    )
+    main(["sweep", str(path), "--jobs", "2", "--out", "runs"])
+    runs = sorted((tmp_path / "runs" / "real").glob("*/metrics.json"))
+    assert [json.loads(run.read_text())["run"]["threshold"] for run in runs] == [0.0, 0.5]
+    assert {"fid", "memorized_fraction", "mq_0.15", "skip_rate", "objective"} <= set(figures(runs[1].parent))
+    assert not (tmp_path / "wandb").exists()
