@@ -18,6 +18,7 @@ from lightning_iet.audit.naming import printable
 from lightning_iet.audit.processes import all_or_none, gather, rank, world_size
 from lightning_iet.audit.progress import progress_bar
 from lightning_iet.audit.sources import Source
+from lightning_iet.data.skips import reason_of
 
 __all__ = ["read_images"]
 
@@ -141,15 +142,7 @@ class _Blocks(Dataset[_Block | OSError]):
 def _hash(data: bytes | Pixels | Exception) -> str:
     if isinstance(data, np.ndarray):
         return digest(data.dtype.str, *data.shape, data.tobytes())
-    return digest(data if isinstance(data, bytes) else _reason(data))
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    if type(error).__name__ == "UnidentifiedImageError":  # its message names an object in memory
-        return "not an image that Pillow knows"
-    return " ".join(printable(str(error)).split()) or type(error).__name__
+    return digest(data if isinstance(data, bytes) else reason_of(data))
 
 
 def _pack(decoded: Sequence[Pixels | Exception]) -> dict[str, Tensor]:
@@ -161,7 +154,7 @@ def _pack(decoded: Sequence[Pixels | Exception]) -> dict[str, Tensor]:
     channels = max((image.shape[2] for image in images.values()), default=1)
     notes = {
         "kept": list(images),
-        "skipped": [(offset, _reason(item)) for offset, item in enumerate(decoded) if isinstance(item, Exception)],
+        "skipped": [(offset, reason_of(item)) for offset, item in enumerate(decoded) if isinstance(item, Exception)],
         "sizes": [(*size, offset) for size, offset in sizes.items()],
         "channels": channels,
     }

@@ -1,87 +1,219 @@
-"""The common shape of image data modules: what is trained on, and two held-out sets to judge by."""
+"""The base of image data modules: what is trained on, and two held-out sets to judge by."""
 
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar, Literal
 
 import lightning.pytorch as pl
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from lightning_iet.data.decoding import Fit, Size
+from lightning_iet.data.indexed_images import IndexedImages
+from lightning_iet.data.inspection import check_sizes
+from lightning_iet.data.pool import Pool
+from lightning_iet.data.preparation import Channels, Preparation
+from lightning_iet.data.samples import RandomFlips, Samples
+from lightning_iet.data.skips import Skip
+from lightning_iet.data.splits import SetSizes, draw_disjoint
+from lightning_iet.data.synthetic import SyntheticImages
+
 __all__ = ["ImageDataModule", "IndexedImages", "draw_disjoint"]
 
-
-class IndexedImages(Dataset[tuple[Tensor, Tensor, int]]):
-    """Images in memory; yields ``(image, label, index)``.
-
-    Args:
-        images: Float in [0, 1], shape ``(n, C, H, W)``.
-        labels: Classes, shape ``(n,)``.
-
-    Raises:
-        ValueError: If numbers disagree, or images are not in [0, 1].
-
-    Example:
-        >>> image, label, index = IndexedImages(torch.zeros(3, 1, 2, 2), torch.tensor([7, 8, 9]))[1]
-        >>> image.shape, int(label), index
-        (torch.Size([1, 2, 2]), 8, 1)
-    """
-
-    def __init__(self, images: Tensor, labels: Tensor) -> None:
-        if images.ndim != 4 or len(images) != len(labels):
-            raise ValueError(
-                f"Argument `images` expected shape (n, C, H, W) with one label each, but got {tuple(images.shape)} "
-                f"and {len(labels)} labels."
-            )
-        if len(images) and not (images.isfinite().all() and images.min() >= 0 and images.max() <= 1):
-            raise ValueError("Argument `images` expected finite values in [0, 1], but got others. Divide 8-bit by 255.")
-        self.images = images
-        self.targets = labels
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor, int]:
-        return self.images[index], self.targets[index], index
-
-    def __len__(self) -> int:
-        return len(self.images)
+_FEW = 16  # synthetic images of each held-out set, and of each class
 
 
 class ImageDataModule(pl.LightningDataModule):
-    """Base of data modules that our evaluation understands; subclasses set three data sets in ``setup``.
+    """Base of data modules that our evaluation understands; a subclass says in :meth:`load` where its images are.
+
+    ``load`` returns a map-style data set whose samples are images, or begin with image and condition: a class
+    (``int``) or a caption (``str``). Images are files' bytes, Pillow's, arrays, or tensors (uint8, or float in [0, 1]).
+    With labels as ``targets``, all sets and shards have the classes in equal shares. Or it returns a tuple of two:
+    one to train on, one to hold out. Splits, sizes, channels, flips, loaders and the synthetic twin are done here.
 
     Args:
+        root: Where the data are.
         batch_size: Images in a batch.
-        num_workers: Processes that read ahead.
+        num_workers: Processes that read ahead and decode.
+        image_size: Height and width to bring images to, or one number for both; ``None`` = they have one size.
+        fit: How: ``"crop"`` takes the middle of an image scaled to cover the size, ``"stretch"`` changes proportions.
+        channels: 1, 3, or 4 (with transparency).
+        flip: Whether training images are mirrored left to right at random.
+        subset: Number of training images; ``None`` = all that are not held out.
+        num_control: Number of held-out images that stand in for generated ones; 0 = none.
+        num_reference: Number of further held-out images, which FID compares with; ``None`` = all that are left (where
+            there is one source and no ``subset``: as many as in the control).
+        num_classes: Number of classes, for labels to be checked against; ``None`` = as many as there are.
+        on_error: Images that cannot be used are named and counted: ``"raise"`` ends the run, ``"skip"`` leaves them
+            out.
+        check: Whether all images are read once before training, to find those; without it, the first one met ends the
+            run.
+        download: Whether data may be fetched from the network.
+        synthetic: Whether random images take the place of the data, a few of them: nothing is read.
+        seed: Seed of the split.
 
     Attributes:
-        train_set: What the model is trained on, yielding ``(image in [0, 1], label, index)``.
+        train_set: What the model is trained on, yielding ``(image in [0, 1], condition, index)``, never mirrored.
         control_set: Held-out images, put in the place of generated ones: what a figure looks like without memorization.
-        reference_set: Further held-out images, which FID compares with.
+            ``None`` where there are none.
+        reference_set: Further held-out images, which FID compares with; or ``None``.
+        skipped: Images that were left out, with their reasons.
+
+    Raises:
+        ValueError: For arguments out of range; in ``setup``, for images, labels and numbers that do not fit.
+
+    Example:
+        >>> class Noise(ImageDataModule):
+        ...     def load(self):
+        ...         return IndexedImages(torch.rand(60, 3, 8, 8), torch.arange(60) % 2)
+        >>> noise = Noise(num_control=10, batch_size=8, image_size=16)
+        >>> noise.setup("fit")
+        >>> [len(images) for images in (noise.train_set, noise.control_set, noise.reference_set)]
+        [40, 10, 10]
+        >>> images, labels, indices = next(iter(noise.train_dataloader()))
+        >>> images.shape, labels.dtype
+        (torch.Size([8, 3, 16, 16]), torch.int64)
     """
 
-    train_set: Dataset[Any]
-    control_set: Dataset[Any]
-    reference_set: Dataset[Any]
+    title: ClassVar[str] = "the data"
+    """What messages call the data."""
+    downloadable: ClassVar[bool] = False
+    native_size: ClassVar[Size] = (32, 32)
+    """Size of the data's own images: that of synthetic ones where no ``image_size`` is given."""
+    captioned: bool = False
+    """Whether conditions are captions: those of synthetic images are."""
 
-    def __init__(self, *, batch_size: int, num_workers: int = 0) -> None:
+    train_set: Dataset[Any]
+    control_set: Dataset[Any] | None
+    reference_set: Dataset[Any] | None
+
+    def __init__(
+        self,
+        root: Path | None = None,
+        *,
+        batch_size: int = 64,
+        num_workers: int = 0,
+        image_size: int | tuple[int, int] | None = None,
+        fit: Fit = "crop",
+        channels: Channels = 3,
+        flip: bool = False,
+        subset: int | None = None,
+        num_control: int = 512,
+        num_reference: int | None = None,
+        num_classes: int | None = None,
+        on_error: Literal["raise", "skip"] = "raise",
+        check: bool = True,
+        download: bool = False,
+        synthetic: bool = False,
+        seed: int = 0,
+    ) -> None:
         super().__init__()
         if batch_size < 1:
             raise ValueError(f"Argument `batch_size` expected an integer ≥ 1, but got {batch_size}.")
         if num_workers < 0:
             raise ValueError(f"Argument `num_workers` expected an integer ≥ 0, but got {num_workers}.")
+        if download and not self.downloadable:
+            raise ValueError(
+                f"Argument `download` expected False, since {type(self).__name__} reads what is there, but got True. "
+                "Give the data's place with `root`."
+            )
+        _check_choice("channels", channels, (1, 3, 4))
+        _check_choice("fit", fit, ("crop", "stretch"))
+        _check_choice("on_error", on_error, ("raise", "skip"))
+        self.root = None if root is None else Path(root)
         self.batch_size = batch_size
         self.num_workers = num_workers
+        self.image_size = _size(image_size)
+        self.fit = fit
+        self.channels = channels
+        self.flip = flip
+        self.set_sizes = SetSizes(subset, num_control, num_reference)
+        self.num_classes = num_classes
+        self.on_error = on_error
+        self.check = check
+        self.download = download
+        self.synthetic = synthetic
+        self.seed = seed
+        self.skipped: list[Skip] = []
+
+    # --- what a subclass says ----------------------------------------------------------------------------------------
+
+    def load(self) -> Dataset[Any] | tuple[Dataset[Any], Dataset[Any]]:
+        """Where the images are: one source, or one to train on and one to hold out."""
+        raise NotImplementedError(f"{type(self).__name__} has no method `load`, which returns its images.")
+
+    def fetch(self) -> None:
+        """Download the data; on one process, with ``download=True``."""
+
+    # --- what follows from it ----------------------------------------------------------------------------------------
+
+    def prepare_data(self) -> None:
+        """Download the data, where that is asked for."""
+        if self.download and not self.synthetic:
+            self.fetch()
+
+    def setup(self, stage: str) -> None:
+        """Make the three sets, once."""
+        if "train_set" in vars(self):
+            return
+        prepare = Preparation(self.channels, self.image_size, self.fit)
+        sizes, loaded = self._synthetic() if self.synthetic else (self.set_sizes, self.load())
+        sources = loaded if isinstance(loaded, tuple) else (loaded,)
+        pools = [self._pool(source, prepare) for source in sources]
+        self.skipped = [skip for pool in pools for skip in pool.skipped]
+        if self.image_size is None:
+            check_sizes({size: name for pool in reversed(pools) for size, name in pool.sizes.items()})
+        if self.num_classes is None and pools[0].labels is not None:
+            self.num_classes = int(pools[0].labels.max()) + 1
+        train, *held_out = (
+            Samples(pool.source, indices, prepare, labels=pool.labels) for pool, indices in self._split(pools, sizes)
+        )
+        self.control_set, self.reference_set = (samples if len(samples) else None for samples in held_out)
+        self.train_set = train
+
+    def _pool(self, source: Dataset[Any], prepare: Preparation) -> Pool:
+        return Pool.of(
+            source,
+            prepare,
+            where=self.title if self.root is None else f"'{self.root}'",
+            skip=self.on_error == "skip",
+            check=self.check,
+            num_classes=self.num_classes,
+        )
+
+    def _split(self, pools: Sequence[Pool], sizes: SetSizes) -> list[tuple[Pool, Tensor]]:
+        """The samples of each set, in the order in which they lie in their source."""
+        if len(pools) == 1:
+            parts = [(pools[0], sizes.of_one(len(pools[0])))]
+        else:
+            parts = list(zip(pools, sizes.of_two(*map(len, pools)), strict=True))
+        return [(pool, drawn) for pool, numbers in parts for drawn in pool.draw(numbers, seed=self.seed)]
+
+    def _synthetic(self) -> tuple[SetSizes, SyntheticImages]:
+        most = max(4 * _FEW, _FEW * (self.num_classes or 1)), _FEW, _FEW
+        numbers = [m if asked is None else min(m, asked) for m, asked in zip(most, self.set_sizes, strict=True)]
+        images = SyntheticImages(
+            sum(numbers),
+            channels=self.channels,
+            size=self.image_size or self.native_size,
+            num_classes=self.num_classes,
+            captioned=self.captioned,
+            seed=self.seed,
+        )
+        return SetSizes(*numbers), images
 
     def train_dataloader(self) -> DataLoader[Any]:
         """The training images, shuffled."""
-        return self._loader(self.train_set, shuffle=True)
+        return self._loader(RandomFlips(self.train_set) if self.flip else self.train_set, shuffle=True)
 
-    def val_dataloader(self) -> DataLoader[Any]:
-        """The control images."""
-        return self._loader(self.control_set, shuffle=False)
+    def val_dataloader(self) -> DataLoader[Any] | list[Any]:
+        """The control images; no loader where there are none."""
+        return [] if self.control_set is None else self._loader(self.control_set, shuffle=False)
 
-    def test_dataloader(self) -> DataLoader[Any]:
-        """The reference images."""
-        return self._loader(self.reference_set, shuffle=False)
+    def test_dataloader(self) -> DataLoader[Any] | list[Any]:
+        """The reference images; no loader where there are none."""
+        return [] if self.reference_set is None else self._loader(self.reference_set, shuffle=False)
 
     def _loader(self, dataset: Dataset[Any], *, shuffle: bool) -> DataLoader[Any]:
         return DataLoader(
@@ -94,31 +226,15 @@ class ImageDataModule(pl.LightningDataModule):
         )
 
 
-def draw_disjoint(labels: Tensor, sizes: Sequence[int], *, seed: int) -> list[Tensor]:
-    """Draw disjoint sets of samples, each with the classes in equal shares of what there is.
-
-    Args:
-        labels: Classes, shape ``(n,)``.
-        sizes: Number of samples of each set; at most n together.
-        seed: Seed of the draw.
-
-    Returns:
-        One index tensor per set.
-
-    Raises:
-        ValueError: If more samples are asked for than there are.
-
-    Example:
-        >>> [sorted(drawn.tolist()) for drawn in draw_disjoint(torch.tensor([0, 0, 1, 1]), [2, 2], seed=0)]
-        [[0, 3], [1, 2]]
-    """
-    if sum(sizes) > len(labels) or min(sizes) < 1:
+def _size(image_size: int | tuple[int, int] | None) -> Size | None:
+    size = (image_size, image_size) if isinstance(image_size, int) else image_size
+    if size is not None and (len(size) != 2 or min(size) < 1):
         raise ValueError(
-            f"Argument `sizes` expected numbers ≥ 1, together at most {len(labels)}, but got {list(sizes)}."
+            f"Argument `image_size` expected a height and a width ≥ 1, or one number, but got {image_size}."
         )
-    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
-    # Sorting by (how many of the class came before, class) deals the classes out in turn.
-    classes = labels[order]
-    rank = torch.stack([(classes[:i] == classes[i]).sum() for i in range(len(classes))])
-    order = order[torch.argsort(rank, stable=True)]
-    return list(order[: sum(sizes)].split(list(sizes)))
+    return None if size is None else (size[0], size[1])
+
+
+def _check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"Argument `{name}` expected one of {', '.join(map(repr, choices))}, but got {value!r}.")

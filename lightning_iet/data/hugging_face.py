@@ -1,0 +1,151 @@
+"""Data sets in Hugging Face's formats: of the hub, of ``save_to_disk``, or Parquet files."""
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+from torch.utils.data import Dataset
+
+from lightning_iet.data.downloads import one_line_download
+from lightning_iet.data.images import ImageDataModule
+from lightning_iet.data.skips import reason_of
+from lightning_iet.data.sources.hugging_face import HuggingFaceSource, load_table
+from lightning_iet.data.stored import StoredSamples
+from lightning_iet.utilities.imports import require
+
+__all__ = ["HuggingFaceDataModule"]
+
+_LABELS = ("label", "labels", "fine_label")
+_CAPTIONS = ("text", "caption", "captions", "prompt")
+
+
+class HuggingFaceDataModule(ImageDataModule):
+    """Images of a Hugging Face data set, with the labels or captions of another column.
+
+    Args:
+        root: A folder as ``save_to_disk`` writes it, a folder of Parquet files, or one such file; or a hub id
+            (``user/name``), with ``download=True``.
+        split: Name of the split to train on, where there are several.
+        held_out_split: Name of the split that is held out; ``None`` = hold out some of the training images.
+        image_column: Of the images; ``None`` = the only one.
+        condition_column: Of labels (integers) or captions (texts); ``None`` = the first that is there of ``label``,
+            ``labels``, ``fine_label``, ``text``, ``caption``, ``captions`` and ``prompt``.
+        **kwargs: See :class:`~lightning_iet.data.ImageDataModule`.
+
+    Raises:
+        ModuleNotFoundError: In ``setup``, without the package ``datasets``, which the extra ``audit`` brings.
+        FileNotFoundError: If there is nothing at ``root``.
+        ConnectionError: If the hub cannot be reached.
+        ValueError: If a column or split is missing, or some images cannot be used.
+
+    Example:
+        >>> faces = HuggingFaceDataModule(Path("user/faces"), condition_column="text", image_size=16, synthetic=True)
+        >>> faces.setup("fit")
+        >>> faces.train_set[0][0].shape, faces.train_set[0][1]
+        (torch.Size([3, 16, 16]), 'synthetic image ...')
+    """
+
+    title: ClassVar[str] = "the data set"
+    downloadable: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        root: Path | None = None,
+        *,
+        split: str = "train",
+        held_out_split: str | None = None,
+        image_column: str | None = None,
+        condition_column: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(root, **kwargs)
+        self.split = split
+        self.held_out_split = held_out_split
+        self.image_column = image_column
+        self.condition_column = condition_column
+        self.captioned = condition_column in _CAPTIONS
+
+    def fetch(self) -> None:
+        """Let the hub's client fetch what is no local path; it keeps it for the next time."""
+        if not self._path.exists():
+            self._from_hub(self.split)
+
+    def load(self) -> Dataset[Any] | tuple[Dataset[Any], Dataset[Any]]:
+        """Open the split to train on, and the one that is held out."""
+        train = self._open(self.split)
+        return train if self.held_out_split is None else (train, self._open(self.held_out_split))
+
+    @property
+    def _path(self) -> Path:
+        if self.root is None:
+            raise ValueError("Argument `root` expected a path or a hub id, but got None. Give the data's place.")
+        return self.root
+
+    def _open(self, split: str) -> StoredSamples:
+        table = self._table(split)
+        try:
+            source = HuggingFaceSource(table=table, column=self.image_column)
+        except ValueError as error:
+            raise ValueError(
+                f"Argument `image_column` expected a column of images of '{self.root}', but got {self.image_column!r}: "
+                f"{error}. Name one."
+            ) from error
+        column = self._condition_column(table.column_names)
+        return StoredSamples(source, None if column is None else list(table[column]), missing=f"no {column}")
+
+    def _table(self, split: str) -> Any:
+        path = self._path
+        if not path.exists():
+            return self._from_hub(split)
+        found = splits_at(path)
+        if split not in found:
+            raise ValueError(
+                f"Argument `split` expected one of {', '.join(map(repr, found)) or 'none'} at '{path}', but got "
+                f"{split!r}. Give that of the data."
+            )
+        try:
+            return load_table(*found[split])
+        except (ModuleNotFoundError, FileNotFoundError):
+            raise
+        except Exception as error:  # the package raises errors of its own, some not of Python's kinds
+            raise ValueError(
+                f"Argument `root` expected whole files of a data set, but got '{path}', which cannot be read "
+                f"({reason_of(error)})."
+            ) from error
+
+    def _from_hub(self, split: str) -> Any:
+        if not self.download:
+            raise FileNotFoundError(
+                f"Argument `root` expected a folder of save_to_disk or Parquet files, but got '{self.root}', which "
+                "does not exist. If it is a hub id, fetch it by `download: true`; without a network, give the path of "
+                "a local copy, or try with random images by `synthetic: true`."
+            )
+        with one_line_download(f"'{self.root}'", None):
+            return require("datasets", "audit").load_dataset(str(self.root), split=split)
+
+    def _condition_column(self, columns: list[str]) -> str | None:
+        if self.condition_column is None:
+            return next((name for name in (*_LABELS, *_CAPTIONS) if name in columns), None)
+        if self.condition_column not in columns:
+            raise ValueError(
+                f"Argument `condition_column` expected one of {', '.join(map(repr, columns))}, but got "
+                f"{self.condition_column!r}."
+            )
+        return self.condition_column
+
+
+def splits_at(path: Path) -> dict[str, list[Path]]:
+    """The splits at a path, each with what :func:`~lightning_iet.data.sources.hugging_face.load_table` reads.
+
+    Parquet files belong to the split that their name begins with, up to a hyphen, or that their folder is called;
+    where no file is of a split ``train``, all files are.
+    """
+    if (path / "dataset_dict.json").is_file():
+        return {folder.name: [folder] for folder in sorted(path.iterdir()) if folder.is_dir()}
+    if (path / "dataset_info.json").is_file():
+        return {"train": [path]}
+    files = [path] if path.is_file() else sorted(path.rglob("*.parquet"))
+    found: dict[str, list[Path]] = {}
+    for file in files:
+        name = file.parent.name if file.stem.isdigit() else file.stem.partition("-")[0]
+        found.setdefault(name, []).append(file)
+    return found if "train" in found or not files else {"train": files} | found

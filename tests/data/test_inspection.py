@@ -1,0 +1,55 @@
+import pytest
+import torch
+
+from lightning_iet.data import inspection
+from lightning_iet.data.inspection import check_labels, check_sizes, inspect
+from lightning_iet.data.preparation import Preparation
+from tests.helpers.pictures import pixels, png
+
+WIDE, HIGH = pixels(1, size=(4, 6))[0], pixels(1, size=(6, 4))[0]
+
+
+class Files(list):
+    def name(self, index):
+        return f"{index}\n.png"
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_everything_is_looked_at_once(monkeypatch, workers):
+    monkeypatch.setattr(inspection, "BATCH", 2)
+    stored = Files([png(WIDE), b"", (png(HIGH), "caption"), b"no image", png(WIDE)[:40], torch.full((1, 2, 2), 1.5)])
+    usable, skipped, sizes = inspect(stored, Preparation(3), workers=workers)
+    assert usable.tolist() == [0, 2]
+    assert sizes == {(4, 6): "0\\n.png", (6, 4): "2\\n.png"}
+    assert [skip.name for skip in skipped] == [f"{number}\\n.png" for number in (1, 3, 4, 5)]
+    assert skipped[0].reason == "the file is empty"
+    assert skipped[1].reason == "not an image that Pillow knows"
+    assert skipped[3].reason == "values from 1.5 to 1.5, not in [0, 1]"
+    assert all("\n" not in skip.reason for skip in skipped)
+
+
+def test_nan_is_no_image():
+    assert "nan" in inspect([torch.full((1, 2, 2), float("nan"))], Preparation(1))[1][0].reason
+
+
+def test_many_images_are_read_by_all_cores(monkeypatch):
+    assert inspection._workers(inspection.FEW) == 0
+    monkeypatch.setattr(inspection.os, "sched_getaffinity", lambda _: range(8))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert inspection._workers(inspection.FEW + 1) == 2
+
+
+def test_mixed_sizes_are_refused():
+    check_sizes({(4, 6): "a"})
+    with pytest.raises(ValueError, match="'a' has 6x4 pixels and 'b' has 4x6, but got None"):
+        check_sizes({(4, 6): "a", (6, 4): "b"})
+
+
+def test_labels_out_of_range_are_refused():
+    files = Files("abc")
+    check_labels(files, torch.tensor([0, 2, 1]), 3)
+    check_labels(files, torch.tensor([0, 99, 1]), None)
+    with pytest.raises(ValueError, match=r"labels 0 … 1, but got 2 for '1\\n.png' \(1 of 3 are out of range\)"):
+        check_labels(files, torch.tensor([0, 2, 1]), 2)
+    with pytest.raises(ValueError, match="labels from 0, but got -1 for '0"):
+        check_labels(files, torch.tensor([-1, 2, 1]), None)
