@@ -1,6 +1,7 @@
 """What an audit has worked out so far, on disk: an interrupted audit goes on from there, and processes share it."""
 
 import hashlib
+import re
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -14,7 +15,9 @@ from lightning_iet.tools.run_folder import write_atomically
 
 __all__ = ["BlockCache", "digest", "hash_weights"]
 
-FORMAT = "1"  # to be raised when stored blocks change their meaning
+FORMAT = "2"  # to be raised when stored blocks change their meaning
+_OURS = re.compile(r"\.?[0-9a-f]{64}(\.\d+)?\.safetensors")  # blocks, and those that were never finished
+_SEAL = hashlib.sha256().digest_size
 
 
 def digest(*parts: object) -> str:
@@ -62,7 +65,8 @@ def _bits(tensor: Tensor) -> bytes:
 class BlockCache:
     """Tensors in a folder, each file under the hash of all that it was computed from.
 
-    A file is written whole or not at all. One that cannot be read counts as missing, so that it is computed again.
+    A file is written whole or not at all, with a hash of its content behind it. One that cannot be read, or whose bits
+    have changed, counts as missing, so that it is computed again.
 
     Args:
         folder: made when the first block is stored.
@@ -77,7 +81,10 @@ class BlockCache:
     def load(self, key: str) -> dict[str, Tensor] | None:
         """Return the tensors stored under a key, or ``None``."""
         try:
-            return load(self._path(key).read_bytes())
+            stored = self._path(key).read_bytes()
+            if hashlib.sha256(memoryview(stored)[:-_SEAL]).digest() != stored[-_SEAL:]:
+                return None
+            return load(stored[:-_SEAL])
         except (FileNotFoundError, SafetensorError):
             return None
 
@@ -99,12 +106,14 @@ class BlockCache:
         """Store tensors under a key."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with write_atomically(self._path(key)) as unfinished:
-            unfinished.write_bytes(save({name: tensor.contiguous() for name, tensor in tensors.items()}))
+            content = save({name: tensor.contiguous() for name, tensor in tensors.items()})
+            unfinished.write_bytes(content + hashlib.sha256(content).digest())
 
     def clear(self) -> None:
         """Remove the blocks, and the folder if nothing else is in it."""
-        for file in self.folder.glob("*.safetensors"):
-            file.unlink(missing_ok=True)
+        for file in self.folder.iterdir() if self.folder.is_dir() else ():
+            if _OURS.fullmatch(file.name):
+                file.unlink(missing_ok=True)
         with suppress(OSError):
             self.folder.rmdir()
 

@@ -7,7 +7,7 @@ from typing import Any
 from lightning_iet.audit.cache import BlockCache
 from lightning_iet.audit.copies import Copies, find_copies
 from lightning_iet.audit.duplicates import Duplicates, find_duplicates, without_self
-from lightning_iet.audit.features import CLASS_LIKE, PIXELS, Features, build_features, extract
+from lightning_iet.audit.features import CLASS_LIKE, PIXELS, Features, build_features, check_comparable, extract
 from lightning_iet.audit.images import ImageSet
 from lightning_iet.audit.search import Neighbors, References, cosine_distances, nearest_references
 from lightning_iet.audit.views import Invariance, views
@@ -108,6 +108,8 @@ def audit_images(
     sets = _same_channels(sets)
     train = sets["train"]
     rows = {name: extract(images, features, cache, argument=name) for name, images in sets.items()}
+    if features.name != PIXELS:
+        check_comparable(rows["train"], name=features.name)
     references = References.of(rows["train"], train.sha256)
     versions = views(settings.invariance)
     tools: dict[str, Any] = {"features": features, "cache": cache}

@@ -16,11 +16,12 @@ from lightning_iet.functional.images import image_rows
 from lightning_iet.functional.precision import full_precision
 from lightning_iet.metrics.features import feature_extractor
 
-__all__ = ["CLASS_LIKE", "PIXELS", "SSCD", "Features", "build_features", "extract"]
+__all__ = ["CLASS_LIKE", "PIXELS", "SSCD", "Features", "build_features", "check_comparable", "extract"]
 
 PIXELS, SSCD = "pixels", "sscd"
 BATCH = 256  # images that go through a network at once, and lie in one block of the cache
 ON_SPHERE = ("clip", SSCD)  # networks whose features are compared by angle
+_LEAST, _MOST = 1e-10, 1e15  # whose squares, and sums of these, are ordinary float32 numbers
 CLASS_LIKE = ("digits",)  # networks whose features tell classes apart, but hardly the images of one class
 
 
@@ -60,9 +61,11 @@ def build_features(name: str, *, weights: Path | None = None, device: str = "cpu
         torch.Size([2, 64])
     """
     if name == PIXELS:
+        if weights is not None:
+            raise ValueError(f"Argument `weights` expected None with features='{PIXELS}', but got '{weights}'.")
         return Features(PIXELS, "", lambda images: image_rows(images).to(device))
     network = feature_extractor(name, weights=weights).to(device).eval()
-    return Features(name, _hash(name, network), _Rows(network, device, name in ON_SPHERE))
+    return Features(name, _hash(name, network), _Rows(name, network, device))
 
 
 def extract(images: ImageSet, features: Features, cache: BlockCache, *, argument: str) -> Tensor:
@@ -98,6 +101,26 @@ def extract(images: ImageSet, features: Features, cache: BlockCache, *, argument
     return rows
 
 
+def check_comparable(rows: Tensor, *, name: str) -> None:
+    """Refuse features of training images that say nothing, or whose distances float32 cannot hold.
+
+    Raises:
+        ValueError: naming the network.
+    """
+    spread = (rows.amax(dim=0) - rows.amin(dim=0)).amax() if rows.numel() else torch.tensor(0.0)
+    largest = rows.abs().amax() if rows.numel() else spread
+    problem = None
+    if not spread:
+        problem = f"{rows.shape[1]} features that are the same for all training images"
+    elif spread < _LEAST or largest > _MOST:
+        problem = f"features of up to {largest:.0e} that differ by {spread:.0e}"
+    if problem and len(rows) > 1:
+        raise ValueError(
+            f"Argument `features` expected a network whose features differ between images, by {_LEAST:.0e} or more, "
+            f"and lie below {_MOST:.0e}, but got '{name}' with {problem}. Scale them, or choose another network."
+        )
+
+
 def check_finite(rows: Tensor, names: Sequence[str], *, argument: str, name: str) -> None:
     """Refuse features that cannot be compared.
 
@@ -115,13 +138,22 @@ def check_finite(rows: Tensor, names: Sequence[str], *, argument: str, name: str
 
 
 class _Rows:
-    def __init__(self, network: nn.Module, device: str, on_sphere: bool) -> None:
-        self.network, self.device, self.on_sphere = network, device, on_sphere
+    def __init__(self, name: str, network: nn.Module, device: str) -> None:
+        self.name, self.network, self.device, self.on_sphere = name, network, device, name in ON_SPHERE
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> Tensor:
         with full_precision(torch.device(self.device).type):
-            batches = [self.network(batch.to(self.device)).flatten(1).float() for batch in images.split(BATCH)]
+            try:
+                batches = [self.network(batch.to(self.device)).flatten(1).float() for batch in images.split(BATCH)]
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError as error:  # what TorchScript says runs over many lines; the last one is the reason
+                reason = str(error).strip().splitlines()[-1]
+                raise ValueError(
+                    f"Argument `features` expected a network that takes images of shape {tuple(images.shape[1:])}, "
+                    f"but got '{self.name}', which fails ({reason}). Bring them to its size with --resize."
+                ) from error
         rows = torch.cat(batches)
         return F.normalize(rows) if self.on_sphere else rows
 

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -189,7 +190,7 @@ def _set_findings(copies: Copies, ratio: float, measure: str, features: str) -> 
         identical=int(copies.identical.sum()),
         memorized_fraction=share(int(below(copies.ratios["nearest"], ratio).sum()), total),
         memorized_quantity={f"{a:g}": share(count, total) for a, count in zip(MQ_THRESHOLDS, quantity, strict=True)},
-        median_distance=float(copies.neighbors.sq_distances[:, 0].sqrt().median()),
+        median_distance=float(np.median(copies.neighbors.sq_distances[:, 0].sqrt().numpy())),
         average_minimum_distance=None if copies.cosine is None else float(copies.cosine.double().mean()),
         sscd=_sscd(1 - copies.cosine) if features == SSCD and copies.cosine is not None else None,
     )

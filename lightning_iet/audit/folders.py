@@ -4,7 +4,7 @@ import errno
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -53,10 +53,13 @@ def check_free(folder: Path, *, overwrite: bool) -> None:
 
 
 def check_apart(written: Mapping[str, Path], read: Mapping[str, Path]) -> None:
-    """Refuse to write among the images that are read: the next audit would take pictures of the report for images.
+    """Refuse folders that lie in one another.
+
+    The next audit would take pictures of a report for images; images that stand in two sets would be copies of
+    themselves; and a report that takes the place of an old folder would take a cache in it along.
 
     Args:
-        written: folders by the names of their arguments.
+        written: folders by the names of their arguments, ``"out"`` first.
         read: folders or files likewise.
 
     Raises:
@@ -64,11 +67,26 @@ def check_apart(written: Mapping[str, Path], read: Mapping[str, Path]) -> None:
     """
     for argument, folder in written.items():
         for name, source in read.items():
-            if folder.resolve().is_relative_to(source.resolve()):
-                raise ValueError(
-                    f"Argument `{argument}` expected a folder outside of `{name}`, but got '{folder}' in '{source}'. "
-                    f"Give another one with --{argument}."
-                )
+            _refuse_within(argument, folder, name, source, f"Give another one with --{argument}.")
+    (out, folder), *others = written.items()
+    for argument, other in others:
+        _refuse_within(argument, other, out, folder, f"Give another one with --{argument}.")
+    for argument, source in read.items():
+        for name, other in read.items():
+            if argument != name and not _same(source, other):  # sets that are the same are refused by their content
+                remedy = "Give folders that share no images: the inner ones would be compared with themselves."
+                _refuse_within(argument, source, name, other, remedy)
+
+
+def _refuse_within(argument: str, inner: Path, name: str, outer: Path, remedy: str) -> None:
+    if Path(os.path.realpath(inner)).is_relative_to(os.path.realpath(outer)):
+        raise ValueError(
+            f"Argument `{argument}` expected a folder outside of `{name}`, but got '{inner}' in '{outer}'. {remedy}"
+        )
+
+
+def _same(one: Path, other: Path) -> bool:
+    return os.path.realpath(one) == os.path.realpath(other)
 
 
 @contextmanager
@@ -96,13 +114,14 @@ def remedies(kept: Path) -> Iterator[None]:
 
 
 @contextmanager
-def whole_folder(folder: Path) -> Iterator[Path]:
+def whole_folder(folder: Path, *, check: Callable[[], object] = lambda: None) -> Iterator[Path]:
     """Give a new folder beside ``folder`` that takes its place once the block has ended well.
 
     When the block raises, an old folder stays as it was and the new one goes.
 
     Args:
         folder: the folder that is to appear.
+        check: raises if it must not: asked once more at the end, for much may have changed in the meantime.
 
     Yields:
         The folder to write to.
@@ -112,6 +131,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     try:
         unfinished.mkdir(parents=True)
         yield unfinished
+        check()
         if folder.exists():
             folder.rename(old)
         unfinished.rename(folder)

@@ -96,6 +96,8 @@ def _check_unconditional(unet: Any) -> None:
     config = unet.config
     if config.num_class_embeds is not None or config.class_embed_type is not None:
         raise ValueError("it draws images of a class that is given, which this audit does not do.")
+    if config.in_channels not in (1, 3):
+        raise ValueError(f"it draws images of {config.in_channels} channels, which are neither grey nor in colour.")
     if config.in_channels != config.out_channels:
         raise ValueError(f"it predicts {config.out_channels} channels for images of {config.in_channels}.")
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import psutil
 import torch
 from PIL import __version__ as pillow_version
 from torch import Tensor
@@ -57,6 +58,8 @@ def read_images(
     Raises:
         ValueError: if no image can be read, their sizes differ without ``size``, or ``strict`` meets an unreadable one.
     """
+    if size is not None:
+        _check_memory(len(source), size)
     blocks: list[_Block] = []
     dataset = _Blocks(source, cache, size, fit)
     with all_or_none(), progress_bar(f"Reading {argument} images", len(source)) as show:
@@ -137,6 +140,15 @@ class _Blocks(Dataset[_Block | OSError]):
             return data if isinstance(data, Exception) else decode(data, size=self.size, fit=self.fit)
         except Exception as error:  # decoders raise whatever damaged bytes provoke
             return error
+
+
+def _check_memory(number: int, size: Size) -> None:
+    needed, free = number * size[0] * size[1] * 3, psutil.virtual_memory().available
+    if needed > free:
+        raise ValueError(
+            f"Argument `resize` expected a size at which {number:,} images fit into {free / 2**30:.1f} GiB of memory, "
+            f"but got {size[1]}x{size[0]}, which takes {needed / 2**30:.1f} GiB. Choose a smaller one."
+        )
 
 
 def _hash(data: bytes | Pixels | Exception) -> str:

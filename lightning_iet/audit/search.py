@@ -47,6 +47,11 @@ class References(NamedTuple):
     norms: Tensor
     sha256: str
 
+    @property
+    def made_of(self) -> tuple[object, ...]:
+        """What they are told apart by: a grey set repeated over channels has the hash of the grey one."""
+        return self.sha256, *self.rows.shape
+
     @classmethod
     def of(cls, rows: Tensor, sha256: str) -> "References":
         """Prepare rows for many searches."""
@@ -94,7 +99,7 @@ def nearest_references(
         nearest = found[0] if len(found) == 1 else _merge(found, k)
         return {name: tensor.cpu() for name, tensor in nearest._asdict().items()}
 
-    settings = (features.name, features.sha256, k, *views, references.sha256, images.sha256)
+    settings = (features.name, features.sha256, k, *views, *references.made_of, images.sha256, *images.pixels.shape)
     blocks = in_blocks(
         f"Comparing {argument} images",
         [digest("neighbors", *settings, start) for start in range(0, len(images), BLOCK)],
@@ -124,7 +129,7 @@ def cosine_distances(
     """
     train = unit_rows(references.rows)
     norms = train.square().sum(dim=1)
-    settings = (features.name, features.sha256, references.sha256, images.sha256)
+    settings = (features.name, features.sha256, *references.made_of, images.sha256, *images.pixels.shape)
     blocks = in_blocks(
         f"Comparing directions of {argument} images",
         [digest("cosine", *settings, start) for start in range(0, len(images), BLOCK)],

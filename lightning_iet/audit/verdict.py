@@ -48,11 +48,19 @@ def verdict(findings: Findings) -> Verdict:
         return Verdict("none", headline, details + _control(control))
     if findings.excess is not None and findings.excess.p_value < SIGNIFICANT:
         headline = f"The generator copies: {counted} {are} of training images."
-        return Verdict("copies", headline, f"{_control(control).strip()} {_difference(findings.excess)}")
-    if findings.generated.identical and not (findings.held_out and findings.held_out.identical):
-        same = f"{findings.generated.identical:,} of {copies.total:,} generated images"
-        headline = f"The generator copies: {same} equal a training image in every pixel."
+        return Verdict(
+            "copies", headline, f"{_control(control).strip()} {_difference(findings.excess)}{_known(findings)}"
+        )
+    identical = findings.generated.identical
+    same = (
+        f"{identical:,} of {copies.total:,} generated images {'equals' if identical == 1 else 'equal'} a training image"
+    )
+    if identical and not (findings.held_out and findings.held_out.identical):
+        headline = f"The generator copies: {same} in every pixel."
         return Verdict("copies", headline, f"In all, {counted} {are} by this measure.{_control(control)}")
+    if identical and control is not None:
+        headline = f"{same} in every pixel, but so do held-out images: they are no control."
+        return Verdict("open", headline, f"In all, {counted} {are} by this measure.{_known(findings)}")
     if control is None:
         headline = f"{counted} {are} of training images by this measure."
         details = (
@@ -60,9 +68,10 @@ def verdict(findings: Findings) -> Verdict:
             "even images that nobody copied lie close to a training image. Add --held-out."
         )
         return Verdict("open", headline, details)
+    known = _known(findings)
     headline = f"No sure sign of copying: {counted} pass for {'a copy' if copies.count == 1 else 'copies'}."
     details = "The difference is within what chance gives; a few copies may hide in it, so look at the pairs."
-    return Verdict("control", headline, f"{_control(control).strip()} {details}")
+    return Verdict("control", headline, f"{_control(control).strip()} {details}{known}")
 
 
 def membership_words(membership: Membership) -> str:
@@ -98,6 +107,18 @@ def percent(value: float) -> str:
 def _difference(larger: Excess) -> str:
     difference, low, high = (100 * value for value in (larger.difference, larger.low, larger.high))
     return f"The share is larger by {difference:.2g} percentage points (95 % interval {low:.2g} to {high:.2g})."
+
+
+def _known(findings: Findings) -> str:
+    """Warn of held-out images that are training images."""
+    found = findings.held_out.identical if findings.held_out else 0
+    if not found:
+        return ""
+    these = "of them equals a training image" if found == 1 else "of them equal a training image"
+    return (
+        f" Beware: {found:,} {these} in every pixel. What was trained on is no control, and hides copies: remove such "
+        "images from --held-out, and audit again."
+    )
 
 
 def _interval(part: Share) -> str:

@@ -9,7 +9,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 
 from lightning_iet.audit.cache import BlockCache
@@ -27,6 +26,7 @@ from lightning_iet.audit.sources import open_source
 from lightning_iet.audit.table import findings_table
 from lightning_iet.audit.views import Invariance
 from lightning_iet.tools.run_folder import check_writable
+from lightning_iet.utilities.devices import usable_device
 
 __all__ = ["AuditJob"]
 
@@ -37,9 +37,10 @@ class AuditJob:
 
     Args:
         out: Folder for the report.
-        features: What distances are measured in: pixels, or a network (digits, inception, ...).
+        features: What distances are measured in: pixels, or a network: efficientnet, sscd, clip, inception,
+            clean-inception, digits, or a TorchScript file (.ts).
         weights: The network's weight file.
-        resize: Size to bring all images to, such as 64 or 64x48 (width x height).
+        resize: Size to bring all images to, such as 64 or 64x48 (width x height); without it all must have one size.
         fit: Whether resizing stretches an image or crops its middle.
         invariance: Versions of a generated image that are compared too: mirrored (twice the time), shifted by one
             pixel (9 times), both (18 times).
@@ -80,8 +81,10 @@ class AuditJob:
             value = getattr(self, name)
             if value is not None and value < 0:
                 raise ValueError(f"Argument `{name}` expected an integer ≥ 0, but got {value}.")
-        _ = self.size, self.settings
+        _ = self.size, self.settings, self.on
         check_free(self.folder, overwrite=self.overwrite)
+        if self.cache is not None and Path(self.cache).exists() and not Path(self.cache).is_dir():
+            raise ValueError(f"Argument `cache` expected a folder, but got '{self.cache}', which is something else.")
         check_writable(self.folder, argument="out", remedy="Give another folder with --out.", make=False)
 
     @cached_property
@@ -115,7 +118,7 @@ class AuditJob:
     @cached_property
     def on(self) -> str:
         """The device."""
-        return ("cuda" if torch.cuda.is_available() else "cpu") if self.device == "auto" else self.device
+        return usable_device(self.device)
 
     @cached_property
     def network(self) -> Features:
@@ -172,7 +175,7 @@ class AuditJob:
         return findings
 
     def _publish(self, found: Audit, findings: Findings) -> None:
-        with whole_folder(self.folder) as folder:
+        with whole_folder(self.folder, check=lambda: check_free(self.folder, overwrite=self.overwrite)) as folder:
             write_report(found, findings, folder, pairs=self.pairs)
         console = Console()
         console.print(findings_table(findings))
@@ -181,4 +184,5 @@ class AuditJob:
                 console.print(
                     f"{name}: {len(facts.skipped)} of {facts.found} could not be read, see {METRICS}", style="bold"
                 )
-        console.print(f"Written to {self.folder}: {', '.join(FILES)}", style="dim", soft_wrap=True, highlight=False)
+        line = f"Written to {self.folder}: {', '.join(FILES)}"
+        console.print(line, style="dim", soft_wrap=True, highlight=False, markup=False)

@@ -106,7 +106,7 @@ def test_the_verdict_says_whether_there_are_more_copies_than_chance(run, copied,
     assert ("--held-out" in words.details) == (level == "open")
 
 
-@pytest.mark.parametrize(("control", "level"), [(None, "copies"), (0, "copies"), (1, "control")])
+@pytest.mark.parametrize(("control", "level"), [(None, "copies"), (0, "copies"), (1, "open")])
 def test_identical_images_need_no_statistics_unless_held_out_images_are_identical_too(run, control, level):
     train = random_set(80)
     held_out = None
@@ -115,7 +115,9 @@ def test_identical_images_need_no_statistics_unless_held_out_images_are_identica
         held_out = image_set(pixels, location="held-out")
     words = verdict(make_findings(run(planted(train, train.pixels[:1]), train, held_out)))
     assert words.level == level
-    assert ("1 of 101 generated images equal a training image in every pixel" in words.headline) == (level == "copies")
+    assert "1 of 101 generated images equals a training image in every pixel" in words.headline
+    assert ("are no control" in words.headline) == (level == "open")
+    assert ("1 of them equals a training image" in words.details) == (level == "open")
 
 
 def faded(train, count):

@@ -19,17 +19,6 @@ from tests.audit.helpers import random_pixels, write_images
 FILES = {"report.html", "pairs.csv", "metrics.json", "pairs.png", "ratios.png"}
 
 
-@pytest.fixture
-def here(tmp_path, monkeypatch):
-    """Folders of training, generated (3 copies among 40) and held-out images."""
-    monkeypatch.chdir(tmp_path)
-    train = random_pixels(60)
-    write_images(tmp_path / "train", train)
-    write_images(tmp_path / "generated", torch.cat([train[:3], random_pixels(37, seed=1)]))
-    write_images(tmp_path / "held_out", random_pixels(30, seed=2))
-    return tmp_path
-
-
 def run(**options):
     settings = {"generated": Path("generated"), "train": Path("train"), "out": Path("report"), "k": 20, "workers": 0}
     return audit(**settings | options)

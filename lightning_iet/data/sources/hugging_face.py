@@ -60,4 +60,6 @@ class HuggingFaceSource:
     def read(self, index: int) -> bytes:
         """Bytes of an image, which lie in the row itself or in a file of its own."""
         image = self.data[index][self.column]
+        if image is None:
+            raise ValueError("a row without an image")
         return image["bytes"] if image["bytes"] is not None else Path(image["path"]).read_bytes()

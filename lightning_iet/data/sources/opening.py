@@ -1,6 +1,6 @@
 """Finds out what a path holds."""
 
-import tarfile
+import os
 from pathlib import Path
 
 from lightning_iet.data.sources.array import ArraySource, load_array
@@ -28,16 +28,25 @@ def open_source(path: Path, *, argument: str) -> Source:
         ValueError: if it is something else, empty, damaged, or not readable.
     """
     wanted = f"Argument `{argument}` expected images"
-    if not path.exists():
+    if not os.path.exists(path):  # which says no, too, to a link that leads to itself
         raise FileNotFoundError(f"{wanted}, but got '{path}', which does not exist. Check its name.")
     try:
         source = _folder(path) if path.is_dir() else _file(path)
-    except (OSError, ValueError, tarfile.TarError) as error:
-        reason = (isinstance(error, OSError) and error.strerror) or str(error)
-        raise ValueError(f"{wanted}, but got '{path}', which cannot be read ({reason}).") from error
+    except ModuleNotFoundError:
+        raise
+    except RecursionError as error:
+        raise ValueError(f"{wanted}, but got '{path}', whose folders are nested too deeply.") from error
+    except Exception as error:  # readers of archives and tables raise anything on damaged files
+        raise ValueError(f"{wanted}, but got '{path}', which cannot be read ({_reason(error)}).") from error
     if not len(source):
         raise ValueError(f"{wanted}, but got '{path}', which holds none. Check the path.")
     return source
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}: '{error.filename}'" if error.filename else error.strerror
+    return next(iter(str(error).splitlines()), "") or "it is damaged"
 
 
 def _folder(path: Path) -> Source:

@@ -17,16 +17,23 @@ class Member(NamedTuple):
     name: str
     offset: int
     size: int
+    is_link: bool = False
 
     def read(self) -> bytes:
-        """Its bytes."""
+        """Its bytes.
+
+        Raises:
+            ValueError: if it is a link.
+        """
+        if self.is_link:
+            raise ValueError("a link inside an archive, not a file")
         with self.path.open("rb") as file:
             file.seek(self.offset)
             return file.read(self.size)
 
 
 def tar_members(path: Path) -> Iterator[Member]:
-    """The files in a shard, in order.
+    """The files in a shard, and links to files, in order.
 
     Args:
         path: the shard, uncompressed, for members are read in any order.
@@ -37,8 +44,8 @@ def tar_members(path: Path) -> Iterator[Member]:
     """
     with tarfile.open(path, "r:") as archive:
         for member in archive:
-            if member.isfile():
-                yield Member(path, member.name, member.offset_data, member.size)
+            if member.isfile() or member.islnk() or member.issym():
+                yield Member(path, member.name, member.offset_data, member.size, is_link=not member.isfile())
         _check_end(path, archive.offset)
 
 
