@@ -24,8 +24,11 @@ from lightning_iet.functional.sharding import Partition
 from lightning_iet.tools.audit import audit
 from lightning_iet.tools.audit_model import audit_model
 from lightning_iet.tools.compare import compare
+from lightning_iet.tools.export import export
+from lightning_iet.tools.plan import PlanningTrainer
 from lightning_iet.tools.run_folder import check_writable, run_folder
 from lightning_iet.tools.sample import sample
+from lightning_iet.tools.sweep import sweep
 from lightning_iet.utilities.checkpoint_io import use_atomic_checkpoints
 from lightning_iet.utilities.checkpoints import check_whole, outline
 from lightning_iet.utilities.errors import TRACEBACK_VARIABLE, fail, one_line_errors
@@ -39,7 +42,7 @@ _BOOLEANS = ("true", "false", "yes", "no")
 _WORDS = ("best", "last", "hpc", "registry")  # of Lightning's own, in the place of a checkpoint's path
 
 TOOLS: dict[str, Callable[..., object]] = {
-    tool.__name__.replace("_", "-"): tool for tool in (audit, audit_model, compare, sample)
+    tool.__name__.replace("_", "-"): tool for tool in (audit, audit_model, compare, export, sample, sweep)
 }
 
 DESCRIPTION = f"""\
@@ -47,13 +50,17 @@ Train diffusion models that do not memorise their training images, and prove it.
 
   {PROGRAM} fit --config configs/digits/iet_agc.yaml   train, evaluate, write a run folder
   {PROGRAM} fit --config ... --ckpt_path last             go on with a run that was cut off, or start it
+  {PROGRAM} plan --config ... --measure_steps 5        what it will cost: steps, memory, time
   {PROGRAM} compare RUN RUN ... --out comparison       one table over runs, and a picture
+  {PROGRAM} sweep configs/sweeps/agc_threshold.yaml --jobs 2
   {PROGRAM} sample --ckpt CHECKPOINT --num 64 --out images
+  {PROGRAM} export --ckpt CHECKPOINT --out DIR         a folder that diffusers loads, with a model card
   {PROGRAM} audit --generated DIR --train DIR --out audit   does any generator copy its training images?
   {PROGRAM} audit-model --ckpt CHECKPOINT --train DIR --held-out DIR --out audit   does this model, and does its
                                                        loss tell its training images from others?
 
-`audit`, `audit-model`, `compare` and `sample` are tools beside the subcommands below; each has a --help of its own.
+`audit`, `audit-model`, `compare`, `export`, `sample` and `sweep` are tools beside the subcommands
+below; each has a --help of its own.
 Methods are groups of options of `fit`: --agc.*, --averaging.*, --evaluation.*;
 --agc.threshold 0 and --averaging.num_shards 1 switch them off.
 Set {TRACEBACK_VARIABLE}=1 to see the traceback of an error.
@@ -79,7 +86,8 @@ class IETCLI(LightningCLI):
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         """What a trainer does; images are drawn with `sample` rather than `predict`."""
-        return {name: skipped for name, skipped in LightningCLI.subcommands().items() if name != "predict"}
+        own = {name: skipped for name, skipped in LightningCLI.subcommands().items() if name != "predict"}
+        return own | {"plan": {"model", "datamodule"}}
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Look at the checkpoint that a run is to go on from before anything is built."""
@@ -92,6 +100,9 @@ class IETCLI(LightningCLI):
     def before_fit(self) -> None:
         """Find where a run goes on, and whether its folder can be written: now, not after hours of training."""
         use_atomic_checkpoints(self.trainer)
+        if self.trainer.fast_dev_run:  # type: ignore[attr-defined]  # Lightning would write last.ckpt all the same
+            for checkpointing in self.trainer.checkpoint_callbacks:
+                checkpointing.save_last = False  # type: ignore[attr-defined]
         self.trainer.callbacks.append(StopSignal())  # type: ignore[attr-defined]  # after all that belongs to a step
         options = self.config_init[self.subcommand]
         if options["ckpt_path"] == "last":
@@ -104,7 +115,12 @@ class IETCLI(LightningCLI):
 
     def instantiate_classes(self) -> None:
         """Split the training data into as many shards as are averaged."""
-        super().instantiate_classes()
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            if error.__cause__ is None or "of the Union subtypes" not in str(error):
+                raise
+            raise error.__cause__ from None  # what a class has to say, without all that jsonargparse tried
         averaging = next(c for c in self.trainer.callbacks if isinstance(c, ParameterAveragingCallback))  # type: ignore[attr-defined]
         shards = self.trainer.world_size if averaging.num_shards is None else averaging.num_shards
         if self.datamodule is not None and shards > 1 and not isinstance(self.datamodule, ShardedDataModule):
@@ -131,7 +147,8 @@ class _ToolParser(_Parser):
 
     def format_help(self) -> str:
         """Return the help."""
-        return re.sub(r"--\w+", lambda option: option[0].replace("_", "-"), super().format_help())
+        text = super().format_help().replace("<class 'Path'>", "Path")
+        return re.sub(r"--\w+", lambda option: option[0].replace("_", "-"), text)
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -154,6 +171,7 @@ def main(args: Sequence[str] | None = None) -> None:
                 subclass_mode_data=True,
                 auto_configure_optimizers=False,
                 seed_everything_default=0,
+                trainer_class=PlanningTrainer,
                 trainer_defaults={"callbacks": [RunProgressBar()], "logger": _LOGGER},
                 parser_class=_Parser,
                 parser_kwargs={
@@ -228,5 +246,6 @@ def _quiet() -> None:
         ".*sync_dist=True.*",
         ".*The dirpath has changed.*",
         ".*not resumable.*",
+        ".*across ranks is zero.*",  # nothing is held out
     ):
         warnings.filterwarnings("ignore", message=message)

@@ -4,7 +4,7 @@ from typing import Literal
 
 from torch import Tensor
 
-__all__ = ["PredictionType", "mean_loss", "prediction_target", "sample_losses"]
+__all__ = ["PredictionType", "guide", "mean_loss", "prediction_target", "sample_losses"]
 
 PredictionType = Literal["epsilon", "sample", "v_prediction"]
 
@@ -76,3 +76,25 @@ def mean_loss(sample_loss: Tensor, timesteps: Tensor) -> Tensor:
         tensor(2.)
     """
     return sample_loss.mean()
+
+
+def guide(conditional: Tensor, unconditional: Tensor, *, scale: float) -> Tensor:
+    r"""Classifier-free guidance: :math:`f_\varnothing + s\,(f_c - f_\varnothing)`.
+
+    Source: Ho & Salimans, *Classifier-Free Diffusion Guidance*, 2022, https://arxiv.org/abs/2207.12598; s is their
+    1 + w, as in diffusers.
+
+    Args:
+        conditional: Prediction with the condition, any shape.
+        unconditional: Prediction with the null condition, the same shape.
+        scale: s; 0 = unconditional, 1 = conditional, more = guided.
+
+    Returns:
+        The guided prediction, the same shape.
+
+    Example:
+        >>> import torch
+        >>> guide(torch.tensor([2.0]), torch.tensor([1.0]), scale=3)
+        tensor([4.])
+    """
+    return unconditional + scale * (conditional - unconditional)

@@ -1,41 +1,59 @@
 """A diffusion model around any denoiser."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler, SchedulerMixin
+from diffusers import DDPMScheduler, SchedulerMixin
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LinearLR
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from lightning_iet.data.labels import labels_of
 from lightning_iet.functional.diffusion import mean_loss, prediction_target, sample_losses
-from lightning_iet.modules.sampling import Sampler, sample_images
-from lightning_iet.modules.specification import rebuild_arguments, specify
+from lightning_iet.modules.conditioning import find_conditioning, leave_dropping_to_us
+from lightning_iet.modules.denoisers import check_denoiser, check_image_shape
+from lightning_iet.modules.drawing import DrawsImages, check_guidance
+from lightning_iet.modules.moving_average import MovingAverage, moving_average
+from lightning_iet.modules.pretrained import either
+from lightning_iet.modules.specification import check_same_architecture, rebuild_arguments, specify
+from lightning_iet.utilities.clipping import ClipsFusedGradients
 
 __all__ = ["DiffusionModule"]
 
 
-class DiffusionModule(pl.LightningModule):
+class DiffusionModule(DrawsImages, ClipsFusedGradients, pl.LightningModule):
     r"""Trains a denoiser :math:`f(x_t, t)` with the loss :math:`l = \mathrm{mean}_{CHW} (f(x_t, t) - \epsilon)^2`.
 
     Losses stay per sample until one reducer, ``self.loss_reducer(sample_loss, timesteps)``, by default the mean;
     :class:`~lightning_iet.callbacks.AntiGradientControl` puts its own in that place.
 
+    A denoiser may take a condition as well, :math:`f(x_t, t, c)`: the second entry of a batch. A U-Net of diffusers
+    takes class labels if it has ``num_class_embeds``, a DiT always does; your own one takes labels if ``num_classes``
+    says so, and otherwise what it likes, if it has a third argument without default.
+
     Args:
-        unet: Any denoiser called as ``unet(noisy_images, timesteps)`` that returns a tensor of the images' shape, or an
-            object with it as ``.sample``, such as ``diffusers.UNet2DModel``.
-        scheduler: Noise schedule; prediction type and betas are taken from its ``config``. Default: ``DDPMScheduler()``
-            with linear betas 1e-4 … 0.02, T = 1000 and epsilon-prediction, as in IET-AGC and DDPM.
+        unet: Any denoiser called as ``unet(noisy_images, timesteps)`` (and ``class_labels=`` or a third argument) that
+            returns a tensor of the images' shape, or an object with it as ``.sample``, such as
+            ``diffusers.UNet2DModel``.
+        pretrained: Instead of ``unet``: where to take a published one from, with its scheduler; a folder of a diffusers
+            pipeline or U-Net, or its id on the Hugging Face hub.
+        scheduler: Noise schedule; prediction type and betas are taken from its ``config``. Default: that of the
+            pretrained model, or ``DDPMScheduler()``: linear betas 1e-4 … 0.02, T = 1000, epsilon-prediction (DDPM).
         ema_decay: Decay of the exponential moving average of the weights, in [0, 1); 0 = no average is kept.
         optimizer: Makes the optimizer from the parameters. Default: Adam with learning rate 2e-4.
         warmup_steps: Optimizer steps (of each shard), n, over which the learning rate rises linearly; the first has
             1/n of it.
+        num_classes: Number of classes, if the denoiser does not say.
+        label_dropout: Share of the labels in training that are replaced by a null label, in [0, 1], so that images can
+            be drawn with guidance; 0.1 is usual. The null label is ``num_classes``: ``num_class_embeds`` is one more.
+        guidance_scale: Of the images that are drawn, see :func:`~lightning_iet.functional.diffusion.guide`; 1 = none.
+        channels_last: Keep weights and images in that order in memory, in which convolutions are faster.
+        compile: Compile the denoiser with ``torch.compile`` when training starts. Checkpoints are the same.
 
     Raises:
-        ValueError: For values out of range.
+        ValueError: For values out of range, or a denoiser that does not fit them or itself.
 
     Example:
         >>> from diffusers import UNet2DModel
@@ -50,50 +68,76 @@ class DiffusionModule(pl.LightningModule):
 
     def __init__(
         self,
-        unet: nn.Module,
+        unet: nn.Module | None = None,
         *,
+        pretrained: str | None = None,
         scheduler: SchedulerMixin | None = None,
         ema_decay: float = 0.9999,
         optimizer: OptimizerCallable = lambda parameters: torch.optim.Adam(parameters, lr=2e-4),
         warmup_steps: int = 0,
+        num_classes: int | None = None,
+        label_dropout: float = 0.0,
+        guidance_scale: float = 1.0,
+        channels_last: bool = False,
+        compile: bool = False,
     ) -> None:
         super().__init__()
         if not 0 <= ema_decay < 1:
             raise ValueError(f"Argument `ema_decay` expected a number in [0, 1), but got {ema_decay}.")
         if warmup_steps < 0:
             raise ValueError(f"Argument `warmup_steps` expected an integer ≥ 0, but got {warmup_steps}.")
-        self.unet = unet
-        self.scheduler = DDPMScheduler() if scheduler is None else scheduler
-        self.ema = _moving_average(unet, ema_decay) if ema_decay else None
+        if not 0 <= label_dropout <= 1:
+            raise ValueError(f"Argument `label_dropout` expected a number in [0, 1], but got {label_dropout}.")
+        unet, published = either(unet, pretrained)
+        check_denoiser(unet)
+        self.conditioning = find_conditioning(unet, num_classes=num_classes, label_dropout=label_dropout)
+        check_guidance(self.conditioning, guidance_scale)
+        leave_dropping_to_us(unet)
+        self.memory_format = torch.channels_last if channels_last else torch.preserve_format
+        self.unet = unet.to(memory_format=torch.channels_last) if channels_last else unet
+        self.scheduler = scheduler or published or DDPMScheduler()
+        self.ema = moving_average(unet, ema_decay) if ema_decay else None
         self.ema_decay = ema_decay
         self.optimizer = optimizer
         self.warmup_steps = warmup_steps
+        self.label_dropout = label_dropout
+        self.guidance_scale = guidance_scale
+        self.is_to_compile = compile
         self.loss_reducer: Callable[[Tensor, Tensor], Tensor] = mean_loss
 
     # --- training --------------------------------------------------------------------------------------------------
 
-    def forward(self, images: Tensor, timesteps: Tensor, *, use_ema: bool = False) -> Tensor:
+    def forward(self, images: Tensor, timesteps: Tensor, condition: Any = None, *, use_ema: bool = False) -> Tensor:
         """Predict from noisy images.
 
         Args:
             images: Noisy images, shape ``(B, C, H, W)``.
             timesteps: 0 … T - 1, shape ``(B,)`` or ``()``.
+            condition: What each image shows, if the denoiser takes conditions: labels, shape ``(B,)``, or anything
+                else that it takes. ``None`` = the null label.
             use_ema: Whether the averaged weights predict (if any are kept).
 
         Returns:
             The prediction, shape ``(B, C, H, W)``.
         """
         denoiser = self.ema if use_ema and self.ema is not None else self.unet
-        output = denoiser(images, timesteps)
+        images = images.to(memory_format=self.memory_format)
+        if self.conditioning is None:
+            output = denoiser(images, timesteps)
+        else:
+            output = self.conditioning.predict(denoiser, images, timesteps, condition)
         return output if isinstance(output, Tensor) else output.sample
 
-    def losses(self, images: Tensor, timesteps: Tensor, noise: Tensor, *, use_ema: bool = False) -> Tensor:
+    def losses(
+        self, images: Tensor, timesteps: Tensor, noise: Tensor, condition: Any = None, *, use_ema: bool = False
+    ) -> Tensor:
         """Loss of each sample.
 
         Args:
             images: Clean images in [0, 1], shape ``(B, C, H, W)``.
             timesteps: 0 … T - 1, shape ``(B,)``.
             noise: Gaussian noise, shape ``(B, C, H, W)``.
+            condition: As for :meth:`forward`.
             use_ema: Whether the averaged weights predict.
 
         Returns:
@@ -104,31 +148,45 @@ class DiffusionModule(pl.LightningModule):
         target = prediction_target(
             images, noise, timesteps, self.scheduler.alphas_cumprod, self.scheduler.config.prediction_type
         )
-        return sample_losses(self(noisy, timesteps, use_ema=use_ema), target)
+        return sample_losses(self(noisy, timesteps, condition, use_ema=use_ema), target)
 
     def training_step(self, batch: Any, batch_idx: int = 0) -> dict[str, Tensor]:
         """One step; returns ``loss`` with the losses and timesteps of its samples."""
-        images = batch[0]
+        images, condition = self._inputs(batch)
         timesteps = torch.randint(self.num_timesteps, (len(images),), device=images.device)
-        losses = self.losses(images, timesteps, torch.randn_like(images))
+        noise = torch.randn_like(images)
+        if self.conditioning is not None and self.label_dropout:
+            condition = self.conditioning.drop(condition, self.label_dropout)
+        losses = self.losses(images, timesteps, noise, condition)
         loss = self.loss_reducer(losses, timesteps)
         average = losses.detach().mean()
         self.log("train/loss", average, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(images))
         return {"loss": loss, "sample_loss": losses, "timesteps": timesteps}
 
+    def _inputs(self, batch: Any) -> tuple[Tensor, Any]:
+        """Images and conditions of a batch, looked at before the denoiser fails on them with a riddle."""
+        images, *rest = batch
+        condition = rest[0] if rest and self.conditioning is not None else None
+        check_image_shape(self.unet, images.shape[1:])
+        # Labels on an accelerator cannot be looked at without a wait; those of the data set have been.
+        if self.conditioning is not None and not (isinstance(condition, Tensor) and condition.device.type != "cpu"):
+            self.conditioning.check(condition)
+        return images, condition
+
     def validation_step(self, batch: Any, batch_idx: int = 0) -> None:
         """Loss on held-out images, always with the same noise, so that epochs compare."""
-        self._held_out_loss("val/loss", batch[0], batch_idx)
+        self._held_out_loss("val/loss", batch, batch_idx)
 
     def test_step(self, batch: Any, batch_idx: int = 0) -> None:
-        """The same on the test images."""
-        self._held_out_loss("test/loss", batch[0], batch_idx)
+        """The same on test images."""
+        self._held_out_loss("test/loss", batch, batch_idx)
 
-    def _held_out_loss(self, name: str, images: Tensor, batch_idx: int) -> None:
+    def _held_out_loss(self, name: str, batch: Any, batch_idx: int) -> None:
+        images, condition = self._inputs(batch)
         generator = torch.Generator().manual_seed(batch_idx)
         timesteps = torch.randint(self.num_timesteps, (len(images),), generator=generator).to(images.device)
         noise = torch.randn(images.shape, generator=generator, dtype=images.dtype).to(images.device)
-        loss = self.losses(images, timesteps, noise, use_ema=True).mean()
+        loss = self.losses(images, timesteps, noise, condition, use_ema=True).mean()
         self.log(name, loss, prog_bar=True, batch_size=len(images), sync_dist=True)
 
     def configure_optimizers(self) -> Any:
@@ -141,9 +199,15 @@ class DiffusionModule(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": warmup, "interval": "step"}}
 
     def on_fit_start(self) -> None:
-        """List the tensors of the moving average once: walking through a model takes as long as averaging it."""
+        """Look at the labels of the data, list the tensors of the moving average once, and compile."""
+        datamodule: Any = getattr(self.trainer, "datamodule", None)
+        labels = labels_of(getattr(datamodule, "train_set", None))  # type: ignore[arg-type]
+        if self.conditioning is not None and labels is not None:
+            self.conditioning.check(labels)
         if self.ema is not None:
-            self._averaged = _MovingAverage(self.ema, self.unet)
+            self._averaged = MovingAverage(self.ema, self.unet)
+        if self.is_to_compile:
+            self.unet.compile()  # in place: names in checkpoints stay as they are
 
     def on_fit_end(self) -> None:
         """Let go of the lists."""
@@ -155,111 +219,29 @@ class DiffusionModule(pl.LightningModule):
         if self.ema is not None:
             self._averaged.update()
 
-    # --- sampling --------------------------------------------------------------------------------------------------
-
-    @property
-    def num_timesteps(self) -> int:
-        """T, the number of timesteps of training."""
-        return int(self.scheduler.config.num_train_timesteps)
-
-    def sample(
-        self,
-        num: int,
-        *,
-        seed: int = 0,
-        start: int = 0,
-        batch_size: int = 256,
-        sampler: Sampler = "ddim",
-        num_inference_steps: int = 50,
-        use_ema: bool = True,
-        progress: Callable[[int], object] | None = None,
-    ) -> Tensor:
-        """Draw images. Image i depends on ``(seed, start + i)``, not on batches or processes (to rounding).
-
-        Args:
-            num: Number of images.
-            seed: Seed of the run of images.
-            start: Number of the first image.
-            batch_size: Images at once.
-            sampler: ``"ddim"`` (deterministic given the first noise) or ``"ddpm"`` (ancestral).
-            num_inference_steps: Denoiser calls per image, at most T.
-            use_ema: Whether the averaged weights are used (if any are kept).
-            progress: Called with the number of images finished, after each batch.
-
-        Returns:
-            Images in [0, 1] on the CPU, shape ``(num, C, H, W)``.
-
-        Raises:
-            ValueError: For a number of images or steps out of range.
-        """
-        kind = DDIMScheduler if sampler == "ddim" else DDPMScheduler
-        return sample_images(
-            lambda images, timestep: self(images, timestep, use_ema=use_ema),
-            kind.from_config(self.scheduler.config),
-            self.image_shape,
-            num,
-            module=self,
-            seed=seed,
-            start=start,
-            batch_size=batch_size,
-            num_inference_steps=num_inference_steps,
-            progress=progress,
-        )
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """``(C, H, W)`` of the images, from the denoiser's ``config``."""
-        config = getattr(self.unet, "config", None)
-        if config is None or getattr(config, "sample_size", None) is None:
-            raise ValueError(
-                "Argument `unet` expected a denoiser with config.in_channels and config.sample_size to sample from, "
-                f"but got {type(self.unet).__name__}. Give it such a config."
-            )
-        size = config.sample_size
-        height, width = (size, size) if isinstance(size, int) else size
-        return config.in_channels, height, width
-
     # --- checkpoints -----------------------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what is needed to build the module again."""
         checkpoint["specification"] = {
+            "module": "DiffusionModule",
             "unet": specify(self.unet),
             "scheduler": specify(self.scheduler),
             "ema_decay": self.ema_decay,
             "warmup_steps": self.warmup_steps,
+            "num_classes": None if self.conditioning is None else self.conditioning.num_classes,
+            "label_dropout": self.label_dropout,
+            "guidance_scale": self.guidance_scale,
         }
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Refuse the weights of another architecture in one line."""
+        if strict:
+            check_same_architecture(state_dict, self.state_dict())
+        return super().load_state_dict(state_dict, strict=strict, assign=assign)
 
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: Any, map_location: Any = None, **kwargs: Any) -> "DiffusionModule":  # type: ignore[override]
         """Load a module as its checkpoint specifies it; a denoiser without a diffusers config is given as ``unet=``."""
         arguments = rebuild_arguments(checkpoint_path, given=kwargs)
         return super().load_from_checkpoint(checkpoint_path, map_location, weights_only=True, **arguments)
-
-
-def _moving_average(unet: nn.Module, decay: float) -> AveragedModel:
-    ema = AveragedModel(unet, multi_avg_fn=get_ema_multi_avg_fn(decay))
-    return ema.requires_grad_(False)
-
-
-class _MovingAverage:
-    """``ema <- d · ema + (1 - d) · unet``, from the first step on.
-
-    ``AveragedModel.update_parameters`` asks a tensor on the device whether this is the first update: a wait for the
-    device in every step. The arithmetic is the same; a first update that copies is not needed, for the average starts
-    as a copy.
-    """
-
-    def __init__(self, ema: AveragedModel, unet: nn.Module) -> None:
-        self.count = ema.n_averaged
-        self.average: Any = ema.multi_avg_fn
-        self.parameters = list(ema.module.parameters()), list(unet.parameters())
-        self.buffers = list(zip(ema.module.buffers(), unet.buffers(), strict=True))
-
-    @torch.no_grad()
-    def update(self) -> None:
-        """Take in the weights of one optimizer step; buffers are copied."""
-        self.average(*self.parameters, self.count)
-        for averaged, buffer in self.buffers:
-            averaged.copy_(buffer)
-        self.count += 1

@@ -16,12 +16,13 @@ Sampler = Literal["ddim", "ddpm"]
 
 @torch.no_grad()
 def sample_images(
-    denoise: Callable[[Tensor, Tensor], Tensor],
+    denoise: Callable[[Tensor, Tensor, Tensor | None], Tensor],
     scheduler: SchedulerMixin,
     image_shape: tuple[int, int, int],
     num: int,
     *,
     module: nn.Module,
+    labels: Tensor | None = None,
     seed: int = 0,
     start: int = 0,
     batch_size: int = 256,
@@ -31,11 +32,12 @@ def sample_images(
     """Draw images; each has a generator of its own, seeded from (seed, number of the image).
 
     Args:
-        denoise: ``denoise(noisy (B, C, H, W), timestep ()) -> prediction``.
+        denoise: ``denoise(noisy (B, C, H, W), timestep (), labels (B,) or None) -> prediction``.
         scheduler: A sampler of diffusers, not yet told the number of steps.
         image_shape: ``(C, H, W)``.
         num: Number of images.
         module: Put into eval mode while drawing; says the device and dtype.
+        labels: What each image shows, shape ``(num, ...)``; ``None`` = no conditions.
         seed: Seed of the run of images.
         start: Number of the first image.
         batch_size: Images at once.
@@ -63,7 +65,8 @@ def sample_images(
         for first in range(start, start + num, batch_size):
             numbers = range(first, min(first + batch_size, start + num))
             generators = [torch.Generator().manual_seed(derive_seed(seed, number)) for number in numbers]
-            batches.append(_sample_batch(denoise, scheduler, image_shape, generators, weight))
+            told = None if labels is None else labels[first - start : first - start + batch_size].to(weight.device)
+            batches.append(_sample_batch(denoise, scheduler, image_shape, generators, weight, labels=told))
             if progress is not None:
                 progress(len(numbers))
         return torch.cat(batches)
@@ -72,15 +75,17 @@ def sample_images(
 
 
 def _sample_batch(
-    denoise: Callable[[Tensor, Tensor], Tensor],
+    denoise: Callable[[Tensor, Tensor, Tensor | None], Tensor],
     scheduler: SchedulerMixin,
     image_shape: tuple[int, int, int],
     generators: list[torch.Generator],
     like: Tensor,
+    *,
+    labels: Tensor | None,
 ) -> Tensor:
     # Noise is drawn on the CPU, so that a seed means the same images on every device.
     images = torch.stack([torch.randn(image_shape, generator=generator) for generator in generators]).to(like)
     for timestep in scheduler.timesteps:
-        prediction = denoise(images, timestep.to(images.device))
+        prediction = denoise(images, timestep.to(images.device), labels)
         images = scheduler.step(prediction, timestep, images, generator=generators).prev_sample
     return (images / 2 + 0.5).clamp(0, 1).float().cpu()

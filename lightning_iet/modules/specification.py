@@ -1,11 +1,13 @@
 """How a denoiser is written into a checkpoint, and built again from it."""
 
+from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
 
 import torch
+from torch import Tensor
 
-__all__ = ["rebuild_arguments", "specify"]
+__all__ = ["check_same_architecture", "rebuild_arguments", "specify"]
 
 
 def specify(thing: object) -> dict[str, Any] | None:
@@ -43,6 +45,7 @@ def rebuild_arguments(path: Any, *, given: dict[str, Any]) -> dict[str, Any]:
     """
     specification = torch.load(path, map_location="cpu", weights_only=True).get("specification", {})
     arguments = {name: value for name, value in specification.items() if name not in given and value is not None}
+    arguments.pop("module", None)  # the class, which the caller knows
     for name in ("unet", "scheduler"):
         if name in arguments:
             arguments[name] = _build(arguments[name])
@@ -52,3 +55,32 @@ def rebuild_arguments(path: Any, *, given: dict[str, Any]) -> dict[str, Any]:
             "Use load_from_checkpoint(path, unet=YourDenoiser(…))."
         )
     return arguments | given
+
+
+def check_same_architecture(saved: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
+    """Refuse weights of another architecture, before torch lists each of them.
+
+    Args:
+        saved: Weights of the checkpoint, by name.
+        own: Weights of the module that is to take them.
+
+    Raises:
+        ValueError: Naming the first difference.
+
+    Example:
+        >>> check_same_architecture({"weight": torch.zeros(2)}, {"weight": torch.zeros(3)})
+        Traceback (most recent call last):
+        ...
+        ValueError: The checkpoint expected `weight` of shape (2,), but the module has it of shape (3,) (1 weight ...
+    """
+    shapes = [{name: tuple(tensor.shape) for name, tensor in weights.items()} for weights in (saved, own)]
+    names = list(dict.fromkeys([*own, *saved]))
+    others = [name for name in names if shapes[0].get(name) != shapes[1].get(name)]
+    if not others:
+        return
+    there, here = (f"of shape {found[others[0]]}" if others[0] in found else "not at all" for found in shapes)
+    raise ValueError(
+        f"The checkpoint expected `{others[0]}` {there}, but the module has it {here} ({len(others)} "
+        f"weight{'s' * (len(others) > 1)} of {len(names)} differ{'s' * (len(others) == 1)}): it is of another "
+        "architecture. Give the model the settings that the checkpoint was trained with."
+    )

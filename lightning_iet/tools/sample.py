@@ -1,17 +1,18 @@
 """Draw images from a checkpoint."""
 
+import inspect
 from pathlib import Path
 
-import torch
 from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
 from tqdm.auto import tqdm
 
 from lightning_iet.modules import DiffusionModule
+from lightning_iet.modules.loading import load_any_module
 from lightning_iet.modules.sampling import Sampler
 from lightning_iet.tools.figures import image_grid, save_figure
 from lightning_iet.tools.run_folder import check_writable, free_folder, write_atomically
-from lightning_iet.utilities.checkpoints import check_whole
+from lightning_iet.utilities.devices import usable_device
 
 __all__ = ["load_module", "sample"]
 
@@ -27,6 +28,9 @@ def sample(
     use_ema: bool = True,
     batch_size: int = 256,
     device: str = "auto",
+    labels: int | list[int] | None = None,
+    guidance_scale: float | None = None,
+    prompts: list[str] | None = None,
 ) -> Path:
     """Draw images from a checkpoint and write them as PNG files, with a grid of them all beside the folder.
 
@@ -34,7 +38,7 @@ def sample(
     images then go to a new folder beside it, and the last line says which.
 
     Args:
-        ckpt: A checkpoint of a DiffusionModule, such as runs/digits/iet_agc/version_0/checkpoints/last.ckpt.
+        ckpt: A checkpoint, such as runs/digits/iet_agc/version_0/checkpoints/last.ckpt.
         num: Number of images.
         out: Folder for the images.
         seed: Seed of the images.
@@ -43,17 +47,23 @@ def sample(
         use_ema: Whether the averaged weights are used rather than the last ones.
         batch_size: Images at once.
         device: "cpu", "cuda", "cuda:1" …; "auto" = a GPU if there is one.
+        labels: Of a class-conditional model: the class of all images, or a list with that of each. Default: all classes
+            in turn.
+        guidance_scale: Of a conditional model: 1 = no guidance, more = images that show their label or prompt more
+            clearly. Default: as the model was configured.
+        prompts: Of a text-to-image model: what the images show; image i has prompt i modulo their number.
 
     Returns:
         The folder of the images.
 
     Raises:
         FileNotFoundError: If there is no such checkpoint.
-        ValueError: If the file is not a checkpoint of a DiffusionModule, or the folder cannot be written.
+        ValueError: If the file is something else, the model does not take such an option, or the folder cannot be
+            written.
     """
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    module = load_module(Path(ckpt)).to(device)
+    device = usable_device(device)
+    module = load_any_module(Path(ckpt)).to(device)
+    options = _options(module, labels=labels, guidance_scale=guidance_scale, prompts=prompts)
     folder = free_folder(Path(out))
     check_writable(folder, argument="out", remedy="Give another folder with `--out`.")
     with tqdm(total=num, desc="Drawing", unit="image") as bar:
@@ -65,6 +75,7 @@ def sample(
             num_inference_steps=num_inference_steps,
             use_ema=use_ema,
             progress=bar.update,
+            **options,
         )
     grid = _write(images, folder)
     print(f"Written to {folder}: {num} images; all at a glance: {grid}")
@@ -72,7 +83,7 @@ def sample(
 
 
 def load_module(path: Path) -> DiffusionModule:
-    """Load a module, or say in one line why that file is none.
+    """Load a module that draws from noise alone, or say in one line why that file is none.
 
     Args:
         path: A checkpoint of a DiffusionModule.
@@ -84,16 +95,22 @@ def load_module(path: Path) -> DiffusionModule:
         FileNotFoundError: If there is no such file.
         ValueError: If it is something else.
     """
-    check_whole(path, argument="ckpt")
-    try:
-        return DiffusionModule.load_from_checkpoint(path, map_location="cpu")
-    except ValueError:
-        raise
-    except Exception as error:  # torch and pickle raise anything on a file of another kind
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    module = load_any_module(path)
+    if not isinstance(module, DiffusionModule):
         raise ValueError(
-            f"Argument `ckpt` expected a checkpoint of a DiffusionModule, but got '{path}': {reason}"
-        ) from error
+            f"Argument `ckpt` expected a checkpoint of a DiffusionModule, but got '{path}', "
+            f"which is one of a {type(module).__name__}."
+        )
+    return module
+
+
+def _options(module: object, **given: object) -> dict[str, object]:
+    """What was given beyond the common options, if the module draws by it."""
+    taken = inspect.signature(module.sample).parameters  # type: ignore[attr-defined]
+    for name, value in given.items():
+        if value is not None and name not in taken:
+            raise ValueError(f"Argument `{name}` expected none for a {type(module).__name__}, but got {value!r}.")
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def _write(images: Tensor, folder: Path) -> Path:

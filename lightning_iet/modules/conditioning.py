@@ -1,0 +1,194 @@
+"""What a denoiser is told to draw: labels of classes, or conditions of any other kind."""
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers.models.embeddings import LabelEmbedding
+from torch import Tensor, nn
+
+__all__ = ["Conditioning", "Labels", "find_conditioning", "leave_dropping_to_us"]
+
+Labels = Tensor | Sequence[int] | int
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """How a denoiser takes the condition of each sample.
+
+    Attributes:
+        keyword: Name of the argument; None = the third one, by position.
+        num_classes: Labels are 0 … ``num_classes`` - 1; None = conditions are not labels, and are passed as they are.
+        null: The label that says “any class”; None = there is none, and no guidance.
+
+    Example:
+        >>> classes = Conditioning("class_labels", num_classes=10, null=10)
+        >>> classes.drop(torch.tensor([3, 4]), rate=1.0)
+        tensor([10, 10])
+        >>> classes.labels_of_images(8, 4)  # in turn, so that all classes get equal shares
+        tensor([8, 9, 0, 1])
+    """
+
+    keyword: str | None
+    num_classes: int | None = None
+    null: int | None = None
+
+    def predict(self, denoiser: nn.Module, images: Tensor, timesteps: Tensor, condition: Any) -> Any:
+        """Call the denoiser; the condition ``None`` is the null label.
+
+        Args:
+            denoiser: The network.
+            images: Noisy images, shape ``(B, C, H, W)``.
+            timesteps: Shape ``(B,)`` or ``()``.
+            condition: Labels, shape ``(B,)``, or what else the denoiser takes.
+
+        Raises:
+            ValueError: If there is no condition, and no null label either.
+        """
+        if condition is None:
+            condition = self.null_labels(images)
+        # Transformers of diffusers take one timestep per image only.
+        timesteps = timesteps.expand(len(images))
+        if self.keyword is None:
+            return denoiser(images, timesteps, condition)
+        return denoiser(images, timesteps, **{self.keyword: condition})
+
+    def null_labels(self, images: Tensor) -> Tensor:
+        """The null label for each image, shape ``(B,)``.
+
+        Raises:
+            ValueError: If there is none.
+        """
+        if self.null is None:
+            raise ValueError(
+                "Argument `condition` expected one for each image, but got none, and the denoiser has no null label. "
+                "Give labels, or train with `label_dropout` > 0 and one more embedding than classes."
+            )
+        return torch.full((len(images),), self.null, device=images.device)
+
+    def drop(self, labels: Tensor, rate: float) -> Tensor:
+        """Put the null label in the place of a share of the labels, at random (Ho & Salimans 2022)."""
+        assert self.null is not None  # noqa: S101 (seen to when the conditioning was found)
+        return labels.masked_fill(torch.rand(len(labels), device=labels.device) < rate, self.null)
+
+    def check(self, condition: Any) -> None:
+        """Refuse labels that are none, or out of range. On an accelerator this waits for the device.
+
+        Raises:
+            TypeError: If they are no labels.
+            ValueError: If one is out of range.
+        """
+        if self.num_classes is None:
+            return
+        wanted = f"Argument `condition` expected class labels 0 … {self.num_classes - 1}"
+        if not isinstance(condition, Tensor) or condition.ndim != 1 or condition.is_floating_point():
+            kind = type(condition).__name__
+            got = f"{condition.dtype} {tuple(condition.shape)}" if isinstance(condition, Tensor) else kind
+            raise TypeError(f"{wanted}, integers of shape (B,), but got {got}. Batches are (image, label, index).")
+        wrong = condition[(condition < 0) | (condition >= self.num_classes)]
+        if len(wrong):
+            raise ValueError(
+                f"{wanted}, but got {int(wrong[0])}. Set the number of classes of the denoiser "
+                "(`num_class_embeds`, and one more for `label_dropout`) to that of the data."
+            )
+
+    def labels_of_images(self, first: int, num: int, labels: Labels | None = None) -> Tensor:
+        """Labels of the images numbered ``first`` … ``first + num - 1``, shape ``(num,)`` (or what was given).
+
+        Without labels, image i gets class i mod ``num_classes`` *(our choice: it depends on i alone, and all classes
+        get equal shares)*.
+
+        Args:
+            first: Number of the first image.
+            num: Number of images.
+            labels: One for each image, or one for all.
+
+        Raises:
+            ValueError: If labels are missing where they are needed, or their number or range is wrong.
+        """
+        if labels is None:
+            if self.num_classes is None:
+                raise ValueError(
+                    "Argument `labels` expected a condition for each image, but got none: the denoiser's conditions "
+                    "are not classes to be drawn in turn. Give them, or `num_classes`."
+                )
+            return torch.arange(first, first + num) % self.num_classes
+        found = torch.as_tensor(labels)
+        found = found.expand(num) if found.ndim == 0 else found
+        if len(found) != num:
+            raise ValueError(f"Argument `labels` expected one for each of {num} images, but got {len(found)}.")
+        self.check(found)
+        return found
+
+
+def find_conditioning(denoiser: nn.Module, *, num_classes: int | None, label_dropout: float) -> Conditioning | None:
+    """Find out how a denoiser takes conditions; None for one that takes none.
+
+    Networks of diffusers say in their ``config`` how many label embeddings they have; the first one that is no class is
+    the null label. Another denoiser takes conditions if ``num_classes`` says so, or if its ``forward`` cannot be called
+    with two arguments alone.
+
+    Args:
+        denoiser: The network.
+        num_classes: Number of classes; ``None`` = one for each label embedding, but for one if labels are dropped.
+        label_dropout: Share of the labels that are to be dropped.
+
+    Raises:
+        ValueError: If the denoiser has too few label embeddings, or takes no labels though some are to be dropped.
+
+    Example:
+        >>> find_conditioning(nn.Bilinear(2, 2, 2), num_classes=None, label_dropout=0) is None
+        True
+    """
+    config: Any = getattr(denoiser, "config", None)
+    table = next((part for part in denoiser.modules() if isinstance(part, LabelEmbedding)), None)  # of a DiT
+    if getattr(config, "class_embed_type", None) is not None:
+        raise ValueError(
+            f"Argument `unet` expected labels that are embedded (class_embed_type null), but got "
+            f"{config.class_embed_type!r}. Set `num_class_embeds` instead."
+        )
+    embeddings = getattr(config, "num_class_embeds", None)
+    if table is not None:
+        num_classes = table.num_classes if num_classes is None else num_classes
+        embeddings = table.embedding_table.num_embeddings
+    if embeddings is not None:
+        return _embedded(embeddings, num_classes, label_dropout)
+    names = [] if hasattr(denoiser, "from_config") else _third_argument(denoiser, required=num_classes is None)
+    if num_classes is not None and names:
+        keyword = "class_labels" if "class_labels" in names else None
+        return Conditioning(keyword, num_classes, null=num_classes)
+    if label_dropout or num_classes is not None:
+        raise ValueError(
+            f"Arguments `label_dropout` and `num_classes` expected a denoiser of classes, but got {label_dropout} and "
+            f"{num_classes} for a {type(denoiser).__name__} without. Set `num_class_embeds`, or leave them out."
+        )
+    return Conditioning(None) if names else None
+
+
+def leave_dropping_to_us(denoiser: nn.Module) -> None:
+    """Switch off that a DiT drops labels by itself while it is in training mode: ``label_dropout`` says how many."""
+    for part in denoiser.modules():
+        if isinstance(part, LabelEmbedding):
+            part.dropout_prob = 0.0
+
+
+def _embedded(embeddings: int, num_classes: int | None, label_dropout: float) -> Conditioning:
+    if num_classes is None:
+        num_classes = embeddings - 1 if label_dropout else embeddings
+    needed = num_classes + (label_dropout > 0)
+    if embeddings < needed or num_classes < 1:
+        raise ValueError(
+            f"Argument `unet` expected at least {max(needed, 1 + (label_dropout > 0))} label embeddings "
+            f"({num_classes} classes{', and one for dropped labels' if label_dropout else ''}), but got {embeddings}. "
+            "Set its `num_class_embeds`."
+        )
+    return Conditioning("class_labels", num_classes, null=num_classes if num_classes < embeddings else None)
+
+
+def _third_argument(denoiser: nn.Module, *, required: bool) -> list[str]:
+    """Names of the arguments from the third one on, or only such as have no default."""
+    parameters = list(inspect.signature(denoiser.forward).parameters.values())
+    third = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)][2:]
+    return [p.name for p in third if p.default is p.empty or not required]

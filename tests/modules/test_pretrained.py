@@ -1,0 +1,148 @@
+import json
+import shutil
+
+import pytest
+import torch
+from diffusers import DDIMPipeline, DDIMScheduler, DDPMPipeline, DDPMScheduler, UNet2DModel
+
+from lightning_iet import DiffusionModule, DigitsDataModule
+from lightning_iet.functional.seeding import derive_seed
+from lightning_iet.modules.pretrained import load_pretrained
+from tests.helpers.models import quiet_trainer, tiny_diffusion, tiny_unet
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    """A published pipeline that predicts velocities."""
+    folder = tmp_path_factory.mktemp("published") / "pipeline"
+    torch.manual_seed(1)
+    scheduler = DDPMScheduler(num_train_timesteps=50, beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction")
+    DDPMPipeline(unet=tiny_unet(dropout=0.1), scheduler=scheduler).save_pretrained(folder)
+    return folder
+
+
+def same_weights(one, other):
+    return all(torch.equal(*pair) for pair in zip(one.state_dict().values(), other.state_dict().values(), strict=True))
+
+
+def test_a_pipeline_gives_weights_and_schedule(published):
+    module = DiffusionModule(pretrained=str(published))
+    theirs = DDPMPipeline.from_pretrained(published)
+    assert same_weights(module.unet, theirs.unet)
+    assert same_weights(module.ema.module, theirs.unet)
+    assert module.scheduler.config.prediction_type == "v_prediction"
+    assert module.num_timesteps == 50
+    assert torch.equal(module.scheduler.alphas_cumprod, theirs.scheduler.alphas_cumprod)
+
+
+def test_dropout_is_at_work_in_fine_tuning(published):
+    """diffusers loads in evaluation mode, and Lightning trains in the mode that it finds."""
+    assert all(part.training for part in DiffusionModule(pretrained=str(published)).modules())
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
+def test_all_prediction_types(tmp_path, prediction_type):
+    scheduler = DDIMScheduler(prediction_type=prediction_type)
+    DDIMPipeline(unet=tiny_unet(), scheduler=scheduler).save_pretrained(tmp_path)
+    module = DiffusionModule(pretrained=str(tmp_path), ema_decay=0)
+    assert isinstance(module.scheduler, DDIMScheduler)
+    assert module.scheduler.config.prediction_type == prediction_type
+    theirs = DDIMPipeline.from_pretrained(tmp_path)
+    generators = [torch.Generator().manual_seed(derive_seed(0, i)) for i in range(2)]
+    expected = theirs(batch_size=2, generator=generators, num_inference_steps=3, output_type="np").images
+    torch.testing.assert_close(module.sample(2, num_inference_steps=3), torch.tensor(expected).permute(0, 3, 1, 2))
+
+
+def test_parts_beside_the_index_as_in_the_first_published_models(published, tmp_path):
+    for part in ("unet", "scheduler"):
+        for file in (published / part).iterdir():
+            shutil.copy(file, tmp_path)
+    shutil.copy(published / "model_index.json", tmp_path)
+    unet, scheduler = load_pretrained(str(tmp_path))
+    assert same_weights(unet, DDPMPipeline.from_pretrained(published).unet)
+    assert scheduler.config.num_train_timesteps == 50
+
+
+def test_a_network_alone_and_a_schedule_of_ones_own(published):
+    module = DiffusionModule(pretrained=str(published / "unet"))
+    assert module.scheduler.config.prediction_type == "epsilon"
+    own = DDPMScheduler(num_train_timesteps=20)
+    assert DiffusionModule(pretrained=str(published), scheduler=own).num_timesteps == 20
+
+
+def test_nothing_is_lost_when_nothing_is_trained(published, tmp_path):
+    """Load, fine-tune by 0 steps, export, load."""
+    module = DiffusionModule(pretrained=str(published))
+    quiet_trainer(tmp_path, max_epochs=0).fit(module, DigitsDataModule(16, num_control=16, batch_size=8))
+    for use_ema in (True, False):
+        module.pipeline(use_ema=use_ema).save_pretrained(tmp_path / "exported")
+        assert same_weights(UNet2DModel.from_pretrained(tmp_path / "exported", subfolder="unet"), module.unet)
+        assert not [f for f in tmp_path.rglob("*.json") if str(published) in f.read_text()]
+    assert same_weights(module.unet, DDPMPipeline.from_pretrained(published).unet)
+
+
+def test_a_checkpoint_needs_no_published_model_any_more(published, tmp_path):
+    trainer = quiet_trainer(tmp_path, max_epochs=1)
+    module = DiffusionModule(pretrained=str(published))
+    trainer.fit(module, DigitsDataModule(16, num_control=16, batch_size=8))
+    trainer.save_checkpoint(tmp_path / "model.ckpt")
+    loaded = DiffusionModule.load_from_checkpoint(tmp_path / "model.ckpt")
+    assert same_weights(loaded, module)
+    assert loaded.num_timesteps == 50
+    assert str(published).encode() not in (tmp_path / "model.ckpt").read_bytes()
+
+
+def edit(file, **values):
+    file.write_text(json.dumps(json.loads(file.read_text()) | values))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda f: shutil.rmtree(f / "unet"), "there is no U-Net in it"),
+        (lambda f: edit(f / "unet/config.json", _class_name="Evil"), "Evil is none of UNet2DModel"),
+        (lambda f: edit(f / "model_index.json", _class_name="StableDiffusionPipeline"), "StableDiffusionPipeline is"),
+        (
+            lambda f: edit(f / "scheduler/scheduler_config.json", _class_name="PNDMScheduler"),
+            "PNDMScheduler is none of",
+        ),
+        (lambda f: edit(f / "unet/config.json", layers_per_block=2), "weights are of another architecture"),
+        (lambda f: edit(f / "unet/config.json", block_out_channels=[4]), ""),
+        (lambda f: (f / "unet/diffusion_pytorch_model.safetensors").write_bytes(b"x"), ""),
+        (lambda f: (f / "unet/diffusion_pytorch_model.safetensors").unlink(), ""),
+        (lambda f: (f / "model_index.json").write_text("{"), "line 1 column 2"),
+    ],
+)
+def test_damaged_folders_are_one_line(published, tmp_path, damage, message):
+    folder = tmp_path / "damaged"
+    shutil.copytree(published, folder)
+    damage(folder)
+    with pytest.raises(ValueError, match=r"^Argument `pretrained` expected a folder .* but got '.*damaged'") as error:
+        DiffusionModule(pretrained=str(folder))
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_an_id_without_network_says_that_a_local_path_works(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ValueError, match=r"but got 'google/ddpm-cifar10-32', .* Without network give a local path"):
+        DiffusionModule(pretrained="google/ddpm-cifar10-32")
+
+
+@pytest.mark.parametrize(("unet", "pretrained", "got"), [(None, None, "neither"), (tiny_unet, "x", "both")])
+def test_one_source(unet, pretrained, got):
+    with pytest.raises(ValueError, match=f"`unet` and `pretrained` expected one of them, but got {got}"):
+        DiffusionModule(unet and unet(), pretrained=pretrained)
+
+
+def test_another_architecture_is_one_line(tmp_path):
+    module = tiny_diffusion()
+    message = (
+        r"expected `unet.conv_in.weight` of shape \(8, 1, 3, 3\), "
+        r"but the module has it of shape \(16, 1, 3, 3\) \(\d+ weights of \d+ differ\)"
+    )
+    with pytest.raises(ValueError, match=message):
+        tiny_diffusion(unet={"block_out_channels": (16,)}).load_state_dict(module.state_dict())
+    with pytest.raises(ValueError, match=r"not at all, but the module has it of shape"):
+        module.load_state_dict({})
+    assert module.load_state_dict({}, strict=False).missing_keys

@@ -1,0 +1,142 @@
+"""Every configuration under configs/ runs, and means what it says."""
+
+import sys
+from math import ceil
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from diffusers import UNet2DModel
+
+from lightning_iet.cli import main
+
+FOLDER = Path(__file__).parents[1] / "configs"
+CONFIGS = [path for path in sorted(FOLDER.glob("**/*.yaml")) if path.parent.name != "sweeps"]  # those have a test too
+PAPER = sorted(FOLDER.glob("paper/*.yaml"))
+
+# The U-Net of google/ddpm-cifar10-32, as it was published.
+DDPM_CIFAR10 = {
+    "act_fn": "silu",
+    "attention_head_dim": None,
+    "block_out_channels": [128, 256, 256, 256],
+    "center_input_sample": False,
+    "down_block_types": ["DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"],
+    "downsample_padding": 0,
+    "flip_sin_to_cos": False,
+    "freq_shift": 1,
+    "in_channels": 3,
+    "layers_per_block": 2,
+    "mid_block_scale_factor": 1,
+    "norm_eps": 1e-6,
+    "norm_num_groups": 32,
+    "out_channels": 3,
+    "sample_size": 32,
+    "time_embedding_type": "positional",
+    "up_block_types": ["UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"],
+}
+
+
+def name(config):
+    return "/".join(config.parts[-2:])
+
+
+@pytest.fixture(autouse=True)
+def _in_empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["lightning-iet"])
+
+
+def quick(config):
+    """Overrides that make a run of seconds out of a configuration of the paper: other widths, the same shape."""
+    if config not in PAPER:
+        return []
+    settings = yaml.safe_load(config.read_text())
+    overrides = ["--data.synthetic=true", "--data.num_workers=0", "--data.batch_size=4", "--trainer.accelerator=cpu"]
+    if settings["model"]["class_path"] == "DiffusionModule":
+        levels = len(settings["model"]["init_args"]["unet"]["init_args"]["block_out_channels"])
+        unet = {"block_out_channels": [4] * levels, "norm_num_groups": 2, "layers_per_block": 1}
+        overrides += [f"--model.unet.init_args.{key}={value}" for key, value in unet.items()]
+    else:
+        overrides += ["--model.synthetic=true", "--model.image_size=32", "--data.image_size=32"]
+    return overrides
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=name)
+def test_every_configuration_runs(config):
+    main(["fit", "--config", str(config), "--trainer.fast_dev_run=1", *quick(config)])
+    assert not [path for path in Path().rglob("*") if path.is_file()]
+
+
+# What fails is the parser: one file of each kind shows it.
+@pytest.mark.parametrize("config", [config for config in CONFIGS if config.stem.endswith("baseline")], ids=name)
+def test_a_misspelt_key_fails(config, capsys):
+    for group, key in (("trainer", "max_epochs"), ("agc", "threshold")):
+        settings = yaml.safe_load(config.read_text())
+        settings[group][f"{key}_"] = settings[group].pop(key)
+        Path("wrong.yaml").write_text(yaml.safe_dump(settings))
+        with pytest.raises(SystemExit) as stop:
+            main(["fit", "--config", "wrong.yaml"])
+        assert stop.value.code == 2
+        (error,) = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
+        assert f"{key}_" in error
+
+
+# --- what the configurations of the paper say -------------------------------------------------------------------------
+
+
+def settings_of(stem):
+    return yaml.safe_load((FOLDER / "paper" / f"{stem}.yaml").read_text())
+
+
+def test_the_unet_of_cifar10_is_the_published_one():
+    ours = UNet2DModel(**settings_of("cifar10_iet_agc")["model"]["init_args"]["unet"]["init_args"]).eval()
+    theirs = UNet2DModel(**DDPM_CIFAR10).eval()
+    assert sum(p.numel() for p in ours.parameters()) == 35_746_307
+    theirs.load_state_dict(ours.state_dict())
+    images, timesteps = torch.randn(2, 3, 32, 32), torch.tensor([3, 700])
+    with torch.no_grad():
+        assert torch.equal(ours(images, timesteps).sample, theirs(images, timesteps).sample)
+    # DDPM trains with dropout, which a published configuration without training does not say.
+    assert {key: ours.config[key] for key in DDPM_CIFAR10} == DDPM_CIFAR10
+    assert ours.config.dropout == 0.1
+
+
+def test_the_other_networks_differ_from_it_as_published():
+    cifar10, cifar100, dogs = (
+        settings_of(f"{data}_iet_agc")["model"]["init_args"]["unet"]["init_args"]
+        for data in ("cifar10", "cifar100", "afhq_dog")
+    )
+    assert cifar100 == cifar10 | {"num_class_embeds": 100}
+    multipliers = [channels // 128 for channels in dogs["block_out_channels"]]
+    assert multipliers == [1, 2, 2, 2, 4]
+    for blocks, size in (("down_block_types", 64), ("up_block_types", 4)):
+        step = 0.5 if size == 64 else 2
+        attending = [size * step**level for level, kind in enumerate(dogs[blocks]) if kind.startswith("Attn")]
+        assert attending == [16]
+
+
+@pytest.mark.parametrize("data", ["cifar10", "cifar100", "afhq_dog"])
+def test_the_four_runs_on_a_data_set_differ_in_the_methods_alone(data):
+    shards = {"iet": (10, 0.0), "agc": (1, 0.5), "iet_agc": (10, 0.5), "baseline": (1, 0.0)}
+    rest = []
+    for method, (num_shards, threshold) in shards.items():
+        settings = settings_of(f"{data}_{method}")
+        assert settings["averaging"].pop("num_shards") == num_shards
+        assert settings["agc"].pop("threshold") == threshold
+        trainer, model = settings["trainer"], settings["model"]["init_args"]
+        assert trainer["logger"]["init_args"].pop("name") == f"paper/{data}_{method}"
+        # Length and warm-up are counted in steps of a shard, or of the whole.
+        length = (trainer.pop("max_epochs"), trainer.pop("max_steps", -1), model.pop("warmup_steps"))
+        epochs, warmup, warmup_of_shards = {"afhq_dog": (2400, 1185, 120)}.get(data, (1000, 5865, 600))
+        assert length == ((epochs, -1, warmup_of_shards) if num_shards > 1 else (-1, 400_000, warmup))
+        rest.append(settings)
+    assert all(settings == rest[0] for settings in rest)
+
+
+@pytest.mark.parametrize(
+    ("images", "batch_size", "shards", "warmup"),
+    [(50_000, 128, 10, 600), (50_000, 128, 1, 5865), (4739, 60, 10, 120), (4739, 60, 1, 1185)],
+)
+def test_warm_up_takes_fifteen_epochs_of_a_shard(images, batch_size, shards, warmup):
+    assert 15 * ceil(ceil(images / shards) / batch_size) == warmup

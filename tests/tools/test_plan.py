@@ -1,0 +1,81 @@
+import sys
+from pathlib import Path
+
+import pytest
+
+from lightning_iet import DigitsDataModule, ParameterAveragingCallback, ShardedDataModule
+from lightning_iet.cli import main
+from lightning_iet.tools.plan import PlanningTrainer
+from tests.helpers.models import tiny_diffusion
+
+DIGITS = Path(__file__).parents[2] / "configs" / "digits"
+
+
+@pytest.fixture(autouse=True)
+def _in_empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["lightning-iet"])
+
+
+def trainer(**settings):
+    quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    return PlanningTrainer(accelerator="cpu", devices=1, **quiet | settings)
+
+
+class Counting(ParameterAveragingCallback):
+    """Counts the averagings of a run."""
+
+    count = 0
+
+    def _average(self, engine):
+        self.count += 1
+        super()._average(engine)
+
+
+@pytest.mark.parametrize("limits", [{"max_epochs": 3}, {"max_epochs": 4, "accumulate_grad_batches": 2}])
+@pytest.mark.parametrize("num_shards", [1, 3])
+def test_a_plan_comes_true(limits, num_shards):
+    def parts():
+        averaging = Counting(num_shards=num_shards, every_n_epochs=2)
+        inner = DigitsDataModule(50, num_control=16, batch_size=4)
+        data = ShardedDataModule(inner, num_shards) if num_shards > 1 else inner
+        return trainer(callbacks=[averaging], limit_val_batches=0, **limits), data, averaging
+
+    planning, data, _ = parts()
+    schedule = planning.plan(tiny_diffusion(), data).schedule
+    real, data, averaging = parts()
+    real.fit(tiny_diffusion(), data)
+    assert schedule.process_steps == real.global_step
+    assert sum(schedule.shard_sizes) == 50
+    assert len(schedule.shard_sizes) == num_shards
+    assert schedule.averagings == averaging.count
+
+
+@pytest.mark.parametrize("config", ["baseline", "iet_agc"])
+def test_measured_steps_tell_the_time_and_leave_nothing(config, capsys):
+    arguments = ["--config", str(DIGITS / f"{config}.yaml"), "--model.unet.init_args.block_out_channels=[8,8]"]
+    main(["plan", *arguments, "--model.unet.init_args.norm_num_groups=4", "--measure_steps=2"])
+    output = " ".join(capsys.readouterr().out.split())
+    assert f"{4 if config == 'iet_agc' else 1} shard(s) on each" in output
+    assert "measured peak" in output
+    assert "s for each step" in output
+    assert list(Path().iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("make", "arguments", "message"),
+    [
+        (lambda: None, {}, "`data` expected a data module"),
+        (lambda: DigitsDataModule(16), {"measure_steps": -1}, "`measure_steps` expected an integer ≥ 0"),
+    ],
+)
+def test_bad_input(make, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        trainer(max_epochs=1).plan(tiny_diffusion(), make(), **arguments)
+
+
+def test_nothing_is_measured_on_several_processes():
+    several = PlanningTrainer(accelerator="cpu", devices=2, strategy="ddp_spawn", logger=False, max_epochs=1)
+    with pytest.raises(ValueError, match=r"0 for 2 processes, but got 3\. Measure on one process"):
+        several.plan(tiny_diffusion(), DigitsDataModule(16), measure_steps=3)
+    assert several.plan(tiny_diffusion(), DigitsDataModule(30, num_control=16, batch_size=8)).schedule.steps == 2
