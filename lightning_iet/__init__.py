@@ -3,8 +3,8 @@
 from importlib.metadata import version
 
 from lightning_iet.callbacks import AntiGradientControl, ParameterAveragingCallback
-from lightning_iet.data import DigitsDataModule, ShardedDataModule, ShardSampler
-from lightning_iet.modules import DiffusionModule
+from lightning_iet.data import DigitsDataModule, ImageDataModule, ShardedDataModule, ShardSampler
+from lightning_iet.modules import DiffusionModule, TextToImageModule
 
 __version__ = version("lightning-iet")
 
@@ -12,8 +12,10 @@ __all__ = [
     "AntiGradientControl",
     "DiffusionModule",
     "DigitsDataModule",
+    "ImageDataModule",
     "ParameterAveragingCallback",
     "ShardSampler",
     "ShardedDataModule",
+    "TextToImageModule",
     "__version__",
 ]

@@ -92,6 +92,10 @@ class IETCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Look at the checkpoint that a run is to go on from before anything is built."""
         super().parse_arguments(parser, args)
+        options = self.config[self.config.subcommand]
+        data, model = (options.get(f"{name}.init_args") or {} for name in ("data", "model"))
+        if data.get("synthetic") and "synthetic" in model:  # a run without the data is one without the weights, too
+            model["synthetic"] = True
         path = self.config[self.config.subcommand].get("ckpt_path")
         if path and path not in _WORDS:
             check_whole(Path(path), argument="ckpt_path")

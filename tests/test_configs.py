@@ -58,7 +58,7 @@ def quick(config):
         unet = {"block_out_channels": [4] * levels, "norm_num_groups": 2, "layers_per_block": 1}
         overrides += [f"--model.unet.init_args.{key}={value}" for key, value in unet.items()]
     else:
-        overrides += ["--model.synthetic=true", "--model.image_size=32", "--data.image_size=32"]
+        overrides += ["--model.image_size=32", "--data.image_size=32"]
     return overrides
 
 

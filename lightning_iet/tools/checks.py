@@ -1,5 +1,6 @@
 """What an evaluation needs, looked for before hours of training go into a run that cannot be evaluated."""
 
+import inspect
 from typing import Any
 
 from torch import Tensor, nn
@@ -82,7 +83,9 @@ def check_losses(module: nn.Module) -> None:
     Raises:
         TypeError: it has no method ``losses``, or does not say how many timesteps there are.
     """
-    if not callable(getattr(module, "losses", None)) or not hasattr(module, "num_timesteps"):
+    losses = getattr(module, "losses", None)
+    of_images = callable(losses) and next(iter(inspect.signature(losses).parameters), "") == "images"
+    if not of_images or not hasattr(module, "num_timesteps"):
         raise TypeError(
             "Argument `measures` expected a module with `losses(images, timesteps, noise, use_ema=…)`, `num_timesteps`"
             f" for membership_inference, but got {type(module).__name__}. Write them, or leave this measure out."

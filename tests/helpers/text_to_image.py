@@ -24,7 +24,7 @@ def save_pipelines(folder):
 
 
 class Captioned(Dataset):
-    """Random images with captions; the last ``mirrored`` times they are read, mirrored."""
+    """Random images with captions; mirrored at random, or another one each time."""
 
     def __init__(self, num, flips=False, noise=False):
         self.images = torch.rand(num, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(num))

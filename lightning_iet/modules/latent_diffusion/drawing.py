@@ -1,0 +1,186 @@
+"""Drawing images from captions, and handing the model on as a pipeline of diffusers."""
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import torch
+from diffusers import DDIMScheduler, DDPMScheduler
+from torch import Tensor, nn
+
+from lightning_iet.modules.latent_diffusion.adapters import fuse_lora
+from lightning_iet.modules.latent_diffusion.average import TrainedAverage
+from lightning_iet.modules.latent_diffusion.captions import CaptionEncoder
+from lightning_iet.modules.latent_diffusion.latents import LatentEncoder
+from lightning_iet.modules.latent_diffusion.sampling import check_sampling, draw_latents
+from lightning_iet.modules.sampling import Sampler
+
+__all__ = ["DrawsFromText", "check_size"]
+
+
+class DrawsFromText:
+    """What a :class:`~lightning_iet.modules.TextToImageModule` does beside training: it is mixed into that class."""
+
+    unet: Any
+    latents: LatentEncoder
+    captions: CaptionEncoder
+    ema: TrainedAverage | None
+    scheduler: Any
+    image_shape: tuple[int, int, int]
+    guidance_scale: float
+    sample_prompts: Sequence[str] | Literal["train"] | None
+    _pipeline: Any
+
+    @property
+    def num_timesteps(self) -> int:
+        """T, the number of timesteps of training."""
+        return int(self.scheduler.config.num_train_timesteps)
+
+    @torch.no_grad()
+    def sample(
+        self,
+        num: int,
+        *,
+        seed: int = 0,
+        start: int = 0,
+        batch_size: int = 16,
+        sampler: Sampler = "ddim",
+        num_inference_steps: int = 50,
+        use_ema: bool = True,
+        progress: Callable[[int], object] | None = None,
+        prompts: Sequence[str] | None = None,
+        guidance_scale: float | None = None,
+    ) -> Tensor:
+        """Draw images. Image i depends on ``(seed, start + i)`` and its prompt, not on batches or processes.
+
+        Args:
+            num: Number of images.
+            seed: Seed of the run of images.
+            start: Number of the first image.
+            batch_size: Images at once.
+            sampler: ``"ddim"`` (deterministic given the first noise) or ``"ddpm"`` (ancestral).
+            num_inference_steps: Denoiser calls per image, at most T.
+            use_ema: Whether the averaged weights are used (if any are kept).
+            progress: Called with the number of images finished, after each batch.
+            prompts: Captions; image number i has ``prompts[i % len(prompts)]``. Default: ``sample_prompts``.
+            guidance_scale: 1 = no guidance. Default: the module's.
+
+        Returns:
+            Images in [0, 1] on the CPU, shape ``(num, 3, H, W)``.
+
+        Raises:
+            ValueError: For a number of images or steps out of range, or if the training captions are wanted and there
+                is no training.
+        """
+        check_sampling(num, batch_size, num_inference_steps, most=self.num_timesteps)
+        module: Any = self  # a LightningModule, where this is mixed in
+        chosen = self._prompts(prompts)
+        scale = self.guidance_scale if guidance_scale is None else guidance_scale
+        was_training = module.training
+        module.eval()
+        try:
+            batches = []
+            for first in range(start, start + num, batch_size):
+                numbers = range(first, min(first + batch_size, start + num))
+                latents = draw_latents(
+                    lambda noisy, timestep, told: module(noisy, timestep, told, use_ema=use_ema),
+                    self._sampler(sampler, num_inference_steps),
+                    self._latent_shape(),
+                    numbers,
+                    conditions=self.captions([chosen(number) for number in numbers]),
+                    null=self.captions.null(),
+                    guidance_scale=scale,
+                    seed=seed,
+                )
+                batches.append(self.latents.decode(latents).float().cpu())
+                if progress is not None:
+                    progress(len(numbers))
+            return torch.cat(batches)
+        finally:
+            module.train(was_training)
+
+    def pipeline(self, *, use_ema: bool = True, sampler: Sampler = "ddim") -> Any:
+        """The model as a pipeline of diffusers of the class that it came from, for whoever does not have this package.
+
+        Adapters are worked into the weights *(our choice: it loads without peft)*. With the same seeds it draws the
+        images of :meth:`sample`, to rounding: image i with ``torch.Generator().manual_seed(derive_seed(seed, i))``.
+
+        Args:
+            use_ema: Whether it gets the averaged weights (if any are kept).
+            sampler: Its scheduler: ``"ddim"`` or ``"ddpm"``.
+
+        Returns:
+            A pipeline with weights of its own, on the CPU in float32; ``save_pretrained`` writes it.
+        """
+        parts = copy.deepcopy(self._pipeline.components)
+        for part in parts.values():
+            if isinstance(part, nn.Module):
+                part.cpu().float().eval().requires_grad_(False)
+        unet = parts["unet"]
+        if use_ema and self.ema is not None:
+            unet.load_state_dict(self.ema.weights(), strict=False)
+        if getattr(unet, "peft_config", None):
+            fuse_lora(unet)
+        height, width = self._latent_shape()[1:]
+        unet.register_to_config(sample_size=height if height == width else (height, width))
+        parts["scheduler"] = self._sampler(sampler)
+        # Options of the class that are no parts.
+        kind = type(self._pipeline)
+        options = {
+            name: self._pipeline.config[name]
+            for name in ("requires_safety_checker", "force_zeros_for_empty_prompt")
+            if name in self._pipeline.config
+        }
+        pipeline = kind(**parts, **options)
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline
+
+    def _latent_shape(self) -> tuple[int, int, int]:
+        scale = self.latents.scale
+        return self.unet.config.in_channels, self.image_shape[1] // scale, self.image_shape[2] // scale
+
+    def _sampler(self, name: Sampler, num_inference_steps: int | None = None) -> Any:
+        kind = DDIMScheduler if name == "ddim" else DDPMScheduler
+        scheduler = kind.from_config(self.scheduler.config)
+        if num_inference_steps is not None:
+            scheduler.set_timesteps(num_inference_steps)
+        return scheduler
+
+    def _prompts(self, prompts: Sequence[str] | None) -> Callable[[int], str]:
+        """The caption of each image, by its number."""
+        if prompts is None and self.sample_prompts == "train":
+            samples = getattr(getattr(getattr(self, "_trainer", None), "datamodule", None), "train_set", None)
+            if samples is None:
+                raise ValueError(
+                    "Argument `prompts` expected captions, but got none, and `sample_prompts` is 'train', whose images "
+                    "are at hand while training only. Give captions."
+                )
+            return lambda number: str(samples[number % len(samples)][1])
+        texts = [""] if prompts is None and self.sample_prompts is None else list(prompts or self.sample_prompts or ())
+        if not texts:
+            raise ValueError("Argument `prompts` expected at least one caption, but got none.")
+        return lambda number: texts[number % len(texts)]
+
+
+def check_size(image_size: int | tuple[int, int] | None, *, unet: Any, scale: int) -> tuple[int, int, int]:
+    """Shape ``(3, H, W)`` of the images.
+
+    Args:
+        image_size: Height and width; ``None`` = what the denoiser is made for.
+        unet: The denoiser, with ``config.sample_size`` in rows of latents.
+        scale: Pixels for each row of latents.
+
+    Raises:
+        ValueError: If the autoencoder cannot halve the size often enough.
+    """
+    if image_size is None:
+        own = unet.config.sample_size
+        height, width = (own, own) if isinstance(own, int) else own
+        return 3, height * scale, width * scale
+    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    if min(height, width) < scale or height % scale or width % scale:
+        raise ValueError(
+            f"Argument `image_size` expected multiples of {scale}, the pixels for each row of the autoencoder's "
+            f"latents, but got {height} × {width}."
+        )
+    return 3, height, width

@@ -1,0 +1,83 @@
+"""Pipelines that cannot be fine-tuned are refused in one line."""
+
+import json
+
+import huggingface_hub
+import pytest
+import torch
+from diffusers import DDPMPipeline, DDPMScheduler
+from safetensors.torch import load_file, save_file
+
+from lightning_iet.modules import TextToImageModule
+from lightning_iet.modules.latent_diffusion.pipelines import load_pipeline
+from lightning_iet.modules.latent_diffusion.synthetic import synthetic_pipeline
+from tests.helpers.models import tiny_unet
+
+
+@pytest.fixture
+def folder(tmp_path):
+    synthetic_pipeline(image_size=16, vae_scale=2).save_pretrained(tmp_path / "sd")
+    return tmp_path / "sd"
+
+
+def refuses(pretrained, message, kind=ValueError):
+    with pytest.raises(kind, match=message) as error:
+        TextToImageModule(pretrained)
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_parts_come_in_single_precision_whatever_they_were_saved_in(folder):
+    load_pipeline(folder).to(dtype=torch.float16).save_pretrained(folder)
+    pipeline = load_pipeline(folder)
+    assert {part.dtype for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder)} == {torch.float32}
+
+
+@pytest.mark.parametrize("part", ["unet", "vae", "tokenizer"])
+def test_a_part_that_is_missing(folder, part):
+    (folder / part).rename(folder / "elsewhere")
+    refuses(folder, rf"expected a StableDiffusionPipeline with .* but got '.*sd' without {part}\.")
+
+
+def test_an_index_without_a_unet(folder):
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps(index | {"unet": [None, None]}))
+    refuses(folder, r"without unet\. Give a complete pipeline")
+
+
+def test_a_unet_that_lacks_weights(folder):
+    file = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    weights = load_file(file)
+    del weights["conv_in.weight"]
+    save_file(weights, file)
+    refuses(folder, r"expected a complete StableDiffusionPipeline, .* lacks 1 weights, conv_in\.weight the first")
+
+
+def test_a_damaged_file(folder):
+    (folder / "vae" / "diffusion_pytorch_model.safetensors").write_bytes(b"nothing")
+    refuses(folder, "expected a complete StableDiffusionPipeline, but got")
+
+
+def test_a_pipeline_of_another_class(tmp_path):
+    DDPMPipeline(tiny_unet(), DDPMScheduler()).save_pretrained(tmp_path)
+    refuses(tmp_path, "expected a pipeline of class .* of class DDPMPipeline. Use DiffusionModule")
+
+
+def test_a_folder_of_something_else(folder):
+    refuses(folder / "unet", r"expected a folder with a diffusers pipeline, .* without a model_index\.json")
+
+
+@pytest.mark.parametrize("pretrained", ["./nowhere", "/no/where", "nowhere"])
+def test_no_such_folder(pretrained):
+    refuses(pretrained, "which is no folder. Check the path", FileNotFoundError)
+
+
+@pytest.mark.filterwarnings("ignore:.*local_dir_use_symlinks.*")  # diffusers' own
+def test_a_hub_id_without_network(monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    refuses(
+        "nobody/nothing-of-the-kind", "could not be had from the hub .*offline.* give a local path", FileNotFoundError
+    )
+
+
+def test_nothing_at_all():
+    refuses(None, "`pretrained` expected a folder .*, but got none. Give one, or try without: synthetic=true")
