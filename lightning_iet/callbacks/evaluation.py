@@ -10,7 +10,7 @@ from typing import Any, Literal
 import lightning.pytorch as pl
 from torch import Tensor
 
-from lightning_iet.callbacks.facts import curves_of_run, facts_of_run
+from lightning_iet.callbacks.facts import curves_of_run, facts_of_run, without_unseen
 from lightning_iet.callbacks.run_history import RunHistory
 from lightning_iet.callbacks.views import average_of_shards, undisturbed
 from lightning_iet.metrics.frechet import frechet_distance
@@ -215,6 +215,7 @@ class Evaluation(pl.Callback):
 
     def _make_assessor(self, trainer: pl.Trainer) -> Assessor:
         train, control, reference = real_sets(getattr(trainer, "datamodule", None))
+        control = without_unseen(trainer, control)
         if "membership_inference" in self.measures:
             check_losses(trainer.lightning_module)
             self._membership = Membership(train, control)

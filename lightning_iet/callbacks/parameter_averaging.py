@@ -212,9 +212,9 @@ class ParameterAveragingCallback(Callback):
             self._stack.enter_context(trainer.strategy.block_backward_sync())  # type: ignore[attr-defined]
             # DDP would still broadcast buffers before the first forward: from one shard's into all others'.
             self._stack.enter_context(shadowed(trainer.strategy.model, "require_forward_param_sync", False))
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, AntiGradientControl):
-                callback.join_replicas(self.groups.within)
+        self._controls = [c for c in trainer.callbacks if isinstance(c, AntiGradientControl)]  # type: ignore[attr-defined]
+        for control in self._controls:
+            control.join_replicas(self.groups.within)
         saving = averages_saved(average_saved(pl_module, self.engine), pl_module, self.engine, self._averages)
         self._stack.enter_context(shadowed(pl_module, "on_save_checkpoint", saving))
 
@@ -231,6 +231,8 @@ class ParameterAveragingCallback(Callback):
         self._steps_taken += 1
         self.engine.activate(at.shard)
         self.engine.agreed = False
+        for control in self._controls:
+            control.shard = at.shard
         replica = (self.groups.replica,) if self.groups.replica else ()
         seed_rng(derive_seed(self.seed, at.shard, trainer.current_epoch, at.step, *replica))
 

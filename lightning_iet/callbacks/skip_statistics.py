@@ -6,6 +6,7 @@ import torch
 from lightning.pytorch.strategies import Strategy
 from torch import Tensor
 
+from lightning_iet.callbacks.gap_history import GapHistory
 from lightning_iet.callbacks.timestep_statistics import TimestepStatistics
 
 __all__ = ["SkipReaders", "SkipStatistics"]
@@ -20,11 +21,14 @@ class SkipStatistics:
     Attributes:
         epoch: The current epoch of this process, over all shards that it hosts.
         run: The finished epochs of all processes.
+        gaps: Training and unseen losses of the finished epochs, one by one.
+        last: The same of the last one alone.
     """
 
     def __init__(self, num_bins: int) -> None:
         self.epoch = TimestepStatistics(num_bins)
         self.run = TimestepStatistics(num_bins)
+        self.gaps, self.last = GapHistory(), GapHistory()
 
     def to(self, device: torch.device) -> "SkipStatistics":
         """Move to a device, into tensors of its own."""
@@ -37,6 +41,9 @@ class SkipStatistics:
             buffer.copy_(strategy.reduce(buffer, reduce_op="sum"))
         skip_rate, num_outside = self.epoch.skip_rate(), int(self.epoch.out_of_range)
         self.run.add(self.epoch)
+        self.last = GapHistory()
+        for history in (self.gaps, self.last):
+            history.add(self.epoch)
         self.epoch.reset()
         return skip_rate, num_outside
 
@@ -48,12 +55,16 @@ class SkipStatistics:
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors by name."""
-        return {"epoch_statistics": self.epoch.state_dict(), "run_statistics": self.run.state_dict()}
+        states = {"epoch_statistics": self.epoch.state_dict(), "run_statistics": self.run.state_dict()}
+        return states | {"gaps": self.gaps.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned."""
-        self.epoch.load_state_dict(state_dict["epoch_statistics"])
-        self.run.load_state_dict(state_dict["run_statistics"])
+        # Not strict: checkpoints from before unseen images were counted have none.
+        self.epoch.load_state_dict(state_dict["epoch_statistics"], strict=False)
+        self.run.load_state_dict(state_dict["run_statistics"], strict=False)
+        if "gaps" in state_dict:
+            self.gaps.load_state_dict(state_dict["gaps"])
 
 
 class SkipReaders:
@@ -95,3 +106,24 @@ class SkipReaders:
         Arguments and result as of :meth:`skip_rate_by_timestep`.
         """
         return self._statistics.total().mean_by_timestep("loss_sum", num_bins)
+
+    def unseen_loss_by_timestep(self, num_bins: int = 50) -> Tensor:
+        """Mean loss of all unseen images so far, in equal bins of the timestep; NaN without a reference to unseen ones.
+
+        Arguments and result as of :meth:`skip_rate_by_timestep`.
+        """
+        return self._statistics.total().mean_by_timestep("unseen_loss_sum", num_bins)
+
+    @property
+    def gap_history(self) -> GapHistory:
+        """Training and unseen losses of the finished epochs of all processes."""
+        return self._statistics.gaps
+
+    def gap(self) -> float:
+        """How far training losses lie under those of unseen images, as a share of these; the mean over timesteps.
+
+        Over the last tenth of the finished epochs. 0: the model denoises its training images no better than unseen
+        ones; 1: it knows them by heart. NaN before the first epoch has ended, and without a reference to unseen images.
+        """
+        gaps = self._statistics.gaps
+        return float(gaps.gap(max(1, len(gaps.rows) // 10)).nanmean()) if len(gaps.rows) else float("nan")

@@ -72,6 +72,11 @@ class TimestepBins:
         """Bins of a training batch, (B,), integers; continuous ones are learnt from it first."""
         if self.continuous:
             self._learn(timesteps.detach())
+        return self.locate(timesteps)
+
+    def locate(self, timesteps: Tensor) -> Tensor:
+        """Bins of a batch from which nothing is learnt, (B,), integers."""
+        if self.continuous:
             return bin_index(timesteps.detach(), self.edges)
         steps = timesteps.long().clamp(0, self.num_timesteps - 1)
         return steps if self.num_bins == self.num_timesteps else steps * self.num_bins // self.num_timesteps

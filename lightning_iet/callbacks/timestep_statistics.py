@@ -1,5 +1,7 @@
 """What happened at each timestep: how many samples were seen, how many left out, and the sum of their losses."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -18,6 +20,8 @@ class TimestepStatistics(nn.Module):
         seen: Samples by timestep, shape (T,), int64.
         skipped: Those of them that were left out of the loss, shape (T,), int64.
         loss_sum: Sum of their losses, left out or not, shape (T,), float32.
+        unseen: Unseen images by timestep, shape (T,), int64.
+        unseen_loss_sum: Sum of their losses, shape (T,), float32.
         out_of_range: Samples whose timestep is not in [0, T), scalar, int64.
 
     Example:
@@ -32,6 +36,8 @@ class TimestepStatistics(nn.Module):
     seen: Tensor
     skipped: Tensor
     loss_sum: Tensor
+    unseen: Tensor
+    unseen_loss_sum: Tensor
     out_of_range: Tensor
 
     def __init__(self, num_timesteps: int) -> None:
@@ -39,6 +45,8 @@ class TimestepStatistics(nn.Module):
         self.register_buffer("seen", torch.zeros(num_timesteps, dtype=torch.long))
         self.register_buffer("skipped", torch.zeros(num_timesteps, dtype=torch.long))
         self.register_buffer("loss_sum", torch.zeros(num_timesteps))
+        self.register_buffer("unseen", torch.zeros(num_timesteps, dtype=torch.long))
+        self.register_buffer("unseen_loss_sum", torch.zeros(num_timesteps))
         self.register_buffer("out_of_range", torch.zeros((), dtype=torch.long))
 
     def update(self, losses: Tensor, timesteps: Tensor, *, keep: Tensor) -> None:
@@ -47,6 +55,12 @@ class TimestepStatistics(nn.Module):
         self.seen.index_add_(0, timesteps, finite.long())
         self.skipped.index_add_(0, timesteps, (finite & ~keep).long())
         self.loss_sum.index_add_(0, timesteps, torch.where(finite, losses, 0).float())
+
+    def update_unseen(self, losses: Tensor, timesteps: Tensor) -> None:
+        """Count a batch of unseen images: losses without graph, and timesteps in [0, T); both (B,)."""
+        finite = losses.isfinite()
+        self.unseen.index_add_(0, timesteps, finite.long())
+        self.unseen_loss_sum.index_add_(0, timesteps, torch.where(finite, losses, 0).float())
 
     def add(self, other: "TimestepStatistics") -> None:
         """Add the sums of another, in place."""
@@ -69,10 +83,10 @@ class TimestepStatistics(nn.Module):
         return self.skipped.sum() / self.seen.sum().clamp(min=1)
 
     def mean_by_timestep(self, name: str, num_bins: int) -> Tensor:
-        """Divide a sum by the samples seen, in equal bins of the timestep.
+        """Divide a sum by its number of samples, in equal bins of the timestep.
 
         Args:
-            name: ``"skipped"`` or ``"loss_sum"``.
+            name: ``"skipped"``, ``"loss_sum"`` or ``"unseen_loss_sum"``.
             num_bins: Number of bins, at least 1; no more than T are made.
 
         Returns:
@@ -83,11 +97,22 @@ class TimestepStatistics(nn.Module):
         """
         if num_bins < 1:
             raise ValueError(f"Argument `num_bins` expected at least 1, but got {num_bins}.")
+        counted = "unseen" if name == "unseen_loss_sum" else "seen"
+        total, number = self.by_timestep((name, counted), num_bins)
+        return (total / number).float()
+
+    def by_timestep(self, names: Sequence[str], num_bins: int) -> Tensor:
+        """Sums in equal bins of the timestep.
+
+        Args:
+            names: Of the sums.
+            num_bins: Number of bins; no more than T are made.
+
+        Returns:
+            Float64 tensor of shape (len(names), num_bins) on the CPU, smallest timesteps first.
+        """
         num_timesteps = len(self.seen)
         num_bins = min(num_bins, num_timesteps)
         bins = torch.arange(num_timesteps) * num_bins // num_timesteps
-        total, seen = (
-            torch.zeros(num_bins, dtype=torch.float64).index_add(0, bins, values.cpu().double())
-            for values in (self.get_buffer(name), self.seen)
-        )
-        return (total / seen).float()
+        sums = torch.stack([self.get_buffer(name).cpu().double() for name in names])
+        return torch.zeros(len(names), num_bins, dtype=torch.float64).index_add(1, bins, sums)

@@ -4,35 +4,11 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 import lightning.pytorch as pl
-from torch import nn
 
 from lightning_iet.callbacks.parameter_averaging import ParameterAveragingCallback
-from lightning_iet.utilities.random import isolated_rng
+from lightning_iet.utilities.undisturbed import undisturbed
 
 __all__ = ["average_of_shards", "undisturbed"]
-
-
-@contextmanager
-def undisturbed(module: nn.Module) -> Iterator[None]:
-    """Puts random generators and training modes back, so that training takes the course it would have taken.
-
-    Args:
-        module: its parts are as they were in the end, each in training or evaluation mode.
-
-    Example:
-        >>> model = nn.Sequential(nn.Dropout(), nn.Dropout().eval())
-        >>> with undisturbed(model):
-        ...     _ = model.eval()
-        >>> model.training, model[0].training, model[1].training
-        (True, True, False)
-    """
-    modes = {part: part.training for part in module.modules()}
-    try:
-        with isolated_rng(seed=0):
-            yield
-    finally:
-        for part, mode in modes.items():
-            part.training = mode
 
 
 @contextmanager

@@ -11,13 +11,16 @@ Method: Liu, Guan, Wu, Miao, *Iterative Ensemble Training with Anti-Gradient Con
 Diffusion Models*, ECCV 2024, https://arxiv.org/abs/2407.15328, where the threshold is given as
 ``mem_ratio`` :math:`= 1 / \lambda`.
 
+*Anchored* AGC (ours) fills the bank with losses of images that the model is not trained on, by
+:func:`update_anchored_bank` in the place of 3: the threshold then does not sink while a set is learnt by heart.
+
 None of these functions waits for the device or loops over samples.
 """
 
 import torch
 from torch import Tensor
 
-__all__ = ["check_batch", "keep_mask", "masked_mean", "update_bank"]
+__all__ = ["check_batch", "keep_mask", "masked_mean", "update_anchored_bank", "update_bank"]
 
 
 def check_batch(losses: Tensor, timesteps: Tensor, *, name: str = "losses", continuous: bool = False) -> None:
@@ -93,7 +96,7 @@ def keep_mask(losses: Tensor, timesteps: Tensor, bank: Tensor, threshold: float)
     return (losses >= threshold * usual) | ~losses.isfinite()
 
 
-def masked_mean(losses: Tensor, keep: Tensor, *, divisor: Tensor | None = None) -> Tensor:
+def masked_mean(losses: Tensor, keep: Tensor, *, divisor: Tensor | int | None = None) -> Tensor:
     r"""Average the losses that are kept: :math:`\sum_i k_i l_i / \max(1, \sum_i k_i)`.
 
     A sample that is left out has a gradient of exactly zero, whatever its loss. If no sample is kept, the result is
@@ -102,8 +105,9 @@ def masked_mean(losses: Tensor, keep: Tensor, *, divisor: Tensor | None = None) 
     Args:
         losses: One loss per sample, shape (B,). Half precision is summed in float32.
         keep: Boolean tensor of shape (B,), True where a sample is kept.
-        divisor: Scalar to divide by instead of the number that is kept, at least 1. Where n processes share a batch and
-            average their gradients, it is the number kept of all over n.
+        divisor: What to divide by instead of the number that is kept, at least 1. Where n processes share a batch and
+            average their gradients, it is the number kept of all over n. With the size of the batch, the step shrinks
+            as samples drop out.
 
     Returns:
         Scalar tensor of the type of ``losses``.
@@ -166,3 +170,37 @@ def update_bank(bank: Tensor, losses: Tensor, timesteps: Tensor, decay: float) -
     counts = torch.zeros_like(bank).index_add(0, timesteps, finite.to(bank.dtype))
     learnt = torch.zeros_like(bank).index_add(0, timesteps, torch.where(finite, shares * losses, 0))
     return bank * decay**counts + learnt
+
+
+def update_anchored_bank(bank: Tensor, losses: Tensor, timesteps: Tensor, decay: float) -> Tensor:
+    r"""Take losses of unseen images into the bank, all at once: :math:`b_t \leftarrow d^n b_t + (1 - d^n) \bar{l}_t`.
+
+    Here :math:`n` is the number of samples at the timestep and :math:`\bar{l}_t` their mean: as much is forgotten as in
+    :func:`update_bank`, and the samples of a batch, which have no order of their own, count alike *(our choice)*.
+
+    A loss that is NaN or infinite counts as absent *(our choice: the bank could never forget it)*.
+
+    Args:
+        bank: Running mean of the loss by timestep (or by bin), shape (T,), floating point; it is not modified.
+        losses: One loss per sample, shape (B,), floating point; taken in the type of ``bank``. No gradient is taken.
+        timesteps: The timestep (or the bin) of each sample, shape (B,), integers in [0, T).
+        decay: :math:`d` in [0, 1): the share of the bank that one sample leaves.
+
+    Returns:
+        The new bank, shape (T,), in the type of ``bank``.
+
+    Raises:
+        ValueError: If the shapes disagree.
+        TypeError: If ``losses`` is not floating point, or ``timesteps`` are not integers.
+        IndexError: If a timestep is not in [0, T), where the device reports it (the CPU does).
+
+    Example:
+        >>> update_anchored_bank(torch.ones(3), torch.tensor([3.0, 1.0, 2.0]), torch.tensor([0, 2, 2]), decay=0.5)
+        tensor([2.0000, 1.0000, 1.3750])
+    """
+    check_batch(losses, timesteps)
+    losses, timesteps = losses.detach().to(bank.dtype), timesteps.long()
+    finite = losses.isfinite()
+    counts = torch.zeros_like(bank).index_add(0, timesteps, finite.to(bank.dtype))
+    sums = torch.zeros_like(bank).index_add(0, timesteps, torch.where(finite, losses, 0))
+    return torch.lerp(sums / counts.clamp(min=1), bank, decay**counts)

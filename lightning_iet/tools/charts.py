@@ -4,17 +4,19 @@ Each function returns a :class:`matplotlib.figure.Figure` of its own, as in :mod
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from statistics import fmean
 
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+from torch import Tensor
 
 from lightning_iet.tools.figures import CONTROL, DPI, GENERATED, INK, QUIET
 from lightning_iet.tools.labels import label_points
 
-__all__ = ["memorization_against_fid", "memorized_quantity_curve", "training_curves"]
+__all__ = ["loss_gap", "memorization_against_fid", "memorized_quantity_curve", "training_curves"]
 
 
 def training_curves(
@@ -61,6 +63,58 @@ def training_curves(
         panel = _chart(next(panels), title="Loss by timestep", xlabel="timestep", ylabel="mean loss")
         panel.stairs(loss_by_timestep, _edges(loss_by_timestep, num_timesteps), baseline=None, color=INK, linewidth=1.4)
         _log_axis(panel)
+    return figure
+
+
+def loss_gap(
+    training_loss: Tensor,
+    unseen_loss: Tensor,
+    skip_rate: Tensor,
+    *,
+    epochs_per_row: int = 1,
+    num_timesteps: int = 1000,
+) -> Figure:
+    """Draws how training losses sink under those of unseen images, and what anti-gradient control leaves out.
+
+    Args:
+        training_loss: mean loss in each stretch of epochs and bin of the timestep, ``(n, bins)``, NaN where none was
+            seen.
+        unseen_loss: the same of unseen images.
+        skip_rate: share of samples left out, likewise.
+        epochs_per_row: epochs in a stretch.
+        num_timesteps: number of timesteps that the bins divide.
+
+    Returns:
+        The figure: both losses over epochs, their ratio over epochs and timesteps, and the skip rate if it is not 0.
+    """
+    skips = bool((skip_rate > 0).any())
+    figure = Figure(figsize=(12.6 if skips else 9.2, 3.4), dpi=DPI, facecolor="white", layout="constrained")
+    losses, ratios, *others = figure.subplots(1, 2 + skips)
+    window = 1 + 2 * (len(training_loss) // 50)
+    epochs = [(row + 0.5) * epochs_per_row for row in range(len(training_loss))]
+    _chart(losses, title="Loss, mean of all timesteps", xlabel="epoch", ylabel="loss")
+    for label, rows, colour in (("unseen images", unseen_loss, CONTROL), ("training images", training_loss, GENERATED)):
+        losses.plot(epochs, _smooth(_filled(rows), window), color=colour, linewidth=1.6, label=label)
+    losses.legend(frameon=False, fontsize=8.5, labelcolor="linecolor")
+    _log_axis(losses)
+    for panel in others:
+        _chart(panel, title="Skipped by anti-gradient control", xlabel="epoch", ylabel="share of samples skipped")
+        panel.plot(epochs, _smooth(_filled(skip_rate), window), color=GENERATED, linewidth=1.6)
+        panel.yaxis.set_major_formatter(_percent)
+        panel.set_ylim(0, max(0.01, panel.get_ylim()[1]))
+    _chart(ratios, title="Training loss / unseen loss (1: no memorization)", xlabel="epoch", ylabel="timestep")
+    extent = (0.0, float(len(training_loss) * epochs_per_row), 0.0, float(num_timesteps))
+    image = ratios.imshow(
+        (training_loss / unseen_loss).T.numpy(),
+        origin="lower",
+        aspect="auto",
+        extent=extent,
+        cmap="viridis",
+        vmin=0,
+        vmax=1.2,
+    )
+    ratios.grid(visible=False)
+    figure.colorbar(image, ax=ratios)
     return figure
 
 
@@ -168,6 +222,14 @@ def _smooth(values: Sequence[float], window: int) -> list[float]:
     """Mean over a window around each value, shorter at the ends."""
     half = window // 2
     return [fmean(values[max(0, i - half) : i + half + 1]) for i in range(len(values))]
+
+
+def _filled(rows: Tensor) -> list[float]:
+    """Mean of each row; what is not known is taken from the row before, or rows would not compare."""
+    rows = rows.clone()
+    for before, row in pairwise(rows):
+        row[:] = torch.where(row.isnan(), before, row)
+    return rows.nanmean(1).tolist()
 
 
 def _edges(bins: Sequence[float], num_timesteps: int) -> list[float]:

@@ -112,6 +112,8 @@ def report_table(report: Report) -> Table:
     if threshold := report["run"]["threshold"]:
         table.add_section()
         table.add_row(f"skipped by AGC, threshold {threshold:g}", format_share(report["run"]["skip_rate"]), "", "")
+    if (gap := report["run"].get("gap")) is not None:
+        table.add_row("training loss under that of unseen images", format_share(gap), "", "lower")
     return table
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 from lightning.fabric import Fabric
 
-__all__ = ["check_arguments", "check_some_losses", "check_trainer"]
+__all__ = ["check_arguments", "check_reference", "check_some_losses", "check_trainer"]
 
 _LOOP = "Call lightning_iet.functional.anti_gradient in the training loop, see docs/howto/plain-pytorch.md."
 _SPREAD = ("FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy")
@@ -27,6 +27,23 @@ def check_arguments(threshold: float, decay: float, num_timesteps: int, num_bins
         )
     if num_bins is not None and num_bins < 1:
         raise ValueError(f"Argument `num_bins` expected at least 1, but got {num_bins}. Leave it out for one each.")
+
+
+def check_reference(reference: str, normalize: str | None, **at_least_one: int | None) -> None:
+    """Refuse a reference that is none, and numbers below 1.
+
+    Raises:
+        ValueError: Naming the argument, and what to pass instead.
+    """
+    for name, value, choices in (
+        ("reference", reference, ("train", "held_out", "other_shards")),
+        ("normalize", normalize, (None, "kept", "batch")),
+    ):
+        if value not in choices:
+            raise ValueError(f"Argument `{name}` expected one of {', '.join(map(repr, choices))}, but got {value!r}.")
+    for name, number in at_least_one.items():
+        if number is not None and number < 1:
+            raise ValueError(f"Argument `{name}` expected at least 1, but got {number}. Leave it out for the default.")
 
 
 def check_some_losses(module: object, num_steps: int) -> None:

@@ -1,8 +1,9 @@
 """What all seams have in common."""
 
 from collections.abc import Callable
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
+import torch
 from torch import Tensor
 
 __all__ = ["Observer", "Refusal", "Seam", "Selection"]
@@ -13,7 +14,7 @@ class Selection(NamedTuple):
 
     keep: Tensor
     """Boolean, shape (B,)."""
-    divisor: Tensor | None = None
+    divisor: Tensor | int | None = None
     """What the sum of their losses is divided by; None = their number. See
     :func:`~lightning_iet.functional.anti_gradient.masked_mean`."""
 
@@ -45,3 +46,14 @@ class Seam:
 
     def end_step(self) -> None:
         """The training step is over."""
+
+    def read(self, step: Callable[[], Any]) -> None:
+        """Run a training step on images that must teach nothing, for its losses alone: the observer gets them.
+
+        To be called after a backward pass, when the seam knows where losses are. No backward pass follows.
+
+        Args:
+            step: Calls the module's ``training_step``.
+        """
+        with torch.no_grad():
+            step()

@@ -114,3 +114,6 @@ class _Either(Seam):
 
     def end_step(self) -> None:
         self.chosen.end_step()
+
+    def read(self, step: Callable[[], Any]) -> None:
+        self.chosen.read(step)

@@ -147,6 +147,24 @@ class DenoiserSeam(Seam):
         doubt = self._refusal or (self._doubts[-1] if self._doubts else "")
         self._refuse(doubt or verification.why_not_found(self.module, self.denoiser))
 
+    def read(self, step: Callable[[], Any]) -> None:
+        """Run a step for its losses. They are told by the graph behind the denoiser, so there is one; nothing uses it.
+
+        Raises:
+            Refusal: If losses are measured by gradients.
+        """
+        if self._gradient_loss.in_use:
+            self._refuse("its losses are measured by gradients, of which unseen images have none")
+        before = self._recording, self._decided
+        self.begin_step()
+        try:
+            with torch.enable_grad():
+                step()
+            self.before_backward()
+        finally:
+            self.end_step()
+            self._recording, self._decided = before
+
     # --- calls -----------------------------------------------------------------------------------------------------
 
     def before_call(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:

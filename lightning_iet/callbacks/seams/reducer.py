@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import cast
+from typing import Any, cast
 
 import lightning.pytorch as pl
 from torch import Tensor
@@ -15,19 +15,25 @@ __all__ = ["reducer_seam"]
 
 
 class _ReducerSeam(Seam):
+    is_reading = False
+
     def __init__(self, module: pl.LightningModule, observe: Observer) -> None:
         self.module = module
         self.observe = observe
         self.reduce = cast(Callable[[Tensor, Tensor], Tensor], module.loss_reducer)
 
     def __call__(self, sample_loss: Tensor, timesteps: Tensor) -> Tensor:
-        if not sample_loss.requires_grad:
+        if not sample_loss.requires_grad and not self.is_reading:
             return self.reduce(sample_loss, timesteps)
         selection = self.observe(sample_loss, timesteps)
         self.description = "losses and timesteps from the attribute `loss_reducer`"
         if selection is None:
             return self.reduce(sample_loss, timesteps)
         return masked_mean(sample_loss, selection.keep, divisor=selection.divisor)
+
+    def read(self, step: Callable[[], Any]) -> None:
+        with shadowed(self, "is_reading", True):
+            super().read(step)
 
     def before_backward(self, loss: Tensor | None = None) -> None:
         if not self.description:
