@@ -12,6 +12,10 @@ from tests.helpers.distributed import Processes
 for name in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero", "lightning.fabric"):
     logging.getLogger(name).setLevel(logging.ERROR)
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # `pytest -n 2`: as many processes as cores, so one thread for each
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # of programs that tests start
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+
 # No test measures time, hypothesis' included; fixtures of this file are fine to share among examples.
 settings.register_profile("lightning-iet", deadline=None, max_examples=50)
 settings.load_profile("lightning-iet")
