@@ -130,13 +130,68 @@ def test_the_four_runs_on_a_data_set_differ_in_the_methods_alone(data):
         length = (trainer.pop("max_epochs"), trainer.pop("max_steps", -1), model.pop("warmup_steps"))
         epochs, warmup, warmup_of_shards = {"afhq_dog": (2400, 1185, 120)}.get(data, (1000, 5865, 600))
         assert length == ((epochs, -1, warmup_of_shards) if num_shards > 1 else (-1, 400_000, warmup))
+        checkpointing = trainer["callbacks"][0]["init_args"]
+        assert checkpointing.pop("every_n_epochs", None) or checkpointing.pop("every_n_train_steps")
         rest.append(settings)
     assert all(settings == rest[0] for settings in rest)
 
 
-@pytest.mark.parametrize(
-    ("images", "batch_size", "shards", "warmup"),
-    [(50_000, 128, 10, 600), (50_000, 128, 1, 5865), (4739, 60, 10, 120), (4739, 60, 1, 1185)],
-)
-def test_warm_up_takes_fifteen_epochs_of_a_shard(images, batch_size, shards, warmup):
-    assert 15 * ceil(ceil(images / shards) / batch_size) == warmup
+def at(settings, path):
+    for key in path.split("."):
+        settings = settings[key]
+    return settings
+
+
+PUBLISHED = {  # what METHODS of the paper says of all runs from scratch
+    "model.init_args.scheduler.init_args.beta_start": 1e-4,
+    "model.init_args.scheduler.init_args.beta_end": 0.02,
+    "model.init_args.scheduler.init_args.beta_schedule": "linear",
+    "model.init_args.scheduler.init_args.num_train_timesteps": 1000,
+    "model.init_args.scheduler.init_args.prediction_type": "epsilon",
+    "model.init_args.optimizer.class_path": "torch.optim.Adam",
+    "model.init_args.optimizer.init_args.lr": 2e-4,
+    "model.init_args.ema_decay": 0.9999,
+    "model.init_args.unet.init_args.dropout": 0.1,
+    "trainer.gradient_clip_val": 1.0,
+    "data.init_args.flip": True,
+    "agc.decay": 0.8,
+    "agc.num_timesteps": 1000,
+    "evaluation.k": 50,
+}
+IMAGES = {"cifar10": 50_000, "cifar100": 50_000, "afhq_dog": 4_739}
+
+
+@pytest.mark.parametrize("config", [path for path in PAPER if not path.stem.startswith("laion")], ids=name)
+def test_figures_are_those_that_were_published(config):
+    settings = yaml.safe_load(config.read_text())
+    assert {path: at(settings, path) for path in PUBLISHED} == PUBLISHED
+    data = next(known for known in sorted(IMAGES, key=len, reverse=True) if config.stem.startswith(known))
+    method = config.stem.removeprefix(f"{data}_")
+    batch = {"cifar10": 128, "cifar100": 128, "afhq_dog": 60}[data]
+    assert at(settings, "data.init_args.batch_size") == batch
+    assert at(settings, "agc.threshold") == (0.5 if "agc" in method else 0)
+    assert at(settings, "averaging.num_shards") == (10 if "iet" in method else 1)
+    if "iet" in method:
+        steps = ceil(IMAGES[data] / 10 / batch)
+        assert at(settings, "model.init_args.warmup_steps") == 15 * steps
+        assert at(settings, "averaging.every_n_epochs") == 100
+        assert at(settings, "trainer.max_epochs") == (2400 if data == "afhq_dog" else 1000)
+    else:
+        assert at(settings, "model.init_args.warmup_steps") == 15 * ceil(IMAGES[data] / batch)
+        assert at(settings, "trainer.max_steps") == 400_000
+        saved = at(settings, "trainer.callbacks")[0]["init_args"]["every_n_train_steps"]
+        assert 400_000 % saved == 0  # the last step is in a checkpoint
+
+
+@pytest.mark.parametrize("config", [path for path in PAPER if path.stem.startswith("laion")], ids=name)
+def test_figures_of_fine_tuning_are_those_that_were_published(config):
+    settings = yaml.safe_load(config.read_text())
+    assert at(settings, "model.init_args.optimizer.class_path") == "torch.optim.AdamW"
+    assert at(settings, "model.init_args.optimizer.init_args.lr") == 2.5e-6
+    assert at(settings, "model.init_args.warmup_steps") == 5000
+    assert at(settings, "data.init_args.batch_size") == 8
+    assert at(settings, "data.init_args.image_size") == 256
+    assert at(settings, "agc.threshold") == (0.8 if "agc" in config.stem else 0)
+    assert at(settings, "averaging.num_shards") == (4 if "iet" in config.stem else 1)
+    if "iet" in config.stem:
+        assert at(settings, "averaging.every_n_train_steps") == 2000

@@ -2,6 +2,7 @@
 
 import signal
 import threading
+from contextlib import suppress
 from typing import Any
 
 import lightning.pytorch as pl
@@ -51,8 +52,10 @@ class StopSignal(pl.Callback):
             return  # a window of accumulated gradients is finished first
         if trainer.strategy.reduce_boolean_decision(self.asked, all=False):
             stop = SIGTERMException(128 + signal.SIGTERM)
-            for callback in trainer.checkpoint_callbacks:
-                callback.on_exception(trainer, pl_module, stop)
+            # A process may have failed on its way here: then no checkpoint can hold all shards at one step.
+            if trainer.strategy.reduce_boolean_decision(True, all=True):
+                for callback in trainer.checkpoint_callbacks:
+                    callback.on_exception(trainer, pl_module, stop)
             rank_zero_info(f"Stopped by SIGTERM after step {trainer.global_step}.")
             raise stop
 
@@ -61,7 +64,11 @@ class StopSignal(pl.Callback):
         self._restore()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Leave the signal as it was."""
+        """Leave the signal as it was. After a failure on the way to the vote, take part in it: others wait there."""
+        if self.asked and isinstance(exception, Exception) and trainer.world_size > 1:
+            with suppress(Exception):  # others may have gone
+                trainer.strategy.reduce_boolean_decision(True, all=False)
+                trainer.strategy.reduce_boolean_decision(False, all=True)
         self._restore()
 
     def _restore(self) -> None:

@@ -29,9 +29,9 @@ def read_captions(path: Path) -> dict[str, str]:
         ValueError: If it is something else, naming the line.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
         if path.suffix == ".jsonl":
-            entries: Any = [json.loads(line) for line in text.splitlines() if line.strip()]
+            entries: Any = [json.loads(line) for line in text.split("\n") if line.strip()]
         else:
             entries = json.loads(text)
     except (OSError, ValueError) as error:

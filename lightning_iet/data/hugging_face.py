@@ -71,8 +71,22 @@ class HuggingFaceDataModule(ImageDataModule):
 
     def load(self) -> Dataset[Any] | tuple[Dataset[Any], Dataset[Any]]:
         """Open the split to train on, and the one that is held out."""
+        if self._path.exists() and self.held_out_split is not None:
+            self._check_apart(self.held_out_split)
         train = self._open(self.split)
         return train if self.held_out_split is None else (train, self._open(self.held_out_split))
+
+    def _check_apart(self, held_out: str) -> None:
+        """Refuse splits that share files: where no file is named after a split, one holds them all."""
+        found = splits_at(self._path)
+        shared = set(found.get(self.split, ())) & set(found.get(held_out, ()))
+        if self.split != held_out and (shared or held_out not in found):
+            names = ", ".join(sorted(found))
+            raise ValueError(
+                f"Argument `held_out_split` expected files of their own beside those of {self.split!r}, but got "
+                f"{held_out!r} at '{self._path}', where splits {names} were found. Name Parquet files after their "
+                "split: train-….parquet, test-….parquet."
+            )
 
     @property
     def _path(self) -> Path:

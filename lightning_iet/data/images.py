@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from lightning_iet.data.decoding import Fit, Size
 from lightning_iet.data.indexed_images import IndexedImages
 from lightning_iet.data.inspection import check_sizes
+from lightning_iet.data.patience import Patient
 from lightning_iet.data.pool import Pool
 from lightning_iet.data.preparation import Channels, Preparation
 from lightning_iet.data.samples import RandomFlips, Samples
@@ -222,6 +223,7 @@ class ImageDataModule(pl.LightningDataModule):
             shuffle=shuffle,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
+            worker_init_fn=Patient(),
             pin_memory=torch.cuda.is_available(),
         )
 

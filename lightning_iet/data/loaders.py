@@ -14,6 +14,7 @@ from torch.utils.data import (
     SequentialSampler,
 )
 
+from lightning_iet.data.patience import Patient
 from lightning_iet.data.shard_sampler import ShardBatch, ShardSampler
 from lightning_iet.functional.seeding import derive_seed
 from lightning_iet.utilities.random import isolated_rng, seed_rng
@@ -143,5 +144,6 @@ def rebuild(loader: DataLoader[Any], samples: Dataset[list[Any]], sampler: Shard
         sampler: Orders them.
     """
     kept = {name: getattr(loader, name) for name in _KEPT if hasattr(loader, name)}
+    kept["worker_init_fn"] = Patient(loader.worker_init_fn)
     collate = _Collate(loader.collate_fn, batched=loader.batch_sampler is not None)
     return _ResumableLoader(_Seeded(samples), sampler=sampler, batch_size=None, collate_fn=collate, **kept)

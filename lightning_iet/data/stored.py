@@ -81,6 +81,13 @@ class StoredDataModule(ImageDataModule):
 
     def load(self) -> Dataset[Any] | tuple[Dataset[Any], Dataset[Any]]:
         """Open what is stored."""
+        if self.root is not None and self.held_out is not None and self.held_out.exists():
+            inner, outer = sorted((self.held_out.resolve(), self.root.resolve()), key=lambda path: -len(path.parts))
+            if inner.is_relative_to(outer):
+                raise ValueError(
+                    f"Argument `held_out` expected a place beside `root`, but got '{self.held_out}' and '{self.root}', "
+                    "one in the other: the model would be trained on images that are to be held out."
+                )
         train = self._checked("root", self.root)
         return train if self.held_out is None else (train, self._checked("held_out", self.held_out))
 

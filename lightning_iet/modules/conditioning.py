@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from diffusers.models.embeddings import LabelEmbedding
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 __all__ = ["Conditioning", "Labels", "find_conditioning", "leave_dropping_to_us"]
@@ -92,6 +93,15 @@ class Conditioning:
             raise ValueError(
                 f"{wanted}, but got {int(wrong[0])}. Set the number of classes of the denoiser "
                 "(`num_class_embeds`, and one more for `label_dropout`) to that of the data."
+            )
+
+    def warn_of_classes_without_images(self, labels: Tensor) -> None:
+        """Warn if the denoiser has more classes than the data: images of them would be drawn, and never trained."""
+        found = int(labels.max()) + 1 if len(labels) else 0
+        if self.num_classes is not None and found < self.num_classes:
+            rank_zero_warn(
+                f"The denoiser has {self.num_classes} classes, but the data have {found}: without labels, images of "
+                f"all classes are drawn. If a further embedding is the null label, say `num_classes: {found}`."
             )
 
     def labels_of_images(self, first: int, num: int, labels: Labels | None = None) -> Tensor:

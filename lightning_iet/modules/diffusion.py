@@ -15,6 +15,7 @@ from lightning_iet.functional.diffusion import mean_loss, prediction_target, sam
 from lightning_iet.modules.conditioning import find_conditioning, leave_dropping_to_us
 from lightning_iet.modules.denoisers import check_denoiser, check_image_shape
 from lightning_iet.modules.drawing import DrawsImages, check_guidance
+from lightning_iet.modules.draws import DrawsAfresh
 from lightning_iet.modules.moving_average import MovingAverage, moving_average
 from lightning_iet.modules.pretrained import either
 from lightning_iet.modules.specification import check_same_architecture, rebuild_arguments, specify
@@ -23,7 +24,7 @@ from lightning_iet.utilities.clipping import ClipsFusedGradients
 __all__ = ["DiffusionModule"]
 
 
-class DiffusionModule(DrawsImages, ClipsFusedGradients, pl.LightningModule):
+class DiffusionModule(DrawsImages, DrawsAfresh, ClipsFusedGradients, pl.LightningModule):
     r"""Trains a denoiser :math:`f(x_t, t)` with the loss :math:`l = \mathrm{mean}_{CHW} (f(x_t, t) - \epsilon)^2`.
 
     Losses stay per sample until one reducer, ``self.loss_reducer(sample_loss, timesteps)``, by default the mean;
@@ -204,6 +205,7 @@ class DiffusionModule(DrawsImages, ClipsFusedGradients, pl.LightningModule):
         labels = labels_of(getattr(datamodule, "train_set", None))  # type: ignore[arg-type]
         if self.conditioning is not None and labels is not None:
             self.conditioning.check(labels)
+            self.conditioning.warn_of_classes_without_images(labels)
         if self.ema is not None:
             self._averaged = MovingAverage(self.ema, self.unet)
         if self.is_to_compile:

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LinearLR
 
 from lightning_iet.functional.diffusion import mean_loss, prediction_target, sample_losses
+from lightning_iet.modules.draws import DrawsAfresh
 from lightning_iet.modules.latent_diffusion.adapters import add_lora
 from lightning_iet.modules.latent_diffusion.average import TrainedAverage
 from lightning_iet.modules.latent_diffusion.captions import CaptionEncoder, Conditions, check_captioned
@@ -25,7 +26,7 @@ from lightning_iet.utilities.clipping import ClipsFusedGradients
 __all__ = ["TextToImageModule"]
 
 
-class TextToImageModule(SavesTrainedWeights, DrawsFromText, ClipsFusedGradients, pl.LightningModule):
+class TextToImageModule(SavesTrainedWeights, DrawsFromText, DrawsAfresh, ClipsFusedGradients, pl.LightningModule):
     r"""Fine-tunes the U-Net of a Stable-Diffusion-class pipeline, in full or by adapters (LoRA).
 
     With latents :math:`z` of an image, drawn by the pipeline's autoencoder, and its caption :math:`c`, the loss of a

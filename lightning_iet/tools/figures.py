@@ -28,7 +28,7 @@ def image_grid(images: Tensor, *, title: str = "", columns: int | None = None, s
     Small images are enlarged by a whole factor without blurring: what one sees are the pixels.
 
     Args:
-        images: ``(N, C, H, W)`` with one or three channels.
+        images: ``(N, C, H, W)`` with one, three or four channels; transparency is laid over white.
         title: one line above the images.
         columns: images in a row; the default makes the grid about as wide as high.
         side: height and width in pixels up to which small images are enlarged.
@@ -43,6 +43,8 @@ def image_grid(images: Tensor, *, title: str = "", columns: int | None = None, s
         [326, 256]
     """
     columns = columns or ceil(sqrt(len(images)))
+    if images.shape[1] == 4:
+        images = 1 - images[:, 3:] * (1 - images[:, :3])
     grid = make_grid(_enlarge(images, side), nrow=columns, padding=6, pad_value=1.0)
     height, width = grid.shape[-2:]
     margin, header, min_width = (20, 56, 760) if title else (20, 20, 0)

@@ -16,7 +16,7 @@ from lightning_iet.callbacks.parameter_averaging import ParameterAveragingCallba
 from lightning_iet.data.shard_sampler import ShardPlan, ShardSampler
 from lightning_iet.data.sharding import ShardedDataModule
 from lightning_iet.tools.cost import Cost, Schedule, cost_table, model_size
-from lightning_iet.utilities.checks import limit_per_shard
+from lightning_iet.utilities.checks import check_trainer, limit_per_shard
 
 __all__ = ["PlanningTrainer"]
 
@@ -56,12 +56,17 @@ class PlanningTrainer(pl.Trainer):
                 f"Argument `measure_steps` expected an integer ≥ 0, and 0 for {self.world_size} processes, but got "
                 f"{measure_steps}. Measure on one process (--trainer.devices 1)."
             )
+        averaging = _averaging(self)
+        if averaging is not None and averaging.num_shards != 1:
+            check_trainer(self, model, round_steps=averaging.every_n_train_steps)  # what would not run has no price
         datamodule.prepare_data()
         datamodule.setup("fit")
         cost = Cost(model_size(model), schedule_of(self, datamodule), device=str(self.strategy.root_device))
         if measure_steps:
             cost = _measured(self, model, datamodule, cost, steps=measure_steps)
         rich.get_console().print(cost_table(cost))
+        if getattr(getattr(datamodule, "datamodule", datamodule), "synthetic", False):
+            rich.get_console().print("The data are synthetic: steps, shards and time are those of a few random images.")
         return cost
 
 
@@ -72,7 +77,7 @@ def schedule_of(trainer: pl.Trainer, datamodule: pl.LightningDataModule) -> Sche
         trainer: Not started.
         datamodule: Set up.
     """
-    averaging = next((c for c in trainer.callbacks if isinstance(c, ParameterAveragingCallback)), None)  # type: ignore[attr-defined]
+    averaging = _averaging(trainer)
     epochs = 1000 if trainer.max_epochs is None and trainer.max_steps == -1 else trainer.max_epochs  # Lightning's own
     return Schedule(
         *_steps(trainer, datamodule, averaging),
@@ -81,6 +86,10 @@ def schedule_of(trainer: pl.Trainer, datamodule: pl.LightningDataModule) -> Sche
         round_epochs=None if averaging is None else averaging.every_n_epochs,
         round_steps=None if averaging is None else averaging.every_n_train_steps,
     )
+
+
+def _averaging(trainer: pl.Trainer) -> ParameterAveragingCallback | None:
+    return next((c for c in trainer.callbacks if isinstance(c, ParameterAveragingCallback)), None)  # type: ignore[attr-defined]
 
 
 def _steps(
