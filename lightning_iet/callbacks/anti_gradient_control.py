@@ -82,8 +82,8 @@ class AntiGradientControl(BankKeeper, Callback):
             batch, so that the step shrinks as samples drop out. Default: ``"kept"``, and ``"batch"`` with a reference
             to unseen images.
         reference_every: Unseen images are measured in every so many steps (of each shard). A measurement of as many
-            images as the batch has costs a third of a step *(our choice: 5, with which steps take 1.08 to 1.10 times as
-            long; docs/explanation/anchored-agc.md)*.
+            images as the batch has costs a third of a step *(our choice: 6, with
+            which steps take up to 1.10 times as long; docs/explanation/anchored-agc.md)*.
         reference_batch_size: Number of images in a measurement, drawn with replacement. Default: as many as in the
             training batch.
         reference_images: Number of held-out images. Default: the whole ``anchor_set``, or 16 of the validation set.
@@ -130,7 +130,7 @@ class AntiGradientControl(BankKeeper, Callback):
         num_bins: int | None = None,
         reference: Reference = "train",
         normalize: Literal["kept", "batch"] | None = None,
-        reference_every: int = 5,
+        reference_every: int = 6,
         reference_batch_size: int | None = None,
         reference_images: int | None = None,
         denoiser: str | None = None,
