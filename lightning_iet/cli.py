@@ -9,7 +9,7 @@ import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import lightning.pytorch as pl
 from jsonargparse import DefaultHelpFormatter
@@ -116,6 +116,12 @@ class IETCLI(LightningCLI):
         if self.trainer.is_global_zero and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             remedy = "Give another one as `save_dir` of the logger, or with `--trainer.default_root_dir`."
             check_writable(run_folder(self.trainer), argument="save_dir", remedy=remedy, make=False)
+
+    def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
+        """Leave our progress bar out where none is wanted; Lightning refuses both together."""
+        if self._get(self.config_init, "trainer.enable_progress_bar") is False:
+            self.trainer_defaults = {**self.trainer_defaults, "callbacks": []}
+        return super().instantiate_trainer(**kwargs)
 
     def instantiate_classes(self) -> None:
         """Split the training data into as many shards as are averaged."""

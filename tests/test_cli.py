@@ -294,3 +294,9 @@ def test_the_module_is_the_same_program():
 def test_the_command_line_is_lightnings():
     assert set(IETCLI.subcommands()) == {"fit", "validate", "test", "plan"}
     assert tiny_diffusion().num_timesteps == 1000
+
+
+def test_no_progress_bar_where_none_is_wanted(capsys):
+    config = Path(__file__).parents[1] / "configs" / "digits" / "baseline.yaml"
+    main(["fit", "--config", str(config), "--trainer.enable_progress_bar=false", "--trainer.fast_dev_run=1"])
+    assert "step/s" not in "".join(capsys.readouterr())
