@@ -25,7 +25,7 @@ def set_up(*args, **kwargs):
 
 def of_laion(names):
     """As it is found beside LAION-10k: paths of another machine, lists of captions."""
-    return {f"/root/autodl/laion_10k/train/{name}": [f"picture {name}", "another"] for name in names}
+    return {f"/elsewhere/laion_10k/train/{name}": [f"picture {name}", "another"] for name in names}
 
 
 def test_both_forms_give_each_image_its_caption(tmp_path):
