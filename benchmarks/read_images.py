@@ -22,7 +22,7 @@ from PIL import Image
 
 from lightning_iet.audit.cache import BlockCache
 from lightning_iet.audit.reading import read_images
-from lightning_iet.audit.sources import open_source
+from lightning_iet.data.sources import open_source
 
 LIMIT = 2.0
 

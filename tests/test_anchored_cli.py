@@ -7,16 +7,7 @@ from pathlib import Path
 import pytest
 
 from lightning_iet.cli import main
-
-QUICK = [
-    "--model.unet.init_args.block_out_channels=[8,8]",
-    "--model.unet.init_args.norm_num_groups=4",
-    "--trainer.max_epochs=2",
-    "--averaging.every_n_epochs=1",
-    "--evaluation.num_samples=60",
-    "--evaluation.num_inference_steps=2",
-    "--trainer.enable_model_summary=false",
-]
+from tests.test_cli import QUICK
 
 
 @pytest.fixture(autouse=True)

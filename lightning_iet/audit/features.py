@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from lightning_iet.audit.cache import BlockCache, digest, hash_weights
 from lightning_iet.audit.images import ImageSet
-from lightning_iet.audit.naming import printable
 from lightning_iet.audit.work import in_blocks
 from lightning_iet.functional.images import image_rows
 from lightning_iet.functional.precision import full_precision
 from lightning_iet.metrics.features import feature_extractor
+from lightning_iet.utilities.naming import printable
 
 __all__ = ["CLASS_LIKE", "PIXELS", "SSCD", "Features", "build_features", "check_comparable", "extract"]
 

@@ -14,12 +14,13 @@ from lightning_iet.audit.copies import Copies, most_copied
 from lightning_iet.audit.core import Audit
 from lightning_iet.audit.duplicates import Duplicates
 from lightning_iet.audit.features import SSCD
-from lightning_iet.audit.images import ImageSet, Skip
+from lightning_iet.audit.images import ImageSet
 from lightning_iet.audit.membership import Membership
-from lightning_iet.audit.naming import printable
 from lightning_iet.audit.statistics import Excess, Share, excess, share
+from lightning_iet.data.skips import Skip
 from lightning_iet.functional.memorization import MQ_THRESHOLDS, count_below
 from lightning_iet.functional.sscd_similarity import similarity_summary
+from lightning_iet.utilities.naming import printable
 
 __all__ = ["CopiedImage", "DuplicateFacts", "Findings", "SSCDFindings", "SetFacts", "SetFindings", "make_findings"]
 

@@ -10,13 +10,12 @@ from torch import nn
 
 from lightning_iet.audit.cache import digest, hash_weights
 from lightning_iet.modules import DiffusionModule
+from lightning_iet.modules.loading import load_any_module
+from lightning_iet.modules.pretrained import PIPELINES, SCHEDULERS
 from lightning_iet.modules.specification import specify
-from lightning_iet.tools.sample import load_module
+from lightning_iet.utilities.errors import first_line
 
 __all__ = ["Generator", "load_checkpoint", "load_pipeline"]
-
-PIPELINES = ("DDPMPipeline", "DDIMPipeline")
-SCHEDULERS = ("DDPMScheduler", "DDIMScheduler")
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +49,12 @@ def load_checkpoint(path: Path, *, use_ema: bool = True) -> Generator:
         FileNotFoundError: if there is no such file.
         ValueError: if it is something else.
     """
-    module = load_module(path)
+    module = load_any_module(path)
+    if not isinstance(module, DiffusionModule):
+        raise ValueError(
+            f"Argument `ckpt` expected a checkpoint of a DiffusionModule, but got '{path}', "
+            f"which is one of a {type(module).__name__}."
+        )
     network = module.ema if use_ema and module.ema is not None else module.unet
     return Generator(module, str(path), _hash(module, network), use_ema and module.ema is not None)
 
@@ -76,8 +80,7 @@ def load_pipeline(folder: Path) -> Generator:
         unet = diffusers.UNet2DModel.from_pretrained(folder, subfolder="unet", local_files_only=True)
         _check_unconditional(unet)
     except Exception as error:  # damaged files make diffusers raise anything
-        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
-        raise ValueError(f"{wanted}, but got '{folder}': {reason}") from error
+        raise ValueError(f"{wanted}, but got '{folder}': {first_line(error)}") from error
     module = DiffusionModule(unet, scheduler=scheduler, ema_decay=0)
     return Generator(module, str(folder), _hash(module, unet), use_ema=False)
 

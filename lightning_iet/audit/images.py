@@ -2,20 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 from torch import Tensor
 
 from lightning_iet.audit.cache import digest
+from lightning_iet.data.skips import Skip
 
-__all__ = ["ImageSet", "Skip", "image_set"]
-
-
-class Skip(NamedTuple):
-    """An image that could not be read."""
-
-    name: str
-    reason: str
+__all__ = ["ImageSet", "image_set"]
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,8 +1,8 @@
-"""Names of images, as they can be shown: file names may hold any byte but zero and the slash."""
+"""Names of images for spreadsheets, which take some of them for formulas."""
 
 from lightning_iet.utilities.naming import printable
 
-__all__ = ["for_spreadsheets", "printable"]
+__all__ = ["for_spreadsheets"]
 
 _FORMULA = ("=", "+", "-", "@", "＝", "＋", "－", "＠")  # the wide ones count as well
 

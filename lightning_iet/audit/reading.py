@@ -13,13 +13,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_iet.audit.cache import BlockCache, digest
-from lightning_iet.audit.decoding import Fit, Pixels, Size, decode
-from lightning_iet.audit.images import ImageSet, Skip
-from lightning_iet.audit.naming import printable
+from lightning_iet.audit.images import ImageSet
 from lightning_iet.audit.processes import all_or_none, gather, rank, world_size
 from lightning_iet.audit.progress import progress_bar
-from lightning_iet.audit.sources import Source
-from lightning_iet.data.skips import reason_of
+from lightning_iet.data.decoding import Fit, Pixels, Size, decode
+from lightning_iet.data.skips import Skip, reason_of
+from lightning_iet.data.sources import Source
+from lightning_iet.utilities.naming import printable
 
 __all__ = ["read_images"]
 
@@ -48,7 +48,7 @@ def read_images(
         argument: the name under which the user gave the source.
         location: where it lies, for people.
         size: height and width to resize to; ``None`` wants images of one size.
-        fit: as :func:`~lightning_iet.audit.decoding.decode`.
+        fit: as :func:`~lightning_iet.data.decoding.decode`.
         strict: refuse what cannot be read, instead of listing it.
         workers: processes that decode; 0 = this one alone, ``None`` = one for each core.
 

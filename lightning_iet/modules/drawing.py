@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, SchedulerMixin
+from diffusers import DDPMPipeline, SchedulerMixin
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
@@ -12,7 +12,7 @@ from lightning_iet.functional.diffusion import guide
 from lightning_iet.modules.conditioning import Conditioning, Labels
 from lightning_iet.modules.denoisers import image_shape_of
 from lightning_iet.modules.pipelines import make_pipeline
-from lightning_iet.modules.sampling import Sampler, sample_images
+from lightning_iet.modules.sampling import Sampler, make_sampler, sample_images
 
 __all__ = ["DrawsImages"]
 
@@ -78,14 +78,13 @@ class DrawsImages:
             ValueError: For a number of images or steps out of range, or labels or guidance that the denoiser does not
                 take.
         """
-        kind = DDIMScheduler if sampler == "ddim" else DDPMScheduler
         scale = self.guidance_scale if guidance_scale is None else guidance_scale
         check_guidance(self.conditioning, scale)
         if self.conditioning is None and labels is not None:
             raise ValueError(f"Argument `labels` expected none for a denoiser without conditions, but got {labels}.")
         return sample_images(
             lambda images, timestep, told: self._guided(images, timestep, told, scale=scale, use_ema=use_ema),
-            kind.from_config(self.scheduler.config),
+            make_sampler(sampler, self.scheduler),
             self.image_shape,
             num,
             module=self,  # type: ignore[arg-type]  # a LightningModule, where this is mixed in
@@ -126,8 +125,7 @@ class DrawsImages:
         """
         ema = self.ema if use_ema else None
         denoiser = self.unet if ema is None else ema.module
-        kind = DDIMScheduler if sampler == "ddim" else DDPMScheduler
-        return make_pipeline(denoiser, kind.from_config(self.scheduler.config))
+        return make_pipeline(denoiser, make_sampler(sampler, self.scheduler))
 
 
 def check_guidance(conditioning: Conditioning | None, scale: float) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_iet.utilities.checkpoints import check_whole, outline
+from lightning_iet.utilities.errors import first_line
 
 __all__ = ["load_any_module"]
 
@@ -39,5 +40,4 @@ def load_any_module(path: Path, *, argument: str = "ckpt") -> Any:
     except (ValueError, ImportError):
         raise
     except Exception as error:  # torch and pickle raise anything on a file of another kind
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"{wanted}: {reason}") from error
+        raise ValueError(f"{wanted}: {first_line(error)}") from error

@@ -8,6 +8,8 @@ import diffusers
 from diffusers import SchedulerMixin
 from torch import nn
 
+from lightning_iet.utilities.errors import first_line
+
 __all__ = ["DENOISERS", "PIPELINES", "SCHEDULERS", "either", "load_pretrained", "read_folder"]
 
 # Classes are picked from lists of ours: a file must not name code to run.
@@ -52,7 +54,7 @@ def load_pretrained(source: str) -> tuple[nn.Module, SchedulerMixin | None]:
     except Exception as error:  # the hub's client, and the network beneath it, raise anything
         raise ValueError(
             f"Argument `pretrained` expected a folder, or a model's id on the Hugging Face hub, but got '{source}', "
-            f"which is no folder here and could not be had from the hub ({_first_line(error)}). Without network give "
+            f"which is no folder here and could not be had from the hub ({first_line(error)}). Without network give "
             "a local path: the folder of a pipeline, as its save_pretrained() writes it."
         ) from error
     return _named(source, read_folder(folder))
@@ -95,7 +97,7 @@ def read_folder(folder: Path) -> tuple[nn.Module, SchedulerMixin | None]:
         _known(_read(folder / "model_index.json").get("_class_name"), PIPELINES)
         return _denoiser(_part(folder, "unet")), _scheduler(_part(folder, "scheduler"))
     except Exception as error:  # damaged files make diffusers raise anything
-        raise ValueError(f"{wanted} of diffusers, but got '{folder}': {_first_line(error)}") from error
+        raise ValueError(f"{wanted} of diffusers, but got '{folder}': {first_line(error)}") from error
 
 
 def _part(folder: Path, name: str) -> Path:
@@ -130,7 +132,3 @@ def _known(name: Any, known: tuple[str, ...]) -> str:
     if name not in known:
         raise ValueError(f"{name} is none of {', '.join(known)}.")
     return str(name)
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), "") or type(error).__name__

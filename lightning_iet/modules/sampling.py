@@ -4,12 +4,12 @@ from collections.abc import Callable
 from typing import Literal
 
 import torch
-from diffusers import SchedulerMixin
+from diffusers import DDIMScheduler, DDPMScheduler, SchedulerMixin
 from torch import Tensor, nn
 
 from lightning_iet.functional.seeding import derive_seed
 
-__all__ = ["Sampler", "sample_images"]
+__all__ = ["Sampler", "check_sampling", "in_batches", "make_sampler", "sample_images"]
 
 Sampler = Literal["ddim", "ddpm"]
 
@@ -50,23 +50,85 @@ def sample_images(
     Raises:
         ValueError: For numbers out of range.
     """
+    check_sampling(num, batch_size, num_inference_steps, most=scheduler.config.num_train_timesteps)
+    scheduler.set_timesteps(num_inference_steps)
+    weight = next(module.parameters())
+
+    def draw(numbers: range) -> Tensor:
+        generators = [torch.Generator().manual_seed(derive_seed(seed, number)) for number in numbers]
+        told = None if labels is None else labels[numbers.start - start : numbers.stop - start].to(weight.device)
+        return _sample_batch(denoise, scheduler, image_shape, generators, weight, labels=told)
+
+    return in_batches(draw, num, module=module, start=start, batch_size=batch_size, progress=progress)
+
+
+def make_sampler(sampler: Sampler, trained: SchedulerMixin) -> SchedulerMixin:
+    """The scheduler that draws, with the noise schedule of training.
+
+    Args:
+        sampler: ``"ddim"`` (deterministic given the first noise) or ``"ddpm"`` (ancestral).
+        trained: The scheduler of training.
+
+    Example:
+        >>> type(make_sampler("ddim", DDPMScheduler())).__name__
+        'DDIMScheduler'
+    """
+    kind = DDIMScheduler if sampler == "ddim" else DDPMScheduler
+    return kind.from_config(trained.config)
+
+
+def check_sampling(num: int, batch_size: int, num_inference_steps: int, *, most: int) -> None:
+    """Refuse numbers out of range.
+
+    Args:
+        num: Number of images.
+        batch_size: Images at once.
+        num_inference_steps: Denoiser calls per image.
+        most: Timesteps of training.
+
+    Raises:
+        ValueError: Naming the argument.
+    """
     for name, value in (("num", num), ("batch_size", batch_size), ("num_inference_steps", num_inference_steps)):
         if value < 1:
             raise ValueError(f"Argument `{name}` expected an integer ≥ 1, but got {value}.")
-    most = scheduler.config.num_train_timesteps
     if num_inference_steps > most:
         raise ValueError(f"Argument `num_inference_steps` expected at most {most}, but got {num_inference_steps}.")
-    scheduler.set_timesteps(num_inference_steps)
-    weight = next(module.parameters())
+
+
+def in_batches(
+    draw: Callable[[range], Tensor],
+    num: int,
+    *,
+    module: nn.Module,
+    start: int = 0,
+    batch_size: int,
+    progress: Callable[[int], object] | None = None,
+) -> Tensor:
+    """Draw images batch by batch.
+
+    Args:
+        draw: Draws the images of these numbers, shape ``(len(numbers), C, H, W)``.
+        num: Number of images.
+        module: Put into eval mode while drawing.
+        start: Number of the first image.
+        batch_size: Images at once.
+        progress: Called with the number of images of each finished batch.
+
+    Returns:
+        Shape ``(num, C, H, W)``.
+
+    Example:
+        >>> in_batches(lambda numbers: torch.tensor(numbers), 5, module=nn.Identity(), start=2, batch_size=2)
+        tensor([2, 3, 4, 5, 6])
+    """
     was_training = module.training
     module.eval()
     try:
         batches = []
         for first in range(start, start + num, batch_size):
             numbers = range(first, min(first + batch_size, start + num))
-            generators = [torch.Generator().manual_seed(derive_seed(seed, number)) for number in numbers]
-            told = None if labels is None else labels[first - start : first - start + batch_size].to(weight.device)
-            batches.append(_sample_batch(denoise, scheduler, image_shape, generators, weight, labels=told))
+            batches.append(draw(numbers))
             if progress is not None:
                 progress(len(numbers))
         return torch.cat(batches)

@@ -39,7 +39,6 @@ class Search:
     def __init__(self, sweep: SweepFile, folder: Path, *, seed: int = 0) -> None:
         optuna = require("optuna", "sweep")
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self.parameters = sweep.parameters
         self._distributions = {name: _distribution(optuna, kind) for name, kind in sweep.parameters.items()}
         kind = optuna.samplers.TPESampler if sweep.method == "bayes" else optuna.samplers.RandomSampler
         self._study = optuna.create_study(

@@ -13,7 +13,6 @@ from rich.console import Console
 
 from lightning_iet.audit.cache import BlockCache
 from lightning_iet.audit.core import Audit, Settings, audit_images
-from lightning_iet.audit.decoding import Fit, Size
 from lightning_iet.audit.features import Features, build_features
 from lightning_iet.audit.findings import Findings, make_findings
 from lightning_iet.audit.folders import FILES, METRICS, check_apart, check_free, remedies, whole_folder
@@ -22,9 +21,10 @@ from lightning_iet.audit.membership import Membership
 from lightning_iet.audit.processes import all_or_none, process_group, rank
 from lightning_iet.audit.reading import read_images
 from lightning_iet.audit.report import write_report
-from lightning_iet.audit.sources import open_source
 from lightning_iet.audit.table import findings_table
 from lightning_iet.audit.views import Invariance
+from lightning_iet.data.decoding import Fit, Size
+from lightning_iet.data.sources import open_source
 from lightning_iet.tools.run_folder import check_writable
 from lightning_iet.utilities.devices import usable_device
 

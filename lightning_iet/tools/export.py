@@ -7,6 +7,7 @@ from lightning_iet.modules.loading import load_any_module
 from lightning_iet.modules.sampling import Sampler
 from lightning_iet.tools.model_card import CARD_FILE, model_card
 from lightning_iet.tools.run_folder import check_writable
+from lightning_iet.utilities.errors import first_line
 
 __all__ = ["export"]
 
@@ -81,7 +82,7 @@ def _upload(folder: Path, repository: str, *, private: bool) -> str:
         api.create_repo(repository, private=private, exist_ok=True)
         return str(api.upload_folder(folder_path=folder, repo_id=repository))
     except Exception as error:  # the hub's client, and the network beneath it, raise anything
-        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+        reason = first_line(error)
         raise ValueError(
             f"Argument `push_to_hub` expected a repository that can be written, but got '{repository}' ({reason}). The "
             f"export is in '{folder}': upload it with `hf upload {repository} {folder}` once you are logged in."

@@ -5,7 +5,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Subset
 
 from lightning_iet.audit.losses import Probing, probe_losses, spread_timesteps
 from lightning_iet.data.labels import labels_of
@@ -52,15 +52,15 @@ class _Probe:
     """Images of one set, their conditions, and their numbers."""
 
     def __init__(self, dataset: Dataset[Any]) -> None:
-        images, labels = collect_images(dataset), labels_of(dataset)
-        if len(images) < 2:
+        total = len(dataset)  # type: ignore[arg-type]
+        if total < 2:
             raise ValueError(
                 "Argument `measures` expected sets of at least 2 images for membership_inference, but got "
-                f"{len(images)}. Hold out more images, or leave this measure out."
+                f"{total}. Hold out more images, or leave this measure out."
             )
-        self.places = Probing(images=_IMAGES).choose(len(images))
-        self.images = images[self.places]
-        self.labels = None if labels is None else labels[self.places]
+        self.places = Probing(images=_IMAGES).choose(total)
+        chosen = Subset(dataset, self.places.tolist())  # no other image is read
+        self.images, self.labels = collect_images(chosen), labels_of(chosen)
 
     def scores(self, module: pl.LightningModule, *, use_ema: bool) -> Tensor:
         """Mean loss of each image."""

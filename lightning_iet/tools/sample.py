@@ -7,14 +7,13 @@ from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
 from tqdm.auto import tqdm
 
-from lightning_iet.modules import DiffusionModule
 from lightning_iet.modules.loading import load_any_module
 from lightning_iet.modules.sampling import Sampler
 from lightning_iet.tools.figures import image_grid, save_figure
 from lightning_iet.tools.run_folder import check_writable, free_folder, write_atomically
 from lightning_iet.utilities.devices import usable_device
 
-__all__ = ["load_module", "sample"]
+__all__ = ["sample"]
 
 
 def sample(
@@ -80,28 +79,6 @@ def sample(
     grid = _write(images, folder)
     print(f"Written to {folder}: {num} images; all at a glance: {grid}")
     return folder
-
-
-def load_module(path: Path) -> DiffusionModule:
-    """Load a module that draws from noise alone, or say in one line why that file is none.
-
-    Args:
-        path: A checkpoint of a DiffusionModule.
-
-    Returns:
-        The module, on the CPU.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is something else.
-    """
-    module = load_any_module(path)
-    if not isinstance(module, DiffusionModule):
-        raise ValueError(
-            f"Argument `ckpt` expected a checkpoint of a DiffusionModule, but got '{path}', "
-            f"which is one of a {type(module).__name__}."
-        )
-    return module
 
 
 def _options(module: object, **given: object) -> dict[str, object]:

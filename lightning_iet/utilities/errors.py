@@ -11,7 +11,7 @@ import torch.distributed as dist
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 
-__all__ = ["TRACEBACK_VARIABLE", "fail", "is_connection_lost", "one_line_errors"]
+__all__ = ["TRACEBACK_VARIABLE", "fail", "first_line", "is_connection_lost", "one_line_errors"]
 
 TRACEBACK_VARIABLE = "LIGHTNING_IET_TRACEBACK"
 
@@ -52,6 +52,16 @@ def one_line_errors(program: str) -> Iterator[None]:
         fail(program, _lost(error), everywhere=True)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def first_line(error: BaseException) -> str:
+    r"""What an error says, without what follows in further lines; its type, if it says nothing.
+
+    Example:
+        >>> first_line(KeyError()), first_line(ValueError("not here\nbut there"))
+        ('KeyError', 'not here')
+    """
+    return next(iter(str(error).strip().splitlines()), "") or type(error).__name__
 
 
 def is_connection_lost(error: BaseException) -> bool:

@@ -129,3 +129,9 @@ def test_networks_of_another_kind_are_refused(tmp_path, unet, message):
     save_pipeline(SimpleNamespace(unet=tiny_unet(**unet), scheduler=DDPMScheduler()), tmp_path / "pipeline")
     with pytest.raises(ValueError, match=message):
         load_pipeline(tmp_path / "pipeline")
+
+
+def test_a_module_of_another_class_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr("lightning_iet.audit.generator.load_any_module", lambda path: "text")
+    with pytest.raises(ValueError, match=r"a checkpoint of a DiffusionModule, but got .* which is one of a str"):
+        load_checkpoint(tmp_path / "plain.ckpt")

@@ -6,7 +6,7 @@ from PIL import Image
 from lightning_iet.audit import reading
 from lightning_iet.audit.cache import BlockCache
 from lightning_iet.audit.reading import read_images
-from lightning_iet.audit.sources import open_source
+from lightning_iet.data.sources import open_source
 from tests.audit.helpers import random_pixels, write_images
 
 

@@ -14,9 +14,9 @@ from PIL import Image
 from lightning_iet.audit import make_findings
 from lightning_iet.audit.findings import below
 from lightning_iet.audit.membership import infer_membership
-from lightning_iet.audit.naming import printable
 from lightning_iet.audit.report import write_report
 from lightning_iet.audit.report.histogram import shares
+from lightning_iet.utilities.naming import printable
 from tests.audit.conftest import NASTY
 
 

@@ -17,31 +17,25 @@ from tests.audit.helpers import random_pixels, write_images
 from tests.tools.test_audit import COMMAND, FILES, fails, metrics, run
 
 
-def test_what_appears_in_the_reports_place_meanwhile_is_not_lost(here, capsys, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("thesis.txt", "precious", "which holds other files, among them 'thesis.txt'"),
+        ("metrics.json", "{}", "which holds a report"),  # another audit was faster
+    ],
+)
+def test_what_appears_in_the_reports_place_meanwhile_is_not_lost(here, capsys, monkeypatch, name, content, message):
     original = core.find_copies
 
     def slowly(*args, **kwargs):
         Path("report").mkdir(exist_ok=True)
-        Path("report/thesis.txt").write_text("precious")
+        Path("report", name).write_text(content)
         return original(*args, **kwargs)
 
     monkeypatch.setattr(core, "find_copies", slowly)
-    assert "which holds other files, among them 'thesis.txt'" in fails(capsys, *COMMAND)
-    assert Path("report/thesis.txt").read_text() == "precious"
+    assert message in fails(capsys, *COMMAND)
+    assert Path("report", name).read_text() == content
     assert not Path("report/report.html").exists()
-
-
-def test_a_report_that_another_audit_wrote_meanwhile_is_not_replaced(here, capsys, monkeypatch):
-    original = core.find_copies
-
-    def slowly(*args, **kwargs):
-        Path("report").mkdir(exist_ok=True)
-        Path("report/metrics.json").write_text("{}")
-        return original(*args, **kwargs)
-
-    monkeypatch.setattr(core, "find_copies", slowly)
-    assert "which holds a report" in fails(capsys, *COMMAND)
-    assert Path("report/metrics.json").read_text() == "{}"
 
 
 @pytest.mark.parametrize("cache", ["report", "report/cache"])

@@ -1,6 +1,6 @@
 import pytest
 
-from lightning_iet.tools.sample import load_module, sample
+from lightning_iet.tools.sample import sample
 from tests.audit.models import save_checkpoint
 from tests.helpers.models import tiny_diffusion
 
@@ -40,9 +40,3 @@ def test_labels_and_guidance_reach_the_images(checkpoints, tmp_path):
 def test_options_that_a_model_does_not_take(checkpoints, tmp_path, name, options, message):
     with pytest.raises(ValueError, match=message):
         sample(checkpoints / f"{name}.ckpt", num=2, out=tmp_path / "out", num_inference_steps=2, **options)
-
-
-def test_a_module_of_another_class_is_named(checkpoints, monkeypatch):
-    monkeypatch.setattr("lightning_iet.tools.sample.load_any_module", lambda path: "text")
-    with pytest.raises(ValueError, match=r"a checkpoint of a DiffusionModule, but got .* which is one of a str"):
-        load_module(checkpoints / "plain.ckpt")

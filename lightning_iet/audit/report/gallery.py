@@ -9,10 +9,10 @@ from torch import Tensor
 from lightning_iet.audit.copies import most_copied
 from lightning_iet.audit.core import Audit
 from lightning_iet.audit.findings import Findings, below
-from lightning_iet.audit.naming import printable
 from lightning_iet.audit.report.thumbnails import data_uri
 from lightning_iet.audit.verdict import percent
 from lightning_iet.audit.views import views
+from lightning_iet.utilities.naming import printable
 
 __all__ = ["cards", "duplicate_groups", "originals"]
 

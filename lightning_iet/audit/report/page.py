@@ -11,7 +11,6 @@ from markupsafe import Markup
 from torch import Tensor
 
 from lightning_iet.audit.core import Audit
-from lightning_iet.audit.decoding import RULES
 from lightning_iet.audit.findings import Findings
 from lightning_iet.audit.report.gallery import cards, duplicate_groups, originals
 from lightning_iet.audit.report.gap import membership_section
@@ -21,6 +20,7 @@ from lightning_iet.audit.report.thumbnails import PIXELATED
 from lightning_iet.audit.statistics import Share
 from lightning_iet.audit.table import rows
 from lightning_iet.audit.verdict import percent, verdict
+from lightning_iet.data.decoding import RULES
 from lightning_iet.functional.memorization import count_below
 
 __all__ = ["render_page"]

@@ -5,15 +5,14 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler
 from torch import Tensor, nn
 
 from lightning_iet.modules.latent_diffusion.adapters import fuse_lora
 from lightning_iet.modules.latent_diffusion.average import TrainedAverage
 from lightning_iet.modules.latent_diffusion.captions import CaptionEncoder
 from lightning_iet.modules.latent_diffusion.latents import LatentEncoder
-from lightning_iet.modules.latent_diffusion.sampling import check_sampling, draw_latents
-from lightning_iet.modules.sampling import Sampler
+from lightning_iet.modules.latent_diffusion.sampling import draw_latents
+from lightning_iet.modules.sampling import Sampler, check_sampling, in_batches, make_sampler
 
 __all__ = ["DrawsFromText", "check_size"]
 
@@ -76,28 +75,23 @@ class DrawsFromText:
         module: Any = self  # a LightningModule, where this is mixed in
         chosen = self._prompts(prompts)
         scale = self.guidance_scale if guidance_scale is None else guidance_scale
-        was_training = module.training
-        module.eval()
-        try:
-            batches = []
-            for first in range(start, start + num, batch_size):
-                numbers = range(first, min(first + batch_size, start + num))
-                latents = draw_latents(
-                    lambda noisy, timestep, told: module(noisy, timestep, told, use_ema=use_ema),
-                    self._sampler(sampler, num_inference_steps),
-                    self._latent_shape(),
-                    numbers,
-                    conditions=self.captions([chosen(number) for number in numbers]),
-                    null=self.captions.null(),
-                    guidance_scale=scale,
-                    seed=seed,
-                )
-                batches.append(self.latents.decode(latents).float().cpu())
-                if progress is not None:
-                    progress(len(numbers))
-            return torch.cat(batches)
-        finally:
-            module.train(was_training)
+        scheduler = make_sampler(sampler, self.scheduler)
+        scheduler.set_timesteps(num_inference_steps)
+
+        def draw(numbers: range) -> Tensor:
+            latents = draw_latents(
+                lambda noisy, timestep, told: module(noisy, timestep, told, use_ema=use_ema),
+                scheduler,
+                self._latent_shape(),
+                numbers,
+                conditions=self.captions([chosen(number) for number in numbers]),
+                null=self.captions.null(),
+                guidance_scale=scale,
+                seed=seed,
+            )
+            return self.latents.decode(latents).float().cpu()
+
+        return in_batches(draw, num, module=module, start=start, batch_size=batch_size, progress=progress)
 
     def pipeline(self, *, use_ema: bool = True, sampler: Sampler = "ddim") -> Any:
         """The model as a pipeline of diffusers of the class that it came from, for whoever does not have this package.
@@ -123,7 +117,7 @@ class DrawsFromText:
             fuse_lora(unet)
         height, width = self._latent_shape()[1:]
         unet.register_to_config(sample_size=height if height == width else (height, width))
-        parts["scheduler"] = self._sampler(sampler)
+        parts["scheduler"] = make_sampler(sampler, self.scheduler)
         # Options of the class that are no parts.
         kind = type(self._pipeline)
         options = {
@@ -138,13 +132,6 @@ class DrawsFromText:
     def _latent_shape(self) -> tuple[int, int, int]:
         scale = self.latents.scale
         return self.unet.config.in_channels, self.image_shape[1] // scale, self.image_shape[2] // scale
-
-    def _sampler(self, name: Sampler, num_inference_steps: int | None = None) -> Any:
-        kind = DDIMScheduler if name == "ddim" else DDPMScheduler
-        scheduler = kind.from_config(self.scheduler.config)
-        if num_inference_steps is not None:
-            scheduler.set_timesteps(num_inference_steps)
-        return scheduler
 
     def _prompts(self, prompts: Sequence[str] | None) -> Callable[[int], str]:
         """The caption of each image, by its number."""

@@ -9,6 +9,7 @@ import diffusers
 from torch import nn
 
 from lightning_iet.modules.latent_diffusion.synthetic import synthetic_pipeline
+from lightning_iet.utilities.errors import first_line
 from lightning_iet.utilities.imports import require
 
 __all__ = ["PIPELINES", "load_pipeline", "open_pipeline"]
@@ -68,7 +69,7 @@ def load_pipeline(pretrained: str | Path) -> Any:
         )
     except Exception as error:  # damaged and incomplete folders make diffusers and transformers raise anything
         raise ValueError(
-            f"Argument `pretrained` expected a complete {kind}, but got '{pretrained}': {_first_line(error)}"
+            f"Argument `pretrained` expected a complete {kind}, but got '{pretrained}': {first_line(error)}"
         ) from error
     _check_vae(pipeline.vae, pretrained)
     for part in pipeline.components.values():
@@ -105,7 +106,7 @@ def _index(pretrained: str | Path) -> dict[str, Any]:
         raise FileNotFoundError(
             f"Argument `pretrained` expected a folder with a diffusers pipeline, or its id on the Hugging Face hub, "
             f"but got '{pretrained}', which is no folder here and could not be had from the hub "
-            f"({_first_line(_root(error))}). "
+            f"({first_line(_root(error))}). "
             "Without network give a local path: the folder of a pipeline, as its save_pretrained() writes it."
         ) from error
     return index
@@ -150,7 +151,3 @@ def _root(error: BaseException) -> BaseException:
     """What an error began with: diffusers says of any failure that there is no such file."""
     before = error.__cause__ or error.__context__
     return error if before is None else _root(before)
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).strip().splitlines()), "") or type(error).__name__

@@ -10,7 +10,7 @@ from lightning_iet.functional.diffusion import guide
 from lightning_iet.functional.seeding import derive_seed
 from lightning_iet.modules.latent_diffusion.captions import Conditions
 
-__all__ = ["check_sampling", "draw_latents"]
+__all__ = ["draw_latents"]
 
 
 def draw_latents(
@@ -57,22 +57,3 @@ def draw_latents(
             prediction = guide(conditional, unconditional, scale=guidance_scale)
         latents = scheduler.step(prediction, timestep, latents, generator=generators).prev_sample
     return latents
-
-
-def check_sampling(num: int, batch_size: int, num_inference_steps: int, *, most: int) -> None:
-    """Refuse numbers out of range.
-
-    Args:
-        num: Number of images.
-        batch_size: Images at once.
-        num_inference_steps: Denoiser calls per image.
-        most: Timesteps of training.
-
-    Raises:
-        ValueError: Naming the argument.
-    """
-    for name, value in (("num", num), ("batch_size", batch_size), ("num_inference_steps", num_inference_steps)):
-        if value < 1:
-            raise ValueError(f"Argument `{name}` expected an integer ≥ 1, but got {value}.")
-    if num_inference_steps > most:
-        raise ValueError(f"Argument `num_inference_steps` expected at most {most}, but got {num_inference_steps}.")

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
 
-from lightning_iet.audit.decoding import decode
+from lightning_iet.data.decoding import decode
 
 COLOURS = np.random.default_rng(0).integers(0, 256, (6, 5, 3), dtype=np.uint8)
 GREYS = COLOURS[..., 0]

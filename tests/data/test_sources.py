@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lightning_iet.audit.decoding import decode
-from lightning_iet.audit.sources import ArraySource, TarSource, open_source
+from lightning_iet.data.decoding import decode
+from lightning_iet.data.sources import ArraySource, TarSource, open_source
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (5, 8, 6, 3), dtype=np.uint8)
 

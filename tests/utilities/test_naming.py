@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_iet.audit.naming import printable
+from lightning_iet.utilities.naming import printable
 
 NAMES = st.binary(min_size=1).map(lambda data: data.decode("utf-8", "surrogateescape"))
 
