@@ -1,0 +1,66 @@
+"""The real images, and the sets that a run is trained on and judged by."""
+
+from functools import cache
+
+import lightning.pytorch as pl
+import torch
+from sklearn.datasets import load_digits
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from benchmarks.mitigation.rows import Row
+from benchmarks.mitigation.settings import Setting
+from lightning_iet.data import FashionMNISTDataModule, IndexedImages
+from lightning_iet.data.samples import RandomFlips
+from lightning_iet.data.splits import draw_disjoint
+
+
+@cache
+def real_images(source: str) -> tuple[Tensor, Tensor]:
+    """All images that sets are drawn from, ``(n, 1, H, W)`` in [0, 1] or uint8, and their classes."""
+    if source == "digits":
+        pixels, classes = load_digits(return_X_y=True)
+        return torch.tensor(pixels, dtype=torch.float32).view(-1, 1, 8, 8) / 16, torch.tensor(classes)
+    images, _ = FashionMNISTDataModule().load()
+    return images.images, images.targets
+
+
+@cache
+def feature_images(source: str) -> tuple[Tensor, Tensor]:
+    """Other images of the same source: those that a network learns its features from."""
+    if source == "digits":
+        raise ValueError("Argument `source` expected 'fashion_mnist', but got 'digits', whose features are shipped.")
+    _, images = FashionMNISTDataModule().load()
+    return images.images, images.targets
+
+
+class Sets(pl.LightningDataModule):
+    """Disjoint sets, drawn with equal shares of the classes; the seed decides which images they hold.
+
+    Attributes:
+        train_set: what the row trains on.
+        unseen: images that no row trains on (but the one that is meant to).
+        anchor_set: those of them that feed a bank.
+        control_set, selection_set, reference_set: held-out images.
+    """
+
+    def __init__(self, setting: Setting, row: Row, *, seed: int) -> None:
+        super().__init__()
+        images, labels = real_images(setting.source)
+        num_train = round(setting.num_train * row.train_factor)
+        sizes = [setting.num_unseen, setting.num_control, setting.num_selection, setting.num_reference, num_train]
+        unseen, control, selection, reference, train = draw_disjoint(labels, sizes, seed=seed)
+        self.unseen, self.control_set, self.selection_set, self.reference_set = (
+            IndexedImages(images[drawn], labels[drawn]) for drawn in (unseen, control, selection, reference)
+        )
+        drawn = torch.cat([train, unseen]) if row.with_unseen else train
+        self.train_set = IndexedImages(images[drawn], labels[drawn])
+        anchors = unseen[: row.num_anchors]
+        self.anchor_set = IndexedImages(images[anchors], labels[anchors]) if row.num_anchors else None
+        self.batch_size = setting.batch_size
+        self.flip = row.flip
+
+    def train_dataloader(self) -> DataLoader:
+        """Training images, shuffled."""
+        images = RandomFlips(self.train_set) if self.flip else self.train_set
+        return DataLoader(images, batch_size=self.batch_size, shuffle=True)

@@ -1,0 +1,77 @@
+"""The methods that are compared: the rows of the tables."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Row:
+    """One way of training.
+
+    Attributes:
+        name: in files, and on the command line.
+        label: in tables and pictures.
+        num_shards: shards; 1 = none.
+        round_epochs: epochs between two averagings; ``None`` = the setting's.
+        threshold: of anti-gradient control; 0 = off.
+        reference: whose losses its bank holds.
+        reference_every: steps between two looks at unseen images; ``None`` = the package's default.
+        num_anchors: unseen images that feed the bank, of the setting's ``num_unseen``; 0 = none are read.
+        dropout: in the U-Net.
+        flip: whether training images are mirrored at random.
+        width: share of the U-Net's channels.
+        with_unseen: whether the unseen images, which other rows leave out, are trained on.
+        train_factor: times the setting's number of training images.
+        epsilon: that DP-SGD may spend until its end; 0 = ordinary training.
+        only: the settings' sources that the row is for; empty = all.
+    """
+
+    name: str
+    label: str
+    num_shards: int = 1
+    round_epochs: int | None = None
+    threshold: float = 0.0
+    reference: str = "train"
+    reference_every: int | None = None
+    num_anchors: int = 0
+    dropout: float = 0.0
+    flip: bool = False
+    width: float = 1.0
+    with_unseen: bool = False
+    train_factor: float = 1
+    epsilon: float = 0.0
+    only: tuple[str, ...] = ()
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is the training that others are compared with."""
+        return self.name.startswith("plain") and not self.with_unseen
+
+    @property
+    def rival(self) -> str:
+        """Name of the plain row on as many images."""
+        return "plain" if self.train_factor == 1 else f"plain_x{self.train_factor:g}"
+
+
+ROWS = (
+    Row("plain", "plain"),
+    Row("plain_with_unseen", "plain, also on the 64 unseen", with_unseen=True),
+    Row("dropout_flips", "dropout 0.1 and flips", dropout=0.1, flip=True),
+    Row("half_width", "a quarter of the parameters", width=0.5),
+    Row("iet_4", "IET, K = 4", num_shards=4),
+    *(Row(f"agc_{value:g}", f"AGC {value:g}", threshold=value) for value in (0.3, 0.5, 0.7, 0.9)),
+    *(Row(f"iet_agc_{k}", f"IET-AGC, K = {k}", num_shards=k, threshold=0.5) for k in (2, 4, 10)),
+    *(
+        Row(f"anchored_{n}", f"anchored AGC, {n} unseen", threshold=0.5, reference="held_out", num_anchors=n)
+        for n in (16, 64)
+    ),
+    Row("anchored_often", "anchored AGC, 64 unseen, every 2nd step", threshold=0.5, reference="held_out", reference_every=2, num_anchors=64, only=("digits",)),
+    Row("anchored_strict", "anchored AGC 0.9, 64 unseen", threshold=0.9, reference="held_out", num_anchors=64, only=("digits",)),
+    Row("iet_anchored", "IET + anchored on other shards", num_shards=4, threshold=0.5, reference="other_shards"),
+    Row("dp_sgd", "DP-SGD, ε = 10", epsilon=10.0, only=("digits",)),
+    # Where the methods help: rounds of other lengths, a higher threshold with shards, fewer images.
+    Row("iet_agc_4_short", "IET-AGC, K = 4, rounds of 5 epochs", num_shards=4, threshold=0.5, round_epochs=5, only=("digits",)),
+    Row("iet_agc_4_long", "IET-AGC, K = 4, rounds of 75 epochs", num_shards=4, threshold=0.5, round_epochs=75, only=("digits",)),
+    Row("iet_agc_4_strict", "IET-AGC 0.8, K = 4", num_shards=4, threshold=0.8, only=("digits",)),
+    Row("plain_x0.5", "plain, half the images", train_factor=0.5, only=("digits",)),
+    Row("iet_agc_4_x0.5", "IET-AGC, K = 4, half the images", num_shards=4, threshold=0.5, train_factor=0.5, only=("digits",)),
+)  # fmt: skip

@@ -1,0 +1,169 @@
+"""All runs of a preset: which are left to do, each in a process of its own for every core, and what they found."""
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.mitigation.dp_sgd import train_privately
+from benchmarks.mitigation.features import load_features, prepare_features
+from benchmarks.mitigation.rows import ROWS, Row
+from benchmarks.mitigation.scoring import Judge
+from benchmarks.mitigation.settings import Preset, Setting
+from benchmarks.mitigation.training import OutOfTime, make_module, silence, train
+from lightning_iet.tools.run_folder import write_atomically
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training with its judgements.
+
+    Attributes:
+        setting: the data set and all that goes with it.
+        row: the method.
+        seed: of everything.
+    """
+
+    setting: Setting
+    row: Row
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Of its file."""
+        return f"{self.setting.name}/{self.row.name}-{self.seed}"
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What its figures depend on; labels in tables do not count."""
+        facts = json.loads(json.dumps({"setting": asdict(self.setting), "row": asdict(self.row), "seed": self.seed}))
+        del facts["row"]["label"], facts["row"]["only"]
+        return facts
+
+
+def runs_of(preset: Preset, *, rows: set[str] | None = None) -> list[Run]:
+    """All runs of a preset, the first seed first, so that a look at half of them shows every row.
+
+    Args:
+        preset: settings, seeds and rows.
+        rows: names of rows to keep; ``None`` = all.
+
+    Raises:
+        ValueError: for names that no row has.
+    """
+    unknown = (rows or set()) - {row.name for row in ROWS}
+    if unknown:
+        known = ", ".join(row.name for row in ROWS)
+        raise ValueError(f"Argument `rows` expected names of {known}, but got {', '.join(sorted(unknown))}.")
+    found = []
+    for seed in preset.seeds:
+        for setting in preset.settings:
+            wanted = preset.rows.get(setting.name)
+            for row in ROWS:
+                suits = not row.only or setting.source in row.only
+                if (row.name in wanted if wanted else suits) and (rows is None or row.name in rows):
+                    found.append(Run(setting, row, seed))
+    return found
+
+
+class Results:
+    """A folder of results: a JSON file for each finished run.
+
+    Args:
+        folder: where ``runs`` lie; made if need be. What is not finished lies in ``work``.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.work = folder / "work"
+        self.work.mkdir(parents=True, exist_ok=True)
+
+    def file(self, run: Run) -> Path:
+        """Where a run's result belongs."""
+        return self.folder / "runs" / f"{run.name}.json"
+
+    def find(self, run: Run) -> dict[str, Any] | None:
+        """A run's result, if it has been run with the same settings."""
+        file = self.file(run)
+        if not file.exists():
+            return None
+        result = json.loads(file.read_text())
+        return result if result["identity"] == run.identity else None
+
+    def keep(self, run: Run, result: dict[str, Any]) -> None:
+        """Write a result, and clear what it was made of away."""
+        file = self.file(run)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with write_atomically(file) as path:
+            path.write_text(json.dumps({"identity": run.identity, **result}, indent=1) + "\n")
+        shutil.rmtree(self.work / run.name, ignore_errors=True)
+
+
+def carry_out(runs: list[Run], results: Results, *, jobs: int, deadline: float | None, device: str) -> Iterator[Run]:
+    """Do what is left, ``jobs`` at a time, and yield each run as it finishes.
+
+    Args:
+        runs: what to do; nothing that has a result already.
+        results: where results go.
+        jobs: processes.
+        deadline: by ``time.time()``: no later run begins, and those at work save their state; ``None`` = none.
+        device: accelerator of Lightning's Trainer.
+
+    Raises:
+        RuntimeError: at the end, naming the runs that failed; the others have finished.
+    """
+    for setting in {run.setting.name: run.setting for run in runs}.values():
+        prepare_features(setting, results.work)
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=_begin, initargs=(threads,)) as pool:
+        left, at_work, failures = iter(runs), dict[Future, Run](), list[str]()
+        while True:
+            while len(at_work) < jobs and (deadline is None or time.time() < deadline):
+                run = next(left, None)
+                if run is None:
+                    break
+                at_work[pool.submit(_carry_out_one, run, results.work, deadline, device)] = run
+            if not at_work:
+                break
+            done, _ = wait(at_work, return_when=FIRST_COMPLETED)
+            for future in done:
+                run = at_work.pop(future)
+                error = future.exception()
+                if error is None:
+                    results.keep(run, future.result())
+                    yield run
+                elif not isinstance(error, OutOfTime):
+                    failures.append(f"{run.name}: {type(error).__name__}: {error}")
+    if failures:
+        raise RuntimeError("These runs failed:\n" + "\n".join(failures))
+
+
+def _begin(threads: int) -> None:
+    silence()
+    torch.set_num_threads(threads)
+
+
+def _carry_out_one(run: Run, work: Path, deadline: float | None, device: str) -> dict[str, Any]:
+    folder = work / run.name
+    if run.row.epsilon:
+        cost = train_privately(run.setting, run.row, run.seed, folder)
+    else:
+        cost = train(run.setting, run.row, run.seed, folder, deadline=deadline, device=device).cost
+    judge = Judge(
+        run.setting, run.row, run.seed, load_features(run.setting, work), device="cpu" if device == "cpu" else "cuda"
+    )
+    module = make_module(run.setting, run.row, seed=run.seed)
+    points = [{"mark": mark, **cost[mark], **judge.score(module, folder / f"{mark:05d}.ckpt")} for mark in sorted(cost)]
+    return {
+        "points": points,
+        "control": judge.control(),
+        "parameters": sum(p.numel() for p in module.unet.parameters()),
+    }

@@ -1,0 +1,131 @@
+"""What the points say: early stopping, means over seeds, and every method against plain training of equal quality."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from benchmarks.mitigation.points import Point, row_named
+from benchmarks.mitigation.statistics import bootstrap
+
+FIGURES = ("fid", "memorized_fraction", "copied_images", "mq_0.15", "mq_0.3", "membership_auc")
+_KEPT = ("memorized_fraction", "mq_0.15", "membership_auc")  # that are compared at equal quality
+STOPPED = {"stopped_on_loss": ("plain, stopped at the least held-out loss", "unseen_loss"),
+           "stopped_on_fid": ("plain, stopped at the best held-out FID", "fid_selection")}  # fmt: skip
+
+
+def label_of(row: str) -> str:
+    """What tables call a row."""
+    return STOPPED[row][0] if row in STOPPED else row_named(row).label
+
+
+def with_early_stopping(points: Sequence[Point]) -> list[Point]:
+    """Add plain training, stopped where its held-out loss, or the FID to a set of its own, was least.
+
+    Both choose among the marks of the same run, seed by seed; the figures that are reported are of other images.
+    """
+    courses = defaultdict(list)
+    for point in points:
+        if point["row"] == "plain":
+            courses[point["setting"], point["seed"]].append(point)
+    stopped = [
+        {**min(course, key=lambda point: point[watched]), "row": name}
+        for name, (_, watched) in STOPPED.items()
+        for course in courses.values()
+    ]
+    return [*points, *stopped]
+
+
+def summarize(points: Sequence[Point]) -> list[dict[str, Any]]:
+    """Means and 95 % intervals over seeds, by setting, row and length; rows of early stopping have no length.
+
+    Time is a share of that of plain training of equal length in the same seed; of early stopping, of its longest.
+    """
+    everything = with_early_stopping(points)
+    plain = {(p["setting"], p["row"], p["seed"], p["length"]): p["seconds"] for p in points}
+    longest = {p["setting"]: max(q["length"] for q in points if q["setting"] == p["setting"]) for p in points}
+    groups = defaultdict(list)
+    for point in everything:
+        groups[point["setting"], point["row"], None if point["row"] in STOPPED else point["length"]].append(point)
+    lines = []
+    for (setting, row, length), group in groups.items():
+        line = {"setting": setting, "row": row, "label": label_of(row), "length": length, "seeds": len(group)}
+        line["steps"] = float(np.mean([point["steps"] for point in group]))
+        for name in FIGURES:
+            line |= _estimate(name, [point[name] for point in group])
+            if f"{name}_control" in group[0]:
+                line[f"{name}_control"] = float(np.mean([point[f"{name}_control"] for point in group]))
+        line["skip_rate"] = float(np.mean([point["skip_rate"] for point in group]))
+        line["fid_train"] = float(np.mean([point["fid_train"] for point in group]))
+        rival = "plain" if row in STOPPED else row_named(row).rival
+        keys = [(setting, rival, p["seed"], longest[setting] if length is None else length) for p in group]
+        ratios = [p["seconds"] / plain[key] for p, key in zip(group, keys, strict=True) if plain.get(key)]
+        line["time"] = float(np.mean(ratios)) if len(ratios) == len(group) else None
+        lines.append(line)
+    return lines
+
+
+def equal_quality(points: Sequence[Point]) -> list[dict[str, Any]]:
+    """Each method against plain training, stopped where it first had the method's FID.
+
+    Seed by seed: plain training's course is drawn straight between its marks, and read where its FID first comes down
+    to that of the method. Where it never does, the seed is counted as beyond reach; where it had it before the first
+    mark, its figures there are taken, which can only flatter plain training's rival. Differences are the method's
+    figure less plain training's: below 0, the method memorises less at equal quality. Time is the method's over that of
+    plain training until there.
+    """
+    courses = defaultdict(list)
+    for point in sorted(points, key=lambda point: point["length"]):
+        if row_named(point["row"]).is_plain:
+            courses[point["setting"], point["row"], point["seed"]].append(point)
+    groups = defaultdict(list)
+    for point in points:
+        row = row_named(point["row"])
+        if not row.is_plain and (point["setting"], row.rival, point["seed"]) in courses:
+            groups[point["setting"], point["row"], point["length"]].append(point)
+    lines = []
+    for (setting, row, length), group in groups.items():
+        rivals = [at_quality(courses[setting, row_named(row).rival, p["seed"]], p["fid"]) for p in group]
+        pairs = [(point, rival) for point, rival in zip(group, rivals, strict=True) if rival is not None]
+        line = {"setting": setting, "row": row, "label": label_of(row), "length": length, "seeds": len(group)}
+        line |= {"fid": float(np.mean([point["fid"] for point in group])), "reached": len(pairs)}
+        for name in (*_KEPT, "time"):
+            if not pairs:
+                break
+            if name == "time":
+                line["time"] = float(np.mean([point["seconds"] / rival["seconds"] for point, rival in pairs]))
+                continue
+            line[f"{name}_plain"] = float(np.mean([rival[name] for _, rival in pairs]))
+            line[name] = float(np.mean([point[name] for point, _ in pairs]))
+            line |= _estimate(f"{name}_difference", [point[name] - rival[name] for point, rival in pairs])
+        lines.append(line)
+    return lines
+
+
+def at_quality(course: Sequence[Point], fid: float) -> dict[str, float] | None:
+    """Figures of a course where its FID first comes down to a value, drawn straight between marks; None: never.
+
+    Example:
+        >>> marks = [{"fid": 9.0, "seconds": 1.0}, {"fid": 5.0, "seconds": 3.0}]
+        >>> names = ("fid", "seconds")
+        >>> at_quality(marks, 7.0)["seconds"], at_quality(marks, 10.0)["seconds"], at_quality(marks, 4.0)
+        (2.0, 1.0, None)
+    """
+    before = None
+    for mark in course:
+        if mark["fid"] <= fid:
+            share = 1.0 if before is None else (before["fid"] - fid) / (before["fid"] - mark["fid"])
+            start = mark if before is None else before
+            return {
+                name: start[name] + share * (mark[name] - start[name])
+                for name in (*_KEPT, "fid", "seconds", "length")
+                if name in mark
+            }
+        before = mark
+    return None
+
+
+def _estimate(name: str, values: Sequence[float]) -> dict[str, float]:
+    estimate = bootstrap(values)
+    return {name: estimate.mean, f"{name}_low": estimate.low, f"{name}_high": estimate.high}

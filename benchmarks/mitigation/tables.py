@@ -1,0 +1,144 @@
+"""Tables in Markdown, and their places in README and docs."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.mitigation.points import Point
+from benchmarks.mitigation.summary import STOPPED, equal_quality, summarize
+from lightning_iet.tools.run_folder import write_atomically
+
+Line = Mapping[str, Any]
+PAGES = (Path("README.md"), Path("docs/benchmark.md"), Path("docs/explanation/anchored-agc.md"))
+_PLACE = "<!-- table: {name} -->\n"
+_END = "<!-- end of table -->"
+
+
+def tables_of(points: Sequence[Point]) -> dict[str, str]:
+    """All tables that can be made of the points, by name: ``digits``, ``digits lengths``, ``digits equal quality`` …"""
+    lines, equals = summarize(points), equal_quality(points)
+    tables = {}
+    for setting in dict.fromkeys(point["setting"] for point in points):
+        mine = [line for line in lines if line["setting"] == setting]
+        tables[setting] = at_the_end(mine)
+        tables[f"{setting} lengths"] = over_lengths(mine)
+        tables[f"{setting} equal quality"] = against_stopping([line for line in equals if line["setting"] == setting])
+    return tables
+
+
+def at_the_end(lines: Sequence[Line]) -> str:
+    """Every row at its greatest length, early stopping, and under them the controls."""
+    last = _last(lines)
+    columns: dict[str, Callable[[Line], str]] = {
+        "method": lambda line: line["label"],
+        "FID": lambda line: _interval(line, "fid"),
+        "memorized": lambda line: _interval(line, "memorized_fraction", share=True),
+        "training images copied": lambda line: _interval(line, "copied_images", share=True),
+        "MQ < 0.15": lambda line: _interval(line, "mq_0.15", share=True),
+        "membership AUC": lambda line: _interval(line, "membership_auc", digits=2),
+        "time": lambda line: "–" if line["time"] is None else f"{line['time']:.2f}",
+    }
+    plain = next(line for line in last if line["row"] == "plain")
+    control = [
+        "*held-out images*", f"*{plain['fid_control']:.2f}*", *(_italic(plain[f"{name}_control"]) for name in
+        ("memorized_fraction", "copied_images", "mq_0.15")), "*0.50*", "",
+    ]  # fmt: skip
+    training = ["*the training images*", f"*{plain['fid_train']:.2f}*", "*100 %*", "*100 %*", "*100 %*", "", ""]
+    return _markdown(list(columns), [*([cell(line) for cell in columns.values()] for line in last), control, training])
+
+
+def over_lengths(lines: Sequence[Line]) -> str:
+    """FID and memorized fraction of each row at each length."""
+    lengths = sorted({line["length"] for line in lines if line["row"] != "plain" and line["length"] is not None})
+    found = {(line["row"], line["length"]): line for line in lines}
+    rows = [line for line in _last(lines) if line["row"] not in STOPPED]
+    header = ["method", *(f"{length:g} ×: FID, memorized" for length in lengths)]
+    cells = [
+        [
+            row["label"],
+            *(_both(found[row["row"], length]) if (row["row"], length) in found else "" for length in lengths),
+        ]
+        for row in rows
+    ]
+    return _markdown(header, cells)
+
+
+def against_stopping(lines: Sequence[Line]) -> str:
+    """Every row at its greatest length beside plain training stopped at the same FID."""
+    cells = []
+    for line in _last(lines):
+        cell = [line["label"], f"{line['fid']:.2f}"]
+        if line["reached"]:
+            cell += [_beside(line, name) for name in ("memorized_fraction", "mq_0.15")]
+            cell += [f"{line['membership_auc']:.2f} / {line['membership_auc_plain']:.2f}", f"{line['time']:.1f}"]
+        else:
+            cell += ["plain training never had this FID", "", "", ""]
+        cells.append([*cell, f"{line['reached']} of {line['seeds']}"])
+    header = [
+        "method", "FID", "memorized: method / plain there; difference", "MQ < 0.15: the same", "membership AUC",
+        "times the compute", "seeds compared",
+    ]  # fmt: skip
+    return _markdown(header, cells)
+
+
+def fill(text: str, tables: Mapping[str, str]) -> str:
+    """Put tables into the places that a text has for them.
+
+    Raises:
+        KeyError: for a place whose table there is not.
+    """
+    place = re.compile(r"<!-- table: (?P<name>[^\n]+?) -->\n.*?" + re.escape(_END), re.DOTALL)
+    return place.sub(lambda found: f"{_PLACE.format(name=found['name'])}\n{tables[found['name']]}\n{_END}", text)
+
+
+def fill_pages(root: Path, tables: Mapping[str, str]) -> list[Path]:
+    """Renew the tables in README and docs; returns the files that changed."""
+    changed = []
+    for page in (root / page for page in PAGES):
+        text = page.read_text(encoding="utf-8")
+        filled = fill(text, tables)
+        if filled != text:
+            with write_atomically(page) as path:
+                path.write_text(filled, encoding="utf-8")
+            changed.append(page)
+    return changed
+
+
+def _last(lines: Sequence[Line]) -> list[Line]:
+    """Each row at its greatest length, in the order of the rows, early stopping behind plain training."""
+    last = {}
+    for line in sorted(lines, key=lambda line: line["length"] or 0):
+        last[line["row"]] = line
+    from benchmarks.mitigation.rows import ROWS
+
+    order = ["plain", *STOPPED, *(row.name for row in ROWS[1:])]
+    return sorted(last.values(), key=lambda line: order.index(line["row"]))
+
+
+def _interval(line: Line, name: str, *, share: bool = False, digits: int = 2) -> str:
+    values = [line[f"{name}{suffix}"] for suffix in ("", "_low", "_high")]
+    if share:
+        mean, low, high = (f"{100 * value:.1f}" for value in values)
+        return f"{mean} % ({low}–{high})"
+    mean, low, high = (f"{value:.{digits}f}" for value in values)
+    return f"{mean} ({low}–{high})"
+
+
+def _both(line: Line) -> str:
+    return f"{line['fid']:.2f}, {100 * line['memorized_fraction']:.1f} %"
+
+
+def _beside(line: Line, name: str) -> str:
+    mine, plain = 100 * line[name], 100 * line[f"{name}_plain"]
+    low, high = (100 * line[f"{name}_difference_{end}"] for end in ("low", "high"))
+    return f"{mine:.1f} / {plain:.1f} %; {mine - plain:+.1f} ({low:+.1f} to {high:+.1f})"
+
+
+def _italic(share: float) -> str:
+    return f"*{100 * share:.1f} %*"
+
+
+def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
