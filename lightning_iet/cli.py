@@ -44,6 +44,7 @@ _WORDS = ("best", "last", "hpc", "registry")  # of Lightning's own, in the place
 TOOLS: dict[str, Callable[..., object]] = {
     tool.__name__.replace("_", "-"): tool for tool in (audit, audit_model, compare, export, sample, sweep)
 }
+"""The commands beside those of the trainer, by name."""
 
 DESCRIPTION = f"""\
 Train diffusion models that do not memorise their training images, and prove it.

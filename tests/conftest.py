@@ -2,12 +2,15 @@
 
 import logging
 import os
+import sys
+from contextlib import contextmanager
 
 import pytest
 import torch
 from hypothesis import settings
 
 from tests.helpers.distributed import Processes
+from tests.helpers.launched import weights, write_config
 
 for name in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero", "lightning.fabric"):
     logging.getLogger(name).setLevel(logging.ERROR)
@@ -41,13 +44,36 @@ def processes(_pools):
     return get
 
 
+@pytest.fixture(scope="session")
+def tiny_weights(tmp_path_factory):
+    """Weights of the tiny run of the command line, on one process, where nobody disturbs it."""
+    from lightning_iet.cli import main
+
+    folder = tmp_path_factory.mktemp("tiny")
+    with undisturbed(), pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(sys, "argv", ["lightning-iet"])
+        torch.set_num_threads(1)
+        main(["fit", "--config", str(write_config(folder / "tiny.yaml"))])
+    return weights(folder)
+
+
 @pytest.fixture(autouse=True)
 def _undisturbed():
-    """Every test starts from the same seed, and leaves environment, threads and random state as they were."""
+    """Every test starts from the same seed, and leaves things as they were."""
+    with undisturbed():
+        yield
+
+
+@contextmanager
+def undisturbed():
+    """Put environment, threads and random state back."""
     environment, threads, state = dict(os.environ), torch.get_num_threads(), torch.get_rng_state()
     torch.manual_seed(0)
-    yield
-    os.environ.clear()
-    os.environ.update(environment)
-    torch.set_num_threads(threads)
-    torch.set_rng_state(state)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(environment)
+        torch.set_num_threads(threads)
+        torch.set_rng_state(state)

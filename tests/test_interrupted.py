@@ -13,9 +13,8 @@ import torch
 
 from lightning_iet.cli import main
 from tests.callbacks.test_parameter_averaging import assert_same_bits
-from tests.helpers.launched import callback, write_config
+from tests.helpers.launched import callback, weights, write_config
 from tests.test_cli import fails
-from tests.test_torchrun import weights
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*exists and is not empty.*:UserWarning")
 
@@ -35,15 +34,13 @@ def checkpoint(version, name="last.ckpt"):
     return Path(f"runs/tiny/version_{version}/checkpoints", name)
 
 
-def test_one_command_starts_a_run_and_goes_on_with_it(caplog):
-    fit("--trainer.logger.init_args.name=uncut")
+def test_one_command_starts_a_run_and_goes_on_with_it(caplog, tiny_weights):
     fit("--trainer.max_epochs=2")
     first = {path: path.read_bytes() for path in Path("runs/tiny").rglob("*") if path.is_file()}
     caplog.set_level("INFO", "lightning.pytorch.utilities.rank_zero")
     fit()
     assert f"Going on from '{checkpoint(0)}', step 16." in caplog.messages
-    for name, tensor in torch.load("runs/uncut/version_0/checkpoints/last.ckpt")["state_dict"].items():
-        assert torch.equal(weights(".")[name], tensor)
+    assert_same_bits(weights("."), tiny_weights)
     # Nothing of the first part was touched.
     assert first == {path: path.read_bytes() for path in Path("runs/tiny/version_0").rglob("*") if path.is_file()}
     assert (checkpoint(1).parents[1] / "config.yaml").is_file()
@@ -96,7 +93,7 @@ def test_a_checkpoint_that_asks_to_run_code_is_refused(capsys):
     assert not Path("evil").exists()
 
 
-def test_a_full_disk_is_one_line_and_the_run_goes_on_when_there_is_room(capsys, monkeypatch):
+def test_a_full_disk_is_one_line_and_the_run_goes_on_when_there_is_room(capsys, monkeypatch, tiny_weights):
     fsync, calls = os.fsync, []
 
     def full(descriptor):
@@ -112,12 +109,11 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_when_there_is_room(capsys, 
     assert "could not be written (No space left on device" in error
     assert "--ckpt_path last" in error
     assert not list(Path("runs").rglob("*.unfinished"))
-    fit("--trainer.logger.init_args.name=uncut")
     fit()
-    assert_same_bits(weights("."), torch.load("runs/uncut/version_0/checkpoints/last.ckpt")["state_dict"])
+    assert_same_bits(weights("."), tiny_weights)
 
 
-def test_sigterm_ends_with_its_status_and_a_checkpoint_of_that_step():
+def test_sigterm_ends_with_its_status_and_a_checkpoint_of_that_step(tiny_weights):
     saving = {"save_on_exception": True, "every_n_train_steps": 1000}
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(SystemExit) as stop:
@@ -126,8 +122,7 @@ def test_sigterm_ends_with_its_status_and_a_checkpoint_of_that_step():
     assert signal.getsignal(signal.SIGTERM) is before
     assert torch.load(checkpoint(0))["global_step"] == 5
     fit(saving=saving, callbacks=[callback("Terminate", step=4)])
-    fit("--trainer.logger.init_args.name=uncut")
-    assert_same_bits(weights("."), torch.load("runs/uncut/version_0/checkpoints/last.ckpt")["state_dict"])
+    assert_same_bits(weights("."), tiny_weights)
 
 
 def test_the_curve_of_a_resumed_run_begins_with_the_first_part():

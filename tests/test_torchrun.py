@@ -1,34 +1,10 @@
 """torchrun brings a job back whose process has died, from the last checkpoint, without a hand."""
 
-import sys
-from pathlib import Path
-
-import pytest
-import torch
-
-from lightning_iet.cli import main
 from tests.callbacks.test_parameter_averaging import assert_same_bits
-from tests.helpers.launched import callback, started, torchrun, write_config
+from tests.helpers.launched import callback, started, torchrun, weights, write_config
 
 
-@pytest.fixture
-def uncut(tmp_path, monkeypatch):
-    """Weights of the run that nobody disturbs, on one process."""
-    folder = tmp_path / "uncut"
-    folder.mkdir()
-    monkeypatch.chdir(folder)
-    monkeypatch.setattr(sys, "argv", ["lightning-iet"])
-    torch.set_num_threads(1)
-    main(["fit", "--config", str(write_config(folder / "tiny.yaml"))])
-    return weights(folder)
-
-
-def weights(folder):
-    newest = max(Path(folder, "runs/tiny").glob("version_*"), key=lambda path: int(path.name.split("_")[1]))
-    return torch.load(newest / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
-
-
-def test_a_process_that_dies_brings_the_job_back(tmp_path, uncut):
+def test_a_process_that_dies_brings_the_job_back(tmp_path, tiny_weights):
     config = write_config(
         tmp_path / "tiny.yaml", callbacks=[callback("DieOnce", step=7), callback("Starts")], devices=2
     )
@@ -42,6 +18,6 @@ def test_a_process_that_dies_brings_the_job_back(tmp_path, uncut):
         assert process.wait(120) == 0, log.read_text()
     assert (tmp_path / "died").exists()
     assert (tmp_path / "starts.txt").read_text().split() == ["0", "6"]
-    assert_same_bits(weights(tmp_path), uncut)
+    assert_same_bits(weights(tmp_path), tiny_weights)
     assert "the run starts afresh" in log.read_text()
     assert "Going on from" in log.read_text()

@@ -9,8 +9,7 @@ import time
 import pytest
 
 from tests.callbacks.test_parameter_averaging import assert_same_bits
-from tests.helpers.launched import callback, sent, started, torchrun, write_config
-from tests.test_torchrun import uncut, weights  # noqa: F401
+from tests.helpers.launched import callback, sent, started, torchrun, weights, write_config
 
 TIMEOUT = 5  # seconds that the processes wait for one another
 STEPS = 4  # of each shard in an epoch
@@ -67,7 +66,7 @@ def on_both(folder, config, timeout):
         return [machines[rank].returncode for rank in (0, 1)], [ends[0], ends[1]], logs
 
 
-def test_a_machine_that_is_cut_off_ends_the_run_and_the_run_goes_on(tmp_path, uncut, hosts):  # noqa: F811
+def test_a_machine_that_is_cut_off_ends_the_run_and_the_run_goes_on(tmp_path, tiny_weights, hosts):
     strategy = {"class_path": "lightning.pytorch.strategies.DDPStrategy", "init_args": {"timeout": f"0:00:{TIMEOUT}"}}
     config = write_config(
         tmp_path / "tiny.yaml",
@@ -96,4 +95,4 @@ def test_a_machine_that_is_cut_off_ends_the_run_and_the_run_goes_on(tmp_path, un
     statuses, _, logs = on_both(tmp_path, config, timeout=120)
     assert statuses == [0, 0], "\n".join(logs)
     assert (tmp_path / "starts.txt").read_text().split() == ["0", "10"]
-    assert_same_bits(weights(tmp_path), uncut)
+    assert_same_bits(weights(tmp_path), tiny_weights)

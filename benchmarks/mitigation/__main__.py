@@ -37,7 +37,8 @@ from benchmarks.mitigation.tables import fill_pages, tables_of
 from lightning_iet.tools.run_folder import check_writable, write_atomically
 
 ROOT = Path(__file__).parents[2]
-PUBLISHED = "laptop"  # the preset whose tables README and docs show
+PUBLISHED = "laptop"  # the preset whose tables and pictures README and docs show
+PICTURES = ROOT / "docs" / "images"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -141,7 +142,7 @@ def report(folder: Path, *, is_published: bool) -> None:
     for setting in dict.fromkeys(point["setting"] for point in points):
         console.print(_terminal_table([line for line in summarize(points) if line["setting"] == setting], setting))
     pictures = draw_pictures(points, folder)
-    changed = fill_pages(ROOT, tables_of(points)) if is_published else []
+    changed = [*fill_pages(ROOT, tables_of(points)), *draw_pictures(points, PICTURES)] if is_published else []
     for file in (*(folder / name for name in ("summary.csv", "equal_quality.csv")), *pictures, *changed):
         console.print(f"Written: {os.path.relpath(file)}", style="dim", soft_wrap=True)
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.mitigation.points import Point
@@ -26,45 +27,72 @@ def draw_pictures(points: Sequence[Point], folder: Path) -> list[Path]:
 
 
 def pareto(lines: Sequence[Line], *, title: str) -> Figure:
-    """Draw every method at its greatest length over the course of plain training; means over seeds."""
-    plain = sorted((line for line in lines if line["row"] == "plain"), key=lambda line: line["length"])
-    longest = plain[-1]["length"]
-    methods = [line for line in lines if line["row"] not in ("plain", *STOPPED) and line["row"] != "plain_x4"]
-    methods = [
-        line for line in methods if line["length"] == max(m["length"] for m in methods if m["row"] == line["row"])
-    ]
-    figure = Figure(figsize=(10, 6.4), dpi=DPI, facecolor="white", layout="constrained")
-    axes = figure.subplots()
-    axes.plot([line["fid"] for line in plain], [line["memorized_fraction"] for line in plain], color=INK, marker="o",
-              markersize=4, linewidth=1.2, label=f"plain training, to {longest:g} × the best stopping point")  # fmt: skip
-    for line in methods:
-        x, y = line["fid"], line["memorized_fraction"]
-        spread = {name: [[line[name] - line[f"{name}_low"]], [line[f"{name}_high"] - line[name]]]
-                  for name in ("fid", "memorized_fraction")}  # fmt: skip
-        axes.errorbar(x, y, xerr=spread["fid"], yerr=spread["memorized_fraction"], color=GENERATED, marker="o",
-                      markersize=6, elinewidth=0.7, alpha=0.9)  # fmt: skip
-    axes.axvline(
-        plain[0]["fid_control"], color=CONTROL, linewidth=1.2, linestyle=(0, (4, 3)), label="held-out real images"
+    """Draw every method at its greatest length over the course of plain training; means over seeds.
+
+    Left the memorized fraction, right MQ at 0.15, which tells apart what the fraction calls 0. Numbers are explained
+    beside the panels, plain training's by its length.
+    """
+    course = sorted((line for line in lines if line["row"] == "plain"), key=lambda line: line["length"])
+    methods = _at_the_end(
+        [line for line in lines if not line["row"].startswith("plain") and line["row"] not in STOPPED]
     )
+    methods += [line for line in _at_the_end(lines) if line["row"] == "plain_with_unseen"]
+    figure = Figure(figsize=(15, 6.4), dpi=DPI, facecolor="white", layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for axes, name, what in ((left, "memorized_fraction", "memorized fraction"), (right, "mq_0.15", "MQ < 0.15")):
+        _panel(axes, course, methods, name)
+        axes.set_title(f"{title}: {what} against quality (lower left is better)", fontsize=10, loc="left", color=INK)
+        axes.set_ylabel(f"{what} of the drawn images", fontsize=9, color=INK)
+    names = "\n".join(f"{number:\u2007>2}  {line['label']}" for number, line in enumerate(methods, 1))
+    right.text(1.02, 1, names, transform=right.transAxes, fontsize=8, color=INK, va="top")
+    figure.legend(*left.get_legend_handles_labels(), frameon=False, fontsize=9, loc="outside lower center", ncols=4)
+    for axes, name in ((left, "memorized_fraction"), (right, "mq_0.15")):
+        points = {str(number): (line["fid"], line[name]) for number, line in enumerate(methods, 1)}
+        points |= {f"{line['length']:g} ×": (line["fid"], line[name]) for line in course}
+        for text in label_points(axes, points):
+            text.set_fontsize(7.5)
+    return figure
+
+
+def _panel(axes: Axes, course: Sequence[Line], methods: Sequence[Line], name: str) -> None:
+    longest = course[-1]["length"]
+    label = f"plain training, stopped at … {longest:g} × the best stopping point"
+    axes.plot(*_columns(course, "fid", name), color=INK, marker="o", markersize=4, linewidth=1.2, label=label)
+    style = {"color": GENERATED, "marker": "o", "markersize": 6, "linestyle": "", "elinewidth": 0.6}
+    spread = {column: _spread(methods, column) for column in ("fid", name)}
+    label = "other methods, with 95 % intervals over seeds"
+    axes.errorbar(*_columns(methods, "fid", name), xerr=spread["fid"], yerr=spread[name], label=label, **style)
+    control = course[0]
     axes.axvline(
-        plain[0]["fid_train"], color=QUIET, linewidth=1.2, linestyle=":", label="the training images themselves"
+        control["fid_control"], color=CONTROL, linewidth=1.2, linestyle=(0, (4, 3)), label="held-out real images"
+    )
+    axes.axhline(control[f"{name}_control"], color=CONTROL, linewidth=1.2, linestyle=(0, (4, 3)))
+    axes.axvline(
+        control["fid_train"], color=QUIET, linewidth=1.2, linestyle=":", label="the training images themselves"
     )
     axes.set_xscale("log")
     axes.set_yscale("symlog", linthresh=0.01, linscale=0.6)
     axes.set_ylim(bottom=-0.002)
-    axes.set_title(
-        f"{title}: memorization against quality, means over seeds (lower left is better)", fontsize=10, loc="left"
-    )
-    axes.set_xlabel("FID to held-out images", fontsize=9)
-    axes.set_ylabel("memorized fraction of the drawn images", fontsize=9)
-    axes.xaxis.set_major_formatter("{x:g}")
-    axes.xaxis.set_minor_formatter("{x:g}")
+    axes.set_xlabel("FID to held-out images", fontsize=9, color=INK)
+    for formatter in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
+        formatter("{x:g}")
     axes.yaxis.set_major_formatter(lambda share, _: f"{100 * share:.3g} %")
-    axes.tick_params(labelsize=8, which="both")
+    axes.tick_params(labelsize=8, which="both", colors=QUIET, labelcolor=INK)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=8.5, loc="upper right")
-    named = {line["label"]: (line["fid"], line["memorized_fraction"]) for line in methods}
-    named |= {f"plain, {line['length']:g} ×": (line["fid"], line["memorized_fraction"]) for line in plain}
-    for text in label_points(axes, named):
-        text.set_fontsize(7.5)
-    return figure
+
+
+def _at_the_end(lines: Sequence[Line]) -> list[Line]:
+    """Each row at its greatest length."""
+    last = {line["row"]: line for line in sorted(lines, key=lambda line: line["length"] or 0)}
+    return [line for line in lines if last[line["row"]] is line]
+
+
+def _columns(lines: Sequence[Line], *names: str) -> list[list[float]]:
+    return [[line[name] for line in lines] for name in names]
+
+
+def _spread(lines: Sequence[Line], name: str) -> list[list[float]]:
+    return [
+        [max(0, line[name] - line[f"{name}_low"]) for line in lines],
+        [max(0, line[f"{name}_high"] - line[name]) for line in lines],
+    ]

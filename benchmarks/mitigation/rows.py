@@ -1,6 +1,7 @@
 """The methods that are compared: the rows of the tables."""
 
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,10 @@ class Row:
         return "plain" if self.train_factor == 1 else f"plain_x{self.train_factor:g}"
 
 
+_DIGITS: dict[str, Any] = {"only": ("digits",)}
+_ANCHORED: dict[str, Any] = {"threshold": 0.5, "reference": "held_out"}
+_IET_AGC: dict[str, Any] = {"num_shards": 4, "threshold": 0.5}
+
 ROWS = (
     Row("plain", "plain"),
     Row("plain_with_unseen", "plain, also on the 64 unseen", with_unseen=True),
@@ -60,18 +65,21 @@ ROWS = (
     Row("iet_4", "IET, K = 4", num_shards=4),
     *(Row(f"agc_{value:g}", f"AGC {value:g}", threshold=value) for value in (0.3, 0.5, 0.7, 0.9)),
     *(Row(f"iet_agc_{k}", f"IET-AGC, K = {k}", num_shards=k, threshold=0.5) for k in (2, 4, 10)),
-    *(
-        Row(f"anchored_{n}", f"anchored AGC, {n} unseen", threshold=0.5, reference="held_out", num_anchors=n)
-        for n in (16, 64)
+    *(Row(f"anchored_{n}", f"anchored AGC, {n} unseen", num_anchors=n, **_ANCHORED) for n in (16, 64)),
+    Row(
+        "anchored_often", "anchored AGC, 64 unseen, every 2nd step",
+        num_anchors=64, reference_every=2, **_ANCHORED, **_DIGITS,
     ),
-    Row("anchored_often", "anchored AGC, 64 unseen, every 2nd step", threshold=0.5, reference="held_out", reference_every=2, num_anchors=64, only=("digits",)),
-    Row("anchored_strict", "anchored AGC 0.9, 64 unseen", threshold=0.9, reference="held_out", num_anchors=64, only=("digits",)),
+    Row(
+        "anchored_strict", "anchored AGC 0.9, 64 unseen",
+        num_anchors=64, **(_ANCHORED | {"threshold": 0.9}), **_DIGITS,
+    ),
     Row("iet_anchored", "IET + anchored on other shards", num_shards=4, threshold=0.5, reference="other_shards"),
-    Row("dp_sgd", "DP-SGD, ε = 10", epsilon=10.0, only=("digits",)),
+    Row("dp_sgd", "DP-SGD, ε = 10", epsilon=10.0, **_DIGITS),
     # Where the methods help: rounds of other lengths, a higher threshold with shards, fewer images.
-    Row("iet_agc_4_short", "IET-AGC, K = 4, rounds of 5 epochs", num_shards=4, threshold=0.5, round_epochs=5, only=("digits",)),
-    Row("iet_agc_4_long", "IET-AGC, K = 4, rounds of 75 epochs", num_shards=4, threshold=0.5, round_epochs=75, only=("digits",)),
-    Row("iet_agc_4_strict", "IET-AGC 0.8, K = 4", num_shards=4, threshold=0.8, only=("digits",)),
-    Row("plain_x0.5", "plain, half the images", train_factor=0.5, only=("digits",)),
-    Row("iet_agc_4_x0.5", "IET-AGC, K = 4, half the images", num_shards=4, threshold=0.5, train_factor=0.5, only=("digits",)),
+    Row("iet_agc_4_short", "IET-AGC, K = 4, rounds of 5 epochs", round_epochs=5, **_IET_AGC, **_DIGITS),
+    Row("iet_agc_4_long", "IET-AGC, K = 4, rounds of 75 epochs", round_epochs=75, **_IET_AGC, **_DIGITS),
+    Row("iet_agc_4_strict", "IET-AGC 0.8, K = 4", **(_IET_AGC | {"threshold": 0.8}), **_DIGITS),
+    Row("plain_x0.5", "plain, half the images", train_factor=0.5, **_DIGITS),
+    Row("iet_agc_4_x0.5", "IET-AGC, K = 4, half the images", train_factor=0.5, **_IET_AGC, **_DIGITS),
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""On what the methods are compared: data, model, length, and how everything is judged; and the presets made of these."""
+"""On what the methods are compared: data, model, length, and how everything is judged; and the presets."""
 
 from dataclasses import dataclass, replace
 

@@ -6,22 +6,36 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.mitigation.points import Point
+from benchmarks.mitigation.rows import ROWS
 from benchmarks.mitigation.summary import STOPPED, equal_quality, summarize
 from lightning_iet.tools.run_folder import write_atomically
 
 Line = Mapping[str, Any]
 PAGES = (Path("README.md"), Path("docs/benchmark.md"), Path("docs/explanation/anchored-agc.md"))
+CHOSEN = {
+    "in short": (
+        "plain", "stopped_on_loss", "stopped_on_fid", "plain_with_unseen", "dropout_flips", "half_width", "iet_4",
+        "agc_0.5", "agc_0.9", "iet_agc_4", "anchored_16", "iet_anchored", "dp_sgd",
+    ),
+    "anchored": (
+        "plain", "stopped_on_loss", "stopped_on_fid", "plain_with_unseen", "agc_0.5", "agc_0.9", "iet_agc_4",
+        "anchored_16", "anchored_64", "anchored_often", "anchored_strict", "iet_anchored",
+    ),
+}  # fmt: skip
+"""Rows of the tables that leave some out."""
 _PLACE = "<!-- table: {name} -->\n"
 _END = "<!-- end of table -->"
 
 
 def tables_of(points: Sequence[Point]) -> dict[str, str]:
-    """All tables that can be made of the points, by name: ``digits``, ``digits lengths``, ``digits equal quality`` …"""
+    """All tables that can be made of the points, by name, such as ``digits equal quality``."""
     lines, equals = summarize(points), equal_quality(points)
     tables = {}
     for setting in dict.fromkeys(point["setting"] for point in points):
         mine = [line for line in lines if line["setting"] == setting]
         tables[setting] = at_the_end(mine)
+        for name, rows in CHOSEN.items():
+            tables[f"{setting} {name}"] = at_the_end([line for line in mine if line["row"] in rows])
         tables[f"{setting} lengths"] = over_lengths(mine)
         tables[f"{setting} equal quality"] = against_stopping([line for line in equals if line["setting"] == setting])
     return tables
@@ -110,8 +124,6 @@ def _last(lines: Sequence[Line]) -> list[Line]:
     last = {}
     for line in sorted(lines, key=lambda line: line["length"] or 0):
         last[line["row"]] = line
-    from benchmarks.mitigation.rows import ROWS
-
     order = ["plain", *STOPPED, *(row.name for row in ROWS[1:])]
     return sorted(last.values(), key=lambda line: order.index(line["row"]))
 

@@ -167,7 +167,7 @@ class AntiGradientControl(BankKeeper, Callback):
 
     @property
     def state_key(self) -> str:
-        """Name in a checkpoint: callbacks on two denoisers have one each."""
+        """Name in a checkpoint; callbacks on two denoisers have one each."""
         return super().state_key if self.denoiser is None else self._generate_state_key(denoiser=self.denoiser)
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:

@@ -35,7 +35,9 @@ class Evaluation(pl.Callback):
     writes into the run folder ``metrics.json`` with all figures and settings, and four pictures: ``samples.png``;
     ``nearest.png``, the generated images closest to a training image, beside it; ``curves.png``, loss and skip rate;
     and ``mq.png``. The run's loggers get ``eval/fid``, ``eval/memorized_fraction`` and ``eval/mq_0.15`` … (as shares of
-    the images), each also with ``_control``, and ``eval/fid_train``, the FID of the training images themselves.
+    the images), each also with ``_control``, and ``eval/fid_train``, the FID of the training images themselves; at the
+    end also ``eval/skip_rate``, the share of all samples that anti-gradient control left out. Those that take pictures,
+    as Weights & Biases does, get ``eval/samples``, ``eval/nearest``, ``eval/curves`` and ``eval/mq``.
 
     Training takes the same course with and without it: random generators and training modes are put back. It sees the
     average of the shards, behind all other callbacks. Several processes draw a part each; the first one scores all.
@@ -175,15 +177,17 @@ class Evaluation(pl.Callback):
         if self._outcome is None or self._outcome.step != trainer.global_step:
             self._outcome = self._evaluate(trainer, pl_module)
         assessment = self._outcome.assessment
+        run = {**facts_of_run(trainer, self._history), "evaluation_seconds": self._outcome.seconds}
         self.report = make_report(
             self._assessor,
             assessment.scores,
             settings={name: getattr(self, name) for name in _SETTINGS} | {"num_samples": self._num(trainer)},
-            run={**facts_of_run(trainer, self._history), "evaluation_seconds": self._outcome.seconds},
+            run=run,
             curves=curves_of_run(trainer, self._history),
         )
+        figures = {**self._assessor.named(assessment.scores), "eval/skip_rate": run["skip_rate"]}
         for logger in trainer.loggers:
-            logger.log_metrics(self._assessor.named(assessment.scores), step=trainer.global_step)
+            logger.log_metrics(figures, step=trainer.global_step)
         if trainer.is_global_zero:
             publish(trainer, self.report, assessment=assessment, train=self._assessor.train, num_pairs=self.num_pairs)
 

@@ -81,9 +81,9 @@ class ImageDataModule(pl.LightningDataModule):
     """What messages call the data."""
     downloadable: ClassVar[bool] = False
     native_size: ClassVar[Size] = (32, 32)
-    """Size of the data's own images: that of synthetic ones where no ``image_size`` is given."""
+    """Size of the data's own images, and that of synthetic ones where no ``image_size`` is given."""
     captioned: bool = False
-    """Whether conditions are captions: those of synthetic images are."""
+    """Whether conditions are captions; those of synthetic images are, too."""
 
     train_set: Dataset[Any]
     control_set: Dataset[Any] | None

@@ -39,7 +39,7 @@ class ShardPlan:
     round_steps: int | None = None
     """Steps of each shard between two averagings; None = rounds are whole epochs."""
     multiple_of: int = 1
-    """Accumulated gradients: every shard's number of steps is a multiple of this."""
+    """Of accumulated gradients; every shard's number of steps is a multiple of this."""
     limit: int | None = None
     """At most this many steps of each shard in an epoch."""
     epoch: int = 0

@@ -12,9 +12,11 @@ __all__ = ["LOCAL_CHUNK", "NETWORK_CHUNK", "Chain", "accumulator", "fold", "part
 # torch gives to one thread: no time is lost in waking others, and an element meets the same instructions whatever the
 # number of threads. The work is bound by memory, not by cores.
 LOCAL_CHUNK = 1 << 15
+"""Elements that are folded at a time within a process."""
 # Over the network a message must be larger to be worth its latency, and yet small enough to stay in the cache between
 # its arrival and its folding; a multiple, so that pieces are cut alike.
 NETWORK_CHUNK = 1 << 19
+"""Elements of a message between two processes."""
 
 
 def parts(tensor: Tensor) -> list[slice]:

@@ -7,6 +7,7 @@ from torch import Tensor
 __all__ = ["PredictionType", "guide", "mean_loss", "prediction_target", "sample_losses"]
 
 PredictionType = Literal["epsilon", "sample", "v_prediction"]
+"""What the denoiser predicts; see `prediction_target`."""
 
 
 def prediction_target(

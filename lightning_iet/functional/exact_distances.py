@@ -10,7 +10,8 @@ from torch import Tensor
 
 __all__ = ["RELATIVE_ERROR", "merge_nearest", "pair_distances", "sort_neighbors"]
 
-RELATIVE_ERROR = 1e-4  # that a distance may have; see `pair_distances`
+RELATIVE_ERROR = 1e-4
+"""The relative error that a distance may have; see `pair_distances`."""
 _SEGMENT = 256  # values that are summed in float32 …
 _PAIR_ERROR = 2e-5  # … so that, in whatever order, 256 roundings of 6e-8, and a few more, err by less than this
 _UNDERFLOW = 1e-30  # squared distances below this lose bits in float32

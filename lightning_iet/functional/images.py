@@ -14,7 +14,7 @@ def image_rows(images: Tensor, *, name: str = "images") -> Tensor:
         name: what error messages call the argument.
 
     Returns:
-        Shape ``(N, D)``: uint8 stays uint8 (a quarter of the memory), every floating type becomes float32.
+        Shape ``(N, D)``; uint8 stays uint8 (a quarter of the memory), every floating type becomes float32.
 
     Raises:
         TypeError: if ``images`` is no tensor, or neither uint8 nor floating point.

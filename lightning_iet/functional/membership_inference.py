@@ -18,6 +18,7 @@ __all__ = [
 ]
 
 FALSE_POSITIVE_RATES = (0.01, 0.001)
+"""The rates of false positives at which true ones are counted."""
 
 
 def membership_inference(

@@ -21,6 +21,7 @@ __all__ = [
 ]
 
 MQ_THRESHOLDS = (0.15, 0.20, 0.30, 0.40, 0.50, 0.60, 0.70, 0.80, 0.90)
+"""The published thresholds of the memorized quantity."""
 
 
 def memorization_ratio(sq_distances: Tensor) -> Tensor:

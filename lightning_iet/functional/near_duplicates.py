@@ -104,7 +104,7 @@ def near_duplicates(images: Tensor, others: Tensor | None = None, *, eps: float 
         grid: tiles along each side.
 
     Returns:
-        int64, shape ``(P, 2)``: index into ``images`` and into ``others``, in ascending order.
+        int64, shape ``(P, 2)``, an index into ``images`` and into ``others``, in ascending order.
 
     Raises:
         TypeError: as :func:`~lightning_iet.functional.images.image_rows`.

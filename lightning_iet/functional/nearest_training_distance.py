@@ -11,6 +11,7 @@ from lightning_iet.functional.neighbors import nearest_neighbors
 __all__ = ["QUANTILES", "check_quantiles", "distance_summary", "nearest_training_distance"]
 
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75)
+"""The quantiles that are reported."""
 
 
 def nearest_training_distance(

@@ -23,7 +23,8 @@ from lightning_iet.functional.pair_bounds import pair_bounds
 
 __all__ = ["PAIR_COST", "PrunedSearch"]
 
-PAIR_COST = 40  # what a pair costs by differences over what it costs in a matrix product; measured on two cores
+PAIR_COST = 40
+"""What a pair costs by differences over what it costs in a matrix product; measured on two cores."""
 _GROUP = 32  # references per minimum
 _CACHED = 4096  # references per product
 _SPARE = 14  # seeds beyond k
@@ -83,7 +84,7 @@ class PrunedSearch:
                 neighbours beyond it some may be missing from the result, in whose place stand farther ones.
 
         Returns:
-            Shape ``(Q, k)`` each; and which rows hold, shape ``(Q,)``: not those for which too little was ruled out.
+            Shape ``(Q, k)`` each; and which rows hold, shape ``(Q,)``; a row fails if too little was ruled out.
         """
         z, norms, slack = self.projection.codes(queries)
         bounds, minima = self._lower_bounds(z)

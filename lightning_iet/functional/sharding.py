@@ -21,6 +21,7 @@ __all__ = [
 ]
 
 Partition = Literal["stratified", "iid"]
+"""How samples are split: with the classes in equal shares, or without regard to them."""
 
 
 def partition(
@@ -217,7 +218,7 @@ class ShardStep(NamedTuple):
     last: bool
     """Whether the process leaves this shard after it."""
     averaging: bool
-    """Whether a round ends after it: every shard has come this far."""
+    """Whether a round ends after it, since every shard has come this far."""
 
 
 def walk(shards: Sequence[int], steps: int, *, epoch: int = 0, round_steps: int | None = None) -> list[ShardStep]:

@@ -34,8 +34,8 @@ def frechet_distance(
         kwargs: passed on to torchmetrics, e.g. ``reset_real_features=False`` to keep the real images over ``reset()``.
 
     Returns:
-        The metric: ``update(images, real=True)``, ``update(images, real=False)``, ``compute()``. Images are uint8 or
-        floating point in [0, 1]; torchmetrics hands them to the network as they are.
+        The metric, with ``update(images, real=True)``, ``update(images, real=False)``, ``compute()``. Images are uint8
+        or floating point in [0, 1]; torchmetrics hands them to the network as they are.
 
     Raises:
         ValueError: as :func:`~lightning_iet.metrics.features.feature_extractor`; if a module lacks ``num_features``.

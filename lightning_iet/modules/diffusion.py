@@ -37,7 +37,7 @@ class DiffusionModule(DrawsImages, DrawsAfresh, ClipsFusedGradients, pl.Lightnin
     Args:
         unet: Any denoiser called as ``unet(noisy_images, timesteps)`` (and ``class_labels=`` or a third argument) that
             returns a tensor of the images' shape, or an object with it as ``.sample``, such as
-            ``diffusers.UNet2DModel``.
+            ``diffusers.UNet2DModel``. To draw images, it needs a ``config`` with ``in_channels`` and ``sample_size``.
         pretrained: Instead of ``unet``: where to take a published one from, with its scheduler; a folder of a diffusers
             pipeline or U-Net, or its id on the Hugging Face hub.
         scheduler: Noise schedule; prediction type and betas are taken from its ``config``. Default: that of the

@@ -83,7 +83,7 @@ class DrawsImages:
         if self.conditioning is None and labels is not None:
             raise ValueError(f"Argument `labels` expected none for a denoiser without conditions, but got {labels}.")
         return sample_images(
-            lambda images, timestep, told: self._guided(images, timestep, told, scale=scale, use_ema=use_ema),
+            lambda images, timesteps, told: self._guided(images, timesteps, told, scale=scale, use_ema=use_ema),
             make_sampler(sampler, self.scheduler),
             self.image_shape,
             num,
@@ -97,13 +97,15 @@ class DrawsImages:
         )
 
     def _guided(
-        self, images: Tensor, timestep: Tensor, labels: Tensor | None, *, scale: float, use_ema: bool
+        self, images: Tensor, timesteps: Tensor, labels: Tensor | None, *, scale: float, use_ema: bool
     ) -> Tensor:
         predict: Any = self  # a LightningModule, where this is mixed in
         if scale == 1 or self.conditioning is None or labels is None:
-            return predict(images, timestep, labels, use_ema=use_ema)
+            return predict(images, timesteps, labels, use_ema=use_ema)
         both = torch.cat([labels, self.conditioning.null_labels(images)])
-        conditional, unconditional = predict(torch.cat([images, images]), timestep, both, use_ema=use_ema).chunk(2)
+        conditional, unconditional = predict(
+            torch.cat([images, images]), torch.cat([timesteps, timesteps]), both, use_ema=use_ema
+        ).chunk(2)
         return guide(conditional, unconditional, scale=scale)
 
     def pipeline(self, *, use_ema: bool = True, sampler: Sampler = "ddpm") -> DDPMPipeline:

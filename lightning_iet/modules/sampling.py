@@ -32,7 +32,7 @@ def sample_images(
     """Draw images; each has a generator of its own, seeded from (seed, number of the image).
 
     Args:
-        denoise: ``denoise(noisy (B, C, H, W), timestep (), labels (B,) or None) -> prediction``.
+        denoise: ``denoise(noisy (B, C, H, W), timesteps (B,), labels (B,) or None) -> prediction``.
         scheduler: A sampler of diffusers, not yet told the number of steps.
         image_shape: ``(C, H, W)``.
         num: Number of images.
@@ -148,6 +148,6 @@ def _sample_batch(
     # Noise is drawn on the CPU, so that a seed means the same images on every device.
     images = torch.stack([torch.randn(image_shape, generator=generator) for generator in generators]).to(like)
     for timestep in scheduler.timesteps:
-        prediction = denoise(images, timestep.to(images.device), labels)
+        prediction = denoise(images, timestep.to(images.device).expand(len(images)), labels)
         images = scheduler.step(prediction, timestep, images, generator=generators).prev_sample
     return (images / 2 + 0.5).clamp(0, 1).float().cpu()

@@ -125,8 +125,8 @@ class ShardEngine:
         """End a round: every shard continues from the average of all. Takes part on every process.
 
         Returns:
-            How far each of this process's shard models was from the average: the norm of the difference of the trained
-            parameters over the norm of their average, float64, shape ``(hosted shards,)``.
+            How far each of this process's shard models was from the average, as the norm of the difference of the
+            trained parameters over the norm of their average, float64, shape ``(hosted shards,)``.
         """
         self.hide_average()
         self.park()

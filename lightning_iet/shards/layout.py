@@ -69,7 +69,7 @@ class FlatLayout:
 
     @property
     def shapes(self) -> dict[str, list[int]]:
-        """Shape of each tensor, by name: what makes two checkpoints of one model."""
+        """Shape of each tensor, by name; two checkpoints of one model have the same."""
         return {name: list(place.size) for name, place in self._places.items()}
 
     @property

@@ -48,7 +48,7 @@ class ShardState:
     counters: list[Tensor] = field(default_factory=list)
     """Integer and boolean buffers, kept by each shard and never averaged."""
     optimizers: list[tuple[dict[Any, Any], list[dict[str, Any]]]] = field(default_factory=list)
-    """Per optimizer: state by parameter, and the options (learning rate …) of its parameter groups."""
+    """State by parameter of each optimizer, and the options (learning rate …) of its parameter groups."""
     schedulers: list[dict[str, Any]] = field(default_factory=list)
     """State of each LR scheduler."""
     scaler: dict[str, Any] = field(default_factory=dict)

@@ -1,5 +1,6 @@
 """A sweep's file, as Weights & Biases defines it: what is run, and over which values."""
 
+import json
 import string
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -62,15 +63,16 @@ class SweepFile:
 
         Example:
             >>> sweep = SweepFile(Path("s.yaml"), "s", "grid", ("fit", "${args}"), {}, "eval/fid", False, None)
-            >>> sweep.arguments({"agc.threshold": 0.5, "trainer.logger": True})
-            ['fit', '--agc.threshold=0.5', '--trainer.logger=true']
+            >>> sweep.arguments({"agc.threshold": 0.5, "agc.num_bins": None, "trainer.logger": True})
+            ['fit', '--agc.threshold=0.5', '--agc.num_bins=null', '--trainer.logger=true']
         """
         options = [f"--{name}={_text(value)}" for name, value in point.items()]
         return [part for word in self.command for part in (options if word == _ARGUMENTS else [word])]
 
 
 def _text(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    """Text as it stands; anything else in JSON, which YAML reads: ``true``, ``null``, ``[8, 16]``."""
+    return value if isinstance(value, str) else json.dumps(value, default=str)
 
 
 def read_sweep(path: Path) -> SweepFile:

@@ -183,7 +183,8 @@ def memorization_against_fid(
         )
     for point in runs.values():
         axes.plot(*point, marker="o", markersize=7, color=GENERATED, linestyle="")
-    right, top = (max(values) for values in zip(*runs.values(), control, (0.1, 0.02), strict=True))
+    marks = [*runs.values(), control, (training_fid or 0.0, 0.0)]
+    right, top = (max(values) for values in zip(*marks, (0.1, 0.02), strict=True))
     axes.set(xlim=(0, 1.15 * right), ylim=(-0.04 * top, 1.12 * top))
     axes.yaxis.set_major_formatter(_percent)
     figure.legend(frameon=False, fontsize=8.5, loc="outside lower center", ncols=2)

@@ -1,4 +1,5 @@
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -6,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from torch.distributed.run import parse_args as torchrun_arguments
 
 from lightning_iet.cli import main
 from tests.audit.helpers import random_pixels, write_images
@@ -30,15 +32,25 @@ def test_the_python_of_the_page_runs(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out.startswith("The generator copies: 4 of 4 generated images")
 
 
+def main_in(folder, arguments):
+    os.chdir(folder)
+    main(arguments)
+
+
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
-def test_the_commands_of_the_page_run(tmp_path, monkeypatch, command):
+def test_the_commands_of_the_page_run(tmp_path, monkeypatch, command, processes):
     monkeypatch.chdir(tmp_path)
     for seed, name in enumerate(("samples", "train", "held_out")):
         write_images(tmp_path / name, random_pixels(60, seed=seed))
     save_checkpoint(fresh_model(), tmp_path / "last.ckpt")
     save_pipeline(fresh_model(), tmp_path / "ddpm")
     program, *arguments = command + (LIGHT if "audit-model" in command else [])
-    if program == "torchrun":
+    if program == "torchrun" and "audit-model" in command:
+        launch = torchrun_arguments(arguments)  # torchrun itself is what the other such command shows
+        assert launch.standalone
+        assert (launch.module, launch.training_script) == (True, "lightning_iet")
+        processes(int(launch.nproc_per_node)).run(main_in, tmp_path, launch.training_script_args)
+    elif program == "torchrun":
         launch = [sys.executable, "-m", "torch.distributed.run", *arguments]
         subprocess.run(launch, check=True, timeout=200, capture_output=True)
     else:

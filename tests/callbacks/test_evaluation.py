@@ -207,8 +207,8 @@ def test_run_folder_has_figures_and_pictures(tmp_path, pictures):
 
 def test_loggers_get_every_figure_with_its_control(tmp_path):
     logger = CSVLogger(tmp_path, name="digits")
-    evaluation = Evaluation(10)
-    fit(tmp_path, evaluation, trainer={"logger": logger, "log_every_n_steps": 1})
+    evaluation, agc = Evaluation(10), AntiGradientControl(0.9, num_bins=1)
+    fit(tmp_path, evaluation, callbacks=[agc], trainer={"logger": logger, "log_every_n_steps": 1})
     logged = rows_of(logger)[-1]
     report = evaluation.report
     names = ["fid", "memorized_fraction", *(f"mq_{a:g}" for a in THRESHOLDS)]
@@ -216,6 +216,7 @@ def test_loggers_get_every_figure_with_its_control(tmp_path):
     assert float(logged["eval/fid"]) == report["generated"]["fid"]
     assert float(logged["eval/mq_0.15_control"]) == report["control"]["mq"]["0.15"]
     assert float(logged["eval/fid_train"]) == report["train"]["fid"]
+    assert 0 < float(logged["eval/skip_rate"]) == report["run"]["skip_rate"] == agc.skip_rate()  # of the whole run
 
 
 def test_loggers_that_take_pictures_get_them(tmp_path, pictures):

@@ -1,16 +1,32 @@
-"""Processes for distributed tests, started once for many tests: importing torch takes most of a test's time."""
+"""Processes for distributed tests, started once for many tests, as forks of one that has imported all they need.
+
+Importing torch and Lightning would take most of a test's time.
+"""
 
 import io
 import logging
+import multiprocessing as mp
 import os
 import socket
+import sys
 import traceback
 from contextlib import closing
+from multiprocessing import forkserver
 from multiprocessing.connection import wait
+from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+
+_CONTEXT = mp.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(["tests.helpers.kills"])  # which imports all there is
+
+
+def forking():
+    """How processes are started: as forks of a warm one, which looks for modules where this one does."""
+    with patch.dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, sys.path))):
+        forkserver.ensure_running()
+    return _CONTEXT
 
 
 class Processes:
@@ -20,7 +36,7 @@ class Processes:
     """
 
     def __init__(self, world_size):
-        context = mp.get_context("spawn")
+        context = forking()
         self.world_size = world_size
         self.pipes, self.workers = [], []
         for rank in range(world_size):
@@ -65,8 +81,7 @@ class Processes:
 
 
 def _serve(pipe, rank, world_size):
-    torch.set_num_threads(1)
-    quiet_logs()
+    start_quietly()
     while True:
         try:
             function, args, kwargs, port = pipe.recv()
@@ -99,8 +114,10 @@ def torchrun_environment(rank, world_size, port):
     }
 
 
-def quiet_logs():
-    """Let Lightning speak of errors only."""
+def start_quietly():
+    """What a new process does first: one thread, no word but errors, and workers of loaders as Linux starts them."""
+    mp.set_start_method("fork", force=True)
+    torch.set_num_threads(1)
     for name in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
 

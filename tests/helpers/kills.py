@@ -1,6 +1,5 @@
 """Runs in sessions of their own, which can be killed like a machine that loses power."""
 
-import multiprocessing as mp
 import os
 import shutil
 import signal
@@ -22,14 +21,10 @@ from lightning_iet.callbacks.stop_signal import StopSignal
 from lightning_iet.utilities.checkpoint_io import use_atomic_checkpoints
 from lightning_iet.utilities.checkpoints import check_whole
 from lightning_iet.utilities.last_checkpoint import last_checkpoint
-from tests.helpers.distributed import free_port, quiet_logs, torchrun_environment
+from tests.helpers.distributed import forking, free_port, start_quietly, torchrun_environment
 from tests.helpers.models import quiet_trainer, tiny_diffusion
 
 EPOCHS, STEPS = 3, 8  # 4 shards take 2 steps each in an epoch
-
-# One warm server that has imported all this: a run that starts anew is a fork of it.
-_context = mp.get_context("forkserver")
-_context.set_forkserver_preload(["tests.helpers.kills"])
 
 
 class Session:
@@ -42,7 +37,7 @@ class Session:
 
     def __init__(self, folder, world_size=1, **settings):
         arguments = (folder, world_size, free_port(), settings)
-        self.process = _context.Process(target=_lead, args=arguments)
+        self.process = forking().Process(target=_lead, args=arguments)
         self.process.start()
         self.id = self.process.pid
 
@@ -83,9 +78,7 @@ def processes_of(session):
 def _lead(folder, world_size, port, settings):
     """The first process of a session; it starts the others."""
     os.setsid()
-    mp.set_start_method("fork", force=True)  # for the workers of its loaders
-    torch.set_num_threads(1)
-    quiet_logs()
+    start_quietly()
     others = []
     rank = 0
     for number in range(1, world_size):

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import lightning.pytorch as pl
+import torch
 import yaml
 
 from lightning_iet import ParameterAveragingCallback
@@ -64,6 +65,12 @@ def write_config(path, *, callbacks=(), saving=None, **trainer):
     config = TINY | {"trainer": TINY["trainer"] | {"callbacks": [checkpoints, *callbacks]} | trainer}
     path.write_text(yaml.safe_dump(config))
     return path
+
+
+def weights(folder):
+    """Those of the newest of the tiny runs in a folder."""
+    newest = max(Path(folder, "runs/tiny").glob("version_*"), key=lambda path: int(path.name.split("_")[1]))
+    return torch.load(newest / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
 
 
 def callback(name, **arguments):

@@ -1,3 +1,4 @@
+import json
 import sys
 from pathlib import Path
 
@@ -65,19 +66,45 @@ def test_files_that_cannot_be_read(tmp_path):
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_every_option_of_our_files_is_one_of_the_command_line(path, capsys, monkeypatch):
-    monkeypatch.chdir(FOLDER.parents[1])
+def test_every_value_of_our_files_is_one_that_the_command_line_takes(path, capsys, monkeypatch):
+    """All values one after another, as an agent of W&B writes them and as we do; the last one of each holds."""
     sweep = read_sweep(path)
-    point = {name: kind.values[-1] if kind.values else kind.high for name, kind in sweep.parameters.items()}
-    program, *arguments = sweep.arguments(point)
+    values = {name: kind.values or (kind.low, 1 / 3, kind.high) for name, kind in sweep.parameters.items()}
+    theirs = [f"--{name}={value}" for name in values for value in values[name]]
+    program, *ours = sweep.arguments({name: values[name][-1] for name in values})
     assert program == "lightning-iet"
+    config = parsed([ours[0], *theirs, *ours[1:]], capsys, monkeypatch)
+    for name in values:
+        assert entry_of(config, name) == values[name][-1]
+
+
+@pytest.mark.parametrize("spelling", [str, json.dumps])
+def test_values_of_any_kind_reach_the_command_line(spelling, capsys, monkeypatch):
+    """As W&B's agent writes them, in Python's way, and as we do."""
+    values = {
+        "agc.threshold": 1e-05, "evaluation.use_ema": False, "evaluation.sampler": "ddpm", "trainer.max_epochs": 3,
+        "evaluation.measures": ["mifid", "precision_recall"],
+        "model.init_args.unet.init_args.block_out_channels": [8, 16],
+        "model.init_args.optimizer.init_args.betas": [0.5, 0.9],
+    }  # fmt: skip
+    written = {name: value if isinstance(value, str) else spelling(value) for name, value in values.items()}
+    command = ["fit", "--config=configs/digits/agc.yaml", *(f"--{name}={text}" for name, text in written.items())]
+    config = parsed(command, capsys, monkeypatch)
+    for name, value in values.items():
+        assert entry_of(config, name) == value
+
+
+def parsed(command, capsys, monkeypatch):
+    """The configuration that a command of the repository's folder comes to."""
+    monkeypatch.chdir(FOLDER.parents[1])
     monkeypatch.setattr(sys, "argv", ["lightning-iet"])
     with pytest.raises(SystemExit) as end:
-        main([*arguments, "--print_config"])
+        main([*command, "--print_config"])
     assert end.value.code in (0, None)
-    config = yaml.safe_load(capsys.readouterr().out)
-    for name, value in point.items():
-        entry = config
-        for key in name.split("."):
-            entry = entry[key]
-        assert entry == value
+    return yaml.safe_load(capsys.readouterr().out)
+
+
+def entry_of(config, name):
+    for key in name.split("."):
+        config = config[key]
+    return config

@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 __all__ = ["Data", "Source"]
 
 Data: TypeAlias = bytes | NDArray[Any]
+"""What a source holds of an image: a file's bytes, or an array."""
 
 
 class Source(Protocol):

@@ -24,7 +24,7 @@ def embed_images(features: nn.Module, images: Tensor, *, batch_size: int = 256) 
         batch_size: images per batch.
 
     Returns:
-        Shape ``(N, D)``, float32, where ``images`` are. ``(0, 0)`` for no images: the width is then unknown.
+        Shape ``(N, D)``, float32, where ``images`` are. ``(0, 0)`` for no images, whose width is unknown.
 
     Raises:
         ValueError: if a feature is NaN or infinite.

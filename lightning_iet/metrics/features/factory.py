@@ -26,6 +26,7 @@ _NETWORKS: dict[str, Callable[..., nn.Module]] = {
 _SUFFIXES = (".ts", ".pt", ".pth", ".torchscript")
 
 FEATURE_NAMES = ("pixels", *_NETWORKS)
+"""The names of the feature networks."""
 
 
 def feature_extractor(

@@ -1,0 +1,118 @@
+"""The pages hang together: links lead somewhere, every page can be reached, every public name is in the reference."""
+
+import ast
+import inspect
+import re
+from importlib import import_module
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import lightning_iet
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]
+PACKAGES = ["audit", "audit.report", "callbacks", "callbacks.seams", "data", "data.sources", "metrics"]
+PACKAGES += ["metrics.features", "modules", "shards", "sweeps"]
+COMMANDS = ["audit", "audit_model", "compare", "export", "plan", "sample", "sweep"]
+
+
+def without_code(page):
+    return re.sub(r"^```.*?^```|`[^`\n]*`", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+
+
+def anchors(page):
+    """The names that GitHub and MyST give to headings: lower case, words joined by dashes, marks dropped."""
+    headings = re.findall(
+        r"^#+ (.*)$", re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE), re.M
+    )
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def is_broken(page, link):
+    path, _, anchor = link.partition("#")
+    target = page.parent / path if path else page
+    return not target.exists() or bool(anchor and anchor not in anchors(target))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_links_and_images_lead_somewhere(page):
+    links = re.findall(r"\]\(([^)\s]+)\)", without_code(page))
+    assert [link for link in links if "://" not in link and is_broken(page, link)] == []
+
+
+def test_a_broken_link_is_seen():
+    page = DOCS / "index.md"
+    assert not is_broken(page, "howto/audit.md#long-audits")
+    assert is_broken(page, "howto/audit.md#short-audits")
+    assert is_broken(page, "howto/no-such-page.md")
+
+
+def test_every_page_is_in_the_navigation():
+    trees = re.findall(r"^```\{toctree\}\n(.*?)^```", (DOCS / "index.md").read_text(), re.DOTALL | re.MULTILINE)
+    entries = re.findall(r"^(?:.* <)?([\w/-]+)>?$", "\n".join(trees), re.MULTILINE)
+    pages = {page.relative_to(DOCS).with_suffix("").as_posix() for page in DOCS.rglob("*.md")}
+    assert len(entries) == len(set(entries))
+    assert set(entries) - {"self"} == pages - {"index"}
+
+
+@pytest.mark.parametrize("page", PAGES[2:], ids=lambda page: page.relative_to(DOCS).as_posix())
+def test_named_configurations_and_benchmarks_exist(page):
+    configs = re.findall(r"\bconfigs/[\w/]+\.yaml", page.read_text())
+    benchmarks = re.findall(r"python -m benchmarks\.(\w+)", page.read_text())
+    files = [*configs, *(f"benchmarks/{name}" for name in benchmarks)]
+    assert [file for file in files if not any((ROOT / (file + suffix)).exists() for suffix in ("", ".py"))] == []
+
+
+def test_what_the_tutorial_saves_are_its_digits(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    exec(re.search(r"```python\n(.*?)```", (DOCS / "tutorial.md").read_text(), re.DOTALL)[1], {})
+    assert np.load("train.npy").shape == (56, 1, 8, 8)
+    assert np.load("held_out.npy").shape == (512, 1, 8, 8)
+
+
+def described(module):
+    """The constants of a module that have a docstring; autodoc leaves the others out."""
+    body = ast.parse(Path(module.__file__).read_text()).body
+    with_text = (first for first, then in pairwise(body) if isinstance(then, ast.Expr))
+    targets = (getattr(node, "target", None) or getattr(node, "targets", [None])[0] for node in with_text)
+    return {target.id for target in targets if isinstance(target, ast.Name)}
+
+
+def shown():
+    """What autodoc shows: of each module, ``__all__`` but for what the page leaves out; and single constants."""
+    text = "\n".join(page.read_text() for page in (DOCS / "reference").glob("*.md"))
+    for name, left_out in re.findall(r"^\.\. automodule:: ([\w.]+)(?:\n   :exclude-members: (.*))?$", text, re.M):
+        module = import_module(name)
+        for member in set(module.__all__) - set(left_out.split(", ")):
+            thing = getattr(module, member)
+            if inspect.isclass(thing) or inspect.isfunction(thing) or member in described(module):
+                yield thing
+    for name, constant in re.findall(r"^\.\. autodata:: ([\w.]+)\.(\w+)$", text, re.M):
+        assert constant in described(import_module(name))
+        yield getattr(import_module(name), constant)
+
+
+def test_every_public_name_is_in_the_reference():
+    functional = [path.stem for path in (ROOT / "lightning_iet" / "functional").glob("[!_]*.py")]
+    names = ["cli", *PACKAGES, *(f"functional.{name}" for name in functional), *(f"tools.{name}" for name in COMMANDS)]
+    modules = [import_module(f"lightning_iet.{name}") for name in names]
+    things = list(shown())  # kept, so that no two of them have one id
+    identities = {id(thing) for thing in things}
+    public = [(module, name) for module in modules for name in module.__all__]
+    assert [(m.__name__, name) for m, name in public if id(getattr(m, name)) not in identities] == []
+
+
+def test_the_packages_are_all():
+    inits = (ROOT / "lightning_iet").rglob("__init__.py")
+    packages = [".".join(path.parent.relative_to(ROOT / "lightning_iet").parts) for path in inits]
+    public = {name for name in packages if name and hasattr(import_module(f"lightning_iet.{name}"), "__all__")}
+    assert public == set(PACKAGES)
+
+
+def test_the_names_of_the_package_itself_are_in_its_table():
+    table = re.findall(r"^\| \[?`(\w+)`", (DOCS / "reference" / "index.md").read_text(), re.MULTILINE)
+    assert sorted(table) == sorted(lightning_iet.__all__)
