@@ -5,24 +5,29 @@
     python -m benchmarks.mitigation --preset gpu --minutes 9 larger models and more images, in slices of 9 minutes
     python -m benchmarks.mitigation --preset laptop --report tables and pictures again, from results/laptop/points.csv
 
-Cut off at whatever moment, the same command goes on: what has finished is not run again. In results/PRESET it leaves
-points.csv (every run at every length), summary.csv (means over seeds with 95 % intervals), equal_quality.csv (every
-method against plain training stopped at the same FID), environment.json, and a picture for each data set; of the laptop
-preset the tables in README and docs are renewed as well.
+Cut off at whatever moment, the same command goes on: what has finished is not run again, and at most two minutes of the
+rest. Fashion-MNIST is read from ./data or from where Debian's package dataset-fashion-mnist puts it. In results/PRESET
+there are then points.csv (every run at every length), summary.csv (means over seeds with 95 % intervals),
+equal_quality.csv (every method against plain training stopped at the same FID), environment.json, and a picture for
+each data set; of the laptop preset the tables in README and docs are renewed as well.
 """
 
 import argparse
 import json
 import os
 import platform
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 
 import psutil
+from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
@@ -30,10 +35,11 @@ from torch import cuda
 
 from benchmarks.mitigation.pictures import draw_pictures
 from benchmarks.mitigation.points import FILE, collect, read_points, write_table
-from benchmarks.mitigation.runs import Results, Run, carry_out, runs_of
+from benchmarks.mitigation.runs import Results, Run, carry_out, peak_memory, runs_of
 from benchmarks.mitigation.settings import PRESETS
 from benchmarks.mitigation.summary import equal_quality, summarize
 from benchmarks.mitigation.tables import fill_pages, tables_of
+from lightning_iet.data import FashionMNISTDataModule
 from lightning_iet.tools.run_folder import check_writable, write_atomically
 
 ROOT = Path(__file__).parents[2]
@@ -42,31 +48,40 @@ PICTURES = ROOT / "docs" / "images"
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run what is left of a preset, and report; 0 if all of it is there."""
+    """Run what is left of a preset, and report; 0 if all that was asked for is there."""
     options = parse(arguments)
     folder = options.out or ROOT / "results" / options.preset
+    is_published = options.preset == PUBLISHED and options.out is None
     try:
         check_writable(folder, argument="out", remedy="Give another folder with --out.")
         if options.report:
-            report(folder, is_published=options.preset == PUBLISHED and options.out is None)
+            report(folder, is_published=is_published)
             return 0
-        runs = runs_of(PRESETS[options.preset], rows=set(options.rows.split(",")) if options.rows else None)
-    except (ValueError, FileNotFoundError) as error:
+        preset = PRESETS[options.preset]
+        runs = runs_of(preset, rows=names(options.rows), without=names(options.without))
+        if options.download:
+            FashionMNISTDataModule(download=True).prepare_data()
+        results, problem = Results(folder, commit=commit()), ""
+        with alone(results.work):
+            try:
+                run_all(runs, results, options)
+            except RuntimeError as error:
+                problem = str(error)
+            write_table(collect(runs_of(preset), results), folder / FILE)
+    except (ValueError, OSError, ModuleNotFoundError) as error:
         print(error, file=sys.stderr)
         return 2
-    results = Results(folder)
-    try:
-        run_all(runs, results, options)
-    except (RuntimeError, ModuleNotFoundError) as error:
-        print(error, file=sys.stderr)
-        return 1
+    except KeyboardInterrupt:
+        print("Stopped; the same command goes on.", file=sys.stderr)
+        return 130
     missing = [run for run in runs if results.find(run) is None]
+    if read_points(folder):
+        report(folder, is_published=is_published and not missing)
     if missing:
         print(f"{len(missing)} of {len(runs)} runs are left; the same command goes on with them.")
-        return 1
-    write_table(collect(runs, results), folder / FILE)
-    report(folder, is_published=options.preset == PUBLISHED and not options.out and not options.rows)
-    return 0
+    if problem:
+        print(problem, file=sys.stderr)
+    return 1 if missing else 0
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -78,7 +93,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, help="folder of the results (default: results/PRESET)")
     parser.add_argument("--jobs", type=int, help="runs at a time (default: one for each core; on a GPU, one)")
     parser.add_argument("--rows", help="only these rows, such as plain,iet_agc_4 (default: all of the preset)")
+    parser.add_argument("--without", help="all rows but these")
     parser.add_argument("--minutes", type=float, help="stop after so many minutes, and go on with the next call")
+    parser.add_argument("--download", action="store_true", help="fetch Fashion-MNIST into ./data, if it is not there")
     parser.add_argument("--report", action="store_true", help="run nothing; tables and pictures of what is there")
     options = parser.parse_args(arguments)
     if options.jobs is not None and options.jobs < 1:
@@ -88,8 +105,43 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     return options
 
 
+def names(text: str | None) -> set[str] | None:
+    """The names in a comma-separated list."""
+    return {name.strip() for name in text.split(",")} if text else None
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Keep other processes out of a folder; end the workers with this one, whoever ends it."""
+    lock = FileLock(folder / "lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise OSError(
+            f"Argument `out` expected a folder where nobody is at work, but got '{folder.parent}'. Wait for that."
+        ) from error
+    with lock, interrupted_by_sigterm():
+        try:
+            yield
+        except KeyboardInterrupt:
+            for child in psutil.Process().children(recursive=True):
+                with suppress(psutil.NoSuchProcess):
+                    child.kill()
+            raise
+
+
+@contextmanager
+def interrupted_by_sigterm() -> Iterator[None]:
+    """Take SIGTERM for Ctrl-C."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def run_all(runs: list[Run], results: Results, options: argparse.Namespace) -> None:
-    """Carry out what is left, under a progress bar, and keep the clock and the memory."""
+    """Carry out what is left, under a progress bar, and keep the clock."""
     wants_gpu = PRESETS[options.preset].device == "gpu"
     device = "gpu" if wants_gpu and cuda.is_available() else "cpu"
     jobs = options.jobs or (1 if device == "gpu" else os.cpu_count() or 1)
@@ -99,38 +151,48 @@ def run_all(runs: list[Run], results: Results, options: argparse.Namespace) -> N
     columns = (
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
     )  # fmt: skip
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task(
-            f"{options.preset}, {jobs} at a time", total=len(runs), completed=len(runs) - len(left)
-        )
-        most = 0
-        for run in carry_out(left, results, jobs=jobs, deadline=deadline, device=device):
-            progress.update(task, advance=1, description=run.name)
-            most = max(most, _memory())
-            note_environment(results.folder, runs, jobs=jobs, seconds=time.time() - began, memory=most)
-            began = time.time()
+    try:
+        with Progress(*columns, console=Console(stderr=True)) as progress:
+            done = len(runs) - len(left)
+            task = progress.add_task(f"{options.preset}, {jobs} at a time", total=len(runs), completed=done)
+            for run in carry_out(left, results, jobs=jobs, deadline=deadline, device=device):
+                progress.update(task, advance=1, description=run.name)
+    finally:
+        note_environment(results, options, jobs=jobs, seconds=time.time() - began)
 
 
-def note_environment(folder: Path, runs: list[Run], *, jobs: int, seconds: float, memory: int) -> None:
+def note_environment(results: Results, options: argparse.Namespace, *, jobs: int, seconds: float) -> None:
     """Add to what is known of how the results came about; the time is that of all slices together."""
-    file = folder / "environment.json"
+    file = results.folder / "environment.json"
     before = json.loads(file.read_text()) if file.exists() else {}
+    found = [result for run in runs_of(PRESETS[options.preset]) if (result := results.find(run)) is not None]
+    memory = jobs * max((result["peak_memory"] for result in found), default=0) + peak_memory()
+    packages = ("lightning-iet", "torch", "lightning", "diffusers", "torchmetrics")
     known = {
-        "command": f"python -m benchmarks.mitigation --preset {folder.name}",
+        "command": f"python -m benchmarks.mitigation --preset {options.preset}",
         "date": date.today().isoformat(),
-        "commit": _commit(),
-        "seeds": sorted({run.seed for run in runs}),
-        "versions": {
-            name: version(name) for name in ("lightning-iet", "torch", "lightning", "diffusers", "torchmetrics")
-        },
+        "commits": sorted({result["commit"] for result in found}),
+        "seeds": list(PRESETS[options.preset].seeds),
+        "versions": {name: version(name) for name in packages},
         "machine": {"processor": _processor(), "cores": os.cpu_count(), "python": platform.python_version()}
         | ({"gpu": cuda.get_device_name()} if cuda.is_available() else {}),
         "jobs": jobs,
-        "minutes": round(before.get("minutes", 0) + seconds / 60, 3),
-        "peak_memory_gib": round(max(before.get("peak_memory_gib", 0), memory / 2**30), 2),
+        "minutes": round(before.get("minutes", 0) + seconds / 60, 2),
+        "core_minutes": round(sum(sum(p["seconds"] for p in result["points"][-1:]) for result in found) / 60, 1),
+        "peak_memory_gib": round(memory / 2**30, 2),
     }
     with write_atomically(file) as path:
         path.write_text(json.dumps(known, indent=1) + "\n")
+
+
+def commit() -> str:
+    """What the code is; "dirty" where it has been changed since."""
+    command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
+    try:
+        found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return found.stdout.strip()
 
 
 def report(folder: Path, *, is_published: bool) -> None:
@@ -148,7 +210,7 @@ def report(folder: Path, *, is_published: bool) -> None:
 
 
 def _terminal_table(lines: list[dict], setting: str) -> Table:
-    table = Table(title=f"{setting}: means over seeds; × = length in units of the best stopping point")
+    table = Table(title=f"{setting}: means over seeds; × = length in units of that of least held-out loss")
     for name in ("method", "×", "FID", "memorized", "MQ < 0.15", "AUC", "time"):
         table.add_column(name, justify="left" if name == "method" else "right")
     for line in lines:
@@ -157,22 +219,6 @@ def _terminal_table(lines: list[dict], setting: str) -> Table:
         spent = "" if line["time"] is None else f"{line['time']:.2f}"
         table.add_row(line["label"], length, f"{line['fid']:.2f}", *shares, f"{line['membership_auc']:.2f}", spent)
     return table
-
-
-def _memory() -> int:
-    """Bytes of this process and its workers."""
-    me = psutil.Process()
-    return sum(process.memory_info().rss for process in (me, *me.children(recursive=True)))
-
-
-def _commit() -> str:
-    try:
-        found = subprocess.run(
-            ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return found.stdout.strip()
 
 
 def _processor() -> str:

@@ -64,3 +64,7 @@ class Sets(pl.LightningDataModule):
         """Training images, shuffled."""
         images = RandomFlips(self.train_set) if self.flip else self.train_set
         return DataLoader(images, batch_size=self.batch_size, shuffle=True)
+
+    def val_dataloader(self) -> DataLoader:
+        """The unseen images, which early stopping watches."""
+        return DataLoader(self.unseen, batch_size=self.batch_size)

@@ -6,8 +6,9 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
-from benchmarks.mitigation.points import Point
+from benchmarks.mitigation.points import Point, row_named
 from benchmarks.mitigation.summary import STOPPED, summarize
 from lightning_iet.tools.figures import CONTROL, DPI, GENERATED, INK, QUIET, save_figure
 from lightning_iet.tools.labels import label_points
@@ -16,10 +17,10 @@ Line = Mapping[str, Any]
 
 
 def draw_pictures(points: Sequence[Point], folder: Path) -> list[Path]:
-    """Draw ``pareto_SETTING.png`` for each setting; returns the files."""
+    """Draw ``pareto_SETTING.png`` for each setting that has plain training to compare with; returns the files."""
     lines = summarize(points)
     files = []
-    for setting in dict.fromkeys(point["setting"] for point in points):
+    for setting in dict.fromkeys(point["setting"] for point in points if point["row"] == "plain"):
         file = folder / f"pareto_{setting}.png"
         save_figure(pareto([line for line in lines if line["setting"] == setting], title=setting), file)
         files.append(file)
@@ -33,10 +34,7 @@ def pareto(lines: Sequence[Line], *, title: str) -> Figure:
     beside the panels, plain training's by its length.
     """
     course = sorted((line for line in lines if line["row"] == "plain"), key=lambda line: line["length"])
-    methods = _at_the_end(
-        [line for line in lines if not line["row"].startswith("plain") and line["row"] not in STOPPED]
-    )
-    methods += [line for line in _at_the_end(lines) if line["row"] == "plain_with_unseen"]
+    methods = [line for line in _at_the_end(lines) if _is_method(line["row"])]
     figure = Figure(figsize=(15, 6.4), dpi=DPI, facecolor="white", layout="constrained")
     left, right = figure.subplots(1, 2)
     for axes, name, what in ((left, "memorized_fraction", "memorized fraction"), (right, "mq_0.15", "MQ < 0.15")):
@@ -56,7 +54,7 @@ def pareto(lines: Sequence[Line], *, title: str) -> Figure:
 
 def _panel(axes: Axes, course: Sequence[Line], methods: Sequence[Line], name: str) -> None:
     longest = course[-1]["length"]
-    label = f"plain training, stopped at … {longest:g} × the best stopping point"
+    label = f"plain training, stopped at … {longest:g} × the least held-out loss"
     axes.plot(*_columns(course, "fid", name), color=INK, marker="o", markersize=4, linewidth=1.2, label=label)
     style = {"color": GENERATED, "marker": "o", "markersize": 6, "linestyle": "", "elinewidth": 0.6}
     spread = {column: _spread(methods, column) for column in ("fid", name)}
@@ -74,11 +72,17 @@ def _panel(axes: Axes, course: Sequence[Line], methods: Sequence[Line], name: st
     axes.set_yscale("symlog", linthresh=0.01, linscale=0.6)
     axes.set_ylim(bottom=-0.002)
     axes.set_xlabel("FID to held-out images", fontsize=9, color=INK)
-    for formatter in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
-        formatter("{x:g}")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.yaxis.set_major_formatter(lambda share, _: f"{100 * share:.3g} %")
     axes.tick_params(labelsize=8, which="both", colors=QUIET, labelcolor=INK)
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def _is_method(row: str) -> bool:
+    """Whether it belongs beside the course of plain training: not that itself, nor what saw fewer images."""
+    return row not in STOPPED and not row_named(row).is_plain and row_named(row).train_factor == 1
 
 
 def _at_the_end(lines: Sequence[Line]) -> list[Line]:

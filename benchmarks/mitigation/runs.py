@@ -1,25 +1,33 @@
 """All runs of a preset: which are left to do, each in a process of its own for every core, and what they found."""
 
+import hashlib
 import json
-import os
 import shutil
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
 
-from benchmarks.mitigation.dp_sgd import train_privately
+from benchmarks.mitigation.dp_sgd import check_opacus, train_privately
 from benchmarks.mitigation.features import load_features, prepare_features
 from benchmarks.mitigation.rows import ROWS, Row
 from benchmarks.mitigation.scoring import Judge
 from benchmarks.mitigation.settings import Preset, Setting
 from benchmarks.mitigation.training import OutOfTime, make_module, silence, train
 from lightning_iet.tools.run_folder import write_atomically
+
+resource: ModuleType | None
+try:
+    import resource
+except ModuleNotFoundError:  # Windows
+    resource = None
 
 
 @dataclass(frozen=True)
@@ -42,6 +50,12 @@ class Run:
         return f"{self.setting.name}/{self.row.name}-{self.seed}"
 
     @property
+    def folder(self) -> str:
+        """Of what is not finished: other settings do not go on with it."""
+        digest = hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()
+        return f"{self.name}-{digest[:8]}"
+
+    @property
     def identity(self) -> dict[str, Any]:
         """What its figures depend on; labels in tables do not count."""
         facts = json.loads(json.dumps({"setting": asdict(self.setting), "row": asdict(self.row), "seed": self.seed}))
@@ -49,17 +63,19 @@ class Run:
         return facts
 
 
-def runs_of(preset: Preset, *, rows: set[str] | None = None) -> list[Run]:
+def runs_of(preset: Preset, *, rows: set[str] | None = None, without: set[str] | None = None) -> list[Run]:
     """All runs of a preset, the first seed first, so that a look at half of them shows every row.
 
     Args:
         preset: settings, seeds and rows.
         rows: names of rows to keep; ``None`` = all.
+        without: names of rows to leave out.
 
     Raises:
         ValueError: for names that no row has.
     """
-    unknown = (rows or set()) - {row.name for row in ROWS}
+    without = without or set()
+    unknown = ((rows or set()) | without) - {row.name for row in ROWS}
     if unknown:
         known = ", ".join(row.name for row in ROWS)
         raise ValueError(f"Argument `rows` expected names of {known}, but got {', '.join(sorted(unknown))}.")
@@ -68,8 +84,8 @@ def runs_of(preset: Preset, *, rows: set[str] | None = None) -> list[Run]:
         for setting in preset.settings:
             wanted = preset.rows.get(setting.name)
             for row in ROWS:
-                suits = not row.only or setting.source in row.only
-                if (row.name in wanted if wanted else suits) and (rows is None or row.name in rows):
+                suits = row.name in wanted if wanted else not row.only or setting.source in row.only
+                if suits and row.name not in without and (rows is None or row.name in rows):
                     found.append(Run(setting, row, seed))
     return found
 
@@ -79,10 +95,12 @@ class Results:
 
     Args:
         folder: where ``runs`` lie; made if need be. What is not finished lies in ``work``.
+        commit: what the code is, for the record.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, commit: str = "unknown") -> None:
         self.folder = folder
+        self.commit = commit
         self.work = folder / "work"
         self.work.mkdir(parents=True, exist_ok=True)
 
@@ -99,12 +117,12 @@ class Results:
         return result if result["identity"] == run.identity else None
 
     def keep(self, run: Run, result: dict[str, Any]) -> None:
-        """Write a result, and clear what it was made of away."""
+        """Write a result with the commit that it is of, and clear what it was made of away."""
         file = self.file(run)
         file.parent.mkdir(parents=True, exist_ok=True)
         with write_atomically(file) as path:
-            path.write_text(json.dumps({"identity": run.identity, **result}, indent=1) + "\n")
-        shutil.rmtree(self.work / run.name, ignore_errors=True)
+            path.write_text(json.dumps({"identity": run.identity, "commit": self.commit, **result}, indent=1) + "\n")
+        shutil.rmtree(self.work / run.folder, ignore_errors=True)
 
 
 def carry_out(runs: list[Run], results: Results, *, jobs: int, deadline: float | None, device: str) -> Iterator[Run]:
@@ -119,10 +137,14 @@ def carry_out(runs: list[Run], results: Results, *, jobs: int, deadline: float |
 
     Raises:
         RuntimeError: at the end, naming the runs that failed; the others have finished.
+        FileNotFoundError: if the images are not there.
+        ModuleNotFoundError: before the first run, if one of them needs what is not installed.
     """
+    if any(run.row.epsilon for run in runs):
+        check_opacus()
     for setting in {run.setting.name: run.setting for run in runs}.values():
         prepare_features(setting, results.work)
-    threads = max(1, (os.cpu_count() or 1) // jobs)
+    threads = max(1, torch.get_num_threads() // jobs)
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=_begin, initargs=(threads,)) as pool:
         left, at_work, failures = iter(runs), dict[Future, Run](), list[str]()
         while True:
@@ -152,18 +174,34 @@ def _begin(threads: int) -> None:
 
 
 def _carry_out_one(run: Run, work: Path, deadline: float | None, device: str) -> dict[str, Any]:
-    folder = work / run.name
+    folder = work / run.folder
     if run.row.epsilon:
         cost = train_privately(run.setting, run.row, run.seed, folder)
     else:
-        cost = train(run.setting, run.row, run.seed, folder, deadline=deadline, device=device).cost
-    judge = Judge(
-        run.setting, run.row, run.seed, load_features(run.setting, work), device="cpu" if device == "cpu" else "cuda"
-    )
+        cost = train(run.setting, run.row, run.seed, folder, deadline=deadline, device=device)
     module = make_module(run.setting, run.row, seed=run.seed)
-    points = [{"mark": mark, **cost[mark], **judge.score(module, folder / f"{mark:05d}.ckpt")} for mark in sorted(cost)]
+    features = load_features(run.setting, work)
+    judge = Judge(run.setting, run.row, run.seed, features, device="cpu" if device == "cpu" else "cuda")
+    points = []
+    for mark in sorted(cost):
+        file = folder / f"{mark:05d}.json"
+        if not file.exists():
+            if deadline is not None and time.time() > deadline:
+                raise OutOfTime
+            with write_atomically(file) as path:
+                path.write_text(json.dumps(judge.score(module, folder / f"{mark:05d}.ckpt")))
+        points.append({"mark": mark, **cost[mark], **json.loads(file.read_text())})
     return {
         "points": points,
         "control": judge.control(),
         "parameters": sum(p.numel() for p in module.unet.parameters()),
+        "peak_memory": peak_memory(),
     }
+
+
+def peak_memory() -> int:
+    """Bytes that this process has had in memory at most; 0 where the system does not tell."""
+    if resource is None:
+        return 0
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -63,7 +63,7 @@ class Judge:
     def of_images(self, images: Tensor) -> dict[str, float]:
         """Quality, and closeness to training images: shares of the images, and of training images that were copied."""
         train = _images(self.sets.train_set)
-        distances, nearest = nearest_neighbors(images.to(self.device), train.to(self.device), min(50, len(train)))
+        distances, nearest = self._nearest(images, train)
         memorized, mq = nearest_ratio(distances) < 1 / 3, memorization_ratio(distances)
         return {
             "fid": self._fid(images, "reference_set"),
@@ -72,6 +72,16 @@ class Judge:
             "copied_images": len(nearest[memorized, 0].unique()) / len(train),
             **{f"mq_{limit:g}": float((mq < limit).double().mean()) for limit in MQ},
         }
+
+    def _nearest(self, images: Tensor, train: Tensor) -> tuple[Tensor, Tensor]:
+        """Nearest training images; of what was trained on mirrored images, of the image or its mirror image."""
+        views = [images, images.flip(-1)] if self.row.flip else [images]
+        k = min(50, len(train))
+        found = [nearest_neighbors(view.to(self.device), train.to(self.device), k) for view in views]
+        distances, nearest = (torch.stack(parts) for parts in zip(*found, strict=True))
+        closest = distances[:, :, 0].argmin(0)
+        rows = torch.arange(len(images), device=closest.device)
+        return distances[closest, rows], nearest[closest, rows]
 
     def of_losses(self, module: DiffusionModule) -> dict[str, float]:
         """The attack by losses, and the loss of the unseen images, which early stopping watches."""

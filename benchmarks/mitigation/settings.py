@@ -27,7 +27,7 @@ class Setting:
         schedule: of the noise. On small images the linear one spends most timesteps on noise alone (Nichol & Dhariwal
             2021, arXiv:2102.09672).
         prediction: what the U-Net predicts.
-        stop: steps after which plain training is best stopped, about: the unit of the lengths in the tables.
+        stop: steps after which the held-out loss of plain training is least, about: the unit of length in the tables.
         lengths: when a run is judged, in units of ``stop``; the last one ends it.
         plain_lengths: the same for plain training, whose course is what everything else is compared with.
         num_samples: images drawn for each judgement.

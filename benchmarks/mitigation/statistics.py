@@ -19,8 +19,7 @@ class Estimate(NamedTuple):
 def bootstrap(values: Sequence[float], *, confidence: float = 0.95) -> Estimate:
     """Mean and percentile interval over resampled seeds.
 
-    Of three seeds the interval reaches almost from the least to the greatest: it says how far seeds lie apart, not how
-    many there would have to be.
+    Of three seeds the interval reaches from the least to the greatest: it says how far seeds lie apart, and no more.
 
     Args:
         values: one for each seed.

@@ -1,7 +1,7 @@
 """What the points say: early stopping, means over seeds, and every method against plain training of equal quality."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,8 @@ def label_of(row: str) -> str:
 def with_early_stopping(points: Sequence[Point]) -> list[Point]:
     """Add plain training, stopped where its held-out loss, or the FID to a set of its own, was least.
 
-    Both choose among the marks of the same run, seed by seed; the figures that are reported are of other images.
+    Both choose among the marks of the same run, seed by seed; what is reported compares the same drawn images with
+    other real ones.
     """
     courses = defaultdict(list)
     for point in points:
@@ -40,7 +41,7 @@ def with_early_stopping(points: Sequence[Point]) -> list[Point]:
 def summarize(points: Sequence[Point]) -> list[dict[str, Any]]:
     """Means and 95 % intervals over seeds, by setting, row and length; rows of early stopping have no length.
 
-    Time is a share of that of plain training of equal length in the same seed; of early stopping, of its longest.
+    Time is a share of that of plain training of as many steps in the same seed; of early stopping, of its longest.
     """
     everything = with_early_stopping(points)
     plain = {(p["setting"], p["row"], p["seed"], p["length"]): p["seconds"] for p in points}
@@ -70,10 +71,10 @@ def equal_quality(points: Sequence[Point]) -> list[dict[str, Any]]:
     """Each method against plain training, stopped where it first had the method's FID.
 
     Seed by seed: plain training's course is drawn straight between its marks, and read where its FID first comes down
-    to that of the method. Where it never does, the seed is counted as beyond reach; where it had it before the first
-    mark, its figures there are taken, which can only flatter plain training's rival. Differences are the method's
+    to that of the method. Only where every seed has such a place are figures compared. Differences are the method's
     figure less plain training's: below 0, the method memorises less at equal quality. Time is the method's over that of
-    plain training until there.
+    plain training until there. ``better`` and ``worse`` count the seeds in which plain training never had an FID as
+    low, or had a lower one at its first mark already.
     """
     courses = defaultdict(list)
     for point in sorted(points, key=lambda point: point["length"]):
@@ -86,42 +87,50 @@ def equal_quality(points: Sequence[Point]) -> list[dict[str, Any]]:
             groups[point["setting"], point["row"], point["length"]].append(point)
     lines = []
     for (setting, row, length), group in groups.items():
-        rivals = [at_quality(courses[setting, row_named(row).rival, p["seed"]], p["fid"]) for p in group]
-        pairs = [(point, rival) for point, rival in zip(group, rivals, strict=True) if rival is not None]
+        mine = [courses[setting, row_named(row).rival, point["seed"]] for point in group]
         line = {"setting": setting, "row": row, "label": label_of(row), "length": length, "seeds": len(group)}
-        line |= {"fid": float(np.mean([point["fid"] for point in group])), "reached": len(pairs)}
-        for name in (*_KEPT, "time"):
-            if not pairs:
-                break
-            if name == "time":
-                line["time"] = float(np.mean([point["seconds"] / rival["seconds"] for point, rival in pairs]))
-                continue
-            line[f"{name}_plain"] = float(np.mean([rival[name] for _, rival in pairs]))
-            line[name] = float(np.mean([point[name] for point, _ in pairs]))
-            line |= _estimate(f"{name}_difference", [point[name] - rival[name] for point, rival in pairs])
-        lines.append(line)
+        line["fid"] = float(np.mean([point["fid"] for point in group]))
+        line["better"] = sum(
+            min(p["fid"] for p in course) > point["fid"] for point, course in zip(group, mine, strict=True)
+        )
+        line["worse"] = sum(course[0]["fid"] < point["fid"] for point, course in zip(group, mine, strict=True))
+        rivals = [at_quality(course, point["fid"]) for point, course in zip(group, mine, strict=True)]
+        pairs = [(point, rival) for point, rival in zip(group, rivals, strict=True) if rival is not None]
+        lines.append(line | (_compared(pairs) if len(pairs) == len(group) else {}))
     return lines
 
 
+def _compared(pairs: Sequence[tuple[Point, Mapping[str, float]]]) -> dict[str, float]:
+    """Means of the method, of plain training, and of their difference."""
+    line = {"time": float(np.mean([point["seconds"] / rival["seconds"] for point, rival in pairs]))}
+    for name in _KEPT:
+        line[name] = float(np.mean([point[name] for point, _ in pairs]))
+        line[f"{name}_plain"] = float(np.mean([rival[name] for _, rival in pairs]))
+        line |= _estimate(f"{name}_difference", [point[name] - rival[name] for point, rival in pairs])
+    return line
+
+
 def at_quality(course: Sequence[Point], fid: float) -> dict[str, float] | None:
-    """Figures of a course where its FID first comes down to a value, drawn straight between marks; None: never.
+    """Figures of a course where its FID first comes down to a value, drawn straight between marks.
+
+    None where it never does, or was lower at the first mark already.
 
     Example:
         >>> marks = [{"fid": 9.0, "seconds": 1.0}, {"fid": 5.0, "seconds": 3.0}]
-        >>> names = ("fid", "seconds")
-        >>> at_quality(marks, 7.0)["seconds"], at_quality(marks, 10.0)["seconds"], at_quality(marks, 4.0)
-        (2.0, 1.0, None)
+        >>> at_quality(marks, 7.0)["seconds"], at_quality(marks, 9.0)["seconds"]
+        (2.0, 1.0)
+        >>> at_quality(marks, 4.0), at_quality(marks, 10.0)
+        (None, None)
     """
-    before = None
+    if not course or course[0]["fid"] < fid:
+        return None
+    before = course[0]
     for mark in course:
         if mark["fid"] <= fid:
-            share = 1.0 if before is None else (before["fid"] - fid) / (before["fid"] - mark["fid"])
-            start = mark if before is None else before
-            return {
-                name: start[name] + share * (mark[name] - start[name])
-                for name in (*_KEPT, "fid", "seconds", "length")
-                if name in mark
-            }
+            gained = before["fid"] - mark["fid"]
+            share = (before["fid"] - fid) / gained if gained else 0.0
+            names = [name for name in (*_KEPT, "fid", "seconds", "length") if name in mark]
+            return {name: before[name] + share * (mark[name] - before[name]) for name in names}
         before = mark
     return None
 

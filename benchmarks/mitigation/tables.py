@@ -44,19 +44,19 @@ def tables_of(points: Sequence[Point]) -> dict[str, str]:
 def at_the_end(lines: Sequence[Line]) -> str:
     """Every row at its greatest length, early stopping, and under them the controls."""
     last = _last(lines)
+    plain = next(line for line in last if line["row"] == "plain")
     columns: dict[str, Callable[[Line], str]] = {
         "method": lambda line: line["label"],
         "FID": lambda line: _interval(line, "fid"),
-        "memorized": lambda line: _interval(line, "memorized_fraction", share=True),
+        "memorized": lambda line: _interval(line, "memorized_fraction", share=True) + _own_control(line, plain),
         "training images copied": lambda line: _interval(line, "copied_images", share=True),
-        "MQ < 0.15": lambda line: _interval(line, "mq_0.15", share=True),
+        "MQ < 0.15": lambda line: _interval(line, "mq_0.15", share=True) + _own_control(line, plain, "mq_0.15"),
         "membership AUC": lambda line: _interval(line, "membership_auc", digits=2),
         "time": lambda line: "–" if line["time"] is None else f"{line['time']:.2f}",
     }
-    plain = next(line for line in last if line["row"] == "plain")
     control = [
         "*held-out images*", f"*{plain['fid_control']:.2f}*", *(_italic(plain[f"{name}_control"]) for name in
-        ("memorized_fraction", "copied_images", "mq_0.15")), "*0.50*", "",
+        ("memorized_fraction", "copied_images", "mq_0.15")), "*0.5: chance*", "",
     ]  # fmt: skip
     training = ["*the training images*", f"*{plain['fid_train']:.2f}*", "*100 %*", "*100 %*", "*100 %*", "", ""]
     return _markdown(list(columns), [*([cell(line) for cell in columns.values()] for line in last), control, training])
@@ -83,15 +83,15 @@ def against_stopping(lines: Sequence[Line]) -> str:
     cells = []
     for line in _last(lines):
         cell = [line["label"], f"{line['fid']:.2f}"]
-        if line["reached"]:
+        if "time" in line:
             cell += [_beside(line, name) for name in ("memorized_fraction", "mq_0.15")]
             cell += [f"{line['membership_auc']:.2f} / {line['membership_auc_plain']:.2f}", f"{line['time']:.1f}"]
         else:
-            cell += ["plain training never had this FID", "", "", ""]
-        cells.append([*cell, f"{line['reached']} of {line['seeds']}"])
+            cell += [_incomparable(line), "", "", ""]
+        cells.append(cell)
     header = [
-        "method", "FID", "memorized: method / plain there; difference", "MQ < 0.15: the same", "membership AUC",
-        "times the compute", "seeds compared",
+        "method", "FID", "memorized: method / plain there; difference", "MQ < 0.15: the same",
+        "membership AUC: method / plain", "times the compute",
     ]  # fmt: skip
     return _markdown(header, cells)
 
@@ -137,6 +137,13 @@ def _interval(line: Line, name: str, *, share: bool = False, digits: int = 2) ->
     return f"{mean} ({low}–{high})"
 
 
+def _incomparable(line: Line) -> str:
+    """Why there is no plain training of this quality to compare with."""
+    of_seeds = f"in {{}} of {line['seeds']} seeds"
+    found = {"never as good": line["better"], "better at 0.5 × already": line["worse"]}
+    return "plain training: " + ", ".join(f"{what} {of_seeds.format(n)}" for what, n in found.items() if n)
+
+
 def _both(line: Line) -> str:
     return f"{line['fid']:.2f}, {100 * line['memorized_fraction']:.1f} %"
 
@@ -145,6 +152,12 @@ def _beside(line: Line, name: str) -> str:
     mine, plain = 100 * line[name], 100 * line[f"{name}_plain"]
     low, high = (100 * line[f"{name}_difference_{end}"] for end in ("low", "high"))
     return f"{mine:.1f} / {plain:.1f} %; {mine - plain:+.1f} ({low:+.1f} to {high:+.1f})"
+
+
+def _own_control(line: Line, plain: Line, name: str = "memorized_fraction") -> str:
+    """The control of a row that was trained on other images than plain training, if it is another."""
+    own, common = f"{100 * line[f'{name}_control']:.1f}", f"{100 * plain[f'{name}_control']:.1f}"
+    return "" if own == common else f"; control {own} %"
 
 
 def _italic(share: float) -> str:

@@ -1,5 +1,6 @@
 """One run: from a row, a setting and a seed to checkpoints at the marks, resumable at any epoch."""
 
+import json
 import logging
 import time
 import warnings
@@ -15,8 +16,15 @@ from benchmarks.mitigation.denoiser import make_denoiser
 from benchmarks.mitigation.rows import Row
 from benchmarks.mitigation.settings import Setting
 from lightning_iet import AntiGradientControl, DiffusionModule, ParameterAveragingCallback, ShardedDataModule
+from lightning_iet.tools.run_folder import write_atomically
 
 LAST = "last.ckpt"
+COST = "cost.json"
+SAVE_EVERY = 120  # seconds: what a run that is cut off can lose
+
+
+Cost = dict[int, dict[str, float]]
+"""Steps, seconds and share of samples skipped, by mark."""
 
 
 class OutOfTime(Exception):
@@ -39,14 +47,13 @@ class Marks(pl.Callback):
         self.folder = folder
         self.steps = sorted(set(steps))
         self.deadline = deadline
-        self.cost: dict[int, dict[str, float]] = {}
+        self.cost: Cost = {}
         self.spent = 0.0
-        self.is_unfinished = False
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the clock."""
         self.clock = time.process_time if pl_module.device.type == "cpu" else time.monotonic
-        self.started = self.clock()
+        self.started, self.saved = self.clock(), time.time()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save if a mark has been reached; the first epoch at or behind it counts."""
@@ -57,13 +64,17 @@ class Marks(pl.Callback):
             skipped = float(agc.skip_rate()) if agc is not None else 0.0
             self.cost[mark] = {"steps": trainer.global_step, "seconds": self.spent, "skip_rate": skipped}
             trainer.save_checkpoint(self.folder / f"{mark:05d}.ckpt", weights_only=True)
-        self.started = self.clock()
-        if self.steps[-1] in self.cost:
-            trainer.should_stop = True
-        elif self.deadline is not None and time.time() > self.deadline:
-            self.is_unfinished = True
+        is_over = self.deadline is not None and time.time() > self.deadline
+        if is_over or time.time() - self.saved > SAVE_EVERY:
             trainer.save_checkpoint(self.folder / LAST)
-            trainer.should_stop = True
+            self.saved = time.time()
+        trainer.should_stop = self.is_finished or is_over
+        self.started = self.clock()
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the last mark has been reached."""
+        return self.steps[-1] in self.cost
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run goes on with."""
@@ -86,13 +97,18 @@ def make_module(setting: Setting, row: Row, *, seed: int) -> DiffusionModule:
     )
 
 
-def train(setting: Setting, row: Row, seed: int, folder: Path, *, deadline: float | None, device: str) -> Marks:
-    """Train, leaving a checkpoint in ``folder`` at each mark.
+def train(setting: Setting, row: Row, seed: int, folder: Path, *, deadline: float | None, device: str) -> Cost:
+    """Train, leaving a checkpoint in ``folder`` at each mark; what has been trained is not trained again.
+
+    Returns:
+        What training had cost at each mark.
 
     Raises:
         OutOfTime: if the deadline came first; called again, it goes on.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    if (folder / COST).exists():
+        return {int(mark): cost for mark, cost in json.loads((folder / COST).read_text()).items()}
     marks = Marks(folder, setting.marks(dense=row.is_plain), deadline=deadline)
     quiet = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
     trainer = pl.Trainer(
@@ -113,9 +129,11 @@ def train(setting: Setting, row: Row, seed: int, folder: Path, *, deadline: floa
         # Five images of a class cannot be dealt to ten shards, so no row of shards is stratified.
         data = ShardedDataModule(data, row.num_shards, partition="iid", seed=seed)
     trainer.fit(module, data, ckpt_path=str(last) if last.exists() else None, weights_only=last.exists() or None)
-    if marks.is_unfinished:
+    if not marks.is_finished:
         raise OutOfTime
-    return marks
+    with write_atomically(folder / COST) as path:
+        path.write_text(json.dumps(marks.cost))
+    return marks.cost
 
 
 def _methods(setting: Setting, row: Row) -> list[pl.Callback]:

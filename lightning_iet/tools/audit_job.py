@@ -184,5 +184,5 @@ class AuditJob:
                 console.print(
                     f"{name}: {len(facts.skipped)} of {facts.found} could not be read, see {METRICS}", style="bold"
                 )
-        line = f"Written to {self.folder}: {', '.join(FILES)}"
+        line = f"Written to {self.out}: {', '.join(FILES)}"
         console.print(line, style="dim", soft_wrap=True, highlight=False, markup=False)

@@ -1,9 +1,9 @@
 import json
-import os
 import re
 import shlex
 import subprocess
 import sys
+from contextlib import chdir
 from pathlib import Path
 
 import pytest
@@ -33,8 +33,8 @@ def test_the_python_of_the_page_runs(tmp_path, monkeypatch, capsys):
 
 
 def main_in(folder, arguments):
-    os.chdir(folder)
-    main(arguments)
+    with chdir(folder):  # the process will serve other tests
+        main(arguments)
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)

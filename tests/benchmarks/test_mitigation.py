@@ -3,28 +3,42 @@
 import csv
 import json
 import time
+from contextlib import chdir
 from dataclasses import replace
+from importlib.metadata import version
 
 import pytest
 import torch
+from filelock import FileLock
 
 from benchmarks.mitigation.__main__ import main
 from benchmarks.mitigation.dp_sgd import train_privately
+from benchmarks.mitigation.features import prepare_features
 from benchmarks.mitigation.points import row_named
-from benchmarks.mitigation.runs import Results, Run, carry_out, runs_of
+from benchmarks.mitigation.runs import Results, Run, _carry_out_one, carry_out, runs_of
 from benchmarks.mitigation.scoring import Judge
 from benchmarks.mitigation.settings import PRESETS
 from benchmarks.mitigation.training import OutOfTime, train
 from lightning_iet.metrics import feature_extractor
+from tests.helpers.fashion import write_fashion
 
 SMOKE = PRESETS["smoke"]
 DIGITS = SMOKE.settings[0]
 
 
 @pytest.fixture(scope="module")
-def smoke(tmp_path_factory):
+def place(tmp_path_factory):
+    """A folder to work in, with random clothes in the place of Fashion-MNIST."""
+    folder = tmp_path_factory.mktemp("place")
+    write_fashion(folder / "data", train=300, test=200)
+    with chdir(folder):
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def smoke(place):
     """The smoke preset, as a user runs it."""
-    folder = tmp_path_factory.mktemp("results") / "smoke"
+    folder = place / "of smoke"
     assert main(["--preset", "smoke", "--out", str(folder), "--jobs", "1"]) == 0
     return folder
 
@@ -51,9 +65,10 @@ def test_every_run_is_in_the_points_and_every_row_in_the_summary(smoke):
 def test_seeds_versions_machine_and_duration_are_noted(smoke):
     noted = json.loads((smoke / "environment.json").read_text())
     assert noted["seeds"] == [0, 1]
-    assert noted["versions"]["torch"] == torch.__version__.partition("+")[0]
-    assert noted["minutes"] > 0
-    assert noted["peak_memory_gib"] > 0
+    assert noted["versions"]["torch"] == version("torch")
+    assert noted["command"] == "python -m benchmarks.mitigation --preset smoke"
+    assert 0 < noted["core_minutes"] < noted["minutes"]  # of training, in one process
+    assert 0.2 < noted["peak_memory_gib"] < 4
     assert noted["machine"]["cores"] >= 1
 
 
@@ -66,9 +81,12 @@ def test_nothing_is_left_of_what_results_were_made_of(smoke):
     assert not list((smoke / "work").rglob("*.ckpt"))
 
 
-def test_the_same_command_again_runs_nothing(smoke):
+def test_the_same_command_again_runs_nothing_and_some_rows_lose_nothing(smoke):
+    points = (smoke / "points.csv").read_bytes()
     before = {file: file.stat().st_mtime_ns for file in (smoke / "runs").rglob("*.json")}
     assert main(["--preset", "smoke", "--out", str(smoke)]) == 0
+    assert main(["--preset", "smoke", "--out", str(smoke), "--rows", "iet_agc_2"]) == 0
+    assert (smoke / "points.csv").read_bytes() == points
     assert {file: file.stat().st_mtime_ns for file in (smoke / "runs").rglob("*.json")} == before
 
 
@@ -78,9 +96,16 @@ def test_a_result_of_other_settings_does_not_count(smoke):
     assert Results(smoke).find(replace(run, setting=replace(run.setting, learning_rate=0.1))) is None
 
 
-def test_after_the_time_nothing_is_begun_and_the_rest_is_named(tmp_path, capsys):
+def test_after_the_time_nothing_is_begun_and_the_rest_is_named(place, tmp_path, capsys):
     assert main(["--preset", "smoke", "--out", str(tmp_path), "--minutes", "1e-9", "--rows", "plain"]) == 1
     assert "4 of 4 runs are left; the same command goes on with them." in capsys.readouterr().out
+
+
+def test_two_processes_do_not_share_a_folder(tmp_path, capsys):
+    (tmp_path / "work").mkdir()
+    with FileLock(tmp_path / "work" / "lock"):
+        assert main(["--preset", "smoke", "--out", str(tmp_path)]) == 2
+    assert "Argument `out` expected a folder where nobody is at work" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("row", ["plain", "iet_agc_2"])
@@ -93,7 +118,8 @@ def test_a_run_cut_after_every_epoch_has_the_marks_of_a_whole_one(row, tmp_path)
             break
         except OutOfTime:
             continue
-    assert {mark: cost["steps"] for mark, cost in cut.cost.items()} == {m: c["steps"] for m, c in whole.cost.items()}
+    assert {mark: cost["steps"] for mark, cost in cut.items()} == {mark: cost["steps"] for mark, cost in whole.items()}
+    assert train(DIGITS, row, 0, tmp_path / "cut", deadline=0, device="cpu") == cut  # what is done is not done again
     if row.num_shards > 1:  # plain training goes on with new random numbers; shards with their own
         ends = [
             torch.load(tmp_path / name / "00016.ckpt", weights_only=True)["state_dict"] for name in ("whole", "cut")
@@ -124,12 +150,44 @@ def test_sets_are_disjoint_and_change_with_the_seed():
     assert images_of(0, "plain_with_unseen")[0] == first[0] | first[1]
 
 
+@pytest.mark.filterwarnings("ignore:Secure RNG turned off", "ignore:Optimal order is the")  # Opacus', of every user
+@pytest.mark.filterwarnings("ignore:Full backward hook")
 def test_dp_sgd_spends_no_more_than_its_epsilon(tmp_path):
     pytest.importorskip("opacus")
     row = row_named("dp_sgd")
     ((steps, cost),) = train_privately(DIGITS, row, 0, tmp_path).items()
     assert steps == DIGITS.stop
     assert 0.5 * row.epsilon < cost["epsilon"] <= row.epsilon
+
+
+def test_mirrored_copies_are_copies_where_mirrored_images_were_trained_on():
+    judges = {
+        name: Judge(DIGITS, row_named(name), 0, feature_extractor("digits")) for name in ("plain", "dropout_flips")
+    }
+    mirrored = judges["plain"].sets.train_set.images[:20].flip(-1)
+    found = {name: judge.of_images(mirrored)["memorized_fraction"] for name, judge in judges.items()}
+    assert found["dropout_flips"] == 1
+    assert found["plain"] < 0.5
+
+
+def test_other_settings_do_not_go_on_with_what_is_unfinished():
+    run = runs_of(SMOKE)[0]
+    assert run.folder == runs_of(SMOKE)[0].folder
+    assert run.folder != replace(run, setting=replace(run.setting, learning_rate=0.1)).folder
+
+
+def test_the_gpu_preset_runs_on_a_cpu_at_small_size(place):
+    setting = replace(
+        PRESETS["gpu"].settings[0], channels=(8, 16), num_train=26, batch_size=13, stop=4, lengths=(1,),
+        plain_lengths=(1,), num_samples=8, inference_steps=2, num_control=16, num_selection=16, num_reference=32,
+        warmup=2, num_feature_images=100,
+    )  # fmt: skip
+    runs = [Run(setting, row_named(name), 0) for name in ("plain", "iet_anchored")]
+    results = Results(place / "gpu")
+    prepare_features(setting, results.work)
+    for run in runs:
+        results.keep(run, _carry_out_one(run, results.work, None, "cpu"))
+    assert all(results.find(run)["points"][0]["steps"] >= 4 for run in runs)
 
 
 def test_a_run_that_fails_does_not_end_the_others(tmp_path):
@@ -144,7 +202,11 @@ def test_a_run_that_fails_does_not_end_the_others(tmp_path):
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(["--rows", "plane"], "Argument `rows` expected names of plain"), (["--report"], "Run the preset first")],
+    [
+        (["--rows", "plane"], "Argument `rows` expected names of plain"),
+        (["--without", "plane"], "Argument `rows` expected names of plain"),
+        (["--report"], "Run the preset first"),
+    ],
 )
 def test_bad_input_is_one_line(arguments, message, tmp_path, capsys):
     assert main(["--preset", "smoke", "--out", str(tmp_path), *arguments]) == 2

@@ -90,18 +90,24 @@ def test_equal_quality_reads_the_course_of_plain_training_between_its_marks():
     assert line["time"] == pytest.approx(3.5 / 1.75)
 
 
-def test_a_quality_that_plain_training_never_had_is_said_and_not_compared():
-    (line,) = equal_quality([point("plain", 0, 1, 10.0, 0.0), point("iet_4", 0, 1, 9.0, 0.0)])
-    assert line["reached"] == 0
+@pytest.mark.parametrize(("fid", "better", "worse"), [(9.0, 1, 0), (12.0, 0, 1)])
+def test_a_quality_that_plain_training_never_had_is_said_and_not_compared(fid, better, worse):
+    (line,) = equal_quality([point("plain", 0, 1, 10.0, 0.0), point("iet_4", 0, 1, fid, 0.0)])
+    assert (line["better"], line["worse"]) == (better, worse)
     assert "time" not in line
 
 
+def test_one_seed_without_a_rival_and_nothing_is_compared():
+    points = [point("plain", 0, 1, 10.0, 0.0), point("plain", 1, 1, 10.0, 0.0)]
+    points += [point("iet_4", 0, 1, 10.0, 0.0), point("iet_4", 1, 1, 9.0, 0.0)]
+    (line,) = equal_quality(points)
+    assert (line["better"], line["seeds"]) == (1, 2)
+    assert "memorized_fraction_difference" not in line
+
+
 def test_rows_on_fewer_images_are_compared_with_plain_training_on_as_many():
-    points = [
-        point("plain", 0, 1, 5.0, 0.9),
-        point("plain_x0.5", 0, 1, 5.0, 0.6),
-        point("iet_agc_4_x0.5", 0, 1, 5.0, 0.2),
-    ]
+    points = [point("plain", 0, 1, 5.0, 0.9), point("plain_x0.5", 0, 1, 5.0, 0.6)]
+    points.append(point("iet_agc_4_x0.5", 0, 1, 5.0, 0.2))
     assert find(equal_quality(points), "iet_agc_4_x0.5", 1)["memorized_fraction_difference"] == pytest.approx(-0.4)
 
 
@@ -110,8 +116,8 @@ def test_the_course_is_read_where_it_first_comes_down(fids, fid):
     course = [{"fid": value, "seconds": float(place)} for place, value in enumerate(fids)]
     found = at_quality(course, fid)
     first = next((place for place, value in enumerate(fids) if value <= fid), None)
-    if first is None:
+    if first is None or fids[0] < fid:
         assert found is None
     else:
         assert max(0, first - 1) <= found["seconds"] <= first
-        assert found["fid"] == pytest.approx(fid if first else fids[0])
+        assert found["fid"] == pytest.approx(fid)

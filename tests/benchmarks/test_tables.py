@@ -48,6 +48,17 @@ def test_a_row_shows_mean_and_interval_and_the_control_stands_below():
     assert training.startswith("| *the training images* | *3.00* |")
 
 
+def test_a_row_with_a_control_of_its_own_shows_it():
+    points = [point("plain", 0, 1, 3.0, 0.0), {**point("plain_with_unseen", 0, 1, 3.0, 0.0), "mq_0.15_control": 0.05}]
+    row = next(line for line in tables_of(points)["digits"].splitlines() if "unseen" in line)
+    assert "| 0.0 % (0.0–0.0) | 0.0 % (0.0–0.0) | 0.0 % (0.0–0.0); control 5.0 % |" in row
+
+
+def test_why_a_row_is_not_compared():
+    points = [point("plain", 0, 1, 10.0, 0.0), point("iet_4", 0, 1, 9.0, 0.0)]
+    assert "plain training: never as good in 1 of 1 seeds" in tables_of(points)["digits equal quality"]
+
+
 def test_points_come_back_as_they_were_written(tmp_path):
     points = [point("plain", 0, 1, fid=3.123456, memorized=0.5), {**point("iet_4", 1, 2, 4.0, 0.0), "epsilon": 9.5}]
     write_table(points, tmp_path / FILE)

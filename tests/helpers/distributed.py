@@ -18,13 +18,15 @@ from unittest.mock import patch
 import torch
 import torch.distributed as dist
 
+_ENVIRONMENT = dict(os.environ)  # of no test in particular: the warm process serves all of them
 _CONTEXT = mp.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["tests.helpers.kills"])  # which imports all there is
 
 
 def forking():
     """How processes are started: as forks of a warm one, which looks for modules where this one does."""
-    with patch.dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, sys.path))):
+    environment = _ENVIRONMENT | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    with patch.dict(os.environ, environment, clear=True):
         forkserver.ensure_running()
     return _CONTEXT
 
