@@ -30,7 +30,7 @@ def test_configurations_and_options(name, reference, options):
     folder = Path(f"runs/digits/{name}/version_0")
     run = json.loads((folder / "metrics.json").read_text())["run"]
     assert run["reference"] == reference
-    assert run["threshold"] == (0 if name == "baseline" else 0.9)
+    assert run["threshold"] == (0 if name == "baseline" else 0.5)
     assert isinstance(run["gap"], float)
     assert (folder / "gap.png").is_file()
 

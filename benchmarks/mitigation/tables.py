@@ -23,6 +23,8 @@ CHOSEN = {
     ),
 }  # fmt: skip
 """Rows of the tables that leave some out."""
+RIVALS = ("iet_4", "agc_0.9", "iet_agc_4", "anchored_16", "anchored_64", "iet_anchored")
+"""Rows of the short tables at equal quality."""
 _PLACE = "<!-- table: {name} -->\n"
 _END = "<!-- end of table -->"
 
@@ -37,7 +39,10 @@ def tables_of(points: Sequence[Point]) -> dict[str, str]:
         for name, rows in CHOSEN.items():
             tables[f"{setting} {name}"] = at_the_end([line for line in mine if line["row"] in rows])
         tables[f"{setting} lengths"] = over_lengths(mine)
-        tables[f"{setting} equal quality"] = against_stopping([line for line in equals if line["setting"] == setting])
+        rivals = [line for line in equals if line["setting"] == setting]
+        tables[f"{setting} equal quality"] = against_stopping(rivals)
+        short = [line for line in rivals if line["row"] in RIVALS]
+        tables[f"{setting} equal quality in short"] = against_stopping(short)
     return tables
 
 
