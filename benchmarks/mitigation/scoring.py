@@ -20,6 +20,7 @@ from lightning_iet.metrics import frechet_distance
 
 MQ = (0.15, 0.3)
 TIMESTEPS = 10  # at which an image's loss is taken
+BATCH = 256  # images that go through the features at once
 NON_MEMBERS = 200  # control images that the attack tells from training images
 
 
@@ -101,11 +102,13 @@ class Judge:
     def _fid(self, images: Tensor, name: str) -> float:
         if name not in self._frechet:
             metric = frechet_distance(self.features, reset_real_features=False).to(self.device)
-            metric.update(_images(getattr(self.sets, name)).to(self.device), real=True)
+            for batch in _images(getattr(self.sets, name)).split(BATCH):
+                metric.update(batch.to(self.device), real=True)
             self._frechet[name] = metric
         metric = self._frechet[name]
         metric.reset()
-        metric.update(images.to(self.device), real=False)
+        for batch in images.split(BATCH):
+            metric.update(batch.to(self.device), real=False)
         return float(metric.compute())
 
     @cached_property
