@@ -1,6 +1,6 @@
 """What each method buys, and what it costs: trains and audits every method on small data sets, over several seeds.
 
-    python -m benchmarks.mitigation --preset laptop          digits and Fashion-MNIST, about an hour on 2 cores
+    python -m benchmarks.mitigation --preset laptop          digits and Fashion-MNIST, 75 minutes on 2 cores
     python -m benchmarks.mitigation --preset smoke           the same in miniature, to see that it works
     python -m benchmarks.mitigation --preset gpu --minutes 9 larger models and more images, in slices of 9 minutes
     python -m benchmarks.mitigation --preset laptop --report tables and pictures again, from results/laptop/points.csv

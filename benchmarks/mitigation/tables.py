@@ -69,7 +69,7 @@ def at_the_end(lines: Sequence[Line]) -> str:
 
 def over_lengths(lines: Sequence[Line]) -> str:
     """FID and memorized fraction of each row at each length."""
-    lengths = sorted({line["length"] for line in lines if line["row"] != "plain" and line["length"] is not None})
+    lengths = sorted({line["length"] for line in lines if line["length"] is not None})
     found = {(line["row"], line["length"]): line for line in lines}
     rows = [line for line in _last(lines) if line["row"] not in STOPPED]
     header = ["method", *(f"{length:g} ×: FID, memorized" for length in lengths)]
