@@ -104,7 +104,7 @@ class DrawsImages:
             return predict(images, timesteps, labels, use_ema=use_ema)
         both = torch.cat([labels, self.conditioning.null_labels(images)])
         conditional, unconditional = predict(
-            torch.cat([images, images]), torch.cat([timesteps, timesteps]), both, use_ema=use_ema
+            torch.cat([images, images]), timesteps.expand(len(images)).repeat(2), both, use_ema=use_ema
         ).chunk(2)
         return guide(conditional, unconditional, scale=scale)
 

