@@ -16,6 +16,7 @@ import argparse
 import json
 import os
 import platform
+import shutil
 import signal
 import subprocess
 import sys
@@ -62,7 +63,7 @@ def main(arguments: list[str] | None = None) -> int:
         if options.download:
             FashionMNISTDataModule(download=True).prepare_data()
         results, problem = Results(folder, commit=commit()), ""
-        with alone(results.work):
+        with alone(results.unfinished):
             try:
                 run_all(runs, results, options)
             except RuntimeError as error:
@@ -178,7 +179,7 @@ def note_environment(results: Results, options: argparse.Namespace, *, jobs: int
         | ({"gpu": cuda.get_device_name()} if cuda.is_available() else {}),
         "jobs": jobs,
         "minutes": round(before.get("minutes", 0) + seconds / 60, 2),
-        "core_minutes": round(sum(sum(p["seconds"] for p in result["points"][-1:]) for result in found) / 60, 1),
+        "core_minutes": round(sum(result["points"][-1]["seconds"] for result in found) / 60, 2),
         "peak_memory_gib": round(memory / 2**30, 2),
     }
     with write_atomically(file) as path:
@@ -198,14 +199,17 @@ def commit() -> str:
 def report(folder: Path, *, is_published: bool) -> None:
     """Print the table of each setting; write summaries and pictures, and renew the tables in README and docs."""
     points = read_points(folder)
-    write_table(summarize(points), folder / "summary.csv")
-    write_table(equal_quality(points), folder / "equal_quality.csv")
+    lines, equals = summarize(points), equal_quality(points)
+    write_table(lines, folder / "summary.csv")
+    write_table(equals, folder / "equal_quality.csv")
     console = Console()
-    for setting in dict.fromkeys(point["setting"] for point in points):
-        console.print(_terminal_table([line for line in summarize(points) if line["setting"] == setting], setting))
-    pictures = draw_pictures(points, folder)
-    changed = [*fill_pages(ROOT, tables_of(points)), *draw_pictures(points, PICTURES)] if is_published else []
-    for file in (*(folder / name for name in ("summary.csv", "equal_quality.csv")), *pictures, *changed):
+    for setting in dict.fromkeys(line["setting"] for line in lines):
+        console.print(_terminal_table([line for line in lines if line["setting"] == setting], setting))
+    written = [folder / "summary.csv", folder / "equal_quality.csv", *draw_pictures(lines, folder)]
+    if is_published:
+        copies = [Path(shutil.copy(picture, PICTURES)) for picture in written if picture.suffix == ".png"]
+        written += [*fill_pages(ROOT, tables_of(lines, equals)), *copies]
+    for file in written:
         console.print(f"Written: {os.path.relpath(file)}", style="dim", soft_wrap=True)
 
 

@@ -1,26 +1,22 @@
 """The picture: memorized fraction against FID, with the course of plain training as the line to beat."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from benchmarks.mitigation.points import Point, row_named
-from benchmarks.mitigation.summary import STOPPED, summarize
+from benchmarks.mitigation.points import row_named
+from benchmarks.mitigation.summary import STOPPED, Line, at_greatest_length
 from lightning_iet.tools.figures import CONTROL, DPI, GENERATED, INK, QUIET, save_figure
 from lightning_iet.tools.labels import label_points
 
-Line = Mapping[str, Any]
 
-
-def draw_pictures(points: Sequence[Point], folder: Path) -> list[Path]:
+def draw_pictures(lines: Sequence[Line], folder: Path) -> list[Path]:
     """Draw ``pareto_SETTING.png`` for each setting that has plain training to compare with; returns the files."""
-    lines = summarize(points)
     files = []
-    for setting in dict.fromkeys(point["setting"] for point in points if point["row"] == "plain"):
+    for setting in dict.fromkeys(line["setting"] for line in lines if line["row"] == "plain"):
         file = folder / f"pareto_{setting}.png"
         save_figure(pareto([line for line in lines if line["setting"] == setting], title=setting), file)
         files.append(file)
@@ -34,7 +30,7 @@ def pareto(lines: Sequence[Line], *, title: str) -> Figure:
     beside the panels, plain training's by its length.
     """
     course = sorted((line for line in lines if line["row"] == "plain"), key=lambda line: line["length"])
-    methods = [line for line in _at_the_end(lines) if _is_method(line["row"])]
+    methods = [line for line in at_greatest_length(lines) if _is_method(line["row"])]
     figure = Figure(figsize=(15, 6.4), dpi=DPI, facecolor="white", layout="constrained")
     left, right = figure.subplots(1, 2)
     for axes, name, what in ((left, "memorized_fraction", "memorized fraction"), (right, "mq_0.15", "MQ < 0.15")):
@@ -83,12 +79,6 @@ def _panel(axes: Axes, course: Sequence[Line], methods: Sequence[Line], name: st
 def _is_method(row: str) -> bool:
     """Whether it belongs beside the course of plain training: not that itself, nor what saw fewer images."""
     return row not in STOPPED and not row_named(row).is_plain and row_named(row).train_factor == 1
-
-
-def _at_the_end(lines: Sequence[Line]) -> list[Line]:
-    """Each row at its greatest length."""
-    last = {line["row"]: line for line in sorted(lines, key=lambda line: line["length"] or 0)}
-    return [line for line in lines if last[line["row"]] is line]
 
 
 def _columns(lines: Sequence[Line], *names: str) -> list[list[float]]:

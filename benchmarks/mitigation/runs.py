@@ -94,15 +94,15 @@ class Results:
     """A folder of results: a JSON file for each finished run.
 
     Args:
-        folder: where ``runs`` lie; made if need be. What is not finished lies in ``work``.
+        folder: where ``runs`` lie; made if need be. What is not finished lies in ``unfinished``.
         commit: what the code is, for the record.
     """
 
     def __init__(self, folder: Path, *, commit: str = "unknown") -> None:
         self.folder = folder
         self.commit = commit
-        self.work = folder / "work"
-        self.work.mkdir(parents=True, exist_ok=True)
+        self.unfinished = folder / "unfinished"
+        self.unfinished.mkdir(parents=True, exist_ok=True)
 
     def file(self, run: Run) -> Path:
         """Where a run's result belongs."""
@@ -122,7 +122,7 @@ class Results:
         file.parent.mkdir(parents=True, exist_ok=True)
         with write_atomically(file) as path:
             path.write_text(json.dumps({"identity": run.identity, "commit": self.commit, **result}, indent=1) + "\n")
-        shutil.rmtree(self.work / run.folder, ignore_errors=True)
+        shutil.rmtree(self.unfinished / run.folder, ignore_errors=True)
 
 
 def carry_out(runs: list[Run], results: Results, *, jobs: int, deadline: float | None, device: str) -> Iterator[Run]:
@@ -143,7 +143,7 @@ def carry_out(runs: list[Run], results: Results, *, jobs: int, deadline: float |
     if any(run.row.epsilon for run in runs):
         check_opacus()
     for setting in {run.setting.name: run.setting for run in runs}.values():
-        prepare_features(setting, results.work)
+        prepare_features(setting, results.unfinished)
     threads = max(1, torch.get_num_threads() // jobs)
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=_begin, initargs=(threads,)) as pool:
         left, at_work, failures = iter(runs), dict[Future, Run](), list[str]()
@@ -152,7 +152,7 @@ def carry_out(runs: list[Run], results: Results, *, jobs: int, deadline: float |
                 run = next(left, None)
                 if run is None:
                     break
-                at_work[pool.submit(_carry_out_one, run, results.work, deadline, device)] = run
+                at_work[pool.submit(_carry_out_one, run, results.unfinished, deadline, device)] = run
             if not at_work:
                 break
             done, _ = wait(at_work, return_when=FIRST_COMPLETED)

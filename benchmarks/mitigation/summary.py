@@ -7,7 +7,10 @@ from typing import Any
 import numpy as np
 
 from benchmarks.mitigation.points import Point, row_named
+from benchmarks.mitigation.rows import ROWS
 from benchmarks.mitigation.statistics import bootstrap
+
+Line = Mapping[str, Any]
 
 FIGURES = ("fid", "memorized_fraction", "copied_images", "mq_0.15", "mq_0.3", "membership_auc")
 _KEPT = ("memorized_fraction", "mq_0.15", "membership_auc")  # that are compared at equal quality
@@ -18,6 +21,13 @@ STOPPED = {"stopped_on_loss": ("plain, stopped at the least held-out loss", "uns
 def label_of(row: str) -> str:
     """What tables call a row."""
     return STOPPED[row][0] if row in STOPPED else row_named(row).label
+
+
+def at_greatest_length(lines: Sequence[Line]) -> list[Line]:
+    """Each row at its greatest length, in the order of the rows, early stopping behind plain training."""
+    last = {line["row"]: line for line in sorted(lines, key=lambda line: line["length"] or 0)}
+    order = ["plain", *STOPPED, *(row.name for row in ROWS[1:])]
+    return sorted(last.values(), key=lambda line: order.index(line["row"]))
 
 
 def with_early_stopping(points: Sequence[Point]) -> list[Point]:

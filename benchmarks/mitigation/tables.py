@@ -3,14 +3,10 @@
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from benchmarks.mitigation.points import Point
-from benchmarks.mitigation.rows import ROWS
-from benchmarks.mitigation.summary import STOPPED, equal_quality, summarize
+from benchmarks.mitigation.summary import STOPPED, Line, at_greatest_length
 from lightning_iet.tools.run_folder import write_atomically
 
-Line = Mapping[str, Any]
 PAGES = (Path("README.md"), Path("docs/benchmark.md"), Path("docs/explanation/anchored-agc.md"))
 CHOSEN = {
     "in short": (
@@ -29,11 +25,10 @@ _PLACE = "<!-- table: {name} -->\n"
 _END = "<!-- end of table -->"
 
 
-def tables_of(points: Sequence[Point]) -> dict[str, str]:
-    """All tables that can be made of the points, by name, such as ``digits equal quality``."""
-    lines, equals = summarize(points), equal_quality(points)
+def tables_of(lines: Sequence[Line], equals: Sequence[Line]) -> dict[str, str]:
+    """All tables that can be made of the summary and of what is compared at equal quality, by name."""
     tables = {}
-    for setting in dict.fromkeys(point["setting"] for point in points):
+    for setting in dict.fromkeys(line["setting"] for line in lines):
         mine = [line for line in lines if line["setting"] == setting]
         tables[setting] = at_the_end(mine)
         for name, rows in CHOSEN.items():
@@ -48,7 +43,7 @@ def tables_of(points: Sequence[Point]) -> dict[str, str]:
 
 def at_the_end(lines: Sequence[Line]) -> str:
     """Every row at its greatest length, early stopping, and under them the controls."""
-    last = _last(lines)
+    last = at_greatest_length(lines)
     plain = next(line for line in last if line["row"] == "plain")
     columns: dict[str, Callable[[Line], str]] = {
         "method": lambda line: line["label"],
@@ -71,7 +66,7 @@ def over_lengths(lines: Sequence[Line]) -> str:
     """FID and memorized fraction of each row at each length."""
     lengths = sorted({line["length"] for line in lines if line["length"] is not None})
     found = {(line["row"], line["length"]): line for line in lines}
-    rows = [line for line in _last(lines) if line["row"] not in STOPPED]
+    rows = [line for line in at_greatest_length(lines) if line["row"] not in STOPPED]
     header = ["method", *(f"{length:g} ×: FID, memorized" for length in lengths)]
     cells = [
         [
@@ -86,7 +81,7 @@ def over_lengths(lines: Sequence[Line]) -> str:
 def against_stopping(lines: Sequence[Line]) -> str:
     """Every row at its greatest length beside plain training stopped at the same FID."""
     cells = []
-    for line in _last(lines):
+    for line in at_greatest_length(lines):
         cell = [line["label"], f"{line['fid']:.2f}"]
         if "time" in line:
             cell += [_beside(line, name) for name in ("memorized_fraction", "mq_0.15")]
@@ -124,15 +119,6 @@ def fill_pages(root: Path, tables: Mapping[str, str]) -> list[Path]:
     return changed
 
 
-def _last(lines: Sequence[Line]) -> list[Line]:
-    """Each row at its greatest length, in the order of the rows, early stopping behind plain training."""
-    last = {}
-    for line in sorted(lines, key=lambda line: line["length"] or 0):
-        last[line["row"]] = line
-    order = ["plain", *STOPPED, *(row.name for row in ROWS[1:])]
-    return sorted(last.values(), key=lambda line: order.index(line["row"]))
-
-
 def _interval(line: Line, name: str, *, share: bool = False, digits: int = 2) -> str:
     values = [line[f"{name}{suffix}"] for suffix in ("", "_low", "_high")]
     if share:
@@ -144,9 +130,8 @@ def _interval(line: Line, name: str, *, share: bool = False, digits: int = 2) ->
 
 def _incomparable(line: Line) -> str:
     """Why there is no plain training of this quality to compare with."""
-    of_seeds = f"in {{}} of {line['seeds']} seeds"
     found = {"never as good": line["better"], "better at 0.5 × already": line["worse"]}
-    return "plain training: " + ", ".join(f"{what} {of_seeds.format(n)}" for what, n in found.items() if n)
+    return "plain training: " + ", ".join(f"{what} in {n} of {line['seeds']} seeds" for what, n in found.items() if n)
 
 
 def _both(line: Line) -> str:

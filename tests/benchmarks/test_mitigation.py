@@ -78,7 +78,7 @@ def test_there_is_a_picture_of_each_setting(smoke):
 
 
 def test_nothing_is_left_of_what_results_were_made_of(smoke):
-    assert not list((smoke / "work").rglob("*.ckpt"))
+    assert not list((smoke / "unfinished").rglob("*.ckpt"))
 
 
 def test_the_same_command_again_runs_nothing_and_some_rows_lose_nothing(smoke):
@@ -102,8 +102,8 @@ def test_after_the_time_nothing_is_begun_and_the_rest_is_named(place, tmp_path, 
 
 
 def test_two_processes_do_not_share_a_folder(tmp_path, capsys):
-    (tmp_path / "work").mkdir()
-    with FileLock(tmp_path / "work" / "lock"):
+    (tmp_path / "unfinished").mkdir()
+    with FileLock(tmp_path / "unfinished" / "lock"):
         assert main(["--preset", "smoke", "--out", str(tmp_path)]) == 2
     assert "Argument `out` expected a folder where nobody is at work" in capsys.readouterr().err
 
@@ -184,9 +184,9 @@ def test_the_gpu_preset_runs_on_a_cpu_at_small_size(place):
     )  # fmt: skip
     runs = [Run(setting, row_named(name), 0) for name in ("plain", "iet_anchored")]
     results = Results(place / "gpu")
-    prepare_features(setting, results.work)
+    prepare_features(setting, results.unfinished)
     for run in runs:
-        results.keep(run, _carry_out_one(run, results.work, None, "cpu"))
+        results.keep(run, _carry_out_one(run, results.unfinished, None, "cpu"))
     assert all(results.find(run)["points"][0]["steps"] >= 4 for run in runs)
 
 

@@ -5,15 +5,20 @@ from pathlib import Path
 import pytest
 
 from benchmarks.mitigation.points import FILE, read_points, write_table
+from benchmarks.mitigation.summary import equal_quality, summarize
 from benchmarks.mitigation.tables import PAGES, fill, tables_of
 from tests.benchmarks.test_summary import point
 
 ROOT = Path(__file__).parents[2]
 
 
+def tables_from(points):
+    return tables_of(summarize(points), equal_quality(points))
+
+
 @pytest.fixture(scope="module")
 def published():
-    return tables_of(read_points(ROOT / "results" / "laptop"))
+    return tables_from(read_points(ROOT / "results" / "laptop"))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=str)
@@ -39,7 +44,7 @@ def test_a_table_that_there_is_not_is_an_error():
 
 def test_a_row_shows_mean_and_interval_and_the_control_stands_below():
     points = [point("plain", seed, 1, fid=3.0 + seed, memorized=0.25 * seed) for seed in (0, 1)]
-    header, rule, plain, *stopped, control, training = tables_of(points)["digits"].splitlines()
+    header, rule, plain, *stopped, control, training = tables_from(points)["digits"].splitlines()
     assert header.startswith("| method | FID | memorized |")
     assert set(rule) == set("| -:")
     assert plain.startswith("| plain | 3.50 (3.00–4.00) | 12.5 % (0.0–25.0) |")
@@ -50,13 +55,13 @@ def test_a_row_shows_mean_and_interval_and_the_control_stands_below():
 
 def test_a_row_with_a_control_of_its_own_shows_it():
     points = [point("plain", 0, 1, 3.0, 0.0), {**point("plain_with_unseen", 0, 1, 3.0, 0.0), "mq_0.15_control": 0.05}]
-    row = next(line for line in tables_of(points)["digits"].splitlines() if "unseen" in line)
+    row = next(line for line in tables_from(points)["digits"].splitlines() if "unseen" in line)
     assert "| 0.0 % (0.0–0.0) | 0.0 % (0.0–0.0) | 0.0 % (0.0–0.0); control 5.0 % |" in row
 
 
 def test_why_a_row_is_not_compared():
     points = [point("plain", 0, 1, 10.0, 0.0), point("iet_4", 0, 1, 9.0, 0.0)]
-    assert "plain training: never as good in 1 of 1 seeds" in tables_of(points)["digits equal quality"]
+    assert "plain training: never as good in 1 of 1 seeds" in tables_from(points)["digits equal quality"]
 
 
 def test_points_of_six_digits_come_back_as_they_were_written(tmp_path):
