@@ -25,7 +25,7 @@ from diffusers import UNet2DModel
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_iet.callbacks.anti_gradient_control import AntiGradientControl
+from lightning_iet.callbacks.anti_gradient_control.callback import AntiGradientControl
 
 LIMITS = {"train": (1.02, 1.01), "held_out": (1.10, 1.02)}  # of the time, and of the memory
 CLEAR = Path("/proc/self/clear_refs")

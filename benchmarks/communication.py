@@ -8,7 +8,7 @@ import argparse
 from dataclasses import dataclass
 
 from benchmarks.averaging import CIFAR_UNET
-from lightning_iet.functional.chain import NETWORK_CHUNK
+from lightning_iet.functional.averaging import NETWORK_CHUNK
 
 SAMPLES, BATCH_SIZE, EPOCHS_PER_ROUND = 50_000, 128, 100  # IET on CIFAR-10, as published
 BYTES = 4  # of a float32

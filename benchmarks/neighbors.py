@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from lightning_iet.functional.exact_distances import RELATIVE_ERROR, pair_distances
+from lightning_iet.functional.exhaustive_neighbors import RELATIVE_ERROR, pair_distances
 from lightning_iet.functional.neighbors import nearest_neighbors
 
 FOLDER = Path("/usr/share/datasets/fashion-mnist")

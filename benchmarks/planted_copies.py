@@ -23,14 +23,12 @@ from PIL import Image
 from torch import Tensor
 
 from lightning_iet.audit.cache import BlockCache
-from lightning_iet.audit.copies import find_copies
-from lightning_iet.audit.duplicates import find_duplicates, without_self
+from lightning_iet.audit.core import find_copies, find_duplicates, without_self
 from lightning_iet.audit.features import build_features
 from lightning_iet.audit.findings import below
-from lightning_iet.audit.images import ImageSet, image_set
-from lightning_iet.audit.search import References, nearest_references
+from lightning_iet.audit.reading import ImageSet, image_set
+from lightning_iet.audit.search import Invariance, References, nearest_references, views
 from lightning_iet.audit.statistics import excess, share
-from lightning_iet.audit.views import Invariance, views
 
 DATA = Path("/usr/share/datasets/fashion-mnist")
 TRAIN, CONTROL, TOTAL = 20_000, 5_000, 10_000

@@ -17,8 +17,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 
 from lightning_iet import __version__
 from lightning_iet.callbacks import AntiGradientControl, Evaluation, ParameterAveragingCallback, RunProgressBar
-from lightning_iet.callbacks.resumption import Resumption
-from lightning_iet.callbacks.stop_signal import StopSignal
+from lightning_iet.callbacks.interruptions import Resumption, StopSignal
 from lightning_iet.data import ShardedDataModule
 from lightning_iet.functional.sharding import Partition
 from lightning_iet.tools.audit import audit
@@ -26,15 +25,11 @@ from lightning_iet.tools.audit_model import audit_model
 from lightning_iet.tools.compare import compare
 from lightning_iet.tools.export import export
 from lightning_iet.tools.plan import PlanningTrainer
-from lightning_iet.tools.run_folder import check_writable, run_folder
 from lightning_iet.tools.sample import sample
 from lightning_iet.tools.sweep import sweep
-from lightning_iet.utilities.checkpoint_io import use_atomic_checkpoints
-from lightning_iet.utilities.checkpoints import check_whole, outline
+from lightning_iet.utilities.checkpoints import check_whole, last_checkpoint, outline, use_atomic_checkpoints
 from lightning_iet.utilities.errors import TRACEBACK_VARIABLE, fail, one_line_errors
-from lightning_iet.utilities.last_checkpoint import last_checkpoint
-
-__all__ = ["IETCLI", "TOOLS", "main", "run_tool"]
+from lightning_iet.utilities.files import check_writable, run_folder
 
 PROGRAM = "lightning-iet"
 

@@ -112,7 +112,7 @@ def test_methods_are_switched_off_by_their_neutral_values(tmp_path):
 
 
 def test_another_logger_works():
-    """That of Weights & Biases: tests/sweeps/test_wandb.py."""
+    """That of Weights & Biases: tests/search/test_wandb.py."""
     logger = ["--trainer.logger=TensorBoardLogger", "--trainer.logger.save_dir=runs", "--trainer.logger.name=other"]
     fit("iet_agc", *logger)
     assert list(Path("runs/other").glob("version_0/events*"))

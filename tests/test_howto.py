@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_iet.callbacks.anti_gradient_control import AntiGradientControl
+from lightning_iet.callbacks.anti_gradient_control.callback import AntiGradientControl
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs" / "howto").glob("*.md"))

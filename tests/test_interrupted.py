@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from lightning_iet.cli import main
-from tests.callbacks.test_parameter_averaging import assert_same_bits
+from tests.callbacks.parameter_averaging.test_callback import assert_same_bits
 from tests.helpers.launched import callback, weights, write_config
 from tests.test_cli import fails
 

@@ -6,7 +6,7 @@ import time
 import pytest
 import torch
 
-from tests.callbacks.test_parameter_averaging import assert_same_bits
+from tests.callbacks.parameter_averaging.test_callback import assert_same_bits
 from tests.helpers.kills import Session, diary, kill_again_and_again, processes_of, progress
 
 BALLAST = 4_000_000  # 16 MB in each checkpoint

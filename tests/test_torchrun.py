@@ -1,6 +1,6 @@
 """torchrun brings a job back whose process has died, from the last checkpoint, without a hand."""
 
-from tests.callbacks.test_parameter_averaging import assert_same_bits
+from tests.callbacks.parameter_averaging.test_callback import assert_same_bits
 from tests.helpers.launched import callback, started, torchrun, weights, write_config
 
 

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from tests.callbacks.test_parameter_averaging import assert_same_bits
+from tests.callbacks.parameter_averaging.test_callback import assert_same_bits
 from tests.helpers.launched import callback, sent, started, torchrun, weights, write_config
 
 TIMEOUT = 5  # seconds that the processes wait for one another

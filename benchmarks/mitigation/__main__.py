@@ -41,7 +41,7 @@ from benchmarks.mitigation.settings import PRESETS
 from benchmarks.mitigation.summary import equal_quality, summarize
 from benchmarks.mitigation.tables import fill_pages, tables_of
 from lightning_iet.data import FashionMNISTDataModule
-from lightning_iet.tools.run_folder import check_writable, write_atomically
+from lightning_iet.utilities.files import check_writable, write_atomically
 
 ROOT = Path(__file__).parents[2]
 PUBLISHED = "laptop"  # the preset whose tables and pictures README and docs show

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from benchmarks.mitigation.data import feature_images
 from benchmarks.mitigation.settings import Setting
 from lightning_iet.metrics import feature_extractor
-from lightning_iet.tools.run_folder import write_atomically
+from lightning_iet.utilities.files import write_atomically
 
 EPOCHS = 4
 

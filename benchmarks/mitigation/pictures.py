@@ -9,8 +9,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 
 from benchmarks.mitigation.points import row_named
 from benchmarks.mitigation.summary import STOPPED, Line, at_greatest_length
-from lightning_iet.tools.figures import CONTROL, DPI, GENERATED, INK, QUIET, save_figure
-from lightning_iet.tools.labels import label_points
+from lightning_iet.plots import CONTROL, DPI, GENERATED, INK, QUIET, label_points, save_figure
 
 
 def draw_pictures(lines: Sequence[Line], folder: Path) -> list[Path]:

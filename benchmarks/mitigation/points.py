@@ -6,7 +6,7 @@ from typing import Any
 
 from benchmarks.mitigation.rows import ROWS, Row
 from benchmarks.mitigation.runs import Results, Run
-from lightning_iet.tools.run_folder import write_atomically
+from lightning_iet.utilities.files import write_atomically
 
 Point = dict[str, Any]
 FILE = "points.csv"

@@ -21,7 +21,7 @@ from benchmarks.mitigation.rows import ROWS, Row
 from benchmarks.mitigation.scoring import Judge
 from benchmarks.mitigation.settings import Preset, Setting
 from benchmarks.mitigation.training import OutOfTime, make_module, silence, train
-from lightning_iet.tools.run_folder import write_atomically
+from lightning_iet.utilities.files import write_atomically
 
 resource: ModuleType | None
 try:

@@ -13,7 +13,7 @@ from benchmarks.mitigation.settings import Setting
 from lightning_iet import DiffusionModule
 from lightning_iet.audit.losses import probe_losses, spread_timesteps
 from lightning_iet.data import IndexedImages
-from lightning_iet.functional.images import unit_interval
+from lightning_iet.functional.checks import unit_interval
 from lightning_iet.functional.membership_inference import membership_inference
 from lightning_iet.functional.memorization import memorization_ratio, nearest_ratio
 from lightning_iet.functional.neighbors import nearest_neighbors

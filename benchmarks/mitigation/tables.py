@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.mitigation.summary import STOPPED, Line, at_greatest_length
-from lightning_iet.tools.run_folder import write_atomically
+from lightning_iet.utilities.files import write_atomically
 
 PAGES = (Path("README.md"), Path("docs/benchmark.md"), Path("docs/explanation/anchored-agc.md"))
 CHOSEN = {

@@ -16,7 +16,7 @@ from benchmarks.mitigation.denoiser import make_denoiser
 from benchmarks.mitigation.rows import Row
 from benchmarks.mitigation.settings import Setting
 from lightning_iet import AntiGradientControl, DiffusionModule, ParameterAveragingCallback, ShardedDataModule
-from lightning_iet.tools.run_folder import write_atomically
+from lightning_iet.utilities.files import write_atomically
 
 LAST = "last.ckpt"
 COST = "cost.json"

@@ -2,6 +2,6 @@
 
 from lightning_iet.audit.core import Audit, Settings, audit_images
 from lightning_iet.audit.findings import Findings, make_findings
-from lightning_iet.audit.images import ImageSet, image_set
+from lightning_iet.audit.reading import ImageSet, image_set
 
 __all__ = ["Audit", "Findings", "ImageSet", "Settings", "audit_images", "image_set", "make_findings"]

@@ -1,19 +1,119 @@
-"""What an audit has worked out so far, on disk: an interrupted audit goes on from there, and processes share it."""
+"""Work in blocks, shared by processes: each block is done once and kept on disk."""
 
 import hashlib
+import os
 import re
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TypeAlias, TypeVar, cast
 
+import rich
+import rich.progress as bars
 import torch
+import torch.distributed as dist
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from lightning_iet.tools.run_folder import write_atomically
+from lightning_iet.utilities.files import write_atomically
 
-__all__ = ["BlockCache", "digest", "hash_weights"]
+T = TypeVar("T")
+
+
+@contextmanager
+def process_group() -> Iterator[None]:
+    """Join the processes that torchrun has started, unless that is done or there is only this one."""
+    ours = not dist.is_initialized() and int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if ours:
+        dist.init_process_group("gloo")
+    try:
+        yield
+    finally:
+        if ours:
+            dist.destroy_process_group()
+
+
+def rank() -> int:
+    """Number of this process, from 0."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """Number of processes."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def gather(value: T) -> list[T]:
+    """Return what each process has given, by rank, on every process.
+
+    Example:
+        >>> gather("alone")
+        ['alone']
+    """
+    values: list[T | None] = [value]
+    if world_size() > 1:
+        values = [None] * world_size()
+        dist.all_gather_object(values, value)
+    return cast(list[T], values)
+
+
+@contextmanager
+def all_or_none() -> Iterator[None]:
+    """Wait at the end of a block for the other processes, and raise on every process what one of them has raised.
+
+    Without it a process whose disk is full would leave the others waiting.
+    """
+    error = None
+    try:
+        yield
+    except Exception as caught:
+        error = caught
+    first = next((e for e in gather(error) if e is not None), None)
+    if error or first:
+        raise error or cast(Exception, first)
+
+
+Progress: TypeAlias = Callable[[int], None]
+
+
+@contextmanager
+def progress_bar(description: str, total: int) -> Iterator[Progress]:
+    """Show a bar on the first process while a block runs; it goes when the block ends.
+
+    Args:
+        description: what is being done.
+        total: number of images.
+
+    Yields:
+        A function that takes how many are done so far.
+    """
+    done = (bars.TextColumn("{task.description}"), bars.BarColumn(), bars.MofNCompleteColumn())
+    time = (bars.TimeElapsedColumn(), bars.TextColumn("elapsed, left"), bars.TimeRemainingColumn())
+    console = rich.get_console()
+    hidden = rank() > 0 or not console.is_terminal
+    with bars.Progress(*done, *time, console=console, transient=True, disable=hidden) as progress:
+        task = progress.add_task(description, total=total)
+        yield lambda done: progress.update(task, completed=done)
+
+
+def part_of(progress: Progress, *, start: float, scale: float) -> Progress:
+    """Show a part of some work as progress of the whole.
+
+    Args:
+        progress: takes how much of the whole is done.
+        start: how much of the whole is done when the part begins.
+        scale: how much of the whole a step of the part is.
+
+    Returns:
+        A function that takes how much of the part is done.
+
+    Example:
+        >>> part_of(print, start=100, scale=0.5)(10)
+        105
+    """
+    return lambda done: progress(int(start + scale * done))
+
 
 FORMAT = "2"  # to be raised when stored blocks change their meaning
 _OURS = re.compile(r"\.?[0-9a-f]{64}(\.\d+)?\.safetensors")  # blocks, and those that were never finished
@@ -119,3 +219,42 @@ class BlockCache:
 
     def _path(self, key: str) -> Path:
         return self.folder / f"{digest(FORMAT, key)}.safetensors"
+
+
+def in_blocks(
+    description: str,
+    keys: Sequence[str],
+    compute: Callable[[slice, Progress], dict[str, Tensor]],
+    *,
+    cache: BlockCache,
+    total: int,
+    block: int,
+) -> list[dict[str, Tensor]]:
+    """Compute what the cache lacks, in turns with the other processes, and return all of it.
+
+    Blocks are cut in the same places whatever the number of processes, so that their figures have the same bits.
+
+    Args:
+        description: what is being done, for the bar.
+        keys: for each block the hash of all that its result depends on.
+        compute: takes the block's place in the set, and a function to tell how many of its images are done.
+        cache: where results go.
+        total: number of images.
+        block: images in a block.
+
+    Returns:
+        The result of every block, on every process.
+
+    Raises:
+        ValueError: if the processes do not share the cache's folder.
+    """
+    with all_or_none(), progress_bar(description, total) as show:
+        for number in range(rank(), len(keys), world_size()):
+            place = slice(number * block, min((number + 1) * block, total))
+            # Processes run side by side: what this one has done tells how far the others are.
+            before = place.start - rank() * block
+            if keys[number] not in cache:
+                progress = part_of(show, start=before, scale=world_size())
+                cache.store(keys[number], compute(place, progress))
+            show(place.stop)
+    return [cache.require(key) for key in keys]

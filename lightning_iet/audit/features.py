@@ -8,15 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_iet.audit.cache import BlockCache, digest, hash_weights
-from lightning_iet.audit.images import ImageSet
-from lightning_iet.audit.work import in_blocks
-from lightning_iet.functional.images import image_rows
-from lightning_iet.functional.precision import full_precision
+from lightning_iet.audit.cache import BlockCache, digest, hash_weights, in_blocks
+from lightning_iet.audit.reading import ImageSet
+from lightning_iet.functional.checks import image_rows
 from lightning_iet.metrics.features import feature_extractor
-from lightning_iet.utilities.naming import printable
-
-__all__ = ["CLASS_LIKE", "PIXELS", "SSCD", "Features", "build_features", "check_comparable", "extract"]
+from lightning_iet.utilities.devices import full_precision
+from lightning_iet.utilities.files import printable
 
 PIXELS, SSCD = "pixels", "sscd"
 BATCH = 256  # images that go through a network at once, and lie in one block of the cache

@@ -1,4 +1,4 @@
-"""The diffusion model that is audited, from a checkpoint or from a folder of diffusers."""
+"""Images that a generator draws to be audited: block by block, kept on disk, in turns with the other processes."""
 
 import json
 from dataclasses import dataclass
@@ -6,16 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from lightning_iet.audit.cache import digest, hash_weights
+from lightning_iet.audit.cache import BlockCache, Progress, digest, hash_weights, in_blocks
+from lightning_iet.audit.reading import ImageSet, image_set
 from lightning_iet.modules import DiffusionModule
-from lightning_iet.modules.loading import load_any_module
-from lightning_iet.modules.pretrained import PIPELINES, SCHEDULERS
-from lightning_iet.modules.specification import specify
+from lightning_iet.modules.pretrained import PIPELINES, SCHEDULERS, load_any_module, specify
+from lightning_iet.modules.sampling import Sampler
 from lightning_iet.utilities.errors import first_line
-
-__all__ = ["Generator", "load_checkpoint", "load_pipeline"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,3 +113,66 @@ def _configuration(thing: object) -> str:
     found = specify(thing) or {"class_path": type(thing).__name__, "config": {}}
     public = {key: value for key, value in found["config"].items() if not key.startswith("_")}
     return json.dumps([found["class_path"], public], sort_keys=True, default=str)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawing:
+    """Which images are drawn, and how.
+
+    Attributes:
+        num_samples: number of images.
+        seed: seed of the run of images; image i depends on it and on i alone.
+        sampler: ``"ddim"`` or ``"ddpm"``.
+        num_inference_steps: denoiser calls for each image.
+        batch_size: images at once; what is drawn is kept after each of these.
+    """
+
+    num_samples: int
+    seed: int = 0
+    sampler: Sampler = "ddim"
+    num_inference_steps: int = 50
+    batch_size: int = 256
+
+    def __post_init__(self) -> None:
+        """Refuse numbers out of range."""
+        for name, least in (("num_samples", 1), ("seed", 0), ("num_inference_steps", 1), ("batch_size", 1)):
+            value = getattr(self, name)
+            if value < least:
+                raise ValueError(f"Argument `{name}` expected an integer ≥ {least}, but got {value}.")
+
+
+def draw(generator: Generator, drawing: Drawing, *, cache: BlockCache) -> ImageSet:
+    """Draw images, or take from the cache what was drawn before by the same weights with the same settings.
+
+    Args:
+        generator: the model; its images are rounded to 8 bits.
+        drawing: which images.
+        cache: where finished blocks go.
+
+    Returns:
+        The images on every process, named by their number.
+    """
+
+    def sample(place: slice, progress: Progress) -> dict[str, Tensor]:
+        images = generator.module.sample(
+            place.stop - place.start,
+            seed=drawing.seed,
+            start=place.start,
+            batch_size=drawing.batch_size,
+            sampler=drawing.sampler,
+            num_inference_steps=drawing.num_inference_steps,
+            use_ema=generator.use_ema,
+        )
+        return {"pixels": images.mul(255).round().to(torch.uint8)}
+
+    settings = (generator.sha256, diffusers.__version__, drawing.seed, drawing.sampler, drawing.num_inference_steps)
+    step, num = drawing.batch_size, drawing.num_samples
+    blocks = in_blocks(
+        "Drawing images",
+        [digest("drawn", *settings, start, min(start + step, num)) for start in range(0, num, step)],
+        sample,
+        cache=cache,
+        total=num,
+        block=step,
+    )
+    return image_set(torch.cat([block["pixels"] for block in blocks]), location=f"drawn by {generator.location}")

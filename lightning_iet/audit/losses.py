@@ -6,16 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_iet.audit.cache import BlockCache, digest
+from lightning_iet.audit.cache import BlockCache, Progress, digest, in_blocks
 from lightning_iet.audit.generator import Generator
-from lightning_iet.audit.images import ImageSet
-from lightning_iet.audit.progress import Progress
-from lightning_iet.audit.work import in_blocks
-from lightning_iet.functional.images import unit_interval
-from lightning_iet.functional.precision import full_precision
+from lightning_iet.audit.reading import ImageSet
+from lightning_iet.functional.checks import unit_interval
 from lightning_iet.functional.seeding import derive_seed
-
-__all__ = ["Probing", "measure_losses", "noise_of", "probe_losses", "spread_timesteps"]
+from lightning_iet.utilities.devices import full_precision
 
 
 @dataclass(frozen=True, kw_only=True)

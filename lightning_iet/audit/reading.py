@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,16 +13,54 @@ from PIL import __version__ as pillow_version
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from lightning_iet.audit.cache import BlockCache, digest
-from lightning_iet.audit.images import ImageSet
-from lightning_iet.audit.processes import all_or_none, gather, rank, world_size
-from lightning_iet.audit.progress import progress_bar
+from lightning_iet.audit.cache import BlockCache, all_or_none, digest, gather, progress_bar, rank, world_size
 from lightning_iet.data.decoding import Fit, Pixels, Size, decode
-from lightning_iet.data.skips import Skip, reason_of
+from lightning_iet.data.samples import Skip, reason_of
 from lightning_iet.data.sources import Source
-from lightning_iet.utilities.naming import printable
+from lightning_iet.utilities.files import printable
 
-__all__ = ["read_images"]
+
+@dataclass(frozen=True, eq=False)
+class ImageSet:
+    """Images in memory.
+
+    Attributes:
+        pixels: uint8, shape ``(N, C, H, W)``, grey or RGB.
+        names: one for each.
+        location: where they come from, for people.
+        sha256: hash of their content and their order.
+        skipped: what could not be read, beside the ``N``.
+    """
+
+    pixels: Tensor
+    names: Sequence[str]
+    location: str
+    sha256: str
+    skipped: Sequence[Skip] = field(default=())
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+
+def image_set(pixels: Tensor, *, location: str) -> ImageSet:
+    """Wrap images that are in memory already, such as those that a model has just drawn.
+
+    Args:
+        pixels: uint8, shape ``(N, C, H, W)``, grey or RGB.
+        location: where they come from, for people.
+
+    Returns:
+        The set; its images are named by their position.
+
+    Example:
+        >>> import torch
+        >>> image_set(torch.zeros(2, 1, 8, 8, dtype=torch.uint8), location="zeros").names
+        ['0', '1']
+    """
+    names = [str(index) for index in range(len(pixels))]
+    sha256 = digest(*pixels.shape, *(image.numpy().tobytes() for image in pixels.cpu()))
+    return ImageSet(pixels=pixels, names=names, location=location, sha256=sha256)
+
 
 BLOCK = 256  # images that are read, stored and looked up together
 FEW = 4  # blocks up to which starting processes takes longer than reading

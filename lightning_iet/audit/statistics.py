@@ -4,8 +4,6 @@ from dataclasses import dataclass
 
 from scipy.stats import binomtest, fisher_exact
 
-__all__ = ["Excess", "Share", "excess", "share"]
-
 
 @dataclass(frozen=True)
 class Share:

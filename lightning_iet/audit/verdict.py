@@ -1,12 +1,11 @@
-"""What the figures mean, in a sentence or two of plain words."""
+"""The figures of an audit in the terminal."""
 
 from typing import NamedTuple
 
-from lightning_iet.audit.findings import Findings
-from lightning_iet.audit.membership import Membership
-from lightning_iet.audit.statistics import Excess, Share
+from rich.table import Table
 
-__all__ = ["Verdict", "membership_words", "percent", "verdict"]
+from lightning_iet.audit.findings import Findings, Membership, SetFindings
+from lightning_iet.audit.statistics import Excess, Share
 
 SIGNIFICANT = 0.01
 
@@ -132,3 +131,59 @@ def _control(control: Share | None) -> str:
         f" Of {control.total:,} held-out images, which nobody copied, {control.count:,} ({_interval(control)}) "
         f"look{'s' if control.count == 1 else ''} the same way."
     )
+
+
+def findings_table(findings: Findings) -> Table:
+    """Lay out the counts of the generated images beside those of the held-out ones.
+
+    Args:
+        findings: the figures.
+
+    Returns:
+        A table for rich's console.
+    """
+    words = verdict(findings)
+    details = words.details
+    if findings.membership is not None:
+        details += f"\n{membership_words(findings.membership)}"
+    table = Table(title=words.headline, caption=details, title_justify="left", caption_justify="left")
+    header, *body = rows(findings)
+    for column, text in enumerate(header):
+        table.add_column(text, justify="right" if column else "left")
+    for cells in body:
+        table.add_row(*cells)
+    return table
+
+
+def rows(findings: Findings) -> list[list[str]]:
+    """Return a header and the lines of the table, as text."""
+    sets = [findings.generated] + ([] if findings.held_out is None else [findings.held_out])
+    ratio = f"{findings.settings['ratio']:.2g}"
+    lines = [["", "generated", "held-out"][: len(sets) + 1]]
+    lines.append(["images", *(f"{part.copies.total:,}" for part in sets)])
+    if findings.measure == "distinct":
+        lines.append([f"copies: d1/d2 < {ratio}, near-duplicates counted once", *(_cell(part.copies) for part in sets)])
+    lines.append([f"d1/d2 < {ratio} (memorized fraction)", *(_cell(part.memorized_fraction) for part in sets)])
+    for threshold in ("0.15", "0.3"):
+        shares = (_cell(part.memorized_quantity[threshold]) for part in sets)
+        lines.append([f"D1/mean of {findings.settings['k']} < {threshold} (memorized quantity)", *shares])
+    lines.append(["identical in every pixel", *(f"{part.identical:,}" for part in sets)])
+    lines.append(["median distance to the nearest training image", *(f"{part.median_distance:.4g}" for part in sets)])
+    return lines + _directions(sets)
+
+
+def _directions(sets: list[SetFindings]) -> list[list[str]]:
+    """Lines about features that are compared by their angle, where there are any."""
+    lines = []
+    distances = [part.average_minimum_distance for part in sets if part.average_minimum_distance is not None]
+    if distances:
+        lines.append(["average minimum cosine distance (AMD)", *(f"{distance:.4g}" for distance in distances)])
+    similar = [part.sscd for part in sets if part.sscd is not None]
+    if similar:
+        lines.append(["SSCD similarity, 95th percentile", *(f"{part.quantile_95:.3f}" for part in similar)])
+        lines.append(["SSCD similarity > 0.5", *(_cell(part.above) for part in similar)])
+    return lines
+
+
+def _cell(part: Share) -> str:
+    return f"{part.count:,} ({percent(part.share)})"

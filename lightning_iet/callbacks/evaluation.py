@@ -1,29 +1,168 @@
 """The evaluation that ends every run: it decides when images are drawn and scored, and who hears of it."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from math import isnan
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import lightning.pytorch as pl
+import torch
+from lightning.pytorch.strategies import Strategy
 from torch import Tensor
+from torch.utils.data import Dataset
 
-from lightning_iet.callbacks.facts import curves_of_run, facts_of_run, without_unseen
-from lightning_iet.callbacks.run_history import RunHistory
-from lightning_iet.callbacks.views import average_of_shards, undisturbed
+from lightning_iet.callbacks.anti_gradient_control.callback import AntiGradientControl
+from lightning_iet.callbacks.anti_gradient_control.reference import HeldOutImages
+from lightning_iet.callbacks.parameter_averaging.callback import ParameterAveragingCallback
+from lightning_iet.evaluation.assessment import (
+    Assessment,
+    Assessor,
+    check_images,
+    check_losses,
+    check_module,
+    check_settings,
+    draw_images,
+    finish_training_bar,
+    real_sets,
+)
+from lightning_iet.evaluation.measures import Measure, Membership, check_measures
+from lightning_iet.evaluation.report import Report, make_report, publish
 from lightning_iet.metrics.frechet import frechet_distance
-from lightning_iet.tools.assessment import Assessment, Assessor
-from lightning_iet.tools.checks import check_images, check_losses, check_module, check_settings, real_sets
-from lightning_iet.tools.drawing import draw_images, finish_training_bar
-from lightning_iet.tools.measures import Measure, check_measures
-from lightning_iet.tools.membership import Membership
-from lightning_iet.tools.publishing import publish
-from lightning_iet.tools.report import Report, make_report
-from lightning_iet.tools.run_folder import check_writable, run_folder
+from lightning_iet.utilities.files import check_writable, run_folder
+from lightning_iet.utilities.random import undisturbed
 
-__all__ = ["Evaluation"]
+
+class RunHistory:
+    """Mean loss of all samples of each epoch (also of those that anti-gradient control leaves out), and a stop watch.
+
+    Sums stay on the device, and on their process, until somebody asks for them.
+
+    Example:
+        >>> from lightning.pytorch.strategies import SingleDeviceStrategy
+        >>> history = RunHistory()
+        >>> history.add({"loss": torch.tensor(9.0), "sample_loss": torch.tensor([1.0, 2.0])}, epoch=0)
+        >>> history.add({"loss": torch.tensor(3.0)}, epoch=0)
+        >>> history.losses(SingleDeviceStrategy())
+        [2.0]
+    """
+
+    def __init__(self) -> None:
+        self._sums: dict[int, Tensor] = {}  # by epoch, (2,): sum and number of the losses of this process
+        self._earlier: dict[int, list[float]] = {}  # the same of all processes, before the run was taken up again
+        self._seconds = 0.0
+        self._since: float | None = None
+
+    def add(self, outputs: Any, *, epoch: int) -> None:
+        """Takes in what a training step returned: ``sample_loss`` (B,) where there is one, else ``loss``."""
+        losses = outputs.get("sample_loss", outputs.get("loss")) if isinstance(outputs, Mapping) else None
+        if isinstance(losses, Tensor):
+            losses = losses.detach().float()
+            batch = torch.stack([losses.sum(), torch.ones_like(losses).sum()])
+            before = self._sums.get(epoch)
+            self._sums[epoch] = batch if before is None else before.to(batch.device) + batch
+        elif outputs is None:
+            # A step in which this process waits for others: its epoch counts, so that all have the same ones.
+            self._sums.setdefault(epoch, torch.zeros(2))
+
+    def losses(self, strategy: Strategy) -> list[float]:
+        """Mean loss of each epoch over all processes, every one of which has to ask."""
+        return [total / number for total, number in self._totals(strategy).values() if number]
+
+    def _totals(self, strategy: Strategy) -> dict[int, list[float]]:
+        totals = dict(self._earlier)
+        if self._sums:
+            local = torch.stack([total.to(strategy.root_device) for total in self._sums.values()])
+            sums = strategy.reduce(local, reduce_op="sum").tolist()
+            for epoch, (total, number) in zip(self._sums, sums, strict=True):
+                before = totals.get(epoch, [0.0, 0.0])
+                totals[epoch] = [before[0] + total, before[1] + number]
+        return totals
+
+    def start(self) -> None:
+        """Lets the time run."""
+        self._since = time.monotonic()
+
+    def pause(self) -> None:
+        """Stops the time, for what is not training."""
+        self._seconds, self._since = self.seconds(), None
+
+    def seconds(self) -> float:
+        """Seconds between starts and pauses so far."""
+        return self._seconds + (0 if self._since is None else time.monotonic() - self._since)
+
+    def state_dict(self, strategy: Strategy) -> dict[str, Any]:
+        """Plain numbers of all processes, every one of which has to ask."""
+        return {"losses": self._totals(strategy), "seconds": self.seconds()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on where :meth:`state_dict` was, in the middle of an epoch too."""
+        self._earlier, self._seconds = dict(state_dict["losses"]), state_dict["seconds"]
+
+
+CallbackT = TypeVar("CallbackT", bound=pl.Callback)
+
+
+def facts_of_run(trainer: pl.Trainer, history: RunHistory) -> Mapping[str, Any]:
+    """Length of the training, its shards, and the skip rate of anti-gradient control (threshold 0: it was off).
+
+    With a reference to unseen images also the gap, see :meth:`~lightning_iet.callbacks.AntiGradientControl.gap`.
+    """
+    agc, averaging = _find(trainer, AntiGradientControl), _find(trainer, ParameterAveragingCallback)
+    shards = 1 if averaging is None else averaging.num_shards
+    return {
+        "epochs": trainer.current_epoch,
+        "steps": trainer.global_step,
+        "seconds": history.seconds(),
+        "processes": trainer.world_size,
+        "num_shards": trainer.world_size if shards is None else shards,
+        "threshold": 0.0 if agc is None else agc.threshold,
+        "skip_rate": 0.0 if agc is None else float(agc.skip_rate()),
+        "num_timesteps": None if agc is None else agc.num_timesteps,
+        "reference": "train" if agc is None else agc.reference,
+        "gap": None if agc is None or isnan(agc.gap()) else agc.gap(),
+    }
+
+
+def curves_of_run(trainer: pl.Trainer, history: RunHistory) -> Mapping[str, list[float] | None]:
+    """Loss by epoch, and skip rate and loss by timestep where anti-gradient control watched them."""
+    agc = _find(trainer, AntiGradientControl)
+    return {
+        "loss_by_epoch": history.losses(trainer.strategy),
+        "skip_rate_by_timestep": None if agc is None else agc.skip_rate_by_timestep().tolist(),
+        "loss_by_timestep": None if agc is None else agc.loss_by_timestep().tolist(),
+        "unseen_loss_by_timestep": None if agc is None else agc.unseen_loss_by_timestep().tolist(),
+    }
+
+
+def without_unseen(trainer: pl.Trainer, control: Dataset[Any]) -> Dataset[Any]:
+    """The control images but for those by which anti-gradient control steers training: they are no control any more."""
+    agc = _find(trainer, AntiGradientControl)
+    images = None if agc is None else agc.unseen_images
+    return images.others() if isinstance(images, HeldOutImages) and images.dataset is control else control
+
+
+def _find(trainer: pl.Trainer, kind: type[CallbackT]) -> CallbackT | None:
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]
+    return next((callback for callback in callbacks if isinstance(callback, kind)), None)
+
+
+@contextmanager
+def average_of_shards(trainer: pl.Trainer) -> Iterator[None]:
+    """Lets the model show the average of the shard models, also where a round is still going on.
+
+    Args:
+        trainer: a trainer at work; without :class:`ParameterAveragingCallback` nothing changes.
+    """
+    with ExitStack() as stack:
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, ParameterAveragingCallback) and callback.engine is not None:
+                stack.enter_context(callback.engine.average_shown())
+        yield
+
 
 _SETTINGS = ("num_samples", "sampler", "num_inference_steps", "use_ema", "seed", "features", "k")
 

@@ -7,9 +7,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from tqdm.auto import tqdm
 
-from lightning_iet.callbacks.parameter_averaging import ParameterAveragingCallback
-
-__all__ = ["RunProgressBar", "whereabouts"]
+from lightning_iet.callbacks.parameter_averaging.callback import ParameterAveragingCallback
 
 
 class RunProgressBar(ProgressBar):

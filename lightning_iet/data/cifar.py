@@ -8,10 +8,7 @@ from torch.utils.data import Dataset
 from torchvision.datasets import CIFAR10, CIFAR100
 
 from lightning_iet.data.downloads import absent, damaged, one_line_download
-from lightning_iet.data.images import ImageDataModule
-from lightning_iet.data.indexed_images import IndexedImages
-
-__all__ = ["CIFAR10DataModule", "CIFAR100DataModule"]
+from lightning_iet.data.images import ImageDataModule, IndexedImages
 
 
 class CIFAR10DataModule(ImageDataModule):

@@ -3,11 +3,8 @@
 import torch
 from sklearn.datasets import load_digits
 
-from lightning_iet.data.images import ImageDataModule
-from lightning_iet.data.indexed_images import IndexedImages
+from lightning_iet.data.images import ImageDataModule, IndexedImages
 from lightning_iet.data.splits import draw_disjoint
-
-__all__ = ["DigitsDataModule"]
 
 
 class DigitsDataModule(ImageDataModule):

@@ -4,8 +4,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["absent", "damaged", "one_line_download"]
-
 
 def absent(title: str, expected: str, root: Path | None) -> FileNotFoundError:
     """The error for data that are not there.

@@ -6,13 +6,11 @@ from typing import Any, ClassVar
 from torch.utils.data import Dataset
 
 from lightning_iet.data.downloads import one_line_download
+from lightning_iet.data.folders import StoredSamples
 from lightning_iet.data.images import ImageDataModule
-from lightning_iet.data.skips import reason_of
-from lightning_iet.data.sources.hugging_face import HuggingFaceSource, load_table
-from lightning_iet.data.stored import StoredSamples
-from lightning_iet.utilities.imports import require
-
-__all__ = ["HuggingFaceDataModule"]
+from lightning_iet.data.samples import reason_of
+from lightning_iet.data.sources import HuggingFaceSource, load_table
+from lightning_iet.utilities.errors import require
 
 _LABELS = ("label", "labels", "fine_label")
 _CAPTIONS = ("text", "caption", "captions", "prompt")
@@ -148,7 +146,7 @@ class HuggingFaceDataModule(ImageDataModule):
 
 
 def splits_at(path: Path) -> dict[str, list[Path]]:
-    """The splits at a path, each with what :func:`~lightning_iet.data.sources.hugging_face.load_table` reads.
+    """The splits at a path, each with what :func:`~lightning_iet.data.sources.load_table` reads.
 
     Parquet files belong to the split that their name begins with, up to a hyphen, or that their folder is called;
     where no file is of a split ``train``, all files are.

@@ -1,26 +1,197 @@
 """The base of image data modules: what is trained on, and two held-out sets to judge by."""
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import lightning.pytorch as pl
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from lightning_iet.data.decoding import Fit, Size
-from lightning_iet.data.indexed_images import IndexedImages
-from lightning_iet.data.inspection import check_sizes
-from lightning_iet.data.patience import Patient
-from lightning_iet.data.pool import Pool
-from lightning_iet.data.preparation import Channels, Preparation
-from lightning_iet.data.samples import RandomFlips, Samples
-from lightning_iet.data.skips import Skip
-from lightning_iet.data.splits import SetSizes, draw_disjoint
-from lightning_iet.data.synthetic import SyntheticImages
+from lightning_iet.data.decoding import Channels, Fit, Preparation, Size
+from lightning_iet.data.inspection import check_labels, check_sizes, inspect
+from lightning_iet.data.loaders import Patient
+from lightning_iet.data.samples import RandomFlips, Samples, Skip, labels_of, listed
+from lightning_iet.data.splits import SetSizes, deal
+from lightning_iet.functional.checks import unit_interval
+from lightning_iet.functional.seeding import derive_seed
 
-__all__ = ["ImageDataModule", "IndexedImages", "draw_disjoint"]
+
+class IndexedImages(Dataset[tuple[Tensor, Tensor, int]]):
+    """Images in memory; yields ``(image, label, index)``, the image float in [0, 1].
+
+    Args:
+        images: Float in [0, 1], or uint8, which takes a quarter of the memory; shape ``(n, C, H, W)``.
+        labels: Classes, shape ``(n,)``.
+
+    Raises:
+        ValueError: If numbers disagree, or images are not in [0, 1].
+
+    Example:
+        >>> image, label, index = IndexedImages(torch.zeros(3, 1, 2, 2), torch.tensor([7, 8, 9]))[1]
+        >>> image.shape, int(label), index
+        (torch.Size([1, 2, 2]), 8, 1)
+    """
+
+    def __init__(self, images: Tensor, labels: Tensor) -> None:
+        if images.ndim != 4 or len(images) != len(labels):
+            raise ValueError(
+                f"Argument `images` expected shape (n, C, H, W) with one label each, but got {tuple(images.shape)} "
+                f"and {len(labels)} labels."
+            )
+        checked = len(images) > 0 and images.dtype != torch.uint8
+        if checked and not (images.isfinite().all() and images.min() >= 0 and images.max() <= 1):
+            raise ValueError("Argument `images` expected finite values in [0, 1], but got others. Divide 8-bit by 255.")
+        self.images = images
+        self.targets = labels
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor, int]:
+        return unit_interval(self.images[index]), self.targets[index], index
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+class SyntheticImages(Dataset[tuple[Tensor, Any]]):
+    """Uniform noise; yields ``(image, condition)``, drawn when it is read.
+
+    Args:
+        num: Number of images.
+        channels: Of each image.
+        size: Height and width.
+        num_classes: Classes in equal shares, as ``targets``; ``None`` = no labels.
+        captioned: Whether images have captions instead.
+        seed: Of all images.
+
+    Example:
+        >>> images = SyntheticImages(6, channels=3, size=(8, 4), num_classes=3)
+        >>> images[1][0].shape, images.targets
+        (torch.Size([3, 8, 4]), tensor([0, 1, 2, 0, 1, 2]))
+        >>> SyntheticImages(6, channels=3, size=(8, 4), captioned=True)[1][1]
+        'synthetic image 1'
+    """
+
+    targets: Tensor
+
+    def __init__(
+        self,
+        num: int,
+        *,
+        channels: int,
+        size: Size,
+        num_classes: int | None = None,
+        captioned: bool = False,
+        seed: int = 0,
+    ) -> None:
+        self.num = num
+        self.shape = (channels, *size)
+        self.captioned = captioned
+        self.seed = seed
+        if num_classes is not None and not captioned:
+            self.targets = torch.arange(num) % num_classes
+
+    def __len__(self) -> int:
+        return self.num
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Any]:
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, index))
+        image = torch.rand(self.shape, generator=generator)
+        return image, f"synthetic image {index}" if self.captioned else 0
+
+
+log = logging.getLogger(__name__)
+
+_IN_MEMORY = (IndexedImages, SyntheticImages)
+
+
+@dataclass(frozen=True, eq=False)
+class Pool:
+    """What sets of samples are drawn from.
+
+    Attributes:
+        source: The map-style data set.
+        indices: Its samples that can be used, shape ``(m,)``.
+        labels: Class of every sample of the source, usable or not; ``None`` = it has none.
+        skipped: The others.
+        sizes: Of each size of image that was met, one name.
+    """
+
+    source: Dataset[Any]
+    indices: Tensor
+    labels: Tensor | None = None
+    skipped: Sequence[Skip] = ()
+    sizes: Mapping[Size, str] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    @classmethod
+    def of(
+        cls,
+        source: Dataset[Any],
+        prepare: Preparation,
+        *,
+        where: str,
+        skip: bool = False,
+        check: bool = True,
+        num_classes: int | None = None,
+    ) -> Self:
+        """Look at a source.
+
+        Args:
+            source: Map-style; samples that it knows to be unusable, and leaves out, may be named as ``source.skipped``.
+            prepare: Makes a tensor of an image.
+            where: It lies, for messages.
+            skip: Whether what cannot be used is left out, instead of ending the run.
+            check: Whether to try every image, unless it is in memory.
+            num_classes: Labels are below it.
+
+        Raises:
+            TypeError: If it is not map-style.
+            ValueError: If some images cannot be used, or none, or labels are out of range.
+        """
+        if not (hasattr(source, "__getitem__") and hasattr(source, "__len__")):
+            raise TypeError(
+                f"Method `load` expected to return a map-style data set, or a tuple of two, but got "
+                f"{type(source).__name__}. Give it `__getitem__` and `__len__`."
+            )
+        labels = labels_of(source)
+        total = len(source)
+        indices, skipped, sizes = torch.arange(total), list(getattr(source, "skipped", ())), dict[Size, str]()
+        total += len(skipped)
+        if check and not isinstance(source, _IN_MEMORY):
+            indices, more, sizes = inspect(source, prepare)
+            skipped += more
+        if skipped and (not skip or not len(indices)):
+            raise ValueError(
+                f"Argument `root` expected images that can all be used, but got {where} with {len(skipped)} of {total} "
+                f"that cannot: {listed(skipped)}. Mend or remove them, or leave them out with `on_error: skip`."
+            )
+        if not len(indices):
+            raise ValueError(f"Argument `root` expected images, but got {where}, which holds none. Check the path.")
+        if skipped:
+            log.warning("Left out %d of %d images of %s: %s.", len(skipped), total, where, listed(skipped))
+        if labels is not None:
+            check_labels(source, labels, num_classes)
+        return cls(source, indices, labels, skipped, sizes)
+
+    def draw(self, sizes: Sequence[int], *, seed: int) -> list[Tensor]:
+        """Draw disjoint sets, each with the classes in the shares that they have of all.
+
+        Args:
+            sizes: Of the sets, together at most the number of usable samples.
+            seed: Of the draw.
+
+        Returns:
+            Positions in the source, ascending: one tensor per set.
+        """
+        labels = torch.zeros(len(self), dtype=torch.long) if self.labels is None else self.labels[self.indices]
+        order = deal(labels, seed=seed, proportional=True)[: sum(sizes)]
+        return [self.indices[part.sort().values] for part in order.split(list(sizes))]
+
 
 _FEW = 16  # synthetic images of each held-out set, and of each class
 

@@ -9,10 +9,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_iet.data.decoding import Size
-from lightning_iet.data.samples import image_and_condition
-from lightning_iet.data.skips import Skip, name_of, reason_of
-
-__all__ = ["check_labels", "check_sizes", "inspect"]
+from lightning_iet.data.samples import Skip, image_and_condition, name_of, reason_of
 
 BATCH = 64
 FEW = 1024  # images up to which starting processes takes longer than reading

@@ -1,7 +1,10 @@
 """What a training loader does, so that it can be done by shards."""
 
+import os
+import signal
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any, cast
 
 from torch.utils.data import (
@@ -14,12 +17,34 @@ from torch.utils.data import (
     SequentialSampler,
 )
 
-from lightning_iet.data.patience import Patient
 from lightning_iet.data.shard_sampler import ShardBatch, ShardSampler
 from lightning_iet.functional.seeding import derive_seed
 from lightning_iet.utilities.random import isolated_rng, seed_rng
 
-__all__ = ["Order", "read_order", "rebuild"]
+
+@dataclass(frozen=True)
+class Patient:
+    """A ``worker_init_fn`` after which a worker does not end at the first SIGTERM.
+
+    Batch systems send that signal to all processes of a job. The main ones finish their step, for which they may need a
+    batch that is not read yet. Workers end with their loader, or at a second signal.
+
+    Args:
+        init: The user's own ``worker_init_fn``, called as well.
+    """
+
+    init: Callable[[int], None] | None = None
+
+    def __call__(self, worker: int) -> None:
+        """Prepare a worker."""
+        signal.signal(signal.SIGTERM, _wait_once)
+        if self.init is not None:
+            self.init(worker)
+
+
+def _wait_once(number: int, frame: FrameType | None) -> None:
+    signal.signal(number, lambda *_: os._exit(128 + number))
+
 
 _KEPT = (
     "num_workers",

@@ -1,15 +1,134 @@
-"""Samples as training wants them: ``(image, condition, index)``."""
+"""Samples that say which one they are."""
 
-from collections.abc import Callable
-from typing import Any
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, cast
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import ConcatDataset, Dataset, IterableDataset, Subset
 
-from lightning_iet.data.skips import name_of, reason_of
+from lightning_iet.utilities.files import printable
+from lightning_iet.utilities.random import isolated_rng
 
-__all__ = ["RandomFlips", "Samples", "image_and_condition"]
+SHOWN = 5  # names in a message
+
+
+class Skip(NamedTuple):
+    """A sample that cannot be used."""
+
+    name: str
+    reason: str
+
+
+def reason_of(error: Exception) -> str:
+    """Why an image could not be read, in one line.
+
+    Example:
+        >>> reason_of(ValueError("cut  off")), reason_of(KeyError())
+        ('cut off', 'KeyError')
+    """
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    if type(error).__name__ == "UnidentifiedImageError":  # its message names an object in memory
+        return "not an image that Pillow knows"
+    return printable(" ".join(str(error).split())) or type(error).__name__
+
+
+def name_of(source: Dataset[Any], index: int) -> str:
+    """What to call a sample: by the source's ``name(index)`` if it has that, else by its position."""
+    return printable(source.name(index)) if hasattr(source, "name") else str(index)
+
+
+def listed(skipped: Sequence[Skip]) -> str:
+    """The first few of what cannot be used, for a message.
+
+    Example:
+        >>> listed([Skip("a.png", "the file is empty")] * 6)
+        "'a.png' (the file is empty), ..., and 1 more"
+    """
+    shown = [f"'{name}' ({reason})" for name, reason in skipped[:SHOWN]]
+    return ", ".join(shown) + (f", and {len(skipped) - SHOWN} more" if len(skipped) > SHOWN else "")
+
+
+def labels_of(dataset: Dataset[Any]) -> Tensor | None:
+    """Class labels of a data set, shape ``(n,)``, or None.
+
+    Looks for ``targets`` or ``labels``, through subsets and concatenations.
+
+    Example:
+        >>> labels_of(Subset([1, 2, 3], [0])) is None
+        True
+    """
+    if isinstance(dataset, Subset):
+        inner = labels_of(dataset.dataset)
+        return None if inner is None else inner[torch.as_tensor(dataset.indices)]
+    if isinstance(dataset, ConcatDataset):
+        parts = [labels_of(part) for part in dataset.datasets]
+        return None if any(part is None for part in parts) else torch.cat(cast("list[Tensor]", parts))
+    for name in ("targets", "labels"):
+        labels = getattr(dataset, name, None)
+        if labels is not None:
+            labels = torch.as_tensor(np.unique(labels, return_inverse=True)[1] if _are_words(labels) else labels)
+            if labels.ndim == 1 and not labels.is_floating_point():
+                return labels
+    return None
+
+
+def _are_words(labels: object) -> bool:
+    return isinstance(labels, list | tuple) and bool(labels) and isinstance(labels[0], str)
+
+
+def fingerprint_of_shards(shards: Sequence[Tensor]) -> str:
+    """Hash of a split: which sample is in which shard.
+
+    Example:
+        >>> import torch
+        >>> a, b, c = torch.tensor([0, 1]), torch.tensor([2]), torch.tensor([0])
+        >>> fingerprint_of_shards([a, b]) == fingerprint_of_shards([a, b]), fingerprint_of_shards([c, b])
+        (True, '...')
+    """
+    digest = hashlib.sha256()
+    for shard in shards:
+        digest.update(shard.numpy().tobytes() + b"|")
+    return digest.hexdigest()[:12]
+
+
+def fingerprint_of_samples(dataset: Dataset[Any], *, most: int = 32) -> str:
+    """Hash of a data set's size and of a few of its samples, evenly spaced.
+
+    *(our choice)* Not all of them: a run over millions of images must not read them twice to start.
+
+    Args:
+        dataset: Map-style. Random augmentations are seeded, so that they do not show.
+        most: Number of samples to read.
+    """
+    size = len(dataset)  # type: ignore[arg-type]
+    digest = hashlib.sha256(str(size).encode())
+    for index in range(0, size, max(size // most, 1)):
+        with isolated_rng(seed=index):
+            for part in _bytes(dataset[index]):
+                digest.update(part)
+    return digest.hexdigest()[:12]
+
+
+def _bytes(sample: Any) -> Iterator[bytes]:
+    """The content of a sample, whatever its structure."""
+    if isinstance(sample, Tensor):
+        yield sample.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()  # bfloat16 too
+    elif isinstance(sample, Mapping):
+        for key in sorted(sample):
+            yield from _bytes(sample[key])
+    elif isinstance(sample, Sequence) and not isinstance(sample, str | bytes):
+        for part in sample:
+            yield from _bytes(part)
+    elif hasattr(sample, "tobytes"):  # NumPy arrays, PIL images
+        yield sample.tobytes()
+    elif getattr(type(sample), "__repr__", None) is object.__repr__ and hasattr(sample, "__dict__"):  # shows an address
+        yield from _bytes(vars(sample))
+    else:
+        yield repr(sample).encode()
 
 
 def image_and_condition(sample: Any) -> tuple[Any, Any]:
@@ -102,3 +221,51 @@ class RandomFlips(Dataset[tuple[Tensor, Any, int]]):
     def __getitem__(self, index: int) -> tuple[Tensor, Any, int]:
         image, *rest = self.samples[index]
         return (image.flip(-1) if torch.rand(()) < 0.5 else image, *rest)
+
+
+class WithIndex(Dataset[Any]):
+    """A data set whose samples carry their index: what per-sample bookkeeping goes by, whatever shuffles and shards.
+
+    A tuple or list becomes a tuple with the index behind its entries, a dict gets an entry, and anything else becomes
+    ``(sample, index)``. Other attributes, such as ``targets``, are those of the data set.
+
+    Args:
+        dataset: Map-style.
+        key: Name of the index in samples that are dicts.
+
+    Raises:
+        TypeError: If the data set is a stream, whose samples have no index to be found by.
+        KeyError: When a sample is read that has an entry of that name.
+
+    Example:
+        >>> images, pairs, dicts = ["a", "b"], [("a", 7), ("b", 8)], [{"image": "a"}, {"image": "b"}]
+        >>> [WithIndex(dataset)[1] for dataset in (images, pairs, dicts)]
+        [('b', 1), ('b', 8, 1), {'image': 'b', 'index': 1}]
+    """
+
+    def __init__(self, dataset: Dataset[Any], *, key: str = "index") -> None:
+        if isinstance(dataset, IterableDataset):
+            raise TypeError(
+                f"Argument `dataset` expected a map-style data set, but got the stream {type(dataset).__name__}. "
+                "Let the stream yield a number with each sample."
+            )
+        self.dataset = dataset
+        self.key = key
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "dataset":  # not yet set: while unpickling
+            raise AttributeError(name)
+        return getattr(self.dataset, name)
+
+    def __len__(self) -> int:
+        return len(self.dataset)  # type: ignore[arg-type]
+
+    def __getitem__(self, index: int) -> Any:
+        sample = self.dataset[index]
+        if isinstance(sample, Mapping):
+            if self.key in sample:
+                raise KeyError(
+                    f"Argument `key` expected a name that no entry of a sample has, but got {self.key!r}. Use another."
+                )
+            return {**sample, self.key: index}
+        return (*sample, index) if isinstance(sample, tuple | list) else (sample, index)

@@ -21,8 +21,6 @@ from lightning_iet.functional.sharding import (
 )
 from lightning_iet.utilities.random import isolated_rng, seed_rng
 
-__all__ = ["SeededSamples", "ShardBatch", "ShardPlan", "ShardSampler"]
-
 
 @dataclass(frozen=True)
 class ShardPlan:

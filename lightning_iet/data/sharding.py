@@ -1,31 +1,36 @@
 """Shards of any data module: who trains on which samples, in which order."""
 
 import logging
-from typing import Any, Self, cast
+from typing import TYPE_CHECKING, Any, Self, cast
 
 import lightning.pytorch as pl
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from lightning_iet.data.base import DataModule
-from lightning_iet.data.draws import Draws
-from lightning_iet.data.fingerprint import fingerprint_of_samples, fingerprint_of_shards
-from lightning_iet.data.labels import labels_of
 from lightning_iet.data.loaders import Order, read_order, rebuild
-from lightning_iet.data.restricted import (
+from lightning_iet.data.orders import (
+    Draws,
     RestrictedBatchSampler,
     RestrictedOrder,
     RestrictedSampler,
     heeds_its_sampler,
     support_of,
 )
+from lightning_iet.data.samples import fingerprint_of_samples, fingerprint_of_shards, labels_of
 from lightning_iet.data.shard_sampler import SeededSamples, ShardPlan, ShardSampler
 from lightning_iet.data.streams import StreamedSamples, fingerprint_of_stream, split_stream
 from lightning_iet.functional.sharding import Partition, num_replicas, partition
-from lightning_iet.utilities.twins import twins
+from lightning_iet.utilities.lightning import twins
 
-__all__ = ["ShardedDataModule", "labels_of"]
+if TYPE_CHECKING:
+
+    class DataModule(pl.LightningDataModule):
+        """A data module for ``import lightning`` and ``import pytorch_lightning``."""
+
+else:
+    DataModule = type("DataModule", twins("LightningDataModule"), {"__doc__": "A data module for both Lightnings."})
+
 
 log = logging.getLogger(__name__)
 

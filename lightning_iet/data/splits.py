@@ -6,8 +6,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["SetSizes", "deal", "draw_disjoint"]
-
 
 def draw_disjoint(labels: Tensor, sizes: Sequence[int], *, seed: int) -> list[Tensor]:
     """Draw disjoint sets of samples, each with the classes in equal shares of what there is.

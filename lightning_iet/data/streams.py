@@ -9,12 +9,10 @@ from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 from torch.utils.data._utils import worker
 
-from lightning_iet.data.fingerprint import fingerprint_of_samples
+from lightning_iet.data.samples import fingerprint_of_samples
 from lightning_iet.data.shard_sampler import ShardBatch
+from lightning_iet.utilities.lightning import shadowed
 from lightning_iet.utilities.random import get_rng_state, isolated_rng, set_rng_state
-from lightning_iet.utilities.shadow import shadowed
-
-__all__ = ["StreamedSamples", "fingerprint_of_stream", "split_stream"]
 
 
 def split_stream(length: int, num_shards: int) -> list[Tensor]:

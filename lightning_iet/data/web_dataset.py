@@ -7,10 +7,8 @@ from typing import Any, ClassVar, Literal
 
 from torch.utils.data import Dataset
 
-from lightning_iet.data.sources.tar import Member, TarSource
-from lightning_iet.data.stored import StoredDataModule, StoredSamples
-
-__all__ = ["WebDatasetDataModule"]
+from lightning_iet.data.folders import StoredDataModule, StoredSamples
+from lightning_iet.data.sources import Member, TarSource
 
 Condition = Literal["cls", "txt", "json"]
 

@@ -20,8 +20,6 @@ None of these functions waits for the device or loops over samples.
 import torch
 from torch import Tensor
 
-__all__ = ["check_batch", "keep_mask", "masked_mean", "update_anchored_bank", "update_bank"]
-
 
 def check_batch(losses: Tensor, timesteps: Tensor, *, name: str = "losses", continuous: bool = False) -> None:
     """Raise unless there is one floating-point loss and one timestep for each sample.

@@ -4,9 +4,8 @@ import torch
 from torch import Tensor
 
 from lightning_iet.functional.checks import check_features
-from lightning_iet.functional.neighbors import search_rows, squared_norms
-
-__all__ = ["average_minimum_distance", "nearest_cosine_distance", "unit_rows"]
+from lightning_iet.functional.exhaustive_neighbors import squared_norms
+from lightning_iet.functional.neighbors import search_rows
 
 _FLOATS = 2**22  # values (32 MiB) that are held in float64 at a time
 

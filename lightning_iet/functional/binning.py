@@ -10,8 +10,6 @@ None of these functions waits for the device or loops over samples.
 import torch
 from torch import Tensor
 
-__all__ = ["bin_index", "equal_probability_edges"]
-
 
 def equal_probability_edges(samples: Tensor, num_bins: int) -> Tensor:
     r"""Cut the line into bins that a distribution fills equally, given samples of it.

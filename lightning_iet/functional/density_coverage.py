@@ -2,10 +2,8 @@
 
 from torch import Tensor
 
-from lightning_iet.functional.balls import ball_counts, squared_radii
 from lightning_iet.functional.checks import check_features
-
-__all__ = ["density_coverage"]
+from lightning_iet.functional.precision_recall import ball_counts, squared_radii
 
 
 def density_coverage(generated: Tensor, real: Tensor, *, k: int = 5) -> dict[str, Tensor]:

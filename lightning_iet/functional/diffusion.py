@@ -4,8 +4,6 @@ from typing import Literal
 
 from torch import Tensor
 
-__all__ = ["PredictionType", "guide", "mean_loss", "prediction_target", "sample_losses"]
-
 PredictionType = Literal["epsilon", "sample", "v_prediction"]
 """What the denoiser predicts; see `prediction_target`."""
 

@@ -7,16 +7,6 @@ from torch import Tensor
 
 from lightning_iet.functional.checks import check_number, check_numbers
 
-__all__ = [
-    "FALSE_POSITIVE_RATES",
-    "auc_interval",
-    "check_settings",
-    "membership_inference",
-    "roc_auc",
-    "roc_curve",
-    "tpr_at_fpr",
-]
-
 FALSE_POSITIVE_RATES = (0.01, 0.001)
 """The rates of false positives at which true ones are counted."""
 

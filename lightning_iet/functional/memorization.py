@@ -11,15 +11,6 @@ from torch import Tensor
 
 from lightning_iet.functional.neighbors import nearest_neighbors
 
-__all__ = [
-    "MQ_THRESHOLDS",
-    "count_below",
-    "memorization_ratio",
-    "memorized_fraction",
-    "memorized_quantity",
-    "nearest_ratio",
-]
-
 MQ_THRESHOLDS = (0.15, 0.20, 0.30, 0.40, 0.50, 0.60, 0.70, 0.80, 0.90)
 """The published thresholds of the memorized quantity."""
 

@@ -8,8 +8,6 @@ from torch import Tensor
 from lightning_iet.functional.checks import check_numbers
 from lightning_iet.functional.neighbors import nearest_neighbors
 
-__all__ = ["QUANTILES", "check_quantiles", "distance_summary", "nearest_training_distance"]
-
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75)
 """The quantiles that are reported."""
 

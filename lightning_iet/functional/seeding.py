@@ -2,8 +2,6 @@
 
 import numpy as np
 
-__all__ = ["derive_seed"]
-
 
 def derive_seed(*keys: int) -> int:
     """Mix integers into one seed of 63 bits.

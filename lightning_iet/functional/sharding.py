@@ -7,19 +7,6 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = [
-    "Partition",
-    "ShardStep",
-    "cut_batches",
-    "hosted_shards",
-    "num_replicas",
-    "partition",
-    "replica_part",
-    "resume",
-    "steps_per_epoch",
-    "walk",
-]
-
 Partition = Literal["stratified", "iid"]
 """How samples are split: with the classes in equal shares, or without regard to them."""
 

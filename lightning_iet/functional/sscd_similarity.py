@@ -6,8 +6,6 @@ from lightning_iet.functional.average_minimum_distance import nearest_cosine_dis
 from lightning_iet.functional.checks import check_features, check_number
 from lightning_iet.functional.nearest_training_distance import distance_summary
 
-__all__ = ["check_threshold", "similarity_summary", "sscd_similarity"]
-
 
 def sscd_similarity(generated: Tensor, train: Tensor, *, threshold: float = 0.5) -> dict[str, Tensor]:
     r"""Summarise the largest dot product of every generated descriptor with a training descriptor.

@@ -5,11 +5,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from lightning_iet.functional.nearest_training_distance import distance_summary
-from lightning_iet.metrics.cosine import CosineMetric
-from lightning_iet.metrics.features.files import PathLike_
-from lightning_iet.metrics.training_set import TrainingSet
-
-__all__ = ["AverageMinimumDistance"]
+from lightning_iet.metrics.base import CosineMetric, TrainingSet
+from lightning_iet.metrics.features.base import PathLike_
 
 
 class AverageMinimumDistance(CosineMetric):

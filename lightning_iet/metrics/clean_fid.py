@@ -8,8 +8,6 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from lightning_iet.metrics.base import BaseMetric
 from lightning_iet.metrics.features import CleanInceptionFeatures
 
-__all__ = ["CleanFID"]
-
 
 class CleanFID(BaseMetric, FrechetInceptionDistance):
     r"""Fréchet distance with clean-fid's resizing and Inception: the figure of ``cleanfid.fid.compute_fid``.

@@ -6,9 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from lightning_iet.functional.density_coverage import density_coverage
-from lightning_iet.metrics.two_samples import TwoSampleMetric
-
-__all__ = ["DensityCoverage"]
+from lightning_iet.metrics.base import TwoSampleMetric
 
 
 class DensityCoverage(TwoSampleMetric):

@@ -5,15 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_iet.functional.cliques import check_min_size
 from lightning_iet.functional.exhaustive_neighbors import float_rows
-from lightning_iet.functional.extraction_attack import Clique, extraction_attack
-from lightning_iet.functional.near_duplicates import check_tiles
-from lightning_iet.metrics.base import joined
-from lightning_iet.metrics.plotting import PlottedMetric
-from lightning_iet.metrics.training_set import TrainingSet, TrainingSetMetric
-
-__all__ = ["ExtractionAttack"]
+from lightning_iet.functional.extraction_attack import Clique, check_min_size, check_tiles, extraction_attack
+from lightning_iet.metrics.base import PlottedMetric, TrainingSet, TrainingSetMetric, joined
 
 
 class ExtractionAttack(TrainingSetMetric, PlottedMetric):

@@ -6,9 +6,7 @@ from torch import nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 from lightning_iet.metrics.features import feature_extractor
-from lightning_iet.metrics.features.files import PathLike_
-
-__all__ = ["frechet_distance"]
+from lightning_iet.metrics.features.base import PathLike_
 
 
 def frechet_distance(

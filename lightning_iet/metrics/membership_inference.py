@@ -15,10 +15,7 @@ from lightning_iet.functional.membership_inference import (
     membership_inference,
     roc_curve,
 )
-from lightning_iet.metrics.base import TwoKindsMetric, joined
-from lightning_iet.metrics.plotting import PlottedMetric, Values
-
-__all__ = ["MembershipInference"]
+from lightning_iet.metrics.base import PlottedMetric, TwoKindsMetric, Values, joined
 
 
 class MembershipInference(TwoKindsMetric, PlottedMetric):

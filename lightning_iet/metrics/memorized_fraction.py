@@ -7,10 +7,7 @@ from torch import Tensor
 
 from lightning_iet.functional.checks import check_number
 from lightning_iet.functional.memorization import nearest_ratio
-from lightning_iet.metrics.plotting import PlottedMetric
-from lightning_iet.metrics.training_set import TrainingSet, TrainingSetMetric
-
-__all__ = ["MemorizedFraction"]
+from lightning_iet.metrics.base import PlottedMetric, TrainingSet, TrainingSetMetric
 
 
 class MemorizedFraction(TrainingSetMetric, PlottedMetric):

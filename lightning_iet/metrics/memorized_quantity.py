@@ -11,9 +11,7 @@ from torch import Tensor
 
 from lightning_iet.functional.checks import check_numbers
 from lightning_iet.functional.memorization import MQ_THRESHOLDS, count_below, memorization_ratio
-from lightning_iet.metrics.training_set import TrainingSet, TrainingSetMetric
-
-__all__ = ["MemorizedQuantity"]
+from lightning_iet.metrics.base import TrainingSet, TrainingSetMetric
 
 
 class MemorizedQuantity(TrainingSetMetric):

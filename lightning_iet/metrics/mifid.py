@@ -7,14 +7,17 @@ import torch
 from torch import Tensor, nn
 
 from lightning_iet.functional.average_minimum_distance import unit_rows
-from lightning_iet.functional.frechet import frechet_distance, moments, moments_of_sums
-from lightning_iet.functional.mifid import check_threshold, memorization_distances, penalized
+from lightning_iet.functional.mifid import (
+    check_threshold,
+    frechet_distance,
+    memorization_distances,
+    moments,
+    moments_of_sums,
+    penalized,
+)
+from lightning_iet.metrics.base import PlottedMetric, TrainingSet, TrainingSetMetric
 from lightning_iet.metrics.features import feature_extractor
-from lightning_iet.metrics.features.files import PathLike_
-from lightning_iet.metrics.plotting import PlottedMetric
-from lightning_iet.metrics.training_set import TrainingSet, TrainingSetMetric
-
-__all__ = ["MiFID"]
+from lightning_iet.metrics.features.base import PathLike_
 
 
 class MiFID(TrainingSetMetric, PlottedMetric):

@@ -6,13 +6,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from lightning_iet.functional.nearest_training_distance import QUANTILES, check_quantiles, distance_summary
-from lightning_iet.metrics.base import joined
+from lightning_iet.metrics.base import PlottedMetric, TrainingSet, TrainingSetMetric, joined
 from lightning_iet.metrics.features import feature_extractor
-from lightning_iet.metrics.features.files import PathLike_
-from lightning_iet.metrics.plotting import PlottedMetric
-from lightning_iet.metrics.training_set import TrainingSet, TrainingSetMetric
-
-__all__ = ["NearestTrainingDistance"]
+from lightning_iet.metrics.features.base import PathLike_
 
 
 class NearestTrainingDistance(TrainingSetMetric, PlottedMetric):

@@ -6,9 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from lightning_iet.functional.precision_recall import precision_recall
-from lightning_iet.metrics.two_samples import TwoSampleMetric
-
-__all__ = ["PrecisionRecall"]
+from lightning_iet.metrics.base import TwoSampleMetric
 
 
 class PrecisionRecall(TwoSampleMetric):

@@ -10,18 +10,17 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LinearLR
 
-from lightning_iet.data.labels import labels_of
+from lightning_iet.data.samples import labels_of
 from lightning_iet.functional.diffusion import mean_loss, prediction_target, sample_losses
-from lightning_iet.modules.conditioning import find_conditioning, leave_dropping_to_us
-from lightning_iet.modules.denoisers import check_denoiser, check_image_shape
-from lightning_iet.modules.drawing import DrawsImages, check_guidance
-from lightning_iet.modules.draws import DrawsAfresh
-from lightning_iet.modules.moving_average import MovingAverage, moving_average
-from lightning_iet.modules.pretrained import either
-from lightning_iet.modules.specification import check_same_architecture, rebuild_arguments, specify
-from lightning_iet.utilities.clipping import ClipsFusedGradients
-
-__all__ = ["DiffusionModule"]
+from lightning_iet.modules.base import ClipsFusedGradients, DrawsAfresh, MovingAverage, moving_average
+from lightning_iet.modules.conditioning import (
+    check_denoiser,
+    check_image_shape,
+    find_conditioning,
+    leave_dropping_to_us,
+)
+from lightning_iet.modules.pretrained import check_same_architecture, either, rebuild_arguments, specify
+from lightning_iet.modules.sampling import DrawsImages, check_guidance
 
 
 class DiffusionModule(DrawsImages, DrawsAfresh, ClipsFusedGradients, pl.LightningModule):

@@ -1,16 +1,96 @@
-"""Models that somebody has published: a pipeline or a U-Net of diffusers, from a folder or from the hub."""
+"""A module from its checkpoint, whatever its class."""
 
+import copy
 import json
+from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import diffusers
-from diffusers import SchedulerMixin
-from torch import nn
+import torch
+from diffusers import DDPMPipeline, SchedulerMixin
+from torch import Tensor, nn
 
+from lightning_iet.utilities.checkpoints import check_whole, outline
 from lightning_iet.utilities.errors import first_line
 
-__all__ = ["DENOISERS", "PIPELINES", "SCHEDULERS", "either", "load_pretrained", "read_folder"]
+
+def specify(thing: object) -> dict[str, Any] | None:
+    """Class and configuration of a diffusers model or scheduler; None for a class that keeps no ``config``.
+
+    Example:
+        >>> from diffusers import DDPMScheduler
+        >>> specify(DDPMScheduler())["class_path"]
+        'diffusers.DDPMScheduler'
+    """
+    config = getattr(thing, "config", None)
+    if config is None or not hasattr(type(thing), "from_config"):
+        return None
+    plain = {key: list(value) if isinstance(value, tuple) else value for key, value in dict(config).items()}
+    return {"class_path": f"diffusers.{type(thing).__name__}", "config": plain}
+
+
+def _build(specification: dict[str, Any]) -> Any:
+    module, _, name = specification["class_path"].rpartition(".")
+    # Only diffusers' own classes are built: a checkpoint must not name any callable of this machine.
+    if module != "diffusers":
+        raise ValueError(f"Checkpoint expected a class of diffusers, but got {specification['class_path']!r}.")
+    return getattr(import_module(module), name).from_config(specification["config"])
+
+
+def rebuild_arguments(path: Any, *, given: dict[str, Any]) -> dict[str, Any]:
+    """Arguments for a module's constructor, from its checkpoint; what is given wins.
+
+    Args:
+        path: The checkpoint.
+        given: Arguments that the caller has set.
+
+    Raises:
+        ValueError: If the checkpoint does not say how to build the denoiser and none was given.
+    """
+    specification = torch.load(path, map_location="cpu", weights_only=True).get("specification", {})
+    arguments = {name: value for name, value in specification.items() if name not in given and value is not None}
+    arguments.pop("module", None)  # the class, which the caller knows
+    for name in ("unet", "scheduler"):
+        if name in arguments:
+            arguments[name] = _build(arguments[name])
+    if "unet" not in arguments | given:
+        raise ValueError(
+            f"Argument `unet` expected the denoiser of {path}, which does not say how to build it, but got none. "
+            "Use load_from_checkpoint(path, unet=YourDenoiser(…))."
+        )
+    return arguments | given
+
+
+def check_same_architecture(saved: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
+    """Refuse weights of another architecture, before torch lists each of them.
+
+    Args:
+        saved: Weights of the checkpoint, by name.
+        own: Weights of the module that is to take them.
+
+    Raises:
+        ValueError: Naming the first difference.
+
+    Example:
+        >>> check_same_architecture({"weight": torch.zeros(2)}, {"weight": torch.zeros(3)})
+        Traceback (most recent call last):
+        ...
+        ValueError: The checkpoint expected `weight` of shape (2,), but the module has it of shape (3,) (1 weight ...
+    """
+    shapes = [{name: tuple(tensor.shape) for name, tensor in weights.items()} for weights in (saved, own)]
+    names = list(dict.fromkeys([*own, *saved]))
+    others = [name for name in names if shapes[0].get(name) != shapes[1].get(name)]
+    if not others:
+        return
+    there, here = (f"of shape {found[others[0]]}" if others[0] in found else "not at all" for found in shapes)
+    raise ValueError(
+        f"The checkpoint expected `{others[0]}` {there}, but the module has it {here} ({len(others)} "
+        f"weight{'s' * (len(others) > 1)} of {len(names)} differ{'s' * (len(others) == 1)}): it is of another "
+        "architecture. Give the model the settings that the checkpoint was trained with."
+    )
+
 
 # Classes are picked from lists of ours: a file must not name code to run.
 PIPELINES = ("DDPMPipeline", "DDIMPipeline")
@@ -132,3 +212,71 @@ def _known(name: Any, known: tuple[str, ...]) -> str:
     if name not in known:
         raise ValueError(f"{name} is none of {', '.join(known)}.")
     return str(name)
+
+
+def make_pipeline(denoiser: nn.Module, scheduler: SchedulerMixin) -> DDPMPipeline:
+    """Put copies of a denoiser and its scheduler into a ``DDPMPipeline``.
+
+    Args:
+        denoiser: A U-Net or transformer of diffusers.
+        scheduler: A sampler of diffusers.
+
+    Returns:
+        The pipeline, on the CPU, in evaluation mode, without a progress bar.
+
+    Raises:
+        TypeError: If the denoiser is another one.
+
+    Example:
+        >>> from diffusers import DDPMScheduler
+        >>> make_pipeline(nn.Identity(), DDPMScheduler())
+        Traceback (most recent call last):
+        ...
+        TypeError: Argument `unet` expected a UNet2DModel or DiTTransformer2DModel of diffusers to make a pipeline of,
+        but got Identity. ...
+    """
+    if type(denoiser).__name__ not in DENOISERS or not hasattr(denoiser, "save_pretrained"):
+        raise TypeError(
+            f"Argument `unet` expected a {' or '.join(DENOISERS)} of diffusers to make a pipeline of, "
+            f"but got {type(denoiser).__name__}. Keep its checkpoint instead."
+        )
+    own = copy.deepcopy(denoiser).cpu().float().eval().requires_grad_(False)
+    # Files of weights hold them row by row, whatever order training had them in (`channels_last`).
+    own = own.to(memory_format=torch.contiguous_format)
+    pipeline = DDPMPipeline(unet=own, scheduler=scheduler)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+# Classes are picked from a list of ours: a checkpoint must not name code to run.
+_CLASSES = {
+    "DiffusionModule": "lightning_iet.modules.diffusion",
+    "TextToImageModule": "lightning_iet.modules.text_to_image",
+}
+
+
+def load_any_module(path: Path, *, argument: str = "ckpt") -> Any:
+    """Load a module of the class that its checkpoint names, or say in one line why that file is none.
+
+    Args:
+        path: A checkpoint.
+        argument: The name under which the user gave it.
+
+    Returns:
+        The module, on the CPU: it can draw images (``sample``) and be handed on (``pipeline``).
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is something else.
+    """
+    check_whole(path, argument=argument)
+    name = outline(path, argument=argument).get("specification", {}).get("module", "DiffusionModule")
+    wanted = f"Argument `{argument}` expected a checkpoint of a {' or '.join(_CLASSES)}, but got '{path}'"
+    if name not in _CLASSES:
+        raise ValueError(f"{wanted}, which is one of a {name}.")
+    try:
+        return getattr(import_module(_CLASSES[name]), name).load_from_checkpoint(path, map_location="cpu")
+    except (ValueError, ImportError):
+        raise
+    except Exception as error:  # torch and pickle raise anything on a file of another kind
+        raise ValueError(f"{wanted}: {first_line(error)}") from error

@@ -13,17 +13,16 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LinearLR
 
 from lightning_iet.functional.diffusion import mean_loss, prediction_target, sample_losses
-from lightning_iet.modules.draws import DrawsAfresh
-from lightning_iet.modules.latent_diffusion.adapters import add_lora
-from lightning_iet.modules.latent_diffusion.average import TrainedAverage
-from lightning_iet.modules.latent_diffusion.captions import CaptionEncoder, Conditions, check_captioned
-from lightning_iet.modules.latent_diffusion.checkpoints import SavesTrainedWeights, arguments_of, check_arguments
+from lightning_iet.modules.base import ClipsFusedGradients, DrawsAfresh, TrainedAverage
+from lightning_iet.modules.latent_diffusion.checkpoints import (
+    SavesTrainedWeights,
+    add_lora,
+    arguments_of,
+    check_arguments,
+)
 from lightning_iet.modules.latent_diffusion.drawing import DrawsFromText, check_size
-from lightning_iet.modules.latent_diffusion.latents import LatentEncoder
+from lightning_iet.modules.latent_diffusion.encoders import CaptionEncoder, Conditions, LatentEncoder, check_captioned
 from lightning_iet.modules.latent_diffusion.pipelines import open_pipeline
-from lightning_iet.utilities.clipping import ClipsFusedGradients
-
-__all__ = ["TextToImageModule"]
 
 
 class TextToImageModule(SavesTrainedWeights, DrawsFromText, DrawsAfresh, ClipsFusedGradients, pl.LightningModule):

@@ -1,6 +1,6 @@
-"""The shard models of one process: which is at work, and their average."""
+"""The weights that a checkpoint shows."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -8,14 +8,79 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
+from torch.optim import Optimizer
 
 from lightning_iet.functional.averaging import average_
 from lightning_iet.shards.layout import FlatLayout
-from lightning_iet.shards.offload import Offload, make_residence
-from lightning_iet.shards.packing import pack, unpack
 from lightning_iet.shards.state import ShardState, capture, install, shard_tensors
+from lightning_iet.shards.storage import Offload, make_residence
 
-__all__ = ["ShardEngine"]
+
+def pack(state: ShardState, optimizers: Sequence[Optimizer]) -> dict[str, Any]:
+    """Turn a state into dicts, lists, numbers and tensors, which ``torch.load(weights_only=True)`` reads back.
+
+    Args:
+        state: The state; its tensors are referred to, not copied.
+        optimizers: Those it belongs to; parameters become their numbers in the order of the groups.
+    """
+    return {
+        "flat": {str(dtype).removeprefix("torch."): flat for dtype, flat in state.flat.items()},
+        "counters": state.counters,
+        "optimizers": [
+            {"state": {number[parameter]: values for parameter, values in saved.items()}, "groups": groups}
+            for (saved, groups), number in zip(state.optimizers, map(_numbers, optimizers), strict=True)
+        ],
+        "schedulers": state.schedulers,
+        "scaler": state.scaler,
+        "callbacks": state.callbacks,
+    }
+
+
+def unpack(
+    packed: dict[str, Any], *, into: ShardState, optimizers: Sequence[Optimizer], device: torch.device
+) -> ShardState:
+    """The reverse of :func:`pack`: a state on the device, but for its flat tensors, which are filled where they are.
+
+    Args:
+        packed: What a checkpoint holds.
+        into: A state of the same model; its flat tensors are overwritten and used.
+        optimizers: Those that the state will belong to.
+        device: Where the model is trained.
+    """
+    for dtype, flat in into.flat.items():
+        flat.copy_(packed["flat"][str(dtype).removeprefix("torch.")])
+    loaded = []
+    for saved, optimizer in zip(packed["optimizers"], optimizers, strict=True):
+        parameters = list(_numbers(optimizer))
+        on_device = [group.get("fused") or group.get("capturable") for group in optimizer.param_groups]
+        state = {
+            parameters[number]: _values(values, parameters[number], move_all=any(on_device))
+            for number, values in saved["state"].items()
+        }
+        loaded.append((state, saved["groups"]))
+    return ShardState(
+        flat=into.flat,
+        counters=[counter.to(device) for counter in packed["counters"]],
+        optimizers=loaded,
+        schedulers=packed["schedulers"],
+        scaler=packed["scaler"],
+        callbacks=[{name: tensor.to(device) for name, tensor in saved.items()} for saved in packed["callbacks"]],
+    )
+
+
+def _numbers(optimizer: Optimizer) -> dict[Tensor, int]:
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    return {parameter: number for number, parameter in enumerate(parameters)}
+
+
+def _values(values: dict[str, Any], parameter: Tensor, *, move_all: bool) -> dict[str, Any]:
+    """Move what belongs to a parameter to its device; step counters only for fused and capturable optimizers."""
+
+    def place(value: Any) -> Any:
+        belongs = isinstance(value, torch.Tensor) and (move_all or value.shape == parameter.shape)
+        return value.to(parameter.device) if belongs else value
+
+    return {name: place(value) for name, value in values.items()}
 
 
 class ShardEngine:
@@ -214,3 +279,21 @@ class ShardEngine:
         self._show(self.residence.bring_flat(first.flat))
         for live, counter in zip(self._counters, first.counters, strict=True):
             live.data = counter.to(live.device, copy=True)
+
+
+def average_saved(module: LightningModule, engine: ShardEngine) -> Callable[[dict[str, Any]], None]:
+    """The module's ``on_save_checkpoint``, called for full checkpoints and for weights alone, with the average.
+
+    Args:
+        module: The model; its own ``on_save_checkpoint`` is called, and sees the average too.
+        engine: Its shards.
+    """
+    own = module.on_save_checkpoint
+
+    def on_save_checkpoint(checkpoint: dict[str, Any]) -> None:
+        with engine.average_shown():
+            # Copies: a view of the flat tensor would be saved with all of it.
+            checkpoint["state_dict"] = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+            own(checkpoint)
+
+    return on_save_checkpoint

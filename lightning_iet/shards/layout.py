@@ -6,8 +6,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["FlatLayout"]
-
 # Every tensor starts at a multiple of 64 bytes, as a fresh allocation would, so that kernels take the same path.
 ALIGNMENT_BYTES = 64
 

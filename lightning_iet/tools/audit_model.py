@@ -5,16 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from lightning_iet.audit.core import check_sets
-from lightning_iet.audit.drawing import Drawing, draw
-from lightning_iet.audit.findings import Findings
-from lightning_iet.audit.generator import Generator, load_checkpoint, load_pipeline
-from lightning_iet.audit.images import ImageSet
+from lightning_iet.audit.findings import Findings, Membership, infer_membership
+from lightning_iet.audit.generator import Drawing, Generator, draw, load_checkpoint, load_pipeline
 from lightning_iet.audit.losses import Probing, measure_losses, spread_timesteps
-from lightning_iet.audit.membership import Membership, infer_membership
+from lightning_iet.audit.reading import ImageSet
 from lightning_iet.modules.sampling import Sampler
-from lightning_iet.tools.audit_job import AuditJob
-
-__all__ = ["audit_model"]
+from lightning_iet.tools.audit import AuditJob
 
 
 def audit_model(
@@ -55,7 +51,7 @@ def audit_model(
         batch_size: Images at once; finished work is kept after each of these.
         loss_images: At most so many images of each set whose loss is measured, chosen at random; null = all.
         loss_timesteps: Timesteps at which the loss of each image is measured.
-        options: Those of :class:`~lightning_iet.tools.audit_job.AuditJob`.
+        options: Those of :class:`~lightning_iet.tools.audit.AuditJob`.
 
     Returns:
         The figures, as in metrics.json.

@@ -11,12 +11,9 @@ from typing import Any, TypeAlias
 from rich.console import Console
 from rich.table import Table
 
-from lightning_iet.tools.charts import memorization_against_fid
-from lightning_iet.tools.figures import save_figure
-from lightning_iet.tools.report import METRICS_FILE, format_fid, format_share
-from lightning_iet.tools.run_folder import check_writable, write_atomically
-
-__all__ = ["compare"]
+from lightning_iet.evaluation.report import METRICS_FILE, format_fid, format_share
+from lightning_iet.plots import memorization_against_fid, save_figure
+from lightning_iet.utilities.files import check_writable, write_atomically
 
 MQ_SHOWN = ("0.15", "0.3")  # enough for a table; the CSV has all thresholds
 Row: TypeAlias = dict[str, Any]

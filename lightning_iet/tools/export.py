@@ -1,15 +1,200 @@
 """A checkpoint as a pipeline of diffusers, for whoever does not have this package."""
 
+import json
+from collections.abc import Iterator, Mapping
+from importlib.metadata import version
+from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
-from lightning_iet.audit.folders import whole_folder
-from lightning_iet.modules.loading import load_any_module
+from huggingface_hub import ModelCardData
+from jinja2 import Environment, StrictUndefined
+from omegaconf import OmegaConf
+
+from lightning_iet.evaluation.report import METRICS_FILE, format_fid, format_share
+from lightning_iet.modules.pretrained import load_any_module
 from lightning_iet.modules.sampling import Sampler
-from lightning_iet.tools.model_card import CARD_FILE, model_card
-from lightning_iet.tools.run_folder import check_writable
+from lightning_iet.utilities.checkpoints import outline
 from lightning_iet.utilities.errors import first_line
+from lightning_iet.utilities.files import check_writable, whole_folder
 
-__all__ = ["export"]
+CARD_FILE = "README.md"
+_PACKAGES = ("lightning-iet", "diffusers", "torch", "lightning")
+# Settings of data that say nothing about the model, or where they lie on the machine that it was trained on.
+_LEFT_OUT = ("root", "download", "num_workers", "path", "folder", "cache_dir", "check", "on_error")
+_TASKS = {"text": "text-to-image"}  # on the hub, class-conditional models go under unconditional ones
+
+
+def model_card(
+    module: Any, *, ckpt: Path, use_ema: bool, sampler: Sampler, audit: Path | None = None, name: str
+) -> str:
+    """Write the card of an exported model.
+
+    Args:
+        module: The model.
+        ckpt: Its checkpoint; ``config.yaml`` and ``metrics.json`` are looked for in its folder and the one above.
+        use_ema: Whether the averaged weights were exported.
+        sampler: What the pipeline draws with.
+        audit: Folder of an audit's report.
+        name: What the model is called.
+
+    Returns:
+        Markdown, behind the header that the Hugging Face hub reads.
+
+    Raises:
+        ValueError: If the audit's figures cannot be read.
+    """
+    config = _read(_beside(ckpt, "config.yaml"))
+    metrics = _read(_beside(ckpt, METRICS_FILE))
+    step = int(outline(ckpt, argument="ckpt").get("global_step", 0))
+    kind, classes = _kind(module), getattr(module, "conditioning", None)
+    pretrained = _pretrained(config)
+    template = (files(__package__) / "model_card.md.j2").read_text(encoding="utf-8")
+    environment = Environment(undefined=StrictUndefined, autoescape=False)  # noqa: S701 (Markdown, no web page)
+    card = environment.from_string(template).render(
+        header=_header(kind, pretrained),
+        name=name,
+        averaged=use_ema and module.ema is not None,
+        step=step,
+        pretrained=pretrained,
+        kind=kind,
+        num_classes=getattr(classes, "num_classes", None),
+        null=getattr(classes, "null", None),
+        shape=module.image_shape,
+        steps=module.num_timesteps if sampler == "ddpm" else min(50, module.num_timesteps),
+        training=list(_training(config)),
+        quality=_quality(metrics, step) if "control" in metrics else None,
+        audit=None if audit is None else _audit(audit),
+        share=format_share,
+        versions={package: version(package) for package in _PACKAGES},
+    )
+    return card.strip() + "\n"
+
+
+def _kind(module: Any) -> str:
+    if not hasattr(module, "conditioning"):
+        return "text"
+    return "images" if module.conditioning is None else "classes"
+
+
+def _header(kind: str, pretrained: str | None) -> str:
+    data = ModelCardData(
+        library_name="diffusers",
+        pipeline_tag=_TASKS.get(kind, "unconditional-image-generation"),
+        tags=["diffusion", "memorization", "lightning-iet"],
+        base_model=pretrained if pretrained and "/" in pretrained else None,
+    )
+    return data.to_yaml().strip()
+
+
+# --- what lies beside the checkpoint ----------------------------------------------------------------------------------
+
+
+def _beside(ckpt: Path, name: str) -> Path | None:
+    """A file of the run: `ModelCheckpoint` writes into a folder of the run's folder."""
+    places = (folder / name for folder in ckpt.absolute().parents[:2])
+    return next((place for place in places if place.is_file()), None)
+
+
+def _read(file: Path | None) -> dict[str, Any]:
+    """A YAML file, or a JSON file (which is YAML); one that is not there tells nothing."""
+    if file is None:
+        return {}
+    content = OmegaConf.to_container(OmegaConf.load(file))
+    return content if isinstance(content, dict) else {}  # type: ignore[return-value]
+
+
+def _audit(folder: Path) -> dict[str, Any]:
+    file = folder / METRICS_FILE if folder.is_dir() else folder
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        found["generated"]["copies"]["total"]  # which the file of an evaluation has not
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise ValueError(
+            f"Argument `audit` expected the folder of a report of `lightning-iet audit`, but got '{folder}', which has "
+            f"no {METRICS_FILE} of one."
+        ) from error
+    return dict(found)
+
+
+def _pretrained(config: Mapping[str, Any]) -> str | None:
+    """What a model was fine-tuned from; of a local folder only its name, for its place is nobody's business."""
+    given = _init_args(config.get("model")).get("pretrained")
+    if not isinstance(given, str):
+        return None
+    return Path(given).name if given.count("/") != 1 or given.startswith(("/", ".", "~")) else given
+
+
+# --- settings and figures ---------------------------------------------------------------------------------------------
+
+
+def _training(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """What says how the model was trained, as (setting, value)."""
+    if not config:
+        return
+    data, model, trainer = (config.get(name) or {} for name in ("data", "model", "trainer"))
+    given = {name: value for name, value in _init_args(data).items() if name not in _LEFT_OUT and value is not None}
+    yield "data", f"{_class(data)} ({_listed(given)})"
+    optimizer = _init_args(model).get("optimizer")
+    if optimizer:
+        yield (
+            "optimizer",
+            f"{_class(optimizer)} ({_listed(_init_args(optimizer), only=('lr', 'betas', 'weight_decay'))})",
+        )
+    settings = ("warmup_steps", "ema_decay", "label_dropout", "lora_rank")
+    yield "model", _listed(_init_args(model), only=settings) or _class(model)
+    limits = ("max_epochs", "max_steps", "precision", "gradient_clip_val", "accumulate_grad_batches")
+    yield "trainer", _listed(trainer, only=limits)
+    yield "seed", str(config.get("seed_everything"))
+    averaging, agc = config.get("averaging") or {}, config.get("agc") or {}
+    shards, steps = averaging.get("num_shards"), averaging.get("every_n_train_steps")
+    length = f"{steps} steps of a shard" if steps else f"{averaging.get('every_n_epochs') or 1} epochs"
+    many = f"{shards or 'one per process'} shards, averaged every {length}"
+    yield "iterative ensemble training", "off" if shards == 1 else many
+    threshold = agc.get("threshold", 0)
+    yield "anti-gradient control", f"threshold {threshold:g}" if threshold else "off"
+
+
+def _class(thing: Mapping[str, Any]) -> str:
+    return f"`{str(thing.get('class_path', 'unknown')).rpartition('.')[2]}`"
+
+
+def _init_args(thing: Any) -> dict[str, Any]:
+    return dict((thing or {}).get("init_args") or {}) if isinstance(thing, Mapping) else {}
+
+
+def _listed(settings: Mapping[str, Any], *, only: tuple[str, ...] | None = None) -> str:
+    """Settings in a row.
+
+    Example:
+        >>> _listed({"lr": 0.1, "betas": [0.9, 0.999], "eps": 1e-8}, only=("lr", "betas"))
+        'lr 0.1, betas [0.9, 0.999]'
+    """
+    names = [name for name in (only or settings) if settings.get(name) is not None]
+    return ", ".join(f"{name} {settings[name]}" for name in names)
+
+
+def _quality(metrics: Mapping[str, Any], step: int) -> dict[str, Any]:
+    """The figures of the evaluation that ended the run, and how they came about."""
+    generated, control, settings = (metrics[part] for part in ("generated", "control", "settings"))
+    rows = [
+        (f"FID ({settings['features']} features)", format_fid(generated["fid"]), format_fid(control["fid"])),
+        ("memorized fraction", *(format_share(part["memorized_fraction"]) for part in (generated, control))),
+        *(
+            (f"MQ < {level}", format_share(share), format_share(control["mq"][level]))
+            for level, share in generated["mq"].items()
+        ),
+    ]
+    weights = "averaged" if settings["use_ema"] else "last"
+    measured = metrics["run"]["steps"]
+    how = (
+        f"Drawn with {settings['sampler']}, {settings['num_inference_steps']} steps, {weights} weights, seed "
+        f"{settings['seed']}. Shares are of the images; memorization is lower, the better, down to the control."
+    )
+    if measured != step:
+        how += f" **Measured after {measured:,} steps; these weights are those after {step:,}.**"
+    return {"num": generated["num_images"], "num_control": control["num_images"], "rows": rows, "how": how}
+
 
 _INDEX = "model_index.json"
 

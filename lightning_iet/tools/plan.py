@@ -3,22 +3,255 @@
 import resource
 import statistics
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import pairwise
+from math import ceil
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import rich
 import torch
+from rich.table import Table
+from torch import nn
 
-from lightning_iet.callbacks.anti_gradient_control import AntiGradientControl
-from lightning_iet.callbacks.parameter_averaging import ParameterAveragingCallback
+from lightning_iet.callbacks.anti_gradient_control.callback import AntiGradientControl
+from lightning_iet.callbacks.parameter_averaging.callback import ParameterAveragingCallback
+from lightning_iet.callbacks.parameter_averaging.checks import check_trainer, limit_per_shard
 from lightning_iet.data.shard_sampler import ShardPlan, ShardSampler
 from lightning_iet.data.sharding import ShardedDataModule
-from lightning_iet.tools.cost import Cost, Schedule, cost_table, model_size
-from lightning_iet.utilities.checks import check_trainer, limit_per_shard
+from lightning_iet.shards.state import frozen_tensors, shard_tensors
 
-__all__ = ["PlanningTrainer"]
+
+@dataclass(frozen=True)
+class ModelSize:
+    """Bytes of a module in training.
+
+    Attributes:
+        trained: Number of parameters that are trained.
+        frozen: Number of others, which shards share; averages of the weights are not counted.
+        averaged: Bytes that an averaging takes of each shard: trained weights, their moving average, buffers.
+        optimizer: Bytes of the optimizer's state, once it has taken a step; None where it cannot be told.
+        gradients: Bytes of the gradients.
+        shared: Bytes of what shards share.
+    """
+
+    trained: int
+    frozen: int
+    averaged: int
+    optimizer: int | None
+    gradients: int
+    shared: int
+
+    @property
+    def shard(self) -> int:
+        """Bytes of one shard's state."""
+        return self.averaged + (self.optimizer or 0)
+
+
+def model_size(module: nn.Module) -> ModelSize:
+    """Count a module's parameters, and the bytes that training makes of them.
+
+    Args:
+        module: With ``module.optimizer``, which makes an optimizer from parameters, as
+            :class:`~lightning_iet.modules.DiffusionModule` has it, the optimizer's state is counted too.
+
+    Example:
+        >>> module = nn.Linear(9, 1)
+        >>> module.optimizer = torch.optim.Adam
+        >>> model_size(module)
+        ModelSize(trained=10, frozen=0, averaged=40, optimizer=80, gradients=40, shared=0)
+    """
+    trained = [p for p in module.parameters() if p.requires_grad]
+    floats, _ = shard_tensors(module)
+    others = frozen_tensors(module)
+    number, gradients = sum(p.numel() for p in trained), _bytes(trained)
+    make = getattr(module, "optimizer", None)
+    return ModelSize(
+        trained=number,
+        frozen=sum(tensor.numel() for tensor in others.values()),
+        averaged=_bytes(floats.values()),
+        optimizer=None if make is None else round(_state_per_parameter(make) * number),
+        gradients=gradients,
+        shared=_bytes(others.values()),
+    )
+
+
+def _bytes(tensors: Any) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def _state_per_parameter(make: Callable[..., Any]) -> float:
+    """Bytes that an optimizer keeps for each parameter, from a step with a few."""
+    weight = nn.Parameter(torch.zeros(64))
+    weight.grad = torch.zeros_like(weight)
+    optimizer = make([weight])
+    optimizer.step()
+    kept = [value for value in optimizer.state[weight].values() if isinstance(value, torch.Tensor)]
+    return _bytes(value for value in kept if value.numel() == 64) / 64
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long a run is.
+
+    Attributes:
+        shard_sizes: Training samples of each shard.
+        processes: Number of processes, W.
+        epoch_steps: Optimizer steps of each shard in an epoch.
+        epochs: Number of epochs; None = no limit.
+        max_steps: Limit of a process's optimizer steps; None = none.
+        round_epochs: Epochs between two averagings; None = counted in steps.
+        round_steps: Steps of each shard between two averagings; None = counted in epochs.
+
+    Example:
+        >>> ten = Schedule((5000,) * 10, 2, epoch_steps=40, epochs=1000, max_steps=None, round_epochs=100)
+        >>> ten.hosted, ten.steps, ten.process_steps, ten.averagings
+        (5, 40000, 200000, 10)
+    """
+
+    shard_sizes: tuple[int, ...]
+    processes: int
+    epoch_steps: int
+    epochs: int | None
+    max_steps: int | None
+    round_epochs: int | None = None
+    round_steps: int | None = None
+
+    @property
+    def hosted(self) -> int:
+        """Shards of each process, which takes them in turn."""
+        return max(len(self.shard_sizes) // self.processes, 1)
+
+    @property
+    def steps(self) -> int | None:
+        """Optimizer steps of each shard in the run; None = no limit is set."""
+        limits = [] if self.epochs is None else [self.epochs * self.epoch_steps]
+        limits += [] if self.max_steps is None else [self.max_steps]
+        return min(limits) if limits else None
+
+    @property
+    def process_steps(self) -> int | None:
+        """Optimizer steps of each process."""
+        return None if self.steps is None else self.steps * self.hosted
+
+    @property
+    def averagings(self) -> int | None:
+        """Averagings in the run, the one at its end included."""
+        if len(self.shard_sizes) == 1:
+            return 0
+        if self.steps is None:
+            return None
+        return ceil(self.steps / (self.round_steps or (self.round_epochs or 1) * self.epoch_steps))
+
+
+@dataclass(frozen=True)
+class Cost:
+    """All that is known of a run before it starts.
+
+    Attributes:
+        size: Of the model.
+        schedule: Of the run.
+        step_seconds: Measured time of a step with its data; None = not measured.
+        peak: Measured peak of the memory; None = not measured.
+        device: Whose memory that was.
+    """
+
+    size: ModelSize
+    schedule: Schedule
+    step_seconds: float | None = None
+    peak: int | None = None
+    device: str = "cpu"
+
+    @property
+    def memory(self) -> int:
+        """Bytes in each process: states of its shards, gradients, what is shared; without activations."""
+        return self.schedule.hosted * self.size.shard + self.size.gradients + self.size.shared
+
+    @property
+    def sent(self) -> float:
+        """Bytes that each process sends in an averaging: 2 (W - 1) / W of one shard's, as an all-reduce does."""
+        processes = min(self.schedule.processes, len(self.schedule.shard_sizes))
+        return 2 * (processes - 1) / processes * self.size.averaged
+
+    @property
+    def seconds(self) -> float | None:
+        """Time of the run's steps."""
+        steps = self.schedule.process_steps
+        return None if steps is None or self.step_seconds is None else steps * self.step_seconds
+
+
+def cost_table(cost: Cost) -> Table:
+    """Lay a cost out as a table to print with :mod:`rich`."""
+    size, schedule = cost.size, cost.schedule
+    shards, averagings = len(schedule.shard_sizes), schedule.averagings
+    table = Table("what", "how much", "made up of", title="What this run will cost")
+    table.add_row("trained parameters", _count(size.trained), f"{_count(size.frozen)} frozen ones beside them")
+    sizes = sorted(set(schedule.shard_sizes))
+    table.add_row("shards", str(shards), f"{' to '.join(f'{n:,}' for n in (sizes[0], sizes[-1])[: len(sizes)])} images")
+    table.add_row("processes", str(schedule.processes), f"{schedule.hosted} shard(s) on each, in turn")
+    each = "each shard: " if shards > 1 else ""
+    table.add_row("steps", _count(schedule.steps), f"{each}{schedule.epoch_steps:,} in an epoch, {_epochs(schedule)}")
+    if schedule.hosted > 1:
+        table.add_row("steps of a process", _count(schedule.process_steps), f"those of its {schedule.hosted} shards")
+    table.add_section()
+    optimizer = "of the optimizer: not known" if size.optimizer is None else f"optimizer {_memory(size.optimizer)}"
+    made = f"{schedule.hosted} × (weights, averages {_memory(size.averaged)} + {optimizer})"
+    made += f" + gradients {_memory(size.gradients)}" + (f" + frozen {_memory(size.shared)}" if size.shared else "")
+    table.add_row("memory of a process", _memory(cost.memory), f"{made}; activations come on top")
+    if cost.peak is not None:
+        table.add_row("measured peak", _memory(cost.peak), f"memory of {cost.device}, with activations")
+    if shards > 1:
+        table.add_section()
+        table.add_row("an averaging", _memory(shards * size.averaged), f"{shards} × weights and their averages")
+        all_bytes = None if averagings is None else averagings * shards * size.averaged
+        table.add_row("averagings", _count(averagings), f"{_memory(all_bytes)} in all")
+        if schedule.processes > 1:
+            table.add_row("sent by a process", _memory(cost.sent), "in an averaging; between them, nothing")
+    table.add_section()
+    if cost.step_seconds is None:
+        table.add_row("time", "not measured", "--measure_steps 5 takes a few steps to tell")
+    else:
+        table.add_row("time", _time(cost.seconds), f"{cost.step_seconds:.3g} s for each step, data included")
+    return table
+
+
+def _epochs(schedule: Schedule) -> str:
+    return "no limit of epochs" if schedule.epochs is None else f"{schedule.epochs:,} epochs"
+
+
+def _count(number: int | None) -> str:
+    return "no limit" if number is None else f"{number:,}"
+
+
+def _memory(number: float | None) -> str:
+    """Bytes for people.
+
+    Example:
+        >>> [_memory(number) for number in (0, 5e6, 3e9, None)]
+        ['0.0 MiB', '4.8 MiB', '2.8 GiB', 'no limit']
+    """
+    if number is None:
+        return "no limit"
+    return f"{number / 2**30:,.1f} GiB" if number >= 2**30 else f"{number / 2**20:.1f} MiB"
+
+
+def _time(seconds: float | None) -> str:
+    """A time for people.
+
+    Example:
+        >>> [_time(seconds) for seconds in (42, 3 * 3600 + 60, 1e6, None)]
+        ['42 s', '3 h 1 min', '11 days 13 h', 'no limit']
+    """
+    if seconds is None:
+        return "no limit"
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 48 * 60:
+        return f"{minutes // 60} h {minutes % 60} min"
+    return f"{minutes // 1440} days {minutes % 1440 // 60} h"
 
 
 class PlanningTrainer(pl.Trainer):

@@ -7,13 +7,11 @@ from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
 from tqdm.auto import tqdm
 
-from lightning_iet.modules.loading import load_any_module
+from lightning_iet.modules.pretrained import load_any_module
 from lightning_iet.modules.sampling import Sampler
-from lightning_iet.tools.figures import image_grid, save_figure
-from lightning_iet.tools.run_folder import check_writable, free_folder, write_atomically
+from lightning_iet.plots import image_grid, save_figure
 from lightning_iet.utilities.devices import usable_device
-
-__all__ = ["sample"]
+from lightning_iet.utilities.files import check_writable, free_folder, write_atomically
 
 
 def sample(

@@ -11,13 +11,11 @@ from typing import Any
 from rich.console import Console
 from tqdm.auto import tqdm
 
-from lightning_iet.sweeps import Job, Search, SweepFile, grid_points, read_sweep, run_jobs
-from lightning_iet.tools.assessment import Scores, objective
+from lightning_iet.evaluation.assessment import Scores, objective
+from lightning_iet.evaluation.report import METRICS_FILE
+from lightning_iet.search import Job, Search, SweepFile, grid_points, read_sweep, run_jobs
 from lightning_iet.tools.compare import compare
-from lightning_iet.tools.report import METRICS_FILE
-from lightning_iet.tools.run_folder import check_writable, write_atomically
-
-__all__ = ["figures", "sweep"]
+from lightning_iet.utilities.files import check_writable, write_atomically
 
 RESULTS = "sweep.csv"
 

@@ -1,13 +1,133 @@
-"""Whether a checkpoint file is whole and harmless, and what it says of itself."""
+"""Checkpoints: written as a whole or not at all, checked, and found again."""
 
+import contextlib
+import errno
+import logging
+import os
 import pickle
+import re
+import shutil
+import socket
 import zipfile
+from collections.abc import Iterable, Iterator
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.fabric.plugins.io import TorchCheckpointIO
+from lightning.fabric.utilities.rank_zero import rank_zero_only
+from lightning.pytorch import Trainer
+from lightning.pytorch.utilities import rank_zero_info
 
-__all__ = ["check_whole", "outline"]
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes a checkpoint to a hidden file beside its name, and gives it the name once it is on the disk.
+
+    Whenever the process is killed or the machine loses power, the file of that name is the old one or the new one,
+    whole. Nothing passes through a second copy in memory, and nothing is moved from one disk to another. What a killed
+    process has left unfinished, the next one that saves into the folder clears away. Remote places (``s3://…``) are
+    written in Lightning's way, and reading is Lightning's.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     AtomicCheckpointIO().save_checkpoint({"step": 3}, f"{folder}/last.ckpt")
+        ...     [path.name for path in Path(folder).iterdir()], torch.load(f"{folder}/last.ckpt")
+        (['last.ckpt'], {'step': 3})
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
+        """Save a checkpoint.
+
+        Args:
+            checkpoint: What to save.
+            path: Its file.
+            storage_options: Not supported, as in Lightning's.
+
+        Raises:
+            OSError: If it cannot be written; a file of that name is then untouched.
+            TypeError: If ``storage_options`` are given.
+        """
+        if storage_options is not None or "://" in str(path):
+            super().save_checkpoint(checkpoint, path, storage_options)
+            return
+        place = Path(path)
+        try:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            _clear_unfinished(place.parent)
+            with _taking_the_name(place) as unfinished, unfinished.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+        except (OSError, RuntimeError) as error:
+            cause = _cause(error, place.parent)
+            if cause is None:
+                raise
+            raise OSError(
+                f"The checkpoint '{place}' could not be written ({cause}); a file that had this name is untouched. "
+                "Make room or give another folder, then start the same command with `--ckpt_path last`."
+            ) from error
+
+
+def use_atomic_checkpoints(trainer: Trainer) -> None:
+    """Let a trainer write its checkpoints with :class:`AtomicCheckpointIO`, unless the user has chosen another way.
+
+    Args:
+        trainer: Any trainer whose checkpoints are Lightning's ordinary files; others stay as they are.
+    """
+    kind = type(trainer.strategy.checkpoint_io)
+    # Of either Lightning, but no subclass.
+    if kind.__name__ == "TorchCheckpointIO" and kind.__module__.startswith(("lightning.", "lightning_fabric.")):
+        trainer.strategy.checkpoint_io = AtomicCheckpointIO()
+
+
+@contextlib.contextmanager
+def _taking_the_name(path: Path) -> Iterator[Path]:
+    """A hidden file that takes a name when the block has ended well, and is gone when it has not."""
+    unfinished = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.unfinished")
+    try:
+        yield unfinished
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # not every file system knows how; the name is then on the disk a little later
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def _clear_unfinished(folder: Path) -> None:
+    """Remove what processes of this host that are no more have left unfinished."""
+    ours = re.compile(rf"\..*\.{re.escape(socket.gethostname())}\.(\d+)\.unfinished")
+    for path in folder.glob(".*.unfinished"):
+        match = ours.fullmatch(path.name)
+        if match and not _is_alive(int(match[1])):
+            path.unlink(missing_ok=True)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # someone else's
+        pass
+    return True
+
+
+def _cause(error: BaseException | None, folder: Path) -> str | None:
+    """Why the operating system would not write, in its words; ``None`` if it was something else."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno:
+            free = f", {shutil.disk_usage(folder).free / 2**20:.0f} MiB free" if error.errno in _FULL else ""
+            return f"{os.strerror(error.errno)}{free}"
+        error = error.__context__  # torch's writer fails once more while it closes the file
+    return None
 
 
 def check_whole(path: Path, *, argument: str) -> None:
@@ -82,3 +202,116 @@ def outline(path: Path, *, argument: str) -> dict[str, Any]:
             f"which holds a {type(content).__name__}."
         )
     return content
+
+
+log = logging.getLogger(__name__)
+
+
+def last_checkpoint(trainer: Trainer) -> Path | None:
+    """The newest whole checkpoint of a run, in any of its versions.
+
+    Looked for where the trainer's callbacks will write: in ``save_dir/name/version_*/checkpoints`` of a logger that
+    numbers its versions, in the one version of a logger that was given its own, in ``default_root_dir/checkpoints``
+    without a logger, and in the ``dirpath`` of each checkpoint callback.
+
+    *(our choice)* The newest is the one that was written last, by the time of the file. Progress would be wrong: who
+    starts afresh under the same name after 1,000 steps wants to go on with the new run at its step 200. It decides only
+    between files of one moment. Copy run folders with their times (``cp -a``, ``rsync -a``).
+
+    A file that is torn, damaged or no checkpoint is named in a warning, and the one before it is used. So is one that
+    was written while an error or Ctrl-C broke off a step, or after other processes with their shards had gone. Files of
+    weights alone are passed over: there is no optimizer in them to go on with.
+
+    Args:
+        trainer: A trainer that has not started.
+
+    Returns:
+        The file, for ``trainer.fit(…, ckpt_path=…, weights_only=True)``; ``None`` if there is none to go on from, which
+        one line says, so that the same program starts a run and goes on with it.
+
+    Example:
+        >>> trainer = Trainer(logger=False, default_root_dir="nowhere", accelerator="cpu")
+        >>> last_checkpoint(trainer) is None
+        True
+    """
+    folders = list(_folders(trainer))
+    for folder in folders:
+        if re.match(r"\w{2,}:/", str(folder)):  # s3://…, of which a Path keeps one slash
+            raise ValueError(
+                f"Argument `ckpt_path` expected a local run folder to look for the last checkpoint in, but got "
+                f"'{folder}'. Give the address of the checkpoint itself."
+            )
+    files = {path for folder in folders for path in Path(folder).glob("*.ckpt")}
+    for path, content in _whole_ones(files):
+        if "optimizer_states" not in content:
+            continue
+        if fault := _fault(content, trainer):
+            _warn(f"'{path}' {fault}.")
+            continue
+        rank_zero_info(f"Going on from '{path}', step {content['global_step']}.")
+        return path
+    rank_zero_info("There is no checkpoint to go on from yet: the run starts afresh.")
+    return None
+
+
+def _folders(trainer: Trainer) -> Iterator[str | Path]:
+    """Where this trainer writes checkpoints, and where its earlier versions did."""
+    for callback in trainer.checkpoint_callbacks:
+        if folder := getattr(callback, "dirpath", None):
+            yield folder
+    if not trainer.loggers:
+        yield Path(trainer.default_root_dir, "checkpoints")
+        return
+    logger = trainer.loggers[0]  # as ModelCheckpoint has it
+    home = Path(logger.save_dir or trainer.default_root_dir, str(logger.name))
+    if isinstance(logger.version, str):
+        yield home / logger.version / "checkpoints"
+    elif logger.version is not None:  # a service that has yet to choose an id has no earlier run of that id
+        yield from home.glob("version_*/checkpoints")
+
+
+def _whole_ones(files: Iterable[Path]) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """The readable files, newest first, with what they hold; others are named."""
+    times = {path: written for path in files if (written := _written(path)) is not None}
+    for _, at_once in groupby(sorted(times, key=times.__getitem__, reverse=True), key=times.__getitem__):
+        found = []
+        for path in sorted(at_once):
+            try:
+                check_whole(path, argument="ckpt_path")
+                found.append((path, outline(path, argument="ckpt_path")))
+            except (OSError, ValueError) as error:
+                _warn(str(error))
+        yield from sorted(found, key=lambda one: one[1].get("global_step", -1), reverse=True)
+
+
+def _fault(content: dict[str, Any], trainer: Trainer) -> str | None:
+    """Why a whole checkpoint is none to go on from."""
+    try:
+        batches = content["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]
+        callbacks, _ = content["callbacks"], content["global_step"]
+    except (KeyError, TypeError):
+        return "is no checkpoint of a Lightning run"
+    if batches["ready"] > batches["processed"]:
+        return "was written in the middle of a step that an error broke off"
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        shards = getattr(callback, "num_shards", 1)
+        shards = trainer.world_size if shards is None else shards
+        state = callbacks.get(callback.state_key, {})
+        if isinstance(state, dict) and state.get("whole") is False:
+            return "was written in the middle of an averaging that an error broke off"
+        if shards > 1 and not state:
+            return f"holds none of the {shards} shards: it is of another run, or was written when a process had gone"
+    return None
+
+
+@rank_zero_only
+def _warn(message: str) -> None:
+    log.warning("Passed over: %s", message)
+
+
+def _written(path: Path) -> int | None:
+    """When a file was written, in nanoseconds; ``None`` if it is gone meanwhile."""
+    try:
+        return path.stat().st_mtime_ns
+    except FileNotFoundError:
+        return None

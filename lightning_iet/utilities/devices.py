@@ -1,8 +1,9 @@
-"""The device that a tool works on."""
+"""The device that a tool works on, and the precision of its arithmetic."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
-
-__all__ = ["usable_device"]
 
 
 def usable_device(name: str) -> str:
@@ -34,3 +35,50 @@ def usable_device(name: str) -> str:
             f"Argument `device` expected a device of this machine, such as cpu, but got '{name}'."
         ) from error
     return name
+
+
+@contextmanager
+def full_precision(device_type: str) -> Iterator[None]:
+    """Keep autocast, TF32 and bfloat16 out of the matrix products of a ``with`` block.
+
+    They lose all but 7 to 10 bits, which is enough to train by, and too little for the distance of a copy.
+
+    Args:
+        device_type: where the products run, e.g. ``"cpu"`` or ``"cuda"``.
+
+    Example:
+        >>> a = torch.full((1, 1), 1 / 3)
+        >>> with torch.autocast("cpu", dtype=torch.bfloat16):
+        ...     rounded = a @ a
+        ...     with full_precision("cpu"):
+        ...         exact = a @ a
+        >>> rounded.float(), exact
+        (tensor([[0.1113]]), tensor([[0.1111]]))
+    """
+    with torch.autocast(device_type, enabled=False):
+        if hasattr(torch.backends.cuda.matmul, "fp32_precision"):
+            yield from _ieee()
+        else:
+            yield from _highest()
+
+
+def _ieee() -> Iterator[None]:
+    switches = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+    before = [switch.fp32_precision for switch in switches]
+    try:
+        for switch in switches:
+            switch.fp32_precision = "ieee"
+        yield
+    finally:
+        for switch, precision in zip(switches, before, strict=True):
+            switch.fp32_precision = precision
+
+
+def _highest() -> Iterator[None]:
+    """Do the same before torch 2.9, which has one switch for all backends."""
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("highest")
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)

@@ -1,17 +1,17 @@
-"""What a user sees when something is wrong: one line."""
+"""Optional dependencies: imported where they are used, with a message that says how to get them."""
 
 import os
 import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
+from types import ModuleType
 from typing import NoReturn
 
 import torch.distributed as dist
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.rank_zero import rank_zero_only
-
-__all__ = ["TRACEBACK_VARIABLE", "fail", "first_line", "is_connection_lost", "one_line_errors"]
 
 TRACEBACK_VARIABLE = "LIGHTNING_IET_TRACEBACK"
 
@@ -83,3 +83,32 @@ def _lost(error: RuntimeError) -> str:
         f"The connection to another process was lost ({reason}): it has ended, or the network is cut. "
         "Start the same command again, on all machines, with `--ckpt_path last`."
     )
+
+
+def require(module: str, extra: str) -> ModuleType:
+    """Import an optional module, or say which extra of this package brings it.
+
+    Args:
+        module: dotted name of the module.
+        extra: the extra, as in ``pip install 'lightning-iet[extra]'``.
+
+    Returns:
+        The module.
+
+    Raises:
+        ModuleNotFoundError: if it is not installed, with the line that installs it.
+
+    Example:
+        >>> require("math", "inception").sqrt(4.0)
+        2.0
+        >>> require("no_such_module", "inception")
+        Traceback (most recent call last):
+            ...
+        ModuleNotFoundError: `no_such_module` is not installed. Run: pip install 'lightning-iet[inception]'
+    """
+    try:
+        return import_module(module)
+    except ModuleNotFoundError as error:
+        missing = error.name or module
+        message = f"`{missing}` is not installed. Run: pip install 'lightning-iet[{extra}]'"
+        raise ModuleNotFoundError(message, name=missing) from error

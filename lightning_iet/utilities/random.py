@@ -1,4 +1,4 @@
-"""The random number generators of this process, as one thing to seed, save and put back."""
+"""Using a model in the middle of training without leaving a trace."""
 
 import random
 from collections.abc import Iterator
@@ -7,8 +7,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-
-__all__ = ["get_rng_state", "isolated_rng", "seed_rng", "set_rng_state"]
+from torch import nn
 
 
 def seed_rng(seed: int, *, devices: bool = True) -> None:
@@ -71,3 +70,27 @@ def isolated_rng(seed: int | None = None) -> Iterator[None]:
         yield
     finally:
         set_rng_state(state)
+
+
+@contextmanager
+def undisturbed(module: nn.Module, *, seed: int = 0) -> Iterator[None]:
+    """Puts random generators and training modes back, so that training takes the course it would have taken.
+
+    Args:
+        module: its parts are as they were in the end, each in training or evaluation mode.
+        seed: of the random generators inside the block.
+
+    Example:
+        >>> model = nn.Sequential(nn.Dropout(), nn.Dropout().eval())
+        >>> with undisturbed(model):
+        ...     _ = model.eval()
+        >>> model.training, model[0].training, model[1].training
+        (True, True, False)
+    """
+    modes = {part: part.training for part in module.modules()}
+    try:
+        with isolated_rng(seed=seed):
+            yield
+    finally:
+        for part, mode in modes.items():
+            part.training = mode

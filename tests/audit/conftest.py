@@ -8,8 +8,8 @@ import torch
 from lightning_iet.audit import Settings, audit_images, image_set
 from lightning_iet.audit.cache import BlockCache
 from lightning_iet.audit.features import build_features
-from lightning_iet.audit.images import Skip
-from lightning_iet.audit.membership import infer_membership
+from lightning_iet.audit.findings import infer_membership
+from lightning_iet.data.samples import Skip
 from tests.audit.helpers import random_pixels
 
 NASTY = "<script>alert(1)</script>\"'\n\udcff&amp;.png"

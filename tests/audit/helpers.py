@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from lightning_iet.audit.images import image_set
+from lightning_iet.audit.reading import image_set
 
 
 def random_pixels(count, *, seed=0, channels=1, size=8):

@@ -7,8 +7,7 @@ import torch
 from diffusers import DDIMPipeline, DDIMScheduler, DDPMPipeline, DDPMScheduler
 
 from lightning_iet.audit.cache import BlockCache
-from lightning_iet.audit.drawing import Drawing, draw
-from lightning_iet.audit.generator import load_checkpoint, load_pipeline
+from lightning_iet.audit.generator import Drawing, draw, load_checkpoint, load_pipeline
 from lightning_iet.functional.seeding import derive_seed
 from tests.audit.models import fresh_model, save_checkpoint, save_pipeline
 from tests.helpers.models import tiny_unet

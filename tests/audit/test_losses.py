@@ -4,10 +4,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_iet.audit.cache import BlockCache
+from lightning_iet.audit.findings import infer_membership
 from lightning_iet.audit.generator import Generator
-from lightning_iet.audit.images import image_set
 from lightning_iet.audit.losses import Probing, measure_losses, noise_of, spread_timesteps
-from lightning_iet.audit.membership import infer_membership
+from lightning_iet.audit.reading import image_set
 from tests.audit.models import digit_pixels, fresh_model, overfitted_model
 
 

@@ -128,7 +128,7 @@ def read_shared(folder, cache):
 
 
 def run_shared(folder, cache):
-    from lightning_iet.audit.processes import process_group
+    from lightning_iet.audit.cache import process_group
 
     with process_group():
         return read_shared(folder, cache)

@@ -6,8 +6,7 @@ from hypothesis import strategies as st
 from lightning_iet.audit import search
 from lightning_iet.audit.cache import BlockCache
 from lightning_iet.audit.features import Features, build_features
-from lightning_iet.audit.search import References, nearest_references
-from lightning_iet.audit.views import views
+from lightning_iet.audit.search import References, nearest_references, views
 from tests.audit.helpers import random_set
 
 

@@ -14,10 +14,9 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from lightning_iet import AntiGradientControl, DigitsDataModule, ParameterAveragingCallback, ShardedDataModule
-from lightning_iet.callbacks.evaluation import Evaluation
-from lightning_iet.callbacks.run_history import RunHistory
+from lightning_iet.callbacks.evaluation import Evaluation, RunHistory
+from lightning_iet.evaluation import report as publishing
 from lightning_iet.metrics.features import feature_extractor
-from lightning_iet.tools import publishing
 from tests.helpers.models import quiet_trainer, tiny_diffusion
 
 PICTURES = ("samples.png", "nearest.png", "curves.png", "mq.png")

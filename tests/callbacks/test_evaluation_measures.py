@@ -9,6 +9,7 @@ from sklearn.metrics import roc_auc_score
 
 from lightning_iet import DigitsDataModule
 from lightning_iet.callbacks.evaluation import Evaluation
+from lightning_iet.evaluation import report as publishing
 from lightning_iet.functional.seeding import derive_seed
 from lightning_iet.metrics import (
     AverageMinimumDistance,
@@ -19,7 +20,6 @@ from lightning_iet.metrics import (
     PrecisionRecall,
     feature_extractor,
 )
-from lightning_iet.tools import publishing
 from tests.callbacks.test_evaluation import Untrained, fit, images_of, rows_of
 from tests.helpers.models import tiny_diffusion
 

@@ -12,7 +12,7 @@ from lightning_iet.data import (
     ImageFolderDataModule,
     WebDatasetDataModule,
 )
-from lightning_iet.data.captions import read_captions
+from lightning_iet.data.folders import read_captions
 
 
 def picture(seed):

@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from lightning_iet.data import inspection
+from lightning_iet.data.decoding import Preparation
 from lightning_iet.data.inspection import check_labels, check_sizes, inspect
-from lightning_iet.data.preparation import Preparation
 from tests.helpers.pictures import pixels, png
 
 WIDE, HIGH = pixels(1, size=(4, 6))[0], pixels(1, size=(6, 4))[0]

@@ -3,8 +3,7 @@ import pickle
 import pytest
 import torch
 
-from lightning_iet.data.labels import labels_of
-from lightning_iet.data.samples import RandomFlips, Samples, image_and_condition
+from lightning_iet.data.samples import RandomFlips, Samples, image_and_condition, labels_of
 
 
 class Words:

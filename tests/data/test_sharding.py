@@ -10,8 +10,8 @@ from torch.utils.data import (
 )
 
 from lightning_iet import DigitsDataModule, ShardedDataModule, ShardSampler
+from lightning_iet.data.samples import labels_of
 from lightning_iet.data.shard_sampler import ShardPlan
-from lightning_iet.data.sharding import labels_of
 
 
 class Numbers(Dataset):

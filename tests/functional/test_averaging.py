@@ -4,9 +4,15 @@ import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_iet.functional.averaging import average_, fold_weights, weighted_average
-from lightning_iet.functional.chain import LOCAL_CHUNK, NETWORK_CHUNK, Chain
-from lightning_iet.functional.relay import _march
+from lightning_iet.functional.averaging import (
+    LOCAL_CHUNK,
+    NETWORK_CHUNK,
+    Chain,
+    _march,
+    average_,
+    fold_weights,
+    weighted_average,
+)
 
 
 def naive_average(tensors, sizes):

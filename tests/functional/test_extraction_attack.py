@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_iet.functional import extraction_attack as extraction
-from lightning_iet.functional import near_duplicates as module
+from lightning_iet.functional import extraction_attack as module
 from lightning_iet.functional.extraction_attack import extraction_attack, near_duplicates, tiled_distances
 
 

@@ -5,8 +5,7 @@ from hypothesis import strategies as st
 from torchmetrics.image.mifid import _mifid_compute
 
 from lightning_iet.functional.average_minimum_distance import unit_rows
-from lightning_iet.functional.frechet import frechet_distance, moments
-from lightning_iet.functional.mifid import memorization_distances, mifid, penalized
+from lightning_iet.functional.mifid import frechet_distance, memorization_distances, mifid, moments, penalized
 
 
 def naive_memorization(generated, train):

@@ -4,8 +4,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_iet.functional import exhaustive_neighbors, neighbors
-from lightning_iet.functional.images import image_rows
-from lightning_iet.functional.neighbors import nearest_neighbors, search_rows, squared_norms
+from lightning_iet.functional.checks import image_rows
+from lightning_iet.functional.exhaustive_neighbors import squared_norms
+from lightning_iet.functional.neighbors import nearest_neighbors, search_rows
 
 
 def brute_force(queries, references, k):

@@ -3,13 +3,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_iet.functional import neighbor_plan, neighbors, pruned_neighbors
+from lightning_iet.functional import neighbors, pruned_neighbors
+from lightning_iet.functional import neighbors as neighbor_plan
 from lightning_iet.functional.exhaustive_neighbors import ExhaustiveSearch, squared_norms
-from lightning_iet.functional.neighbor_codes import Projection, principal_directions
-from lightning_iet.functional.neighbor_plan import plan_projection
-from lightning_iet.functional.neighbors import search_rows
-from lightning_iet.functional.pair_bounds import pair_bounds
-from lightning_iet.functional.pruned_neighbors import PrunedSearch
+from lightning_iet.functional.neighbors import plan_projection, search_rows
+from lightning_iet.functional.pruned_neighbors import Projection, PrunedSearch, pair_bounds, principal_directions
 
 FAMILIES = ["noise", "one colour", "near copies", "duplicates", "zeros", "denormals", "near white", "mixed", "lines"]
 

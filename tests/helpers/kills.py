@@ -16,11 +16,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 
 from lightning_iet import AntiGradientControl, DigitsDataModule, ParameterAveragingCallback, ShardedDataModule
-from lightning_iet.callbacks.resumption import Resumption
-from lightning_iet.callbacks.stop_signal import StopSignal
-from lightning_iet.utilities.checkpoint_io import use_atomic_checkpoints
-from lightning_iet.utilities.checkpoints import check_whole
-from lightning_iet.utilities.last_checkpoint import last_checkpoint
+from lightning_iet.callbacks.interruptions import Resumption, StopSignal
+from lightning_iet.utilities.checkpoints import check_whole, last_checkpoint, use_atomic_checkpoints
 from tests.helpers.distributed import forking, free_port, start_quietly, torchrun_environment
 from tests.helpers.models import quiet_trainer, tiny_diffusion
 

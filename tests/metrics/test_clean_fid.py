@@ -4,7 +4,7 @@ import pytest
 import torch
 from PIL import Image
 
-from lightning_iet.functional.frechet import frechet_distance, moments
+from lightning_iet.functional.mifid import frechet_distance, moments
 from lightning_iet.metrics import CleanFID, feature_extractor
 from lightning_iet.metrics.features import CleanInceptionFeatures, embed_images
 from tests.helpers.networks import Means, random_inception, save_torchscript

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from lightning_iet.functional.images import unit_interval
+from lightning_iet.functional.checks import unit_interval
 from lightning_iet.metrics import (
     AverageMinimumDistance,
     DensityCoverage,

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from lightning_iet.functional.images import unit_interval
+from lightning_iet.functional.checks import unit_interval
 from lightning_iet.functional.nearest_training_distance import nearest_training_distance
 from lightning_iet.metrics import NearestTrainingDistance, feature_extractor
 from lightning_iet.metrics.features import embed_images

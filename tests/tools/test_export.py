@@ -13,7 +13,7 @@ from lightning_iet.tools.export import export
 from tests.audit.helpers import write_images
 from tests.audit.models import digit_pixels, save_checkpoint
 from tests.helpers.models import tiny_diffusion, tiny_unet
-from tests.modules.test_pipelines import drawn
+from tests.modules.test_pretrained_pipelines import drawn
 from tests.tools.test_audit_model import QUICK
 
 

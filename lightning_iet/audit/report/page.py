@@ -6,24 +6,256 @@ from hashlib import sha256
 from importlib.resources import files
 from typing import Any
 
+import torch
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from lightning_iet.audit.core import Audit
-from lightning_iet.audit.findings import Findings
-from lightning_iet.audit.report.gallery import cards, duplicate_groups, originals
-from lightning_iet.audit.report.gap import membership_section
-from lightning_iet.audit.report.histogram import LEFT, RIGHT, chart
-from lightning_iet.audit.report.limits import limits
-from lightning_iet.audit.report.thumbnails import PIXELATED
+from lightning_iet.audit.core import Audit, most_copied
+from lightning_iet.audit.features import PIXELS
+from lightning_iet.audit.findings import Findings, Membership, TimestepGap, below
+from lightning_iet.audit.report.images import BOTTOM, HEIGHT, LEFT, PIXELATED, RIGHT, TOP, WIDTH, chart, data_uri
+from lightning_iet.audit.search import views
 from lightning_iet.audit.statistics import Share
-from lightning_iet.audit.table import rows
-from lightning_iet.audit.verdict import percent, verdict
+from lightning_iet.audit.verdict import membership_words, percent, rows, verdict
 from lightning_iet.data.decoding import RULES
 from lightning_iet.functional.memorization import count_below
+from lightning_iet.utilities.files import printable
 
-__all__ = ["render_page"]
+
+def limits(findings: Findings) -> list[str]:
+    """List what a reader must not conclude.
+
+    Args:
+        findings: the figures; what they leave open depends on the settings.
+
+    Returns:
+        Sentences.
+    """
+    settings = findings.settings
+    found = [
+        "These are the images that were drawn, not all that the generator can draw. The interval speaks of further "
+        "images drawn in the same way; other prompts, guidance or samplers may bring out other copies.",
+        "A training image that no generated image resembles may still be memorized.",
+    ]
+    if settings["features"] == PIXELS:
+        unseen = {
+            "none": "mirrored, moved by a few pixels,",
+            "flip": "moved by a few pixels,",
+            "shift": "mirrored, moved by more than one pixel,",
+            "flip+shift": "moved by more than one pixel,",
+        }[settings["invariance"]]
+        found.append(
+            f"Distances between pixels miss copies that are {unseen} cropped, rotated, recoloured, or copied in part. "
+            "Features of a network made for copy detection find more of them."
+        )
+    else:
+        found.append(
+            "Distances between features find what the network was trained to see. Small details, such as a face or a "
+            "text in the background, may be copied unnoticed."
+        )
+    if findings.held_out is None:
+        found.append(
+            "There are no held-out images to compare with, so that nobody can tell a copy from a data set of low "
+            "variety, where everything is near to everything."
+        )
+    else:
+        found.append(
+            "Held-out images serve as a control only if they come from the same source as the training images and "
+            "have no duplicates among them."
+        )
+        if findings.held_out.identical:
+            found.append(
+                f"{findings.held_out.identical:,} of the held-out images equal a training image in every pixel. They "
+                "are no control: the share of copies among held-out images is too high by them."
+            )
+    if findings.membership is not None:
+        found.append(
+            "Membership is inferred from the loss alone, a weak attack: where it fails, a strong one may succeed. It "
+            "proves nothing if held-out images come from another source than the training images."
+        )
+    if findings.duplicates is None:
+        found.append("Near-duplicates inside the training set were not looked for; they hide copies from d1/d2.")
+    if any(facts.skipped for facts in findings.sets.values()):
+        found.append("Images that could not be read were not compared. They are listed above.")
+    found.append(
+        "Likeness is no proof of how it came about, nor a legal judgement: look at the pairs before speaking of copies."
+    )
+    return found
+
+
+def membership_section(membership: Membership | None) -> dict[str, Any] | None:
+    """Describe what the generator's loss gives away.
+
+    Args:
+        membership: the figures.
+
+    Returns:
+        What the template needs, or ``None`` if losses were not measured.
+    """
+    if membership is None:
+        return None
+    rates = membership.true_positive_rates.items()
+    return {
+        "words": membership_words(membership),
+        "train": f"{membership.train:,}",
+        "held_out": f"{membership.held_out:,}",
+        "rates": [(percent(float(rate)), percent(found), _allowed(membership, float(rate))) for rate, found in rates],
+        "chart": _chart(membership.timesteps),
+        "timesteps": [_row(gap) for gap in membership.timesteps],
+    }
+
+
+def _allowed(membership: Membership, rate: float) -> str:
+    count = int(rate * membership.held_out + 1e-9)
+    return f"{count:,} of {membership.held_out:,} held-out images"
+
+
+def _row(gap: TimestepGap) -> list[str]:
+    figures = (gap.train, gap.held_out, gap.gap, gap.low, gap.high)
+    return [str(gap.timestep), *(f"{figure:.4g}" for figure in figures)]
+
+
+def _chart(gaps: Sequence[TimestepGap]) -> dict[str, Any]:
+    """Work out the gap and its band as paths of SVG, in percent of the held-out loss."""
+    parts = [[100 * value / gap.held_out for value in (gap.gap, gap.low, gap.high)] for gap in gaps]
+    ticks = list(MaxNLocator(5, min_n_ticks=3).tick_values(*_range(parts)))
+    end = gaps[0].timestep + gaps[-1].timestep  # timesteps are the middles of equal parts of 0 ... end
+
+    def y(value: float) -> float:
+        return round(BOTTOM - (BOTTOM - TOP) * (value - ticks[0]) / (ticks[-1] - ticks[0]), 1)
+
+    def x(timestep: float) -> float:
+        return round(LEFT + (RIGHT - LEFT) * timestep / max(end, 1), 1)
+
+    line, low, high = (
+        [f"{x(gap.timestep)} {y(part[which])}" for gap, part in zip(gaps, parts, strict=True)] for which in range(3)
+    )
+    apart = sum(part[1] > 0 for part in parts)
+    return {
+        "text": f"Gap between held-out and training loss over the timesteps, in percent of the held-out loss. At "
+        f"{apart} of {len(gaps)} timesteps the 95 percent interval lies above zero.",
+        "width": WIDTH, "height": HEIGHT, "left": LEFT, "right": RIGHT, "bottom": BOTTOM,
+        "rows": [(y(tick), f"{tick:g}\u00a0%", tick == 0) for tick in ticks],
+        "columns": [(x(tick), f"{tick:g}") for tick in MaxNLocator(6).tick_values(0, max(end, 1)) if 0 <= tick <= end],
+        "band": "M" + "L".join(high + low[::-1]) + "Z",
+        "line": "M" + "L".join(line if len(line) > 1 else line * 2),
+    }  # fmt: skip
+
+
+def _range(parts: Sequence[Sequence[float]]) -> tuple[float, float]:
+    values = [value for part in parts for value in part] + [0.0]
+    return min(values), max(values)
+
+
+ORIGINALS, GROUPS, STRIP = 24, 24, 6  # training images copied most, groups of duplicates, images in a row
+
+
+def cards(audit: Audit, *, pairs: int) -> list[dict[str, Any]]:
+    """Describe the generated images with the lowest ratios by any measure, in the order of the main one.
+
+    Args:
+        audit: what was found.
+        pairs: images for each measure.
+
+    Returns:
+        What the template needs of each pair.
+    """
+    ratios = audit.copies["generated"].ratios
+    main = next(iter(ratios.values()))
+    lowest = torch.cat([values.sort(stable=True).indices[:pairs] for values in ratios.values()]).unique()
+    return [_card(audit, index) for index in lowest[main[lowest].sort(stable=True).indices].tolist()]
+
+
+def originals(audit: Audit) -> list[dict[str, Any]]:
+    """Describe the training images with the most copies, each before the first of its copies.
+
+    Args:
+        audit: what was found.
+
+    Returns:
+        What the template needs of each.
+    """
+    generated, train, copies = audit.sets["generated"], audit.sets["train"], audit.copies["generated"]
+    copied = below(next(iter(copies.ratios.values())), audit.settings.ratio)
+    found = most_copied(copies.neighbors.indices[:, 0], copied)[:ORIGINALS]
+    return [
+        {
+            "count": f"{len(places):,}",
+            "name": printable(train.names[index]),
+            "images": [_image(train.pixels[index], f"Training image {printable(train.names[index])}")]
+            + [
+                _image(generated.pixels[place], f"Generated image {printable(generated.names[place])}")
+                for place in places[: STRIP - 1]
+            ],
+        }
+        for index, places in found
+    ]
+
+
+def duplicate_groups(audit: Audit, findings: Findings) -> dict[str, Any] | None:
+    """Describe the largest groups of near-duplicates inside the training set.
+
+    Args:
+        audit: what was found.
+        findings: its figures.
+
+    Returns:
+        What the template needs, or ``None`` if they were not looked for.
+    """
+    if audit.duplicates is None or findings.duplicates is None:
+        return None
+    train, facts = audit.sets["train"], findings.duplicates
+    summary = (
+        f"{facts.images:,} of {facts.among_train.total:,} training images ({percent(facts.among_train.share)}) have a "
+        f"near-duplicate, in {facts.groups_found:,} {'group' if facts.groups_found == 1 else 'groups'}."
+    )
+    if facts.features != audit.features.name:
+        summary += f" They were looked for in {facts.features}: {audit.features.name} tells classes apart, not images."
+    if facts.among_copied is not None:
+        summary += f" Of the copies, {percent(facts.among_copied.share)} are copies of such images."
+    return {
+        "summary": summary,
+        "groups_found": facts.groups_found,
+        "groups": [_group(train.pixels, train.names, group) for group in audit.duplicates.members[:GROUPS]],
+    }
+
+
+def _card(audit: Audit, index: int) -> dict[str, Any]:
+    generated, train, copies = audit.sets["generated"], audit.sets["train"], audit.copies["generated"]
+    nearest = int(copies.neighbors.indices[index, 0])
+    distance = float(copies.neighbors.sq_distances[index, 0].sqrt())
+    version = list(views(audit.settings.invariance))[int(copies.neighbors.views[index, 0])]
+    remark = "identical" if copies.identical[index] else f"distance {distance:.3g}"
+    ratios = {name: float(values[index]) for name, values in copies.ratios.items()}
+    return {
+        "index": index,
+        "train_index": nearest,
+        "name": printable(generated.names[index]),
+        "train": printable(train.names[nearest]),
+        "image": data_uri(generated.pixels[index]),
+        "train_image": data_uri(train.pixels[nearest]),
+        "distance": distance,
+        "ratios": ratios,
+        "ratio": next(iter(ratios.values())),
+        "remark": remark if version == "as it is" else f"{version}, {remark}",
+    }
+
+
+def _group(pixels: Tensor, names: Sequence[str], group: list[int]) -> dict[str, Any]:
+    shown = group[:STRIP]
+    listed = ", ".join(printable(names[index]) for index in shown)
+    return {
+        "count": f"{len(group):,}",
+        "names": listed if len(shown) == len(group) else f"{listed}, …",
+        "images": [_image(pixels[index], f"Training image {printable(names[index])}") for index in shown],
+    }
+
+
+def _image(pixels: Tensor, text: str) -> dict[str, str]:
+    return {"data": data_uri(pixels, largest=128), "text": text}
+
 
 SKIPS = 200  # images that could not be read, of each set
 LABELS = {"generated": "generated images", "held_out": "held-out images", "train": "training images"}
@@ -75,7 +307,7 @@ def render_page(audit: Audit, findings: Findings, *, pairs: int) -> str:
         measures=[_measure(name, defaults[name], audit.settings.k) for name in measures],
         stops=stops,
         counts=_counts(findings),
-        charts=[_chart(name, ratios, stops[defaults[name]], audit.settings.k) for name in measures],
+        charts=[_chart_of_page(name, ratios, stops[defaults[name]], audit.settings.k) for name in measures],
         held_out=findings.held_out,
         cards=cards(audit, pairs=pairs),
         any_below=findings.generated.copies.count > 0,
@@ -154,7 +386,9 @@ def _counts(findings: Findings) -> list[dict[str, str]]:
     ]
 
 
-def _chart(measure: str, ratios: Mapping[str, Mapping[str, Tensor]], threshold: float, k: int) -> dict[str, Any]:
+def _chart_of_page(
+    measure: str, ratios: Mapping[str, Mapping[str, Tensor]], threshold: float, k: int
+) -> dict[str, Any]:
     values = {name: by_measure[measure] for name, by_measure in ratios.items()}
     return chart(measure, MEASURES[measure][0].format(k=k).lower(), values, threshold=threshold)
 

@@ -1,12 +1,11 @@
 """Feature networks: what a metric compares images by."""
 
+from lightning_iet.metrics.features.base import embed_images
 from lightning_iet.metrics.features.clip import CLIPFeatures
 from lightning_iet.metrics.features.digits import DigitsClassifier, DigitsFeatures
 from lightning_iet.metrics.features.efficientnet import EfficientNetFeatures
-from lightning_iet.metrics.features.embedding import embed_images
-from lightning_iet.metrics.features.factory import FEATURE_NAMES, feature_extractor
+from lightning_iet.metrics.features.factory import FEATURE_NAMES, PixelFeatures, feature_extractor
 from lightning_iet.metrics.features.inception import CleanInceptionFeatures, InceptionFeatures
-from lightning_iet.metrics.features.pixels import PixelFeatures
 from lightning_iet.metrics.features.torchscript import SSCDFeatures, TorchScriptFeatures
 
 __all__ = [

@@ -4,11 +4,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from lightning_iet.metrics.features.files import PathLike_
-from lightning_iet.metrics.features.preprocessing import FeatureNetwork, rgb_images
-from lightning_iet.utilities.imports import require
-
-__all__ = ["CLIPFeatures"]
+from lightning_iet.metrics.features.base import FeatureNetwork, PathLike_, rgb_images
+from lightning_iet.utilities.errors import require
 
 
 class CLIPFeatures(FeatureNetwork):

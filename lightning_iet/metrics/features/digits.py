@@ -7,11 +7,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from lightning_iet.functional.images import image_rows, unit_interval
-from lightning_iet.metrics.features.files import PathLike_, check_file
-from lightning_iet.metrics.features.preprocessing import FeatureNetwork
-
-__all__ = ["DigitsClassifier", "DigitsFeatures"]
+from lightning_iet.functional.checks import image_rows, unit_interval
+from lightning_iet.metrics.features.base import FeatureNetwork, PathLike_, check_file
 
 
 class DigitsClassifier(nn.Module):

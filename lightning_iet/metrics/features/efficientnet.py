@@ -4,12 +4,9 @@ from pathlib import Path
 
 from torch import Tensor
 
-from lightning_iet.functional.images import unit_interval
-from lightning_iet.metrics.features.files import PathLike_, load_weights
-from lightning_iet.metrics.features.preprocessing import FeatureNetwork, normalized, resized, rgb_images
-from lightning_iet.utilities.imports import require
-
-__all__ = ["EfficientNetFeatures"]
+from lightning_iet.functional.checks import unit_interval
+from lightning_iet.metrics.features.base import FeatureNetwork, PathLike_, load_weights, normalized, resized, rgb_images
+from lightning_iet.utilities.errors import require
 
 _MEAN, _STD = (127 / 255,) * 3, (128 / 255,) * 3
 _SIZE = 224

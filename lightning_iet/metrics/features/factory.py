@@ -3,17 +3,33 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from torch import nn
+from torch import Tensor, nn
 
+from lightning_iet.functional.checks import image_rows, unit_interval
+from lightning_iet.metrics.features.base import FeatureNetwork, PathLike_
 from lightning_iet.metrics.features.clip import CLIPFeatures
 from lightning_iet.metrics.features.digits import DigitsFeatures
 from lightning_iet.metrics.features.efficientnet import EfficientNetFeatures
-from lightning_iet.metrics.features.files import PathLike_
 from lightning_iet.metrics.features.inception import CleanInceptionFeatures, InceptionFeatures
-from lightning_iet.metrics.features.pixels import PixelFeatures
 from lightning_iet.metrics.features.torchscript import SSCDFeatures, TorchScriptFeatures
 
-__all__ = ["FEATURE_NAMES", "feature_extractor"]
+
+class PixelFeatures(FeatureNetwork):
+    """The pixels themselves, in [0, 1]: no network, no resizing.
+
+    Distances of pixels are exact and owe nothing to anybody's training data, but a shift by one pixel or a change of
+    brightness is far away. The number of features depends on the images, so there is no ``num_features``.
+
+    Example:
+        >>> import torch
+        >>> PixelFeatures()(torch.tensor([[[[0, 51], [102, 255]]]], dtype=torch.uint8))
+        tensor([[0.0000, 0.2000, 0.4000, 1.0000]])
+    """
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map images, shape ``(N, C, H, W)``, to rows, shape ``(N, C * H * W)``."""
+        return unit_interval(image_rows(images))
+
 
 _NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "digits": DigitsFeatures,

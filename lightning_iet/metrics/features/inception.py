@@ -6,12 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_iet.metrics.features.files import PathLike_, load_weights
-from lightning_iet.metrics.features.preprocessing import FeatureNetwork, rgb_images
+from lightning_iet.metrics.features.base import FeatureNetwork, PathLike_, load_weights, rgb_images
 from lightning_iet.metrics.features.torchscript import load_torchscript
-from lightning_iet.utilities.imports import require
-
-__all__ = ["CleanInceptionFeatures", "InceptionFeatures"]
+from lightning_iet.utilities.errors import require
 
 _CLEAN_URL = "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/inception-2015-12-05.pt"
 

@@ -9,18 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_iet.functional.images import unit_interval
-from lightning_iet.metrics.features.files import PathLike_, check_file
-from lightning_iet.metrics.features.preprocessing import (
+from lightning_iet.functional.checks import unit_interval
+from lightning_iet.metrics.features.base import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     FeatureNetwork,
+    PathLike_,
+    check_file,
     normalized,
     resized,
     rgb_images,
 )
-
-__all__ = ["SSCD_VARIABLE", "SSCDFeatures", "TorchScriptFeatures", "load_torchscript"]
 
 SSCD_VARIABLE = "LIGHTNING_IET_SSCD"
 _SSCD_URL = "https://dl.fbaipublicfiles.com/sscd-copy-detection/sscd_disc_mixup.torchscript.pt"
@@ -92,8 +91,8 @@ class TorchScriptFeatures(FeatureNetwork):
         """Map images, shape ``(N, 3, H, W)`` or ``(N, 1, H, W)``, to features, shape ``(N, D)``.
 
         Raises:
-            TypeError: as :func:`~lightning_iet.metrics.features.preprocessing.rgb_images`.
-            ValueError: as :func:`~lightning_iet.metrics.features.preprocessing.rgb_images`; if the network returns
+            TypeError: as :func:`~lightning_iet.metrics.features.base.rgb_images`.
+            ValueError: as :func:`~lightning_iet.metrics.features.base.rgb_images`; if the network returns
                 something other than one vector for each image.
         """
         rgb = unit_interval(rgb_images(images))

@@ -9,8 +9,7 @@ from diffusers import DDPMPipeline, DDPMScheduler
 from safetensors.torch import load_file, save_file
 
 from lightning_iet.modules import TextToImageModule
-from lightning_iet.modules.latent_diffusion.pipelines import load_pipeline
-from lightning_iet.modules.latent_diffusion.synthetic import synthetic_pipeline
+from lightning_iet.modules.latent_diffusion.pipelines import load_pipeline, synthetic_pipeline
 from tests.helpers.models import tiny_unet
 
 

@@ -1,0 +1,526 @@
+"""The seam of modules that nobody adapted: forward hooks find the denoiser, tensor hooks mask its gradient."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any, NoReturn, Protocol
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor, nn
+
+from lightning_iet.callbacks.anti_gradient_control.losses import denoiser as verification
+from lightning_iet.callbacks.anti_gradient_control.losses.denoiser_call import (
+    CallError,
+    DenoiserCall,
+    Entry,
+    NearMiss,
+    Verdict,
+    argument_names,
+    is_sample,
+    name_arguments,
+    one_per_row,
+    read_call,
+    tensors_in,
+)
+from lightning_iet.callbacks.anti_gradient_control.losses.error_capture import (
+    ErrorOperation,
+    ErrorWatch,
+    LossCapture,
+    owners_behind,
+)
+from lightning_iet.callbacks.anti_gradient_control.losses.protocols import Observer, Refusal, Seam
+from lightning_iet.utilities.lightning import shadowed
+
+
+class Listener(Protocol):
+    """Who hears of calls."""
+
+    def before_call(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        """A module is about to be called."""
+
+    def after_call(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> None:
+        """A module has returned."""
+
+
+def modules_to_hook(root: nn.Module, name: str | None = None) -> dict[nn.Module, str]:
+    """All modules by name but those inside a compiled one, where a hook would be compiled too.
+
+    Args:
+        root: Where to look.
+        name: Of the only one that is wanted; None for all.
+
+    Raises:
+        ValueError: If none has that name.
+    """
+    if name is not None:
+        try:
+            return {root.get_submodule(name): name}
+        except AttributeError:
+            children = [child for child, _ in root.named_children()]
+            raise ValueError(
+                f"Argument `denoiser` expected the name of a module in {type(root).__name__}, such as one of"
+                f" {children}, but got {name!r}."
+            ) from None
+    found: dict[nn.Module, str] = {}
+    inside: set[nn.Module] = set()
+
+    def visit(module: nn.Module, name: str) -> None:
+        found.setdefault(module, name)
+        if _is_compiled(module):
+            inside.update(part for part in module.modules() if part is not module)
+            return
+        for child_name, child in module.named_children():
+            visit(child, f"{name}.{child_name}" if name else child_name)
+
+    visit(root, "")
+    return {module: name for module, name in found.items() if module not in inside}
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    in_place = module._compiled_call_impl is not None
+    return in_place or hasattr(module, "_orig_mod") or isinstance(module, torch.jit.ScriptModule)
+
+
+@contextmanager
+def hooked(module: nn.Module, listener: Listener) -> Iterator[None]:
+    """Tell a listener of every call of a module."""
+    compiled = module._compiled_call_impl
+    with ExitStack() as stack:
+        if compiled is None:
+            before, after = _Hook(listener.before_call), _Hook(listener.after_call)
+            stack.callback(module.register_forward_pre_hook(before, with_kwargs=True).remove)
+            stack.callback(module.register_forward_hook(after, with_kwargs=True).remove)
+        else:
+            # Compiled in place, its hooks are compiled as well: this stands in front of all that.
+            def call(*args: Any, **kwargs: Any) -> Any:
+                listener.before_call(module, args, kwargs)
+                output = compiled(*args, **kwargs)
+                listener.after_call(module, args, kwargs, output)
+                return output
+
+            stack.enter_context(shadowed(module, "_compiled_call_impl", call))
+        yield
+
+
+class _Hook:
+    """A hook that hears nothing in a copy of its module, pickled or not."""
+
+    def __init__(self, hear: Callable[..., None]) -> None:
+        self.hear = hear
+
+    def __call__(self, *args: Any) -> None:
+        if not torch.compiler.is_compiling():
+            self.hear(*args)
+
+    def __reduce__(self) -> tuple[Callable[[], Callable[..., None]], tuple[()]]:
+        return _deaf_hook, ()
+
+
+def _deaf_hook() -> Callable[..., None]:
+    return _hear_nothing
+
+
+def _hear_nothing(*args: Any) -> None:
+    """What is left of a hook in a copy."""
+
+
+class Teachers:
+    """Remembers outputs that modules made without gradients, and sees whether one is compared with the denoiser's.
+
+    Attributes:
+        compared: Whether an operation had such an output and a tensor that needs a gradient.
+    """
+
+    def __init__(self) -> None:
+        self.compared = False
+        self._outputs: list[Tensor] = []
+
+    def add(self, arguments: Mapping[str, Any], output: Any) -> bool:
+        """Remember what a call without gradients returned; return whether it looks like a denoiser's."""
+        shapes = [value.shape for value in arguments.values() if is_sample(value)]
+        per_row = [
+            value
+            for value in arguments.values()
+            if isinstance(value, Tensor) and any(one_per_row(value, shape[0]) for shape in shapes)
+        ]
+        found = [tensor for tensor in tensors_in(output) if per_row and tensor.shape in shapes]
+        self._outputs += found
+        return bool(found)
+
+    def forget(self) -> None:
+        """Let go of the outputs; there is nothing more to see."""
+        self._outputs = []
+
+    def look(self, arguments: Iterable[Any]) -> None:
+        """Look at the arguments of an operation behind the denoiser."""
+        tensors = [value for value in arguments if type(value) is Tensor]
+        if self._outputs and any(tensor.requires_grad for tensor in tensors):
+            places = {output.data_ptr() for output in self._outputs}
+            self.compared |= any(not tensor.requires_grad and tensor.data_ptr() in places for tensor in tensors)
+
+
+_REMEDY = (
+    'Name it, AntiGradientControl(denoiser="…", timestep="…"); or let training_step return'
+    ' {"loss", "sample_loss", "timesteps"}; or reduce its losses by an attribute loss_reducer(sample_loss, timesteps).'
+)
+
+
+def refusal_text(module: nn.Module, reason: str) -> str:
+    """One line: what is wrong with a module, and the three things that a user can do."""
+    return f"AntiGradientControl expected to find the denoiser of {type(module).__name__}, but {reason}. {_REMEDY}"
+
+
+def why_not_found(module: nn.Module, denoiser: str | None) -> str:
+    """What to say of a step in which nothing looked like a denoiser."""
+    if getattr(module, "_compiler_ctx", None) is not None:
+        return "all of it is compiled, where nothing can be seen; compile the denoiser instead"
+    who = "no module was" if denoiser is None else f"`{denoiser}` was not"
+    return f"{who} called with gradients on, a batch and one number per row of it"
+
+
+def why_loss_escapes(
+    calls: Sequence[DenoiserCall], masked: Sequence[DenoiserCall], loss: Tensor | None, *, name: str
+) -> str:
+    """Why masking some of the calls of a step does not mask its loss; empty if it does, or nobody can know.
+
+    Args:
+        calls: All calls of the step.
+        masked: Those whose gradient is masked.
+        loss: What is differentiated; None if somebody does that without telling.
+        name: Of the denoiser.
+    """
+    if loss is None:
+        return ""
+    reached = owners_behind(loss, {node: number for number, call in enumerate(calls) for node in call.nodes})
+    covered = {number for number, call in enumerate(calls) if any(call is other for other in masked)}
+    if not reached & covered:
+        return f"the loss does not depend on the output of `{name}`"
+    if reached - covered:
+        return f"the loss depends on {len(reached)} calls of `{name}`, not all of which could be measured"
+    return ""
+
+
+def why_no_stand_in(call: DenoiserCall, *, name: str, several_optimizers: bool) -> str:
+    """Why the gradient at a denoiser's output says nothing about its loss; empty if it may."""
+    if several_optimizers:
+        reason = "several optimizers train (adversarial phases?)"
+    elif len(call.outputs) > 1:
+        reason = f"it returns {len(call.outputs)} outputs"
+    else:
+        return ""
+    return (
+        f"no squared or absolute error was seen behind `{name}`, and the gradient at its output cannot stand in for it,"
+        f" since {reason}"
+    )
+
+
+def describe(call: DenoiserCall, *, name: str, loss: str) -> str:
+    """What was found, for the log."""
+    kind = type(getattr(call.module, "_orig_mod", call.module)).__name__
+    loss = loss or "the squared gradient at its output (no squared error was seen)"
+    return f"denoiser `{name}` ({kind}), timesteps from its argument `{call.argument}`, loss: {loss}"
+
+
+def eval_mode_caution(call: DenoiserCall, *, name: str) -> str:
+    """What to say of a denoiser that trains in eval mode; empty if it does not."""
+    if call.module.training:
+        return ""
+    return f"The denoiser `{name}` trains in eval mode, without dropout; call `.train()` if not on purpose."
+
+
+class GradientLoss:
+    r"""Measures losses where no error operation was seen: in a compiled function, or a kernel of somebody's own.
+
+    For a squared error :math:`L = \frac{1}{B} \sum_i w(t_i) \lVert o_i - y_i \rVert^2`, the rows of the gradient at the
+    output hold :math:`\lVert B\, \partial L / \partial o_i \rVert^2 = 4 w(t_i)^2 \lVert o_i - y_i \rVert^2`: the
+    sample's loss times a constant of its timestep, which cancels against the loss bank's entry. For an absolute error
+    they hold nothing at all, which is found in the first batch.
+
+    Args:
+        observe: Gets losses and timesteps.
+        scale: Multiplies a number by what the loss is multiplied by before the backward pass (AMP).
+    """
+
+    def __init__(self, observe: Observer, scale: Callable[[Tensor], Tensor] | None = None) -> None:
+        self.observe = observe
+        self.scale = scale
+        self.in_use = False
+        self._expected: DenoiserCall | None = None
+
+    def expect(self, call: DenoiserCall) -> None:
+        """The gradient of this call comes next."""
+        self._expected = call
+
+    def expects(self, call: DenoiserCall) -> bool:
+        """Whether this is the call whose gradient counts."""
+        return call is self._expected
+
+    def measure(self, call: DenoiserCall, gradient: Tensor) -> None:
+        """Decide about a call from its gradient, (B, …)."""
+        rows = gradient.detach().flatten(1)
+        rows = rows.to(torch.promote_types(rows.dtype, torch.float32)) * len(rows)
+        if not self.in_use:
+            _refuse_absolute_errors(rows)
+        if self.scale is not None:
+            rows = rows / self.scale(torch.ones((), device=rows.device))
+        verdict = Verdict(rows.square().mean(1), call.timesteps)
+        verdict.keep(self.observe(verdict.losses, verdict.timesteps))
+        call.verdict, self._expected, self.in_use = verdict, None, True
+
+
+def _refuse_absolute_errors(rows: Tensor) -> None:
+    sizes = rows.abs()
+    largest = sizes.amax(1, keepdim=True)
+    alike = ((sizes - largest).abs() <= 1e-3 * largest) | (sizes == 0)
+    if rows.shape[1] > 1 and bool(alike.all()) and bool(largest.any()):
+        raise Refusal(
+            "AntiGradientControl expected a squared error where it cannot see the loss itself, but got gradients of one"
+            " size, those of an absolute error. Compute the loss outside compiled code, or return it per sample."
+        )
+
+
+class DenoiserSeam(Seam):
+    r"""Finds the denoiser in the first step, measures each sample's loss behind its output, and masks its gradient.
+
+    The denoiser is the outermost module whose call, with gradients on, gets a floating tensor and one more number per
+    row of it, and returns that tensor's batch and spatial sizes. Rows of the gradient that arrives at its outputs are
+    multiplied by :math:`k_i B / \sum_j k_j`, with :math:`k_i` 1 for samples that are kept and 0 for others: whatever
+    the loss looks like, what is masked does not pass. The loss that the user logs is not touched.
+
+    Args:
+        module: Any LightningModule.
+        observe: Called once per measured batch, see
+            :data:`~lightning_iet.callbacks.anti_gradient_control.losses.Observer`.
+        denoiser: Name of the denoiser in the module; by default it is found.
+        timestep: Name of its argument; by default it is found.
+        several_optimizers: Whether phases of training may alternate, so that a gradient says nothing about a loss.
+        scale: Multiplies a number by what the loss is multiplied by before the backward pass.
+    """
+
+    def __init__(
+        self,
+        module: pl.LightningModule,
+        observe: Observer,
+        *,
+        denoiser: str | None = None,
+        timestep: str | None = None,
+        several_optimizers: bool = False,
+        scale: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        self.module = module
+        self.observe = observe
+        self.denoiser = denoiser
+        self.several_optimizers = several_optimizers
+        self._gradient_loss = GradientLoss(observe, scale)
+        self._teachers = Teachers()
+        self._capture = LossCapture()
+        self._watch = ErrorWatch(self._notice, self._teachers.look)
+        self._hooks: dict[nn.Module, ExitStack] = {}
+        self._names: dict[nn.Module, str] = {}
+        self._arguments: dict[nn.Module, list[str]] = {}
+        self._calls: list[DenoiserCall] = []
+        self._entered: list[Entry] = []
+        self._doubts: list[str] = []
+        self._refusal: str | None = None
+        self._argument = timestep
+        self._recording = False
+        self._decided = False
+
+    # --- opening and closing ---------------------------------------------------------------------------------------
+
+    @contextmanager
+    def opened(self) -> Iterator["DenoiserSeam"]:
+        """Hook the module while this lasts; after it nothing is left."""
+        if self.several_optimizers and self.denoiser is None:
+            self._refuse("it has several optimizers, and which of them trains the denoiser cannot be told")
+        self._names = modules_to_hook(self.module, self.denoiser)
+        try:
+            for module in self._names:
+                self._hooks[module] = ExitStack()
+                self._hooks[module].enter_context(hooked(module, self))
+            yield self
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Take all hooks away, in the middle of a step too."""
+        self.end_step()
+        for hooks in self._hooks.values():
+            hooks.close()
+        self._hooks.clear()
+
+    # --- the steps -------------------------------------------------------------------------------------------------
+
+    def begin_step(self) -> None:
+        """Listen from now on."""
+        self._recording, self._decided = bool(self._hooks), False
+
+    def end_step(self) -> None:
+        """Listen no longer; forget the step."""
+        self._watch.stop()
+        self._recording = False
+        self._drop_calls(0)
+        self._entered = []
+        self._capture.begin([])
+
+    def before_backward(self, loss: Tensor | None = None) -> None:
+        """Decide about every call of the step that has been measured."""
+        self._watch.stop()
+        if not self._recording:
+            return
+        calls, self._calls, self._entered = self._calls, [], []
+        if not calls:
+            self._without_call()
+            return
+        if failure := self._capture.failure or self._capture.incomplete():
+            self._refuse(f"`{self._name(calls[-1])}` looks like it, but {failure}")
+        if not self.description:
+            self._settle(calls, loss)
+        verdicts = {id(call.verdict): call.verdict for call in calls if call.verdict is not None}
+        if verdicts:
+            for verdict in verdicts.values():
+                verdict.keep(self.observe(verdict.losses, verdict.timesteps))
+        elif self._capture.description:
+            self._refuse(f"this step has no error behind the output of `{self._name(calls[-1])}`, as earlier ones had")
+        else:
+            self._gradient_loss.expect(calls[-1])
+        self._decided = True
+        for call in calls:
+            call.release()
+
+    def _without_call(self) -> None:
+        """A backward pass before which no denoiser was called."""
+        if self._decided or (self.description and self.denoiser is not None):
+            return
+        if self.description:
+            self._refuse("this step did not call it with gradients on, as earlier steps did (phases?)")
+        doubt = self._refusal or (self._doubts[-1] if self._doubts else "")
+        self._refuse(doubt or verification.why_not_found(self.module, self.denoiser))
+
+    def read(self, step: Callable[[], Any]) -> None:
+        """Run a step for its losses. They are told by the graph behind the denoiser, so there is one; nothing uses it.
+
+        Raises:
+            Refusal: If losses are measured by gradients.
+        """
+        if self._gradient_loss.in_use:
+            self._refuse("its losses are measured by gradients, of which unseen images have none")
+        before = self._recording, self._decided
+        self.begin_step()
+        try:
+            with torch.enable_grad():
+                step()
+            self.before_backward()
+        finally:
+            self.end_step()
+            self._recording, self._decided = before
+
+    # --- calls -----------------------------------------------------------------------------------------------------
+
+    def before_call(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        """A module is called. Nothing inside the denoiser is a loss; inside others there may be one."""
+        if not self._hears():
+            return
+        if len(self._hooks) == 1:
+            self._watch.stop()
+        unmeasured = [call for call in self._calls if call.verdict is None]
+        self._entered.append(Entry(module, len(self._calls), unmeasured, self._capture.seen, self._refusal))
+
+    def after_call(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> None:
+        """A module has returned: if it is the denoiser, losses come next."""
+        if not self._hears():
+            return
+        entry = self._entered.pop()
+        while entry.module is not module:  # an exception left that one
+            entry = self._entered.pop()
+        if module not in self._arguments:
+            self._arguments[module] = argument_names(module)
+        arguments = name_arguments(self._arguments[module], args, kwargs)
+        if torch.is_grad_enabled():
+            self._take(arguments, output, entry)
+        elif not self.description and self._teachers.add(arguments, output):
+            self._doubts.append(
+                f"`{self._names[module]}` was called without gradients (checkpointing of the old kind?)"
+            )
+        if self._capture.pending:
+            self._watch.start()
+
+    def _hears(self) -> bool:
+        # Checkpointing calls modules again in the backward pass.
+        return self._recording and torch._C._current_graph_task_id() == -1
+
+    def _take(self, arguments: Mapping[str, Any], output: Any, entry: Entry) -> None:
+        try:
+            call = read_call(entry.module, arguments, output, timestep=self._argument)
+        except NearMiss as doubt:
+            self._doubts.append(f"`{self._names[entry.module]}` looks like it, but {doubt}")
+            return
+        except CallError as failure:
+            self._refusal = f"`{self._names[entry.module]}` looks like it, but {failure}"
+            self._drop_calls(entry.num_calls)
+            return
+        if call is None:
+            return
+        self._drop_calls(entry.num_calls)  # what was called inside it was a part of it
+        self._refusal = entry.refusal
+        if self._capture.seen > entry.num_errors:  # and what was computed inside it no loss
+            self._capture = LossCapture()
+            for other in entry.unmeasured:
+                other.verdict = None
+        self._calls.append(call)
+        for tensor in call.outputs:
+            tensor.register_hook(partial(self._mask, call))
+        if not self._gradient_loss.in_use:
+            self._capture.begin([call for call in self._calls if call.verdict is None])
+
+    def _drop_calls(self, start: int) -> None:
+        for call in self._calls[start:]:
+            call.release()
+        del self._calls[start:]
+
+    def _notice(self, error: ErrorOperation) -> None:
+        self._capture.notice(error)
+        if not self._capture.pending:
+            self._watch.stop()
+
+    def _mask(self, call: DenoiserCall, gradient: Tensor) -> Tensor | None:
+        if self._capture.probing or not self._recording:
+            return None
+        if any(call is other for other in self._calls):
+            self.before_backward()  # somebody calls backward without asking Lightning
+        if self._gradient_loss.expects(call):
+            self._gradient_loss.measure(call, gradient)
+        return call.mask(gradient)
+
+    def _settle(self, calls: list[DenoiserCall], loss: Tensor | None) -> None:
+        """Make sure that the denoiser is found, and hook no other module any more."""
+        measured = [call for call in calls if call.verdict is not None]
+        masked = measured or calls[-1:]
+        names = {call.module: self._name(call) for call in masked}
+        name = self._name(masked[-1])
+        reason = ""
+        if len(names) > 1:
+            reason = f"there are {len(names)} candidates, {sorted(names.values())}"
+        elif self._teachers.compared:
+            reason = "its output is compared with another output of a denoiser, as in consistency training"
+        reason = reason or verification.why_loss_escapes(calls, masked, loss, name=name)
+        if not measured:
+            reason = reason or verification.why_no_stand_in(
+                masked[-1], name=name, several_optimizers=self.several_optimizers
+            )
+        if reason:
+            self._refuse(reason)
+        for module in [module for module in self._hooks if module not in names]:
+            self._hooks.pop(module).close()
+        self._watch.look = None
+        self._teachers.forget()
+        self._argument = masked[-1].argument
+        self.description = verification.describe(masked[-1], name=name, loss=self._capture.description)
+        self.caution = verification.eval_mode_caution(masked[-1], name=name)
+
+    def _name(self, call: DenoiserCall) -> str:
+        return self._names[call.module] or type(self.module).__name__
+
+    def _refuse(self, reason: str) -> NoReturn:
+        raise Refusal(verification.refusal_text(self.module, reason))

@@ -1,0 +1,482 @@
+"""Measuring each sample's loss at the first error behind the denoiser."""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import Node
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack, _pop_mode, _push_mode
+
+from lightning_iet.callbacks.anti_gradient_control.losses.denoiser_call import CallError, DenoiserCall, Verdict
+
+_LOSSES: dict[str, Callable[..., Tensor]] = {
+    "mse_loss": F.mse_loss,
+    "l1_loss": F.l1_loss,
+    "smooth_l1_loss": F.smooth_l1_loss,
+    "huber_loss": F.huber_loss,
+    "gaussian_nll_loss": F.mse_loss,  # its squared error; the variance is another output
+}
+_SETTINGS = ("beta", "delta")
+_ELEMENTWISE = ("square", "abs", "absolute")
+_POWERS = ("pow", "float_power")
+_PRODUCTS = ("mul", "multiply")
+_NORMS = ("norm", "linalg_norm", "linalg_vector_norm", "vector_norm")
+
+
+@dataclass(frozen=True)
+class ErrorOperation:
+    """A squared or absolute error in somebody's training step.
+
+    Attributes:
+        name: Of the operation, for the log.
+        operands: What goes in and needs a gradient.
+        elements: Makes the error of each element: a tensor with a graph if gradients are on.
+        is_difference: Whether the operation itself takes a difference; else one must have been taken before.
+    """
+
+    name: str
+    operands: tuple[Tensor, ...]
+    elements: Callable[[], Tensor]
+    is_difference: bool = False
+
+
+def error_operation(
+    func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], result: Any
+) -> ErrorOperation | None:
+    """Recognise a squared or absolute error.
+
+    Args:
+        func: What a ``TorchFunctionMode`` was shown.
+        args: Its positional arguments.
+        kwargs: Its keyword arguments.
+        result: What it returned.
+
+    Returns:
+        The operation, or None if it is another one or needs no gradient.
+    """
+    if type(result) is not Tensor or not result.requires_grad:  # a tracing compiler shows tensors of its own kind
+        return None
+    name = getattr(func, "__name__", "").rstrip("_")
+    if name in _LOSSES:
+        return _loss(name, args, kwargs, result)
+    operand = args[0] if args else kwargs.get("input")
+    if not isinstance(operand, Tensor):
+        return None
+    other = args[1] if len(args) > 1 else kwargs.get("exponent", kwargs.get("other"))
+    is_power = name in _POWERS and not isinstance(other, Tensor) and other == 2
+    is_product = name in _PRODUCTS and other is operand
+    if name in _ELEMENTWISE or is_power or is_product:
+        return ErrorOperation(name, (operand,), lambda: result)
+    if name in _NORMS:
+        return ErrorOperation(name, (operand,), operand.square)
+    return None
+
+
+def _loss(name: str, args: Sequence[Any], kwargs: Mapping[str, Any], result: Tensor) -> ErrorOperation | None:
+    named = dict(zip(("input", "target"), args, strict=False)) | dict(kwargs)
+    prediction, target = named.get("input"), named.get("target")
+    if not (isinstance(prediction, Tensor) and isinstance(target, Tensor)):
+        return None
+
+    def elements() -> Tensor:
+        if name != "gaussian_nll_loss" and result.ndim and result.numel() == max(prediction.numel(), target.numel()):
+            return result  # it was asked for without reduction
+        settings = {key: kwargs[key] for key in _SETTINGS if key in kwargs}
+        return _LOSSES[name](prediction, target, reduction="none", **settings)
+
+    operands = tuple(tensor for tensor in (prediction, target) if tensor.requires_grad)
+    return ErrorOperation(name, operands, elements, is_difference=True)
+
+
+_DIFFERENCES = ("Sub", "Rsub", "Add", "Lerp", "Compiled")
+
+
+class ErrorWatch(TorchFunctionMode):
+    """Shows the squared and absolute errors that this thread computes to somebody, from :meth:`start` to :meth:`stop`.
+
+    It lies at the bottom of the stack of modes: somebody's ``with torch.device(…)`` may begin before it and end first.
+
+    Args:
+        notice: Gets each error that needs a gradient.
+        look: Gets the arguments of every operation, if given.
+
+    Example:
+        >>> names = []
+        >>> watch = ErrorWatch(lambda error: names.append(error.name))
+        >>> watch.start()
+        >>> loss = (torch.ones(3, requires_grad=True) - 2) ** 2
+        >>> watch.stop()
+        >>> names
+        ['pow']
+    """
+
+    def __init__(
+        self, notice: Callable[[ErrorOperation], None], look: Callable[[Iterable[Any]], None] | None = None
+    ) -> None:
+        super().__init__()
+        self.notice = notice
+        self.look = look
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Call, and look at what came out."""
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        if torch.compiler.is_compiling():
+            return result
+        if self.look is not None:
+            self.look((*args, *kwargs.values()))
+        error = error_operation(func, args, kwargs, result)
+        if error is not None:
+            self.notice(error)
+        return result
+
+    def start(self) -> None:
+        """Begin to watch, unless it does already."""
+        self._restack(present=True)
+
+    def stop(self) -> None:
+        """Watch no longer."""
+        self._restack(present=False)
+
+    def _restack(self, *, present: bool) -> None:
+        stack = _get_current_function_mode_stack()  # private, and what torch.device itself uses to lie at the bottom
+        if (self in stack) == present:
+            return
+        others = [mode for mode in stack if mode is not self]
+        for _ in stack:
+            _pop_mode()
+        for mode in [self, *others] if present else others:
+            _push_mode(mode)
+
+
+def owners_behind(tensor: Tensor, owners: Mapping[Node, int], *, after_difference: bool = False) -> set[int]:
+    """Which of some nodes of the graph a tensor was computed from; the search goes no further than those.
+
+    Args:
+        tensor: Where to start.
+        owners: A number for each node.
+        after_difference: Count only what a difference was taken of, on the way.
+
+    Returns:
+        The numbers of the nodes that were found.
+    """
+    found: set[int] = set()
+    todo = [(tensor.grad_fn, not after_difference)]
+    seen = set(todo)
+    while todo and len(found) < len(set(owners.values())):
+        node, counts = todo.pop()
+        if node is None:
+            continue
+        if node in owners:
+            found |= {owners[node]} if counts else set()
+            continue
+        counts = counts or node.name().startswith(_DIFFERENCES)
+        news = {(following, counts) for following, _ in node.next_functions} - seen
+        seen |= news
+        todo.extend(news)
+    return found
+
+
+_UNKNOWN = -1
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the samples lie in a tensor of errors: on an axis, alone, or merged with others into one.
+
+    Attributes:
+        axis: The axis that holds the samples.
+        major: Whether the samples are the slower one of what was merged into it, as in ``(b h w)``.
+        whole: Whether the axis holds all rows of the denoiser's output; else it holds a loss per entry.
+    """
+
+    axis: int = 0
+    major: bool = True
+    whole: bool = True
+
+    def rows(self, errors: Tensor, batch_size: int) -> Tensor:
+        """One row of errors per loss, shape (n, k)."""
+        size = batch_size if self.whole else errors.shape[self.axis]
+        split = errors.unflatten(self.axis, (size, -1) if self.major else (-1, size))
+        return split.movedim(self.axis if self.major else self.axis + 1, 0).reshape(size, -1)
+
+    def fits(self, errors: Tensor, batch_size: int) -> bool:
+        """Whether a tensor can be laid out so."""
+        if self.axis >= errors.ndim:
+            return False
+        size = errors.shape[self.axis]
+        return size > 0 and size % batch_size == 0 if self.whole else 0 < size < batch_size
+
+
+def layouts(errors: Tensor, batch_size: int) -> Iterator[Layout]:
+    """The layouts that a tensor of errors may have, the usual one first."""
+    candidates = [Layout(axis, major) for major in (True, False) for axis in range(errors.ndim)]
+    for layout in [*candidates, Layout(whole=False)]:
+        if layout.fits(errors, batch_size):
+            yield layout
+
+
+def row_maps(rows: Tensor, outputs: Sequence[Sequence[Tensor]]) -> list[Tensor] | None:
+    r"""For each row of each output, tell the one loss that depends on it.
+
+    Row-local means :math:`\partial l_i / \partial o_j = 0` unless :math:`i = m(j)`. Loss :math:`i` is weighted by 2
+    where a bit of :math:`i` is set and by 1 elsewhere; the gradient at row :math:`j` must then be exactly once or twice
+    what it is with all weights 1, and which of them is that bit of :math:`m(j)`. So :math:`1 + \log_2 n` passes through
+    the tail of the graph compare all pairs of rows. It waits for the device.
+
+    Args:
+        rows: Errors behind the outputs, shape (n, k), one row per loss, with a graph that is kept.
+        outputs: For each call of the denoiser the tensors that it returned, each with B rows.
+
+    Returns:
+        For each call the number of the loss by row, (B,), on the CPU, -1 where no gradient arrives; None if some row
+        has a part in several losses.
+
+    Example:
+        >>> out = torch.ones(4, 2, requires_grad=True)
+        >>> row_maps(out.square().flip(0), [[out]])
+        [tensor([3, 2, 1, 0])]
+        >>> row_maps(out.square() / out.square().mean(), [[out]]) is None
+        True
+    """
+    losses = rows.sum(1)  # sums: means of half precision would vanish
+    tensors = [tensor for call in outputs for tensor in call]
+    lengths = [len(call) for call in outputs]
+
+    def gradients(weights: Tensor) -> list[Tensor]:
+        found = torch.autograd.grad(losses, tensors, weights, retain_graph=True, allow_unused=True)
+        filled = [torch.zeros_like(t) if g is None else g for g, t in zip(found, tensors, strict=True)]
+        flat = iter([_real(gradient).flatten(1) for gradient in filled])
+        return [torch.cat([next(flat).double() for _ in range(length)], 1) for length in lengths]
+
+    once = gradients(torch.ones_like(losses))
+    tolerance = math.sqrt(torch.finfo(tensors[0].dtype).eps)
+    maps = [torch.zeros(len(gradient), dtype=torch.long) for gradient in once]
+    numbers = torch.arange(len(losses), device=losses.device)
+    for bit in range((len(losses) - 1).bit_length()):
+        weighted = gradients(1 + (numbers >> bit & 1).to(losses.dtype))
+        for found, ones, row_map in zip(weighted, once, maps, strict=True):
+            limit = tolerance * ones.abs().amax(1)
+            single, double = ((found - times * ones).abs().amax(1) <= limit for times in (1, 2))
+            if not (single | double | ~ones.isfinite().all(1)).all():
+                return None
+            row_map += (double & ~single).cpu().long() << bit
+    return [torch.where(_live(ones).cpu(), row_map, _UNKNOWN) for ones, row_map in zip(once, maps, strict=True)]
+
+
+def _live(gradients: Tensor) -> Tensor:
+    """Rows that tell something: neither all zero nor broken."""
+    return gradients.isfinite().all(1) & gradients.ne(0).any(1)
+
+
+def _real(gradients: Tensor) -> Tensor:
+    return torch.view_as_real(gradients) if gradients.is_complex() else gradients
+
+
+_Key: TypeAlias = tuple[int, ...]
+
+
+@dataclass
+class _Part:
+    """Losses of some or all samples, and for each call the loss of each row of it."""
+
+    losses: Tensor
+    maps: list[Tensor]
+
+
+class LossCapture:
+    """Turns errors that appear behind a denoiser's output into one loss per sample.
+
+    Which errors count, and how samples lie in them, is settled with the first batch: the first one through which a
+    gradient reaches the output, and further ones until every row of the output has a loss. For every size of batch that
+    is met for the first time, :func:`row_maps` tests that each row of the
+    output has a part in one loss only; later batches of that size are trusted, and wait for nothing.
+
+    Attributes:
+        pending: The calls whose losses are being measured.
+        failure: Why they cannot be; raised when the step comes to its backward pass.
+        description: How they are, once it is settled.
+        seen: Number of errors seen so far.
+        probing: Whether gradients are being taken for the test: they are none of the user's.
+    """
+
+    def __init__(self) -> None:
+        self.pending: list[DenoiserCall] = []
+        self.failure: CallError | None = None
+        self.description = ""
+        self.seen = 0
+        self.probing = False
+        self._layouts: dict[int, Layout] = {}  # of the errors that count, by their place among all
+        self._maps: dict[_Key, list[Tensor]] = {}
+        self._pairings: dict[_Key, _Pairing] = {}
+        self._parts: list[_Part] = []
+        self._place = 0
+
+    def begin(self, calls: list[DenoiserCall]) -> None:
+        """Measure the losses of these calls, from the next error on."""
+        self.pending, self._parts, self._place = calls, [], 0
+
+    def notice(self, error: ErrorOperation) -> Verdict | None:
+        """Look at an error; return the verdict to be when it completes the losses of the calls behind it."""
+        calls = self._calls_behind(error)
+        if not calls or self.failure is not None:
+            return None
+        place, self._place = self._place, self._place + 1
+        self.seen += 1
+        if self.description and place not in self._layouts:
+            return None
+        try:
+            part = self._measure(error, calls, place)
+            if part is None:
+                return None
+            if not self._adds(part):
+                del self._layouts[place]
+                return None
+            self._parts.append(part)
+            return self._complete(calls, error.name)
+        except CallError as failure:
+            self.failure = failure
+            return None
+
+    def incomplete(self) -> CallError | None:
+        """What to say of a step that ends before every row has a loss."""
+        if not self._parts:
+            return None
+        call = self.pending[-1]
+        num_rows = int((self._join(0, call, sum(len(part.losses) for part in self._parts)) >= 0).sum())
+        return CallError(f"only {num_rows} of its {call.batch_size} rows have a loss")
+
+    def _adds(self, part: _Part) -> bool:
+        """Whether a part measures rows that none has measured yet; of no interest once the parts are settled."""
+        if self.description or not self._parts:
+            return True
+        pairs = zip(part.maps, *(earlier.maps for earlier in self._parts), strict=True)
+        return any(((new >= 0) & (torch.stack(known).amax(0) < 0)).any() for new, *known in pairs)
+
+    def _calls_behind(self, error: ErrorOperation) -> list[DenoiserCall]:
+        owners = {node: number for number, call in enumerate(self.pending) for node in call.nodes}
+        found: set[int] = set()
+        for operand in error.operands:
+            found |= owners_behind(operand, owners, after_difference=not error.is_difference)
+        return [self.pending[number] for number in sorted(found)]
+
+    def _measure(self, error: ErrorOperation, calls: list[DenoiserCall], place: int) -> _Part | None:
+        """Lay the samples out; None if no gradient passes."""
+        size = calls[0].batch_size
+        layout = self._layouts.get(place)
+        if layout is not None:
+            with torch.no_grad():
+                rows = self._rows(error, layout, size)
+            key = (place, len(rows), *(call.batch_size for call in calls))
+            if key in self._maps:
+                return _Part(_mean(rows), self._maps[key])
+        elements = error.elements()  # with a graph, also where the step itself reduced it at once
+        for candidate in layouts(elements, size) if layout is None else [layout]:
+            rows = candidate.rows(elements, size)
+            maps = self._probe(rows, calls)
+            if maps is not None:
+                if layout is None and all((row_map < 0).all() for row_map in maps):
+                    _refuse_broken(elements, error.name)
+                    return None
+                self._layouts[place] = candidate
+                self._maps[(place, len(rows), *(call.batch_size for call in calls))] = maps
+                return _Part(_mean(rows.detach()), maps)
+        raise CallError(
+            f"the errors behind it, `{error.name}` of shape {tuple(elements.shape)}, mix its {size} rows: the gradient"
+            " of one sample's loss reaches another's row"
+        )
+
+    def _rows(self, error: ErrorOperation, layout: Layout, size: int) -> Tensor:
+        elements = error.elements().detach()
+        if not layout.fits(elements, size):
+            raise CallError(
+                f"the errors behind it, `{error.name}` of shape {tuple(elements.shape)}, do not fit its {size} rows any"
+                " more"
+            )
+        return layout.rows(elements, size)
+
+    def _probe(self, rows: Tensor, calls: list[DenoiserCall]) -> list[Tensor] | None:
+        self.probing = True
+        try:
+            return row_maps(rows, [call.outputs for call in calls])
+        except RuntimeError as error:  # a graph that may be passed through only once, say
+            reason = str(error).partition("\n")[0]
+            raise CallError(f"the graph of its losses cannot be tested ({reason})") from error
+        finally:
+            self.probing = False
+
+    def _complete(self, calls: list[DenoiserCall], name: str) -> Verdict | None:
+        """Put the parts together once every row has a loss."""
+        if self.description and len(self._parts) < len(self._layouts):
+            return None
+        losses = torch.cat([part.losses for part in self._parts])
+        key = (len(losses), *(call.batch_size for call in calls))
+        if key not in self._pairings:
+            maps = [self._join(number, call, len(losses)) for number, call in enumerate(calls)]
+            if any((row_map < 0).any() for row_map in maps):
+                return None
+            self._pairings[key] = _pair(maps, calls, losses)
+        self.description = self.description or f"the first `{name}` behind its output, averaged per sample"
+        pairing = self._pairings[key]
+        timesteps = torch.cat([call.timesteps for call in calls])
+        verdict = Verdict(losses, timesteps if pairing.first_rows is None else timesteps[pairing.first_rows])
+        for call, row_map in zip(calls, pairing.row_maps, strict=True):
+            call.row_map, call.verdict = row_map, verdict
+        self.begin([call for call in self.pending if call.verdict is None])
+        return verdict
+
+    def _join(self, number: int, call: DenoiserCall, num_losses: int) -> Tensor:
+        """For each row of a call its loss among those of all parts, (B,); -1 where none is known."""
+        joined = torch.full((call.batch_size,), -1)
+        offset = 0
+        for part in self._parts:
+            row_map = part.maps[number]
+            joined = torch.where((joined < 0) & (row_map >= 0), row_map + offset, joined)
+            offset += len(part.losses)
+        if len(self._parts) == 1 and num_losses == call.batch_size:
+            # A row that no gradient reaches (a sample that is masked out, say): its place says which it is.
+            joined = torch.where(joined < 0, torch.arange(call.batch_size), joined)
+        return joined
+
+
+@dataclass
+class _Pairing:
+    """Which rows belong to which loss; None where they are simply the same."""
+
+    row_maps: list[Tensor | None]
+    first_rows: Tensor | None
+
+
+def _pair(maps: list[Tensor], calls: list[DenoiserCall], losses: Tensor) -> _Pairing:
+    """Check that the rows of one loss have one timestep, and move the maps to the device."""
+    timesteps = torch.cat([call.timesteps for call in calls])
+    owners = torch.cat(maps)
+    first_rows = torch.full((len(losses),), -1)
+    first_rows[owners.flip(0)] = torch.arange(len(owners)).flip(0)  # the first of several is written last
+    if (first_rows < 0).any():
+        raise CallError(f"of the {len(losses)} losses behind it some belong to none of its rows")
+    if not torch.equal(timesteps, timesteps[first_rows[owners]]):
+        raise CallError("rows at different timesteps share one loss, as in consistency training, which AGC is not for")
+    same = [torch.equal(row_map, torch.arange(len(losses))) for row_map in maps]
+    return _Pairing(
+        row_maps=[None if plain else row_map.to(losses.device) for plain, row_map in zip(same, maps, strict=True)],
+        first_rows=None if len(calls) == 1 and same[0] else first_rows.to(timesteps.device),
+    )
+
+
+def _refuse_broken(elements: Tensor, name: str) -> None:
+    if not elements.detach().isfinite().any():
+        raise CallError(
+            f"its losses (`{name}`) are NaN or infinite before anything was learnt: look at data and weights"
+        )
+
+
+def _mean(rows: Tensor) -> Tensor:
+    """Mean of each row, (n,), at least in float32."""
+    return rows.mean(1, dtype=torch.promote_types(rows.dtype, torch.float32))

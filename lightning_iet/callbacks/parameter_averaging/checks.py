@@ -1,0 +1,237 @@
+"""What a checkpoint says of a run of shards, and whether a run that goes on is the same."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch.distributed as dist
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import LightningModule, Trainer
+
+from lightning_iet.functional.sharding import num_replicas
+from lightning_iet.utilities.lightning import twins
+
+
+def check_split(in_data: int | None, num_shards: int, trainer: Trainer) -> None:
+    """Refuse data that are not split as the run is, and numbers of processes that do not fit it.
+
+    Args:
+        in_data: Number of shards into which the data are split; ``None`` if they are not.
+        num_shards: Number of shards of the run, K.
+        trainer: About to train.
+
+    Raises:
+        MisconfigurationException: If the numbers of shards differ.
+        ValueError: If neither K nor the number of processes divides the other.
+    """
+    if in_data not in (None, num_shards):
+        raise MisconfigurationException(
+            f"Argument `num_shards` expected the same value in ShardedDataModule and in ParameterAveragingCallback, "
+            f"but got {in_data} and {num_shards}."
+        )
+    if num_shards > 1:
+        num_replicas(num_shards, trainer.world_size)
+        if in_data is None and num_shards != trainer.world_size:
+            raise MisconfigurationException(
+                f"ParameterAveragingCallback expected data split into {num_shards} shards, but the run has "
+                f"{trainer.world_size} process(es) and no ShardedDataModule. Wrap the data module: "
+                f"ShardedDataModule(datamodule, num_shards={num_shards})."
+            )
+
+
+def check_trainer(trainer: Trainer, module: LightningModule, *, round_steps: int | None = None) -> None:
+    """Refuse settings of the trainer and the module under which shards would not stay apart.
+
+    Args:
+        trainer: About to train.
+        module: What it trains.
+        round_steps: Length of a round, where it is counted in steps of a shard.
+
+    Raises:
+        MisconfigurationException: Naming the setting, and what to use instead.
+    """
+    if not module.automatic_optimization and trainer.world_size > 1:
+        raise MisconfigurationException(
+            "ParameterAveragingCallback expected automatic optimization, but the module sets "
+            "automatic_optimization=False: under DDP it turns gradient synchronisation back on after each forward. "
+            "Use automatic optimization, one process, or num_shards=1."
+        )
+    if (round_steps or 0) % trainer.accumulate_grad_batches:
+        raise MisconfigurationException(
+            f"Argument `every_n_train_steps` expected a multiple of accumulate_grad_batches "
+            f"({trainer.accumulate_grad_batches}), but got {round_steps}: gradients would be summed over two shards."
+        )
+    strategy = trainer.strategy
+    if not isinstance(strategy, twins("strategies.DDPStrategy") + twins("strategies.SingleDeviceStrategy")):
+        raise MisconfigurationException(
+            f"ParameterAveragingCallback expected the strategy 'auto' or 'ddp', but got {type(strategy).__name__}, "
+            "which spreads one model over processes. Use --trainer.strategy ddp, or num_shards=1."
+        )
+    if getattr(strategy, "_ddp_kwargs", {}).get("static_graph"):
+        raise MisconfigurationException(
+            "ParameterAveragingCallback expected DDP without static_graph, but got static_graph=True, which cannot "
+            "leave gradients unsynchronised. Use DDPStrategy(static_graph=False)."
+        )
+    if getattr(strategy, "_ddp_kwargs", {}).get("process_group") is not None:
+        raise MisconfigurationException(
+            "ParameterAveragingCallback expected DDP without a process_group, but got one: it makes the groups itself. "
+            "Use DDPStrategy()."
+        )
+    if getattr(strategy, "_layer_sync", None) is not None:
+        raise MisconfigurationException(
+            "ParameterAveragingCallback expected sync_batchnorm=False, but got True: batch statistics would mix the "
+            "shards of all processes. Use Trainer(sync_batchnorm=False)."
+        )
+    if trainer.max_steps != -1 and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+        raise MisconfigurationException(
+            f"ParameterAveragingCallback expected max_steps=-1, but got {trainer.max_steps}: a process counts the "
+            "steps of all its shards, so the run would end in the middle of a shard. Use max_epochs."
+        )
+    _check_callbacks(trainer)
+    if trainer.overfit_batches:  # type: ignore[attr-defined]
+        raise MisconfigurationException(
+            f"ParameterAveragingCallback expected overfit_batches=0, but got {trainer.overfit_batches}: "  # type: ignore[attr-defined]
+            "it replaces the shards' samplers. Use a smaller data set, or num_shards=1."
+        )
+
+
+def _check_callbacks(trainer: Trainer) -> None:
+    """Refuse callbacks that cannot be kept apart by shard."""
+    mixing = twins("callbacks.StochasticWeightAveraging") + twins("callbacks.GradientAccumulationScheduler")
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]
+    for callback in callbacks:
+        if isinstance(callback, mixing):
+            raise MisconfigurationException(
+                f"ParameterAveragingCallback expected no callback that mixes the weights or gradients of shards, but "
+                f"got {type(callback).__name__}. Use EMAWeightAveraging(), Trainer(accumulate_grad_batches=…)."
+            )
+    averaging = [callback for callback in callbacks if isinstance(callback, twins("callbacks.WeightAveraging"))]
+    if len(averaging) > 1:
+        raise MisconfigurationException(
+            f"ParameterAveragingCallback expected at most one WeightAveraging callback, but got {len(averaging)}: each "
+            "would put its own average into the checkpoint. Use one."
+        )
+
+
+def limit_per_shard(trainer: Trainer, num_shards: int) -> int | None:
+    """Batches of an epoch that `limit_train_batches` leaves to each shard.
+
+    The limit is one for the batches of the run, all shards together: the same run on any number of processes.
+
+    Raises:
+        MisconfigurationException: If it leaves nothing to some shard, or is a share.
+    """
+    limit, least = trainer.limit_train_batches, num_shards * trainer.accumulate_grad_batches
+    if isinstance(limit, int) and (limit >= least or trainer.fast_dev_run):  # type: ignore[attr-defined]
+        return max(limit // num_shards, 1)
+    if isinstance(limit, int):
+        raise MisconfigurationException(
+            f"ParameterAveragingCallback expected limit_train_batches to leave a step to each of the {num_shards} "
+            f"shards, at least {least}, but got {limit}. Use a larger limit, or fewer shards."
+        )
+    if limit == 1.0:
+        return None
+    raise MisconfigurationException(
+        f"ParameterAveragingCallback expected limit_train_batches as a number of batches, but got the share {limit}. "
+        "Use an integer."
+    )
+
+
+def check_schedulers(trainer: Trainer) -> None:
+    """Refuse learning-rate schedules that cannot be kept apart by shard.
+
+    Raises:
+        MisconfigurationException: For schedules that wait for a metric, whose frequency straddles shards, or which a
+            module with manual optimization steps itself, at times that we do not see.
+    """
+    if trainer.lr_scheduler_configs and not trainer.lightning_module.automatic_optimization:
+        raise MisconfigurationException(
+            "ParameterAveragingCallback expected no LR schedules under manual optimization, but got "
+            f"{len(trainer.lr_scheduler_configs)}: which shard steps them, and when, cannot be seen. "
+            "Set the learning rate in training_step, or use automatic optimization."
+        )
+    for config in trainer.lr_scheduler_configs:
+        name = type(config.scheduler).__name__
+        if config.reduce_on_plateau:
+            raise MisconfigurationException(
+                f"ParameterAveragingCallback expected LR schedules that step by themselves, but got {name}: its metric "
+                "is one of the average, not of a shard. Use a schedule by step or epoch, or num_shards=1."
+            )
+        if config.interval == "step" and config.frequency != 1:
+            raise MisconfigurationException(
+                f"ParameterAveragingCallback expected LR schedules by step with frequency=1, but got {config.frequency}"
+                f" for {name}: Lightning counts the steps of all shards of a process. Use frequency=1."
+            )
+
+
+def check_same_run(saved: Mapping[str, Any], current: Mapping[str, Any]) -> None:
+    """Refuse to go on with a run that is not the one of the checkpoint.
+
+    Args:
+        saved: Identity of the run in the checkpoint: a readable name and a value for each thing that must not change.
+        current: Identity of this run.
+
+    Raises:
+        MisconfigurationException: Naming the first difference and both values.
+    """
+    for name, value in current.items():
+        if name in saved and saved[name] != value:
+            raise MisconfigurationException(
+                f"The checkpoint expected the {name} {_short(saved[name])}, but got {_short(value)}. "
+                "Resume with the settings and data of the run that wrote it, or start afresh without `ckpt_path`."
+            )
+
+
+def check_same_everywhere(current: dict[str, Any], world_size: int) -> None:
+    """Refuse processes that disagree about the run they are part of.
+
+    Raises:
+        MisconfigurationException: On all processes, naming the first difference and both values.
+    """
+    if world_size == 1:
+        return
+    everyone: list[Any] = [None] * world_size
+    dist.all_gather_object(everyone, current)
+    for rank, other in enumerate(everyone):
+        for name, value in everyone[0].items():
+            if other[name] != value:
+                raise MisconfigurationException(
+                    f"All processes expected the same {name}, but got {_short(value)} on process 0 and "
+                    f"{_short(other[name])} on process {rank}. Start all with the same command and data."
+                )
+
+
+def gather_shards(states: dict[int, dict[str, Any]], world_size: int) -> dict[int, dict[str, Any]]:
+    """Bring the shards of all processes to the first one, which writes the checkpoint; others get their own back."""
+    if world_size == 1:
+        return states
+    everyone: list[Any] | None = [None] * world_size if dist.get_rank() == 0 else None
+    dist.gather_object(states, everyone, dst=0)
+    return {shard: state for part in everyone for shard, state in part.items()} if everyone else states
+
+
+def set_position(trainer: Trainer, position: int) -> None:
+    """Tell Lightning's loop how many of this process's batches of the epoch are done.
+
+    Its own count is that of the process that wrote the checkpoint, in a run of perhaps other processes. What a
+    checkpoint leaves open (it may be written before its batch counts as completed) stays open.
+    """
+    current = trainer.fit_loop.epoch_loop.batch_progress.current
+    shift = position - current.ready
+    for name in ("ready", "started", "processed", "completed"):
+        setattr(current, name, getattr(current, name) + shift)
+
+
+def count_waiting_step(trainer: Trainer, batch_idx: int) -> None:
+    """Let a process that waits count the steps that others take: ``global_step`` must be one number in a run.
+
+    Callbacks save and log by it, and saving takes part on every process.
+    """
+    if (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
+        step = trainer.fit_loop.epoch_loop.automatic_optimization.optim_progress.optimizer.step
+        step.increment_ready()
+        step.increment_completed()
+
+
+def _short(value: object, length: int = 80) -> str:
+    text = str(list(value) if isinstance(value, Sequence) and not isinstance(value, str) else value)
+    return text if len(text) <= length else text[:length] + "…"

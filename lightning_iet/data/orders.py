@@ -1,0 +1,294 @@
+"""The orders of samplers: what they yield in an epoch, restricted to the samples of each shard."""
+
+import copy
+import random
+from collections.abc import Iterable, Sequence
+from itertools import chain, islice
+from operator import index
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Sampler
+
+from lightning_iet.data.shard_sampler import ShardPlan, ShardSampler
+from lightning_iet.functional.seeding import derive_seed
+from lightning_iet.utilities.random import isolated_rng
+
+
+class Draws:
+    """An epoch of a sampler's indices, or of a batch sampler's batches; the same on every process and after a cut.
+
+    It is drawn with the global random generators, and those that the sampler holds, seeded by (seed, epoch), and told
+    the epoch by its ``set_epoch``, if it has one.
+
+    Args:
+        sampler: Yields indices, and has a length.
+        batched: Whether it yields lists of indices.
+
+    Attributes:
+        first: The indices of one epoch, in order.
+        is_fixed: Whether every epoch holds the same samples, each equally often.
+
+    Raises:
+        TypeError: If it has no length, yields anything else, or yields something else for the same seed and epoch.
+
+    Example:
+        >>> from torch.utils.data import SubsetRandomSampler
+        >>> draws = Draws(SubsetRandomSampler([2, 3, 5]))
+        >>> draws(0, 0) == draws(0, 0), sorted(draws(0, 1)), draws.is_fixed
+        (True, [2, 3, 5], True)
+    """
+
+    def __init__(self, sampler: Iterable[Any], *, batched: bool = False) -> None:
+        self.sampler = sampler
+        self.batched = batched
+        self.name = type(sampler).__name__
+        try:
+            self.length = len(sampler)  # type: ignore[arg-type]
+        except (TypeError, NotImplementedError) as error:
+            raise TypeError(
+                f"Argument `datamodule` expected a sampler with a length, but got {self.name}. Give it a `__len__`."
+            ) from error
+        first, again, other = self(0, 0), self(0, 0), self(0, 1)
+        self.first = self._flat(first)
+        if first != again:
+            raise TypeError(
+                f"Argument `datamodule` expected a sampler whose order follows from random generators and `set_epoch`, "
+                f"but got {self.name}, which remembers its epochs. Give it a `set_epoch(epoch)` to start from."
+            )
+        self.is_fixed = sorted(self.first) == sorted(self._flat(other))
+
+    def __call__(self, seed: int, epoch: int, again: int = 0) -> list[Any]:
+        """The epoch's indices or batches.
+
+        Args:
+            seed: Of the run.
+            epoch: From 0.
+            again: From 0, for more of the same epoch.
+        """
+        number = derive_seed(seed, epoch, again)
+        with isolated_rng(seed=number):
+            _reseed(self.sampler, number)
+            if hasattr(self.sampler, "set_epoch"):
+                self.sampler.set_epoch(epoch)
+            return [self._plain(drawn) for drawn in islice(self.sampler, self.length)]
+
+    def _plain(self, drawn: Any) -> Any:
+        """Integers of Python, whatever the sampler makes them of."""
+        try:
+            return [index(number) for number in drawn] if self.batched else index(drawn)
+        except TypeError as error:
+            raise TypeError(
+                f"Argument `datamodule` expected a sampler of indices, but got {self.name}, which yields "
+                f"{type(drawn).__name__}. Let the data set add what the sampler adds."
+            ) from error
+
+    def _flat(self, drawn: list[Any]) -> list[int]:
+        return list(chain.from_iterable(drawn)) if self.batched else drawn
+
+
+def _reseed(sampler: object, seed: int) -> None:
+    """Seed the generators that a sampler holds, and those of samplers that it holds."""
+    for name, value in list(getattr(sampler, "__dict__", {}).items()):
+        if isinstance(value, torch.Generator):
+            value.manual_seed(seed)
+        elif isinstance(value, random.Random):
+            value.seed(seed)
+        elif isinstance(value, np.random.RandomState):
+            value.seed(seed % 2**32)
+        elif isinstance(value, np.random.Generator):
+            setattr(sampler, name, np.random.default_rng(seed))
+        elif isinstance(value, Sampler):
+            _reseed(value, seed)
+
+
+# A shard from which a sampler hardly draws is refused, not waited for.
+MOST_PASSES = 100
+
+
+def support_of(draws: Draws, size: int) -> Tensor:
+    """The samples that are to be split: those that every epoch takes, or all where epochs differ.
+
+    Args:
+        draws: Of a sampler.
+        size: Number of samples of the data set.
+    """
+    return torch.as_tensor(draws.first).unique() if draws.is_fixed else torch.arange(size)
+
+
+class RestrictedOrder:
+    """The samples that a sampler draws from each shard, in the sampler's order.
+
+    The sampler draws one epoch for all shards together, seeded by (seed, epoch), on every process alike. Where it takes
+    the same samples in every epoch, each shard gets its own of them. Where it does not (weights, replacement, a random
+    subset), how many fall into a shard would differ from epoch to epoch, and processes would fall out of step;
+    *(our choice)* every shard then takes an equal part of the epoch's draws: the first ones that fall into it, of as
+    many epochs as that takes. For independent draws, such as those of ``WeightedRandomSampler``, that is the sampler's
+    distribution, given the shard.
+
+    Args:
+        draws: Of the sampler.
+        shards: One index tensor per shard.
+
+    Attributes:
+        lengths: Samples of each shard in an epoch.
+
+    Example:
+        >>> from torch.utils.data import WeightedRandomSampler
+        >>> draws = Draws(WeightedRandomSampler([1.0, 1, 0, 0, 1, 1], num_samples=6))
+        >>> order = RestrictedOrder(draws, [torch.tensor([0, 2, 4]), torch.tensor([1, 3, 5])])
+        >>> [(len(samples), set(samples.tolist()) <= {0, 1, 4, 5}) for samples in order(seed=0, epoch=0)]
+        [(3, True), (3, True)]
+    """
+
+    def __init__(self, draws: Draws, shards: Sequence[Tensor]) -> None:
+        self.draws = draws
+        self._owner = owners(shards)
+        self._distinct = len(set(draws.first)) == len(draws.first)
+        self._last: tuple[tuple[int, int], list[Tensor]] | None = None
+        if draws.is_fixed:
+            counts = self._owner[torch.as_tensor(draws.first)].bincount(minlength=len(shards))
+            self.lengths: list[int] = counts.tolist()
+        else:
+            each, rest = divmod(len(draws.first), len(shards))
+            self.lengths = [each + (shard < rest) for shard in range(len(shards))]
+
+    def __call__(self, seed: int, epoch: int) -> list[Tensor]:
+        """The samples of every shard in an epoch.
+
+        Raises:
+            ValueError: If a shard is so rarely drawn from that 100 epochs do not fill its part.
+        """
+        if self._last is None or self._last[0] != (seed, epoch):
+            self._last = (seed, epoch), self._draw(seed, epoch)
+        return self._last[1]
+
+    def _draw(self, seed: int, epoch: int) -> list[Tensor]:
+        drawn = torch.empty(0, dtype=torch.long)
+        for again in range(MOST_PASSES):
+            drawn = torch.cat([drawn, torch.as_tensor(self.draws(seed, epoch, again))])
+            if self._distinct and again:  # without replacement, also where one pass is not enough
+                drawn = torch.as_tensor(list(dict.fromkeys(drawn.tolist())))
+            owner = self._owner[drawn]
+            orders = [drawn[owner == shard][:length] for shard, length in enumerate(self.lengths)]
+            found = [len(order) for order in orders]
+            if found == self.lengths:
+                return orders
+        raise ValueError(
+            f"Argument `datamodule` expected a sampler that draws {self.lengths} samples from the shards, but got "
+            f"{self.draws.name}, of which {MOST_PASSES} epochs hold {found}. Use fewer shards, or partition='iid'."
+        )
+
+
+class RestrictedSampler(ShardSampler):
+    """A :class:`~lightning_iet.data.ShardSampler` that takes each shard's samples in the order of another sampler.
+
+    Args:
+        restricted: Of the other sampler.
+        shards: One index tensor per shard.
+        batch_size: See :class:`~lightning_iet.data.ShardSampler`; so are the others.
+    """
+
+    def __init__(
+        self,
+        restricted: RestrictedOrder,
+        shards: Sequence[Tensor],
+        batch_size: int,
+        *,
+        plan: ShardPlan | None = None,
+        drop_last: bool = False,
+    ) -> None:
+        self.restricted = restricted
+        super().__init__(shards, batch_size, plan=plan, drop_last=drop_last)
+
+    @property
+    def lengths(self) -> list[int]:
+        """Samples of each shard in an epoch."""
+        return self.restricted.lengths
+
+    def order(self, shard: int, epoch: int) -> Tensor:
+        """The samples of a shard in the order of an epoch."""
+        return self.restricted(self.seed, epoch)[shard]
+
+
+class RestrictedBatchSampler(ShardSampler):
+    """Gives each shard batches of its own samples, made in a batch sampler's way.
+
+    A batch sampler that groups what its ``sampler`` yields groups each shard's samples instead. Of any other one, which
+    makes batches of the whole data set, every shard gets its part of each batch.
+
+    All shards take equally many steps: as many as the one with the fewest batches in the first epoch.
+
+    Args:
+        batch_sampler: Yields lists of indices.
+        draws: Of its ``sampler``; ``None`` = it has none, or pays no heed to it.
+        shards: One index tensor per shard.
+        plan: See :class:`~lightning_iet.data.ShardSampler`.
+
+    Raises:
+        ValueError: If a shard has no batch.
+    """
+
+    def __init__(
+        self, batch_sampler: Draws, inner: Draws | None, shards: Sequence[Tensor], plan: ShardPlan | None = None
+    ) -> None:
+        self.draws = batch_sampler
+        self.owner = owners(shards)
+        self.inner = inner and RestrictedOrder(inner, shards)
+        super().__init__(shards, 1, plan=plan)
+
+    def batches(self, shard: int, epoch: int) -> list[list[int]]:
+        """The batches of a shard in an epoch, and of them those of this replica."""
+        most, found = self._steps() * self.replicas, list[list[int]]()
+        for again in range(MOST_PASSES):
+            found += self._batches(shard, epoch, again)
+            if len(found) >= most:
+                return found[self.plan.rank % self.replicas : most : self.replicas][: self.steps]
+        raise ValueError(
+            f"Argument `datamodule` expected a batch sampler with {most} batches for every shard, but got "
+            f"{self.draws.name}, of which {MOST_PASSES} epochs hold {len(found)} for shard {shard}. Use fewer shards."
+        )
+
+    def _batches(self, shard: int, epoch: int, again: int) -> list[list[int]]:
+        if self.inner is None:
+            mine = [[i for i in batch if self.owner[i] == shard] for batch in self.draws(self.seed, epoch, again)]
+            return [batch for batch in mine if batch]
+        return grouped(
+            self.draws.sampler, self.inner(self.seed, epoch)[shard], derive_seed(self.seed, shard, epoch, again)
+        )
+
+    def _steps(self, limit: int | None = None) -> int:
+        if not hasattr(self, "_fewest"):
+            self._fewest = min(len(self._batches(shard, 0, 0)) for shard in range(len(self.shards)))
+        multiple = self.plan.multiple_of
+        steps = self._fewest // self.replicas // multiple * multiple
+        if steps < 1:
+            raise ValueError(
+                f"Argument `datamodule` expected a batch sampler with {multiple * self.replicas} batches for every "
+                f"shard, but got {self.draws.name} with {self._fewest}. Use smaller batches, or fewer shards."
+            )
+        return steps if limit is None else min(steps, max(limit // multiple, 1) * multiple)
+
+
+def heeds_its_sampler(batch_sampler: Any, inner: Draws) -> bool:
+    """Whether a batch sampler makes its batches of what its ``sampler`` yields."""
+    some = torch.as_tensor(inner.first[::2])
+    return {i for batch in grouped(batch_sampler, some, seed=0) for i in batch} <= set(some.tolist())
+
+
+def grouped(batch_sampler: Iterable[Any], order: Tensor, seed: int) -> list[list[int]]:
+    """The batches that a batch sampler makes of some samples in the place of those of its ``sampler``."""
+    other: Any = copy.copy(batch_sampler)
+    other.sampler = order.tolist()
+    with isolated_rng(seed=seed):
+        return [list(batch) for batch in other]
+
+
+def owners(shards: Sequence[Tensor]) -> Tensor:
+    """The shard of each sample; -1 = none."""
+    owner = torch.full((max(int(shard.max()) for shard in shards) + 1,), -1)
+    for number, shard in enumerate(shards):
+        owner[shard] = number
+    return owner

@@ -1,0 +1,331 @@
+"""Where images lie: arrays, folders, tar archives, Hugging Face data sets."""
+
+import os
+import stat
+import tarfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from lightning_iet.utilities.errors import require
+
+Data: TypeAlias = bytes | NDArray[Any]
+"""What a source holds of an image: a file's bytes, or an array."""
+
+
+class Source(Protocol):
+    """Images that can be read one at a time, by several processes, in an order that does not change."""
+
+    def __len__(self) -> int:
+        """Number of images, readable or not."""
+
+    def name(self, index: int) -> str:
+        """What to call an image."""
+
+    def read(self, index: int) -> Data:
+        """One image as it is stored: the bytes of a file, or an array."""
+
+
+class ArraySource:
+    """The images of one array.
+
+    Args:
+        array: shape ``(N, H, W)``, ``(N, H, W, C)`` or ``(N, C, H, W)`` with 1, 3 or 4 channels. Where both of the
+            latter fit, the channels are taken to be last.
+
+    Raises:
+        ValueError: if the shape is none of these.
+
+    Example:
+        >>> source = ArraySource(np.zeros((2, 3, 8, 8), dtype=np.uint8))
+        >>> source.read(1).shape, source.name(1)
+        ((8, 8, 3), '1')
+    """
+
+    def __init__(self, array: NDArray[Any]) -> None:
+        self.channels_first = array.ndim == 4 and array.shape[3] not in (1, 3, 4)
+        if array.ndim not in (3, 4) or (self.channels_first and array.shape[1] not in (1, 3, 4)):
+            raise ValueError(f"an array of shape {array.shape} holds no images (N, H, W), (N, H, W, C) or (N, C, H, W)")
+        self.array = array
+
+    def __len__(self) -> int:
+        return len(self.array)
+
+    def name(self, index: int) -> str:
+        """Position in the array."""
+        return str(index)
+
+    def read(self, index: int) -> NDArray[Any]:
+        """Return one image, ``(H, W)`` or ``(H, W, C)``."""
+        image = np.ascontiguousarray(self.array[index])
+        return np.ascontiguousarray(image.transpose(1, 2, 0)) if self.channels_first else image
+
+
+def load_array(path: Path) -> NDArray[Any]:
+    """Map a .npy file into memory, or take the one array of images from a .npz file."""
+    stored = np.load(path, mmap_mode="r", allow_pickle=False)
+    if isinstance(stored, np.ndarray):
+        return stored
+    with stored:
+        arrays = [stored[key] for key in stored.files]
+    images = [array for array in arrays if array.ndim in (3, 4)]
+    if len(images) != 1:
+        raise ValueError(f"it holds {len(images)} arrays of 3 or 4 dimensions, not one")
+    return images[0]
+
+
+class FolderSource:
+    """All files in a folder and below, sorted by name. Those whose names begin with a dot are left alone.
+
+    Symbolic links are followed, each folder is visited once, so that links in a circle come to an end.
+
+    Args:
+        path: the folder.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.names = sorted(_walk(os.fspath(path), set()), key=os.fsencode)
+        self.names = [os.path.relpath(name, path) for name in self.names]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def name(self, index: int) -> str:
+        """Path below the folder."""
+        return self.names[index]
+
+    def read(self, index: int) -> bytes:
+        """Bytes of a file; reading from a pipe would wait for ever, so that only files are opened."""
+        path = os.path.join(self.path, self.names[index])
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise ValueError("not a regular file")
+        with open(path, "rb") as file:
+            return file.read()
+
+
+def _walk(folder: str, visited: set[tuple[int, int]]) -> Iterator[str]:
+    status = os.stat(folder)
+    if (status.st_dev, status.st_ino) in visited:
+        return
+    visited.add((status.st_dev, status.st_ino))
+    with os.scandir(folder) as entries:
+        # Sorted, so that of two ways to one folder always the same is taken.
+        for entry in sorted(entries, key=lambda entry: os.fsencode(entry.name)):
+            if entry.name.startswith("."):
+                continue
+            if _is_folder(entry):
+                yield from _walk(entry.path, visited)
+            else:
+                yield entry.path
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads to itself: listed as an image that cannot be read
+        return False
+
+
+def load_table(*paths: Path) -> Any:
+    """Load one split as a ``datasets.Dataset``.
+
+    Args:
+        paths: a folder as ``save_to_disk`` writes it, or Parquet files.
+
+    Returns:
+        The split.
+
+    Raises:
+        ModuleNotFoundError: without the package ``datasets``.
+    """
+    datasets = require("datasets", "audit")
+    if paths[0].is_dir():
+        return datasets.load_from_disk(str(paths[0]))
+    return datasets.Dataset.from_parquet([str(path) for path in paths], keep_in_memory=True)
+
+
+class HuggingFaceSource:
+    """One column of images of a split.
+
+    Args:
+        paths: as :func:`load_table`.
+        table: a split that is loaded already, instead of paths.
+        column: its name; ``None`` = the only column of images.
+
+    Raises:
+        ModuleNotFoundError: without the package ``datasets``.
+        ValueError: if there is no such column, or not one column of images.
+    """
+
+    def __init__(self, *paths: Path, table: Any = None, column: str | None = None) -> None:
+        datasets = require("datasets", "audit")
+        table = load_table(*paths) if table is None else table
+        columns = [name for name, feature in table.features.items() if isinstance(feature, datasets.Image)]
+        if column is not None and column not in columns:
+            raise ValueError(f"its columns of images are {columns}, and '{column}' is none of them")
+        if column is None and len(columns) != 1:
+            raise ValueError(f"it has {len(columns)} columns of images, not one")
+        self.column = column or columns[0]
+        self.data = table.select_columns([self.column]).cast_column(self.column, datasets.Image(decode=False))
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def name(self, index: int) -> str:
+        """Row of the data set."""
+        return str(index)
+
+    def read(self, index: int) -> bytes:
+        """Bytes of an image, which lie in the row itself or in a file of its own."""
+        image = self.data[index][self.column]
+        if image is None:
+            raise ValueError("a row without an image")
+        return image["bytes"] if image["bytes"] is not None else Path(image["path"]).read_bytes()
+
+
+class Member(NamedTuple):
+    """A file in a shard."""
+
+    path: Path
+    name: str
+    offset: int
+    size: int
+    is_link: bool = False
+
+    def read(self) -> bytes:
+        """Its bytes.
+
+        Raises:
+            ValueError: if it is a link.
+        """
+        if self.is_link:
+            raise ValueError("a link inside an archive, not a file")
+        with self.path.open("rb") as file:
+            file.seek(self.offset)
+            return file.read(self.size)
+
+
+def tar_members(path: Path) -> Iterator[Member]:
+    """The files in a shard, and links to files, in order.
+
+    Args:
+        path: the shard, uncompressed, for members are read in any order.
+
+    Raises:
+        tarfile.TarError: if it is no tar file.
+        ValueError: if it is cut off.
+    """
+    with tarfile.open(path, "r:") as archive:
+        for member in archive:
+            if member.isfile() or member.islnk() or member.issym():
+                yield Member(path, member.name, member.offset_data, member.size, is_link=not member.isfile())
+        _check_end(path, archive.offset)
+
+
+class TarSource:
+    """The images of WebDataset shards: of each member whose suffix is one of Pillow's.
+
+    Args:
+        paths: the shards, uncompressed.
+
+    Attributes:
+        members: the images.
+        others: all else.
+
+    Raises:
+        ValueError: if a shard is cut off.
+    """
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        suffixes = set(Image.registered_extensions())
+        self.members: list[Member] = []
+        self.others: list[Member] = []
+        for member in (member for path in paths for member in tar_members(path)):
+            is_image = Path(member.name).suffix.lower() in suffixes
+            (self.members if is_image else self.others).append(member)
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    def name(self, index: int) -> str:
+        """Name of the shard and of the member."""
+        member = self.members[index]
+        return f"{member.path.name}/{member.name}"
+
+    def read(self, index: int) -> bytes:
+        """Bytes of a member."""
+        return self.members[index].read()
+
+
+def _check_end(path: Path, end: int) -> None:
+    """Refuse a shard without the block of zeros at its end: who knows how many images are missing behind it."""
+    with path.open("rb") as file:
+        file.seek(end)
+        if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+            raise ValueError("the archive is cut off")
+
+
+def open_source(path: Path, *, argument: str) -> Source:
+    """Find out what a path holds, and open it.
+
+    Args:
+        path: a folder of images (with folders in it), of WebDataset shards, or of a Hugging Face data set; or a file
+            ``.npy``, ``.npz`` or ``.tar``.
+        argument: the name under which the user gave the path.
+
+    Returns:
+        The source; it holds at least one item.
+
+    Raises:
+        FileNotFoundError: if there is nothing.
+        ValueError: if it is something else, empty, damaged, or not readable.
+    """
+    wanted = f"Argument `{argument}` expected images"
+    if not os.path.exists(path):  # which says no, too, to a link that leads to itself
+        raise FileNotFoundError(f"{wanted}, but got '{path}', which does not exist. Check its name.")
+    try:
+        source = _folder(path) if path.is_dir() else _file(path)
+    except ModuleNotFoundError:
+        raise
+    except RecursionError as error:
+        raise ValueError(f"{wanted}, but got '{path}', whose folders are nested too deeply.") from error
+    except Exception as error:  # readers of archives and tables raise anything on damaged files
+        raise ValueError(f"{wanted}, but got '{path}', which cannot be read ({_reason(error)}).") from error
+    if not len(source):
+        raise ValueError(f"{wanted}, but got '{path}', which holds none. Check the path.")
+    return source
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}: '{error.filename}'" if error.filename else error.strerror
+    return next(iter(str(error).splitlines()), "") or "it is damaged"
+
+
+def _folder(path: Path) -> Source:
+    if (path / "dataset_dict.json").is_file():
+        splits = ", ".join(sorted(child.name for child in path.iterdir() if child.is_dir()))
+        raise ValueError(f"it holds several splits; give one of its folders: {splits}")
+    if (path / "state.json").is_file() and (path / "dataset_info.json").is_file():
+        return HuggingFaceSource(path)
+    source = FolderSource(path)
+    files = [path / name for name in source.names]
+    suffixes = {file.suffix for file in files}
+    if suffixes == {".tar"}:
+        return TarSource(files)
+    return HuggingFaceSource(*files) if suffixes == {".parquet"} else source
+
+
+def _file(path: Path) -> Source:
+    if path.suffix in (".npy", ".npz"):
+        return ArraySource(load_array(path))
+    if path.suffix == ".tar":
+        return TarSource([path])
+    if path.suffix == ".parquet":
+        return HuggingFaceSource(path)
+    raise ValueError("it is no folder, .npy, .npz, .tar or .parquet")

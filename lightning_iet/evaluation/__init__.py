@@ -1,0 +1,1 @@
+"""What Evaluation, the audit and the benchmark measure."""

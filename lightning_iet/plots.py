@@ -1,0 +1,390 @@
+"""Every plot: images, curves, distances."""
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise, product
+from math import ceil, sqrt
+from pathlib import Path
+from statistics import fmean
+from typing import cast
+
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
+from matplotlib.text import Text
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+from matplotlib.transforms import Bbox, offset_copy
+from torch import Tensor
+from torchvision.utils import make_grid
+
+from lightning_iet.utilities.files import write_atomically
+
+DPI = 150
+INK, QUIET = "#222222", "#767676"
+GENERATED, CONTROL = "#c8501e", "#1f6f9f"  # orange and blue stay apart for colour-blind readers
+
+
+def image_grid(images: Tensor, *, title: str = "", columns: int | None = None, side: int = 64) -> Figure:
+    """Shows images in rows and columns.
+
+    Small images are enlarged by a whole factor without blurring: what one sees are the pixels.
+
+    Args:
+        images: ``(N, C, H, W)`` with one, three or four channels; transparency is laid over white.
+        title: one line above the images.
+        columns: images in a row; the default makes the grid about as wide as high.
+        side: height and width in pixels up to which small images are enlarged.
+
+    Returns:
+        The figure; its size in pixels follows from the images.
+
+    Example:
+        >>> import torch
+        >>> figure = image_grid(torch.rand(12, 1, 8, 8), columns=4, side=64)
+        >>> [round(length * DPI) for length in figure.get_size_inches()]  # 4 × 64 and 3 × 64, with gaps and margins
+        [326, 256]
+    """
+    columns = columns or ceil(sqrt(len(images)))
+    if images.shape[1] == 4:
+        images = 1 - images[:, 3:] * (1 - images[:, :3])
+    grid = make_grid(_enlarge(images, side), nrow=columns, padding=6, pad_value=1.0)
+    height, width = grid.shape[-2:]
+    margin, header, min_width = (20, 56, 760) if title else (20, 20, 0)
+    total = (max(width + 2 * margin, min_width), height + header + margin)
+    # A hundredth more, for matplotlib rounds the size down and 55 / 150 * 150 is less than 55.
+    figure = Figure(figsize=((total[0] + 0.01) / DPI, (total[1] + 0.01) / DPI), dpi=DPI, facecolor="white")
+    # Exact positions: one pixel of the grid is one pixel of the file, which keeps the enlarged pixels square.
+    box = ((total[0] - width) / 2 / total[0], margin / total[1], width / total[0], height / total[1])
+    _show(figure.add_axes(box), grid)
+    figure.text(0.5, 1 - 28 / total[1], title, color=INK, fontsize=9, ha="center", va="center")
+    return figure
+
+
+def nearest_pairs(
+    generated: Tensor, training: Tensor, ratios: Sequence[float], indices: Sequence[int], *, limit: float = 1 / 3
+) -> Figure:
+    """Shows generated images beside the training image nearest to each, with ``d1 / d2`` above.
+
+    Args:
+        generated: ``(N, C, H, W)``.
+        training: ``(N, C, H, W)``, the nearest training image of each.
+        ratios: ``N`` values of ``d1 / d2``, plain distances to the nearest and the second nearest training image.
+        indices: ``N`` positions of these images in the training set.
+        limit: a ratio below it counts as memorized and is printed in colour.
+
+    Returns:
+        The figure, four pairs in a row.
+    """
+    columns = min(4, len(generated))
+    rows = ceil(len(generated) / columns)
+    figure = Figure(
+        figsize=(max(2.1 * columns, 5.6), 1.32 * rows + 0.55), dpi=DPI, facecolor="white", layout="constrained"
+    )
+    figure.suptitle(
+        "Generated images closest to a training image\n"
+        f"$d_1 / d_2$: distance to the nearest over the second nearest; below {limit:.2f} (colour) counts as memorized",
+        color=INK, fontsize=9,
+    )  # fmt: skip
+    panels = figure.subplots(rows, columns, squeeze=False).flat
+    for panel, new, old, ratio, index in zip(
+        panels, _enlarge(generated, 96), _enlarge(training, 96), ratios, indices, strict=False
+    ):
+        _show(panel, make_grid([new, old], nrow=2, padding=8, pad_value=1.0))
+        panel.set_title(f"$d_1 / d_2$ = {ratio:.3f}", fontsize=8, color=GENERATED if ratio < limit else INK, pad=2)
+        for position, text in ((0.25, "generated"), (0.75, f"training #{index}")):
+            panel.text(position, -0.02, text, transform=panel.transAxes, fontsize=7, color=QUIET, ha="center", va="top")
+    for panel in panels:
+        panel.set_axis_off()
+    return figure
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Writes a figure to ``path``, atomically, in the format of its suffix."""
+    with write_atomically(path) as unfinished:
+        figure.savefig(unfinished)
+
+
+def _enlarge(images: Tensor, side: int) -> Tensor:
+    """Repeats pixels by a whole factor, to about ``side``; grey images become RGB."""
+    factor = max(1, round(side / max(images.shape[-2:])))
+    images = images.detach().cpu().float().clamp(0, 1)
+    return images.repeat_interleave(factor, -2).repeat_interleave(factor, -1).expand(-1, 3, -1, -1)
+
+
+def _show(axes: Axes, image: Tensor) -> None:
+    axes.imshow(image.permute(1, 2, 0).numpy(), interpolation="nearest")
+    axes.set_axis_off()
+
+
+_DIRECTIONS = ((1, 0), (1, 1), (1, -1), (-1, 0), (-1, 1), (-1, -1), (0, 1), (0, -1))
+
+
+def label_points(axes: Axes, points: Mapping[str, tuple[float, float]]) -> list[Text]:
+    """Writes each label beside its point, where it covers neither a point nor another label.
+
+    Places are tried from near to far in eight directions; a label that ends up farther off is tied to its point by a
+    line. Where everything is taken the label stays beside its point, on top of another one.
+
+    Args:
+        axes: axes of a figure whose layout and limits are otherwise final.
+        points: ``{label: (x, y)}`` in data coordinates.
+
+    Returns:
+        The labels, in the order of ``points``.
+
+    Example:
+        >>> axes = Figure().subplots()
+        >>> near, far = label_points(axes, {"here": (0.50, 0.5), "there": (0.51, 0.5)})
+        >>> bool(near.get_window_extent().overlaps(far.get_window_extent()))
+        False
+    """
+    figure = cast(Figure, axes.get_figure(root=True))
+    figure.draw_without_rendering()  # settles the layout, without which no extent is known
+    labels: list[Text] = []
+    taken = [Bbox.from_bounds(x - 8, y - 8, 16, 16) for x, y in axes.transData.transform(list(points.values()))]
+    for label, point in points.items():
+        for reach, (right, up) in product((9, 20, 32, 46, 60), _DIRECTIONS):
+            text = _text_beside(axes, label, point, right * reach, up * reach)
+            box = text.get_window_extent()
+            if not box.count_overlaps(taken) and axes.bbox.count_contains(box.corners()) == 4:
+                break
+            text.remove()
+        else:  # a crowd: rather a label on top of another than a point without one
+            reach, text = 0, _text_beside(axes, label, point, 9, 0)
+            box = text.get_window_extent()
+        labels.append(text)
+        taken.append(box)
+        if reach > 9:
+            line = {"arrowstyle": "-", "color": "#767676", "linewidth": 0.6, "shrinkA": 0, "shrinkB": 4}
+            tip = (right * reach, up * reach)
+            axes.annotate("", point, xytext=tip, textcoords="offset points", arrowprops=line).set_in_layout(False)
+    return labels
+
+
+def _text_beside(axes: Axes, label: str, point: tuple[float, float], right: int, up: int) -> Text:
+    """Writes a label a number of typographic points away from a point of the chart."""
+    shifted = offset_copy(axes.transData, fig=axes.get_figure(root=True), x=right, y=up, units="points")
+    horizontal = "center" if right == 0 else "left" if right > 0 else "right"
+    vertical = "center" if up == 0 else "bottom" if up > 0 else "top"
+    text = axes.text(*point, label, transform=shifted, fontsize=8.5, color="#222222", ha=horizontal, va=vertical)
+    text.set_path_effects([withStroke(linewidth=2.5, foreground="white")])  # readable on top of a line
+    text.set_in_layout(False)
+    return text
+
+
+def training_curves(
+    losses: Sequence[float],
+    *,
+    skip_rate: Sequence[float] | None = None,
+    loss_by_timestep: Sequence[float] | None = None,
+    threshold: float | None = None,
+    num_timesteps: int = 1000,
+) -> Figure:
+    """Draws the loss by epoch and, where anti-gradient control ran, skip rate and loss by timestep.
+
+    Args:
+        losses: mean training loss of each epoch.
+        skip_rate: share of samples skipped in equal bins of the timestep, NaN where none was seen.
+        loss_by_timestep: mean loss in equal bins of the timestep, NaN where none was seen.
+        threshold: the threshold of anti-gradient control, for the title.
+        num_timesteps: number of timesteps that the bins divide.
+
+    Returns:
+        The figure, with one panel for each curve that was given.
+    """
+    wanted = [True, skip_rate is not None, loss_by_timestep is not None]
+    figure = Figure(figsize=(4.2 * sum(wanted), 3.3), dpi=DPI, facecolor="white", layout="constrained")
+    panels = iter(figure.subplots(1, sum(wanted), squeeze=False).flat)
+    panel = _chart(next(panels), title="Training loss", xlabel="epoch", ylabel="mean loss of all samples")
+    window = 1 + 2 * (len(losses) // 50)
+    epochs = range(1, len(losses) + 1)
+    if window > 1:
+        panel.plot(epochs, losses, color="#c9c9c9", linewidth=0.8)
+    panel.plot(
+        epochs, _smooth(losses, window), color=INK, linewidth=1.4, marker="" if window > 1 else "o", markersize=4
+    )
+    panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if losses and 0 < 5 * min(losses) < max(losses):
+        _log_axis(panel)
+    if skip_rate is not None:
+        title = "Skipped by anti-gradient control" + ("" if threshold is None else f", threshold {threshold:g}")
+        panel = _chart(next(panels), title=title, xlabel="timestep", ylabel="share of samples skipped")
+        panel.stairs(skip_rate, _edges(skip_rate, num_timesteps), fill=True, color=GENERATED)
+        panel.yaxis.set_major_formatter(_percent)
+        panel.set_ylim(0, max(0.01, panel.get_ylim()[1]))
+    if loss_by_timestep is not None:
+        panel = _chart(next(panels), title="Loss by timestep", xlabel="timestep", ylabel="mean loss")
+        panel.stairs(loss_by_timestep, _edges(loss_by_timestep, num_timesteps), baseline=None, color=INK, linewidth=1.4)
+        _log_axis(panel)
+    return figure
+
+
+def loss_gap(
+    training_loss: Tensor,
+    unseen_loss: Tensor,
+    skip_rate: Tensor,
+    *,
+    epochs_per_row: int = 1,
+    num_timesteps: int = 1000,
+) -> Figure:
+    """Draws how training losses sink under those of unseen images, and what anti-gradient control leaves out.
+
+    Args:
+        training_loss: mean loss in each stretch of epochs and bin of the timestep, ``(n, bins)``, NaN where none was
+            seen.
+        unseen_loss: the same of unseen images.
+        skip_rate: share of samples left out, likewise.
+        epochs_per_row: epochs in a stretch.
+        num_timesteps: number of timesteps that the bins divide.
+
+    Returns:
+        The figure: both losses over epochs, their ratio over epochs and timesteps, and the skip rate if it is not 0.
+    """
+    skips = bool((skip_rate > 0).any())
+    figure = Figure(figsize=(12.6 if skips else 9.2, 3.4), dpi=DPI, facecolor="white", layout="constrained")
+    losses, ratios, *others = figure.subplots(1, 2 + skips)
+    window = 1 + 2 * (len(training_loss) // 50)
+    epochs = [(row + 0.5) * epochs_per_row for row in range(len(training_loss))]
+    _chart(losses, title="Loss, mean of all timesteps", xlabel="epoch", ylabel="loss")
+    for label, rows, colour in (("unseen images", unseen_loss, CONTROL), ("training images", training_loss, GENERATED)):
+        losses.plot(epochs, _smooth(_filled(rows), window), color=colour, linewidth=1.6, label=label)
+    losses.legend(frameon=False, fontsize=8.5, labelcolor="linecolor")
+    _log_axis(losses)
+    for panel in others:
+        _chart(panel, title="Skipped by anti-gradient control", xlabel="epoch", ylabel="share of samples skipped")
+        panel.plot(epochs, _smooth(_filled(skip_rate), window), color=GENERATED, linewidth=1.6)
+        panel.yaxis.set_major_formatter(_percent)
+        panel.set_ylim(0, max(0.01, panel.get_ylim()[1]))
+    _chart(ratios, title="Training loss / unseen loss (1: no memorization)", xlabel="epoch", ylabel="timestep")
+    extent = (0.0, float(len(training_loss) * epochs_per_row), 0.0, float(num_timesteps))
+    image = ratios.imshow(
+        (training_loss / unseen_loss).T.numpy(),
+        origin="lower",
+        aspect="auto",
+        extent=extent,
+        cmap="viridis",
+        vmin=0,
+        vmax=1.2,
+    )
+    ratios.grid(visible=False)
+    figure.colorbar(image, ax=ratios)
+    return figure
+
+
+def memorized_quantity_curve(
+    generated: Mapping[float, float], control: Mapping[float, float], *, k: int = 50
+) -> Figure:
+    """Draws the memorized quantity as a share of the images against the threshold.
+
+    Args:
+        generated: ``{threshold: share}`` of the generated images.
+        control: the same for held-out real images, which nobody can have memorized.
+        k: number of nearest training images in the mean, for the label.
+
+    Returns:
+        The figure.
+    """
+    figure = Figure(figsize=(5.6, 3.8), dpi=DPI, facecolor="white", layout="constrained")
+    axes = _chart(
+        figure.subplots(),
+        title="Memorized quantity (MQ)",
+        xlabel=f"threshold on nearest / mean of the {k} nearest squared distances",
+        ylabel="share of images below it",
+    )
+    for shares, colour, marker, label in (
+        (generated, GENERATED, "o", "generated"),
+        (control, CONTROL, "s", "held-out control (no memorization)"),
+    ):
+        axes.plot(
+            list(shares), list(shares.values()), color=colour, marker=marker, markersize=5, linewidth=1.6, label=label
+        )
+    axes.yaxis.set_major_formatter(_percent)
+    axes.set_ylim(-0.02, 1.02)
+    figure.legend(frameon=False, fontsize=8.5, loc="outside lower center", ncols=2, labelcolor="linecolor")
+    return figure
+
+
+def memorization_against_fid(
+    runs: Mapping[str, tuple[float, float]], *, control: tuple[float, float], training_fid: float | None = None
+) -> Figure:
+    """Draws each run as a point: memorized fraction over FID. Lower left is better.
+
+    Args:
+        runs: ``{label: (FID, memorized fraction)}``; every point carries its label, or its number when there are many.
+        control: the same of held-out real images, drawn as two lines: no run can be expected beyond them.
+        training_fid: FID of the training images themselves, what copying alone would give, drawn as a line.
+
+    Returns:
+        The figure.
+    """
+    crowd = len(runs) > 10
+    size = (8.6, max(4.6, 1 + 0.135 * len(runs))) if crowd else (6.4, 4.6)
+    figure = Figure(figsize=size, dpi=DPI, facecolor="white", layout="constrained")
+    axes = _chart(
+        figure.subplots(),
+        title="Memorization against quality (lower left is better)",
+        xlabel="FID to held-out images",
+        ylabel="memorized fraction",
+    )
+    axes.axvline(control[0], color=CONTROL, linewidth=1.2, linestyle=(0, (4, 3)))
+    axes.axhline(
+        control[1], color=CONTROL, linewidth=1.2, linestyle=(0, (4, 3)), label="held-out real images (control)"
+    )
+    if training_fid is not None:
+        axes.axvline(
+            training_fid, color=QUIET, linewidth=1.2, linestyle=":", label="FID of the training images themselves"
+        )
+    for point in runs.values():
+        axes.plot(*point, marker="o", markersize=7, color=GENERATED, linestyle="")
+    marks = [*runs.values(), control, (training_fid or 0.0, 0.0)]
+    right, top = (max(values) for values in zip(*marks, (0.1, 0.02), strict=True))
+    axes.set(xlim=(0, 1.15 * right), ylim=(-0.04 * top, 1.12 * top))
+    axes.yaxis.set_major_formatter(_percent)
+    figure.legend(frameon=False, fontsize=8.5, loc="outside lower center", ncols=2)
+    if crowd:
+        names = "\n".join(f"{number:\u2007>2}  {label}" for number, label in enumerate(runs, 1))
+        axes.text(1.02, 1, names, transform=axes.transAxes, fontsize=7.5, color=INK, va="top")
+    label_points(axes, {str(n) if crowd else label: point for n, (label, point) in enumerate(runs.items(), 1)})
+    return figure
+
+
+def _chart(axes: Axes, *, title: str, xlabel: str, ylabel: str) -> Axes:
+    """Gives axes the plain look that all charts share."""
+    axes.set_title(title, fontsize=10, color=INK, loc="left")
+    axes.set_xlabel(xlabel, fontsize=8.5, color=INK)
+    axes.set_ylabel(ylabel, fontsize=8.5, color=INK)
+    axes.tick_params(labelsize=8, colors=QUIET, labelcolor=INK)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(QUIET)
+    axes.grid(axis="y", color="#e6e6e6", linewidth=0.8)
+    axes.set_axisbelow(True)
+    return axes
+
+
+def _percent(share: float, _position: float) -> str:
+    return f"{100 * share:.3g}%"
+
+
+def _log_axis(axes: Axes) -> None:
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _smooth(values: Sequence[float], window: int) -> list[float]:
+    """Mean over a window around each value, shorter at the ends."""
+    half = window // 2
+    return [fmean(values[max(0, i - half) : i + half + 1]) for i in range(len(values))]
+
+
+def _filled(rows: Tensor) -> list[float]:
+    """Mean of each row; what is not known is taken from the row before, or rows would not compare."""
+    rows = rows.clone()
+    for before, row in pairwise(rows):
+        row[:] = torch.where(row.isnan(), before, row)
+    return rows.nanmean(1).tolist()
+
+
+def _edges(bins: Sequence[float], num_timesteps: int) -> list[float]:
+    return torch.linspace(0, num_timesteps, len(bins) + 1).tolist()

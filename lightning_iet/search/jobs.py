@@ -1,0 +1,103 @@
+"""Runs of a sweep: programs of their own, several at a time."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+_PROGRAM = "lightning-iet"
+_LOG = "output.log"
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run of a sweep.
+
+    Attributes:
+        number: of its point.
+        point: values by the names of options.
+        command: the program and its arguments, without where the run's files go.
+        folder: the run's folder.
+        result: the file that a finished run leaves there.
+    """
+
+    number: int
+    point: dict[str, Any]
+    command: Sequence[str]
+    folder: Path
+    result: str
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the run has left its result."""
+        return (self.folder / self.result).is_file()
+
+    def run(self, *, threads: int) -> str | None:
+        """Run to the end; what a run that was cut off has left is removed first.
+
+        Args:
+            threads: that the program may use.
+
+        Returns:
+            ``None``, or the last line of what a failed run has said.
+        """
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.folder.mkdir(parents=True)
+        log = self.folder.with_suffix(f"{self.folder.suffix}.log")
+        # The same Python, whatever the path finds first.
+        program = [sys.executable, "-m", "lightning_iet"] if self.command[0] == _PROGRAM else [self.command[0]]
+        environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+        with log.open("w", encoding="utf-8") as file:
+            ended = subprocess.run(  # noqa: S603  the user's own file says what is run
+                [*program, *self.command[1:], *_place(self.folder)],
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                check=False,
+            )
+        if ended.returncode == 0 and self.is_finished:
+            log.replace(self.folder / _LOG)
+            return None
+        said = log.read_text(encoding="utf-8", errors="replace").replace("\r", "\n").strip().splitlines()
+        return f"{said[-1] if said else f'exit status {ended.returncode}'} (see {log})"
+
+
+def _place(folder: Path) -> list[str]:
+    """Options that send a run's files to a folder, whichever loggers its configuration names."""
+    return [
+        "--trainer.logger=lightning.pytorch.loggers.CSVLogger",
+        f"--trainer.logger.save_dir={folder.parent}",
+        "--trainer.logger.name=",
+        f"--trainer.logger.version={folder.name}",
+    ]
+
+
+def run_jobs(jobs: Iterable[Job], number: int, *, ended: Callable[[Job, str | None], object]) -> None:
+    """Run jobs, ``number`` at a time, each on its part of the cores.
+
+    Args:
+        jobs: taken one by one, when there is room for the next.
+        number: of jobs at a time.
+        ended: called with every job, and with ``None`` or why it failed.
+    """
+    threads = max(1, (os.cpu_count() or 1) // number)
+    running: dict[Future[str | None], Job] = {}
+    with ThreadPoolExecutor(number) as pool:
+        for job in jobs:
+            running[pool.submit(job.run, threads=threads)] = job
+            if len(running) == number:
+                _collect(running, ended)
+        while running:
+            _collect(running, ended)
+
+
+def _collect(running: dict[Future[str | None], Job], ended: Callable[[Job, str | None], object]) -> None:
+    done, _ = wait(running, return_when=FIRST_COMPLETED)
+    for future in done:
+        ended(running.pop(future), future.result())

@@ -1,0 +1,222 @@
+"""Which points of a sweep are tried."""
+
+import json
+import string
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any, Literal, TypeAlias, cast, get_args
+
+import yaml
+
+from lightning_iet.utilities.errors import require
+
+Method: TypeAlias = Literal["grid", "random", "bayes"]
+Distribution: TypeAlias = Literal["categorical", "uniform", "int_uniform", "log_uniform_values"]
+_ARGUMENTS = "${args}"
+_KEYS = ("value", "values", "distribution", "min", "max")
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """What a parameter may be.
+
+    Attributes:
+        values: all there is, of a categorical one.
+        distribution: how a value is drawn.
+        low: least value of a distribution over numbers.
+        high: greatest value.
+    """
+
+    values: tuple[Any, ...] = ()
+    distribution: Distribution = "categorical"
+    low: float = 0.0
+    high: float = 0.0
+
+
+@dataclass(frozen=True)
+class SweepFile:
+    """A sweep.
+
+    Attributes:
+        path: the file.
+        name: what the sweep is called; the file's name, if it does not say.
+        method: how points are chosen.
+        command: the program and its arguments; ``${args}`` stands for those of a point.
+        parameters: by the name of an option.
+        metric: the figure to optimise, as loggers know it.
+        maximize: whether more of it is better.
+        cap: at most so many runs, where points are drawn.
+    """
+
+    path: Path
+    name: str
+    method: Method
+    command: tuple[str, ...]
+    parameters: Mapping[str, Parameter]
+    metric: str
+    maximize: bool
+    cap: int | None
+
+    def arguments(self, point: Mapping[str, Any]) -> list[str]:
+        """The command of one point.
+
+        Example:
+            >>> sweep = SweepFile(Path("s.yaml"), "s", "grid", ("fit", "${args}"), {}, "eval/fid", False, None)
+            >>> sweep.arguments({"agc.threshold": 0.5, "agc.num_bins": None, "trainer.logger": True})
+            ['fit', '--agc.threshold=0.5', '--agc.num_bins=null', '--trainer.logger=true']
+        """
+        options = [f"--{name}={_text(value)}" for name, value in point.items()]
+        return [part for word in self.command for part in (options if word == _ARGUMENTS else [word])]
+
+
+def _text(value: Any) -> str:
+    """Text as it stands; anything else in JSON, which YAML reads: ``true``, ``null``, ``[8, 16]``."""
+    return value if isinstance(value, str) else json.dumps(value, default=str)
+
+
+def read_sweep(path: Path) -> SweepFile:
+    """Read a sweep's file.
+
+    Args:
+        path: YAML, as ``wandb sweep`` takes it: ``method``, ``command``, ``parameters``, ``metric``.
+
+    Returns:
+        The sweep.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it lacks something, or asks for what only Weights & Biases can do.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"Argument `files` expected files of sweeps, but got '{path}', which does not exist.")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise _unfit(path, "YAML", str(error).splitlines()[0]) from error
+    if not isinstance(content, dict):
+        raise _unfit(path, "a mapping", repr(content))
+    method = cast(Method, content.get("method"))
+    if method not in get_args(Method):
+        raise _unfit(path, "`method` grid, random or bayes", repr(method))
+    metric = content.get("metric") or {}
+    if not isinstance(metric.get("name"), str) or metric.get("goal", "minimize") not in ("minimize", "maximize"):
+        raise _unfit(path, "`metric` with a `name` and a `goal`, minimize or maximize", repr(metric))
+    parameters = content.get("parameters")
+    if not isinstance(parameters, dict) or not parameters:
+        raise _unfit(path, "`parameters`", repr(parameters))
+    return SweepFile(
+        path=path,
+        name=str(content.get("name") or path.stem),
+        method=method,
+        command=_command(path, content.get("command")),
+        parameters={name: _parameter(path, name, given, method) for name, given in parameters.items()},
+        metric=metric["name"],
+        maximize=metric.get("goal") == "maximize",
+        cap=content.get("run_cap"),
+    )
+
+
+def _command(path: Path, command: Any) -> tuple[str, ...]:
+    words = tuple(map(str, command)) if isinstance(command, list) else ()
+    if words[:1] == ("${env}",):  # of Unix, which makes no difference here
+        words = words[1:]
+    unknown = [word for word in words if word != _ARGUMENTS and string.Template(word).get_identifiers()]
+    if _ARGUMENTS not in words or unknown:
+        raise _unfit(path, f"a list `command` with {_ARGUMENTS} as its only variable", repr(command))
+    return words
+
+
+def _parameter(path: Path, name: str, given: Any, method: Method) -> Parameter:
+    if not isinstance(given, dict) or set(given) - set(_KEYS):
+        raise _unfit(path, f"parameter `{name}` with {', '.join(_KEYS)} only", repr(given))
+    if "values" in given or "value" in given:
+        values = given["values"] if "values" in given else [given["value"]]
+        if isinstance(values, list) and values:
+            return Parameter(values=tuple(values))
+        raise _unfit(path, f"parameter `{name}` with a list of values", repr(values))
+    low, high = (cast(float, given.get(bound)) for bound in ("min", "max"))
+    numbers = all(isinstance(bound, int | float) for bound in (low, high)) and low < high
+    whole = isinstance(low, int) and isinstance(high, int)
+    kind = given.get("distribution", "int_uniform" if whole else "uniform")
+    if method == "grid" or not numbers or kind not in get_args(Distribution)[1:]:
+        wanted = "values" if method == "grid" else "values, or min < max and a uniform distribution"
+        raise _unfit(path, f"parameter `{name}` with {wanted}", repr(given))
+    return Parameter(distribution=cast(Distribution, kind), low=low, high=high)
+
+
+def _unfit(path: Path, expected: str, got: str) -> ValueError:
+    return ValueError(f"Sweep '{path}' expected {expected}, but got {got}.")
+
+
+def grid_points(parameters: Mapping[str, Parameter]) -> Iterator[dict[str, Any]]:
+    """Yield every combination of values; the last parameter changes first.
+
+    Example:
+        >>> list(grid_points({"a": Parameter(values=(1, 2)), "b": Parameter(values=(3,))}))
+        [{'a': 1, 'b': 3}, {'a': 2, 'b': 3}]
+    """
+    for values in product(*(parameter.values for parameter in parameters.values())):
+        yield dict(zip(parameters, values, strict=True))
+
+
+class Search:
+    """Draws points by Optuna, at random or by its tree-structured Parzen estimator for ``bayes``.
+
+    What was tried is kept in a file, so that a search goes on where it was cut off.
+
+    Args:
+        sweep: the sweep, of method ``random`` or ``bayes``.
+        folder: where the file goes.
+        seed: of the draws.
+
+    Raises:
+        ModuleNotFoundError: without Optuna.
+    """
+
+    def __init__(self, sweep: SweepFile, folder: Path, *, seed: int = 0) -> None:
+        optuna = require("optuna", "sweep")
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self._distributions = {name: _distribution(optuna, kind) for name, kind in sweep.parameters.items()}
+        kind = optuna.samplers.TPESampler if sweep.method == "bayes" else optuna.samplers.RandomSampler
+        self._study = optuna.create_study(
+            storage=f"sqlite:///{folder.absolute() / 'search.db'}",
+            study_name=sweep.name,
+            load_if_exists=True,
+            direction="maximize" if sweep.maximize else "minimize",
+        )
+        self._study.sampler = kind(seed=seed + len(self._study.trials))
+        waiting = optuna.trial.TrialState.RUNNING
+        self._states = optuna.trial.TrialState
+        self._cut_off = self._study.get_trials(deepcopy=False, states=(waiting,))
+
+    @property
+    def finished(self) -> int:
+        """Number of points that were tried to their end, in this search or before."""
+        ended = (self._states.COMPLETE, self._states.FAIL)
+        return len(self._study.get_trials(deepcopy=False, states=ended))
+
+    def next(self) -> tuple[int, dict[str, Any]]:
+        """Return a point's number and values: first those that an interruption cut off."""
+        if self._cut_off:
+            trial = self._cut_off.pop(0)
+            return trial.number, dict(trial.params)
+        trial = self._study.ask(self._distributions)
+        return trial.number, dict(trial.params)
+
+    def tell(self, number: int, value: float | None) -> None:
+        """Take in a point's figure, or ``None`` if its run failed."""
+        if value is None:
+            self._study.tell(number, state=self._states.FAIL)
+        else:
+            self._study.tell(number, value)
+
+
+def _distribution(optuna: Any, parameter: Parameter) -> Any:
+    kinds = optuna.distributions
+    if parameter.distribution == "categorical":
+        return kinds.CategoricalDistribution(parameter.values)
+    if parameter.distribution == "int_uniform":
+        return kinds.IntDistribution(int(parameter.low), int(parameter.high))
+    return kinds.FloatDistribution(parameter.low, parameter.high, log=parameter.distribution == "log_uniform_values")

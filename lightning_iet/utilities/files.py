@@ -1,0 +1,274 @@
+"""Files of runs and tools: names, folders, atomic writing."""
+
+import errno
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from lightning.pytorch import Trainer
+
+
+def printable(name: str) -> str:
+    r"""Write a name so that it fits on one line and can be encoded as UTF-8.
+
+    Bytes that are no UTF-8 (which Python keeps as surrogates), line breaks, and marks that turn the direction of
+    writing around, are shown as escapes. Other characters stay as they are: quoting them is up to whoever writes HTML.
+
+    Args:
+        name: as ``os.fsdecode`` returns it.
+
+    Returns:
+        The name, safe to print.
+
+    Example:
+        >>> printable("caf\udce9\n.png"), printable("été <b>.png")
+        ('caf\\xe9\\n.png', 'été <b>.png')
+    """
+    return "".join(character if character.isprintable() else _escape(character) for character in name)
+
+
+def _escape(character: str) -> str:
+    code = ord(character)
+    if 0xDC80 <= code <= 0xDCFF:  # os.fsdecode turns the byte 0xNN into the surrogate U+DCNN
+        return f"\\x{code - 0xDC00:02x}"
+    return character.encode("unicode_escape").decode()
+
+
+def run_folder(trainer: Trainer) -> Path:
+    """The folder of this run: the one in which `ModelCheckpoint` makes its ``checkpoints``.
+
+    With a logger it is ``save_dir/name/version`` of the first one (``version_0`` for a numbered version, the project
+    and the run id for Weights & Biases), without a logger the trainer's ``default_root_dir``. Loggers choose their
+    version on the first process, so that only its answer counts in a run of several processes.
+
+    Args:
+        trainer: the trainer; the loggers of a started run know their version.
+
+    Returns:
+        The folder, which need not exist yet.
+
+    Example:
+        >>> from lightning.pytorch.loggers import CSVLogger
+        >>> run_folder(Trainer(logger=CSVLogger("runs", name="digits", version=3), accelerator="cpu")).as_posix()
+        'runs/digits/version_3'
+        >>> run_folder(Trainer(logger=False, default_root_dir="here", accelerator="cpu")).name
+        'here'
+    """
+    if not trainer.loggers:
+        return Path(trainer.default_root_dir)
+    logger = trainer.loggers[0]
+    version = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
+    return Path(logger.save_dir or trainer.default_root_dir, str(logger.name), version)
+
+
+def check_writable(folder: Path, *, argument: str, remedy: str, make: bool = True) -> None:
+    """Makes ``folder`` and tries a file in it, so that a long job need not fail at its end.
+
+    Args:
+        folder: the folder; it and its parents are made where they are missing.
+        make: False leaves no trace: the file is tried in the nearest parent that exists.
+        argument: the name under which the user gave it.
+        remedy: what to do about it, one sentence.
+
+    Raises:
+        ValueError: nothing can be written there.
+
+    Example:
+        >>> check_writable(Path(os.devnull) / "runs", argument="out", remedy="Give another folder with `--out`.")
+        Traceback (most recent call last):
+        ...
+        ValueError: Argument `out` expected a folder that can be written, but got ... (Not a directory). Give ...
+    """
+    try:
+        if make:
+            folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder if make else _nearest(folder)):
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"Argument `{argument}` expected a folder that can be written, but got '{folder}'"
+            f" ({error.strerror}). {remedy}"
+        ) from error
+
+
+def _nearest(folder: Path) -> Path:
+    """The folder itself, or the nearest of its parents that exists."""
+    return next(place for place in (folder, *folder.absolute().parents) if place.exists())
+
+
+@contextmanager
+def write_atomically(path: Path) -> Iterator[Path]:
+    """Gives a temporary path beside ``path`` that takes its name once the block has ended well.
+
+    Whoever looks at ``path`` sees the old file or the new one, never a half-written one; when the block raises, the old
+    file stays and the temporary one goes.
+
+    Args:
+        path: the file to write; its suffix is kept, for writers that choose the format by it.
+
+    Yields:
+        The temporary path to write to.
+
+    Example:
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     with write_atomically(Path(folder, "metrics.json")) as unfinished:
+        ...         length = unfinished.write_text("{}")
+        ...     [file.name for file in Path(folder).iterdir()]
+        ['metrics.json']
+    """
+    # Named after the process, so that two runs that share a folder do not write into one another's file.
+    unfinished = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    try:
+        yield unfinished
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def free_folder(folder: Path) -> Path:
+    """``folder`` if it is new or empty, else the first of ``folder-1``, ``folder-2`` … that is: nothing is mixed.
+
+    Args:
+        folder: the folder that the user named.
+
+    Returns:
+        A folder that does not exist or holds nothing.
+
+    Example:
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = Path(folder, "image.png").write_text("")
+        ...     free_folder(Path(folder)).name == Path(folder).name + "-1"
+        True
+    """
+    number, candidate = 0, folder
+    while candidate.is_dir() and any(candidate.iterdir()):
+        number += 1
+        candidate = folder.with_name(f"{folder.name}-{number}")
+    return candidate
+
+
+METRICS, PAIRS, REPORT = "metrics.json", "pairs.csv", "report.html"
+PAIRS_PICTURE, RATIOS_PICTURE = "pairs.png", "ratios.png"
+FILES = (REPORT, PAIRS, METRICS, PAIRS_PICTURE, RATIOS_PICTURE)
+
+
+def check_free(folder: Path, *, overwrite: bool) -> None:
+    """Refuse a report's folder that holds something else, or a report that is not to be replaced.
+
+    Args:
+        folder: the folder that the user named.
+        overwrite: replace a report.
+
+    Raises:
+        ValueError: naming the remedy.
+    """
+    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+        raise ValueError(f"Argument `out` expected a new folder, but got '{folder}', which is something else.")
+    files = {entry.name for entry in folder.iterdir()} if folder.exists() else set()
+    others = files.difference(FILES)
+    if others:
+        raise ValueError(
+            f"Argument `out` expected a new folder, but got '{folder}', which holds other files, among them "
+            f"'{min(others)}'. Give another one with --out."
+        )
+    if files and not overwrite:
+        raise ValueError(
+            f"Argument `out` expected a new folder, but got '{folder}', which holds a report. "
+            "Give another one with --out, or replace it with --overwrite."
+        )
+
+
+def check_apart(written: Mapping[str, Path], read: Mapping[str, Path]) -> None:
+    """Refuse folders that lie in one another.
+
+    The next audit would take pictures of a report for images; images that stand in two sets would be copies of
+    themselves; and a report that takes the place of an old folder would take a cache in it along.
+
+    Args:
+        written: folders by the names of their arguments, ``"out"`` first.
+        read: folders or files likewise.
+
+    Raises:
+        ValueError: naming both.
+    """
+    for argument, folder in written.items():
+        for name, source in read.items():
+            _refuse_within(argument, folder, name, source, f"Give another one with --{argument}.")
+    (out, folder), *others = written.items()
+    for argument, other in others:
+        _refuse_within(argument, other, out, folder, f"Give another one with --{argument}.")
+    for argument, source in read.items():
+        for name, other in read.items():
+            if argument != name and not _same(source, other):  # sets that are the same are refused by their content
+                remedy = "Give folders that share no images: the inner ones would be compared with themselves."
+                _refuse_within(argument, source, name, other, remedy)
+
+
+def _refuse_within(argument: str, inner: Path, name: str, outer: Path, remedy: str) -> None:
+    if Path(os.path.realpath(inner)).is_relative_to(os.path.realpath(outer)):
+        raise ValueError(
+            f"Argument `{argument}` expected a folder outside of `{name}`, but got '{inner}' in '{outer}'. {remedy}"
+        )
+
+
+def _same(one: Path, other: Path) -> bool:
+    return os.path.realpath(one) == os.path.realpath(other)
+
+
+@contextmanager
+def remedies(kept: Path) -> Iterator[None]:
+    """Say, where a long job is cut off, how to go on.
+
+    Args:
+        kept: where finished work lies.
+
+    Raises:
+        OSError: for a full disk, naming the remedy.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        print(f"Interrupted. The same command goes on from here; finished work is in {kept}.", file=sys.stderr)
+        raise
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise OSError(
+            f"The disk is full ({error.strerror}): no report was written. Make room and give the same command "
+            f"again, which goes on from the finished work in {kept}; or choose other places with --out and --cache."
+        ) from error
+
+
+@contextmanager
+def whole_folder(folder: Path, *, check: Callable[[], object] = lambda: None) -> Iterator[Path]:
+    """Give a new folder beside ``folder`` that takes its place once the block has ended well.
+
+    When the block raises, an old folder stays as it was and the new one goes.
+
+    Args:
+        folder: the folder that is to appear.
+        check: raises if it must not: asked once more at the end, for much may have changed in the meantime.
+
+    Yields:
+        The folder to write to.
+    """
+    unfinished = folder.with_name(f".{folder.name}.{os.getpid()}")
+    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+    try:
+        unfinished.mkdir(parents=True)
+        yield unfinished
+        check()
+        if folder.exists():
+            folder.rename(old)
+        unfinished.rename(folder)
+    except BaseException:
+        if old.exists() and not folder.exists():
+            old.rename(folder)
+        raise
+    finally:
+        for rest in (unfinished, old):
+            shutil.rmtree(rest, ignore_errors=True)

@@ -1,0 +1,156 @@
+import pytest
+import torch
+
+from lightning_iet.audit import Settings, audit_images, image_set, make_findings
+from lightning_iet.audit.cache import BlockCache
+from lightning_iet.audit.features import build_features
+from lightning_iet.audit.report.page import limits
+from lightning_iet.audit.verdict import verdict
+from lightning_iet.functional.memorization import memorized_fraction, memorized_quantity
+from tests.audit.helpers import random_pixels, random_set
+
+
+@pytest.fixture
+def run(tmp_path):
+    def audit(generated, train, held_out=None, **settings):
+        settings = Settings(**{"k": 20} | settings)
+        cache = BlockCache(tmp_path / "cache")
+        return audit_images(
+            generated, train, held_out, features=build_features("pixels"), cache=cache, settings=settings
+        )
+
+    return audit
+
+
+def planted(train, *copies, count=100):
+    return image_set(torch.cat([*copies, random_pixels(count, seed=7)]), location="generated")
+
+
+def test_figures_are_those_of_the_functional_measures(run):
+    train = random_set(80)
+    near = (train.pixels[:30].float() * torch.linspace(0, 1, 30).view(-1, 1, 1, 1)).to(torch.uint8)
+    generated = planted(train, near)
+    findings = make_findings(run(generated, train))
+    fraction = memorized_fraction(generated.pixels, train.pixels)
+    assert findings.generated.memorized_fraction.share == pytest.approx(float(fraction))
+    quantity = memorized_quantity(generated.pixels, train.pixels, k=20)
+    counts = {f"{a:g}": int(count) for a, count in quantity.items()}
+    assert {a: part.count for a, part in findings.generated.memorized_quantity.items()} == counts
+    assert findings.generated.copies == findings.generated.memorized_fraction  # there are no duplicates
+
+
+def test_a_near_copy_of_a_duplicated_image_is_found(run):
+    """Where d1 / d2 as published sees none: both duplicates are as near."""
+    train = random_set(80)
+    train.pixels[40] = train.pixels[3]
+    copy = (train.pixels[3:4].float() * 0.9).to(torch.uint8)
+    found = run(planted(train, copy), train)
+    ratios = {name: float(ratio[0]) for name, ratio in found.copies["generated"].ratios.items()}
+    assert ratios["nearest"] == 1
+    assert ratios["distinct"] < 1 / 3
+    findings = make_findings(found)
+    assert (findings.measure, findings.generated.copies.count, findings.generated.memorized_fraction.count) == (
+        "distinct",
+        1,
+        0,
+    )
+    assert findings.duplicates.groups == [["3", "40"]]
+    assert findings.duplicates.among_copied.share == 1
+    without = make_findings(run(planted(train, copy), train, duplicates=False))
+    assert (without.measure, without.generated.copies.count, without.duplicates) == ("nearest", 0, None)
+
+
+def test_training_images_copied_most_come_first(run):
+    train = random_set(80)
+    copies = train.pixels[[5, 9, 5, 2, 5, 9]]
+    findings = make_findings(run(planted(train, copies), train))
+    assert [(item.index, item.count, item.copies) for item in findings.most_copied] == [
+        (5, 3, ["0", "2", "4"]),
+        (9, 2, ["1", "5"]),
+        (2, 1, ["3"]),
+    ]
+    assert findings.originals == 3
+    assert findings.generated.identical == 6
+
+
+def test_mirrored_copies_are_found_when_asked_for(run):
+    train = random_set(80)
+    mirrored = planted(train, train.pixels[:4].flip(-1))
+    assert make_findings(run(mirrored, train)).generated.copies.count == 0
+    findings = make_findings(run(mirrored, train, invariance="flip"))
+    assert (findings.generated.copies.count, findings.generated.identical) == (4, 4)
+
+
+def test_grey_images_are_compared_with_coloured_ones(run):
+    train = random_set(80, channels=3)
+    grey = random_set(30)
+    train.pixels[11] = grey.pixels[4]
+    findings = make_findings(run(grey, train))
+    assert [(item.index, item.copies) for item in findings.most_copied] == [(11, ["4"])]
+
+
+@pytest.mark.parametrize(
+    ("copied", "control", "level"),
+    [(20, 0, "copies"), (20, None, "open"), (0, 0, "none"), (0, None, "none"), (1, 1, "control"), (3, 20, "control")],
+)
+def test_the_verdict_says_whether_there_are_more_copies_than_chance(run, copied, control, level):
+    train = random_set(80)
+    held_out = None
+    if control is not None:
+        held_out = image_set(torch.cat([faded(train, control), random_pixels(100, seed=8)]), location="held-out")
+    findings = make_findings(run(planted(train, faded(train, copied)), train, held_out))
+    assert findings.generated.identical == 0
+    words = verdict(findings)
+    assert words.level == level
+    assert f"{copied} of {100 + copied}" in words.headline or copied == 0
+    assert ("--held-out" in words.details) == (level == "open")
+
+
+@pytest.mark.parametrize(("control", "level"), [(None, "copies"), (0, "copies"), (1, "open")])
+def test_identical_images_need_no_statistics_unless_held_out_images_are_identical_too(run, control, level):
+    train = random_set(80)
+    held_out = None
+    if control is not None:
+        pixels = torch.cat([train.pixels[70 : 70 + control], random_pixels(100, seed=8)])
+        held_out = image_set(pixels, location="held-out")
+    words = verdict(make_findings(run(planted(train, train.pixels[:1]), train, held_out)))
+    assert words.level == level
+    assert "1 of 101 generated images equals a training image in every pixel" in words.headline
+    assert ("are no control" in words.headline) == (level == "open")
+    assert ("1 of them equals a training image" in words.details) == (level == "open")
+
+
+def faded(train, count):
+    """Copies that are a little darker."""
+    return (train.pixels[:count].float() * 0.97).to(torch.uint8)
+
+
+def test_held_out_images_that_were_trained_on_are_noted(run):
+    train = random_set(80)
+    held_out = image_set(torch.cat([train.pixels[:2], random_pixels(50, seed=8)]), location="held-out")
+    findings = make_findings(run(random_set(30, seed=1), train, held_out))
+    assert findings.held_out.identical == 2
+    assert any(sentence.startswith("2 of the held-out images equal") for sentence in limits(findings))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"generated": random_set(5, size=9)}, r"`generated` expected images of 8x8 pixels.*but got 9x9.*--resize"),
+        ({"generated": random_set(80)}, "`train` expected other images than `generated`"),
+        ({"held_out": random_set(80)}, "`held_out` expected other images than `train`"),
+        ({"held_out": random_set(30, seed=1)}, "`held_out` expected other images than `generated`"),
+        ({"train": random_set(19)}, "`train` expected at least k = 20 images, but got 19"),
+    ],
+)
+def test_sets_that_cannot_be_compared(run, change, message):
+    sets = {"generated": random_set(30, seed=1), "train": random_set(80), "held_out": None} | change
+    with pytest.raises(ValueError, match=message) as error:
+        run(**sets)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("settings", [{"k": 1}, {"ratio": 0}, {"ratio": 1.5}])
+def test_settings_out_of_range(settings):
+    with pytest.raises(ValueError, match=f"^Argument `{next(iter(settings))}` expected"):
+        Settings(**settings)

@@ -1,0 +1,273 @@
+"""A run that is cut at any step and goes on, also on other processes, ends in the same bits as one that was not."""
+
+import warnings
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import Checkpoint
+
+from lightning_iet import AntiGradientControl, DiffusionModule, ParameterAveragingCallback, ShardedDataModule
+from lightning_iet.data import DigitsDataModule
+from tests.callbacks.parameter_averaging.test_callback import assert_same_bits, state_of
+from tests.helpers.models import quiet_trainer, tiny_diffusion
+
+SEED, EPOCHS, STEPS = 11, 3, 8  # 4 shards take 2 steps each in an epoch
+
+
+class Flips(torch.utils.data.Dataset):
+    """Images, flipped at random."""
+
+    def __init__(self, images):
+        self.images = images
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, index):
+        image, label, number = self.images[index]
+        return (image.flip(-1) if torch.rand(()) < 0.5 else image), label, number
+
+
+class Flipped(DigitsDataModule):
+    """Digits with random flips."""
+
+    def setup(self, stage):
+        super().setup(stage)
+        self.train_set = Flips(self.train_set)
+
+
+class SaveAll(Checkpoint):
+    """Saves after every step, after every validation and after every epoch."""
+
+    def __init__(self, folder, weights_only=False):
+        self.folder, self.weights_only = folder, weights_only
+
+    def save(self, trainer, name):
+        place = self.folder / f"{trainer.current_epoch}-{trainer.fit_loop.epoch_loop.batch_idx + 1}-{name}.ckpt"
+        trainer.save_checkpoint(place, weights_only=self.weights_only)
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.save(trainer, "step")
+
+    def on_validation_end(self, trainer, pl_module):
+        self.save(trainer, "validation")
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        self.save(trainer, "zepoch")
+
+
+def run(
+    folder,
+    world_size=1,
+    *,
+    ckpt_path=None,
+    save_to=None,
+    num_workers=0,
+    epochs=EPOCHS,
+    round_length=None,
+    offload="none",
+    **kwargs,
+):
+    """Train; returns all that makes a model's future: weights, EMA, optimizer states and loss banks of shards."""
+    torch.manual_seed(SEED)
+    module = tiny_diffusion(warmup_steps=5, unet={"dropout": 0.1})
+    averaging = Kept(4, offload=offload, **(round_length or {"every_n_epochs": 2}))
+    callbacks = [AntiGradientControl(0.5), averaging]
+    trainer = quiet_trainer(
+        folder,
+        callbacks=callbacks + ([SaveAll(save_to)] if save_to else []),
+        max_epochs=epochs,
+        devices=world_size,
+        strategy="ddp" if world_size > 1 else "auto",
+        limit_val_batches=1,
+        val_check_interval=1.0,
+        num_sanity_val_steps=0,
+        enable_checkpointing=save_to is not None,
+        **kwargs,
+    )
+    data = Flipped(26, batch_size=4, num_workers=num_workers)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*yielded None.*")
+        trainer.fit(module, ShardedDataModule(data, 4, partition="iid"), ckpt_path=ckpt_path, weights_only=True)
+    return {"model": state_of(module), "shards": averaging.final, "global_step": trainer.global_step}
+
+
+class Kept(ParameterAveragingCallback):
+    """Keeps the shards as they are when training ends (None where there was nothing left to train)."""
+
+    final = None
+
+    def on_train_end(self, trainer, pl_module):
+        super().on_train_end(trainer, pl_module)
+        self.final = self.state_dict()["shards"]
+        if trainer.global_rank:
+            self.final = {}
+
+
+def flatten(thing, name=""):
+    """Every tensor and number of nested containers, by its path."""
+    if isinstance(thing, dict):
+        return {k: v for key, value in thing.items() for k, v in flatten(value, f"{name}/{key}").items()}
+    if isinstance(thing, list | tuple):
+        return flatten(dict(enumerate(thing)), name)
+    return {name: thing if isinstance(thing, torch.Tensor) else torch.tensor(float(thing or 0))}
+
+
+def same(resumed, expected):
+    assert_same_bits(resumed["model"], expected["model"])
+    if resumed["shards"] is not None:
+        assert_same_bits(flatten(resumed["shards"]), flatten(expected["shards"]))
+
+
+@pytest.fixture(scope="module", params=[{"every_n_epochs": 2}, {"every_n_train_steps": 3}], ids=["epochs", "steps"])
+def uncut(request, tmp_path_factory, _pools):
+    """The run that is never cut, on one process, with a checkpoint at every point; with rounds of both kinds."""
+    from tests.helpers.distributed import Processes
+
+    pool = _pools.setdefault(1, Processes(1)) if 1 not in _pools or not _pools[1].alive else _pools[1]
+    folder = tmp_path_factory.mktemp("uncut")
+    (result,) = pool.run(run, folder, save_to=folder, round_length=request.param)
+    return folder, result, request.param
+
+
+def resume_from_all(folder, world_size, round_length, names, offload="none"):
+    return [
+        run(folder, world_size, ckpt_path=folder / name, round_length=round_length, offload=offload) for name in names
+    ]
+
+
+def test_states_that_are_away_come_back_after_a_cut_on_other_processes(uncut, processes):
+    """Cut in the last epoch after whole shards: on two processes, one of them only waits for the other."""
+    folder, expected, round_length = uncut
+    names = ["2-4-step.ckpt", "2-5-step.ckpt"]
+    for results in processes(2).run(resume_from_all, folder, 2, round_length, names, "cpu"):
+        for resumed in results:
+            assert_same_bits(resumed["model"], expected["model"])
+
+
+def test_processes_that_wait_count_the_same_steps(uncut, processes):
+    folder, _, round_length = uncut
+    results = processes(2).run(resume_from_all, folder, 2, round_length, ["0-3-step.ckpt", "1-5-step.ckpt"])
+    for one, other in zip(*results, strict=True):
+        assert one["global_step"] == other["global_step"]
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_a_run_cut_anywhere_ends_in_the_same_bits(uncut, world_size, processes):
+    folder, expected, round_length = uncut
+    names = sorted(path.name for path in folder.glob("*.ckpt"))
+    assert len(names) >= EPOCHS * STEPS
+    # Every step on one process; on several, those at which processes have unequal parts of the epoch before them.
+    chosen = names if world_size == 1 else names[:: 3 if world_size == 2 else 5]
+    results = processes(world_size).run(resume_from_all, folder, world_size, round_length, chosen, timeout=400)
+    for name, resumed in zip(chosen, results[0], strict=True):
+        try:
+            same(resumed, expected)
+        except AssertionError as error:
+            raise AssertionError(f"{name}: {error}") from error
+
+
+def cut_on_processes(folder, world_size):
+    run(folder, world_size, save_to=folder)
+
+
+def test_a_run_of_several_processes_goes_on_in_one(tmp_path, processes):
+    (expected,) = processes(1).run(run, tmp_path)
+    processes(2).run(cut_on_processes, tmp_path, 2)
+    names = sorted(path.name for path in tmp_path.glob("*.ckpt"))[::2]
+    assert len(names) >= EPOCHS * STEPS // 4
+    (results,) = processes(1).run(resume_from_all, tmp_path, 1, None, names, timeout=400)
+    for resumed in results:
+        same(resumed, expected)
+
+
+@pytest.mark.parametrize("num_workers", [2])
+def test_workers_read_the_right_samples_after_a_cut(tmp_path, processes, num_workers):
+    (expected,) = processes(1).run(run, tmp_path, save_to=tmp_path)
+    (resumed,) = processes(1).run(run, tmp_path, ckpt_path=tmp_path / "1-3-step.ckpt", num_workers=num_workers)
+    same(resumed, expected)
+
+
+def test_checkpoints_show_the_average_in_mid_round(tmp_path):
+    """Also those of weights alone; and they load without our callback."""
+    for weights_only in (False, True):
+        run(tmp_path, save_to=tmp_path, epochs=1)
+        checkpoint = torch.load(tmp_path / "0-5-step.ckpt", weights_only=True)
+        if not weights_only:
+            shards = checkpoint["callbacks"]["Kept"]["shards"]
+            flats = [shard["flat"]["float32"].double() for shard in shards.values()]
+            sizes = [7, 7, 6, 6]
+            expected = sum(n * flat for n, flat in zip(sizes, flats, strict=True)) / 26
+            weight = checkpoint["state_dict"]["unet.conv_in.weight"]
+            torch.testing.assert_close(weight.flatten().double(), expected[: weight.numel()], rtol=1e-5, atol=1e-6)
+            assert not torch.equal(flats[0], flats[1])
+            full = checkpoint["state_dict"]
+        else:
+            assert_same_bits(checkpoint["state_dict"], full)
+        loaded = DiffusionModule.load_from_checkpoint(tmp_path / "0-5-step.ckpt")
+        assert_same_bits(loaded.state_dict(), dict(checkpoint["state_dict"]))
+        for tensor in checkpoint["state_dict"].values():
+            assert tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
+
+
+# --- refusals ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checkpoint")
+    run(folder, save_to=folder, epochs=1)
+    return folder / "0-3-step.ckpt"
+
+
+def go_on(tmp_path, checkpoint, *, num_shards=4, data=None, module=None, split_seed=0, **kwargs):
+    averaging = Kept(num_shards, **({"every_n_epochs": 2} | kwargs))
+    trainer = quiet_trainer(tmp_path, callbacks=[AntiGradientControl(0.5), averaging], max_epochs=2)
+    data = ShardedDataModule(data or Flipped(26, batch_size=4), num_shards, partition="iid", seed=split_seed)
+    trainer.fit(module or tiny_diffusion(warmup_steps=5), data, ckpt_path=checkpoint, weights_only=True)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"num_shards": 2}, "number of shards 4, but got 2"),
+        ({"num_shards": 1}, "number of shards 4, but got 1"),
+        ({"split_seed": 1}, "the split '?[0-9a-f]{12}'?, but got"),
+        ({"data": Flipped(27, batch_size=4)}, r"the shard weights \[7, 7, 6, 6\], but got \[7, 7, 7, 6\]"),
+        ({"data": Flipped(26, batch_size=4, seed=1)}, "the training data '?[0-9a-f]{12}'?, but got"),
+        ({"data": Flipped(26, batch_size=2)}, "the steps of each shard in an epoch 2, but got 4"),
+        ({"every_n_epochs": 3}, "the length of a round 2 epochs.*but got 3 epochs"),
+    ],
+)
+def test_another_run_is_refused_with_both_values(tmp_path, checkpoint, kwargs, message):
+    with pytest.raises(MisconfigurationException, match=message):
+        go_on(tmp_path, checkpoint, **kwargs)
+
+
+def test_another_model_is_refused(tmp_path, checkpoint):
+    with pytest.raises((ValueError, RuntimeError), match=r"size mismatch|the model"):
+        go_on(tmp_path, checkpoint, module=tiny_diffusion(warmup_steps=5, unet={"block_out_channels": (16,)}))
+
+
+def test_a_plain_checkpoint_is_a_common_start(tmp_path, caplog):
+    torch.manual_seed(SEED)
+    plain = tiny_diffusion(seed=4)
+    trainer = quiet_trainer(tmp_path, max_epochs=1)
+    trainer.fit(plain, Flipped(24, batch_size=4))
+    trainer.save_checkpoint(tmp_path / "plain.ckpt")
+    seen = []
+
+    class Look(pl.Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            seen.append(state_of(pl_module))
+
+    averaging = ParameterAveragingCallback(4)
+    trainer = quiet_trainer(tmp_path, callbacks=[averaging, Look()], max_epochs=2)
+    data = ShardedDataModule(Flipped(24, batch_size=4), 4, partition="iid")
+    trainer.fit(tiny_diffusion(), data, ckpt_path=tmp_path / "plain.ckpt", weights_only=True)
+    assert "holds no shards" in caplog.text
+    assert len(seen) == STEPS
+    for first_step_of_a_shard in (0, 2, 4, 6):
+        assert_same_bits(seen[first_step_of_a_shard], state_of(plain))

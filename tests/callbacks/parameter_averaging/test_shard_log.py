@@ -1,0 +1,140 @@
+import math
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from lightning.pytorch.loggers.logger import Logger
+
+from lightning_iet import AntiGradientControl, ParameterAveragingCallback, ShardedDataModule
+from lightning_iet.callbacks.parameter_averaging.shard_log import diverges
+from tests.callbacks.parameter_averaging.test_callback import Spied, digits
+from tests.helpers.models import quiet_trainer, tiny_diffusion
+
+
+class Memory(Logger):
+    """Keeps what is logged."""
+
+    name, version = "memory", 0
+
+    def __init__(self):
+        super().__init__()
+        self.epochs = []
+
+    def log_metrics(self, metrics, step=None):
+        while len(self.epochs) <= metrics["epoch"]:
+            self.epochs.append({})
+        self.epochs[int(metrics["epoch"])] |= metrics
+
+    def log_hyperparams(self, params, *args, **kwargs):
+        pass
+
+
+class Losses(pl.Callback):
+    """The oracle: a list of losses for each epoch and shard."""
+
+    def __init__(self, num_shards):
+        self.seen = []
+        self.num_shards = num_shards
+
+    def on_train_epoch_start(self, trainer, pl_module):
+        self.seen.append([[] for _ in range(self.num_shards)])
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        averaging = next(c for c in trainer.callbacks if isinstance(c, ParameterAveragingCallback))
+        self.seen[-1][averaging.engine.active].append(float(outputs["loss"]))
+
+
+def fit(tmp_path, world_size=1, spied=Spied, **kwargs):
+    torch.manual_seed(1)
+    memory, losses = Memory(), Losses(4)
+    averaging = spied(4, every_n_epochs=2)
+    trainer = quiet_trainer(
+        tmp_path,
+        callbacks=[averaging, losses],
+        logger=memory,
+        max_epochs=4,
+        limit_val_batches=0,
+        devices=world_size,
+        strategy="ddp" if world_size > 1 else "auto",
+        log_every_n_steps=1,
+    )
+    trainer.fit(tiny_diffusion(**kwargs), ShardedDataModule(digits(24), 4, partition="iid"))
+    logged = [epoch for epoch in memory.epochs if "shard_0/loss" in epoch]
+    return logged, losses.seen, averaging
+
+
+def test_losses_of_each_shard_are_the_means_of_its_steps(tmp_path):
+    logged, seen, _ = fit(tmp_path)
+    assert len(logged) == 4
+    for metrics, epoch in zip(logged, seen, strict=True):
+        for shard, losses in enumerate(epoch):
+            assert len(losses) == 2
+            assert metrics[f"shard_{shard}/loss"] == pytest.approx(sum(losses) / len(losses), rel=1e-5)
+
+
+def test_distances_are_measured_from_the_average_at_each_averaging(tmp_path):
+    logged, _, spied = fit(tmp_path)
+    assert ["shard_0/distance" in metrics for metrics in logged] == [False, True, False, True]
+    for epoch in (1, 3):
+        trained = [
+            torch.cat([tensor.flatten() for name, tensor in shard.items() if name.startswith("unet.")]).double()
+            for shard in spied.before[epoch]
+        ]
+        mean = sum(trained) / 4
+        for shard, weights in enumerate(trained):
+            expected = float((weights - mean).norm() / mean.norm())
+            assert logged[epoch][f"shard_{shard}/distance"] == pytest.approx(expected, rel=1e-4)
+            assert expected > 0
+
+
+def logs_of(tmp_path, world_size):
+    return fit(tmp_path, world_size, spied=ParameterAveragingCallback)[0]
+
+
+def test_processes_log_the_same(tmp_path, processes):
+    (alone,) = processes(1).run(logs_of, tmp_path, 1)
+    together = processes(2).run(logs_of, tmp_path, 2)[0]
+    for a, b in zip(alone, together, strict=True):
+        shard_values = {name for name in a if name.startswith("shard_")}
+        assert shard_values == {name for name in b if name.startswith("shard_")}
+        assert len(shard_values) >= 4
+        for name in shard_values:
+            assert a[name] == pytest.approx(b[name], rel=1e-5), name
+
+
+def test_skip_rates_of_shards_add_up_to_that_of_the_run(tmp_path):
+    torch.manual_seed(1)
+    memory = Memory()
+    agc, averaging = AntiGradientControl(1.0, num_timesteps=1000), ParameterAveragingCallback(2)
+    trainer = quiet_trainer(
+        tmp_path, callbacks=[agc, averaging], logger=memory, max_epochs=3, limit_val_batches=0, log_every_n_steps=1
+    )
+    trainer.fit(tiny_diffusion(), ShardedDataModule(digits(24), 2, partition="iid"))
+    logged = [epoch for epoch in memory.epochs if "shard_0/skip_rate" in epoch]
+    assert len(logged) == 3
+    for metrics in logged:
+        rates = [metrics["shard_0/skip_rate"], metrics["shard_1/skip_rate"]]
+        assert sum(rates) / 2 == pytest.approx(metrics["agc/skip_rate"], abs=1e-6)
+
+
+def test_an_explosion_is_warned_of_once(tmp_path, caplog):
+    class Explode(ParameterAveragingCallback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            if trainer.current_epoch >= 2 and self.engine.active == 1:
+                pl_module.unet.conv_in.weight.data.add_(100.0)
+            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
+    fit(tmp_path, spied=Explode)
+    warnings = [record for record in caplog.records if "Shard models diverge" in record.getMessage()]
+    assert len(warnings) == 1
+    assert "epoch 4" in warnings[0].getMessage()
+    caplog.clear()
+    fit(tmp_path)
+    assert "diverge" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("distances", "expected"), [([0.1, 0.3], False), ([0.1, 1.01], True), ([0.1, math.inf], True), ([math.nan], True)]
+)
+def test_diverges(distances, expected):
+    assert diverges(distances, reference=0.1) is expected

@@ -1,0 +1,120 @@
+import math
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from matplotlib.figure import Figure
+from PIL import Image
+
+from lightning_iet import plots as charts
+from lightning_iet import plots as figures
+from lightning_iet.plots import label_points
+
+
+def pixels(figure, path):
+    figures.save_figure(figure, path)
+    with Image.open(path) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+@pytest.mark.parametrize(("num", "columns", "rows"), [(1, 1, 1), (9, 3, 3), (10, 4, 3), (64, 8, 8)])
+def test_image_grid_has_the_size_of_its_images(tmp_path, num, columns, rows):
+    picture = pixels(figures.image_grid(torch.zeros(num, 1, 8, 8), side=64), tmp_path / "grid.png")
+    gap = 6 if num > 1 else 0
+    assert picture.shape == (rows * 64 + (rows + 1) * gap + 40, columns * 64 + (columns + 1) * gap + 40, 3)
+
+
+def test_image_grid_shows_each_pixel_enlarged_and_unblurred(tmp_path):
+    images = torch.rand(4, 3, 8, 8)
+    picture = pixels(figures.image_grid(images, side=64), tmp_path / "grid.png")
+    for number, image in enumerate(images):
+        top, left = (20 + 6 + 70 * position for position in divmod(number, 2))
+        for y in range(8):
+            for x in range(8):
+                block = picture[top + 8 * y : top + 8 * y + 8, left + 8 * x : left + 8 * x + 8]
+                expected = (image[:, y, x] * 255).numpy()
+                assert np.abs(block - expected).max() <= 1, (number, y, x)
+
+
+def test_image_grid_with_title_is_wide_enough_for_it(tmp_path):
+    picture = pixels(figures.image_grid(torch.zeros(4, 1, 8, 8), title="4 generated images"), tmp_path / "grid.png")
+    assert picture.shape[1] == 760
+
+
+def test_large_images_are_not_enlarged(tmp_path):
+    picture = pixels(figures.image_grid(torch.zeros(1, 3, 100, 200)), tmp_path / "grid.png")
+    assert picture.shape == (100 + 40, 200 + 40, 3)
+
+
+def test_nearest_pairs_labels_ratio_and_training_image_and_colours_copies():
+    images = torch.rand(3, 1, 8, 8)
+    figure = figures.nearest_pairs(images, images, [0.1, 0.2, 0.9], [17, 4, 0], limit=1 / 3)
+    panels = figure.axes[:3]
+    assert [panel.get_title() for panel in panels] == [f"$d_1 / d_2$ = {r:.3f}" for r in (0.1, 0.2, 0.9)]
+    assert [panel.title.get_color() == figures.GENERATED for panel in panels] == [True, True, False]
+    assert [panel.texts[1].get_text() for panel in panels] == ["training #17", "training #4", "training #0"]
+
+
+@pytest.mark.parametrize(("num", "size"), [(1, (840, 280)), (4, (1260, 280)), (16, (1260, 874))])
+def test_nearest_pairs_size(tmp_path, num, size):
+    images = torch.rand(num, 3, 8, 8)
+    picture = pixels(figures.nearest_pairs(images, images, [0.5] * num, [0] * num), tmp_path / "nearest.png")
+    assert picture.shape[1::-1] == pytest.approx(size, abs=1)
+
+
+def test_training_curves_draws_what_is_there():
+    assert len(charts.training_curves([0.3, 0.2]).axes) == 1
+    both = charts.training_curves([0.3], skip_rate=[0.0, 0.5], loss_by_timestep=[1.0, math.nan], threshold=0.5)
+    assert len(both.axes) == 3
+    assert "threshold 0.5" in both.axes[1].get_title(loc="left")
+    values, edges, _ = both.axes[1].patches[0].get_data()
+    assert list(values) == [0.0, 0.5]
+    assert list(edges) == [0, 500, 1000]
+
+
+def test_training_curves_survive_unknown_values(tmp_path):
+    nothing = [math.nan] * 5
+    figure = charts.training_curves([], skip_rate=nothing, loss_by_timestep=nothing)
+    assert pixels(figure, tmp_path / "curves.png").shape == (495, 1890, 3)
+
+
+def test_memorized_quantity_curve_draws_both_columns():
+    figure = charts.memorized_quantity_curve({0.2: 0.5, 0.4: 1.0}, {0.2: 0.0, 0.4: 0.1}, k=7)
+    generated, control = figure.axes[0].lines
+    assert generated.get_xydata().tolist() == [[0.2, 0.5], [0.4, 1.0]]
+    assert control.get_xydata().tolist() == [[0.2, 0.0], [0.4, 0.1]]
+    assert "7 nearest" in figure.axes[0].get_xlabel()
+
+
+def test_memorization_against_fid_labels_every_run():
+    figure = charts.memorization_against_fid({"baseline": (1.4, 0.9), "iet": (3.0, 0.0)}, control=(0.6, 0.01))
+    assert {text.get_text() for text in figure.axes[0].texts} >= {"baseline", "iet"}
+
+
+def test_a_crowd_of_runs_is_numbered_and_listed():
+    figure = charts.memorization_against_fid({f"run {i}": (i, 0.1) for i in range(12)}, control=(0.6, 0.0))
+    texts = [text.get_text() for text in figure.axes[0].texts]
+    listed = next(text for text in texts if "\n" in text)
+    assert all(f"run {i}" in listed for i in range(12))
+    assert {str(i) for i in range(1, 13)} <= set(texts)
+
+
+@given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=1, max_size=6))
+def test_labels_cover_neither_labels_nor_leave_the_chart(places):
+    axes = Figure(figsize=(6, 6)).subplots()
+    axes.set(xlim=(-0.5, 1.5), ylim=(-0.5, 1.5))
+    boxes = [
+        text.get_window_extent() for text in label_points(axes, {f"run {i}": place for i, place in enumerate(places)})
+    ]
+    for i, box in enumerate(boxes):
+        assert box.count_overlaps(boxes[:i]) == 0
+        assert axes.bbox.count_contains(box.corners()) == 4
+
+
+def test_no_global_state_of_matplotlib_is_touched(tmp_path):
+    before = dict(mpl.rcParams), mpl.get_backend()
+    pixels(charts.training_curves([1.0, 0.5]), tmp_path / "curves.png")
+    assert (dict(mpl.rcParams), mpl.get_backend()) == before

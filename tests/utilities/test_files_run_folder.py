@@ -1,0 +1,79 @@
+from pathlib import Path
+
+import pytest
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.demos.boring_classes import BoringModel
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
+
+from lightning_iet.utilities.files import check_writable, run_folder, write_atomically
+from tests.helpers.models import quiet_trainer
+
+
+@pytest.mark.parametrize("make_logger", [CSVLogger, TensorBoardLogger], ids=["csv", "tensorboard"])
+def test_run_folder_is_that_of_the_checkpoints_and_new_for_each_run(tmp_path, make_logger):
+    for run in range(2):
+        checkpoint = ModelCheckpoint()
+        trainer = quiet_trainer(
+            tmp_path,
+            logger=make_logger(tmp_path, name="digits"),
+            callbacks=[checkpoint],
+            enable_checkpointing=True,
+            limit_train_batches=1,
+            limit_val_batches=0,
+            log_every_n_steps=1,
+            max_epochs=1,
+        )
+        trainer.fit(BoringModel())
+        assert run_folder(trainer) == tmp_path / "digits" / f"version_{run}"
+        assert Path(checkpoint.best_model_path).parent == run_folder(trainer) / "checkpoints"
+
+
+def test_run_folder_of_weights_and_biases_is_project_and_run_id(tmp_path):
+    logger = WandbLogger(save_dir=tmp_path, project="digits", id="abc123", offline=True)
+    assert run_folder(Trainer(logger=logger, accelerator="cpu")) == tmp_path / "digits" / "abc123"
+
+
+def test_run_folder_without_logger_is_the_root(tmp_path):
+    assert run_folder(quiet_trainer(tmp_path)) == tmp_path
+    assert run_folder(quiet_trainer(tmp_path, fast_dev_run=True)) == tmp_path
+
+
+def test_check_writable_makes_the_folder_and_leaves_nothing_in_it(tmp_path):
+    check_writable(tmp_path / "a" / "b", argument="out", remedy="")
+    assert list((tmp_path / "a" / "b").iterdir()) == []
+
+
+def test_check_writable_names_argument_folder_and_remedy_in_one_line(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(
+        ValueError, match=r"Argument `out` expected a folder .*, but got '.*file/runs' .* Use --out"
+    ) as error:
+        check_writable(tmp_path / "file" / "runs", argument="out", remedy="Use --out.")
+    assert "\n" not in str(error.value)
+
+
+def test_write_atomically_replaces_the_file_only_at_the_end(tmp_path):
+    target = tmp_path / "metrics.json"
+    target.write_text("old")
+    with write_atomically(target) as unfinished:
+        unfinished.write_text("new")
+        assert target.read_text() == "old"
+        assert unfinished.suffix == ".json"
+    assert [file.name for file in tmp_path.iterdir()] == ["metrics.json"]
+    assert target.read_text() == "new"
+
+
+def test_write_atomically_leaves_the_old_file_when_writing_fails(tmp_path):
+    target = tmp_path / "metrics.json"
+    target.write_text("old")
+
+    def fail():
+        with write_atomically(target) as unfinished:
+            unfinished.write_text("half")
+            raise RuntimeError("disk")
+
+    with pytest.raises(RuntimeError, match="disk"):
+        fail()
+    assert [file.name for file in tmp_path.iterdir()] == ["metrics.json"]
+    assert target.read_text() == "old"
