@@ -1,6 +1,7 @@
 """What each method buys, and what it costs: trains and audits every method on small data sets, over several seeds.
 
     python -m benchmarks.mitigation --preset laptop          digits and Fashion-MNIST, 75 minutes on 2 cores
+    python -m benchmarks.mitigation --preset uneven          images that occur many times among others
     python -m benchmarks.mitigation --preset smoke           the same in miniature, to see that it works
     python -m benchmarks.mitigation --preset gpu --minutes 9 larger models and more images, in slices of 9 minutes
     python -m benchmarks.mitigation --preset laptop --report tables and pictures again, from results/laptop/points.csv
@@ -38,13 +39,13 @@ from benchmarks.mitigation.pictures import draw_pictures
 from benchmarks.mitigation.points import FILE, collect, read_points, write_table
 from benchmarks.mitigation.runs import Results, Run, carry_out, peak_memory, runs_of
 from benchmarks.mitigation.settings import PRESETS
-from benchmarks.mitigation.summary import equal_quality, summarize
+from benchmarks.mitigation.summary import equal_quality, stopped_in_time, summarize
 from benchmarks.mitigation.tables import fill_pages, tables_of
 from lightning_iet.data import FashionMNISTDataModule
 from lightning_iet.utilities.files import check_writable, write_atomically
 
 ROOT = Path(__file__).parents[2]
-PUBLISHED = "laptop"  # the preset whose tables and pictures README and docs show
+PUBLISHED = ("laptop", "uneven")  # presets whose tables and pictures README and docs show
 PICTURES = ROOT / "docs" / "images"
 
 
@@ -52,7 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run what is left of a preset, and report; 0 if all that was asked for is there."""
     options = parse(arguments)
     folder = options.out or ROOT / "results" / options.preset
-    is_published = options.preset == PUBLISHED and options.out is None
+    is_published = options.preset in PUBLISHED and options.out is None
     try:
         check_writable(folder, argument="out", remedy="Give another folder with --out.")
         if options.report:
@@ -199,21 +200,35 @@ def commit() -> str:
 def report(folder: Path, *, is_published: bool) -> None:
     """Print the table of each setting; write summaries and pictures, and renew the tables in README and docs."""
     points = read_points(folder)
-    lines, equals = summarize(points), equal_quality(points)
+    lines, equals, in_time = summarize(points), equal_quality(points), stopped_in_time(points)
     write_table(lines, folder / "summary.csv")
     write_table(equals, folder / "equal_quality.csv")
     console = Console()
     for setting in dict.fromkeys(line["setting"] for line in lines):
         console.print(_terminal_table([line for line in lines if line["setting"] == setting], setting))
     written = [folder / "summary.csv", folder / "equal_quality.csv", *draw_pictures(lines, folder)]
+    if in_time:
+        write_table(in_time, folder / "stopped_in_time.csv")
+        written.append(folder / "stopped_in_time.csv")
     if is_published:
         copies = [Path(shutil.copy(picture, PICTURES)) for picture in written if picture.suffix == ".png"]
-        written += [*fill_pages(ROOT, tables_of(lines, equals)), *copies]
+        written += [*fill_pages(ROOT, published_tables()), *copies]
     for file in written:
         console.print(f"Written: {os.path.relpath(file)}", style="dim", soft_wrap=True)
 
 
+def published_tables() -> dict[str, str]:
+    """Every table that README and docs may show: those of all published presets."""
+    tables: dict[str, str] = {}
+    for preset in PUBLISHED:
+        points = read_points(ROOT / "results" / preset)
+        tables |= tables_of(summarize(points), equal_quality(points), stopped_in_time(points))
+    return tables
+
+
 def _terminal_table(lines: list[dict], setting: str) -> Table:
+    if "copies_repeated" in lines[0]:
+        return _uneven_table(lines, setting)
     table = Table(title=f"{setting}: means over seeds; × = length in units of that of least held-out loss")
     for name in ("method", "×", "FID", "memorized", "MQ < 0.15", "AUC", "time"):
         table.add_column(name, justify="left" if name == "method" else "right")
@@ -222,6 +237,20 @@ def _terminal_table(lines: list[dict], setting: str) -> Table:
         length = "" if line["length"] is None else f"{line['length']:g}"
         spent = "" if line["time"] is None else f"{line['time']:.2f}"
         table.add_row(line["label"], length, f"{line['fid']:.2f}", *shares, f"{line['membership_auc']:.2f}", spent)
+    return table
+
+
+def _uneven_table(lines: list[dict], setting: str) -> Table:
+    table = Table(title=f"{setting}: means over seeds; copies by the ratio to the next image that shows something else")
+    for name in ("method", "×", "FID", "copies of repeated", "(< 1/2)", "of others", "nearest", "skipped", "time"):
+        table.add_column(name, justify="left" if name == "method" else "right")
+    for line in lines:
+        names = ("copies_repeated", "copies_repeated_half", "copies_once", "nearest_repeated", "skip_rate")
+        length = "" if line["length"] is None else f"{line['length']:g}"
+        spent = "" if line["time"] is None else f"{line['time']:.2f}"
+        table.add_row(
+            line["label"], length, f"{line['fid']:.2f}", *(f"{100 * line[name]:.1f} %" for name in names), spent
+        )
     return table
 
 

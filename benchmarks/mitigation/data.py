@@ -11,8 +11,10 @@ from torch.utils.data import DataLoader
 from benchmarks.mitigation.rows import Row
 from benchmarks.mitigation.settings import Setting
 from lightning_iet.data import FashionMNISTDataModule, IndexedImages
+from lightning_iet.data.duplicates import repeat_images
 from lightning_iet.data.samples import RandomFlips
 from lightning_iet.data.splits import draw_disjoint
+from lightning_iet.functional.checks import unit_interval
 
 
 @cache
@@ -34,6 +36,20 @@ def feature_images(source: str) -> tuple[Tensor, Tensor]:
     return images.images, images.targets
 
 
+def kept_occurrences(source: Tensor, *, share: float) -> Tensor:
+    """Positions that are left when a share of each image's near-duplicates is removed; its first occurrence stays.
+
+    Example:
+        >>> kept_occurrences(torch.tensor([0, 1, 0, 0, 0]), share=0.5)
+        tensor([0, 1, 2, 3])
+    """
+    keep = torch.ones(len(source), dtype=torch.bool)
+    for image in source.unique():
+        others = (source == image).nonzero().flatten()[1:]
+        keep[others[len(others) - int(share * len(others)) :]] = False
+    return keep.nonzero().flatten()
+
+
 class Sets(pl.LightningDataModule):
     """Disjoint sets, drawn with equal shares of the classes; the seed decides which images they hold.
 
@@ -42,19 +58,34 @@ class Sets(pl.LightningDataModule):
         unseen: images that no row trains on (but the one that is meant to).
         anchor_set: those of them that feed a bank.
         control_set, selection_set, reference_set: held-out images.
+        every_image: the whole training set, by which copies are judged; other than ``train_set`` only where a row
+            leaves near-duplicates out.
+        source: for each of its images the number of the image that it shows; occurrences of one image share it.
+        num_once: images that occur once; the sources from ``0`` to ``num_repeated - 1`` occur many times.
     """
 
     def __init__(self, setting: Setting, row: Row, *, seed: int) -> None:
         super().__init__()
         images, labels = real_images(setting.source)
-        num_train = round(setting.num_train * row.train_factor)
+        num_train = round(setting.num_train * row.train_factor) + setting.num_repeated
         sizes = [setting.num_unseen, setting.num_control, setting.num_selection, setting.num_reference, num_train]
         unseen, control, selection, reference, train = draw_disjoint(labels, sizes, seed=seed)
         self.unseen, self.control_set, self.selection_set, self.reference_set = (
             IndexedImages(images[drawn], labels[drawn]) for drawn in (unseen, control, selection, reference)
         )
         drawn = torch.cat([train, unseen]) if row.with_unseen else train
-        self.train_set = IndexedImages(images[drawn], labels[drawn])
+        pixels, self.source = repeat_images(
+            unit_interval(images[drawn]),
+            repeated=setting.num_repeated,
+            repeats=setting.repeats if setting.is_uneven else 1,
+            change=setting.change,
+            seed=seed,
+        )
+        self.every_image = IndexedImages(pixels, labels[drawn][self.source])
+        self.train_set = self.every_image
+        if row.deduplicated:
+            kept = kept_occurrences(self.source, share=row.deduplicated)
+            self.train_set = IndexedImages(pixels[kept], self.every_image.targets[kept])
         anchors = unseen[: row.num_anchors]
         self.anchor_set = IndexedImages(images[anchors], labels[anchors]) if row.num_anchors else None
         self.batch_size = setting.batch_size

@@ -9,6 +9,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 
 from benchmarks.mitigation.points import row_named
 from benchmarks.mitigation.summary import STOPPED, Line, at_greatest_length
+from benchmarks.mitigation.tables import UNEVEN_ROWS
 from lightning_iet.plots import CONTROL, DPI, GENERATED, INK, QUIET, label_points, save_figure
 
 
@@ -17,7 +18,8 @@ def draw_pictures(lines: Sequence[Line], folder: Path) -> list[Path]:
     files = []
     for setting in dict.fromkeys(line["setting"] for line in lines if line["row"] == "plain"):
         file = folder / f"pareto_{setting}.png"
-        save_figure(pareto([line for line in lines if line["setting"] == setting], title=setting), file)
+        mine = [line for line in lines if line["setting"] == setting]
+        save_figure(courses(mine, title=setting) if "copies_repeated" in mine[0] else pareto(mine, title=setting), file)
         files.append(file)
     return files
 
@@ -44,6 +46,36 @@ def pareto(lines: Sequence[Line], *, title: str) -> Figure:
         points |= {f"{line['length']:g} ×": (line["fid"], line[name]) for line in course}
         for text in label_points(axes, points):
             text.set_fontsize(7.5)
+    return figure
+
+
+def courses(lines: Sequence[Line], *, title: str) -> Figure:
+    """Draw the course of each row of an uneven setting: FID against copies of the repeated images, means over seeds."""
+    figure = Figure(figsize=(9, 6), dpi=DPI, facecolor="white", layout="constrained")
+    axes = figure.subplots()
+    rows = [line["row"] for line in at_greatest_length(lines) if line["row"] in UNEVEN_ROWS]
+    for row, color in zip(rows, ("#222222", "#1b7f3b", "#8a8a8a", "#c77b00", "#7b3fb5", "#0a62c4"), strict=False):
+        course = sorted((line for line in lines if line["row"] == row), key=lambda line: line["length"])
+        fid, share = _columns(course, "fid", "copies_repeated_half")
+        axes.plot(fid, share, color=color, marker="o", markersize=4, linewidth=1.4)
+        axes.annotate(
+            f"{course[-1]['label']}, {course[-1]['length']:g} ×", (fid[-1], share[-1]), xytext=(6, 6),
+            textcoords="offset points", color=color, fontsize=8.5,
+        )  # fmt: skip
+    control = lines[0]
+    axes.axhline(control["copies_repeated_half_control"], color=CONTROL, linewidth=1.2, linestyle=(0, (4, 3)))
+    axes.set_yscale("symlog", linthresh=0.01, linscale=0.6)
+    axes.set_ylim(bottom=-0.002)
+    axes.yaxis.set_major_formatter(lambda share, _: f"{100 * share:.3g} %")
+    axes.set_xlabel("FID to held-out images (left is better)", fontsize=9, color=INK)
+    axes.set_ylabel("drawn images that copy a repeated training image, by d1/d2 < 1/2", fontsize=9, color=INK)
+    lengths = " → ".join(f"{length:g}" for length in sorted({x["length"] for x in lines if x["length"] is not None}))
+    axes.set_title(
+        f"{title}: the course of training, {lengths} × (lower left is better; dashed: held-out images)",
+        fontsize=10, loc="left", color=INK,
+    )  # fmt: skip
+    axes.tick_params(labelsize=8, which="both", colors=QUIET, labelcolor=INK)
+    axes.spines[["top", "right"]].set_visible(False)
     return figure
 
 

@@ -23,6 +23,8 @@ class Row:
         with_unseen: whether the unseen images, which other rows leave out, are trained on.
         train_factor: times the setting's number of training images.
         epsilon: that DP-SGD may spend until its end; 0 = ordinary training.
+        agc: further options of anti-gradient control, as pairs of name and value.
+        deduplicated: share of the near-duplicates in an uneven training set that are removed before training.
         only: the settings' sources that the row is for; empty = all.
     """
 
@@ -40,6 +42,8 @@ class Row:
     with_unseen: bool = False
     train_factor: float = 1
     epsilon: float = 0.0
+    agc: tuple[tuple[str, Any], ...] = ()
+    deduplicated: float = 0.0
     only: tuple[str, ...] = ()
 
     @property
@@ -51,6 +55,15 @@ class Row:
     def rival(self) -> str:
         """Name of the plain row on as many images."""
         return "plain" if self.train_factor == 1 else f"plain_x{self.train_factor:g}"
+
+
+_UNEVEN = ("uneven",)  # no data source: these rows belong to the settings that name them
+_RECORD: dict[str, Any] = {"threshold": 1.0, "only": _UNEVEN}
+_UNSEEN: dict[str, Any] = {"reference": "held_out", "num_anchors": 64}
+
+
+def _options(**options: Any) -> tuple[tuple[str, Any], ...]:
+    return tuple(sorted(options.items()))
 
 
 _DIGITS: dict[str, Any] = {"only": ("digits",)}
@@ -76,6 +89,27 @@ ROWS = (
         num_anchors=64, **(_ANCHORED | {"threshold": 0.9}), **_DIGITS,
     ),
     Row("iet_anchored", "IET + anchored on other shards", num_shards=4, threshold=0.5, reference="other_shards"),
+    # For uneven training sets: near-duplicates removed, and AGC by a sample's own record.
+    Row("deduplicated", "near-duplicates removed first", deduplicated=1.0, only=_UNEVEN),
+    Row("half_deduplicated", "half of the near-duplicates removed", deduplicated=0.5, only=_UNEVEN),
+    Row("agc_0.8", "AGC 0.8, published", threshold=0.8, only=_UNEVEN),
+    *(
+        Row(name, f"AGC by {what}, 64 unseen", agc=_options(criterion=criterion, z0=z0), **_RECORD, **_UNSEEN)
+        for name, what, criterion, z0 in (
+            ("quantile", "quantile", "quantile", 1.64),
+            ("record_1", "record, z0 = 1", "record", 1.0),
+            ("record_0.5", "record, z0 = 0.5", "record", 0.5),
+        )
+    ),
+    Row("record_median", "AGC by record, 0.3 below the median", agc=_options(criterion="record", delta=0.3), **_RECORD),
+    *(
+        Row(name, f"AGC by record, weights {eta:g}", agc=_options(criterion="record", eta=eta), **_RECORD)
+        for name, eta in (("record_weights", 0.03), ("record_weights_0.1", 0.1))
+    ),
+    Row(
+        "half_deduplicated_record_weights", "half removed, then weights 0.03",
+        agc=_options(criterion="record", eta=0.03), deduplicated=0.5, **_RECORD,
+    ),
     Row("dp_sgd", "DP-SGD, ε = 10, δ = 0.001, at 1 ×", epsilon=10.0, **_DIGITS),
     # Where the methods help: rounds of other lengths, a higher threshold with shards, fewer images.
     Row("iet_agc_4_short", "IET-AGC, K = 4, rounds of 5 epochs", round_epochs=5, **_IET_AGC, **_DIGITS),

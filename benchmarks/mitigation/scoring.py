@@ -64,16 +64,21 @@ class Judge:
 
     def of_images(self, images: Tensor) -> dict[str, float]:
         """Quality, and closeness to training images: shares of the images, and of training images that were copied."""
-        train = _images(self.sets.train_set)
+        train = _images(self.sets.every_image)
         distances, nearest = self._nearest(images, train)
+        if self.setting.is_uneven:
+            return self._of_fid(images) | copies_by_source(
+                distances, nearest, self.sets.source, num_repeated=self.setting.num_repeated
+            )
         memorized, mq = nearest_ratio(distances) < 1 / 3, memorization_ratio(distances)
-        return {
-            "fid": self._fid(images, "reference_set"),
-            "fid_selection": self._fid(images, "selection_set"),
+        return self._of_fid(images) | {
             "memorized_fraction": float(memorized.double().mean()),
             "copied_images": len(nearest[memorized, 0].unique()) / len(train),
             **{f"mq_{limit:g}": float((mq < limit).double().mean()) for limit in MQ},
         }
+
+    def _of_fid(self, images: Tensor) -> dict[str, float]:
+        return {"fid": self._fid(images, "reference_set"), "fid_selection": self._fid(images, "selection_set")}
 
     def _nearest(self, images: Tensor, train: Tensor) -> tuple[Tensor, Tensor]:
         """Nearest training images; of what was trained on mirrored images, of the image or its mirror image."""
@@ -87,17 +92,22 @@ class Judge:
 
     def of_losses(self, module: DiffusionModule) -> dict[str, float]:
         """The attack by losses, and the loss of the unseen images, which early stopping watches."""
-        members, others = (self._losses(module, images) for images in (self.sets.train_set, self.sets.control_set))
-        found = membership_inference(members, others)
-        return {
-            "membership_auc": float(found["auc"]),
+        members, others = (self._losses(module, images) for images in (self.sets.every_image, self.sets.control_set))
+        by_kind = {}
+        if self.setting.is_uneven:
+            is_repeated = self.sets.source[: len(members)] < self.setting.num_repeated
+            for kind, chosen in (("repeated", is_repeated), ("once", ~is_repeated)):
+                found = membership_inference(members[chosen], others)
+                by_kind[f"membership_auc_{kind}"] = float(found["auc"])
+        return by_kind | {
+            "membership_auc": float(membership_inference(members, others)["auc"]),
             "train_loss": float(members.mean()),
             "unseen_loss": float(self._losses(module, self.sets.unseen).mean()),
         }
 
     def _losses(self, module: DiffusionModule, images: IndexedImages) -> Tensor:
         timesteps = spread_timesteps(TIMESTEPS, module.num_timesteps)
-        numbers = torch.arange(min(len(images), max(NON_MEMBERS, len(self.sets.train_set))))
+        numbers = torch.arange(min(len(images), max(NON_MEMBERS, len(self.sets.every_image))))
         return probe_losses(module, _images(images)[numbers], numbers, timesteps, seed=0, use_ema=True).double().mean(1)
 
     def _fid(self, images: Tensor, name: str) -> float:
@@ -115,6 +125,39 @@ class Judge:
     @cached_property
     def _frechet(self) -> dict:
         return {}
+
+
+def copies_by_source(sq_distances: Tensor, nearest: Tensor, source: Tensor, *, num_repeated: int) -> dict[str, float]:
+    """Shares of drawn images that copy a repeated training image, and one that occurs once.
+
+    The occurrences of an image count as one: the ratio is that of the distance to the nearest training image and to the
+    nearest one that shows another image.
+
+    Args:
+        sq_distances: squared, to the ``k`` nearest training images, shape ``(Q, k)``, with k above the number of
+            occurrences of any image.
+        nearest: their positions, shape ``(Q, k)``.
+        source: what each training image shows, shape ``(N,)``.
+        num_repeated: the sources below this number occur many times.
+
+    Example:
+        >>> copies_by_source(torch.tensor([[1.0, 1.0, 100.0]]), torch.tensor([[0, 2, 1]]), torch.tensor([0, 1, 0]),
+        ...     num_repeated=1)["copies_repeated"]
+        1.0
+    """
+    shown = source.to(nearest.device)[nearest]
+    is_other = shown != shown[:, :1]
+    if not is_other.any(dim=1).all():
+        raise ValueError("Argument `nearest` expected an image of another source in each row; look at more neighbours.")
+    second = sq_distances.gather(1, is_other.int().argmax(dim=1, keepdim=True))[:, 0]
+    ratio = nearest_ratio(torch.stack([sq_distances[:, 0], second], dim=1))
+    is_repeated = shown[:, 0] < num_repeated
+    found = {"nearest_repeated": float(is_repeated.double().mean())}
+    for name, limit in (("", 1 / 3), ("_half", 1 / 2)):
+        for kind, chosen in (("repeated", is_repeated), ("once", ~is_repeated)):
+            found[f"copies_{kind}{name}"] = float(((ratio < limit) & chosen).double().mean())
+    found["memorized_fraction"] = found["copies_repeated"] + found["copies_once"]
+    return found
 
 
 def _images(images: IndexedImages) -> Tensor:

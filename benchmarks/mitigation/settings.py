@@ -35,6 +35,11 @@ class Setting:
         round_epochs: epochs of a round of shard training, where the row does not say.
         precision: of the Trainer.
         num_feature_images: images from which features of Fashion-MNIST are learnt; the digits' come with the package.
+        num_repeated: further training images that occur ``repeats`` times each; 0 = an even training set, in which
+            every image occurs once.
+        repeats: how often each of them occurs.
+        change: what tells the occurrences of an image from one another, see
+            :func:`lightning_iet.data.duplicates.repeat_images`.
     """
 
     name: str
@@ -62,6 +67,14 @@ class Setting:
     round_epochs: int = 25
     precision: str = "32-true"
     num_feature_images: int = 10_000
+    num_repeated: int = 0
+    repeats: int = 20
+    change: str = "recolored"
+
+    @property
+    def is_uneven(self) -> bool:
+        """Whether some training images occur many times."""
+        return self.num_repeated > 0
 
     @property
     def image_size(self) -> int:
@@ -96,6 +109,15 @@ FASHION = Setting(
     prediction="v_prediction", num_selection=1_000, num_reference=2_000,
 )  # fmt: skip
 
+_UNEVEN = {
+    "num_train": 400, "num_repeated": 10, "batch_size": 32, "stop": 1_600, "lengths": (0.5, 1, 1.5, 2, 3),
+    "plain_lengths": (0.5, 1, 1.5, 2, 3), "num_control": 300, "num_selection": 300, "ema_decay": 0.995,
+}  # fmt: skip
+UNEVEN_DIGITS = replace(DIGITS, name="uneven_digits", **_UNEVEN)
+UNEVEN_FASHION = replace(
+    FASHION, name="uneven_fashion_mnist", **(_UNEVEN | {"num_selection": 1_000, "num_control": 512})
+)
+
 _TINY = {
     "num_control": 32, "num_selection": 32, "num_reference": 64, "channels": (8, 16), "lengths": (1, 2),
     "plain_lengths": (0.5, 1, 2), "num_samples": 24, "inference_steps": 2, "round_epochs": 1, "num_feature_images": 200,
@@ -122,7 +144,30 @@ _FASHION_ROWS = (
     "iet_agc_4", "iet_agc_10", "anchored_16", "anchored_64", "iet_anchored",
 )  # fmt: skip
 
+_UNEVEN_ROWS = (
+    "plain", "plain_with_unseen", "dropout_flips", "deduplicated", "half_deduplicated", "agc_0.5", "agc_0.8",
+    "anchored_64", "quantile", "record_1", "record_0.5", "record_median", "record_weights", "record_weights_0.1",
+    "half_deduplicated_record_weights", "iet_4", "iet_agc_4",
+)  # fmt: skip
+
 PRESETS = {
+    "uneven": Preset(
+        (
+            UNEVEN_DIGITS,
+            replace(UNEVEN_DIGITS, name="uneven_digits_moved", change="moved"),
+            replace(UNEVEN_DIGITS, name="uneven_digits_10x5", repeats=5),
+            replace(UNEVEN_DIGITS, name="uneven_digits_40x20", num_repeated=40),
+            UNEVEN_FASHION,
+        ),
+        (0, 1, 2),
+        {
+            "uneven_digits": _UNEVEN_ROWS,
+            "uneven_digits_moved": ("plain", "deduplicated", "agc_0.8", "record_1", "record_weights"),
+            "uneven_digits_10x5": ("plain", "deduplicated", "agc_0.8", "record_1", "record_weights"),
+            "uneven_digits_40x20": ("plain", "deduplicated", "agc_0.8", "record_1", "record_weights"),
+            "uneven_fashion_mnist": ("plain", "deduplicated", "agc_0.8", "anchored_64", "record_1", "record_weights"),
+        },
+    ),
     "laptop": Preset((DIGITS, FASHION), (0, 1, 2), {"fashion_mnist": _FASHION_ROWS}),
     "smoke": Preset(
         (replace(DIGITS, **_TINY), replace(FASHION, **_TINY)),

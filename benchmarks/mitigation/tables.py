@@ -21,15 +21,23 @@ CHOSEN = {
 """Rows of the tables that leave some out."""
 RIVALS = ("iet_4", "agc_0.9", "iet_agc_4", "anchored_16", "anchored_64", "iet_anchored")
 """Rows of the short tables at equal quality."""
+UNEVEN_ROWS = ("plain", "deduplicated", "iet_agc_4", "agc_0.8", "record_1", "record_weights")
+"""Rows of the short tables of uneven settings."""
 _PLACE = "<!-- table: {name} -->\n"
 _END = "<!-- end of table -->"
 
 
-def tables_of(lines: Sequence[Line], equals: Sequence[Line]) -> dict[str, str]:
-    """All tables that can be made of the summary and of what is compared at equal quality, by name."""
+def tables_of(lines: Sequence[Line], equals: Sequence[Line], in_time: Sequence[Line] = ()) -> dict[str, str]:
+    """All tables that can be made of the summary, and of what is compared at equal quality or stopped in time."""
     tables = {}
     for setting in dict.fromkeys(line["setting"] for line in lines):
         mine = [line for line in lines if line["setting"] == setting]
+        if "copies_repeated" in mine[0]:
+            best = [line for line in in_time if line["setting"] == setting]
+            tables[setting] = uneven(mine, best)
+            tables[f"{setting} in short"] = uneven(mine, best, only=UNEVEN_ROWS)
+            tables[f"{setting} lengths"] = over_lengths(mine, "copies_repeated", "copies of repeated")
+            continue
         tables[setting] = at_the_end(mine)
         for name, rows in CHOSEN.items():
             tables[f"{setting} {name}"] = at_the_end([line for line in mine if line["row"] in rows])
@@ -62,16 +70,49 @@ def at_the_end(lines: Sequence[Line]) -> str:
     return _markdown(list(columns), [*([cell(line) for cell in columns.values()] for line in last), control, training])
 
 
-def over_lengths(lines: Sequence[Line]) -> str:
-    """FID and memorized fraction of each row at each length."""
+def uneven(lines: Sequence[Line], best: Sequence[Line], *, only: Sequence[str] | None = None) -> str:
+    """Rows of an uneven setting: trained to the end, and stopped at the best checkpoint that copies no more than held-out
+    images do.
+    """
+    last = {line["row"]: line for line in at_greatest_length(lines) if line["row"] not in STOPPED}
+    stopped = {line["row"]: line for line in best}
+    rows = [row for row in last if only is None or row in only]
+    plain = last["plain"]
+    header = [
+        "method", "FID at the end", "copies of repeated images, in brackets by d1/d2 < 1/2", "copies of others",
+        "nearest to a repeated image", "membership AUC: repeated / others", "FID, stopped before it copies",
+    ]  # fmt: skip
+    cells = []
+    for row in rows:
+        line, early = last[row], stopped[row]
+        cells.append([
+            line["label"],
+            _interval(line, "fid", digits=1),
+            f"{100 * line['copies_repeated']:.1f} % ({100 * line['copies_repeated_half']:.1f})",
+            f"{100 * line['copies_once']:.1f} %",
+            f"{100 * line['nearest_repeated']:.0f} %",
+            f"{line['membership_auc_repeated']:.2f} / {line['membership_auc_once']:.2f}",
+            _interval(early, "fid", digits=1) + (f"; copies in {early['never']} seeds" if early["never"] else ""),
+        ])  # fmt: skip
+    control = [
+        "*held-out images*", f"*{plain['fid_control']:.1f}*",
+        f"*{100 * plain['copies_repeated_control']:.1f} % ({100 * plain['copies_repeated_half_control']:.1f})*",
+        f"*{100 * plain['copies_once_control']:.1f} %*", f"*{100 * plain['nearest_repeated_control']:.0f} %*",
+        "*0.5: chance*", "",
+    ]  # fmt: skip
+    return _markdown(header, [*cells, control])
+
+
+def over_lengths(lines: Sequence[Line], share: str = "memorized_fraction", words: str = "memorized") -> str:
+    """FID and a share of the drawn images of each row at each length."""
     lengths = sorted({line["length"] for line in lines if line["length"] is not None})
     found = {(line["row"], line["length"]): line for line in lines}
     rows = [line for line in at_greatest_length(lines) if line["row"] not in STOPPED]
-    header = ["method", *(f"{length:g} ×: FID, memorized" for length in lengths)]
+    header = ["method", *(f"{length:g} ×: FID, {words}" for length in lengths)]
     cells = [
         [
             row["label"],
-            *(_both(found[row["row"], length]) if (row["row"], length) in found else "" for length in lengths),
+            *(_both(found[row["row"], length], share) if (row["row"], length) in found else "" for length in lengths),
         ]
         for row in rows
     ]
@@ -134,8 +175,8 @@ def _incomparable(line: Line) -> str:
     return "plain training: " + ", ".join(f"{what} in {n} of {line['seeds']} seeds" for what, n in found.items() if n)
 
 
-def _both(line: Line) -> str:
-    return f"{line['fid']:.2f}, {100 * line['memorized_fraction']:.1f} %"
+def _both(line: Line, share: str) -> str:
+    return f"{line['fid']:.2f}, {100 * line[share]:.1f} %"
 
 
 def _beside(line: Line, name: str) -> str:

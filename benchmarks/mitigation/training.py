@@ -142,7 +142,8 @@ def _methods(setting: Setting, row: Row) -> list[pl.Callback]:
         anchored = row.reference != "train"
         every = {"reference_every": row.reference_every} if row.reference_every else {}
         bins = None if anchored else setting.num_bins
-        callbacks.append(AntiGradientControl(row.threshold, reference=row.reference, num_bins=bins, **every))
+        options = every | dict(row.agc)
+        callbacks.append(AntiGradientControl(row.threshold, reference=row.reference, num_bins=bins, **options))
     if row.num_shards > 1:
         rounds = row.round_epochs or setting.round_epochs
         callbacks.append(ParameterAveragingCallback(row.num_shards, every_n_epochs=rounds))
