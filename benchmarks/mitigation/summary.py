@@ -120,9 +120,10 @@ def equal_quality(points: Sequence[Point]) -> list[dict[str, Any]]:
 def stopped_in_time(points: Sequence[Point]) -> list[dict[str, Any]]:
     """Each row of an uneven setting at its best checkpoint among those that copy no more than held-out images do.
 
-    Seed by seed: of the marks at which at most half a per cent more of the drawn images than of the held-out ones copy a
-    repeated image, the one with the least FID to a set of its own (``fid_selection``); reported is the FID to the
-    reference set. ``never`` counts the seeds in which every mark copied more: those count with their first mark.
+    Seed by seed: of the marks at which the share of drawn images that copy a repeated image exceeds that of held-out
+    images by at most half a percentage point, the one with the least FID to a set of its own (``fid_selection``);
+    reported is the FID to the reference set. ``never`` counts the seeds in which every mark copied more: those count
+    with their first mark.
     """
     courses = defaultdict(list)
     for point in points:

@@ -71,9 +71,7 @@ def at_the_end(lines: Sequence[Line]) -> str:
 
 
 def uneven(lines: Sequence[Line], best: Sequence[Line], *, only: Sequence[str] | None = None) -> str:
-    """Rows of an uneven setting: trained to the end, and stopped at the best checkpoint that copies no more than held-out
-    images do.
-    """
+    """Rows of an uneven setting at their end, and at their best checkpoint that copies no more than held-out images."""
     last = {line["row"]: line for line in at_greatest_length(lines) if line["row"] not in STOPPED}
     stopped = {line["row"]: line for line in best}
     rows = [row for row in last if only is None or row in only]

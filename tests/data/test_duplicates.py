@@ -1,0 +1,66 @@
+"""Repeated images: how many there are, what they show, and how far they are changed."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lightning_iet.data.duplicates import repeat_images
+
+
+@given(
+    number=st.integers(1, 6),
+    repeats=st.integers(1, 5),
+    change=st.sampled_from(["exact", "recolored", "moved"]),
+    data=st.data(),
+)
+def test_every_image_occurs_as_often_as_asked_and_first_as_it_is(number, repeats, change, data):
+    repeated = data.draw(st.integers(0, number))
+    images = torch.rand(number, 2, 8, 8)
+    found, source = repeat_images(images, repeated=repeated, repeats=repeats, change=change)
+    occurrences = [int((source == i).sum()) for i in range(number)]
+    assert occurrences == [repeats] * repeated + [1] * (number - repeated)
+    assert torch.equal(found[:number], images)
+    assert found.min() >= 0
+    assert found.max() <= 1
+
+
+def test_exact_repeats_are_equal_and_changed_ones_are_not_but_stay_near():
+    images = torch.rand(2, 1, 16, 16, generator=torch.Generator().manual_seed(1)) * 0.8 + 0.1
+    distance = float((images[0] - images[1]).norm())
+    for change, least, most in (("exact", 0, 0), ("recolored", 0.01, 0.5), ("moved", 0.01, 1)):
+        found, source = repeat_images(images, repeated=2, repeats=10, change=change)
+        others = found[2:] - images[source[2:]]
+        norms = others.flatten(1).norm(dim=1) / distance
+        assert norms.max() <= most + 1e-6, change
+        assert norms.min() >= least, change
+
+
+def test_a_moved_image_shows_the_same_thing_elsewhere():
+    image = torch.zeros(1, 1, 32, 32)
+    image[..., 12:20, 12:20] = 1
+    found, _ = repeat_images(image, repeated=1, repeats=30, change="moved")
+    rows = torch.arange(32.0)
+    centres = torch.stack([(x[0].sum(1) * rows).sum() / x.sum() for x in found])
+    assert centres.std() > 0.5
+    assert (centres - centres[0]).abs().max() <= 32 / 16 * 1.2  # a sixteenth of the side, scaled by up to 8/7
+
+
+def test_the_seed_decides_the_changes():
+    images = torch.rand(2, 1, 8, 8)
+    first, again, other = (repeat_images(images, repeated=1, repeats=3, seed=seed)[0] for seed in (0, 0, 1))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"repeated": 4, "repeats": 2}, "Argument `repeated` expected an integer from 0 to 3, but got 4"),
+        ({"repeated": 1, "repeats": 0}, "Argument `repeats` expected an integer ≥ 1, but got 0"),
+        ({"repeated": 1, "repeats": 2, "change": "turned"}, "Argument `change` expected one of"),
+    ],
+)
+def test_what_cannot_be_repeated_is_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        repeat_images(torch.rand(3, 1, 8, 8), **options)
