@@ -23,12 +23,13 @@ from PIL import Image
 from torch import Tensor
 
 from lightning_iet.audit.cache import BlockCache
-from lightning_iet.audit.core import find_copies, find_duplicates, without_self
+from lightning_iet.audit.core import find_copies
 from lightning_iet.audit.features import build_features
 from lightning_iet.audit.findings import below
 from lightning_iet.audit.reading import ImageSet, image_set
 from lightning_iet.audit.search import Invariance, References, nearest_references, views
 from lightning_iet.audit.statistics import excess, share
+from lightning_iet.functional.duplicates import find_duplicates, without_self
 
 DATA = Path("/usr/share/datasets/fashion-mnist")
 TRAIN, CONTROL, TOTAL = 20_000, 5_000, 10_000
@@ -89,7 +90,8 @@ def judge(sets: dict[str, ImageSet], train: ImageSet, cache: BlockCache) -> dict
             images, references, k=k, features=features, views=views(invariance), cache=cache, argument=name
         )
 
-    duplicates = find_duplicates(*without_self(search(train, "none", 51, "train")))
+    itself = search(train, "none", 51, "train")
+    duplicates = find_duplicates(*without_self(itself.sq_distances, itself.indices))
     print(f"{duplicates.images} training images have a near-duplicate, in {len(duplicates.members)} groups", flush=True)
     found: dict[str, dict[str, Tensor]] = {measure: {} for measure in MEASURES}
     for invariance in dict.fromkeys(invariance for invariance, _, _ in MEASURES.values()):

@@ -4,10 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
 import torch
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 from lightning_iet.audit.cache import BlockCache
@@ -22,85 +19,8 @@ from lightning_iet.audit.search import (
     nearest_references,
     views,
 )
+from lightning_iet.functional.duplicates import Duplicates, distinct_ratio, find_duplicates, without_self
 from lightning_iet.functional.memorization import memorization_ratio, nearest_ratio
-
-
-@dataclass(frozen=True, eq=False)
-class Duplicates:
-    """Groups of training images that show the same thing.
-
-    Attributes:
-        group: for each of the ``N`` training images the number of its group, shape ``(N,)``; most are alone in theirs.
-        members: the groups of more than one, largest first, each as sorted positions.
-        features: what they were found by, ``"pixels"`` or the name of a network.
-    """
-
-    group: Tensor
-    members: list[list[int]]
-    features: str = "pixels"
-
-    @property
-    def images(self) -> int:
-        """Number of training images with at least one near-duplicate."""
-        return sum(map(len, self.members))
-
-
-def without_self(neighbors: Neighbors) -> tuple[Tensor, Tensor]:
-    """Take every image out of its own list of neighbours.
-
-    Args:
-        neighbors: the ``k`` nearest of each image of a set, searched for in that same set.
-
-    Returns:
-        Squared distances and indices of the ``k - 1`` nearest others, shape ``(N, k - 1)``.
-    """
-    itself = neighbors.indices == torch.arange(len(neighbors.indices))[:, None]
-    # With k identical images before it, an image is missing from its own list: then the last of them goes.
-    itself[:, -1] |= ~itself.any(dim=1)
-    shape = len(itself), -1
-    return neighbors.sq_distances[~itself].view(shape), neighbors.indices[~itself].view(shape)
-
-
-def find_duplicates(
-    sq_distances: Tensor, indices: Tensor, *, ratio: float = 1 / 3, features: str = "pixels"
-) -> Duplicates:
-    r"""Group images that are far closer to one another than to the images around them.
-
-    Image ``j`` is a near-duplicate of ``i`` if
-
-    .. math:: d_{ij} < \rho \sqrt{\tfrac{1}{k} \sum_{l=1}^{k} d_{il}^2}
-
-    over the ``k`` nearest others of ``i``, and a group holds what such pairs connect. *(our choice: the distance to the
-    second nearest would hide an image that stands there three times; the mean over 50 does not.)*
-
-    Args:
-        sq_distances: to the ``k`` nearest others of each of ``N`` images, shape ``(N, k)``.
-        indices: their positions, shape ``(N, k)``.
-        ratio: the threshold ``ρ``.
-        features: what the distances were measured in, to put on record.
-
-    Returns:
-        The groups.
-
-    Example:
-        >>> sq_distances = torch.tensor([[0.0, 9.0], [0.0, 9.0], [9.0, 9.0]])
-        >>> find_duplicates(sq_distances, torch.tensor([[1, 2], [0, 2], [0, 1]])).members
-        [[0, 1]]
-    """
-    scale = sq_distances.mean(dim=1, keepdim=True)
-    rows, columns = ((sq_distances < ratio**2 * scale) | (sq_distances == 0)).nonzero(as_tuple=True)
-    total = len(indices)
-    edges = (np.ones(len(rows), dtype=bool), (rows.numpy(), indices[rows, columns].numpy()))
-    _, labels = connected_components(coo_array(edges, shape=(total, total)), directed=False)
-    return Duplicates(torch.from_numpy(labels.astype(np.int64)), _members(labels), features)
-
-
-def _members(labels: np.ndarray) -> list[list[int]]:
-    counts = np.bincount(labels)
-    members: dict[int, list[int]] = {}
-    for index in np.flatnonzero(counts[labels] > 1).tolist():
-        members.setdefault(int(labels[index]), []).append(index)
-    return sorted(members.values(), key=lambda group: (-len(group), group))
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,7 +31,7 @@ class Copies:
         neighbors: the training images nearest to each.
         ratios: by name of the measure, shape ``(Q,)`` each, in [0, 1]; the lower, the more like a copy. ``"nearest"``
             is ``d1 / d2``, ``"mean"`` the ratio of the memorized quantity, ``"distinct"`` that of
-            :func:`distinct_ratio`, where near-duplicates were looked for.
+            :func:`~lightning_iet.functional.duplicates.distinct_ratio`, where near-duplicates were looked for.
         identical: whether an image equals its nearest training image in every pixel, bool, shape ``(Q,)``.
         cosine: cosine distance to the training image nearest in direction, shape ``(Q,)``, of a network's features.
     """
@@ -149,36 +69,8 @@ def find_copies(
         "mean": memorization_ratio(neighbors.sq_distances),
     }
     if duplicates is not None:
-        ratios = {"distinct": distinct_ratio(neighbors, duplicates.group)} | ratios
+        ratios = {"distinct": distinct_ratio(neighbors.sq_distances, neighbors.indices, duplicates.group)} | ratios
     return Copies(neighbors, ratios, _identical(images.pixels, train.pixels, neighbors, views), cosine)
-
-
-def distinct_ratio(neighbors: Neighbors, group: Tensor) -> Tensor:
-    """Compare the nearest training image with the nearest one that shows something else.
-
-    ``d1 / d2`` as published, with near-duplicates in the training set counted as one image *(our choice: a copy of an
-    image that stands twice in the training set is as near to both, so that d1 / d2 is 1, although copies are made of
-    just these)*. Without near-duplicates it is the published ratio.
-
-    Args:
-        neighbors: the nearest training images of ``Q`` images.
-        group: number of the group of each training image, shape ``(N,)``.
-
-    Returns:
-        Shape ``(Q,)``. Where all neighbours show the same thing, the last of them stands for the others.
-
-    Example:
-        >>> indices = torch.tensor([[0, 1, 2]])
-        >>> neighbors = Neighbors(torch.tensor([[1.0, 1.0, 16.0]]), indices, torch.zeros_like(indices))
-        >>> distinct_ratio(neighbors, torch.tensor([7, 7, 8])), nearest_ratio(neighbors.sq_distances)
-        (tensor([0.2500]), tensor([1.]))
-    """
-    groups = group[neighbors.indices]
-    other = groups != groups[:, :1]
-    other[:, -1] = True
-    second = other.int().argmax(dim=1, keepdim=True)  # the first that is true
-    pair = torch.cat([neighbors.sq_distances[:, :1], neighbors.sq_distances.gather(1, second)], dim=1)
-    return nearest_ratio(pair)
 
 
 def most_copied(nearest: Tensor, copied: Tensor) -> list[tuple[int, list[int]]]:
@@ -315,7 +207,9 @@ def audit_images(
         # To a classifier all images of a class are nearly the same: then pixels tell what stands there twice.
         judge = build_features(PIXELS) if features.name in CLASS_LIKE else features
         itself = _within(train, references if judge is features else None, judge, settings.k, cache)
-        duplicates = find_duplicates(*without_self(itself), ratio=settings.ratio, features=judge.name)
+        duplicates = find_duplicates(
+            *without_self(itself.sq_distances, itself.indices), ratio=settings.ratio, features=judge.name
+        )
 
     copies = {}
     for name in (name for name in sets if name != "train"):

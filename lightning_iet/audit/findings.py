@@ -11,11 +11,12 @@ import torch
 from scipy.stats import ttest_ind
 from torch import Tensor
 
-from lightning_iet.audit.core import Audit, Copies, Duplicates, most_copied
+from lightning_iet.audit.core import Audit, Copies, most_copied
 from lightning_iet.audit.features import SSCD
 from lightning_iet.audit.reading import ImageSet
 from lightning_iet.audit.statistics import Excess, Share, excess, share
 from lightning_iet.data.samples import Skip
+from lightning_iet.functional.duplicates import Duplicates
 from lightning_iet.functional.membership_inference import membership_inference
 from lightning_iet.functional.memorization import MQ_THRESHOLDS, count_below
 from lightning_iet.functional.sscd_similarity import similarity_summary

@@ -1,12 +1,13 @@
 import torch
 
 from lightning_iet.audit.cache import BlockCache
-from lightning_iet.audit.core import audit_images, find_duplicates, without_self
+from lightning_iet.audit.core import audit_images
 from lightning_iet.audit.features import build_features
 from lightning_iet.audit.findings import make_findings
 from lightning_iet.audit.reading import image_set
-from lightning_iet.audit.search import Neighbors, References, nearest_references, views
+from lightning_iet.audit.search import References, nearest_references, views
 from lightning_iet.data import DigitsDataModule
+from lightning_iet.functional.duplicates import find_duplicates, without_self
 from tests.audit.helpers import random_pixels
 
 
@@ -22,7 +23,7 @@ def duplicates(tmp_path, pixels, k):
         cache=BlockCache(tmp_path),
         argument="train",
     )
-    return find_duplicates(*without_self(found))
+    return find_duplicates(*without_self(found.sq_distances, found.indices))
 
 
 def test_copies_inside_the_set_are_grouped(tmp_path):
@@ -52,7 +53,7 @@ def test_more_identical_images_than_neighbours(tmp_path):
 def test_an_image_is_taken_out_of_its_own_list():
     indices = torch.tensor([[0, 1], [0, 1], [0, 1]])  # image 2 equals images 0 and 1, and does not find itself
     sq_distances = torch.tensor([[0.0, 1.0], [2.0, 3.0], [0.0, 0.0]])
-    found, others = without_self(Neighbors(sq_distances, indices, torch.zeros_like(indices)))
+    found, others = without_self(sq_distances, indices)
     assert found.tolist() == [[1.0], [2.0], [0.0]]
     assert others.tolist() == [[1], [0], [0]]
 
