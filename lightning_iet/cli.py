@@ -30,6 +30,7 @@ from lightning_iet.tools.sweep import sweep
 from lightning_iet.utilities.checkpoints import check_whole, last_checkpoint, outline, use_atomic_checkpoints
 from lightning_iet.utilities.errors import TRACEBACK_VARIABLE, fail, one_line_errors
 from lightning_iet.utilities.files import check_writable, run_folder
+from lightning_iet.utilities.lightning import find_callback
 
 PROGRAM = "lightning-iet"
 
@@ -127,7 +128,8 @@ class IETCLI(LightningCLI):
             if error.__cause__ is None or "of the Union subtypes" not in str(error):
                 raise
             raise error.__cause__ from None  # what a class has to say, without all that jsonargparse tried
-        averaging = next(c for c in self.trainer.callbacks if isinstance(c, ParameterAveragingCallback))  # type: ignore[attr-defined]
+        averaging = find_callback(self.trainer, ParameterAveragingCallback)
+        assert averaging is not None  # noqa: S101 (a group of options)
         shards = self.trainer.world_size if averaging.num_shards is None else averaging.num_shards
         if self.datamodule is not None and shards > 1 and not isinstance(self.datamodule, ShardedDataModule):
             self.datamodule = ShardedDataModule(

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lightning_iet.cli import main
-from tests.test_cli import QUICK
+from tests.helpers.command_line import QUICK
 
 
 @pytest.fixture(autouse=True)

@@ -12,21 +12,11 @@ from PIL import Image
 
 from lightning_iet import DiffusionModule, __version__
 from lightning_iet.cli import IETCLI, main, run_tool
-from tests.audit.models import save_checkpoint
+from tests.helpers.command_line import QUICK, fails
+from tests.helpers.digit_models import save_checkpoint
 from tests.helpers.models import tiny_diffusion
 
 CONFIGS = sorted(Path(__file__).parents[1].glob("configs/digits/*.yaml"))
-
-# The same runs in seconds: a smaller U-Net, fewer epochs, fewer images to judge by.
-QUICK = [
-    "--model.unet.init_args.block_out_channels=[8,8]",
-    "--model.unet.init_args.norm_num_groups=4",
-    "--trainer.max_epochs=2",
-    "--averaging.every_n_epochs=1",
-    "--evaluation.num_samples=60",
-    "--evaluation.num_inference_steps=2",
-    "--trainer.enable_model_summary=false",
-]
 
 
 @pytest.fixture(autouse=True)
@@ -38,17 +28,6 @@ def _in_empty_folder(tmp_path, monkeypatch):
 def fit(name, *arguments):
     config = next(path for path in CONFIGS if path.stem == name)
     main(["fit", "--config", str(config), *QUICK, *arguments])
-
-
-def fails(capsys, *arguments):
-    """Runs a command that must end with status 2; returns its one line on standard error."""
-    with pytest.raises(SystemExit) as stop:
-        main(list(arguments))
-    assert stop.value.code == 2
-    error = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
-    assert len(error) == 1
-    assert "Traceback" not in error[0]
-    return error[0]
 
 
 def test_a_run_leaves_all_that_it_promises_and_can_be_repeated(capsys):

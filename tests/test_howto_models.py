@@ -8,7 +8,7 @@ import torch
 
 from lightning_iet import DiffusionModule
 from lightning_iet.cli import TOOLS, main
-from tests.audit.models import save_checkpoint
+from tests.helpers.digit_models import save_checkpoint
 from tests.helpers.models import tiny_diffusion
 
 ROOT = Path(__file__).parents[1]

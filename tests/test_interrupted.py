@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from lightning_iet.cli import main
-from tests.callbacks.parameter_averaging.test_callback import assert_same_bits
+from tests.helpers.command_line import fails
 from tests.helpers.launched import callback, weights, write_config
-from tests.test_cli import fails
+from tests.helpers.weights import assert_same_bits
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*exists and is not empty.*:UserWarning")
 

@@ -6,8 +6,8 @@ import time
 import pytest
 import torch
 
-from tests.callbacks.parameter_averaging.test_callback import assert_same_bits
 from tests.helpers.kills import Session, diary, kill_again_and_again, processes_of, progress
+from tests.helpers.weights import assert_same_bits
 
 BALLAST = 4_000_000  # 16 MB in each checkpoint
 

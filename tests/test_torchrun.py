@@ -1,7 +1,7 @@
 """torchrun brings a job back whose process has died, from the last checkpoint, without a hand."""
 
-from tests.callbacks.parameter_averaging.test_callback import assert_same_bits
 from tests.helpers.launched import callback, started, torchrun, weights, write_config
+from tests.helpers.weights import assert_same_bits
 
 
 def test_a_process_that_dies_brings_the_job_back(tmp_path, tiny_weights):

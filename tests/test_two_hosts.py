@@ -8,8 +8,8 @@ import time
 
 import pytest
 
-from tests.callbacks.parameter_averaging.test_callback import assert_same_bits
 from tests.helpers.launched import callback, sent, started, torchrun, weights, write_config
+from tests.helpers.weights import assert_same_bits
 
 TIMEOUT = 5  # seconds that the processes wait for one another
 STEPS = 4  # of each shard in an epoch

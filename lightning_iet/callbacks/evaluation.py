@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from math import isnan
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
@@ -33,7 +33,8 @@ from lightning_iet.evaluation.measures import Measure, Membership, check_measure
 from lightning_iet.evaluation.report import Report, make_report, publish
 from lightning_iet.metrics.frechet import frechet_distance
 from lightning_iet.utilities.files import check_writable, run_folder
-from lightning_iet.utilities.random import undisturbed
+from lightning_iet.utilities.lightning import find_callback
+from lightning_iet.utilities.random import isolated_module
 
 
 class RunHistory:
@@ -103,15 +104,12 @@ class RunHistory:
         self._earlier, self._seconds = dict(state_dict["losses"]), state_dict["seconds"]
 
 
-CallbackT = TypeVar("CallbackT", bound=pl.Callback)
-
-
 def facts_of_run(trainer: pl.Trainer, history: RunHistory) -> Mapping[str, Any]:
     """Length of the training, its shards, and the skip rate of anti-gradient control (threshold 0: it was off).
 
     With a reference to unseen images also the gap, see :meth:`~lightning_iet.callbacks.AntiGradientControl.gap`.
     """
-    agc, averaging = _find(trainer, AntiGradientControl), _find(trainer, ParameterAveragingCallback)
+    agc, averaging = find_callback(trainer, AntiGradientControl), find_callback(trainer, ParameterAveragingCallback)
     shards = 1 if averaging is None else averaging.num_shards
     return {
         "epochs": trainer.current_epoch,
@@ -129,7 +127,7 @@ def facts_of_run(trainer: pl.Trainer, history: RunHistory) -> Mapping[str, Any]:
 
 def curves_of_run(trainer: pl.Trainer, history: RunHistory) -> Mapping[str, list[float] | None]:
     """Loss by epoch, and skip rate and loss by timestep where anti-gradient control watched them."""
-    agc = _find(trainer, AntiGradientControl)
+    agc = find_callback(trainer, AntiGradientControl)
     return {
         "loss_by_epoch": history.losses(trainer.strategy),
         "skip_rate_by_timestep": None if agc is None else agc.skip_rate_by_timestep().tolist(),
@@ -140,14 +138,9 @@ def curves_of_run(trainer: pl.Trainer, history: RunHistory) -> Mapping[str, list
 
 def without_unseen(trainer: pl.Trainer, control: Dataset[Any]) -> Dataset[Any]:
     """The control images but for those by which anti-gradient control steers training: they are no control any more."""
-    agc = _find(trainer, AntiGradientControl)
+    agc = find_callback(trainer, AntiGradientControl)
     images = None if agc is None else agc.unseen_images
     return images.others() if isinstance(images, HeldOutImages) and images.dataset is control else control
-
-
-def _find(trainer: pl.Trainer, kind: type[CallbackT]) -> CallbackT | None:
-    callbacks = trainer.callbacks  # type: ignore[attr-defined]
-    return next((callback for callback in callbacks if isinstance(callback, kind)), None)
 
 
 @contextmanager
@@ -280,7 +273,7 @@ class Evaluation(pl.Callback):
             remedy = "Give another one with `--trainer.default_root_dir`, or as `save_dir` of the logger."
             check_writable(run_folder(trainer), argument="default_root_dir", remedy=remedy)
         check_module(pl_module, num_inference_steps=self.num_inference_steps)
-        with undisturbed(pl_module):
+        with isolated_module(pl_module):
             self._assessor = self._make_assessor(trainer)
             check_images(self._sample(pl_module, 1, start=0, batch_size=1, steps=1), self._assessor.train)
 
@@ -378,7 +371,7 @@ class Evaluation(pl.Callback):
         began = time.monotonic()
         steps = min(self.num_inference_steps, 2) if _is_dev_run(trainer) else self.num_inference_steps
         sample = partial(self._sample, module, steps=steps)
-        with undisturbed(module):
+        with isolated_module(module):
             images = draw_images(trainer, sample, self._num(trainer), batch_size=self.batch_size, device=module.device)
             check_images(images, self._assessor.train)
             assessment = self._assessor.to(module.device).assess(images)

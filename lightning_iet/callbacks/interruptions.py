@@ -15,7 +15,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lightning_iet.utilities.checkpoints import outline
-from lightning_iet.utilities.lightning import Callback, shadowed
+from lightning_iet.utilities.lightning import Callback, patched_attribute
 
 
 class StopSignal(pl.Callback):
@@ -109,7 +109,7 @@ def checkpoints_refused(trainer: Trainer) -> AbstractContextManager[None]:
     def save_checkpoint(filepath: Any, *args: Any, **kwargs: Any) -> None:
         log.warning("No checkpoint '%s' after an exception in one of several processes: the last one counts.", filepath)
 
-    return shadowed(trainer, "save_checkpoint", save_checkpoint)
+    return patched_attribute(trainer, "save_checkpoint", save_checkpoint)
 
 
 class Resumption(pl.Callback):

@@ -8,6 +8,7 @@ from lightning.pytorch.callbacks import ProgressBar
 from tqdm.auto import tqdm
 
 from lightning_iet.callbacks.parameter_averaging.callback import ParameterAveragingCallback
+from lightning_iet.utilities.lightning import find_callback
 
 
 class RunProgressBar(ProgressBar):
@@ -83,7 +84,7 @@ def whereabouts(trainer: Trainer) -> str:
     """Where a run is, in words, such as ``epoch 12/40, round 2/4, shard 3/8``."""
     epoch, epochs = trainer.current_epoch + 1, trainer.max_epochs or -1
     parts = [f"epoch {epoch}/{epochs}" if epochs > 0 else f"epoch {epoch}"]
-    averaging = next((c for c in trainer.callbacks if isinstance(c, ParameterAveragingCallback)), None)  # type: ignore[attr-defined]
+    averaging = find_callback(trainer, ParameterAveragingCallback)
     if averaging is None or averaging.engine is None:
         return parts[0]
     every, engine = averaging.every_n_epochs, averaging.engine

@@ -21,7 +21,7 @@ from lightning_iet.data.samples import fingerprint_of_samples, fingerprint_of_sh
 from lightning_iet.data.shard_sampler import SeededSamples, ShardPlan, ShardSampler
 from lightning_iet.data.streams import StreamedSamples, fingerprint_of_stream, split_stream
 from lightning_iet.functional.sharding import Partition, num_replicas, partition
-from lightning_iet.utilities.lightning import twins
+from lightning_iet.utilities.lightning import lightning_classes
 
 if TYPE_CHECKING:
 
@@ -29,7 +29,9 @@ if TYPE_CHECKING:
         """A data module for ``import lightning`` and ``import pytorch_lightning``."""
 
 else:
-    DataModule = type("DataModule", twins("LightningDataModule"), {"__doc__": "A data module for both Lightnings."})
+    DataModule = type(
+        "DataModule", lightning_classes("LightningDataModule"), {"__doc__": "A data module for both Lightnings."}
+    )
 
 
 log = logging.getLogger(__name__)
@@ -130,7 +132,7 @@ class ShardedDataModule(DataModule):
 
         Where it has none, the trainer must find the default of its own Lightning, to see that there is none.
         """
-        kinds = zip(twins("Trainer"), twins("LightningDataModule"), strict=True)
+        kinds = zip(lightning_classes("Trainer"), lightning_classes("LightningDataModule"), strict=True)
         default = next((kind for of, kind in kinds if isinstance(trainer, of)), pl.LightningDataModule)
         for name in _PASSED_HOOKS:
             hook = getattr(self.datamodule, name)

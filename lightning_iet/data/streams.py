@@ -11,7 +11,7 @@ from torch.utils.data._utils import worker
 
 from lightning_iet.data.samples import fingerprint_of_samples
 from lightning_iet.data.shard_sampler import ShardBatch
-from lightning_iet.utilities.lightning import shadowed
+from lightning_iet.utilities.lightning import patched_attribute
 from lightning_iet.utilities.random import get_rng_state, isolated_rng, set_rng_state
 
 
@@ -94,7 +94,7 @@ class _Pass:
 @contextmanager
 def _hidden_worker() -> Iterator[None]:
     """Lets ``torch.utils.data.get_worker_info()`` say that this is no worker."""
-    with shadowed(worker, "_worker_info", None):
+    with patched_attribute(worker, "_worker_info", None):
         yield
 
 

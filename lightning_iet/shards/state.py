@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_iet.shards.ema import copied_modules, frozen_modules, tensors_beside
-from lightning_iet.utilities.lightning import twins
+from lightning_iet.utilities.lightning import lightning_classes
 
 
 @runtime_checkable
@@ -135,7 +135,7 @@ def frozen_buffers(module: nn.Module) -> dict[str, Tensor]:
 def weight_averagings(trainer: Trainer | None) -> list[Any]:
     """Lightning's own callbacks that keep an average model, such as ``EMAWeightAveraging``."""
     callbacks = [] if trainer is None else trainer.callbacks  # type: ignore[attr-defined]
-    return [callback for callback in callbacks if isinstance(callback, twins("callbacks.WeightAveraging"))]
+    return [callback for callback in callbacks if isinstance(callback, lightning_classes("callbacks.WeightAveraging"))]
 
 
 def _averages(callback: Any, tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:

@@ -22,6 +22,7 @@ from lightning_iet.callbacks.parameter_averaging.checks import check_trainer, li
 from lightning_iet.data.shard_sampler import ShardPlan, ShardSampler
 from lightning_iet.data.sharding import ShardedDataModule
 from lightning_iet.shards.state import frozen_tensors, shard_tensors
+from lightning_iet.utilities.lightning import find_callback
 
 
 @dataclass(frozen=True)
@@ -289,7 +290,7 @@ class PlanningTrainer(pl.Trainer):
                 f"Argument `measure_steps` expected an integer ≥ 0, and 0 for {self.world_size} processes, but got "
                 f"{measure_steps}. Measure on one process (--trainer.devices 1)."
             )
-        averaging = _averaging(self)
+        averaging = find_callback(self, ParameterAveragingCallback)
         if averaging is not None and averaging.num_shards != 1:
             check_trainer(self, model, round_steps=averaging.every_n_train_steps)  # what would not run has no price
         datamodule.prepare_data()
@@ -310,7 +311,7 @@ def schedule_of(trainer: pl.Trainer, datamodule: pl.LightningDataModule) -> Sche
         trainer: Not started.
         datamodule: Set up.
     """
-    averaging = _averaging(trainer)
+    averaging = find_callback(trainer, ParameterAveragingCallback)
     epochs = 1000 if trainer.max_epochs is None and trainer.max_steps == -1 else trainer.max_epochs  # Lightning's own
     return Schedule(
         *_steps(trainer, datamodule, averaging),
@@ -319,10 +320,6 @@ def schedule_of(trainer: pl.Trainer, datamodule: pl.LightningDataModule) -> Sche
         round_epochs=None if averaging is None else averaging.every_n_epochs,
         round_steps=None if averaging is None else averaging.every_n_train_steps,
     )
-
-
-def _averaging(trainer: pl.Trainer) -> ParameterAveragingCallback | None:
-    return next((c for c in trainer.callbacks if isinstance(c, ParameterAveragingCallback)), None)  # type: ignore[attr-defined]
 
 
 def _steps(

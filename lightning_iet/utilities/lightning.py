@@ -1,24 +1,27 @@
-"""Lightning under both of its names, and its objects patched for a while."""
+"""Lightning under both of its names; the callbacks of a trainer: found, and put in order; patched attributes."""
 
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from enum import IntEnum
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import lightning.pytorch as pl
+
+T = TypeVar("T")
 
 if TYPE_CHECKING or find_spec("pytorch_lightning") is None:
 
     class Callback(pl.Callback):
-        """Base of this package's callbacks."""
+        """Base class of this package's callbacks."""
 
 else:
     import lightning_utilities.core.rank_zero as rank_zero
 
-    # Whichever name is imported last takes the messages of both to its own logger; that is not for us to decide.
+    # Whichever name is imported last redirects the messages of both to its own logger; undo that.
     logger = getattr(rank_zero, "log", None)
     imported_by_us = "pytorch_lightning" not in sys.modules
     import pytorch_lightning
@@ -27,40 +30,108 @@ else:
         rank_zero.log = logger
 
     class Callback(pl.Callback, pytorch_lightning.Callback):
-        """Base of this package's callbacks: one of either Lightning's, in Python and on the command line."""
+        """Base class of this package's callbacks: of either Lightning's, in Python and on the command line."""
 
 
 @cache
-def twins(path: str) -> tuple[type, ...]:
-    """The class of that name in each Lightning that is installed, for ``isinstance``.
+def lightning_classes(*paths: str) -> tuple[type, ...]:
+    """Return the classes of these names in each Lightning that is imported, for ``isinstance``.
 
     Args:
-        path: Module and name of a class, below ``lightning.pytorch``.
+        paths: Module and name of each class, below ``lightning.pytorch``.
 
     Example:
         >>> from lightning.pytorch import Trainer
         >>> trainer = Trainer(logger=False, enable_checkpointing=False, accelerator="cpu")
-        >>> isinstance(trainer.strategy, twins("strategies.SingleDeviceStrategy"))
+        >>> isinstance(trainer.strategy, lightning_classes("strategies.SingleDeviceStrategy"))
         True
     """
-    module, _, name = path.rpartition(".")
     packages = [package for package in ("lightning.pytorch", "pytorch_lightning") if package in sys.modules]
-    return tuple(getattr(import_module(f"{package}.{module}".rstrip(".")), name) for package in packages)
+    return tuple(
+        getattr(import_module(f"{package}.{module}".rstrip(".")), name)
+        for module, _, name in (path.rpartition(".") for path in paths)
+        for package in packages
+    )
+
+
+class Position(IntEnum):
+    """Where a callback stands among those of a trainer, which calls each hook of all of them in this order."""
+
+    RESUME = 0
+    """Compares the checkpoints of all processes before any other callback acts."""
+    AVERAGING = 1
+    """In the last batch of a round, whatever else looks at the model finds the average."""
+    DEFAULT = 2
+    """All callbacks without a position of their own, in the order in which the user gave them."""
+    CHECKPOINT = 3
+    """Saves what the callbacks before it have done; Lightning orders checkpoint callbacks likewise."""
+    STOP = 4
+    """Ends the run after all that belongs to a step."""
+    RELEASE = 5
+    """Ends the averaging after an exception that all callbacks before it have seen."""
+    EVALUATION = 6
+    """The weights are final, and the last checkpoint is written."""
+
+
+def order_callbacks(trainer: pl.Trainer, *added: pl.Callback) -> None:
+    """Add callbacks to a trainer, and sort all of its callbacks by their :class:`Position`.
+
+    A callback says its position in a class attribute ``position``. The order among callbacks of one position is kept.
+    The trainer gets a new list, so that a hook may call this while the trainer goes through the old one.
+
+    Args:
+        trainer: Its ``callbacks`` are replaced.
+        added: Further callbacks.
+
+    Example:
+        >>> class Last(Callback):
+        ...     position = Position.EVALUATION
+        >>> trainer = pl.Trainer(logger=False, accelerator="cpu", enable_model_summary=False, callbacks=[Last()])
+        >>> order_callbacks(trainer, pl.callbacks.Timer())
+        >>> [type(callback).__name__ for callback in trainer.callbacks]
+        ['TQDMProgressBar', 'Timer', 'ModelCheckpoint', 'Last']
+    """
+    checkpoints = lightning_classes("callbacks.Checkpoint")
+
+    def position(callback: pl.Callback) -> Position:
+        default = Position.CHECKPOINT if isinstance(callback, checkpoints) else Position.DEFAULT
+        return getattr(callback, "position", default)
+
+    trainer.callbacks = sorted([*trainer.callbacks, *added], key=position)  # type: ignore[attr-defined]
+
+
+def find_callback(trainer: pl.Trainer, kind: type[T]) -> T | None:
+    """Return the trainer's first callback of a class, or ``None``.
+
+    Example:
+        >>> trainer = pl.Trainer(logger=False, accelerator="cpu", callbacks=[pl.callbacks.Timer()])
+        >>> find_callback(trainer, pl.callbacks.Timer) is trainer.callbacks[0]
+        True
+    """
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]
+    return next((callback for callback in callbacks if isinstance(callback, kind)), None)
 
 
 _ABSENT = object()
 
 
 @contextmanager
-def shadowed(thing: object, name: str, replacement: object) -> Iterator[None]:
-    """Let an entry of the instance's ``__dict__`` hide an attribute of any origin: class, instance or submodule.
+def patched_attribute(thing: object, name: str, replacement: object) -> Iterator[None]:
+    """Replace an attribute inside a block, whether it is of the class, of the instance or a submodule.
+
+    The replacement is an entry of the instance's ``__dict__``, which is removed, or restored, after the block.
+
+    Args:
+        thing: An instance with a ``__dict__``.
+        name: Name of the attribute.
+        replacement: What the attribute is inside the block.
 
     Example:
         >>> class Thing:
         ...     def name(self):
         ...         return "its own"
         >>> thing = Thing()
-        >>> with shadowed(thing, "name", lambda: "another"):
+        >>> with patched_attribute(thing, "name", lambda: "another"):
         ...     thing.name()
         'another'
         >>> thing.name(), vars(thing)

@@ -1,4 +1,4 @@
-"""Using a model in the middle of training without leaving a trace."""
+"""Seeds and states of random generators, saved and restored."""
 
 import random
 from collections.abc import Iterator
@@ -73,16 +73,16 @@ def isolated_rng(seed: int | None = None) -> Iterator[None]:
 
 
 @contextmanager
-def undisturbed(module: nn.Module, *, seed: int = 0) -> Iterator[None]:
-    """Puts random generators and training modes back, so that training takes the course it would have taken.
+def isolated_module(module: nn.Module, *, seed: int = 0) -> Iterator[None]:
+    """Use a module inside a block, and restore random generators and training modes after it.
 
     Args:
-        module: its parts are as they were in the end, each in training or evaluation mode.
-        seed: of the random generators inside the block.
+        module: Its parts return to training or evaluation mode, each as it was.
+        seed: Seed of the random generators inside the block.
 
     Example:
         >>> model = nn.Sequential(nn.Dropout(), nn.Dropout().eval())
-        >>> with undisturbed(model):
+        >>> with isolated_module(model):
         ...     _ = model.eval()
         >>> model.training, model[0].training, model[1].training
         (True, True, False)

@@ -10,9 +10,7 @@ from lightning_iet.audit.cache import BlockCache
 from lightning_iet.audit.features import build_features
 from lightning_iet.audit.findings import infer_membership
 from lightning_iet.data.samples import Skip
-from tests.audit.helpers import random_pixels
-
-NASTY = "<script>alert(1)</script>\"'\n\udcff&amp;.png"
+from tests.helpers.image_folders import NASTY, random_pixels
 
 
 def _sets(size):

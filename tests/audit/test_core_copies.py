@@ -7,7 +7,7 @@ from lightning_iet.audit.features import build_features
 from lightning_iet.audit.report.page import limits
 from lightning_iet.audit.verdict import verdict
 from lightning_iet.functional.memorization import memorized_fraction, memorized_quantity
-from tests.audit.helpers import random_pixels, random_set
+from tests.helpers.image_folders import random_pixels, random_set
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from lightning_iet.audit.reading import image_set
 from lightning_iet.audit.search import References, nearest_references, views
 from lightning_iet.data import DigitsDataModule
 from lightning_iet.functional.duplicates import find_duplicates, without_self
-from tests.audit.helpers import random_pixels
+from tests.helpers.image_folders import random_pixels
 
 
 def duplicates(tmp_path, pixels, k):

@@ -9,7 +9,7 @@ from diffusers import DDIMPipeline, DDIMScheduler, DDPMPipeline, DDPMScheduler
 from lightning_iet.audit.cache import BlockCache
 from lightning_iet.audit.generator import Drawing, draw, load_checkpoint, load_pipeline
 from lightning_iet.functional.seeding import derive_seed
-from tests.audit.models import fresh_model, save_checkpoint, save_pipeline
+from tests.helpers.digit_models import fresh_model, save_checkpoint, save_pipeline
 from tests.helpers.models import tiny_unet
 
 

@@ -10,8 +10,8 @@ import pytest
 from torch.distributed.run import parse_args as torchrun_arguments
 
 from lightning_iet.cli import main
-from tests.audit.helpers import random_pixels, write_images
-from tests.audit.models import fresh_model, save_checkpoint, save_pipeline
+from tests.helpers.digit_models import fresh_model, save_checkpoint, save_pipeline
+from tests.helpers.image_folders import random_pixels, write_images
 
 PAGE = Path(__file__).parents[2] / "docs" / "howto" / "audit.md"
 LIGHT = ["--num-samples", "20", "--num-inference-steps", "2", "--loss-timesteps", "2"]  # the last one counts

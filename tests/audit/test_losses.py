@@ -8,7 +8,7 @@ from lightning_iet.audit.findings import infer_membership
 from lightning_iet.audit.generator import Generator
 from lightning_iet.audit.losses import Probing, measure_losses, noise_of, spread_timesteps
 from lightning_iet.audit.reading import image_set
-from tests.audit.models import digit_pixels, fresh_model, overfitted_model
+from tests.helpers.digit_models import digit_pixels, fresh_model, overfitted_model
 
 
 def losses(model, pixels, folder, **probing):

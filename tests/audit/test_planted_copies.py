@@ -4,7 +4,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.planted_copies import BEGIN, CHANGES, END, MEASURES, reencoded, shifted, table, write_table
-from tests.audit.helpers import random_pixels
+from tests.helpers.image_folders import random_pixels
 
 PAGE = Path(__file__).parents[2] / "docs" / "measures" / "planted-copies.md"
 

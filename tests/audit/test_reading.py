@@ -7,7 +7,7 @@ from lightning_iet.audit import reading
 from lightning_iet.audit.cache import BlockCache
 from lightning_iet.audit.reading import read_images
 from lightning_iet.data.sources import open_source
-from tests.audit.helpers import random_pixels, write_images
+from tests.helpers.image_folders import random_pixels, write_images
 
 
 @pytest.fixture(autouse=True)

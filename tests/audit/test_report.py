@@ -16,7 +16,7 @@ from lightning_iet.audit.findings import below, infer_membership
 from lightning_iet.audit.report import write_report
 from lightning_iet.audit.report.images import shares
 from lightning_iet.utilities.files import printable
-from tests.audit.conftest import NASTY
+from tests.helpers.image_folders import NASTY
 
 
 class Page(HTMLParser):

@@ -7,7 +7,7 @@ from lightning_iet.audit import search
 from lightning_iet.audit.cache import BlockCache
 from lightning_iet.audit.features import Features, build_features
 from lightning_iet.audit.search import References, nearest_references, views
-from tests.audit.helpers import random_set
+from tests.helpers.image_folders import random_set
 
 
 def find(images, train, cache, *, k, invariance="none", features=None):

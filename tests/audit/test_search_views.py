@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from lightning_iet.audit.search import views
-from tests.audit.helpers import random_pixels
+from tests.helpers.image_folders import random_pixels
 
 
 def test_the_first_view_is_the_image_itself():

@@ -7,7 +7,7 @@ import pytest
 from benchmarks.mitigation.points import FILE, read_points, write_table
 from benchmarks.mitigation.summary import equal_quality, summarize
 from benchmarks.mitigation.tables import PAGES, fill, tables_of
-from tests.benchmarks.test_summary import point
+from tests.helpers.benchmark import point
 
 ROOT = Path(__file__).parents[2]
 

@@ -20,7 +20,7 @@ from lightning_iet.metrics import (
     PrecisionRecall,
     feature_extractor,
 )
-from tests.callbacks.test_evaluation import Untrained, fit, images_of, rows_of
+from tests.helpers.evaluations import Untrained, fit, images_of, rows_of
 from tests.helpers.models import tiny_diffusion
 
 OF_IMAGES = (

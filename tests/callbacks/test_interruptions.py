@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from tests.callbacks.parameter_averaging.test_callback import assert_same_bits
 from tests.helpers import kills
+from tests.helpers.weights import assert_same_bits
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from lightning_iet.functional.exhaustive_neighbors import (
     rounding,
     squared_norms,
 )
-from tests.functional.test_pruned_neighbors import FAMILIES, assert_found, family
+from tests.helpers.neighbors import FAMILIES, assert_found, family
 
 
 @pytest.mark.parametrize("dimension", [3072, 49152])

@@ -2,7 +2,7 @@
 
 import lightning.pytorch as pl
 import torch
-from diffusers import UNet2DModel
+from diffusers import DiTTransformer2DModel, UNet2DModel
 from torch import nn
 
 from lightning_iet import DiffusionModule
@@ -22,6 +22,13 @@ def tiny_unet(**kwargs):
         "add_attention": False,
     }
     return UNet2DModel(**(settings | kwargs))
+
+
+def tiny_dit(**kwargs):
+    settings = {"num_attention_heads": 1, "attention_head_dim": 8, "in_channels": 1, "num_layers": 1}
+    return DiTTransformer2DModel(
+        **settings | {"sample_size": 8, "norm_num_groups": 1, "num_embeds_ada_norm": 10} | kwargs
+    )
 
 
 def tiny_diffusion(seed=0, **kwargs):

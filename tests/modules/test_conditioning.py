@@ -1,18 +1,10 @@
 import pytest
 import torch
-from diffusers import DiTTransformer2DModel
 from torch import nn
 
 from lightning_iet import DiffusionModule, DigitsDataModule
 from lightning_iet.modules.conditioning import Conditioning, find_conditioning
-from tests.helpers.models import quiet_trainer, tiny_diffusion, tiny_unet
-
-
-def tiny_dit(**kwargs):
-    settings = {"num_attention_heads": 1, "attention_head_dim": 8, "in_channels": 1, "num_layers": 1}
-    return DiTTransformer2DModel(
-        **settings | {"sample_size": 8, "norm_num_groups": 1, "num_embeds_ada_norm": 10} | kwargs
-    )
+from tests.helpers.models import quiet_trainer, tiny_diffusion, tiny_dit, tiny_unet
 
 
 class Plain(nn.Module):

@@ -4,8 +4,7 @@ from torch import nn
 
 from lightning_iet import DiffusionModule
 from lightning_iet.modules.conditioning import check_image_shape, image_shape_of
-from tests.helpers.models import tiny_diffusion, tiny_unet
-from tests.modules.test_conditioning import tiny_dit
+from tests.helpers.models import tiny_diffusion, tiny_dit, tiny_unet
 
 TWO_LEVELS = {
     "block_out_channels": (4, 4),

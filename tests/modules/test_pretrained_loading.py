@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from lightning_iet.modules.pretrained import load_any_module
-from tests.audit.models import save_checkpoint
+from tests.helpers.digit_models import save_checkpoint
 from tests.helpers.models import tiny_diffusion
 
 

@@ -4,15 +4,8 @@ from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler
 from torch import nn
 
 from lightning_iet import DiffusionModule
-from lightning_iet.functional.seeding import derive_seed
-from tests.helpers.models import tiny_diffusion, tiny_unet
-from tests.modules.test_conditioning import tiny_dit
-
-
-def drawn(pipeline, numbers, *, seed=0, steps=3):
-    generators = [torch.Generator().manual_seed(derive_seed(seed, number)) for number in numbers]
-    images = pipeline(batch_size=len(numbers), generator=generators, num_inference_steps=steps, output_type="np").images
-    return torch.tensor(images).permute(0, 3, 1, 2)
+from tests.helpers.digit_models import drawn
+from tests.helpers.models import tiny_diffusion, tiny_dit, tiny_unet
 
 
 @pytest.mark.parametrize("sampler", ["ddpm", "ddim"])

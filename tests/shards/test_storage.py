@@ -9,8 +9,9 @@ import torch
 from lightning_iet import AntiGradientControl, ShardedDataModule
 from lightning_iet.shards import FlatLayout, ShardState
 from lightning_iet.shards.storage import Away, choose_offload, estimate_state_bytes, host_memory, mapped_memory
-from tests.callbacks.parameter_averaging.test_callback import Spied, assert_same_bits, digits, state_of
 from tests.helpers.models import quiet_trainer, tiny_diffusion
+from tests.helpers.shards import Spied, digits
+from tests.helpers.weights import assert_same_bits, state_of
 
 GIB = 2**30
 

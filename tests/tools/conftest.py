@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.audit.helpers import random_pixels, write_images
+from tests.helpers.image_folders import random_pixels, write_images
 
 
 @pytest.fixture

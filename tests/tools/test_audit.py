@@ -1,6 +1,5 @@
 import csv
 import errno
-import json
 import os
 from pathlib import Path
 
@@ -13,37 +12,12 @@ from lightning_iet.audit import reading, search
 from lightning_iet.audit.report import writing
 from lightning_iet.cli import main
 from lightning_iet.metrics.features import DigitsFeatures, SSCDFeatures
-from lightning_iet.tools.audit import audit
-from tests.audit.helpers import random_pixels, write_images
-
-FILES = {"report.html", "pairs.csv", "metrics.json", "pairs.png", "ratios.png"}
-
-
-def run(**options):
-    settings = {"generated": Path("generated"), "train": Path("train"), "out": Path("report"), "k": 20, "workers": 0}
-    return audit(**settings | options)
-
-
-def metrics(folder="report"):
-    return json.loads(Path(folder, "metrics.json").read_text())
+from tests.helpers.audits import COMMAND, FILES, fails, metrics, run
+from tests.helpers.image_folders import random_pixels, write_images
 
 
 def left_behind(here):
     return {path.name for path in here.iterdir()} - {"train", "generated", "held_out"}
-
-
-def fails(capsys, *arguments):
-    """Runs a command that must end with status 2; returns its one line on standard error."""
-    with pytest.raises(SystemExit) as stop:
-        main(["audit", *arguments])
-    assert stop.value.code == 2
-    lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 1
-    assert "Traceback" not in lines[0]
-    return lines[0]
-
-
-COMMAND = ["--generated", "generated", "--train", "train", "--out", "report", "--k", "20", "--workers", "0"]
 
 
 # --- what it does ----------------------------------------------------------------------------------------------------

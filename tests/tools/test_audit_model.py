@@ -12,12 +12,11 @@ from lightning_iet.audit import search
 from lightning_iet.audit.cache import BlockCache
 from lightning_iet.cli import main
 from lightning_iet.tools.audit_model import audit_model
-from tests.audit.helpers import random_pixels, write_images
-from tests.audit.models import digit_pixels, fresh_model, overfitted_model, save_checkpoint, save_pipeline
-from tests.tools.test_audit import FILES, metrics
+from tests.helpers.audits import FILES, QUICK_MODEL, metrics
+from tests.helpers.digit_models import digit_pixels, fresh_model, overfitted_model, save_checkpoint, save_pipeline
+from tests.helpers.image_folders import random_pixels, write_images
 
-QUICK = {"num_samples": 20, "num_inference_steps": 3, "batch_size": 8, "loss_timesteps": 5, "k": 5, "workers": 0}
-COMMAND = [part for name, value in QUICK.items() for part in (f"--{name.replace('_', '-')}", str(value))]
+COMMAND = [part for name, value in QUICK_MODEL.items() for part in (f"--{name.replace('_', '-')}", str(value))]
 COMMAND += ["--train", "train", "--held-out", "held_out", "--out", "report"]
 
 
@@ -33,7 +32,7 @@ def here(tmp_path, monkeypatch):
 
 def run(**options):
     settings = {"train": Path("train"), "held_out": Path("held_out"), "ckpt": Path("model.ckpt"), "out": Path("report")}
-    return audit_model(**settings | QUICK | options)
+    return audit_model(**settings | QUICK_MODEL | options)
 
 
 def left_behind(here):

@@ -13,8 +13,8 @@ import torch
 
 from lightning_iet.audit import core
 from lightning_iet.audit.cache import BlockCache
-from tests.audit.helpers import random_pixels, write_images
-from tests.tools.test_audit import COMMAND, FILES, fails, metrics, run
+from tests.helpers.audits import COMMAND, FILES, fails, metrics, run
+from tests.helpers.image_folders import random_pixels, write_images
 
 
 @pytest.mark.parametrize(

@@ -10,11 +10,10 @@ from lightning_iet import DiffusionModule
 from lightning_iet.cli import main
 from lightning_iet.tools.audit_model import audit_model
 from lightning_iet.tools.export import export
-from tests.audit.helpers import write_images
-from tests.audit.models import digit_pixels, save_checkpoint
+from tests.helpers.audits import QUICK_MODEL
+from tests.helpers.digit_models import digit_pixels, drawn, save_checkpoint
+from tests.helpers.image_folders import write_images
 from tests.helpers.models import tiny_diffusion, tiny_unet
-from tests.modules.test_pretrained_pipelines import drawn
-from tests.tools.test_audit_model import QUICK
 
 
 @pytest.fixture(scope="module")
@@ -195,7 +194,7 @@ def test_an_export_can_be_audited_and_the_report_fits_the_card(tmp_path):
     save_checkpoint(tiny_diffusion(), tmp_path / "model.ckpt")
     folder = export(tmp_path / "model.ckpt", out=tmp_path / "out")
     sets = {name: tmp_path / name for name in ("train", "held_out")}
-    audit_model(pipeline=folder, out=tmp_path / "report", **sets, **QUICK)
+    audit_model(pipeline=folder, out=tmp_path / "report", **sets, **QUICK_MODEL)
     body = header(export(tmp_path / "model.ckpt", out=folder, audit=tmp_path / "report", overwrite=True))[1]
     assert "An audit of 20 generated images found" in body
     assert "with an AUC of 0." in body

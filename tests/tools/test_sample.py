@@ -1,7 +1,7 @@
 import pytest
 
 from lightning_iet.tools.sample import sample
-from tests.audit.models import save_checkpoint
+from tests.helpers.digit_models import save_checkpoint
 from tests.helpers.models import tiny_diffusion
 
 

@@ -22,8 +22,8 @@ from lightning_iet.data.sharding import ShardedDataModule
 from lightning_iet.data.splits import draw_disjoint
 from lightning_iet.data.streams import StreamedSamples
 from lightning_iet.functional.seeding import derive_seed
-from lightning_iet.utilities.lightning import shadowed
-from lightning_iet.utilities.random import isolated_rng, undisturbed
+from lightning_iet.utilities.lightning import patched_attribute
+from lightning_iet.utilities.random import isolated_module, isolated_rng
 
 _DEPTH = 4
 _MOST = 100  # entries of a container that are looked into
@@ -309,12 +309,16 @@ class UnseenLosses:
             Refusal: If the step cannot be called on them, changes the module, or shows no losses.
         """
         before = None if self._is_trusted else module_state(self.module)
-        with undisturbed(self.module, seed=seed), self._listening(), shadowed(self.module, "log", _say_nothing):
+        with (
+            isolated_module(self.module, seed=seed),
+            self._listening(),
+            patched_attribute(self.module, "log", _say_nothing),
+        ):
             self.module.eval()
             try:
                 batch = self._on_device(self.images.draw(size, shard=shard, epoch=self.trainer.current_epoch))
                 with (
-                    shadowed(self.module, "log_dict", _say_nothing),
+                    patched_attribute(self.module, "log_dict", _say_nothing),
                     self.trainer.precision_plugin.train_step_context(),
                 ):
                     self.seam.read(partial(self._step, batch, batch_idx))

@@ -40,7 +40,7 @@ from lightning_iet.shards.schedule import ShardCourse, own_shard
 from lightning_iet.shards.state import FrozenWatch
 from lightning_iet.shards.storage import Offload
 from lightning_iet.utilities.checkpoints import use_atomic_checkpoints
-from lightning_iet.utilities.lightning import Callback, shadowed, twins
+from lightning_iet.utilities.lightning import Callback, lightning_classes, patched_attribute
 from lightning_iet.utilities.random import seed_rng
 
 log = logging.getLogger(__name__)
@@ -151,7 +151,7 @@ class ParameterAveragingCallback(Callback):
         if self.groups.within is not None:
             # DDP, which Lightning sets up after this hook, reduces gradients among the replicas of a shard only.
             kwargs = trainer.strategy._ddp_kwargs | {"process_group": self.groups.within}  # type: ignore[attr-defined]
-            self._stack.enter_context(shadowed(trainer.strategy, "_ddp_kwargs", kwargs))
+            self._stack.enter_context(patched_attribute(trainer.strategy, "_ddp_kwargs", kwargs))
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Tell the data how the run distributes its shards, before the loader is made."""
@@ -210,15 +210,18 @@ class ParameterAveragingCallback(Callback):
             self._resume(trainer)
         self._frozen, self._steps_taken = FrozenWatch(pl_module), 0
         self._module_hook = self._stack.enter_context(called_early(pl_module))
-        if isinstance(trainer.strategy, twins("strategies.ParallelStrategy")) and self.groups.within is None:
+        if (
+            isinstance(trainer.strategy, lightning_classes("strategies.ParallelStrategy"))
+            and self.groups.within is None
+        ):
             self._stack.enter_context(trainer.strategy.block_backward_sync())  # type: ignore[attr-defined]
             # DDP would still broadcast buffers before the first forward: from one shard's into all others'.
-            self._stack.enter_context(shadowed(trainer.strategy.model, "require_forward_param_sync", False))
+            self._stack.enter_context(patched_attribute(trainer.strategy.model, "require_forward_param_sync", False))
         self._controls = [c for c in trainer.callbacks if isinstance(c, AntiGradientControl)]  # type: ignore[attr-defined]
         for control in self._controls:
             control.join_replicas(self.groups.within)
         saving = averages_saved(average_saved(pl_module, self.engine), pl_module, self.engine, self._averages)
-        self._stack.enter_context(shadowed(pl_module, "on_save_checkpoint", saving))
+        self._stack.enter_context(patched_attribute(pl_module, "on_save_checkpoint", saving))
 
     # --- training --------------------------------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 
 from lightning_iet.functional.sharding import num_replicas
-from lightning_iet.utilities.lightning import twins
+from lightning_iet.utilities.lightning import lightning_classes
 
 
 def check_split(in_data: int | None, num_shards: int, trainer: Trainer) -> None:
@@ -61,7 +61,7 @@ def check_trainer(trainer: Trainer, module: LightningModule, *, round_steps: int
             f"({trainer.accumulate_grad_batches}), but got {round_steps}: gradients would be summed over two shards."
         )
     strategy = trainer.strategy
-    if not isinstance(strategy, twins("strategies.DDPStrategy") + twins("strategies.SingleDeviceStrategy")):
+    if not isinstance(strategy, lightning_classes("strategies.DDPStrategy", "strategies.SingleDeviceStrategy")):
         raise MisconfigurationException(
             f"ParameterAveragingCallback expected the strategy 'auto' or 'ddp', but got {type(strategy).__name__}, "
             "which spreads one model over processes. Use --trainer.strategy ddp, or num_shards=1."
@@ -96,7 +96,7 @@ def check_trainer(trainer: Trainer, module: LightningModule, *, round_steps: int
 
 def _check_callbacks(trainer: Trainer) -> None:
     """Refuse callbacks that cannot be kept apart by shard."""
-    mixing = twins("callbacks.StochasticWeightAveraging") + twins("callbacks.GradientAccumulationScheduler")
+    mixing = lightning_classes("callbacks.StochasticWeightAveraging", "callbacks.GradientAccumulationScheduler")
     callbacks = trainer.callbacks  # type: ignore[attr-defined]
     for callback in callbacks:
         if isinstance(callback, mixing):
@@ -104,7 +104,9 @@ def _check_callbacks(trainer: Trainer) -> None:
                 f"ParameterAveragingCallback expected no callback that mixes the weights or gradients of shards, but "
                 f"got {type(callback).__name__}. Use EMAWeightAveraging(), Trainer(accumulate_grad_batches=…)."
             )
-    averaging = [callback for callback in callbacks if isinstance(callback, twins("callbacks.WeightAveraging"))]
+    averaging = [
+        callback for callback in callbacks if isinstance(callback, lightning_classes("callbacks.WeightAveraging"))
+    ]
     if len(averaging) > 1:
         raise MisconfigurationException(
             f"ParameterAveragingCallback expected at most one WeightAveraging callback, but got {len(averaging)}: each "

@@ -11,7 +11,7 @@ from torch import Tensor
 from lightning_iet.shards.ema import tensors_beside
 from lightning_iet.shards.engine import ShardEngine
 from lightning_iet.shards.state import weight_averagings
-from lightning_iet.utilities.lightning import Callback, shadowed
+from lightning_iet.utilities.lightning import Callback, patched_attribute
 
 Saving = Callable[[dict[str, Any]], None]
 
@@ -101,7 +101,7 @@ def called_early(module: LightningModule) -> Iterator[Callable[..., None]]:
     averaged already in the last batch of a round, and checkpoints would lack the update of their step.
     """
     hook = module.on_train_batch_end
-    with shadowed(module, "on_train_batch_end", _nothing):
+    with patched_attribute(module, "on_train_batch_end", _nothing):
         yield hook
 
 
@@ -134,7 +134,7 @@ def keep_averages(trainer: Trainer, module: LightningModule) -> Iterator[list[Sh
         for average in averages:
             average.callback._average_model.to(module.device)  # beside the weights, with which it is exchanged
             for hook in ("on_train_batch_end", "on_train_epoch_end"):
-                stack.enter_context(shadowed(average.callback, hook, _nothing))
+                stack.enter_context(patched_attribute(average.callback, hook, _nothing))
         yield averages
 
 

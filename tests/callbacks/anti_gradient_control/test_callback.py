@@ -11,10 +11,10 @@ from lightning.fabric import Fabric
 from torch import nn
 from torch._subclasses import FakeTensorMode
 from torch.testing import assert_close
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_iet.callbacks.anti_gradient_control.callback import AntiGradientControl
+from tests.helpers.devices import CountWaits
 from tests.helpers.models import quiet_trainer, tiny_diffusion
 
 NUM_TIMESTEPS = 4
@@ -254,22 +254,6 @@ def test_skip_rate_is_logged_by_epoch_and_read_for_the_run(tmp_path):
     fit(tmp_path, Regression(), agc, Listen(), max_epochs=3)
     assert [seen for _, seen in logged] == [80, 160, 240]
     assert agc.skip_rate() == pytest.approx(sum(rate for rate, _ in logged) / 3)
-
-
-class CountWaits(TorchDispatchMode):
-    """Counts what makes the host wait for an accelerator."""
-
-    WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "bincount", "is_nonzero", "equal")
-
-    def __init__(self):
-        super().__init__()
-        self.count = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        name = func.overloadpacket.__name__
-        mask = name == "index" and any(index is not None and index.dtype == torch.bool for index in args[1])
-        self.count += mask or name.lstrip("_").startswith(tuple(wait.lstrip("_") for wait in self.WAITS))
-        return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("kind", [Regression, WithReducer])

@@ -19,9 +19,9 @@ from lightning_iet.callbacks.evaluation import Evaluation
 from lightning_iet.functional.seeding import derive_seed
 from lightning_iet.functional.sharding import partition
 from lightning_iet.utilities.random import isolated_rng, seed_rng
-from tests.callbacks.anti_gradient_control.test_callback import CountWaits
-from tests.callbacks.parameter_averaging.test_callback import assert_same_bits, state_of
+from tests.helpers.devices import CountWaits
 from tests.helpers.models import quiet_trainer, tiny_diffusion
+from tests.helpers.weights import assert_same_bits, state_of
 
 SEED, BINS, TIMESTEPS, THRESHOLD, DECAY, EVERY = 5, 4, 8, 0.9, 0.5, 2
 

@@ -7,27 +7,15 @@ from lightning.pytorch.callbacks import GradientAccumulationScheduler, OnExcepti
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_iet import AntiGradientControl, DigitsDataModule, ParameterAveragingCallback, ShardedDataModule
+from lightning_iet import AntiGradientControl, ParameterAveragingCallback, ShardedDataModule
 from lightning_iet.data import IndexedImages, ShardPlan
 from lightning_iet.functional.seeding import derive_seed
 from lightning_iet.utilities.random import seed_rng
 from tests.helpers.models import quiet_trainer, tiny_diffusion
+from tests.helpers.shards import Spied, digits
+from tests.helpers.weights import assert_same_bits, state_of
 
 SEED = 7
-
-
-def state_of(module):
-    return {name: tensor.clone() for name, tensor in module.state_dict().items()}
-
-
-def assert_same_bits(a, b):
-    assert a.keys() == b.keys()
-    for name in a:
-        assert torch.equal(a[name], b[name]), name
-
-
-def digits(num_train=24, batch_size=4, **kwargs):
-    return DigitsDataModule(num_train, batch_size=batch_size, **kwargs)
 
 
 def fit(tmp_path, *, num_shards=4, callbacks=(), data=None, module=None, sharded=True, round_length=None, **kwargs):
@@ -41,30 +29,6 @@ def fit(tmp_path, *, num_shards=4, callbacks=(), data=None, module=None, sharded
     data = ShardedDataModule(data, num_shards, partition="iid") if sharded else data
     trainer.fit(module, data)
     return module, averaging
-
-
-class Spied(ParameterAveragingCallback):
-    """Keeps the shard models of each epoch from just before and just after its last batch's averaging."""
-
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.before, self.after, self.optimizers = [], [], []
-
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        last = self.engine is not None and batch_idx == trainer.num_training_batches - 1
-        if last:
-            self.engine.park()
-            self.before.append(self.shards())
-            self.optimizers.append([copy.deepcopy(list(s.optimizers[0][0].values())) for s in self.states()])
-        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-        if last:
-            self.after.append(self.shards())
-
-    def states(self):
-        return self.engine.states.values()
-
-    def shards(self):
-        return [self.engine.layout.views(copy.deepcopy(state.flat)) for state in self.states()]
 
 
 def averaging_of(trainer):

@@ -16,9 +16,9 @@ from lightning_iet import ParameterAveragingCallback, ShardedDataModule
 from lightning_iet.data import ShardPlan
 from lightning_iet.functional.seeding import derive_seed
 from lightning_iet.utilities.random import seed_rng
-from tests.callbacks.parameter_averaging.test_callback import assert_same_bits, state_of
-from tests.callbacks.parameter_averaging.test_trainer_settings import Seeds, ShardAlone
 from tests.helpers.models import quiet_trainer
+from tests.helpers.shards import Seeds, ShardAlone
+from tests.helpers.weights import assert_same_bits, state_of
 
 SEED, SHARDS, EPOCHS, DECAY = 7, 2, 4, 0.75
 

@@ -11,8 +11,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_iet import AntiGradientControl, ParameterAveragingCallback, ShardedDataModule
 from lightning_iet.functional.sharding import hosted_shards, num_replicas
-from tests.callbacks.parameter_averaging.test_callback import assert_same_bits, state_of
 from tests.helpers.models import quiet_trainer, tiny_diffusion
+from tests.helpers.weights import assert_same_bits, state_of
 
 SEED = 3
 
@@ -290,7 +290,7 @@ def test_a_module_of_ours_trains_with_replicas(tmp_path, processes):
 
 def fit_diffusion(tmp_path):
     torch.manual_seed(SEED)
-    from tests.callbacks.parameter_averaging.test_callback import digits
+    from tests.helpers.shards import digits
 
     module = tiny_diffusion(unet={"dropout": 0.1})
     trainer = quiet_trainer(

@@ -10,8 +10,8 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from lightning_iet import AntiGradientControl, DiffusionModule, ParameterAveragingCallback, ShardedDataModule
 from lightning_iet.data import DigitsDataModule
-from tests.callbacks.parameter_averaging.test_callback import assert_same_bits, state_of
 from tests.helpers.models import quiet_trainer, tiny_diffusion
+from tests.helpers.weights import assert_same_bits, state_of
 
 SEED, EPOCHS, STEPS = 11, 3, 8  # 4 shards take 2 steps each in an epoch
 

@@ -7,8 +7,8 @@ from lightning.pytorch.loggers.logger import Logger
 
 from lightning_iet import AntiGradientControl, ParameterAveragingCallback, ShardedDataModule
 from lightning_iet.callbacks.parameter_averaging.shard_log import diverges
-from tests.callbacks.parameter_averaging.test_callback import Spied, digits
 from tests.helpers.models import quiet_trainer, tiny_diffusion
+from tests.helpers.shards import Spied, digits
 
 
 class Memory(Logger):

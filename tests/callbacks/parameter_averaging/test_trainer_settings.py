@@ -12,10 +12,9 @@ from torch.utils.data import DataLoader
 
 from lightning_iet import DiffusionModule, ParameterAveragingCallback, ShardedDataModule
 from lightning_iet.data import ShardPlan
-from lightning_iet.functional.seeding import derive_seed
-from lightning_iet.utilities.random import seed_rng
-from tests.callbacks.parameter_averaging.test_callback import Spied, assert_same_bits, digits, state_of
 from tests.helpers.models import quiet_trainer, tiny_diffusion
+from tests.helpers.shards import Seeds, ShardAlone, Spied, digits
+from tests.helpers.weights import assert_same_bits, state_of
 
 SEED, SHARDS, EPOCHS = 7, 2, 2
 
@@ -54,30 +53,6 @@ class Alternating(pl.LightningModule):
 
     def configure_optimizers(self):
         return torch.optim.Adam(self.a.parameters()), torch.optim.SGD(self.b.parameters(), lr=0.1, momentum=0.9)
-
-
-class ShardAlone:
-    """A batch sampler: the batches of one shard, epoch after epoch."""
-
-    def __init__(self, sampler, shard):
-        self.sampler, self.shard, self.epoch = sampler, shard, -1
-
-    def __iter__(self):
-        self.epoch += 1
-        return iter(self.sampler.batches(self.shard, self.epoch))
-
-    def __len__(self):
-        return self.sampler.steps
-
-
-class Seeds(pl.Callback):
-    """Seeds each step as the shard's own."""
-
-    def __init__(self, shard):
-        self.shard = shard
-
-    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-        seed_rng(derive_seed(SEED, self.shard, trainer.current_epoch, batch_idx))
 
 
 def train_alone(tmp_path, shard, module, settings, *, multiple_of=1):

@@ -30,7 +30,7 @@ from lightning_iet.callbacks.anti_gradient_control.losses.error_capture import (
     owners_behind,
 )
 from lightning_iet.callbacks.anti_gradient_control.losses.protocols import Observer, Refusal, Seam
-from lightning_iet.utilities.lightning import shadowed
+from lightning_iet.utilities.lightning import patched_attribute
 
 
 class Listener(Protocol):
@@ -99,7 +99,7 @@ def hooked(module: nn.Module, listener: Listener) -> Iterator[None]:
                 listener.after_call(module, args, kwargs, output)
                 return output
 
-            stack.enter_context(shadowed(module, "_compiled_call_impl", call))
+            stack.enter_context(patched_attribute(module, "_compiled_call_impl", call))
         yield
 
 

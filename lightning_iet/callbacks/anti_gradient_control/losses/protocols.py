@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_iet.functional.anti_gradient import masked_mean
-from lightning_iet.utilities.lightning import shadowed
+from lightning_iet.utilities.lightning import patched_attribute
 
 
 class Selection(NamedTuple):
@@ -81,7 +81,7 @@ class _ReducerSeam(Seam):
         return masked_mean(sample_loss, selection.keep, divisor=selection.divisor)
 
     def read(self, step: Callable[[], Any]) -> None:
-        with shadowed(self, "is_reading", True):
+        with patched_attribute(self, "is_reading", True):
             super().read(step)
 
     def before_backward(self, loss: Tensor | None = None) -> None:
@@ -103,7 +103,7 @@ def reducer_seam(module: pl.LightningModule, observe: Observer) -> Iterator[Seam
         observe: Called once per training batch, see :data:`Observer`.
     """
     seam = _ReducerSeam(module, observe)
-    with shadowed(module, "loss_reducer", seam.__call__):
+    with patched_attribute(module, "loss_reducer", seam.__call__):
         yield seam
 
 
@@ -148,7 +148,7 @@ def training_step_seam(
             return outputs
         return {**outputs, "loss": masked_mean(outputs["sample_loss"], selection.keep, divisor=selection.divisor)}
 
-    with shadowed(module, "training_step", masked_training_step):
+    with patched_attribute(module, "training_step", masked_training_step):
         yield seam
 
 

@@ -13,11 +13,19 @@ from torch.overrides import _get_current_function_mode_stack
 
 from lightning_iet import ParameterAveragingCallback, ShardedDataModule
 from lightning_iet.callbacks.anti_gradient_control.callback import AntiGradientControl
-from tests.callbacks.anti_gradient_control.losses.test_styles import assert_same, batches, fit, make
-from tests.callbacks.anti_gradient_control.test_callback import CountWaits
+from tests.helpers.devices import CountWaits
 from tests.helpers.models import quiet_trainer
-from tests.styles import class_labels, edm, latents_and_text, manual_optimization, randint_and_mse, two_denoisers
-from tests.styles.common import NUM_BINS, NUM_TIMESTEPS, THRESHOLD, Style, rows
+from tests.helpers.projects import (
+    class_labels,
+    edm,
+    latents_and_text,
+    manual_optimization,
+    randint_and_mse,
+    two_denoisers,
+)
+from tests.helpers.projects.common import NUM_BINS, NUM_TIMESTEPS, THRESHOLD, Style, rows
+from tests.helpers.projects.training import batches, fit, make
+from tests.helpers.weights import assert_same
 
 
 class Dict(randint_and_mse.Project):

@@ -10,9 +10,10 @@ import torch.nn.functional as F
 
 from lightning_iet.callbacks.anti_gradient_control.callback import AntiGradientControl
 from lightning_iet.utilities.lightning import Callback
-from tests.callbacks.anti_gradient_control.losses.test_styles import assert_same, batches
-from tests.styles import randint_and_mse
-from tests.styles.common import NUM_TIMESTEPS, THRESHOLD, Bank, Net
+from tests.helpers.projects import randint_and_mse
+from tests.helpers.projects.common import NUM_TIMESTEPS, THRESHOLD, Bank, Net
+from tests.helpers.projects.training import batches
+from tests.helpers.weights import assert_same
 
 pytorch_lightning = pytest.importorskip("pytorch_lightning")
 NAMES = ["lightning.pytorch", "pytorch_lightning"]

@@ -1,0 +1,37 @@
+"""The command `audit` on the folders of the fixture `here`, and `audit-model` in seconds."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from lightning_iet.cli import main
+from lightning_iet.tools.audit import audit
+
+FILES = {"report.html", "pairs.csv", "metrics.json", "pairs.png", "ratios.png"}
+
+
+COMMAND = ["--generated", "generated", "--train", "train", "--out", "report", "--k", "20", "--workers", "0"]
+
+
+QUICK_MODEL = {"num_samples": 20, "num_inference_steps": 3, "batch_size": 8, "loss_timesteps": 5, "k": 5, "workers": 0}
+
+
+def run(**options):
+    settings = {"generated": Path("generated"), "train": Path("train"), "out": Path("report"), "k": 20, "workers": 0}
+    return audit(**settings | options)
+
+
+def metrics(folder="report"):
+    return json.loads(Path(folder, "metrics.json").read_text())
+
+
+def fails(capsys, *arguments):
+    """Runs a command that must end with status 2; returns its one line on standard error."""
+    with pytest.raises(SystemExit) as stop:
+        main(["audit", *arguments])
+    assert stop.value.code == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert "Traceback" not in lines[0]
+    return lines[0]
