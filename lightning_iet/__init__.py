@@ -1,10 +1,16 @@
 """Train diffusion models that do not memorise their training images, and prove it."""
 
 from importlib.metadata import version
+from typing import TYPE_CHECKING
 
-from lightning_iet.callbacks import AntiGradientControl, ParameterAveragingCallback
-from lightning_iet.data import DigitsDataModule, ImageDataModule, ShardedDataModule, ShardSampler
-from lightning_iet.modules import DiffusionModule, TextToImageModule
+from lightning_iet.utilities.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from lightning_iet.callbacks import AntiGradientControl, ParameterAveragingCallback
+    from lightning_iet.data import DigitsDataModule, ImageDataModule, ShardedDataModule, ShardSampler
+    from lightning_iet.modules import DiffusionModule, TextToImageModule
+else:
+    __getattr__, __dir__ = lazy_exports(__name__)
 
 __version__ = version("lightning-iet")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from lightning_iet import DiffusionModule
-from lightning_iet.cli import TOOLS, main
+from lightning_iet.cli import COMMANDS, OF_THE_TRAINER, main, tool
 from tests.helpers.digit_models import save_checkpoint
 from tests.helpers.models import tiny_diffusion
 
@@ -34,10 +34,11 @@ def test_the_code_draws_our_images(tmp_path, monkeypatch):
 def test_the_commands_name_what_there_is():
     commands = [shlex.split(line) for block in blocks("bash") for line in block.replace("\\\n", " ").splitlines()]
     assert {command[0] for command in commands} == {"lightning-iet"}
-    for _, tool, *arguments in commands:
+    for _, command, *arguments in commands:
         names = {argument for argument in arguments if argument.startswith("--")}
-        if tool in TOOLS:
-            options = TOOLS[tool].__kwdefaults__ | {"ckpt": None, "out": None}
+        assert any(command in group for group in COMMANDS.values())
+        if command not in OF_THE_TRAINER:
+            options = tool(command).__kwdefaults__ | {"ckpt": None, "out": None}
             assert names <= {f"--{option.replace('_', '-')}" for option in options}
         else:
             (config,) = [argument for argument in arguments if argument.endswith(".yaml")]

@@ -1,4 +1,4 @@
-"""Optional dependencies: imported where they are used, with a message that says how to get them."""
+"""Errors of a user in one line, and optional packages with a message that says how to get them."""
 
 import os
 import re
@@ -9,14 +9,10 @@ from importlib import import_module
 from types import ModuleType
 from typing import NoReturn
 
-import torch.distributed as dist
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.fabric.utilities.rank_zero import rank_zero_only
-
 TRACEBACK_VARIABLE = "LIGHTNING_IET_TRACEBACK"
 
-# Errors that speak of what the user gave. Others are bugs of ours, and their traceback is what a report needs.
-_USERS = (ValueError, TypeError, OSError, ImportError, MisconfigurationException)
+# Errors about what the user gave. Others are bugs of ours, and a bug report needs their traceback.
+_USERS = (ValueError, TypeError, OSError, ImportError)
 
 
 def fail(program: str, message: str, *, everywhere: bool = False) -> NoReturn:
@@ -27,7 +23,9 @@ def fail(program: str, message: str, *, everywhere: bool = False) -> NoReturn:
         message: What was wrong, what was expected, what to do.
         everywhere: Whether every process prints, not only the first, which may be the one that is gone.
     """
-    if everywhere or getattr(rank_zero_only, "rank", 0) in (0, None):
+    lightning = sys.modules.get("lightning.fabric.utilities.rank_zero")  # a tool may work without it
+    rank = os.environ.get("RANK", "0") if lightning is None else getattr(lightning.rank_zero_only, "rank", 0) or 0
+    if everywhere or int(rank) == 0:
         text = " ".join(message.split())
         print(f"{program}: error: {text} ({TRACEBACK_VARIABLE}=1 shows the traceback.)", file=sys.stderr)
     sys.exit(2)
@@ -42,16 +40,16 @@ def one_line_errors(program: str) -> Iterator[None]:
     """
     try:
         yield
-    except _USERS as error:
-        if os.environ.get(TRACEBACK_VARIABLE):
-            raise
-        fail(program, str(error) or type(error).__name__)
-    except RuntimeError as error:
-        if os.environ.get(TRACEBACK_VARIABLE) or not is_connection_lost(error):
-            raise
-        fail(program, _lost(error), everywhere=True)
     except KeyboardInterrupt:
         sys.exit(130)
+    except Exception as error:
+        if os.environ.get(TRACEBACK_VARIABLE):
+            raise
+        if is_connection_lost(error):
+            fail(program, _lost(error), everywhere=True)
+        if not isinstance(error, _USERS) and type(error).__name__ != "MisconfigurationException":  # of either Lightning
+            raise
+        fail(program, str(error) or type(error).__name__)
 
 
 def first_line(error: BaseException) -> str:
@@ -74,10 +72,13 @@ def is_connection_lost(error: BaseException) -> bool:
         False
     """
     # gloo raises RuntimeError itself; NCCL, the store and the set-up of a process group have classes of their own.
-    return isinstance(error, dist.DistError) or "gloo/transport" in str(error)
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and isinstance(error, distributed.DistError):
+        return True
+    return isinstance(error, RuntimeError) and "gloo/transport" in str(error)
 
 
-def _lost(error: RuntimeError) -> str:
+def _lost(error: BaseException) -> str:
     reason = re.sub(r"^\[[^\]]*\]\s*", "", str(error).strip().splitlines()[0]).rstrip(". ")
     return (
         f"The connection to another process was lost ({reason}): it has ended, or the network is cut. "

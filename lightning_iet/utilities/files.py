@@ -8,8 +8,10 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from lightning.pytorch import Trainer
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
 
 
 def printable(name: str) -> str:
@@ -38,7 +40,7 @@ def _escape(character: str) -> str:
     return character.encode("unicode_escape").decode()
 
 
-def run_folder(trainer: Trainer) -> Path:
+def run_folder(trainer: "Trainer") -> Path:
     """The folder of this run: the one in which `ModelCheckpoint` makes its ``checkpoints``.
 
     With a logger it is ``save_dir/name/version`` of the first one (``version_0`` for a numbered version, the project
@@ -52,6 +54,7 @@ def run_folder(trainer: Trainer) -> Path:
         The folder, which need not exist yet.
 
     Example:
+        >>> from lightning.pytorch import Trainer
         >>> from lightning.pytorch.loggers import CSVLogger
         >>> run_folder(Trainer(logger=CSVLogger("runs", name="digits", version=3), accelerator="cpu")).as_posix()
         'runs/digits/version_3'

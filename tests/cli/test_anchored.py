@@ -25,7 +25,7 @@ def _in_empty_folder(tmp_path, monkeypatch):
     ],
 )
 def test_configurations_and_options(name, reference, options):
-    config = Path(__file__).parents[1] / f"configs/digits/{name}.yaml"
+    config = Path(__file__).parents[2] / f"configs/digits/{name}.yaml"
     main(["fit", "--config", str(config), *QUICK, *options])
     folder = Path(f"runs/digits/{name}/version_0")
     run = json.loads((folder / "metrics.json").read_text())["run"]
@@ -36,7 +36,7 @@ def test_configurations_and_options(name, reference, options):
 
 
 def test_other_shards_without_shards_is_one_line(capsys):
-    config = Path(__file__).parents[1] / "configs/digits/agc.yaml"
+    config = Path(__file__).parents[2] / "configs/digits/agc.yaml"
     with pytest.raises(SystemExit):
         main(["fit", "--config", str(config), *QUICK, "--agc.reference", "other_shards"])
     (error,) = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]

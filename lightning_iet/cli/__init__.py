@@ -1,0 +1,124 @@
+"""The command line: a static list of commands, each of which imports only what it uses."""
+
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from difflib import get_close_matches
+from importlib import import_module
+from typing import cast
+
+from lightning_iet import __version__
+from lightning_iet.utilities.errors import TRACEBACK_VARIABLE, one_line_errors
+
+PROGRAM = "lightning-iet"
+
+COMMANDS = {
+    "train": {
+        "fit": "train a model, evaluate it, write a run folder; --ckpt_path last resumes a run, or starts it",
+        "validate": "measure the loss of a checkpoint on the validation images",
+        "test": "measure the loss of a checkpoint on the test images",
+        "plan": "say what `fit` with the same options will cost: steps, memory, time",
+        "sample": "sample images from a checkpoint",
+        "export": "write a checkpoint as a folder that diffusers loads, with a model card",
+    },
+    "audit": {
+        "audit": "find copies of training images among the images of any generator",
+        "audit-model": "sample from a model and audit its images; test its loss for membership inference",
+    },
+    "search": {
+        "compare": "write one table and one plot over several runs",
+        "sweep": "run the points of a sweep's file on this machine",
+    },
+}
+"""What each command does, by group."""
+
+OF_THE_TRAINER = ("fit", "validate", "test", "plan")
+"""The commands that LightningCLI runs; each other one is a function of its name in ``lightning_iet.tools``."""
+
+_EXAMPLES = f"""\
+examples
+  {PROGRAM} fit --config configs/digits/iet_agc.yaml
+  {PROGRAM} plan --config configs/digits/iet_agc.yaml --measure_steps 5
+  {PROGRAM} sample --ckpt CHECKPOINT --num 64 --out images
+  {PROGRAM} audit --generated DIR --train DIR --held-out DIR --out audit
+  {PROGRAM} compare RUN RUN --out comparison
+  {PROGRAM} sweep configs/sweeps/agc_threshold.yaml --jobs 2
+
+{PROGRAM} COMMAND --help lists the options of a command. Methods are groups of options of `fit`: --agc.*,
+--averaging.*, --evaluation.*; --agc.threshold 0 and --averaging.num_shards 1 switch them off.
+Set {TRACEBACK_VARIABLE}=1 to see the traceback of an error.
+"""
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run the program.
+
+    Args:
+        args: Command-line arguments; ``None`` = those of the process.
+
+    Raises:
+        SystemExit: With status 2 and one line on standard error for bad input; with status 0 after help.
+    """
+    arguments = list(sys.argv[1:] if args is None else args)
+    command = arguments[0].replace("_", "-") if arguments else ""
+    known = [name for group in COMMANDS.values() for name in group]
+    if command in ("-h", "--help"):
+        print(help_text())
+        sys.exit(0)
+    if command == "--version":
+        print(PROGRAM, __version__)
+        sys.exit(0)
+    with one_line_errors(PROGRAM):
+        _silence_advice()
+        if command in OF_THE_TRAINER or (command.startswith("-") and not {*OF_THE_TRAINER}.isdisjoint(arguments)):
+            from lightning_iet.cli.trainer import run_trainer
+
+            run_trainer(args)
+        elif command in known:
+            from lightning_iet.cli.tools import run_tool
+
+            run_tool(tool(command), arguments[1:])
+        else:
+            close = get_close_matches(command, known, n=1)
+            remedy = f"Did you mean {close[0]}?" if close else f"`{PROGRAM} --help` says what each does."
+            raise ValueError(f"Expected a command, one of {', '.join(known)}, but got '{command}'. {remedy}")
+
+
+def tool(command: str) -> Callable[..., object]:
+    """Return the function behind a command that is none of the trainer's.
+
+    Example:
+        >>> tool("audit-model").__module__
+        'lightning_iet.tools.audit_model'
+    """
+    name = command.replace("-", "_")
+    return cast("Callable[..., object]", getattr(import_module(f"lightning_iet.tools.{name}"), name))
+
+
+def help_text() -> str:
+    """Return the list of commands with one line for each, and examples."""
+    lines = ["Train diffusion models that do not memorise their training images, and prove it.", ""]
+    lines += [f"usage: {PROGRAM} [-h] [--version] COMMAND [options]", ""]
+    for group, commands in COMMANDS.items():
+        lines += [group, *(f"  {name:<12} {text}" for name, text in commands.items()), ""]
+    return "\n".join([*lines, _EXAMPLES.rstrip()])
+
+
+def _silence_advice() -> None:
+    """Silence what Lightning, jsonargparse and torch tell their own developers."""
+    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
+        lambda record: "Tip" not in record.getMessage()
+    )
+    for message in (
+        ".*LeafSpec.*",
+        ".*does not have many workers.*",
+        ".*is smaller than the logging interval.*",
+        ".*sync_dist=True.*",
+        ".*The dirpath has changed.*",
+        ".*not resumable.*",
+        ".*across ranks is zero.*",  # nothing is held out
+    ):
+        warnings.filterwarnings("ignore", message=message)

@@ -1,0 +1,80 @@
+"""Functions as commands: their arguments are the options, their docstrings the help."""
+
+import argparse
+import inspect
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from jsonargparse import ArgumentParser, DefaultHelpFormatter
+
+from lightning_iet.cli import PROGRAM
+from lightning_iet.utilities.errors import TRACEBACK_VARIABLE, fail
+
+_BOOLEANS = ("true", "false", "yes", "no")
+
+
+class HelpFormatter(DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Keep the lines of a description as they are written."""
+
+
+class OneLineErrors:
+    """Let a parser of jsonargparse report an error in one line, without all options before it."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Print the message and exit with status 2."""
+        if os.environ.get(TRACEBACK_VARIABLE) and ex is not None:
+            raise ex
+        fail(PROGRAM, message)
+
+
+class _ToolParser(OneLineErrors, ArgumentParser):
+    """Shows options with dashes, though they are named after the arguments of a function."""
+
+    def format_help(self) -> str:
+        """Return the help."""
+        text = super().format_help().replace("<class 'Path'>", "Path")
+        return re.sub(r"--\w+", lambda option: option[0].replace("_", "-"), text)
+
+
+def run_tool(tool: Callable[..., object], args: Sequence[str]) -> None:
+    """Run a function as a command: a sequence as positional arguments, everything else as options.
+
+    Options are written with dashes or with underscores, and a switch alone means true: ``--held-out DIR --strict``.
+
+    Args:
+        tool: The function; its docstring and type hints are the command's help.
+        args: Command-line arguments after the command's name.
+    """
+    description = (inspect.getdoc(tool) or "").partition("\nArgs:")[0].replace("``", "")
+    program = f"{PROGRAM} {tool.__name__.replace('_', '-')}"
+    parser = _ToolParser(prog=program, description=description, formatter_class=HelpFormatter)
+    parameters = inspect.signature(tool).parameters
+    positional = {name for name, parameter in parameters.items() if parameter.annotation == Sequence[Path]}
+    for name in positional:
+        parser.add_argument(name, nargs="+", type=Path, metavar=name.upper(), help="folders, see above")
+    parser.add_function_arguments(tool, skip=positional, as_group=False)
+    tool(**parser.parse_args(_with_underscores(args, parser.get_defaults().as_dict())).as_dict())
+
+
+def _with_underscores(args: Sequence[str], defaults: Mapping[str, object]) -> list[str]:
+    """Write options as the parser knows them.
+
+    Example:
+        >>> _with_underscores(["--held-out", "a-b", "--strict", "--k=5"], {"strict": False})
+        ['--held_out', 'a-b', '--strict', 'true', '--k=5']
+    """
+    found: list[str] = []
+    for position, argument in enumerate(args):
+        name, equals, value = argument.partition("=")
+        if not name.startswith("--"):
+            found.append(argument)
+            continue
+        key = name[2:].replace("-", "_")
+        found.append(f"--{key}{equals}{value}")
+        alone = not equals and "".join(args[position + 1 : position + 2]).lower() not in _BOOLEANS
+        if alone and isinstance(defaults.get(key), bool):
+            found.append("true")
+    return found

@@ -1,0 +1,124 @@
+"""LightningCLI with the options of the methods: ``fit``, ``validate``, ``test`` and ``plan``."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+
+from lightning_iet import callbacks, data, modules
+from lightning_iet.callbacks import AntiGradientControl, Evaluation, ParameterAveragingCallback, RunProgressBar
+from lightning_iet.callbacks.interruptions import Resumption, StopSignal
+from lightning_iet.cli import PROGRAM
+from lightning_iet.cli.tools import HelpFormatter, OneLineErrors
+from lightning_iet.data import ShardedDataModule
+from lightning_iet.functional.sharding import Partition
+from lightning_iet.tools.plan import PlanningTrainer
+from lightning_iet.utilities.checkpoints import check_whole, last_checkpoint, outline, use_atomic_checkpoints
+from lightning_iet.utilities.files import check_writable, run_folder
+from lightning_iet.utilities.lightning import find_callback
+
+_WORDS = ("best", "last", "hpc", "registry")  # of Lightning's own, in the place of a checkpoint's path
+_LOGGER = {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"save_dir": "runs", "name": "run"}}
+
+
+class IETCLI(LightningCLI):
+    """LightningCLI with one group of options for each method; its neutral value switches the method off."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add ``--agc.*``, ``--averaging.*`` and ``--evaluation.*``: flat keys, also for sweeps."""
+        parser.add_lightning_class_args(AntiGradientControl, "agc")
+        parser.add_lightning_class_args(ParameterAveragingCallback, "averaging")
+        parser.add_lightning_class_args(Evaluation, "evaluation")
+        parser.set_defaults({"agc.threshold": 0.0, "averaging.num_shards": 1})
+        parser.add_argument("--sharding.partition", type=Partition, default="stratified", help="by class, or iid")
+        parser.add_argument("--sharding.seed", type=int, default=0, help="seed of the split into shards")
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """What a trainer does; images are drawn with `sample` rather than `predict`."""
+        own = {name: skipped for name, skipped in LightningCLI.subcommands().items() if name != "predict"}
+        return own | {"plan": {"model", "datamodule"}}
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Look at the checkpoint that a run is to go on from before anything is built."""
+        super().parse_arguments(parser, args)
+        options = self.config[self.config.subcommand]
+        data, model = (options.get(f"{name}.init_args") or {} for name in ("data", "model"))
+        if data.get("synthetic") and "synthetic" in model:  # a run without the data is one without the weights, too
+            model["synthetic"] = True
+        path = self.config[self.config.subcommand].get("ckpt_path")
+        if path and path not in _WORDS:
+            check_whole(Path(path), argument="ckpt_path")
+            outline(Path(path), argument="ckpt_path")
+
+    def before_fit(self) -> None:
+        """Find where a run goes on, and whether its folder can be written: now, not after hours of training."""
+        use_atomic_checkpoints(self.trainer)
+        if self.trainer.fast_dev_run:  # type: ignore[attr-defined]  # Lightning would write last.ckpt all the same
+            for checkpointing in self.trainer.checkpoint_callbacks:
+                checkpointing.save_last = False  # type: ignore[attr-defined]
+        self.trainer.callbacks.append(StopSignal())  # type: ignore[attr-defined]  # after all that belongs to a step
+        options = self.config_init[self.subcommand]
+        if options["ckpt_path"] == "last":
+            options["ckpt_path"] = last_checkpoint(self.trainer)
+        if options["ckpt_path"] not in _WORDS:
+            self.trainer.callbacks.insert(0, Resumption(options["ckpt_path"]))  # type: ignore[attr-defined]
+        if self.trainer.is_global_zero and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            remedy = "Give another one as `save_dir` of the logger, or with `--trainer.default_root_dir`."
+            check_writable(run_folder(self.trainer), argument="save_dir", remedy=remedy, make=False)
+
+    def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
+        """Leave our progress bar out where none is wanted; Lightning refuses both together."""
+        if self._get(self.config_init, "trainer.enable_progress_bar") is False:
+            self.trainer_defaults = {**self.trainer_defaults, "callbacks": []}
+        return super().instantiate_trainer(**kwargs)
+
+    def instantiate_classes(self) -> None:
+        """Split the training data into as many shards as are averaged."""
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            if error.__cause__ is None or "of the Union subtypes" not in str(error):
+                raise
+            raise error.__cause__ from None  # what a class has to say, without all that jsonargparse tried
+        averaging = find_callback(self.trainer, ParameterAveragingCallback)
+        assert averaging is not None  # noqa: S101 (a group of options)
+        shards = self.trainer.world_size if averaging.num_shards is None else averaging.num_shards
+        if self.datamodule is not None and shards > 1 and not isinstance(self.datamodule, ShardedDataModule):
+            self.datamodule = ShardedDataModule(
+                self.datamodule,
+                num_shards=shards,
+                partition=self._get(self.config, "sharding.partition"),
+                seed=self._get(self.config, "sharding.seed"),
+            )
+
+
+class _Parser(OneLineErrors, LightningArgumentParser):
+    """LightningCLI's parser with errors in one line."""
+
+
+def run_trainer(args: Sequence[str] | None) -> None:
+    """Run ``fit``, ``validate``, ``test`` or ``plan``.
+
+    Args:
+        args: Command-line arguments, the command among them; ``None`` = those of the process.
+    """
+    for package in (callbacks, data, modules):  # configurations may name a class that is imported without its module
+        for name in package.__all__:
+            getattr(package, name)
+    IETCLI(
+        pl.LightningModule,
+        pl.LightningDataModule,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        auto_configure_optimizers=False,
+        seed_everything_default=0,
+        trainer_class=PlanningTrainer,
+        trainer_defaults={"callbacks": [RunProgressBar()], "logger": _LOGGER},
+        parser_class=_Parser,
+        parser_kwargs={"prog": PROGRAM, "formatter_class": HelpFormatter},
+        save_config_kwargs={"overwrite": True},  # a logger without versions: the newest run's file stays
+        args=None if args is None else list(args),
+    )
