@@ -1,6 +1,5 @@
 """How good generated images are, and how close to the training images, beside held-out real images."""
 
-import hashlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -370,17 +369,6 @@ def objective(scores: Scores, control: Scores) -> float:
         12.0
     """
     return scores.fid * (1 + 10 * max(0.0, scores.memorized_fraction - control.memorized_fraction))
-
-
-def fingerprint(images: Tensor) -> str:
-    """Names a set of images by its content (8 bits per value), so that runs on different sets are told apart.
-
-    Example:
-        >>> fingerprint(torch.zeros(2, 1, 2, 2))
-        '...'
-    """
-    content = images.mul(255).round().to(torch.uint8).cpu().numpy()
-    return hashlib.sha256(f"{content.shape}".encode() + content.tobytes()).hexdigest()[:16]
 
 
 def _share_below(ratios: Tensor, threshold: float) -> float:

@@ -1,5 +1,6 @@
 """Where the result of a run goes: the terminal, the run folder, the loggers."""
 
+import hashlib
 import json
 import math
 from collections.abc import Mapping
@@ -7,16 +8,20 @@ from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-import lightning.pytorch as pl
 import rich
+import torch
 from rich.table import Table
 from torch import Tensor
 
-from lightning_iet.evaluation.assessment import Assessment, Assessor, Scores, fingerprint
 from lightning_iet.plots import image_grid, memorized_quantity_curve, nearest_pairs, save_figure, training_curves
 from lightning_iet.utilities.files import run_folder, write_atomically
+
+if TYPE_CHECKING:  # a comparison of runs reads reports, and needs neither Lightning nor metrics
+    import lightning.pytorch as pl
+
+    from lightning_iet.evaluation.assessment import Assessment, Assessor, Scores
 
 METRICS_FILE = "metrics.json"
 PICTURES = ("samples.png", "nearest.png", "curves.png", "mq.png")
@@ -25,8 +30,8 @@ Report: TypeAlias = dict[str, Any]  # what metrics.json holds, see make_report
 
 
 def make_report(
-    assessor: Assessor,
-    scores: Scores,
+    assessor: "Assessor",
+    scores: "Scores",
     *,
     settings: Mapping[str, Any],
     run: Mapping[str, Any],
@@ -66,7 +71,18 @@ def make_report(
     }
 
 
-def _score_entries(scores: Scores) -> dict[str, Any]:
+def fingerprint(images: Tensor) -> str:
+    """Names a set of images by its content (8 bits per value), so that runs on different sets are told apart.
+
+    Example:
+        >>> fingerprint(torch.zeros(2, 1, 2, 2))
+        '...'
+    """
+    content = images.mul(255).round().to(torch.uint8).cpu().numpy()
+    return hashlib.sha256(f"{content.shape}".encode() + content.tobytes()).hexdigest()[:16]
+
+
+def _score_entries(scores: "Scores") -> dict[str, Any]:
     counts = {threshold: round(share * scores.num_images) for threshold, share in scores.mq.items()}
     return asdict(scores) | {"mq_count": counts}
 
@@ -107,7 +123,7 @@ def report_table(report: Report) -> Table:
     return table
 
 
-def write_pictures(report: Report, folder: Path, *, assessment: Assessment, train: Tensor, num_pairs: int) -> None:
+def write_pictures(report: Report, folder: Path, *, assessment: "Assessment", train: Tensor, num_pairs: int) -> None:
     """Writes the four pictures of a run.
 
     Args:
@@ -203,7 +219,7 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def publish(trainer: pl.Trainer, report: Report, *, assessment: Assessment, train: Tensor, num_pairs: int) -> None:
+def publish(trainer: "pl.Trainer", report: Report, *, assessment: "Assessment", train: Tensor, num_pairs: int) -> None:
     """Prints the table and writes the files of a run; of a ``fast_dev_run`` nothing is kept.
 
     Args:
@@ -230,6 +246,6 @@ def publish(trainer: pl.Trainer, report: Report, *, assessment: Assessment, trai
     console.print(f"Written to {folder}: {files}", soft_wrap=True, highlight=False)
 
 
-def _write(report: Report, folder: Path, *, assessment: Assessment, train: Tensor, num_pairs: int) -> None:
+def _write(report: Report, folder: Path, *, assessment: "Assessment", train: Tensor, num_pairs: int) -> None:
     write_report(report, folder)
     write_pictures(report, folder, assessment=assessment, train=train, num_pairs=num_pairs)
