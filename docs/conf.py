@@ -12,7 +12,14 @@ from sphinx.application import Sphinx
 
 DOCS = Path(__file__).parent
 LINK = re.compile(r"\[([^\]]+)\]\((\.\./[^)\s]+)\)")
-DECLARATIONS = {"full_state_update", "higher_is_better", "is_differentiable", "plot_lower_bound", "plot_upper_bound"}
+DECLARATIONS = {
+    "full_state_update",
+    "higher_is_better",
+    "is_differentiable",
+    "plot_lower_bound",
+    "plot_upper_bound",
+    "settings",
+}
 FRAMEWORKS = ("lightning.", "pytorch_lightning.", "torch.", "argparse", "jsonargparse")
 
 project = "lightning-iet"

@@ -19,8 +19,8 @@ from lightning_iet.audit.search import (
     nearest_references,
     views,
 )
-from lightning_iet.functional.duplicates import Duplicates, distinct_ratio, find_duplicates, without_self
-from lightning_iet.functional.memorization import memorization_ratio, nearest_ratio
+from lightning_iet.functional.duplicates import Duplicates, find_duplicates, without_self
+from lightning_iet.functional.memorization import distinct_ratio, memorization_ratio, nearest_ratio
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,6 +5,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+_TOLERANCE = 1e-3
+"""How far floating-point images may leave [0, 1]: a quarter of one of 256 levels, which is rounding, not scale."""
+
 
 def image_rows(images: Tensor, *, name: str = "images") -> Tensor:
     """Check a batch of images and flatten each of them to one row.
@@ -18,7 +21,8 @@ def image_rows(images: Tensor, *, name: str = "images") -> Tensor:
 
     Raises:
         TypeError: if ``images`` is no tensor, or neither uint8 nor floating point.
-        ValueError: if there is no dimension to flatten, or a value is NaN or outside [0, 1].
+        ValueError: if there is no dimension to flatten, or a value is NaN, or outside [0, 1] by more than 0.001, which
+            rounding may cause; the message says how to scale values of that range.
 
     Example:
         >>> image_rows(torch.tensor([[[0.0, 0.5], [1.0, 0.25]]]))
@@ -48,12 +52,20 @@ def _check_unit_interval(images: Tensor, name: str) -> None:
     if images.numel() == 0:
         return
     low, high = (value.item() for value in images.aminmax())
-    if not (low >= 0 and high <= 1):  # written so that NaN, which compares false, is refused as well
+    if not (low >= -_TOLERANCE and high <= 1 + _TOLERANCE):  # written so that NaN, which compares false, is refused
         found = "NaN" if low != low else f"values from {low:.4g} to {high:.4g}"
-        raise ValueError(
-            f"Argument `{name}` expected values in [0, 1], but got {found}. "
-            "Scale them, e.g. by ((images + 1) / 2).clamp(0, 1), or pass uint8."
-        )
+        raise ValueError(f"Argument `{name}` expected values in [0, 1], but got {found}. {_range_remedy(low, high)}")
+
+
+def _range_remedy(low: float, high: float) -> str:
+    """Return what brings values of that range to [0, 1]."""
+    if low >= 0 and 2 < high <= 255:
+        return "Scale them by images / 255, or pass .to(torch.uint8)."
+    if low >= -1 - _TOLERANCE and high <= 1 + _TOLERANCE:
+        return "Scale them by (images + 1) / 2."
+    if low == low and high - low < torch.inf:
+        return "Scale them by the range that they were made for, the same for all sets."
+    return "Scale them to [0, 1], and look at the images that are not finite."
 
 
 def unit_interval(images: Tensor) -> Tensor:

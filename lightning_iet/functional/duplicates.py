@@ -8,8 +8,9 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
-from lightning_iet.functional.memorization import nearest_ratio
-from lightning_iet.functional.neighbors import nearest_neighbors
+from lightning_iet.functional.neighbors import nearest_neighbors, search_rows
+
+_WIDER = 8  # by how much lists of neighbours grow that end within a group
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,32 +132,55 @@ def without_self(sq_distances: Tensor, indices: Tensor, *, itself: Tensor | None
     return sq_distances[~found].view(shape), indices[~found].view(shape)
 
 
-def distinct_ratio(sq_distances: Tensor, indices: Tensor, group: Tensor) -> Tensor:
-    """Compare the nearest training image with the nearest one that shows something else.
-
-    ``d1 / d2`` as published, with near-duplicates in the training set counted as one image *(our choice: a copy of an
-    image that stands twice in the training set is as near to both, so that d1 / d2 is 1, although copies are made of
-    just these)*. Without near-duplicates it is the published ratio.
+@torch.no_grad()
+def nearest_of_two_groups(
+    queries: Tensor,
+    references: Tensor,
+    groups: Tensor,
+    *,
+    norms: Tensor | None = None,
+    found: tuple[Tensor, Tensor] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Find the nearest reference of every query, and the nearest of the references in other groups than its own.
 
     Args:
-        sq_distances: to the ``k`` nearest training images of ``Q`` images, shape ``(Q, k)``, ascending.
-        indices: their positions, shape ``(Q, k)``.
-        group: number of the group of each training image, shape ``(N,)``.
+        queries: shape ``(Q, D)``, uint8 or floating point in [0, 1].
+        references: shape ``(N, D)``, likewise.
+        groups: number of the group of each reference, as :class:`Duplicates` has it, shape ``(N,)``.
+        norms: the squared norms of the references, shape ``(N,)``, if at hand.
+        found: squared distances and indices of the nearest references, shape ``(Q, k)`` with ``k >= 2``, if at hand;
+            only queries whose ``k`` neighbours are of one group are searched again.
 
     Returns:
-        Shape ``(Q,)``. Where all neighbours show the same thing, the last of them stands for the others: look at more
-        neighbours than the largest group has images.
+        Squared distances, float32, and indices, int64, shape ``(Q, 2)`` each.
+
+    Raises:
+        ValueError: if all references are of one group.
 
     Example:
-        >>> sq_distances, indices = torch.tensor([[1.0, 1.0, 16.0]]), torch.tensor([[0, 1, 2]])
-        >>> distinct_ratio(sq_distances, indices, torch.tensor([7, 7, 8])), nearest_ratio(sq_distances)
-        (tensor([0.2500]), tensor([1.]))
+        >>> references = torch.tensor([[0.0], [0.1], [0.5]])
+        >>> nearest_of_two_groups(torch.tensor([[0.0]]), references, torch.tensor([0, 0, 1]))
+        (tensor([[0.0000, 0.2500]]), tensor([[0, 2]]))
     """
-    groups = group[indices]
-    other = groups != groups[:, :1]
-    other[:, -1] = True
-    second = other.int().argmax(dim=1, keepdim=True)  # the first that is true
-    return nearest_ratio(torch.cat([sq_distances[:, :1], sq_distances.gather(1, second)], dim=1))
+    if len(groups) == 0 or (groups == groups[0]).all():
+        raise ValueError(
+            f"Argument `groups` expected images of at least two groups, but all {len(groups)} are near-duplicates of "
+            "one another. Add different images, or count every image for itself (duplicates='keep')."
+        )
+    widest = int(groups.bincount().max()) + 1  # so many neighbours are never of one group
+    distances, indices = found or search_rows(queries, references, 2, norms=norms)
+    pairs, places = torch.full_like(distances[:, :2], torch.inf), torch.full_like(indices[:, :2], -1)
+    left = torch.arange(len(queries), device=queries.device)
+    while True:
+        members = groups[indices]
+        second = (members != members[:, :1]).int().argmax(dim=1, keepdim=True)  # the first that differs, or 0
+        chosen = torch.cat([torch.zeros_like(second), second], dim=1)
+        pairs[left], places[left] = distances.gather(1, chosen), indices.gather(1, chosen)
+        left = left[second[:, 0] == 0]
+        if not len(left):
+            return pairs, places
+        width = min(_WIDER * indices.shape[1], widest)
+        distances, indices = search_rows(queries[left], references, width, norms=norms)
 
 
 def _connected(rows: Tensor, columns: Tensor, number: int, features: str) -> Duplicates:

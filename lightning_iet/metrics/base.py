@@ -1,4 +1,4 @@
-"""What the metrics share: the base class, plots, training sets, two samples and cosine distances."""
+"""What the metrics share: the base class, training sets to compare with, and sets of two kinds."""
 
 from collections.abc import Callable, Iterable, Sequence, Sized
 from typing import Any, cast
@@ -18,6 +18,11 @@ from lightning_iet.functional.neighbors import search_rows
 from lightning_iet.metrics.features import embed_images, feature_extractor
 from lightning_iet.metrics.features.base import PathLike_
 
+Values = Tensor | dict[str, Tensor] | Sequence[Tensor] | Sequence[dict[str, Tensor]]
+TrainingSet = Tensor | Dataset[Any] | DataLoader[Any]
+
+_FLOATS = 2**28  # values of a training set (1 GiB in float32) up to which it is kept in float32
+
 
 class BaseMetric(Metric):
     """Base of the metrics: what they hold follows the device of the module around them, and never its dtype.
@@ -28,44 +33,11 @@ class BaseMetric(Metric):
 
     is_differentiable = False
     full_state_update = False
+    settings: tuple[str, ...] = ()  # attributes that repr shows
 
-    def _apply(self, fn: Callable[..., Any], exclude_state: Iterable[str] = "") -> "BaseMetric":
-        super()._apply(lambda tensor: tensor.to(fn(tensor).device), exclude_state)  # type: ignore[arg-type]
-        return self
-
-
-class TwoKindsMetric(BaseMetric):
-    """Base of the metrics that are fed two kinds of samples, one kind at a time."""
-
-    def forward(self, *args: Any, **kwargs: Any) -> None:
-        """Take in more samples, as ``update``; a batch of one kind has no value of its own to return."""
-        self.update(*args, **kwargs)
-
-
-def joined(state: Tensor | list[Tensor], *, device: torch.device) -> Tensor:
-    """Return a list state as one tensor, with no values where there was no update.
-
-    Args:
-        state: a list state, which torchmetrics makes a tensor while processes are synchronised.
-        device: of the metric.
-
-    Returns:
-        The values of all updates, in order.
-
-    Example:
-        >>> joined([torch.ones(2), torch.zeros(1)], device=torch.device("cpu"))
-        tensor([1., 1., 0.])
-        >>> joined([], device=torch.device("cpu"))
-        tensor([])
-    """
-    return dim_zero_cat(state) if len(state) else torch.zeros(0, device=device)
-
-
-Values = Tensor | dict[str, Tensor] | Sequence[Tensor] | Sequence[dict[str, Tensor]]
-
-
-class PlottedMetric(BaseMetric):
-    """Base of the metrics that are drawn as torchmetrics draws its own."""
+    def __repr__(self) -> str:
+        """Return the name of the class with the settings, ``MemorizedQuantity(…, k=50)``."""
+        return f"{type(self).__name__}({', '.join(f'{name}={_shown(getattr(self, name))}' for name in self.settings)})"
 
     def plot(self, val: Values | None = None, ax: Axes | None = None) -> tuple[FigureBase, Axes]:
         """Draw one result as points, or several as curves.
@@ -81,10 +53,22 @@ class PlottedMetric(BaseMetric):
         drawn = cast(Axes, axes)
         return drawn.figure, drawn
 
+    def _apply(self, fn: Callable[..., Any], exclude_state: Iterable[str] = "") -> "BaseMetric":
+        super()._apply(lambda tensor: tensor.to(fn(tensor).device), exclude_state)  # type: ignore[arg-type]
+        return self
 
-_FLOATS = 2**28
 
-TrainingSet = Tensor | Dataset[Any] | DataLoader[Any]
+def _shown(value: Any) -> str:
+    if value is None:
+        return "pixels"  # the features where there is no network
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return type(value).__name__ if isinstance(value, nn.Module) else repr(value)
+
+
+def joined(state: Tensor | list[Tensor], *, device: torch.device) -> Tensor:
+    """Return a list state, which is a tensor while processes are synchronised, as one tensor; empty without updates."""
+    return dim_zero_cat(state) if len(state) else torch.zeros(0, device=device)
 
 
 def collect_images(train: TrainingSet) -> Tensor:
@@ -111,7 +95,11 @@ def collect_images(train: TrainingSet) -> Tensor:
         images = train
     elif isinstance(train, DataLoader):
         images = _join([_image(batch) for batch in train], torch.cat)
-        _check_complete(train, len(images))
+        if not isinstance(train.dataset, IterableDataset) and len(images) < (total := len(cast(Sized, train.dataset))):
+            raise ValueError(  # copies of images that it leaves out would pass as new
+                f"Argument `train` expected a DataLoader over all of its data set's {total} images, but got "
+                f"{len(images)} (drop_last or a sampler leaves images out). Pass the Dataset, or a Subset of it."
+            )
     elif hasattr(train, "__getitem__") and hasattr(train, "__len__"):
         images = _join([_image(train[i]) for i in range(len(train))], torch.stack)
     else:
@@ -149,18 +137,6 @@ def _join(images: list[Tensor], join: Callable[[list[Tensor]], Tensor]) -> Tenso
     return join(images)
 
 
-def _check_complete(loader: DataLoader[Any], found: int) -> None:
-    """Refuse a loader that hides training images, copies of which would then pass as new."""
-    if isinstance(loader.dataset, IterableDataset):
-        return
-    total = len(cast(Sized, loader.dataset))
-    if found < total:
-        raise ValueError(
-            f"Argument `train` expected a DataLoader over all of its data set's {total} images, but got {found} "
-            "(drop_last or a sampler leaves images out). Pass the Dataset, or a Subset of it."
-        )
-
-
 class TrainingSetMetric(BaseMetric):
     """Base of the metrics that compare generated images with a training set.
 
@@ -172,7 +148,7 @@ class TrainingSetMetric(BaseMetric):
 
     Args:
         train: as :func:`collect_images`; uint8, or floating point in [0, 1].
-        k: neighbours that :meth:`sq_distances` returns.
+        k: neighbours that :meth:`neighbors` returns.
         features: a network whose features are compared in place of the pixels. The training set goes through it once,
             where the network is; afterwards it follows the metric's device.
         kwargs: passed on to :class:`torchmetrics.Metric`.
@@ -183,7 +159,6 @@ class TrainingSetMetric(BaseMetric):
     """
 
     features: nn.Module | None
-    ties = False  # whether neighbours whose distances differ by a rounding error matter, see search_rows
 
     def __init__(self, train: TrainingSet, *, k: int, features: nn.Module | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -196,67 +171,26 @@ class TrainingSetMetric(BaseMetric):
         self.train_rows = self.references(self.rows(images, name="train").to(self.device))
         self.train_norms = squared_norms(self.train_rows)
 
+    def __repr__(self) -> str:
+        """Return the name of the class with the number and shape of the training images and the settings."""
+        train = f"train=<{len(self.train_rows)} x {self.image_shape}>"
+        name, _, settings = super().__repr__()[:-1].partition("(")
+        return f"{name}({', '.join(filter(None, (train, settings)))})"
+
     def _too_few(self, found: int, k: int) -> str:
         return f"Argument `train` expected at least {k} images, but got {found}. Add images."
 
     def rows(self, images: Tensor, *, name: str) -> Tensor:
-        """Return what is compared of each image: its pixels, or its features.
-
-        Args:
-            images: shape ``(N, C, H, W)``, uint8 or floating point in [0, 1].
-            name: what error messages call them.
-
-        Returns:
-            Shape ``(N, D)``.
-
-        Raises:
-            TypeError: as :func:`~lightning_iet.functional.checks.image_rows`.
-            ValueError: as :func:`~lightning_iet.functional.checks.image_rows`; if a feature is not finite.
-        """
+        """Return what is compared of each image, its pixels or its features, shape ``(N, D)``; refuse what is none."""
         pixels = image_rows(images, name=name)
         return pixels if self.features is None else embed_images(self.features, images)
 
     def references(self, rows: Tensor) -> Tensor:
-        """Return what is kept of the training set.
-
-        Args:
-            rows: the :meth:`rows` of the training images, shape ``(N, D)``.
-
-        Returns:
-            Shape ``(N, D)``: float32, if that takes no more than 1 GiB; a larger uint8 set stays uint8, and is
-            converted slice by slice in every search.
-        """
+        """Return what is kept of the training set's rows: float32, or uint8 where float32 takes more than 1 GiB."""
         return unit_interval(rows) if rows.numel() <= _FLOATS else rows
 
-    def sq_distances(self, generated: Tensor) -> Tensor:
-        """Return the squared distances to the ``k`` nearest training images.
-
-        Args:
-            generated: shape ``(Q, C, H, W)``, uint8 or floating point in [0, 1].
-
-        Returns:
-            Shape ``(Q, k)``, ascending.
-
-        Raises:
-            TypeError: if ``generated`` is no tensor, or neither uint8 nor floating point.
-            ValueError: if its images have another shape than the training images, or values outside [0, 1].
-        """
-        rows = self.generated_rows(generated)
-        return search_rows(rows, self.train_rows, self.k, norms=self.train_norms, ties=self.ties)[0]
-
     def generated_rows(self, generated: Tensor) -> Tensor:
-        """Return the :meth:`rows` of generated images of the training images' shape.
-
-        Args:
-            generated: as :meth:`sq_distances`.
-
-        Returns:
-            Shape ``(Q, D)``.
-
-        Raises:
-            TypeError: as :meth:`sq_distances`.
-            ValueError: as :meth:`sq_distances`.
-        """
+        """Return the :meth:`rows` of generated images; refuse those of another shape than the training images."""
         if isinstance(generated, Tensor) and tuple(generated.shape[1:]) != self.image_shape:
             raise ValueError(
                 f"Argument `generated` expected shape (N, {', '.join(map(str, self.image_shape))}), as the training "
@@ -264,6 +198,11 @@ class TrainingSetMetric(BaseMetric):
             )
         rows = self.rows(generated, name="generated")
         return rows if len(rows) else self.train_rows[:0]  # no images, no width
+
+    def neighbors(self, generated: Tensor) -> tuple[Tensor, Tensor]:
+        """Return squared distances, ascending, and indices of the ``k`` nearest training images, shape ``(Q, k)``."""
+        rows = self.generated_rows(generated)
+        return search_rows(rows, self.train_rows, self.k, norms=self.train_norms, ties=False)
 
     def _apply(self, fn: Callable[..., Any], exclude_state: Iterable[str] = "") -> "TrainingSetMetric":
         """Take the training set along to another device, but never to another dtype."""
@@ -273,7 +212,53 @@ class TrainingSetMetric(BaseMetric):
         return self
 
 
-class TwoSampleMetric(TwoKindsMetric, PlottedMetric):
+class CosineMetric(TrainingSetMetric):
+    """Base of the metrics of the cosine distance to the nearest training image.
+
+    Args:
+        train: as :class:`TrainingSetMetric`.
+        features: a name or a file for :func:`~lightning_iet.metrics.features.feature_extractor`, or a module.
+        weights: the feature network's weight file.
+        kwargs: passed on to :class:`torchmetrics.Metric`.
+    """
+
+    settings: tuple[str, ...] = ("features",)
+    distances: list[Tensor]
+
+    def __init__(
+        self,
+        train: TrainingSet,
+        *,
+        features: PathLike_ | nn.Module,
+        weights: PathLike_ | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(train, k=1, features=feature_extractor(features, weights=weights), **kwargs)
+        self.add_state("distances", [], dist_reduce_fx="cat")
+
+    def references(self, rows: Tensor) -> Tensor:
+        """Return the features of the training set, scaled to length one; those without a direction are left out."""
+        return unit_rows(rows[rows.any(dim=1)])
+
+    def update(self, generated: Tensor) -> None:
+        """Take in more generated images, shape ``(Q, C, H, W)``."""
+        rows = unit_rows(self.generated_rows(generated))
+        self.distances.append(nearest_cosine_distance(rows, self.train_rows, norms=self.train_norms))
+
+    def nearest(self) -> Tensor:
+        """Return the distances of all updates and processes, shape ``(Q,)``."""
+        return joined(self.distances, device=self.device)
+
+
+class TwoKindsMetric(BaseMetric):
+    """Base of the metrics that are fed two kinds of samples, one kind at a time."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> None:
+        """Take in more samples, as ``update``; a batch of one kind has no value of its own to return."""
+        self.update(*args, **kwargs)
+
+
+class TwoSampleMetric(TwoKindsMetric):
     """Base of the metrics of two sets of features, fed like torchmetrics' FID: ``update(images, real=True | False)``.
 
     All features are kept until ``reset``, in float32. A sampler that repeats images to give every process as many makes
@@ -281,7 +266,7 @@ class TwoSampleMetric(TwoKindsMetric, PlottedMetric):
 
     Args:
         features: a name or a file for :func:`~lightning_iet.metrics.features.feature_extractor`, or a module.
-        k: the neighbour that gives a ball its radius.
+        k: the neighbour whose distance is a real image's radius.
         weights: the feature network's weight file.
         reset_real_features: whether ``reset`` drops the real images too.
         kwargs: passed on to :class:`torchmetrics.Metric`.
@@ -289,6 +274,7 @@ class TwoSampleMetric(TwoKindsMetric, PlottedMetric):
 
     higher_is_better = True
     plot_lower_bound = 0.0
+    settings = ("features", "k", "reset_real_features")
     real: list[Tensor]
     generated: list[Tensor]
     width: Tensor
@@ -356,40 +342,3 @@ class TwoSampleMetric(TwoKindsMetric, PlottedMetric):
         super().reset()
         if real and not self.reset_real_features:
             self.real, self.width = real, width
-
-
-class CosineMetric(TrainingSetMetric, PlottedMetric):
-    """Base of the metrics of the cosine distance to the nearest training image.
-
-    Args:
-        train: as :class:`~lightning_iet.metrics.base.TrainingSetMetric`.
-        features: a name or a file for :func:`~lightning_iet.metrics.features.feature_extractor`, or a module.
-        weights: the feature network's weight file.
-        kwargs: passed on to :class:`torchmetrics.Metric`.
-    """
-
-    distances: list[Tensor]
-
-    def __init__(
-        self,
-        train: TrainingSet,
-        *,
-        features: PathLike_ | nn.Module,
-        weights: PathLike_ | None = None,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(train, k=1, features=feature_extractor(features, weights=weights), **kwargs)
-        self.add_state("distances", [], dist_reduce_fx="cat")
-
-    def references(self, rows: Tensor) -> Tensor:
-        """Return the features of the training set, scaled to length one; those without a direction are left out."""
-        return unit_rows(rows[rows.any(dim=1)])
-
-    def update(self, generated: Tensor) -> None:
-        """Take in more generated images, shape ``(Q, C, H, W)``."""
-        rows = unit_rows(self.generated_rows(generated))
-        self.distances.append(nearest_cosine_distance(rows, self.train_rows, norms=self.train_norms))
-
-    def nearest(self) -> Tensor:
-        """Return the distances of all updates and processes, shape ``(Q,)``."""
-        return joined(self.distances, device=self.device)

@@ -42,5 +42,7 @@ class CleanFID(BaseMetric, FrechetInceptionDistance):
         ValueError: if it is no TorchScript file, or that of another network.
     """
 
+    settings = ("reset_real_features",)
+
     def __init__(self, weights: str | PathLike[str] | None = None, **kwargs: Any) -> None:
         super().__init__(feature=CleanInceptionFeatures(weights), **kwargs)

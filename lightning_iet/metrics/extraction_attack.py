@@ -7,10 +7,10 @@ from torch import Tensor
 
 from lightning_iet.functional.exhaustive_neighbors import float_rows
 from lightning_iet.functional.extraction_attack import Clique, check_min_size, check_tiles, extraction_attack
-from lightning_iet.metrics.base import PlottedMetric, TrainingSet, TrainingSetMetric, joined
+from lightning_iet.metrics.base import TrainingSet, TrainingSetMetric, joined
 
 
-class ExtractionAttack(TrainingSetMetric, PlottedMetric):
+class ExtractionAttack(TrainingSetMetric):
     r"""Count cliques of near duplicates among generated images, and those of them that show a training image.
 
     Two images are near duplicates if
@@ -68,6 +68,7 @@ class ExtractionAttack(TrainingSetMetric, PlottedMetric):
 
     higher_is_better = False
     plot_lower_bound = 0.0
+    settings = ("eps", "min_size", "grid")
     generated: list[Tensor]
 
     def __init__(

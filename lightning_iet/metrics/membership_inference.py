@@ -15,10 +15,10 @@ from lightning_iet.functional.membership_inference import (
     membership_inference,
     roc_curve,
 )
-from lightning_iet.metrics.base import PlottedMetric, TwoKindsMetric, Values, joined
+from lightning_iet.metrics.base import TwoKindsMetric, Values, joined
 
 
-class MembershipInference(TwoKindsMetric, PlottedMetric):
+class MembershipInference(TwoKindsMetric):
     r"""How well an attacker who sees the loss of an image can tell whether the image was trained on.
 
     .. math::
@@ -64,6 +64,7 @@ class MembershipInference(TwoKindsMetric, PlottedMetric):
 
     higher_is_better = False
     plot_lower_bound = 0.0
+    settings = ("rates", "confidence")
     plot_upper_bound = 1.0
     members: list[Tensor]
     non_members: list[Tensor]

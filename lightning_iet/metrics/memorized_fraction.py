@@ -1,16 +1,33 @@
 """Memorized fraction, the measure of Yoon et al. 2023 and Gu et al. 2023."""
 
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from lightning_iet.functional.checks import check_number
+from lightning_iet.functional.duplicates import duplicate_groups, nearest_of_two_groups
 from lightning_iet.functional.memorization import nearest_ratio
-from lightning_iet.metrics.base import PlottedMetric, TrainingSet, TrainingSetMetric
+from lightning_iet.functional.neighbors import search_rows
+from lightning_iet.metrics.base import TrainingSet, TrainingSetMetric, joined
 
 
-class MemorizedFraction(TrainingSetMetric, PlottedMetric):
+class Copies(NamedTuple):
+    """Generated images that count as copies, with their originals.
+
+    Attributes:
+        generated: which image it is, counted in order of ``update``, int64, ascending, shape ``(M,)``.
+        train: index of the nearest training image, int64, shape ``(M,)``.
+        ratios: ``d1 / d2``, float32, shape ``(M,)``.
+    """
+
+    generated: Tensor
+    train: Tensor
+    ratios: Tensor
+
+
+class MemorizedFraction(TrainingSetMetric):
     r"""Share of generated images that are far closer to one training image than to any other.
 
     .. math:: \frac{1}{Q} \#\{\hat x : d_1(\hat x) / d_2(\hat x) < \rho\}
@@ -20,8 +37,11 @@ class MemorizedFraction(TrainingSetMetric, PlottedMetric):
     Diffusion Models*, arXiv:2310.02664).
 
     An exact copy of a training image that stands twice in the set has ``d1 = d2 = 0`` and counts as memorised *(our
-    choice)*. A near copy of it has a ratio near 1 and does not count: remove duplicates, or look at
-    :class:`~lightning_iet.metrics.MemorizedQuantity` as well.
+    choice)*. A near copy of it has a ratio near 1 and does not count as published. With ``duplicates="group"`` it does
+    *(our choice: images that stand there often are the ones that are copied)*: near-duplicates in the training set, see
+    :func:`~lightning_iet.functional.duplicates.duplicate_groups`, are then one image, so that ``d2`` is the distance to
+    the nearest training image of another group. They are looked for at the first update, which costs a search of the
+    training set among itself.
 
     Input of ``update`` and ``forward``:
 
@@ -35,42 +55,84 @@ class MemorizedFraction(TrainingSetMetric, PlottedMetric):
         train: the training set: a tensor ``(N, C, H, W)``, a map-style data set of images or of tuples that begin with
             one, or a data loader; uint8, or floating point in [0, 1].
         ratio: the threshold ``ρ``, in (0, 1].
+        duplicates: ``"keep"`` compares with every training image, as published; ``"group"`` counts near-duplicates in
+            the training set as one image.
         kwargs: passed on to :class:`torchmetrics.Metric`.
 
     Raises:
         TypeError: if ``train`` is of another kind.
         ValueError: if ``train`` is empty, holds images of several sizes, values outside [0, 1] or fewer than two
-            images; if ``ratio`` lies outside (0, 1].
+            images; if ``ratio`` lies outside (0, 1]; if ``duplicates`` is something else; in ``update``, if all
+            training images are near-duplicates of one another and are to be grouped.
 
     Example:
         >>> train = torch.rand(100, 3, 8, 8, generator=torch.Generator().manual_seed(0))
         >>> copies = train[:5]
         >>> others = torch.rand(15, 3, 8, 8, generator=torch.Generator().manual_seed(1))
         >>> metric = MemorizedFraction(train)
-        >>> metric.update(torch.cat([copies, others]))
+        >>> metric.update(torch.cat([others, copies]))
         >>> metric.compute()
         tensor(0.2500)
+        >>> metric.copies().generated, metric.copies().train
+        (tensor([15, 16, 17, 18, 19]), tensor([0, 1, 2, 3, 4]))
     """
 
     higher_is_better = False
     plot_lower_bound = 0.0
     plot_upper_bound = 1.0
-    ties = True  # on grids of pixel values d1 / d2 often meets the threshold exactly
+    settings = ("ratio", "duplicates")
     memorized: Tensor
     total: Tensor
+    originals: list[Tensor]
+    ratios: list[Tensor]
 
-    def __init__(self, train: TrainingSet, *, ratio: float = 1 / 3, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        train: TrainingSet,
+        *,
+        ratio: float = 1 / 3,
+        duplicates: Literal["keep", "group"] = "keep",
+        **kwargs: Any,
+    ) -> None:
         check_number("ratio", ratio, "(0, 1]", "The published one is 1/3.")
+        if duplicates not in ("keep", "group"):
+            raise ValueError(f"Argument `duplicates` expected 'keep' or 'group', but got {duplicates!r}. Choose one.")
         super().__init__(train, k=2, **kwargs)
-        self.ratio = ratio
+        self.ratio, self.duplicates = ratio, duplicates
+        self.groups: Tensor | None = None  # of the training images, once they are known
         self.add_state("memorized", torch.tensor(0), dist_reduce_fx="sum")
         self.add_state("total", torch.tensor(0), dist_reduce_fx="sum")
+        self.add_state("originals", [], dist_reduce_fx="cat")  # of every generated image; -1 for what is no copy
+        self.add_state("ratios", [], dist_reduce_fx="cat")
 
     def update(self, generated: Tensor) -> None:
         """Count in more generated images, shape ``(Q, C, H, W)``."""
-        self.memorized += (nearest_ratio(self.sq_distances(generated)) < self.ratio).sum()
+        rows = self.generated_rows(generated)
+        if self.duplicates == "keep":
+            # With ties in order: on grids of pixel values d1 / d2 often meets the threshold exactly.
+            sq_distances, indices = search_rows(rows, self.train_rows, 2, norms=self.train_norms)
+        else:
+            if self.groups is None:
+                self.groups = duplicate_groups(self.train_rows).group.to(self.device)
+            sq_distances, indices = nearest_of_two_groups(rows, self.train_rows, self.groups, norms=self.train_norms)
+        ratios = nearest_ratio(sq_distances)
+        memorized = ratios < self.ratio
+        self.memorized += memorized.sum()
         self.total += len(generated)
+        self.originals.append(indices[:, 0].where(memorized, -1))
+        self.ratios.append(ratios)
 
     def compute(self) -> Tensor:
         """Return the share over all updates and processes."""
         return self.memorized / self.total
+
+    def copies(self) -> Copies:
+        """Return which of the images that this process was updated with are copies, and of which training image."""
+        originals = joined(self.originals, device=self.device).long()
+        places = (originals >= 0).nonzero()[:, 0]
+        return Copies(places, originals[places], joined(self.ratios, device=self.device)[places])
+
+    def _apply(self, fn: Callable[..., Any], exclude_state: Iterable[str] = "") -> "MemorizedFraction":
+        super()._apply(fn, exclude_state)
+        self.groups = None if self.groups is None else self.groups.to(self.device)
+        return self

@@ -1,7 +1,7 @@
 """Memorized quantity (MQ), the measure of Liu et al., ECCV 2024."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import matplotlib.pyplot as plt
 import torch
@@ -10,23 +10,25 @@ from matplotlib.figure import FigureBase
 from torch import Tensor
 
 from lightning_iet.functional.checks import check_numbers
-from lightning_iet.functional.memorization import MQ_THRESHOLDS, count_below, memorization_ratio
-from lightning_iet.metrics.base import TrainingSet, TrainingSetMetric
+from lightning_iet.functional.memorization import MQ_THRESHOLDS, count_below, memorization_ratio, mq_name
+from lightning_iet.metrics.base import TrainingSet, TrainingSetMetric, Values
 
 
 class MemorizedQuantity(TrainingSetMetric):
-    r"""Count the generated images that stand much closer to one training image than to its neighbourhood.
+    r"""Share of generated images that stand much closer to one training image than to its neighbourhood.
 
     .. math::
-        \mathrm{MQ}_a = \#\{\hat x : r(\hat x) < a\}, \qquad
+        \mathrm{MQ}_a = \frac{1}{Q} \#\{\hat x : r(\hat x) < a\}, \qquad
         r(\hat x) = \min_j D_j \Big/ \frac{1}{k} \sum_{j=1}^{k} D_j, \qquad D_j = \lVert \hat x - x_j \rVert^2
 
     with the ``k`` nearest training images in the mean, the nearest included (Liu, Guan, Wu, Miao, *Iterative Ensemble
     Training with Anti-Gradient Control for Mitigating Memorization in Diffusion Models*, ECCV 2024, arXiv:2407.15328).
-    The distances are exact, and streamed: memory does not grow with the product of the two set sizes.
+    The published measure is the count, the share times the number of generated images; the counts of this process are
+    in ``counts`` and ``total``. The distances are exact, and streamed: memory does not grow with the product of the two
+    set sizes.
 
-    A count says little by itself. Compare it with that of as many held-out real images: on data of low variety, digits
-    say, many of those have a small ratio too, without having been copied from anything.
+    A share says little by itself. Compare it with that of held-out real images: on data of low variety, digits say,
+    many of those have a small ratio too, without having been copied from anything.
 
     Input of ``update`` and ``forward``:
 
@@ -34,7 +36,8 @@ class MemorizedQuantity(TrainingSetMetric):
 
     Output of ``compute`` and ``forward``:
 
-    - for each threshold the count, a 0-d int64 tensor.
+    - for each threshold the share, under ``"mq_0.15"`` and the like, a 0-d tensor in [0, 1]; NaN while there are no
+      generated images.
 
     Args:
         train: the training set: a tensor ``(N, C, H, W)``, a map-style data set of images or of tuples that begin with
@@ -55,12 +58,15 @@ class MemorizedQuantity(TrainingSetMetric):
         >>> metric = MemorizedQuantity(train, thresholds=(0.15, 0.50))
         >>> metric.update(torch.cat([copies, others]))
         >>> metric.compute()
-        {0.15: tensor(5), 0.5: tensor(5)}
+        {'mq_0.15': tensor(0.2000), 'mq_0.5': tensor(0.2000)}
     """
 
     higher_is_better = False
     plot_lower_bound = 0.0
+    plot_upper_bound = 1.0
+    settings = ("thresholds", "k")
     counts: Tensor
+    total: Tensor
 
     def __init__(
         self, train: TrainingSet, *, thresholds: Sequence[float] = MQ_THRESHOLDS, k: int = 50, **kwargs: Any
@@ -74,6 +80,7 @@ class MemorizedQuantity(TrainingSetMetric):
         super().__init__(train, k=k, **kwargs)
         self.thresholds = tuple(thresholds)
         self.add_state("counts", torch.zeros(len(thresholds), dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("total", torch.tensor(0), dist_reduce_fx="sum")
 
     def _too_few(self, found: int, k: int) -> str:
         remedy = f"Pass k={found} or less" if found >= 2 else "Add images"
@@ -81,16 +88,15 @@ class MemorizedQuantity(TrainingSetMetric):
 
     def update(self, generated: Tensor) -> None:
         """Count in more generated images, shape ``(Q, C, H, W)``."""
-        self.counts += count_below(memorization_ratio(self.sq_distances(generated)), self.thresholds)
+        self.counts += count_below(memorization_ratio(self.neighbors(generated)[0]), self.thresholds)
+        self.total += len(generated)
 
-    def compute(self) -> dict[float, Tensor]:
-        """Return the count at each threshold, over all updates and processes."""
-        return dict(zip(self.thresholds, self.counts, strict=True))
+    def compute(self) -> dict[str, Tensor]:
+        """Return the share at each threshold, over all updates and processes."""
+        return dict(zip(map(mq_name, self.thresholds), self.counts / self.total, strict=True))
 
-    def plot(
-        self, val: dict[float, Tensor] | Sequence[dict[float, Tensor]] | None = None, ax: Axes | None = None
-    ) -> tuple[FigureBase, Axes]:
-        """Draw the count against the threshold.
+    def plot(self, val: Values | None = None, ax: Axes | None = None) -> tuple[FigureBase, Axes]:
+        """Draw the share against the threshold.
 
         Args:
             val: a result of ``compute`` or ``forward``, or several of them (a curve each); by default ``compute()``.
@@ -104,13 +110,13 @@ class MemorizedQuantity(TrainingSetMetric):
             >>> metric.update(torch.eye(4)[:1].reshape(1, 1, 2, 2))
             >>> figure, axes = metric.plot()
             >>> axes.get_ylabel()
-            'generated images with r < a'
+            'share of generated images with r < a'
         """
         val = self.compute() if val is None else val
         ax = plt.subplots()[1] if ax is None else ax
-        for curve in [val] if isinstance(val, dict) else val:
-            ax.plot(list(curve), [int(count) for count in curve.values()], marker="o")
-        ax.set(xlabel="threshold a", ylabel="generated images with r < a", title=type(self).__name__)
-        ax.set_ylim(bottom=self.plot_lower_bound)
+        for curve in cast("Sequence[dict[str, Tensor]]", [val] if isinstance(val, dict) else val):
+            ax.plot(self.thresholds, [float(share) for share in curve.values()], marker="o")
+        ax.set(xlabel="threshold a", ylabel="share of generated images with r < a", title=type(self).__name__)
+        ax.set_ylim(self.plot_lower_bound, self.plot_upper_bound)
         ax.grid(visible=True)
         return ax.figure, ax

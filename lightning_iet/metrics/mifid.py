@@ -15,12 +15,12 @@ from lightning_iet.functional.mifid import (
     moments_of_sums,
     penalized,
 )
-from lightning_iet.metrics.base import PlottedMetric, TrainingSet, TrainingSetMetric
+from lightning_iet.metrics.base import TrainingSet, TrainingSetMetric
 from lightning_iet.metrics.features import feature_extractor
 from lightning_iet.metrics.features.base import PathLike_
 
 
-class MiFID(TrainingSetMetric, PlottedMetric):
+class MiFID(TrainingSetMetric):
     r"""Fréchet distance to the training set, divided by the mean distance to the nearest training image if small.
 
     .. math::
@@ -76,6 +76,7 @@ class MiFID(TrainingSetMetric, PlottedMetric):
 
     higher_is_better = False
     plot_lower_bound = 0.0
+    settings = ("features", "threshold")
     count: Tensor
     total: Tensor
     products: Tensor

@@ -6,12 +6,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from lightning_iet.functional.nearest_training_distance import QUANTILES, check_quantiles, distance_summary
-from lightning_iet.metrics.base import PlottedMetric, TrainingSet, TrainingSetMetric, joined
+from lightning_iet.metrics.base import TrainingSet, TrainingSetMetric, joined
 from lightning_iet.metrics.features import feature_extractor
 from lightning_iet.metrics.features.base import PathLike_
 
 
-class NearestTrainingDistance(TrainingSetMetric, PlottedMetric):
+class NearestTrainingDistance(TrainingSetMetric):
     r"""Mean and quantiles of the plain l2 distance of generated images to their nearest training images.
 
     .. math:: d_1(\hat x) = \min_j \lVert f(\hat x) - f(x_j) \rVert
@@ -53,6 +53,7 @@ class NearestTrainingDistance(TrainingSetMetric, PlottedMetric):
 
     higher_is_better = None  # far from the training set is no copy, and may be no image either
     plot_lower_bound = 0.0
+    settings = ("features", "quantiles")
     distances: list[Tensor]
 
     def __init__(
@@ -73,7 +74,7 @@ class NearestTrainingDistance(TrainingSetMetric, PlottedMetric):
 
     def update(self, generated: Tensor) -> None:
         """Take in more generated images, shape ``(Q, C, H, W)``."""
-        self.distances.append(self.sq_distances(generated)[:, 0].sqrt())
+        self.distances.append(self.neighbors(generated)[0][:, 0].sqrt())
 
     def compute(self) -> dict[str, Tensor]:
         """Return the summary over all updates and processes."""

@@ -56,6 +56,7 @@ class SSCDSimilarity(CosineMetric):
     higher_is_better = False
     plot_lower_bound = -1.0
     plot_upper_bound = 1.0
+    settings = ("features", "threshold")
 
     def __init__(
         self,

@@ -34,7 +34,7 @@ def test_figures_are_those_of_the_functional_measures(run):
     fraction = memorized_fraction(generated.pixels, train.pixels)
     assert findings.generated.memorized_fraction.share == pytest.approx(float(fraction))
     quantity = memorized_quantity(generated.pixels, train.pixels, k=20)
-    counts = {f"{a:g}": int(count) for a, count in quantity.items()}
+    counts = {name.removeprefix("mq_"): round(float(share) * len(generated)) for name, share in quantity.items()}
     assert {a: part.count for a, part in findings.generated.memorized_quantity.items()} == counts
     assert findings.generated.copies == findings.generated.memorized_fraction  # there are no duplicates
 

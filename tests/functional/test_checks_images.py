@@ -19,14 +19,29 @@ def test_unit_interval_is_division_by_255():
     assert torch.equal(images, torch.arange(256, dtype=torch.uint8)), "the input must stay as it is"
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_rounding_errors_outside_the_range_are_let_through(dtype):
+    images = torch.tensor([[-1e-6, 0.5, 1 + 1e-6, 0.9995, 1.0005]], dtype=dtype)
+    assert torch.equal(image_rows(images), images.float())
+    mean, std = torch.rand(2, 200, 3, generator=torch.Generator().manual_seed(0), dtype=dtype)
+    restored = (1 - mean) / std * std + mean
+    assert restored.aminmax().max > 1, "a round trip through normalisation leaves the interval"
+    assert image_rows(restored).shape == (200, 3)
+
+
 @pytest.mark.parametrize(
     ("images", "error", "message"),
     [
         ([[0.0]], TypeError, "Argument `x` expected a tensor, but got list. Convert it"),
         (torch.zeros(3), ValueError, r"shape \(N, C, H, W\), but got \(3,\). Add"),
         (torch.zeros(2, 3, dtype=torch.int64), TypeError, "uint8 or floating point, but got torch.int64. Convert"),
-        (torch.tensor([[0.0, 1.5]]), ValueError, r"in \[0, 1\], but got values from 0 to 1.5. Scale"),
-        (torch.tensor([[-1.0, 1.0]]), ValueError, r"in \[0, 1\], but got values from -1 to 1. Scale"),
+        (torch.tensor([[0.0, 1.5]]), ValueError, r"in \[0, 1\], but got values from 0 to 1.5. Scale them by the range"),
+        (torch.tensor([[0.0, 255.0]]), ValueError, r"values from 0 to 255. Scale them by images / 255, or pass .to\("),
+        (
+            torch.tensor([[-1.0, 1.0]]),
+            ValueError,
+            r"in \[0, 1\], but got values from -1 to 1. Scale them by \(images \+ 1\) / 2",
+        ),
         (torch.tensor([[0.0, torch.nan]]), ValueError, r"in \[0, 1\], but got NaN. Scale"),
         (torch.tensor([[0.0, torch.inf]]), ValueError, r"in \[0, 1\], but got values from 0 to inf. Scale"),
     ],

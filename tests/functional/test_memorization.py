@@ -25,7 +25,7 @@ def naive_quantity(generated, train, thresholds, k):
     for image in generated:
         squared = sorted(distance(image, other) ** 2 for other in train)[:k]
         ratios.append(squared[0] / (sum(squared) / k) if sum(squared) else 0.0)
-    return {threshold: sum(ratio < threshold for ratio in ratios) for threshold in thresholds}
+    return {f"mq_{threshold:g}": sum(ratio < threshold for ratio in ratios) / len(ratios) for threshold in thresholds}
 
 
 def naive_fraction(generated, train, ratio):
@@ -68,8 +68,18 @@ def test_planted_copies_are_found_and_only_those():
     generated[7, 0, 0, 0] += 1  # still no copy
     generated[:7, 0, 0, 0] ^= 1  # copies but for one level of one pixel
     assert memorized_quantity(generated, train) == naive_quantity(generated / 255, train / 255, MQ_THRESHOLDS, 50)
-    assert memorized_quantity(generated, train)[0.15] == 7
+    assert memorized_quantity(generated, train)["mq_0.15"] == 7 / 40
     assert memorized_fraction(generated, train) == 7 / 40
+
+
+def test_near_duplicates_of_the_original_may_count_as_one_image():
+    draw = torch.Generator().manual_seed(0)
+    train, others = torch.rand(2, 60, 1, 4, 4, generator=draw)
+    train[:20] = (train[0] + 0.01 * torch.rand(20, 1, 4, 4, generator=draw)).clamp(0, 1)
+    generated = torch.cat([train[:1] * 0.98, others])
+    one_each = torch.cat([train[19:20], train[20:]])
+    assert memorized_fraction(generated, train) == 0
+    assert memorized_fraction(generated, train, duplicates="group") == naive_fraction(generated, one_each, 1 / 3) > 0
 
 
 @pytest.mark.parametrize("times", [2, 3, 60])
@@ -78,7 +88,7 @@ def test_an_exact_copy_of_a_duplicated_training_image_counts(times):
     train[:times] = train[0].clone()
     copies, others = train[:1].repeat(3, 1, 1, 1), torch.rand(5, 1, 4, 4)
     generated = torch.cat([copies, others])
-    assert memorized_quantity(generated, train)[0.15] == 3
+    assert memorized_quantity(generated, train)["mq_0.15"] == 3 / 8
     assert memorized_fraction(generated, train) == naive_fraction(generated, train, 1 / 3) >= 3 / 8
 
 
@@ -87,7 +97,7 @@ def test_ratio_at_the_threshold_does_not_count():
     generated = torch.tensor([0.375]).reshape(1, 1, 1, 1)  # d1 / d2 = 0.125 / 0.5
     assert memorized_fraction(generated, train, ratio=0.25) == 0
     assert memorized_fraction(generated, train, ratio=0.2501) == 1
-    assert memorized_quantity(generated, train, thresholds=(2 / 17, 0.118), k=2) == {2 / 17: 0, 0.118: 1}
+    assert memorized_quantity(generated, train, thresholds=(2 / 17, 0.118), k=2) == {"mq_0.117647": 0, "mq_0.118": 1}
 
 
 @given(
@@ -110,5 +120,6 @@ def test_memorization_ratio_ignores_the_order():
 def test_counts_are_integers_and_empty_input_counts_nothing():
     assert torch.equal(count_below(torch.zeros(0), (0.1, 0.2)), torch.tensor([0, 0]))
     nothing, train = torch.zeros(0, 1, 2, 2), torch.rand(60, 1, 2, 2)
-    assert memorized_quantity(nothing, train) == dict.fromkeys(MQ_THRESHOLDS, 0)
+    assert len(memorized_quantity(nothing, train)) == len(MQ_THRESHOLDS)
+    assert all(share.isnan() for share in memorized_quantity(nothing, train).values())
     assert memorized_fraction(nothing, train).isnan()

@@ -80,6 +80,24 @@ def assert_same(found, expected):
 every = pytest.mark.parametrize("name", ALL)
 
 
+REPRS = {
+    "distance": "NearestTrainingDistance(train=<30 x (1, 4, 4)>, features=pixels, quantiles=(0.01, 0.05, 0.25, 0.5,",
+    "distance of features": "NearestTrainingDistance(train=<30 x (1, 4, 4)>, features=Means, quantiles=(0.01,",
+    "amd": "AverageMinimumDistance(train=<30 x (1, 4, 4)>, features=Means)",
+    "sscd": "SSCDSimilarity(train=<30 x (1, 4, 4)>, features=PixelFeatures, threshold=0.95)",
+    "mifid": "MiFID(train=<30 x (1, 4, 4)>, features=Means, threshold=0.5)",
+    "extraction": "ExtractionAttack(train=<30 x (1, 4, 4)>, eps=0.15, min_size=3, grid=4)",
+    "precision": "PrecisionRecall(features=PixelFeatures, k=3, reset_real_features=True)",
+    "density": "DensityCoverage(features=PixelFeatures, k=5, reset_real_features=True)",
+    "membership": "MembershipInference(rates=(0.01, 0.001), confidence=0.95)",
+}
+
+
+@every
+def test_repr_says_the_settings(name):
+    assert repr(ALL[name]()).startswith(REPRS[name])
+
+
 @every
 @given(splits=st.lists(st.integers(0, 20), max_size=3).map(sorted))
 @settings(max_examples=10)

@@ -1,3 +1,5 @@
+import pickle
+
 import matplotlib
 import matplotlib.pyplot as plt
 import pytest
@@ -66,6 +68,71 @@ def test_an_exact_copy_of_a_duplicated_training_image_counts():
     assert metric.compute() == 1
 
 
+def near_duplicates(image, number, generator):
+    """Change an image slightly, in brightness and by noise, as a data set holds it again and again."""
+    brightness = 1 + 0.04 * torch.randn(number, 1, 1, 1, generator=generator)
+    return (image * brightness + 0.01 * torch.randn(number, *image.shape, generator=generator)).clamp(0, 1)
+
+
+@pytest.mark.parametrize("times", [3, 30, 80, 200])
+@pytest.mark.parametrize("seed", range(3))
+def test_copies_of_an_image_that_occurs_often_are_found_by_groups(times, seed):
+    generator = torch.Generator().manual_seed(seed)
+    repeated, *others = torch.rand(301, 1, 8, 8, generator=generator)
+    train = torch.cat([near_duplicates(repeated, times, generator), torch.stack(others)])
+    train = train[torch.randperm(len(train), generator=generator)]
+    copies, held_out = near_duplicates(repeated, 30, generator), torch.rand(50, 1, 8, 8, generator=generator)
+    grouped, published = MemorizedFraction(train, duplicates="group"), MemorizedFraction(train)
+    for metric in (grouped, published):
+        metric.update(torch.cat([held_out, copies]))
+    assert grouped.compute() == 30 / 80
+    assert published.compute() <= 5 / 80, "the published measure does not see them"
+    found = grouped.copies()
+    assert found.generated.tolist() == list(range(50, 80))
+    assert (train[found.train] - repeated).abs().mean() < 0.1
+    assert (found.ratios < 1 / 3).all()
+
+
+def test_groups_change_nothing_where_no_image_occurs_twice():
+    generated, train = draw()
+    for images in (generated, train):
+        grouped, published = MemorizedFraction(train, duplicates="group"), MemorizedFraction(train)
+        assert grouped(images) == published(images)
+        assert all(map(torch.equal, grouped.copies(), published.copies()))
+
+
+def test_groups_survive_reset_and_pickling_and_follow_the_device():
+    generated, train = draw()
+    metric = MemorizedFraction(torch.cat([train, train]), duplicates="group")
+    expected = metric(generated)
+    metric.reset()
+    copied = pickle.loads(pickle.dumps(metric))
+    assert copied(generated) == expected
+    assert metric.metric_state.keys().isdisjoint({"groups"})
+    assert copied.to("meta").groups.device.type == "meta"
+
+
+def test_repr_says_the_settings():
+    metric = MemorizedFraction(torch.rand(40, 1, 4, 4), duplicates="group")
+    assert repr(metric) == "MemorizedFraction(train=<40 x (1, 4, 4)>, ratio=0.333333, duplicates='group')"
+
+
+def test_copies_name_their_originals():
+    generated, train = draw()
+    metric = MemorizedFraction(train, ratio=0.5)
+    for batch in generated.split(8):
+        metric.update(batch)
+    distances = torch.cdist(generated.flatten(1).double(), train.flatten(1).double())
+    first, second = distances.sort(dim=1).values[:, :2].T
+    expected = (first < 0.5 * second).nonzero()[:, 0]
+    found = metric.copies()
+    assert found.generated.tolist() == expected.tolist() != []
+    assert found.train.tolist() == distances.argmin(dim=1)[expected].tolist()
+    torch.testing.assert_close(found.ratios.double(), (first / second)[expected], rtol=1e-4, atol=0)
+    metric.reset()
+    assert [len(part) for part in metric.copies()] == [0, 0, 0]
+
+
 @given(seed=st.integers(0, 1000), splits=st.lists(st.integers(0, 20), max_size=3).map(sorted))
 def test_batches_do_not_matter(seed, splits):
     generated, train = draw(seed)
@@ -123,6 +190,11 @@ def test_two_processes_equal_one(split, processes):
     generated, train = draw()
     shares = [generated[:split].split(2), generated[split:].split(7)]
     assert processes(2).run(on_ranks, shares) == [naive(generated, train)] * 2
+
+
+def test_other_words_for_duplicates_are_refused():
+    with pytest.raises(ValueError, match="Argument `duplicates` expected 'keep' or 'group', but got 'drop'"):
+        MemorizedFraction(torch.rand(30, 1, 4, 4), duplicates="drop")
 
 
 @pytest.mark.parametrize("ratio", [0, -1, 1.5, float("nan")])

@@ -1,3 +1,4 @@
+import lightning.pytorch as pl
 import matplotlib
 import matplotlib.pyplot as plt
 import pytest
@@ -5,6 +6,7 @@ import torch
 import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils.data import DataLoader
 from torchmetrics import MetricCollection
 
 from lightning_iet.functional.memorization import MQ_THRESHOLDS
@@ -14,13 +16,14 @@ matplotlib.use("Agg")
 
 
 def naive(generated, train, thresholds, k):
-    """Every pair in float64, one after the other."""
+    """Every pair in float64, one after the other: the share below each threshold."""
     counts = dict.fromkeys(thresholds, 0)
     for image in generated.double():
         nearest = sorted(((image - other) ** 2).sum().item() for other in train.double())[:k]
         for threshold in thresholds:
             counts[threshold] += nearest[0] < threshold * sum(nearest) / k
-    return counts
+    shares = {f"mq_{threshold:g}": count / len(generated) for threshold, count in counts.items()}
+    return {name: pytest.approx(share, rel=1e-6) for name, share in shares.items()}
 
 
 def draw(seed=0, num_train=70, num_generated=20):
@@ -39,8 +42,13 @@ def test_equals_the_double_loop(k):
     metric = MemorizedQuantity(train, k=k)
     metric.update(generated)
     assert metric.compute() == naive(generated, train, MQ_THRESHOLDS, k)
-    assert tuple(metric.compute()) == MQ_THRESHOLDS
-    assert all(count.dtype == torch.int64 and count.ndim == 0 for count in metric.compute().values())
+    assert tuple(metric.compute())[:4] == ("mq_0.15", "mq_0.2", "mq_0.3", "mq_0.4")
+    assert len(metric.compute()) == len(MQ_THRESHOLDS)
+    assert all(share.dtype == torch.float32 and share.ndim == 0 for share in metric.compute().values())
+    expected = {f"mq_{a:g}": count / 20 for a, count in zip(metric.thresholds, metric.counts.tolist(), strict=True)}
+    assert metric.compute() == pytest.approx(expected)
+    assert metric.counts.dtype == torch.int64
+    assert metric.total == 20
 
 
 def test_planted_copies_are_found_and_only_those():
@@ -51,7 +59,8 @@ def test_planted_copies_are_found_and_only_those():
     generated[10:16, 0, 0, 0] ^= 1
     metric = MemorizedQuantity(train)
     metric.update(generated)
-    assert metric.compute()[0.15] == metric.compute()[0.5] == 6
+    assert metric.counts[metric.thresholds.index(0.15)] == metric.counts[metric.thresholds.index(0.5)] == 6
+    assert metric.compute()["mq_0.15"] == metric.compute()["mq_0.5"] == pytest.approx(6 / 50)
 
 
 @given(seed=st.integers(0, 1000), splits=st.lists(st.integers(0, 20), max_size=3).map(sorted))
@@ -97,6 +106,41 @@ def test_lives_in_a_collection():
     alone = MemorizedQuantity(train, thresholds=(0.5,))
     alone.update(generated)
     assert collection["mq"].compute() == alone.compute()
+    assert collection.compute() == {"mq_0.5": alone.compute()["mq_0.5"], "mf": collection["mf"].compute()}
+
+
+def test_a_module_logs_it(tmp_path):
+    generated, train = draw()
+    metric = MemorizedQuantity(train, thresholds=(0.15, 0.5), k=10)
+    collection = MetricCollection([MemorizedQuantity(train, k=10), MemorizedFraction(train)], prefix="val/")
+
+    class Logging(pl.LightningModule):
+        def validation_step(self, batch):
+            metric.update(batch)
+            collection.update(batch)
+
+        def on_validation_epoch_end(self):
+            self.log_dict(metric.compute())
+            self.log_dict(collection.compute())
+
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=tmp_path,
+    )
+    (logged,) = trainer.validate(Logging(), DataLoader(generated, batch_size=20), verbose=False)
+    expected = naive(generated, train, MQ_THRESHOLDS, 10)
+    assert {name: logged[name] for name in ("mq_0.15", "mq_0.5")} == {a: expected[a] for a in ("mq_0.15", "mq_0.5")}
+    assert {name: logged[f"val/{name}"] for name in expected} == expected
+    assert logged["val/MemorizedFraction"] == pytest.approx(collection["MemorizedFraction"].compute().item())
+
+
+def test_no_images_give_nan():
+    metric = MemorizedQuantity(draw()[1])
+    metric.update(torch.zeros(0, 1, 4, 4))
+    assert all(share.isnan() for share in metric.compute().values())
 
 
 def on_ranks(shares):
@@ -135,14 +179,15 @@ def test_bad_settings_are_refused_in_one_line(kwargs, message):
     assert "\n" not in str(caught.value)
 
 
-def test_plot_draws_the_counts():
+def test_plot_draws_the_shares():
     generated, train = draw()
     metric = MemorizedQuantity(train)
     values = [metric(batch) for batch in generated.split(10)]
     figure, axes = metric.plot()
     assert axes.figure is figure
     x, y = axes.lines[0].get_data()
-    assert dict(zip(x, y, strict=True)) == naive(generated, train, MQ_THRESHOLDS, 50)
+    assert tuple(x) == MQ_THRESHOLDS
+    assert {f"mq_{a:g}": share for a, share in zip(x, y, strict=True)} == naive(generated, train, MQ_THRESHOLDS, 50)
     _, given_axes = plt.subplots()
     assert metric.plot(values, ax=given_axes)[1] is given_axes
     assert len(given_axes.lines) == 2
