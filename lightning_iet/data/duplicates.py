@@ -1,10 +1,11 @@
 """Repeated images in a training set: made as a stress test, found, dropped or balanced."""
 
-from typing import Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.data import Dataset
 
 Change: TypeAlias = Literal["exact", "recolored", "moved"]
 
@@ -64,3 +65,63 @@ def _changed(images: Tensor, change: Change, generator: torch.Generator) -> Tens
     theta[:, :, 2] = shift
     grid = F.affine_grid(theta, list(images.shape), align_corners=False)
     return F.grid_sample(images, grid, padding_mode="border", align_corners=False).clamp(0, 1)
+
+
+class OncePerGroup(Dataset[tuple[Tensor, Any, int]]):
+    """Samples of which near-duplicates count as one: each item is one group, shown by one of its members at random.
+
+    The member is drawn from torch's global generator, as flips are: under shards that is seeded for each sample and
+    epoch, so that a resumed run, or one on other processes, sees the same images.
+
+    Args:
+        samples: Yields tuples that begin with image and condition, and end with the index.
+        group: Number of the group of each sample, shape ``(n,)``, from 0 without gaps.
+
+    Attributes:
+        targets: Class of each group's first member, where the samples have classes.
+
+    Raises:
+        ValueError: If samples and groups differ in number.
+
+    Example:
+        >>> samples = [("cat", 0, 0), ("dog", 0, 1), ("the same dog", 0, 2)]
+        >>> once = OncePerGroup(samples, torch.tensor([0, 1, 1]))
+        >>> len(once), once[0], {once[1] for _ in range(99)} == {("dog", 0, 1), ("the same dog", 0, 1)}
+        (2, ('cat', 0, 0), True)
+    """
+
+    targets: Tensor
+
+    def __init__(self, samples: Any, group: Tensor) -> None:
+        if len(samples) != len(group):
+            raise ValueError(
+                f"Argument `group` expected one number for each of {len(samples)} samples, got {len(group)}."
+            )
+        self.samples = samples
+        self.members = [
+            members.sort().values for members in group.argsort(stable=True).split(group.bincount().tolist())
+        ]
+        if hasattr(samples, "targets"):
+            self.targets = samples.targets[torch.stack([members[0] for members in self.members])]
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Any, int]:
+        members = self.members[index]
+        chosen = members[torch.randint(len(members), ())] if len(members) > 1 else members[0]
+        return (*self.samples[int(chosen)][:-1], index)
+
+
+def first_of_groups(group: Tensor) -> Tensor:
+    """Positions of the first member of each group, in ascending order: what is left when near-duplicates are dropped.
+
+    Args:
+        group: number of the group of each sample, shape ``(n,)``, from 0 without gaps.
+
+    Example:
+        >>> first_of_groups(torch.tensor([1, 0, 1, 2]))
+        tensor([0, 1, 3])
+    """
+    first = torch.full((int(group.max()) + 1,), len(group)).scatter_reduce(0, group, torch.arange(len(group)), "amin")
+    return first.sort().values

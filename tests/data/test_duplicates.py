@@ -5,7 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_iet.data.duplicates import repeat_images
+from lightning_iet.data import IndexedImages
+from lightning_iet.data.duplicates import OncePerGroup, first_of_groups, repeat_images
 
 
 @given(
@@ -64,3 +65,36 @@ def test_the_seed_decides_the_changes():
 def test_what_cannot_be_repeated_is_refused(options, message):
     with pytest.raises(ValueError, match=message):
         repeat_images(torch.rand(3, 1, 8, 8), **options)
+
+
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=12))
+def test_each_group_is_one_item_shown_by_its_members_alone(numbers):
+    group = torch.tensor(numbers).unique(return_inverse=True)[1]
+    samples = [(f"image {i}", i, i) for i in range(len(group))]
+    once = OncePerGroup(samples, group)
+    assert len(once) == len(set(numbers))
+    for item in range(len(once)):
+        members = {i for i, g in enumerate(group.tolist()) if g == item}
+        drawn = {once[item] for _ in range(60)}
+        assert {condition for _, condition, _ in drawn} <= members
+        assert {index for _, _, index in drawn} == {item}
+    assert first_of_groups(group).tolist() == sorted(group.tolist().index(g) for g in set(group.tolist()))
+
+
+def test_members_of_a_group_are_drawn_equally_often():
+    torch.manual_seed(0)
+    once = OncePerGroup([("a", 0, 0), ("b", 1, 1), ("c", 2, 2)], torch.tensor([0, 0, 0]))
+    counts = [0, 0, 0]
+    for _ in range(3000):
+        counts[once[0][1]] += 1
+    assert min(counts) > 900
+
+
+def test_classes_are_those_of_the_first_members():
+    samples = IndexedImages(torch.rand(4, 1, 2, 2), torch.tensor([5, 6, 7, 8]))
+    assert OncePerGroup(samples, torch.tensor([1, 0, 1, 2])).targets.tolist() == [6, 5, 8]
+
+
+def test_groups_for_other_samples_are_refused():
+    with pytest.raises(ValueError, match="Argument `group` expected one number for each of 1 samples"):
+        OncePerGroup([("a", 0, 0)], torch.tensor([0, 0]))

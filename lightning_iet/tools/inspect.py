@@ -1,0 +1,219 @@
+"""Look at a training set before training: near-duplicates, outliers, and which method suits it."""
+
+import csv
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from lightning_iet.audit.cache import BlockCache
+from lightning_iet.audit.reading import ImageSet, read_images
+from lightning_iet.data.decoding import Fit
+from lightning_iet.data.sources import open_source
+from lightning_iet.functional.duplicates import Duplicates, find_duplicates, without_self
+from lightning_iet.functional.neighbors import nearest_neighbors
+from lightning_iet.plots import image_grid, save_figure
+from lightning_iet.utilities.files import check_writable, printable, write_atomically
+
+RATIOS = (0.2, 1 / 3, 0.45)
+"""Thresholds at which near-duplicates are counted: strict, usual, loose."""
+FEW = 1_000  # images below which a model learns its training set by heart within hours
+UNEVEN = 0.01  # share of images with a near-duplicate from which a set counts as uneven
+OUTLIER = 3.0  # times the median distance to the nearest other image
+SHOWN = 8  # groups, and images of each, in the plot
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What there is to say about a training set.
+
+    Attributes:
+        images: number of images.
+        size: channels, height and width.
+        unreadable: images that could not be read.
+        duplicates: for each threshold the number of groups, of images in them, and the size of the largest.
+        outliers: names of images whose nearest other image is unusually far.
+        advice: the row of “Which method for my data?” that fits, and its command.
+    """
+
+    images: int
+    size: tuple[int, int, int]
+    unreadable: int
+    duplicates: dict[str, dict[str, int]]
+    outliers: list[str]
+    advice: str
+
+
+def inspect(
+    train: Path,
+    *,
+    out: Path = Path("inspection"),
+    resize: int | None = None,
+    fit: Fit = "crop",
+    ratio: float = 1 / 3,
+    k: int = 50,
+) -> Inspection:
+    """Look at training images before training, and say which method suits them.
+
+    Finds near-duplicates, which a model learns by heart first, and images unlike all others, which it learns by heart
+    late. Writes duplicates.csv (every image with a near-duplicate, by group), duplicates.png (the largest groups),
+    and inspection.json.
+
+    Args:
+        train: Folder of images, or whatever else `lightning-iet audit` reads.
+        out: Folder for the results; files of the same names in it are replaced.
+        resize: Height and width to bring images to; without it, all must have one size.
+        fit: Whether resizing takes the middle of an image (crop) or changes its proportions (stretch).
+        ratio: Two images are near-duplicates if they are nearer than this times the usual distance around them.
+        k: Images around an image that say what is usual there.
+
+    Returns:
+        What was found.
+
+    Raises:
+        ValueError: For settings out of range, a folder that cannot be written, or images that cannot be compared.
+    """
+    if resize is not None and resize < 1:
+        raise ValueError(f"Argument `resize` expected an integer ≥ 1, but got {resize}.")
+    if not 0 < ratio <= 1:
+        raise ValueError(f"Argument `ratio` expected a number in (0, 1], but got {ratio}. The usual one is 1/3.")
+    if k < 1:
+        raise ValueError(f"Argument `k` expected an integer ≥ 1, but got {k}.")
+    folder = Path(out)
+    check_writable(folder, argument="out", remedy="Give another folder with --out.")
+    with TemporaryDirectory() as work:
+        images = read_images(
+            open_source(train, argument="train"),
+            BlockCache(Path(work)),
+            argument="train",
+            location=str(train),
+            size=None if resize is None else (resize, resize),
+            fit=fit,
+        )
+        return inspect_images(images, folder, ratio=ratio, k=k)
+
+
+def inspect_images(images: ImageSet, folder: Path, *, ratio: float = 1 / 3, k: int = 50) -> Inspection:
+    """Inspect images that have been read; see :func:`inspect`.
+
+    Args:
+        images: at least three.
+        folder: for the results.
+        ratio: threshold of near-duplicates.
+        k: images around an image; ``N - 1`` where there are fewer.
+
+    Raises:
+        ValueError: if there are fewer than three images.
+    """
+    if len(images) < 3:
+        raise ValueError(f"Argument `train` expected at least three images, but got {len(images)}.")
+    neighbors = min(k, len(images) - 1) + 1
+    sq_distances, indices = without_self(*nearest_neighbors(images.pixels, images.pixels, neighbors))
+    by_ratio = {value: find_duplicates(sq_distances, indices, ratio=value) for value in sorted({*RATIOS, ratio})}
+    found = by_ratio[ratio]
+    channels, height, width = images.pixels.shape[1:]
+    inspection = Inspection(
+        images=len(images),
+        size=(channels, height, width),
+        unreadable=len(images.skipped),
+        duplicates={
+            f"{value:.2f}": {
+                "groups": len(groups.members), "images": groups.images, "largest": groups.largest,
+            }
+            for value, groups in by_ratio.items()
+        },
+        outliers=[images.names[i] for i in _outliers(sq_distances)],
+        advice=advise(len(images), found),
+    )  # fmt: skip
+    folder.mkdir(parents=True, exist_ok=True)
+    _write(inspection, found, images, folder)
+    _print(inspection, folder, marked=f"{ratio:.2f}")
+    return inspection
+
+
+def advise(number: int, found: Duplicates) -> str:
+    """Say which row of docs/howto/which-method.md fits a training set.
+
+    Example:
+        >>> from lightning_iet.functional.duplicates import duplicate_groups
+        >>> images = torch.rand(40, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+        >>> advise(5_000, duplicate_groups(images)).partition(":")[0]
+        'Even, and many images'
+    """
+    extra = found.images - len(found.members)
+    if found.images >= max(2, UNEVEN * number):
+        return (
+            f"Uneven: {found.images} of {number} images have a near-duplicate. Leave {extra} of them out with "
+            "--data.duplicates drop (or count each group once: balance), and guard what that misses with "
+            "--agc.criterion record --agc.eta 0.03."
+        )
+    if number < FEW:
+        return (
+            f"Even, but few: {number} images are learnt by heart in a short time. Stop in time: keep the best "
+            "checkpoint that does not copy; or fine-tune a part of a pretrained model (--selection.family)."
+        )
+    return (
+        f"Even, and many images: hardly any of {number} has a near-duplicate. Train as usual, and audit the result; "
+        "--agc.criterion record --agc.eta 0.03 costs little."
+    )
+
+
+def _outliers(sq_distances: Tensor) -> list[int]:
+    """Positions of images whose nearest other image is far beyond the usual distance, the farthest first."""
+    nearest = sq_distances[:, 0].sqrt()
+    order = nearest.argsort(descending=True)
+    return order[nearest[order] > OUTLIER * nearest.median()].tolist()
+
+
+def _write(inspection: Inspection, found: Duplicates, images: ImageSet, folder: Path) -> None:
+    with write_atomically(folder / "inspection.json") as path:
+        path.write_text(json.dumps({"kind": "inspection", **asdict(inspection)}, indent=1) + "\n")
+    write_groups(found, images.names, folder / "duplicates.csv")
+    shown = [group[:SHOWN] for group in found.members[:SHOWN]]
+    if not shown:
+        (folder / "duplicates.png").unlink(missing_ok=True)
+        return
+    columns = max(map(len, shown))
+    blank = torch.full_like(images.pixels[0], 255)
+    tiles = [images.pixels[group[i]] if i < len(group) else blank for group in shown for i in range(columns)]
+    title = f"The {len(shown)} largest groups of near-duplicates, one in each row, at most {SHOWN} images of each"
+    save_figure(image_grid(torch.stack(tiles) / 255, title=title, columns=columns), folder / "duplicates.png")
+
+
+def write_groups(found: Duplicates, names: Sequence[str], file: Path) -> None:
+    """Write ``duplicates.csv``: every image that has a near-duplicate, with its group and what becomes of it.
+
+    Args:
+        found: the groups.
+        names: of all images.
+        file: where to.
+    """
+    with write_atomically(file) as path, path.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(["group", "images", "name", "kept_by_drop"])
+        for number, group in enumerate(found.members):
+            for place, index in enumerate(group):
+                writer.writerow([number, len(group), printable(names[index]), int(place == 0)])
+
+
+def _print(inspection: Inspection, folder: Path, *, marked: str) -> None:
+    console = Console()
+    channels, height, width = inspection.size
+    left_out = f", {inspection.unreadable} could not be read" if inspection.unreadable else ""
+    console.print(f"{inspection.images} images, {channels} x {height} x {width}{left_out}", highlight=False)
+    table = Table("threshold", "groups of near-duplicates", "images in them", "largest group")
+    for ratio, counts in inspection.duplicates.items():
+        cells = (f"{ratio} (used)" if ratio == marked else ratio, *map(str, counts.values()))
+        table.add_row(*cells)
+    console.print(table)
+    if inspection.outliers:
+        names = ", ".join(map(printable, inspection.outliers[:5]))
+        console.print(f"{len(inspection.outliers)} images unlike all others: {names} …", highlight=False)
+    console.print(inspection.advice, style="bold", highlight=False)
+    console.print(f"Written to {folder}: duplicates.csv, duplicates.png, inspection.json", style="dim", soft_wrap=True)

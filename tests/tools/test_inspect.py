@@ -1,0 +1,89 @@
+"""`lightning-iet inspect`: what it finds of planted near-duplicates, what it writes, and what it advises."""
+
+import csv
+import json
+
+import pytest
+import torch
+from sklearn.datasets import load_digits
+from torchvision.transforms.functional import to_pil_image
+
+from lightning_iet.audit.reading import image_set
+from lightning_iet.data.duplicates import repeat_images
+from lightning_iet.tools.inspect import inspect, inspect_images
+
+
+@pytest.fixture(scope="module")
+def digits():
+    pixels, _ = load_digits(return_X_y=True)
+    return torch.tensor(pixels, dtype=torch.float32).view(-1, 1, 8, 8)[:120] / 16
+
+
+def uint8(images):
+    return (255 * images).round().to(torch.uint8)
+
+
+def test_planted_near_duplicates_are_listed_counted_and_drawn(digits, tmp_path, capsys):
+    images, source = repeat_images(digits, repeated=2, repeats=6)
+    found = inspect_images(image_set(uint8(images), location="train"), tmp_path)
+    with (tmp_path / "duplicates.csv").open(newline="") as stream:
+        lines = list(csv.DictReader(stream))
+    for image in (0, 1):
+        planted = [str(i) for i in (source == image).nonzero().flatten().tolist()]
+        (group,) = {line["group"] for line in lines if line["name"] in planted}
+        assert [line["name"] for line in lines if line["group"] == group] == planted
+        assert [line["kept_by_drop"] for line in lines if line["group"] == group] == ["1"] + ["0"] * 5
+    assert found.duplicates["0.33"]["largest"] == 6
+    assert found.advice.startswith("Uneven")
+    assert (tmp_path / "duplicates.png").read_bytes().startswith(b"\x89PNG")
+    written = json.loads((tmp_path / "inspection.json").read_text())
+    assert written["kind"] == "inspection"
+    assert written["images"] == len(images)
+    assert "--data.duplicates drop" in " ".join(capsys.readouterr().out.split())
+
+
+def test_looser_thresholds_find_at_least_as_much(digits, tmp_path):
+    images, _ = repeat_images(digits, repeated=3, repeats=4)
+    counts = inspect_images(image_set(uint8(images), location="train"), tmp_path).duplicates
+    assert [counts[key]["images"] for key in sorted(counts)] == sorted(count["images"] for count in counts.values())
+
+
+def test_a_set_without_duplicates_gets_no_picture_of_them(tmp_path):
+    images = torch.rand(40, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    (tmp_path / "duplicates.png").write_bytes(b"of an earlier inspection")
+    found = inspect_images(image_set(uint8(images), location="train"), tmp_path)
+    assert found.duplicates["0.33"] == {"groups": 0, "images": 0, "largest": 1}
+    assert not (tmp_path / "duplicates.png").exists()
+    assert found.advice.startswith("Even, but few")
+
+
+def test_an_image_unlike_all_others_is_named(tmp_path):
+    images = 0.5 + 0.05 * torch.randn(50, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    images[7] = torch.eye(8)
+    found = inspect_images(image_set(uint8(images.clamp(0, 1)), location="train"), tmp_path)
+    assert found.outliers == ["7"]
+
+
+def test_a_folder_of_images_is_read(digits, tmp_path):
+    folder = tmp_path / "train"
+    folder.mkdir()
+    for number, image in enumerate(digits[:20]):
+        to_pil_image(image).save(folder / f"{number:02d}.png")
+    to_pil_image(digits[3]).save(folder / "again.png")
+    found = inspect(folder, out=tmp_path / "inspection")
+    assert (found.images, found.size) == (21, (1, 8, 8))
+    with (tmp_path / "inspection" / "duplicates.csv").open(newline="") as stream:
+        assert {"03.png", "again.png"} <= {line["name"].rpartition("/")[2] for line in csv.DictReader(stream)}
+
+
+@pytest.mark.parametrize(
+    ("options", "argument"), [({"ratio": 0.0}, "ratio"), ({"k": 0}, "k"), ({"resize": 0}, "resize")]
+)
+def test_settings_out_of_range_are_refused(options, argument, tmp_path):
+    with pytest.raises(ValueError, match=f"Argument `{argument}` expected"):
+        inspect(tmp_path, out=tmp_path / "out", **options)
+
+
+def test_two_images_are_too_few(tmp_path):
+    with pytest.raises(ValueError, match="Argument `train` expected at least three images, but got 2"):
+        inspect_images(image_set(torch.zeros(2, 1, 4, 4, dtype=torch.uint8), location="train"), tmp_path)
