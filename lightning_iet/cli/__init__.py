@@ -16,6 +16,7 @@ PROGRAM = "lightning-iet"
 
 COMMANDS = {
     "train": {
+        "inspect": "look at training images: near-duplicates, outliers, and which method suits them",
         "fit": "train a model, evaluate it, write a run folder; --ckpt_path last resumes a run, or starts it",
         "validate": "measure the loss of a checkpoint on the validation images",
         "test": "measure the loss of a checkpoint on the test images",
@@ -39,6 +40,7 @@ OF_THE_TRAINER = ("fit", "validate", "test", "plan")
 
 _EXAMPLES = f"""\
 examples
+  {PROGRAM} inspect --train DIR --resize 64
   {PROGRAM} fit --config configs/digits/iet_agc.yaml
   {PROGRAM} plan --config configs/digits/iet_agc.yaml --measure_steps 5
   {PROGRAM} sample --ckpt CHECKPOINT --num 64 --out images

@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 
 import lightning_iet
+from lightning_iet.cli import COMMANDS as COMMANDS_OF_CLI
+from lightning_iet.cli import OF_THE_TRAINER
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]
-PACKAGES = ["audit", "audit.report", "callbacks", "callbacks.seams", "data", "data.sources", "metrics"]
-PACKAGES += ["metrics.features", "modules", "shards", "sweeps"]
-COMMANDS = ["audit", "audit_model", "compare", "export", "plan", "sample", "sweep"]
+PACKAGES = ["audit", "callbacks", "data", "metrics", "metrics.features", "modules", "search", "shards"]
+COMMANDS = sorted({name for group in COMMANDS_OF_CLI.values() for name in group} - {*OF_THE_TRAINER})
 
 
 def without_code(page):
@@ -83,34 +84,51 @@ def described(module):
 
 
 def shown():
-    """What autodoc shows: of each module, ``__all__`` but for what the page leaves out; and single constants."""
+    """What autodoc shows: of each module the members that the page names, or all that it exports or defines."""
     text = "\n".join(page.read_text() for page in (DOCS / "reference").glob("*.md"))
-    for name, left_out in re.findall(r"^\.\. automodule:: ([\w.]+)(?:\n   :exclude-members: (.*))?$", text, re.M):
+    options = r"((?:\n   :[\w-]+:.*)*)"
+    for name, given in re.findall(r"^\.\. automodule:: ([\w.]+)" + options + "$", text, re.M):
         module = import_module(name)
-        for member in set(module.__all__) - set(left_out.split(", ")):
+        members, left_out = (
+            set(re.findall(r"\w+", found[1])) if (found := re.search(rf":{option}: (.*)", given)) else set()
+            for option in ("members", "exclude-members")
+        )
+        exported = getattr(module, "__all__", None) or [
+            member for member, thing in vars(module).items()
+            if not member.startswith("_") and getattr(thing, "__module__", None) == name
+        ]  # fmt: skip
+        for member in (members or set(exported)) - left_out:
             thing = getattr(module, member)
             if inspect.isclass(thing) or inspect.isfunction(thing) or member in described(module):
                 yield thing
-    for name, constant in re.findall(r"^\.\. autodata:: ([\w.]+)\.(\w+)$", text, re.M):
-        assert constant in described(import_module(name))
-        yield getattr(import_module(name), constant)
+    for name, member in re.findall(r"^\.\. auto(?:data|function):: ([\w.]+)\.(\w+)$", text, re.M):
+        yield getattr(import_module(name), member)
 
 
 def test_every_public_name_is_in_the_reference():
-    functional = [path.stem for path in (ROOT / "lightning_iet" / "functional").glob("[!_]*.py")]
-    names = ["cli", *PACKAGES, *(f"functional.{name}" for name in functional), *(f"tools.{name}" for name in COMMANDS)]
-    modules = [import_module(f"lightning_iet.{name}") for name in names]
     things = list(shown())  # kept, so that no two of them have one id
     identities = {id(thing) for thing in things}
-    public = [(module, name) for module in modules for name in module.__all__]
-    assert [(m.__name__, name) for m, name in public if id(getattr(m, name)) not in identities] == []
+    modules = [import_module(f"lightning_iet.{name}") for name in PACKAGES]
+    public = [(module.__name__, name, getattr(module, name)) for module in modules for name in module.__all__]
+    names = [name.replace("-", "_") for name in COMMANDS]
+    public += [("tools", name, getattr(import_module(f"lightning_iet.tools.{name}"), name)) for name in names]
+    for path in (ROOT / "lightning_iet" / "functional").glob("[!_]*.py"):  # of each measure and method its own function
+        module = import_module(f"lightning_iet.functional.{path.stem}")
+        if inspect.isfunction(function := getattr(module, path.stem, None)):
+            public.append((module.__name__, path.stem, function))
+    assert [(module, name) for module, name, thing in public if id(thing) not in identities] == []
+
+
+def test_what_the_reference_shows_has_a_docstring():
+    assert [thing for thing in shown() if not (inspect.getdoc(thing) or isinstance(thing, tuple))] == []
 
 
 def test_the_packages_are_all():
-    inits = (ROOT / "lightning_iet").rglob("__init__.py")
-    packages = [".".join(path.parent.relative_to(ROOT / "lightning_iet").parts) for path in inits]
-    public = {name for name in packages if name and hasattr(import_module(f"lightning_iet.{name}"), "__all__")}
-    assert public == set(PACKAGES)
+    inits = (ROOT / "lightning_iet").glob("*/__init__.py")
+    public = {
+        path.parent.name for path in inits if hasattr(import_module(f"lightning_iet.{path.parent.name}"), "__all__")
+    }
+    assert public == {name for name in PACKAGES if "." not in name}
 
 
 def test_the_names_of_the_package_itself_are_in_its_table():
