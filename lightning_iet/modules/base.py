@@ -1,27 +1,210 @@
-"""What both diffusion modules share."""
+"""What both diffusion modules share: losses, optimizer, average of the weights, random numbers, checkpoints."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Self
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.plugins.precision import MixedPrecision, Precision
 from lightning.pytorch.utilities import GradClipAlgorithmType
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LinearLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from lightning_iet.functional.checks import check_number
+from lightning_iet.functional.diffusion import mean_loss, prediction_target, sample_losses
 from lightning_iet.functional.seeding import derive_seed
+from lightning_iet.modules.pretrained import check_same_architecture
 from lightning_iet.utilities.random import seed_rng
 
 
-class ClipsFusedGradients:
-    """Lets gradients be clipped under ``precision="bf16-mixed"`` with a fused optimizer: mixed into a LightningModule.
+class ExponentialMovingAverage(AveragedModel):
+    r"""Keeps :math:`\bar\theta \leftarrow d\,\bar\theta + (1 - d)\,\theta` of a network, from the first step on.
 
-    Lightning refuses fused optimizers whenever precision is mixed, for they undo the scaling of gradients themselves,
-    after the clipping. In bfloat16 nothing is scaled: there is nothing to wait for.
+    ``AveragedModel.update_parameters`` asks a tensor on the device in every step whether this is the first update, and
+    walks through both networks: a wait for the device, and as much time as the arithmetic. This average starts as a
+    copy, so that no update is special, and the tensors are listed once.
+
+    Args:
+        network: What is trained.
+        decay: :math:`d`, in [0, 1).
+        trainable_only: Whether only parameters that require gradients are averaged, so that frozen weights have no
+            second copy: with adapters, the average is as small as they are. Otherwise the whole network is copied.
+
+    Example:
+        >>> network = nn.Sequential(nn.Linear(1, 1).requires_grad_(False), nn.Linear(1, 1, bias=False))
+        >>> average = ExponentialMovingAverage(network, decay=0.5, trainable_only=True)
+        >>> before = network[1].weight.item()
+        >>> with torch.no_grad():
+        ...     _ = network[1].weight.add_(1)
+        >>> average.follow(network)
+        >>> average.update()
+        >>> round(average.weights()["1.weight"].item() - before, 6), len(average.weights())
+        (0.5, 1)
     """
+
+    def __init__(self, network: nn.Module, *, decay: float, trainable_only: bool = False) -> None:
+        trainable = {name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad}
+        averaged = nn.ParameterList(trainable.values()) if trainable_only else network
+        super().__init__(averaged, multi_avg_fn=get_ema_multi_avg_fn(decay))
+        self.requires_grad_(False)
+        self.names = list(trainable) if trainable_only else None
+        self._followed: tuple[list[Tensor], list[Tensor], list[tuple[Tensor, Tensor]]] | None = None
+
+    def follow(self, network: nn.Module | None) -> None:
+        """List the tensors of the network that :meth:`update` reads, once they are on their device; ``None`` = none."""
+        if network is None:
+            self._followed = None
+        elif self.names is None:
+            buffers = list(zip(self.module.buffers(), network.buffers(), strict=True))
+            self._followed = list(self.module.parameters()), list(network.parameters()), buffers
+        else:
+            self._followed = list(self.module.parameters()), [network.get_parameter(name) for name in self.names], []
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Average in the weights of one optimizer step; buffers are copied.
+
+        Raises:
+            RuntimeError: If no network is followed.
+        """
+        if self._followed is None:
+            raise RuntimeError("ExponentialMovingAverage.update expected a network. Call `follow(network)` before.")
+        averaged, current, buffers = self._followed
+        average: Any = self.multi_avg_fn
+        average(averaged, current, self.n_averaged)
+        for copied, buffer in buffers:
+            copied.copy_(buffer)
+        self.n_averaged += 1
+
+    def weights(self) -> dict[str, Tensor]:
+        """Return the averaged parameters by the names that they have in the network."""
+        if self.names is None:
+            return dict(self.module.named_parameters())
+        return dict(zip(self.names, self.module.parameters(), strict=True))
+
+    def call(self, network: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        """Call the network with the averaged weights in place of its own."""
+        if self.names is None:
+            return self(*args, **kwargs)
+        return functional_call(network, self.weights(), args, kwargs)
+
+
+class DenoisingModule(pl.LightningModule):
+    """Base of the diffusion modules: trains ``unet``, with an average of its weights and one loss for each sample.
+
+    A subclass sets ``unet``, ``scheduler`` and, by :meth:`average_weights`, ``ema`` in its constructor, and defines
+    ``forward``, ``training_step``, :meth:`inputs`, :meth:`specification` and :meth:`constructor_arguments`.
+
+    Args:
+        optimizer: Makes the optimizer from the parameters.
+        warmup_steps: Optimizer steps over which the learning rate rises linearly, ≥ 0.
+        ema_decay: Decay of the average, in [0, 1); 0 = none is kept.
+        guidance_scale: Of the images that are sampled.
+
+    Raises:
+        ValueError: For values out of range.
+    """
+
+    unet: Any
+    scheduler: Any
+    ema: ExponentialMovingAverage | None
+
+    def __init__(
+        self, *, optimizer: OptimizerCallable, warmup_steps: int, ema_decay: float, guidance_scale: float
+    ) -> None:
+        super().__init__()
+        check_number("ema_decay", ema_decay, "[0, 1)", "0.9999 is usual; 0 = no average.")
+        if warmup_steps < 0:
+            raise ValueError(f"Argument `warmup_steps` expected an integer ≥ 0, but got {warmup_steps}.")
+        self.optimizer = optimizer
+        self.warmup_steps = warmup_steps
+        self.ema_decay = ema_decay
+        self.guidance_scale = guidance_scale
+        self.loss_reducer: Callable[[Tensor, Tensor], Tensor] = mean_loss
+
+    def average_weights(self, *, trainable_only: bool = False) -> None:
+        """Keep an average of the weights as ``ema``; call it when all parameters of ``unet`` are in place."""
+        self.ema = None
+        if self.ema_decay:
+            self.ema = ExponentialMovingAverage(self.unet, decay=self.ema_decay, trainable_only=trainable_only)
+
+    @property
+    def num_timesteps(self) -> int:
+        """T, the number of timesteps of training."""
+        return int(self.scheduler.config.num_train_timesteps)
+
+    # --- losses ----------------------------------------------------------------------------------------------------
+
+    def losses(
+        self, images: Tensor, timesteps: Tensor, noise: Tensor, condition: Any = None, *, use_ema: bool = False
+    ) -> Tensor:
+        """Return the loss of each sample.
+
+        Args:
+            images: What noise is added to, about [-1, 1] or of unit variance, shape ``(B, C, H, W)``.
+            timesteps: 0 … T - 1, shape ``(B,)``.
+            noise: Gaussian noise, shape ``(B, C, H, W)``.
+            condition: As for ``forward``.
+            use_ema: Whether the averaged weights predict.
+
+        Returns:
+            Shape ``(B,)``.
+        """
+        noisy = self.scheduler.add_noise(images, noise, timesteps)
+        target = prediction_target(
+            images, noise, timesteps, self.scheduler.alphas_cumprod, self.scheduler.config.prediction_type
+        )
+        return sample_losses(self(noisy, timesteps, condition, use_ema=use_ema), target)
+
+    def reduced(self, losses: Tensor, timesteps: Tensor) -> dict[str, Tensor]:
+        """Reduce and log the losses of a training step.
+
+        Args:
+            losses: Of each sample, shape ``(B,)``.
+            timesteps: Shape ``(B,)``.
+
+        Returns:
+            What ``training_step`` returns: ``loss``, ``sample_loss`` and ``timesteps``.
+        """
+        loss = self.loss_reducer(losses, timesteps)
+        mean = losses.detach().mean()
+        self.log("train/loss", mean, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(losses))
+        return {"loss": loss, "sample_loss": losses, "timesteps": timesteps}
+
+    def inputs(self, batch: Any, *, training: bool) -> tuple[Tensor, Any]:
+        """Return images and conditions of a batch, as :meth:`losses` takes them, without randomness unless training."""
+        raise NotImplementedError
+
+    def validation_step(self, batch: Any, batch_idx: int = 0) -> None:
+        """Log the loss of held-out images, always with the same noise, so that epochs compare."""
+        self._log_held_out_loss("val/loss", batch, batch_idx)
+
+    def test_step(self, batch: Any, batch_idx: int = 0) -> None:
+        """Log the same of test images."""
+        self._log_held_out_loss("test/loss", batch, batch_idx)
+
+    def _log_held_out_loss(self, name: str, batch: Any, batch_idx: int) -> None:
+        images, condition = self.inputs(batch, training=False)
+        generator = torch.Generator().manual_seed(batch_idx)
+        timesteps = torch.randint(self.num_timesteps, (len(images),), generator=generator).to(images.device)
+        noise = torch.randn(images.shape, generator=generator).to(images)
+        loss = self.losses(images, timesteps, noise, condition, use_ema=True).mean()
+        self.log(name, loss, prog_bar=True, batch_size=len(images), sync_dist=True)
+
+    # --- optimizer and average --------------------------------------------------------------------------------------
+
+    def configure_optimizers(self) -> Any:
+        """Make the optimizer over those parameters of ``unet`` that require gradients, and the warm-up."""
+        optimizer = self.optimizer([parameter for parameter in self.unet.parameters() if parameter.requires_grad])
+        if not self.warmup_steps:
+            return optimizer
+        # LinearLR starts at a factor > 0: step 1 of n has 1/n of the rate.
+        warmup = LinearLR(optimizer, start_factor=1 / self.warmup_steps, total_iters=self.warmup_steps - 1)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": warmup, "interval": "step"}}
 
     def configure_gradient_clipping(
         self,
@@ -29,114 +212,86 @@ class ClipsFusedGradients:
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip before each optimizer step."""
-        module: Any = self
-        plugin = module.trainer.precision_plugin
+        """Clip before each optimizer step, with a fused optimizer under ``precision="bf16-mixed"`` too.
+
+        Lightning refuses fused optimizers whenever precision is mixed, since they undo the scaling of gradients
+        themselves, after the clipping. In bfloat16 nothing is scaled.
+        """
+        plugin = self.trainer.precision_plugin
         if isinstance(plugin, MixedPrecision) and plugin.scaler is None:
             algorithm = GradClipAlgorithmType(gradient_clip_algorithm or GradClipAlgorithmType.NORM)
             Precision.clip_gradients(plugin, optimizer, gradient_clip_val or 0.0, algorithm)
         else:
-            module.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
+        """Step, then update the average: together, so that nothing sees one without the other."""
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        if self.ema is not None:
+            self.ema.update()
 
-class DrawsAfresh:
-    """Mixed into a LightningModule: every process draws its own numbers, and a resumed run new ones.
+    def on_fit_start(self) -> None:
+        """List the tensors to average."""
+        if self.ema is not None:
+            self.ema.follow(self.unet)
 
-    Lightning seeds all processes alike, so that under plain DDP all would draw the same timesteps and the same noise
-    for their different images; and it does not keep the state of generators, so that a run that is resumed again and
-    again would train on the same draws for ever. The first process of a new run is left as it was seeded. Under shards
-    every step is seeded anyway.
-    """
+    def on_fit_end(self) -> None:
+        """Drop the list."""
+        if self.ema is not None:
+            self.ema.follow(None)
 
     def on_train_start(self) -> None:
-        """Seed from (seed of the run, rank, steps so far)."""
-        trainer: pl.Trainer = self.trainer  # type: ignore[attr-defined]
-        if trainer.global_rank or trainer.global_step:
-            seed_rng(derive_seed(torch.initial_seed() % 2**63, trainer.global_rank, trainer.global_step))
+        """Seed the random generators from (seed of the run, rank, steps so far).
 
+        Lightning seeds all processes alike, so that under plain DDP all would use the same timesteps and noise for
+        their different images; and it does not save the state of generators, so that a run that is resumed again and
+        again would train on the same numbers for ever. The first process of a new run stays as it was seeded. Under
+        shards every step is seeded anyway.
+        """
+        if self.trainer.global_rank or self.trainer.global_step:
+            seed = derive_seed(torch.initial_seed() % 2**63, self.trainer.global_rank, self.trainer.global_step)
+            seed_rng(seed)
 
-def moving_average(unet: nn.Module, decay: float) -> AveragedModel:
-    """A copy of a denoiser that is to follow it; it takes no gradients.
+    # --- checkpoints -----------------------------------------------------------------------------------------------
 
-    Example:
-        >>> moving_average(nn.Linear(1, 1), 0.9).module.weight.requires_grad
-        False
-    """
-    ema = AveragedModel(unet, multi_avg_fn=get_ema_multi_avg_fn(decay))
-    return ema.requires_grad_(False)
+    def specification(self) -> dict[str, Any]:
+        """Return what builds the module again, of plain types: ``module``, its class, and constructor arguments."""
+        raise NotImplementedError
 
-
-class MovingAverage:
-    """``ema <- d · ema + (1 - d) · unet``, from the first step on.
-
-    ``AveragedModel.update_parameters`` asks a tensor on the device whether this is the first update: a wait for the
-    device in every step. The arithmetic is the same; a first update that copies is not needed, for the average starts
-    as a copy.
-
-    Args:
-        ema: Of :func:`moving_average`.
-        unet: What it follows. Its tensors are listed once: walking through a model takes as long as averaging it.
-    """
-
-    def __init__(self, ema: AveragedModel, unet: nn.Module) -> None:
-        self.count = ema.n_averaged
-        self.average: Any = ema.multi_avg_fn
-        self.parameters = list(ema.module.parameters()), list(unet.parameters())
-        self.buffers = list(zip(ema.module.buffers(), unet.buffers(), strict=True))
-
-    @torch.no_grad()
-    def update(self) -> None:
-        """Take in the weights of one optimizer step; buffers are copied."""
-        self.average(*self.parameters, self.count)
-        for averaged, buffer in self.buffers:
-            averaged.copy_(buffer)
-        self.count += 1
-
-
-class TrainedAverage(AveragedModel):
-    r"""Keeps :math:`\bar\theta \leftarrow d\,\bar\theta + (1 - d)\,\theta` of a network's trainable parameters alone.
-
-    Frozen weights have no second copy: with adapters (LoRA) the average is as small as they are.
-
-    Args:
-        network: What is trained; parameters that require gradients are averaged.
-        decay: :math:`d`, in [0, 1).
-
-    Example:
-        >>> network = nn.Sequential(nn.Linear(1, 1).requires_grad_(False), nn.Linear(1, 1, bias=False))
-        >>> average = TrainedAverage(network, decay=0.5)
-        >>> before = network[1].weight.item()
-        >>> with torch.no_grad():
-        ...     _ = network[1].weight.add_(1)
-        >>> average.update(list(network[1].parameters()))
-        >>> round(average.module[0].item() - before, 6), len(average.module)
-        (0.5, 1)
-    """
-
-    def __init__(self, network: nn.Module, *, decay: float) -> None:
-        trained = {name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad}
-        super().__init__(nn.ParameterList(trained.values()), multi_avg_fn=get_ema_multi_avg_fn(decay))
-        self.requires_grad_(False)
-        self.names = list(trained)
-
-    @torch.no_grad()
-    def update(self, trained: Sequence[nn.Parameter]) -> None:
-        """Take in the weights of one optimizer step.
-
-        ``AveragedModel.update_parameters`` would ask a tensor on the device whether this is the first update. The
-        average starts as a copy: no update is special.
+    @classmethod
+    def constructor_arguments(cls, specification: dict[str, Any], path: Any, given: dict[str, Any]) -> dict[str, Any]:
+        """Return the arguments that build a module from a checkpoint.
 
         Args:
-            trained: The network's trainable parameters, in its order.
+            specification: What :meth:`specification` returned; empty where the checkpoint has none.
+            path: The checkpoint, for messages.
+            given: Arguments that the caller has set, which win.
         """
-        averaged: Any = self.multi_avg_fn
-        averaged(list(self.module.parameters()), list(trained), self.n_averaged)
-        self.n_averaged += 1
+        raise NotImplementedError
 
-    def weights(self) -> dict[str, Tensor]:
-        """The averaged weights by the names that they have in the network."""
-        return dict(zip(self.names, self.module.parameters(), strict=True))
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what is needed to build the module again."""
+        checkpoint["specification"] = self.specification()
 
-    def call(self, network: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        """Call the network as if it had the averaged weights."""
-        return functional_call(network, self.weights(), args, kwargs)
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Load weights.
+
+        Raises:
+            ValueError: If they are of another architecture, in one line.
+        """
+        if strict:
+            check_same_architecture(state_dict, self.state_dict())
+        return super().load_state_dict(state_dict, strict=strict, assign=assign)
+
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: Any, map_location: Any = None, **kwargs: Any) -> Self:  # type: ignore[override]
+        """Load a module as its checkpoint specifies it.
+
+        Args:
+            checkpoint_path: The file.
+            map_location: As for ``torch.load``.
+            **kwargs: Arguments of the constructor that win over those of the checkpoint.
+        """
+        checkpoint = torch.load(checkpoint_path, map_location="cpu", weights_only=True, mmap=True)
+        arguments = cls.constructor_arguments(checkpoint.get("specification", {}), checkpoint_path, kwargs)
+        return super().load_from_checkpoint(checkpoint_path, map_location, weights_only=True, **arguments)

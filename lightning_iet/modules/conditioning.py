@@ -1,7 +1,7 @@
-"""What a denoiser is told to draw: labels of classes, or conditions of any other kind."""
+"""The conditions of a denoiser: class labels, or conditions of any other kind."""
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 
 def image_shape_of(denoiser: nn.Module) -> tuple[int, int, int] | None:
-    """``(C, H, W)`` of the images, from the denoiser's ``config``; None if that does not say.
+    """Return ``(C, H, W)`` of the images, from the denoiser's ``config``; None if that does not say.
 
     Example:
         >>> image_shape_of(nn.Identity()) is None
@@ -46,7 +46,7 @@ def check_denoiser(denoiser: nn.Module) -> None:
 
 
 def check_image_shape(denoiser: nn.Module, shape: tuple[int, ...]) -> None:
-    """Refuse images that do not fit a network of diffusers; of other denoisers nothing is known.
+    """Refuse images that do not fit a network of diffusers; other denoisers take any.
 
     Args:
         denoiser: The network.
@@ -115,7 +115,7 @@ class Conditioning:
     num_classes: int | None = None
     null: int | None = None
 
-    def predict(self, denoiser: nn.Module, images: Tensor, timesteps: Tensor, condition: Any) -> Any:
+    def predict(self, denoiser: Callable[..., Any], images: Tensor, timesteps: Tensor, condition: Any) -> Any:
         """Call the denoiser; the condition ``None`` is the null label.
 
         Args:
@@ -136,7 +136,7 @@ class Conditioning:
         return denoiser(images, timesteps, **{self.keyword: condition})
 
     def null_labels(self, images: Tensor) -> Tensor:
-        """The null label for each image, shape ``(B,)``.
+        """Return the null label for each image or label, shape ``(B,)``.
 
         Raises:
             ValueError: If there is none.
@@ -148,9 +148,17 @@ class Conditioning:
             )
         return torch.full((len(images),), self.null, device=images.device)
 
+    def add_null(self, labels: Tensor) -> Tensor:
+        """Return B null labels followed by the B labels, shape ``(2B,)``: both predictions of guidance in one call.
+
+        Raises:
+            ValueError: If there is no null label.
+        """
+        return torch.cat([self.null_labels(labels), labels])
+
     def drop(self, labels: Tensor, rate: float) -> Tensor:
-        """Put the null label in the place of a share of the labels, at random (Ho & Salimans 2022)."""
-        assert self.null is not None  # noqa: S101 (seen to when the conditioning was found)
+        """Replace a share of the labels by the null label, at random (Ho & Salimans 2022)."""
+        assert self.null is not None  # noqa: S101 (find_conditioning refuses dropping without one)
         return labels.masked_fill(torch.rand(len(labels), device=labels.device) < rate, self.null)
 
     def check(self, condition: Any) -> None:
@@ -175,16 +183,16 @@ class Conditioning:
             )
 
     def warn_of_classes_without_images(self, labels: Tensor) -> None:
-        """Warn if the denoiser has more classes than the data: images of them would be drawn, and never trained."""
+        """Warn if the denoiser has more classes than the data: they would be sampled, though never trained."""
         found = int(labels.max()) + 1 if len(labels) else 0
         if self.num_classes is not None and found < self.num_classes:
             rank_zero_warn(
                 f"The denoiser has {self.num_classes} classes, but the data have {found}: without labels, images of "
-                f"all classes are drawn. If a further embedding is the null label, say `num_classes: {found}`."
+                f"all classes are sampled. If a further embedding is the null label, say `num_classes: {found}`."
             )
 
     def labels_of_images(self, first: int, num: int, labels: Labels | None = None) -> Tensor:
-        """Labels of the images numbered ``first`` … ``first + num - 1``, shape ``(num,)`` (or what was given).
+        """Return labels of the images numbered ``first`` … ``first + num - 1``, shape ``(num,)`` (or what was given).
 
         Without labels, image i gets class i mod ``num_classes`` *(our choice: it depends on i alone, and all classes
         get equal shares)*.
@@ -201,7 +209,7 @@ class Conditioning:
             if self.num_classes is None:
                 raise ValueError(
                     "Argument `labels` expected a condition for each image, but got none: the denoiser's conditions "
-                    "are not classes to be drawn in turn. Give them, or `num_classes`."
+                    "are not classes to be sampled in turn. Give them, or `num_classes`."
                 )
             return torch.arange(first, first + num) % self.num_classes
         found = torch.as_tensor(labels)
@@ -213,11 +221,11 @@ class Conditioning:
 
 
 def find_conditioning(denoiser: nn.Module, *, num_classes: int | None, label_dropout: float) -> Conditioning | None:
-    """Find out how a denoiser takes conditions; None for one that takes none.
+    """Return how a denoiser takes conditions; None for one that takes none.
 
-    Networks of diffusers say in their ``config`` how many label embeddings they have; the first one that is no class is
-    the null label. Another denoiser takes conditions if ``num_classes`` says so, or if its ``forward`` cannot be called
-    with two arguments alone.
+    Networks of diffusers say in their ``config`` how many label embeddings they have; the first one beyond the classes
+    is the null label. Another denoiser takes conditions if ``num_classes`` says so, or if its ``forward`` cannot be
+    called with two arguments alone.
 
     Args:
         denoiser: The network.
@@ -244,7 +252,12 @@ def find_conditioning(denoiser: nn.Module, *, num_classes: int | None, label_dro
         embeddings = table.embedding_table.num_embeddings
     if embeddings is not None:
         return _embedded(embeddings, num_classes, label_dropout)
-    names = [] if hasattr(denoiser, "from_config") else _third_argument(denoiser, required=num_classes is None)
+    names: list[str] = []
+    if not hasattr(denoiser, "from_config"):
+        parameters = inspect.signature(denoiser.forward).parameters.values()
+        positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+        # A third argument is a condition if it has no default, or if classes are asked for.
+        names = [p.name for p in positional[2:] if p.default is p.empty or num_classes is not None]
     if num_classes is not None and names:
         keyword = "class_labels" if "class_labels" in names else None
         return Conditioning(keyword, num_classes, null=num_classes)
@@ -256,14 +269,28 @@ def find_conditioning(denoiser: nn.Module, *, num_classes: int | None, label_dro
     return Conditioning(None) if names else None
 
 
-def leave_dropping_to_us(denoiser: nn.Module) -> None:
-    """Switch off that a DiT drops labels by itself while it is in training mode: ``label_dropout`` says how many."""
+def disable_label_dropout(denoiser: nn.Module) -> None:
+    """Keep a DiT from dropping labels by itself in training mode: the option ``label_dropout`` says how many."""
     for part in denoiser.modules():
         if isinstance(part, LabelEmbedding):
             part.dropout_prob = 0.0
 
 
+def check_guidance(conditioning: Conditioning | None, scale: float) -> None:
+    """Refuse guidance where the denoiser has no null label.
+
+    Raises:
+        ValueError: For a scale other than 1.
+    """
+    if scale != 1 and (conditioning is None or conditioning.null is None):
+        raise ValueError(
+            f"Argument `guidance_scale` expected 1 for a denoiser without a null label, but got {scale}. "
+            "Train with `label_dropout` > 0 and one more label embedding than classes."
+        )
+
+
 def _embedded(embeddings: int, num_classes: int | None, label_dropout: float) -> Conditioning:
+    """The conditioning of a network of diffusers with so many label embeddings."""
     if num_classes is None:
         num_classes = embeddings - 1 if label_dropout else embeddings
     needed = num_classes + (label_dropout > 0)
@@ -274,10 +301,3 @@ def _embedded(embeddings: int, num_classes: int | None, label_dropout: float) ->
             "Set its `num_class_embeds`."
         )
     return Conditioning("class_labels", num_classes, null=num_classes if num_classes < embeddings else None)
-
-
-def _third_argument(denoiser: nn.Module, *, required: bool) -> list[str]:
-    """Names of the arguments from the third one on, or only such as have no default."""
-    parameters = list(inspect.signature(denoiser.forward).parameters.values())
-    third = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)][2:]
-    return [p.name for p in third if p.default is p.empty or not required]

@@ -1,29 +1,31 @@
 """A diffusion model around any denoiser."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
-from diffusers import DDPMScheduler, SchedulerMixin
+from diffusers import DDPMPipeline, DDPMScheduler, SchedulerMixin
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LinearLR
 
 from lightning_iet.data.samples import labels_of
-from lightning_iet.functional.diffusion import mean_loss, prediction_target, sample_losses
-from lightning_iet.modules.base import ClipsFusedGradients, DrawsAfresh, MovingAverage, moving_average
+from lightning_iet.functional.checks import check_number
+from lightning_iet.modules.base import DenoisingModule
 from lightning_iet.modules.conditioning import (
+    Labels,
     check_denoiser,
+    check_guidance,
     check_image_shape,
+    disable_label_dropout,
     find_conditioning,
-    leave_dropping_to_us,
+    image_shape_of,
 )
-from lightning_iet.modules.pretrained import check_same_architecture, either, rebuild_arguments, specify
-from lightning_iet.modules.sampling import DrawsImages, check_guidance
+from lightning_iet.modules.pretrained import build, given_or_pretrained, make_pipeline, specify
+from lightning_iet.modules.sampling import Sampler, make_sampler, sample_images
 
 
-class DiffusionModule(DrawsImages, DrawsAfresh, ClipsFusedGradients, pl.LightningModule):
+class DiffusionModule(DenoisingModule):
     r"""Trains a denoiser :math:`f(x_t, t)` with the loss :math:`l = \mathrm{mean}_{CHW} (f(x_t, t) - \epsilon)^2`.
 
     Losses stay per sample until one reducer, ``self.loss_reducer(sample_loss, timesteps)``, by default the mean;
@@ -31,12 +33,12 @@ class DiffusionModule(DrawsImages, DrawsAfresh, ClipsFusedGradients, pl.Lightnin
 
     A denoiser may take a condition as well, :math:`f(x_t, t, c)`: the second entry of a batch. A U-Net of diffusers
     takes class labels if it has ``num_class_embeds``, a DiT always does; your own one takes labels if ``num_classes``
-    says so, and otherwise what it likes, if it has a third argument without default.
+    says so, and otherwise conditions of any kind, if it has a third argument without default.
 
     Args:
         unet: Any denoiser called as ``unet(noisy_images, timesteps)`` (and ``class_labels=`` or a third argument) that
             returns a tensor of the images' shape, or an object with it as ``.sample``, such as
-            ``diffusers.UNet2DModel``. To draw images, it needs a ``config`` with ``in_channels`` and ``sample_size``.
+            ``diffusers.UNet2DModel``. To sample images, it needs a ``config`` with ``in_channels`` and ``sample_size``.
         pretrained: Instead of ``unet``: where to take a published one from, with its scheduler; a folder of a diffusers
             pipeline or U-Net, or its id on the Hugging Face hub.
         scheduler: Noise schedule; prediction type and betas are taken from its ``config``. Default: that of the
@@ -47,8 +49,8 @@ class DiffusionModule(DrawsImages, DrawsAfresh, ClipsFusedGradients, pl.Lightnin
             1/n of it.
         num_classes: Number of classes, if the denoiser does not say.
         label_dropout: Share of the labels in training that are replaced by a null label, in [0, 1], so that images can
-            be drawn with guidance; 0.1 is usual. The null label is ``num_classes``: ``num_class_embeds`` is one more.
-        guidance_scale: Of the images that are drawn, see :func:`~lightning_iet.functional.diffusion.guide`; 1 = none.
+            be sampled with guidance; 0.1 is usual. The null label is ``num_classes``: ``num_class_embeds`` is one more.
+        guidance_scale: Of the images that are sampled, see :func:`~lightning_iet.functional.diffusion.guide`; 1 = none.
         channels_last: Keep weights and images in that order in memory, in which convolutions are faster.
         compile: Compile the denoiser with ``torch.compile`` when training starts. Checkpoints are the same.
 
@@ -81,29 +83,32 @@ class DiffusionModule(DrawsImages, DrawsAfresh, ClipsFusedGradients, pl.Lightnin
         channels_last: bool = False,
         compile: bool = False,
     ) -> None:
-        super().__init__()
-        if not 0 <= ema_decay < 1:
-            raise ValueError(f"Argument `ema_decay` expected a number in [0, 1), but got {ema_decay}.")
-        if warmup_steps < 0:
-            raise ValueError(f"Argument `warmup_steps` expected an integer ≥ 0, but got {warmup_steps}.")
-        if not 0 <= label_dropout <= 1:
-            raise ValueError(f"Argument `label_dropout` expected a number in [0, 1], but got {label_dropout}.")
-        unet, published = either(unet, pretrained)
+        super().__init__(
+            optimizer=optimizer, warmup_steps=warmup_steps, ema_decay=ema_decay, guidance_scale=guidance_scale
+        )
+        check_number("label_dropout", label_dropout, "[0, 1]", "0.1 is usual; 0 = labels are always given.")
+        unet, published = given_or_pretrained(unet, pretrained)
         check_denoiser(unet)
         self.conditioning = find_conditioning(unet, num_classes=num_classes, label_dropout=label_dropout)
         check_guidance(self.conditioning, guidance_scale)
-        leave_dropping_to_us(unet)
+        disable_label_dropout(unet)
         self.memory_format = torch.channels_last if channels_last else torch.preserve_format
         self.unet = unet.to(memory_format=torch.channels_last) if channels_last else unet
         self.scheduler = scheduler or published or DDPMScheduler()
-        self.ema = moving_average(unet, ema_decay) if ema_decay else None
-        self.ema_decay = ema_decay
-        self.optimizer = optimizer
-        self.warmup_steps = warmup_steps
         self.label_dropout = label_dropout
-        self.guidance_scale = guidance_scale
         self.is_to_compile = compile
-        self.loss_reducer: Callable[[Tensor, Tensor], Tensor] = mean_loss
+        self.average_weights()
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """``(C, H, W)`` of the images, from the denoiser's ``config``."""
+        shape = image_shape_of(self.unet)
+        if shape is None:
+            raise ValueError(
+                "Argument `unet` expected a denoiser with config.in_channels and config.sample_size to sample from, "
+                f"but got {type(self.unet).__name__}. Give it such a config."
+            )
+        return shape
 
     # --- training --------------------------------------------------------------------------------------------------
 
@@ -120,7 +125,7 @@ class DiffusionModule(DrawsImages, DrawsAfresh, ClipsFusedGradients, pl.Lightnin
         Returns:
             The prediction, shape ``(B, C, H, W)``.
         """
-        denoiser = self.ema if use_ema and self.ema is not None else self.unet
+        denoiser = self.unet if self.ema is None or not use_ema else partial(self.ema.call, self.unet)
         images = images.to(memory_format=self.memory_format)
         if self.conditioning is None:
             output = denoiser(images, timesteps)
@@ -131,7 +136,7 @@ class DiffusionModule(DrawsImages, DrawsAfresh, ClipsFusedGradients, pl.Lightnin
     def losses(
         self, images: Tensor, timesteps: Tensor, noise: Tensor, condition: Any = None, *, use_ema: bool = False
     ) -> Tensor:
-        """Loss of each sample.
+        """Return the loss of each sample.
 
         Args:
             images: Clean images in [0, 1], shape ``(B, C, H, W)``.
@@ -143,88 +148,135 @@ class DiffusionModule(DrawsImages, DrawsAfresh, ClipsFusedGradients, pl.Lightnin
         Returns:
             Shape ``(B,)``.
         """
-        images = images * 2 - 1
-        noisy = self.scheduler.add_noise(images, noise, timesteps)
-        target = prediction_target(
-            images, noise, timesteps, self.scheduler.alphas_cumprod, self.scheduler.config.prediction_type
-        )
-        return sample_losses(self(noisy, timesteps, condition, use_ema=use_ema), target)
+        return super().losses(images * 2 - 1, timesteps, noise, condition, use_ema=use_ema)
 
     def training_step(self, batch: Any, batch_idx: int = 0) -> dict[str, Tensor]:
-        """One step; returns ``loss`` with the losses and timesteps of its samples."""
-        images, condition = self._inputs(batch)
+        """Take one step; return ``loss`` with the losses and timesteps of its samples."""
+        images, condition = self.inputs(batch, training=True)
         timesteps = torch.randint(self.num_timesteps, (len(images),), device=images.device)
         noise = torch.randn_like(images)
         if self.conditioning is not None and self.label_dropout:
             condition = self.conditioning.drop(condition, self.label_dropout)
-        losses = self.losses(images, timesteps, noise, condition)
-        loss = self.loss_reducer(losses, timesteps)
-        average = losses.detach().mean()
-        self.log("train/loss", average, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(images))
-        return {"loss": loss, "sample_loss": losses, "timesteps": timesteps}
+        return self.reduced(self.losses(images, timesteps, noise, condition), timesteps)
 
-    def _inputs(self, batch: Any) -> tuple[Tensor, Any]:
-        """Images and conditions of a batch, looked at before the denoiser fails on them with a riddle."""
+    def inputs(self, batch: Any, *, training: bool) -> tuple[Tensor, Any]:
+        """Return images and conditions of a batch.
+
+        Raises:
+            ValueError: If they do not fit the denoiser, which would fail with a message about some layer.
+        """
         images, *rest = batch
         condition = rest[0] if rest and self.conditioning is not None else None
         check_image_shape(self.unet, images.shape[1:])
-        # Labels on an accelerator cannot be looked at without a wait; those of the data set have been.
+        # Checking labels on an accelerator would wait for it; those of the data set have been checked.
         if self.conditioning is not None and not (isinstance(condition, Tensor) and condition.device.type != "cpu"):
             self.conditioning.check(condition)
         return images, condition
 
-    def validation_step(self, batch: Any, batch_idx: int = 0) -> None:
-        """Loss on held-out images, always with the same noise, so that epochs compare."""
-        self._held_out_loss("val/loss", batch, batch_idx)
-
-    def test_step(self, batch: Any, batch_idx: int = 0) -> None:
-        """The same on test images."""
-        self._held_out_loss("test/loss", batch, batch_idx)
-
-    def _held_out_loss(self, name: str, batch: Any, batch_idx: int) -> None:
-        images, condition = self._inputs(batch)
-        generator = torch.Generator().manual_seed(batch_idx)
-        timesteps = torch.randint(self.num_timesteps, (len(images),), generator=generator).to(images.device)
-        noise = torch.randn(images.shape, generator=generator, dtype=images.dtype).to(images.device)
-        loss = self.losses(images, timesteps, noise, condition, use_ema=True).mean()
-        self.log(name, loss, prog_bar=True, batch_size=len(images), sync_dist=True)
-
-    def configure_optimizers(self) -> Any:
-        """Optimizer over the denoiser's trainable parameters, and the warm-up."""
-        optimizer = self.optimizer([parameter for parameter in self.unet.parameters() if parameter.requires_grad])
-        if not self.warmup_steps:
-            return optimizer
-        # LinearLR starts at a factor > 0: step 1 of n has 1/n of the rate.
-        warmup = LinearLR(optimizer, start_factor=1 / self.warmup_steps, total_iters=self.warmup_steps - 1)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": warmup, "interval": "step"}}
-
     def on_fit_start(self) -> None:
-        """Look at the labels of the data, list the tensors of the moving average once, and compile."""
+        """Check the labels of the data, list the tensors to average, and compile."""
         datamodule: Any = getattr(self.trainer, "datamodule", None)
         labels = labels_of(getattr(datamodule, "train_set", None))  # type: ignore[arg-type]
         if self.conditioning is not None and labels is not None:
             self.conditioning.check(labels)
             self.conditioning.warn_of_classes_without_images(labels)
-        if self.ema is not None:
-            self._averaged = MovingAverage(self.ema, self.unet)
+        super().on_fit_start()
         if self.is_to_compile:
             self.unet.compile()  # in place: names in checkpoints stay as they are
 
-    def on_fit_end(self) -> None:
-        """Let go of the lists."""
-        self.__dict__.pop("_averaged", None)
+    # --- sampling --------------------------------------------------------------------------------------------------
 
-    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
-        """Step, then move the average: together, so that nothing sees one without the other."""
-        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
-        if self.ema is not None:
-            self._averaged.update()
+    def sample(
+        self,
+        num: int,
+        *,
+        seed: int = 0,
+        start: int = 0,
+        batch_size: int = 256,
+        sampler: Sampler = "ddim",
+        num_inference_steps: int = 50,
+        use_ema: bool = True,
+        labels: Labels | None = None,
+        guidance_scale: float | None = None,
+        progress: Callable[[int], object] | None = None,
+    ) -> Tensor:
+        """Sample images. Image i depends on ``(seed, start + i)``, not on batches or processes (to rounding).
+
+        Args:
+            num: Number of images.
+            seed: Seed of the run of images.
+            start: Number of the first image.
+            batch_size: Images at once.
+            sampler: ``"ddim"`` (deterministic given the first noise) or ``"ddpm"`` (ancestral).
+            num_inference_steps: Denoiser calls per image, at most T.
+            use_ema: Whether the averaged weights are used (if any are kept).
+            labels: What the images show, if the denoiser takes conditions: one label for all, or one for each image.
+                By default image i shows class i mod ``num_classes``, so that all classes get equal shares.
+            guidance_scale: See :func:`~lightning_iet.functional.diffusion.guide`; ``None`` = the module's.
+            progress: Called with the number of images finished, after each batch.
+
+        Returns:
+            Images in [0, 1] on the CPU, shape ``(num, C, H, W)``.
+
+        Raises:
+            ValueError: For a number of images or steps out of range, or labels or guidance that the denoiser does not
+                take.
+        """
+        scale = self.guidance_scale if guidance_scale is None else guidance_scale
+        conditioning = self.conditioning
+        check_guidance(conditioning, scale)
+        if conditioning is None:
+            if labels is not None:
+                raise ValueError(
+                    f"Argument `labels` expected none for a denoiser without conditions, but got {labels}."
+                )
+            conditions = {}
+        else:
+            told = conditioning.labels_of_images(start, num, labels).to(self.device)
+            conditions = {
+                "conditions": lambda numbers: told[numbers.start - start : numbers.stop - start],
+                "add_null": conditioning.add_null,
+            }
+        return sample_images(
+            partial(self, use_ema=use_ema),
+            make_sampler(sampler, self.scheduler),
+            self.image_shape,
+            num,
+            module=self,
+            guidance_scale=scale,
+            seed=seed,
+            start=start,
+            batch_size=batch_size,
+            num_inference_steps=num_inference_steps,
+            progress=progress,
+            **conditions,
+        )
+
+    def pipeline(self, *, use_ema: bool = True, sampler: Sampler = "ddpm") -> DDPMPipeline:
+        """Return the model as a pipeline of diffusers, for whoever does not have this package.
+
+        With the same seeds it samples the images of :meth:`sample`, to rounding: image i with the generator
+        ``torch.Generator().manual_seed(derive_seed(seed, i))``. The pipeline of a class-conditional model can be saved
+        and loaded, but diffusers' own call of it gives no labels: call its ``unet`` with ``class_labels=``.
+
+        Args:
+            use_ema: Whether it gets the averaged weights (if any are kept).
+            sampler: Its scheduler: ``"ddpm"`` or ``"ddim"``.
+
+        Returns:
+            A pipeline with weights of its own, on the CPU.
+
+        Raises:
+            TypeError: If the denoiser is none of diffusers'.
+        """
+        denoiser = self.unet if self.ema is None or not use_ema else self.ema.module
+        return make_pipeline(denoiser, make_sampler(sampler, self.scheduler))
 
     # --- checkpoints -----------------------------------------------------------------------------------------------
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add what is needed to build the module again."""
-        checkpoint["specification"] = {
+    def specification(self) -> dict[str, Any]:
+        """Return what builds the module again; ``unet`` is None for a denoiser without a config of diffusers."""
+        return {
             "module": "DiffusionModule",
             "unet": specify(self.unet),
             "scheduler": specify(self.scheduler),
@@ -235,14 +287,21 @@ class DiffusionModule(DrawsImages, DrawsAfresh, ClipsFusedGradients, pl.Lightnin
             "guidance_scale": self.guidance_scale,
         }
 
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Refuse the weights of another architecture in one line."""
-        if strict:
-            check_same_architecture(state_dict, self.state_dict())
-        return super().load_state_dict(state_dict, strict=strict, assign=assign)
-
     @classmethod
-    def load_from_checkpoint(cls, checkpoint_path: Any, map_location: Any = None, **kwargs: Any) -> "DiffusionModule":  # type: ignore[override]
-        """Load a module as its checkpoint specifies it; a denoiser without a diffusers config is given as ``unet=``."""
-        arguments = rebuild_arguments(checkpoint_path, given=kwargs)
-        return super().load_from_checkpoint(checkpoint_path, map_location, weights_only=True, **arguments)
+    def constructor_arguments(cls, specification: dict[str, Any], path: Any, given: dict[str, Any]) -> dict[str, Any]:
+        """Return the arguments that build the module; a denoiser without a config of diffusers is given as ``unet=``.
+
+        Raises:
+            ValueError: If there is no such denoiser.
+        """
+        arguments = {name: value for name, value in specification.items() if name not in given and value is not None}
+        arguments.pop("module", None)
+        for name in ("unet", "scheduler"):
+            if name in arguments:
+                arguments[name] = build(arguments[name])
+        if "unet" not in arguments | given:
+            raise ValueError(
+                f"Argument `unet` expected the denoiser of {path}, which does not say how to build it, but got none. "
+                "Use load_from_checkpoint(path, unet=YourDenoiser(…))."
+            )
+        return arguments | given

@@ -31,36 +31,16 @@ def specify(thing: object) -> dict[str, Any] | None:
     return {"class_path": f"diffusers.{type(thing).__name__}", "config": plain}
 
 
-def _build(specification: dict[str, Any]) -> Any:
-    module, _, name = specification["class_path"].rpartition(".")
-    # Only diffusers' own classes are built: a checkpoint must not name any callable of this machine.
-    if module != "diffusers":
-        raise ValueError(f"Checkpoint expected a class of diffusers, but got {specification['class_path']!r}.")
-    return getattr(import_module(module), name).from_config(specification["config"])
-
-
-def rebuild_arguments(path: Any, *, given: dict[str, Any]) -> dict[str, Any]:
-    """Arguments for a module's constructor, from its checkpoint; what is given wins.
-
-    Args:
-        path: The checkpoint.
-        given: Arguments that the caller has set.
+def build(specification: dict[str, Any]) -> Any:
+    """Build what :func:`specify` described, with new weights.
 
     Raises:
-        ValueError: If the checkpoint does not say how to build the denoiser and none was given.
+        ValueError: For a class outside diffusers: a checkpoint must not name any callable of this machine.
     """
-    specification = torch.load(path, map_location="cpu", weights_only=True).get("specification", {})
-    arguments = {name: value for name, value in specification.items() if name not in given and value is not None}
-    arguments.pop("module", None)  # the class, which the caller knows
-    for name in ("unet", "scheduler"):
-        if name in arguments:
-            arguments[name] = _build(arguments[name])
-    if "unet" not in arguments | given:
-        raise ValueError(
-            f"Argument `unet` expected the denoiser of {path}, which does not say how to build it, but got none. "
-            "Use load_from_checkpoint(path, unet=YourDenoiser(…))."
-        )
-    return arguments | given
+    module, _, name = specification["class_path"].rpartition(".")
+    if module != "diffusers":
+        raise ValueError(f"Checkpoint expected a class of diffusers, but got {specification['class_path']!r}.")
+    return getattr(diffusers, name).from_config(specification["config"])
 
 
 def check_same_architecture(saved: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
@@ -77,19 +57,18 @@ def check_same_architecture(saved: Mapping[str, Tensor], own: Mapping[str, Tenso
         >>> check_same_architecture({"weight": torch.zeros(2)}, {"weight": torch.zeros(3)})
         Traceback (most recent call last):
         ...
-        ValueError: The checkpoint expected `weight` of shape (2,), but the module has it of shape (3,) (1 weight ...
+        ValueError: The checkpoint expected another architecture, but got 1 of 1 weights that differ: 'weight' has
+        the shape (2,) there, and (3,) here. ...
     """
-    shapes = [{name: tuple(tensor.shape) for name, tensor in weights.items()} for weights in (saved, own)]
-    names = list(dict.fromkeys([*own, *saved]))
-    others = [name for name in names if shapes[0].get(name) != shapes[1].get(name)]
-    if not others:
-        return
-    there, here = (f"of shape {found[others[0]]}" if others[0] in found else "not at all" for found in shapes)
-    raise ValueError(
-        f"The checkpoint expected `{others[0]}` {there}, but the module has it {here} ({len(others)} "
-        f"weight{'s' * (len(others) > 1)} of {len(names)} differ{'s' * (len(others) == 1)}): it is of another "
-        "architecture. Give the model the settings that the checkpoint was trained with."
-    )
+    there, here = ({name: tuple(tensor.shape) for name, tensor in weights.items()} for weights in (saved, own))
+    names = {**here, **there}
+    differing = [name for name in names if there.get(name) != here.get(name)]
+    if differing:
+        name = differing[0]
+        raise ValueError(
+            f"The checkpoint expected another architecture, but got {len(differing)} of {len(names)} weights that differ: "
+            f"'{name}' has the shape {there.get(name)} there, and {here.get(name)} here. Use the settings of the run that wrote it."
+        )
 
 
 # Classes are picked from lists of ours: a file must not name code to run.
@@ -98,7 +77,7 @@ SCHEDULERS = ("DDPMScheduler", "DDIMScheduler")
 DENOISERS = ("UNet2DModel", "DiTTransformer2DModel")
 
 
-def either(unet: nn.Module | None, pretrained: str | None) -> tuple[nn.Module, SchedulerMixin | None]:
+def given_or_pretrained(unet: nn.Module | None, pretrained: str | None) -> tuple[nn.Module, SchedulerMixin | None]:
     """The denoiser that was given, or the one that was named, with its scheduler.
 
     Raises:

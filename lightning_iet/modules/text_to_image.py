@@ -1,31 +1,33 @@
 """Fine-tuning of text-to-image models."""
 
+import copy
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import lightning.pytorch as pl
 import torch
 from diffusers import DDPMScheduler
 from lightning.pytorch.cli import OptimizerCallable
-from torch import Tensor
-from torch.optim.lr_scheduler import LinearLR
+from torch import Tensor, nn
 
-from lightning_iet.functional.diffusion import mean_loss, prediction_target, sample_losses
-from lightning_iet.modules.base import ClipsFusedGradients, DrawsAfresh, TrainedAverage
-from lightning_iet.modules.latent_diffusion.checkpoints import (
-    SavesTrainedWeights,
-    add_lora,
-    arguments_of,
-    check_arguments,
+from lightning_iet.functional.checks import check_number
+from lightning_iet.modules.base import DenoisingModule
+from lightning_iet.modules.latent_diffusion.encoders import (
+    CaptionEncoder,
+    Conditions,
+    LatentEncoder,
+    check_captioned,
+    fingerprint,
 )
-from lightning_iet.modules.latent_diffusion.drawing import DrawsFromText, check_size
-from lightning_iet.modules.latent_diffusion.encoders import CaptionEncoder, Conditions, LatentEncoder, check_captioned
+from lightning_iet.modules.latent_diffusion.lora import add_lora, fuse_lora
 from lightning_iet.modules.latent_diffusion.pipelines import open_pipeline
+from lightning_iet.modules.pretrained import check_same_architecture
+from lightning_iet.modules.sampling import Sampler, make_sampler, sample_images
 
 
-class TextToImageModule(SavesTrainedWeights, DrawsFromText, DrawsAfresh, ClipsFusedGradients, pl.LightningModule):
+class TextToImageModule(DenoisingModule):
     r"""Fine-tunes the U-Net of a Stable-Diffusion-class pipeline, in full or by adapters (LoRA).
 
     With latents :math:`z` of an image, drawn by the pipeline's autoencoder, and its caption :math:`c`, the loss of a
@@ -44,7 +46,7 @@ class TextToImageModule(SavesTrainedWeights, DrawsFromText, DrawsAfresh, ClipsFu
             ``StableDiffusionXLPipeline``.
         synthetic: Put a tiny pipeline with random weights in its place, to try a run without the real one.
         image_size: Height and width of the images in pixels, multiples of the autoencoder's scale (8). Default: what
-            the pipeline draws.
+            the pipeline samples.
         lora_rank: Rank of adapters, which are then all that is trained; ``None`` = train the whole U-Net.
         lora_alpha: Their strength is ``lora_alpha / lora_rank``; ``None`` = 1.
         lora_targets: Ends of names of the layers that get adapters. Default: all attention layers.
@@ -53,14 +55,14 @@ class TextToImageModule(SavesTrainedWeights, DrawsFromText, DrawsAfresh, ClipsFu
         ema_decay: Decay of the exponential moving average of what is trained, in [0, 1); 0 = none is kept.
         caption_dropout: Share of captions that training leaves out, so that guidance keeps working. *(our choice: 0.1,
             as Stable Diffusion itself was trained; the publication says nothing of it)*
-        cache_latents: Keep what the autoencoder makes of training images: ``"none"``, ``"memory"``, or a folder. An
+        cache_latents: Keep the latents of training images: ``"none"``, ``"memory"``, or a folder. An
             image that is sometimes mirrored is kept twice; one that is never the same twice is refused.
         cache_text: The same for captions.
         gradient_checkpointing: Save memory at the cost of a second forward pass.
-        sample_prompts: What :meth:`sample` draws by default, in turn: captions, or ``"train"`` for those of the
+        sample_prompts: What :meth:`sample` shows by default, in turn: captions, or ``"train"`` for those of the
             training images, the usual test for memorization (Somepalli et al., https://arxiv.org/abs/2305.20086).
             Default: no caption.
-        guidance_scale: Of :meth:`sample`; 1 = no guidance.
+        guidance_scale: Of :meth:`sample`, see :func:`~lightning_iet.functional.diffusion.guide`; 1 = no guidance.
 
     Raises:
         FileNotFoundError: If there is no such pipeline.
@@ -93,44 +95,52 @@ class TextToImageModule(SavesTrainedWeights, DrawsFromText, DrawsAfresh, ClipsFu
         sample_prompts: Sequence[str] | Literal["train"] | None = None,
         guidance_scale: float = 7.5,
     ) -> None:
-        super().__init__()
-        check_arguments(lora_rank, warmup_steps, ema_decay, caption_dropout)
+        super().__init__(
+            optimizer=optimizer, warmup_steps=warmup_steps, ema_decay=ema_decay, guidance_scale=guidance_scale
+        )
+        check_number("caption_dropout", caption_dropout, "[0, 1)", "0.1 is usual; 0 = captions are always given.")
+        if lora_rank is not None and lora_rank < 1:
+            raise ValueError(f"Argument `lora_rank` expected an integer ≥ 1, but got {lora_rank}.")
         pipeline = open_pipeline(pretrained, synthetic=synthetic, image_size=image_size)
         self.unet = pipeline.unet.train()  # which comes in evaluation mode, and Lightning leaves modes alone
         self.latents = LatentEncoder(pipeline.vae, cache=cache_latents)
         self.captions = CaptionEncoder(pipeline, cache=cache_text)
         self.scheduler = DDPMScheduler.from_config(pipeline.scheduler.config, clip_sample=False)
-        self.image_shape = check_size(image_size, unet=self.unet, scale=self.latents.scale)
+        self.image_shape = _image_shape(image_size, unet=self.unet, scale=self.latents.scale)
         self.unet.requires_grad_(True)
         if lora_rank is not None:
             add_lora(self.unet, rank=lora_rank, alpha=lora_alpha, targets=lora_targets)
         if gradient_checkpointing:
             self.unet.enable_gradient_checkpointing()
-        self.ema = TrainedAverage(self.unet, decay=ema_decay) if ema_decay else None
-        self.optimizer = optimizer
-        self.warmup_steps = warmup_steps
+        self.average_weights(trainable_only=True)
         self.caption_dropout = caption_dropout
         self.sample_prompts = sample_prompts
-        self.guidance_scale = guidance_scale
-        self.loss_reducer: Callable[[Tensor, Tensor], Tensor] = mean_loss
         self._pipeline = pipeline
         if self.latents.cache is not None:
             # Only then: Lightning warns of this hook wherever there is a data module.
             self.on_before_batch_transfer = self._look_up  # type: ignore[method-assign]
             warnings.filterwarnings("ignore", message=".*overridden `on_before_batch_transfer` in `LightningModule`.*")
-        self._remember(
-            pretrained=None if pretrained is None else str(pretrained),
-            synthetic=synthetic,
-            image_size=list(self.image_shape[1:]),
-            lora_rank=lora_rank,
-            lora_alpha=lora_alpha,
-            lora_targets=list(lora_targets),
-            warmup_steps=warmup_steps,
-            ema_decay=ema_decay,
-            caption_dropout=caption_dropout,
-            sample_prompts=sample_prompts if isinstance(sample_prompts, str | None) else list(sample_prompts),
-            guidance_scale=guidance_scale,
-        )
+        frozen = {
+            name: parameter
+            for name, parameter in self.named_parameters()
+            if not parameter.requires_grad and not name.startswith("ema.")
+        }
+        self._frozen_names = frozenset(frozen)
+        self._specification = {
+            "module": "TextToImageModule",
+            "pretrained": None if pretrained is None else str(pretrained),
+            "synthetic": synthetic,
+            "image_size": list(self.image_shape[1:]),
+            "lora_rank": lora_rank,
+            "lora_alpha": lora_alpha,
+            "lora_targets": list(lora_targets),
+            "warmup_steps": warmup_steps,
+            "ema_decay": ema_decay,
+            "caption_dropout": caption_dropout,
+            "sample_prompts": sample_prompts if isinstance(sample_prompts, str | None) else list(sample_prompts),
+            "guidance_scale": guidance_scale,
+            "frozen": fingerprint(frozen),
+        }
 
     # --- training --------------------------------------------------------------------------------------------------
 
@@ -140,7 +150,7 @@ class TextToImageModule(SavesTrainedWeights, DrawsFromText, DrawsAfresh, ClipsFu
         Args:
             latents: Noisy latents, shape ``(B, c, h, w)``.
             timesteps: 0 … T - 1, shape ``(B,)`` or ``()``.
-            conditions: What ``self.captions`` makes of captions.
+            conditions: Captions as ``self.captions`` encodes them.
             use_ema: Whether the averaged weights predict (if any are kept).
 
         Returns:
@@ -152,99 +162,220 @@ class TextToImageModule(SavesTrainedWeights, DrawsFromText, DrawsAfresh, ClipsFu
             return self.ema.call(self.unet, latents, timesteps, **arguments)[0]
         return self.unet(latents, timesteps, **arguments)[0]
 
-    def losses(
-        self, latents: Tensor, timesteps: Tensor, noise: Tensor, conditions: Conditions, *, use_ema: bool = False
-    ) -> Tensor:
-        """Loss of each sample.
+    def inputs(self, batch: Any, *, training: bool) -> tuple[Tensor, Conditions]:
+        """Return latents and conditions of a batch; in training, latents are drawn and some captions left out.
 
-        Args:
-            latents: What ``self.latents`` makes of images, shape ``(B, c, h, w)``.
-            timesteps: 0 … T - 1, shape ``(B,)``.
-            noise: Gaussian noise, shape ``(B, c, h, w)``.
-            conditions: What ``self.captions`` makes of captions.
-            use_ema: Whether the averaged weights predict.
-
-        Returns:
-            Shape ``(B,)``.
+        Raises:
+            ValueError: If the batch is not ``(images, captions, …)``.
         """
-        noisy = self.scheduler.add_noise(latents, noise, timesteps)
-        target = prediction_target(
-            latents, noise, timesteps, self.scheduler.alphas_cumprod, self.scheduler.config.prediction_type
-        )
-        return sample_losses(self(noisy, timesteps, conditions, use_ema=use_ema), target)
+        check_captioned(batch)
+        latents = self.latents(batch[0], at_mean=not training)
+        conditions = self.captions(batch[1], keep=training and self.training)
+        if training and self.caption_dropout:
+            dropped = torch.rand(len(latents), device=latents.device) < self.caption_dropout
+            conditions = conditions.replaced(dropped, self.captions.null())
+        return latents, conditions
+
+    def training_step(self, batch: Any, batch_idx: int = 0) -> dict[str, Tensor]:
+        """Take one step; return ``loss`` with the losses and timesteps of its samples."""
+        latents, conditions = self.inputs(batch, training=True)
+        timesteps = torch.randint(self.num_timesteps, (len(latents),), device=latents.device)
+        return self.reduced(self.losses(latents, timesteps, torch.randn_like(latents), conditions), timesteps)
+
+    def on_fit_start(self) -> None:
+        """List the tensors to average, and encode the empty caption."""
+        super().on_fit_start()
+        self.captions.null()  # now: a training step in evaluation mode must change nothing
+        # Lightning warns of modules in evaluation mode, in which frozen networks have to be.
+        warnings.filterwarnings("ignore", message=r".*module\(s\) in eval mode at the start of training.*")
 
     def _look_up(self, batch: Any, dataloader_idx: int) -> Any:
-        """Exchange training images that have been encoded before for what was kept of them."""
+        """Replace training images by their latents, where the cache has them."""
         if not self.training:
             return batch
         check_captioned(batch)
         images, captions, *others = batch
         return [self.latents.look_up(images, *others[:1]), captions, *others]
 
-    def training_step(self, batch: Any, batch_idx: int = 0) -> dict[str, Tensor]:
-        """One step; returns ``loss`` with the losses and timesteps of its samples."""
-        check_captioned(batch)
-        latents, conditions = self.latents(batch[0]), self.captions(batch[1], keep=self.training)
-        if self.caption_dropout:
-            dropped = torch.rand(len(latents), device=latents.device) < self.caption_dropout
-            conditions = conditions.replaced(dropped, self.captions.null())
-        timesteps = torch.randint(self.num_timesteps, (len(latents),), device=latents.device)
-        losses = self.losses(latents, timesteps, torch.randn_like(latents), conditions)
-        loss = self.loss_reducer(losses, timesteps)
-        average = losses.detach().mean()
-        self.log("train/loss", average, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(latents))
-        return {"loss": loss, "sample_loss": losses, "timesteps": timesteps}
+    # --- sampling --------------------------------------------------------------------------------------------------
 
-    def validation_step(self, batch: Any, batch_idx: int = 0) -> None:
-        """Loss on held-out images, always with the same noise and no caption left out, so that epochs compare."""
-        self._held_out_loss("val/loss", batch, batch_idx)
+    def sample(
+        self,
+        num: int,
+        *,
+        seed: int = 0,
+        start: int = 0,
+        batch_size: int = 16,
+        sampler: Sampler = "ddim",
+        num_inference_steps: int = 50,
+        use_ema: bool = True,
+        progress: Callable[[int], object] | None = None,
+        prompts: Sequence[str] | None = None,
+        guidance_scale: float | None = None,
+    ) -> Tensor:
+        """Sample images. Image i depends on ``(seed, start + i)`` and its prompt, not on batches or processes.
 
-    def test_step(self, batch: Any, batch_idx: int = 0) -> None:
-        """The same on the test images."""
-        self._held_out_loss("test/loss", batch, batch_idx)
+        Args:
+            num: Number of images.
+            seed: Seed of the run of images.
+            start: Number of the first image.
+            batch_size: Images at once.
+            sampler: ``"ddim"`` (deterministic given the first noise) or ``"ddpm"`` (ancestral).
+            num_inference_steps: Denoiser calls per image, at most T.
+            use_ema: Whether the averaged weights are used (if any are kept).
+            progress: Called with the number of images finished, after each batch.
+            prompts: Captions; image number i has ``prompts[i % len(prompts)]``. Default: ``sample_prompts``.
+            guidance_scale: See :func:`~lightning_iet.functional.diffusion.guide`; ``None`` = the module's.
 
-    def _held_out_loss(self, name: str, batch: Any, batch_idx: int) -> None:
-        check_captioned(batch)
-        generator = torch.Generator().manual_seed(batch_idx)
-        latents = self.latents(batch[0], at_mean=True)
-        timesteps = torch.randint(self.num_timesteps, (len(latents),), generator=generator).to(latents.device)
-        noise = torch.randn(latents.shape, generator=generator).to(latents)
-        loss = self.losses(latents, timesteps, noise, self.captions(batch[1]), use_ema=True).mean()
-        self.log(name, loss, prog_bar=True, batch_size=len(latents), sync_dist=True)
+        Returns:
+            Images in [0, 1] on the CPU, shape ``(num, 3, H, W)``.
 
-    def configure_optimizers(self) -> Any:
-        """Optimizer over what is trained, and the warm-up."""
-        optimizer = self.optimizer(self._trained())
-        if not self.warmup_steps:
-            return optimizer
-        # LinearLR starts at a factor > 0: step 1 of n has 1/n of the rate.
-        warmup = LinearLR(optimizer, start_factor=1 / self.warmup_steps, total_iters=self.warmup_steps - 1)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": warmup, "interval": "step"}}
+        Raises:
+            ValueError: For a number of images or steps out of range, or if the training captions are wanted and there
+                is no training.
+        """
+        prompt_of = self._prompts(prompts)
+        return sample_images(
+            partial(self, use_ema=use_ema),
+            make_sampler(sampler, self.scheduler),
+            self._latent_shape,
+            num,
+            module=self,
+            conditions=lambda numbers: self.captions([prompt_of(number) for number in numbers]),
+            add_null=lambda conditions: conditions.behind(self.captions.null()),
+            guidance_scale=self.guidance_scale if guidance_scale is None else guidance_scale,
+            decode=self.latents.decode,
+            seed=seed,
+            start=start,
+            batch_size=batch_size,
+            num_inference_steps=num_inference_steps,
+            progress=progress,
+        )
 
-    def _trained(self) -> list[torch.nn.Parameter]:
-        return [parameter for parameter in self.unet.parameters() if parameter.requires_grad]
+    def pipeline(self, *, use_ema: bool = True, sampler: Sampler = "ddim") -> Any:
+        """Return the model as a pipeline of the class that it came from, for whoever does not have this package.
 
-    def on_fit_start(self) -> None:
-        """List what is averaged once: walking through a model takes as long as averaging it."""
-        self._averaged = self._trained()
-        self.captions.null()  # now: a training step in evaluation mode is to change nothing
-        # Of which Lightning warns; it is what frozen networks are meant to be in.
-        warnings.filterwarnings("ignore", message=r".*module\(s\) in eval mode at the start of training.*")
+        Adapters are worked into the weights *(our choice: it loads without peft)*. With the same seeds it samples the
+        images of :meth:`sample`, to rounding: image i with ``torch.Generator().manual_seed(derive_seed(seed, i))``.
 
-    def on_fit_end(self) -> None:
-        """Let go of the list."""
-        self.__dict__.pop("_averaged", None)
+        Args:
+            use_ema: Whether it gets the averaged weights (if any are kept).
+            sampler: Its scheduler: ``"ddim"`` or ``"ddpm"``.
 
-    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
-        """Step, then move the average: together, so that nothing sees one without the other."""
-        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
-        if self.ema is not None:
-            self.ema.update(self._averaged)
+        Returns:
+            A pipeline with weights of its own, on the CPU in float32; ``save_pretrained`` writes it.
+        """
+        parts = copy.deepcopy(self._pipeline.components)
+        for part in parts.values():
+            if isinstance(part, nn.Module):
+                part.cpu().float().eval().requires_grad_(False)
+        unet = parts["unet"]
+        if use_ema and self.ema is not None:
+            unet.load_state_dict(self.ema.weights(), strict=False)
+        if getattr(unet, "peft_config", None):
+            fuse_lora(unet)
+        _, height, width = self._latent_shape
+        unet.register_to_config(sample_size=height if height == width else (height, width))
+        parts["scheduler"] = make_sampler(sampler, self.scheduler)
+        options = {  # of the class, beside its parts
+            name: self._pipeline.config[name]
+            for name in ("requires_safety_checker", "force_zeros_for_empty_prompt")
+            if name in self._pipeline.config
+        }
+        pipeline = type(self._pipeline)(**parts, **options)
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline
+
+    @property
+    def _latent_shape(self) -> tuple[int, int, int]:
+        scale = self.latents.scale
+        return self.unet.config.in_channels, self.image_shape[1] // scale, self.image_shape[2] // scale
+
+    def _prompts(self, prompts: Sequence[str] | None) -> Callable[[int], str]:
+        """The caption of each image, by its number."""
+        if prompts is None and self.sample_prompts == "train":
+            samples = getattr(getattr(getattr(self, "_trainer", None), "datamodule", None), "train_set", None)
+            if samples is None:
+                raise ValueError(
+                    "Argument `prompts` expected captions, but got none, and `sample_prompts` is 'train', whose images "
+                    "are at hand while training only. Give captions."
+                )
+            return lambda number: str(samples[number % len(samples)][1])
+        texts = [""] if prompts is None and self.sample_prompts is None else list(prompts or self.sample_prompts or ())
+        if not texts:
+            raise ValueError("Argument `prompts` expected at least one caption, but got none.")
+        return lambda number: texts[number % len(texts)]
 
     # --- checkpoints -----------------------------------------------------------------------------------------------
 
+    def specification(self) -> dict[str, Any]:
+        """Return the arguments of the constructor, and a fingerprint of the frozen weights."""
+        return dict(self._specification)
+
     @classmethod
-    def load_from_checkpoint(cls, checkpoint_path: Any, map_location: Any = None, **kwargs: Any) -> "TextToImageModule":  # type: ignore[override]
-        """Load a module as its checkpoint specifies it; ``pretrained=`` says where the pipeline has moved to."""
-        arguments = arguments_of(checkpoint_path) | kwargs
-        return super().load_from_checkpoint(checkpoint_path, map_location, weights_only=True, **arguments)
+    def constructor_arguments(cls, specification: dict[str, Any], path: Any, given: dict[str, Any]) -> dict[str, Any]:
+        """Return the arguments that build the module; ``pretrained=`` says where its pipeline has moved to.
+
+        Raises:
+            ValueError: For a checkpoint of another module.
+        """
+        if specification.get("module") != "TextToImageModule":
+            raise ValueError(
+                f"Argument `checkpoint_path` expected a checkpoint of a TextToImageModule, but got '{path}' of "
+                f"{specification.get('module', 'another module')}."
+            )
+        return {name: value for name, value in specification.items() if name not in ("module", "frozen")} | given
+
+    def state_dict(self, *args: Any, prefix: str = "", **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
+        """Return all weights but the frozen ones."""
+        weights = super().state_dict(*args, prefix=prefix, **kwargs)
+        for name in self._frozen_names:
+            weights.pop(prefix + name, None)
+        return weights
+
+    def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
+        """Load what :meth:`state_dict` returned.
+
+        Raises:
+            ValueError: If weights are missing or too many, or their shapes differ.
+        """
+        if strict:
+            check_same_architecture(state_dict, self.state_dict())
+        result = super().load_state_dict(state_dict, strict=False, assign=assign)
+        missing = [name for name in result.missing_keys if name not in self._frozen_names]
+        return type(result)(missing, result.unexpected_keys)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Check that the weights meet the same frozen ones that they were trained with.
+
+        Raises:
+            ValueError: If they do not.
+        """
+        saved = checkpoint.get("specification", {})
+        for name in ("lora_rank", "lora_alpha", "lora_targets"):
+            if name in saved and saved[name] != self._specification[name]:
+                raise ValueError(
+                    f"The checkpoint expected `{name}` {saved[name]}, but got {self._specification[name]}. Use the "
+                    "settings of the run that wrote it."
+                )
+        if saved.get("frozen") not in (None, self._specification["frozen"]):
+            raise ValueError(
+                f"The checkpoint expected the frozen weights of '{saved.get('pretrained')}', with which it was "
+                f"trained, but got others, of '{self._specification['pretrained']}'. Give the same pipeline as "
+                "`pretrained`."
+            )
+
+
+def _image_shape(image_size: int | tuple[int, int] | None, *, unet: Any, scale: int) -> tuple[int, int, int]:
+    """Shape ``(3, H, W)`` of the images, of the denoiser's own size by default; ``scale`` = pixels a row of latents."""
+    if image_size is None:
+        own = unet.config.sample_size
+        height, width = (own, own) if isinstance(own, int) else own
+        return 3, height * scale, width * scale
+    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    if min(height, width) < scale or height % scale or width % scale:
+        raise ValueError(
+            f"Argument `image_size` expected multiples of {scale}, the pixels for each row of the autoencoder's "
+            f"latents, but got {height} × {width}."
+        )
+    return 3, height, width

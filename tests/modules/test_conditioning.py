@@ -1,9 +1,12 @@
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
 
 from lightning_iet import DiffusionModule, DigitsDataModule
 from lightning_iet.modules.conditioning import Conditioning, find_conditioning
+from lightning_iet.modules.sampling import guided
 from tests.helpers.models import quiet_trainer, tiny_diffusion, tiny_dit, tiny_unet
 
 
@@ -168,8 +171,9 @@ def test_guidance_equals_two_calls():
     images, t, labels = torch.randn(2, 1, 8, 8), torch.tensor(500), torch.tensor([0, 2])
     with torch.no_grad():
         free, told = (module(images, t, which, use_ema=True) for which in (torch.full((2,), 3), labels))
-        guided = module._guided(images, t, labels, scale=3.0, use_ema=True)
-    torch.testing.assert_close(guided, free + 3 * (told - free), rtol=1e-4, atol=1e-4)
+        add_null, averaged = module.conditioning.add_null, partial(module, use_ema=True)
+        both = guided(averaged, images, t.expand(2), labels, add_null=add_null, scale=3.0)
+    torch.testing.assert_close(both, free + 3 * (told - free), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(module(images, t), module(images, t, torch.full((2,), 3)))
     settings = {"num_inference_steps": 2, "labels": 1}
     assert torch.equal(module.sample(1, **settings), module.sample(1, guidance_scale=3.0, **settings))

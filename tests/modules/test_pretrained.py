@@ -138,8 +138,8 @@ def test_one_source(unet, pretrained, got):
 def test_another_architecture_is_one_line(tmp_path):
     module = tiny_diffusion()
     message = (
-        r"expected `unet.conv_in.weight` of shape \(8, 1, 3, 3\), "
-        r"but the module has it of shape \(16, 1, 3, 3\) \(\d+ weights of \d+ differ\)"
+        r"but got \d+ of \d+ weights that differ: 'unet.conv_in.weight' "
+        r"has the shape \(8, 1, 3, 3\) there, and \(16, 1, 3, 3\) here"
     )
     with pytest.raises(ValueError, match=message):
         tiny_diffusion(unet={"block_out_channels": (16,)}).load_state_dict(module.state_dict())
