@@ -13,7 +13,7 @@ from benchmarks.mitigation.settings import Setting
 from lightning_iet.data import FashionMNISTDataModule, IndexedImages
 from lightning_iet.data.duplicates import repeat_images
 from lightning_iet.data.samples import RandomFlips
-from lightning_iet.data.splits import draw_disjoint
+from lightning_iet.data.splits import select_disjoint
 from lightning_iet.functional.checks import unit_interval
 
 
@@ -69,7 +69,7 @@ class Sets(pl.LightningDataModule):
         images, labels = real_images(setting.source)
         num_train = round(setting.num_train * row.train_factor) + setting.num_repeated
         sizes = [setting.num_unseen, setting.num_control, setting.num_selection, setting.num_reference, num_train]
-        unseen, control, selection, reference, train = draw_disjoint(labels, sizes, seed=seed)
+        unseen, control, selection, reference, train = select_disjoint(labels, sizes, seed=seed)
         self.unseen, self.control_set, self.selection_set, self.reference_set = (
             IndexedImages(images[drawn], labels[drawn]) for drawn in (unseen, control, selection, reference)
         )

@@ -1,4 +1,4 @@
-"""From what a source yields to a tensor to train on: decoded, of one size, with as many channels as asked for."""
+"""Decoding images to 8-bit pixels, and preparing tensors of one size and number of channels."""
 
 import warnings
 from dataclasses import dataclass
@@ -16,6 +16,7 @@ from torchvision.transforms.v2 import functional as F
 Pixels: TypeAlias = NDArray[np.uint8]
 Size: TypeAlias = tuple[int, int]
 Fit: TypeAlias = Literal["stretch", "crop"]
+Channels: TypeAlias = Literal[1, 3, 4]
 
 RULES = (
     "the first frame of an animation",
@@ -32,21 +33,21 @@ _16_BITS = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 def decode(
     data: bytes | NDArray[Any] | Image.Image, *, size: Size | None = None, fit: Fit = "stretch", alpha: bool = False
 ) -> Pixels:
-    """Turn one image into pixels of 8 bits, by the :data:`RULES`.
+    """Decode one image to pixels of 8 bits, by the :data:`RULES`.
 
     Args:
-        data: an encoded file; or an array ``(H, W)`` or ``(H, W, C)`` with 1, 3 or 4 channels, uint8, uint16, or
+        data: An encoded file; or an array ``(H, W)`` or ``(H, W, C)`` with 1, 3 or 4 channels, uint8, uint16, or
             floating point in [0, 1]; or an image of Pillow's.
-        size: height and width to resize to, by Pillow's bicubic filter with antialiasing; ``None`` leaves the size.
+        size: Height and width to resize to, by Pillow's bicubic filter with antialiasing; ``None`` leaves the size.
         fit: ``"stretch"`` to that size, or ``"crop"`` the middle after scaling the shorter side.
-        alpha: keep transparency as a fourth channel, where there is any, instead of laying it over white.
+        alpha: Keep transparency as a fourth channel, where there is any, instead of laying it over white.
 
     Returns:
         Shape ``(H, W, 1)`` for grey images, else ``(H, W, 3)``, or ``(H, W, 4)`` with ``alpha``.
 
     Raises:
-        ValueError: if pixels cannot be brought to 8 bits by a stated rule.
-        Exception: whatever Pillow's decoders raise on damaged files.
+        ValueError: If pixels cannot be brought to 8 bits by a stated rule.
+        Exception: Whatever Pillow's decoders raise on damaged files.
 
     Example:
         >>> decode(np.array([[0, 65535], [257, 514]], dtype=np.uint16)).squeeze()
@@ -55,29 +56,28 @@ def decode(
     """
     image = _open(data, alpha=alpha) if isinstance(data, bytes) else _eight_bits(_image(data), alpha=alpha)
     if size is not None and image.size != (size[1], size[0]):
-        image = _resize(image, size, fit)
+        resize = ImageOps.fit if fit == "crop" else Image.Image.resize
+        image = resize(image, (size[1], size[0]), Image.Resampling.BICUBIC)
     pixels = np.asarray(image)
     return pixels[..., None] if pixels.ndim == 2 else pixels
 
 
 def _open(data: bytes, *, alpha: bool) -> Image.Image:
+    """Decode a file."""
     if not data:
         raise ValueError("the file is empty")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # oddities that Pillow gets over, such as damaged EXIF data
+        warnings.simplefilter("ignore")  # of what Pillow reads all the same, such as damaged EXIF data
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        with Image.open(BytesIO(data), formats=_formats()) as image:
+        Image.init()
+        formats = [name for name in Image.ID if name != "EPS"]  # for which Pillow would run Ghostscript on the file
+        with Image.open(BytesIO(data), formats=formats) as image:
             image.load()
             return _eight_bits(ImageOps.exif_transpose(image), alpha=alpha)
 
 
-def _formats() -> list[str]:
-    """All that Pillow reads by itself: for EPS it would start Ghostscript on a file that nobody has looked at."""
-    Image.init()
-    return [name for name in Image.ID if name != "EPS"]
-
-
 def _image(array: NDArray[Any] | Image.Image) -> Image.Image:
+    """Bring an array to 8 bits."""
     if isinstance(array, Image.Image):
         return array
     channels = array.shape[2] if array.ndim == 3 else 1
@@ -97,22 +97,16 @@ def _eight_bits(image: Image.Image, *, alpha: bool) -> Image.Image:
     if image.mode in ("L", "RGB") and not image.has_transparency_data:
         return image
     if image.mode in _16_BITS:
-        return _from_integers(np.asarray(image))
+        integers = np.asarray(image)
+        if integers.min() < 0 or integers.max() > 65535:
+            raise ValueError("32-bit pixels outside 0 … 65535 have no known range")
+        return Image.fromarray(_rounded(integers / 257))
     if image.mode == "F":
         return Image.fromarray(_from_float(np.asarray(image)))
     if image.has_transparency_data:
         image = image.convert("RGBA")
-        if alpha:
-            return image
-        white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image).convert("RGB")
+        return image if alpha else Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     return image.convert("L" if image.mode == "1" else "RGB")
-
-
-def _from_integers(array: NDArray[Any]) -> Image.Image:
-    if array.min() < 0 or array.max() > 65535:
-        raise ValueError("32-bit pixels outside 0 … 65535 have no known range")
-    return Image.fromarray(_rounded(array / 257))
 
 
 def _from_float(array: NDArray[Any]) -> Pixels:
@@ -127,22 +121,12 @@ def _rounded(array: NDArray[Any]) -> Pixels:
     return np.rint(array).astype(np.uint8)
 
 
-def _resize(image: Image.Image, size: Size, fit: Fit) -> Image.Image:
-    size = size[1], size[0]
-    if fit == "crop":
-        return ImageOps.fit(image, size, Image.Resampling.BICUBIC)
-    return image.resize(size, Image.Resampling.BICUBIC)
-
-
-Channels: TypeAlias = Literal[1, 3, 4]
-
-
 @dataclass(frozen=True)
 class Preparation:
     """Turns one image into a tensor, float32 in [0, 1], shape ``(C, H, W)``.
 
-    Files, arrays and Pillow's images are decoded by the rules of :mod:`lightning_iet.data.decoding`, those by which an
-    audit reads them. Sizes are changed by a bicubic filter with antialiasing.
+    Files, arrays and Pillow's images are decoded by :func:`decode`, as for an audit. Sizes are changed by a bicubic
+    filter with antialiasing, that of torchvision.
 
     Args:
         channels: 1 for grey, 3 for colour, 4 for colour with transparency.
@@ -161,24 +145,23 @@ class Preparation:
     fit: Fit = "crop"
 
     def __call__(self, image: Any) -> Tensor:
-        """Prepare a tensor ``(C, H, W)``, or anything that :func:`~lightning_iet.data.decoding.decode` reads."""
+        """Prepare a tensor ``(C, H, W)``, or anything that :func:`decode` reads."""
         if not isinstance(image, Tensor):
             image = torch.tensor(decode(image, alpha=self.channels == 4)).permute(2, 0, 1)
         if self.size is not None and tuple(image.shape[-2:]) != self.size:
-            image = _resize_of_preparation(image, self.size, self.fit)
+            image = self._resize(image, self.size)
         return to_channels(F.to_dtype(image, torch.float32, scale=True), self.channels)
 
-
-def _resize_of_preparation(image: Tensor, size: Size, fit: Fit) -> Tensor:
-    target = size
-    if fit == "crop":
-        height, width = image.shape[-2:]
-        scale = max(size[0] / height, size[1] / width)
-        target = max(size[0], round(height * scale)), max(size[1], round(width * scale))
-    resized = F.resize(image, list(target), interpolation=InterpolationMode.BICUBIC, antialias=True)
-    # Cubic weights are negative in places: floating point can leave [0, 1], 8 bits cannot.
-    resized = resized.clamp(0, 1) if resized.is_floating_point() else resized
-    return F.center_crop(resized, list(size))
+    def _resize(self, image: Tensor, size: Size) -> Tensor:
+        target = size
+        if self.fit == "crop":
+            height, width = image.shape[-2:]
+            scale = max(size[0] / height, size[1] / width)
+            target = max(size[0], round(height * scale)), max(size[1], round(width * scale))
+        resized = F.resize(image, list(target), interpolation=InterpolationMode.BICUBIC, antialias=True)
+        # Bicubic weights are negative in places: floating point can leave [0, 1], 8 bits cannot.
+        resized = resized.clamp(0, 1) if resized.is_floating_point() else resized
+        return F.center_crop(resized, list(size))
 
 
 def to_channels(image: Tensor, channels: Channels) -> Tensor:

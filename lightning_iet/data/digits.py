@@ -4,14 +4,14 @@ import torch
 from sklearn.datasets import load_digits
 
 from lightning_iet.data.images import ImageDataModule, IndexedImages
-from lightning_iet.data.splits import draw_disjoint
+from lightning_iet.data.splits import select_disjoint
 
 
 class DigitsDataModule(ImageDataModule):
-    """A small part of the digits to train on, the rest to judge by. Needs no network and no files.
+    """A small part of the digits to train on, the rest held out. Needs no network and no files.
 
-    A few dozen images are few enough for a small U-Net to learn by heart within minutes: the data set on which to see
-    memorization, and what prevents it, on any machine. Source: Alpaydin & Kaynak (1998), *Optical Recognition of
+    A small U-Net memorizes a few dozen images within minutes: this data set shows memorization, and what prevents it,
+    on any machine. Source: Alpaydin & Kaynak (1998), *Optical Recognition of
     Handwritten Digits*, https://doi.org/10.24432/C50P49.
 
     Args:
@@ -45,5 +45,5 @@ class DigitsDataModule(ImageDataModule):
         images = torch.tensor(pixels, dtype=torch.float32).view(-1, 1, 8, 8) / 16
         labels = torch.tensor(classes)
         rest = len(labels) - self.num_train - self.num_control
-        sets = draw_disjoint(labels, [self.num_train, self.num_control, rest], seed=self.seed)
+        sets = select_disjoint(labels, [self.num_train, self.num_control, rest], seed=self.seed)
         self.train_set, self.control_set, self.reference_set = (IndexedImages(images[i], labels[i]) for i in sets)

@@ -1,4 +1,4 @@
-"""What a user reads when data are not there, or cannot be fetched: one line with the remedies."""
+"""Errors of data that are not there or cannot be downloaded: one line with the remedies."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def absent(title: str, expected: str, root: Path | None) -> FileNotFoundError:
-    """The error for data that are not there.
+    """Return the error for data that are not there.
 
     Example:
         >>> print(absent("CIFAR-10", "the folder cifar-10-batches-py", Path("data")))
@@ -19,7 +19,7 @@ def absent(title: str, expected: str, root: Path | None) -> FileNotFoundError:
 
 
 def damaged(title: str, folder: Path) -> ValueError:
-    """The error for files that are not what they should be."""
+    """Return the error for files that are incomplete or changed."""
     return ValueError(
         f"Argument `root` expected the files of {title}, but some in '{folder}' are missing or damaged. Remove the "
         "folder and fetch the data again, by `download: true`."
@@ -28,7 +28,7 @@ def damaged(title: str, folder: Path) -> ValueError:
 
 @contextmanager
 def one_line_download(title: str, place: Path | None) -> Iterator[None]:
-    """Say in one line that a download has failed, and what to do without a network.
+    """Raise a failed download as one line that says what to do without a network.
 
     Args:
         title: What is fetched.

@@ -1,7 +1,7 @@
 """Fashion-MNIST: 60,000 grey images of clothes to train on, 10,000 held out."""
 
 import gzip
-import math
+import tempfile
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 from torchvision.datasets import FashionMNIST
+from torchvision.datasets.mnist import read_sn3_pascalvincent_tensor
 
 from lightning_iet.data.decoding import Channels
 from lightning_iet.data.downloads import absent, one_line_download
@@ -17,15 +18,12 @@ from lightning_iet.data.images import ImageDataModule, IndexedImages
 
 
 def find_idx(folder: Path, name: str) -> Path | None:
-    """The file of a name, plain or compressed by gzip; ``None`` if there is none."""
+    """Return the file of a name, plain or compressed by gzip; ``None`` if there is none."""
     return next((path for path in (folder / name, folder / f"{name}.gz") if path.is_file()), None)
 
 
 def read_idx(path: Path) -> Tensor:
-    """Read an idx file of unsigned bytes.
-
-    Layout: two zero bytes, the type (8 = unsigned byte), the number of dimensions, each dimension as a big-endian
-    32-bit integer, the values. See https://yann.lecun.com/exdb/mnist/.
+    """Read an idx file of unsigned bytes, the format of MNIST.
 
     Args:
         path: The file, compressed by gzip if its name ends in ``.gz``.
@@ -37,23 +35,23 @@ def read_idx(path: Path) -> Tensor:
         ValueError: If it is something else, or damaged.
     """
     try:
-        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        with tempfile.TemporaryDirectory() as folder:
+            plain = path
+            if path.suffix == ".gz":  # which torchvision does not read
+                plain = Path(folder, path.stem)
+                plain.write_bytes(gzip.decompress(path.read_bytes()))
+            values = read_sn3_pascalvincent_tensor(str(plain))
+        reason = "" if values.dtype == torch.uint8 else f"its values are {values.dtype}"
     except (OSError, EOFError) as error:  # gzip raises both for damaged files
-        raise _broken(path, str(error)) from error
-    if data[:3] != b"\x00\x00\x08" or len(data) < 4:
-        raise _broken(path, "its header is another")
-    dimensions = data[3]
-    start = 4 + 4 * dimensions
-    shape = [int.from_bytes(data[at : at + 4], "big") for at in range(4, start, 4)]
-    if len(data) - start != math.prod(shape):
-        raise _broken(path, f"its header promises {math.prod(shape)} bytes, it has {max(len(data) - start, 0)}")
-    return torch.frombuffer(bytearray(data), dtype=torch.uint8, offset=start).view(shape)
-
-
-def _broken(path: Path, reason: str) -> ValueError:
-    return ValueError(
-        f"Argument `root` expected idx files, but got '{path}', which is none or damaged ({reason}). Fetch it again."
-    )
+        reason = str(error)
+    except (ValueError, KeyError, AssertionError, RuntimeError):  # torchvision, of a header that makes no sense
+        reason = "its header does not fit its content"
+    if reason:
+        raise ValueError(
+            f"Argument `root` expected idx files, but got '{path}', which is none or damaged ({reason}). Fetch it "
+            "again."
+        )
+    return values
 
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")

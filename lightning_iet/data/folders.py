@@ -16,6 +16,8 @@ from lightning_iet.data.samples import Skip, listed
 from lightning_iet.data.sources import Data, FolderSource, Source
 from lightning_iet.utilities.files import printable
 
+log = logging.getLogger(__name__)
+
 
 class StoredSamples(Dataset[tuple[Data, Any]]):
     """Images of a source with their conditions; yields ``(image as it is stored, condition)``.
@@ -62,12 +64,12 @@ class StoredSamples(Dataset[tuple[Data, Any]]):
         return self.source.read(self.positions[index]), self.conditions[index]
 
     def name(self, index: int) -> str:
-        """What to call a sample."""
+        """Return the name of a sample for messages."""
         return self.source.name(self.positions[index])
 
 
 class StoredDataModule(ImageDataModule):
-    """Base of data modules for what a user has stored; a subclass opens it.
+    """Base of data modules for images stored in files; a subclass opens them.
 
     Args:
         root: Where it is.
@@ -82,7 +84,7 @@ class StoredDataModule(ImageDataModule):
         self.held_out = None if held_out is None else Path(held_out)
 
     def load(self) -> Dataset[Any] | tuple[Dataset[Any], Dataset[Any]]:
-        """Open what is stored."""
+        """Open the training images, and the held-out ones."""
         if self.root is not None and self.held_out is not None and self.held_out.exists():
             inner, outer = sorted((self.held_out.resolve(), self.root.resolve()), key=lambda path: -len(path.parts))
             if inner.is_relative_to(outer):
@@ -95,28 +97,25 @@ class StoredDataModule(ImageDataModule):
 
     def _checked(self, argument: str, path: Path | None) -> Dataset[Any]:
         if path is None or not path.exists():
-            raise FileNotFoundError(self._absent(argument, path))
+            found = "None" if path is None else f"{str(path)!r}, which does not exist"
+            raise FileNotFoundError(
+                f"Argument `{argument}` expected {self.expected}, but got {found}. Give the right path, or try with "
+                "random images by `synthetic: true`."
+            )
         return self.open(path, argument=argument)
 
-    def _absent(self, argument: str, path: Path | None) -> str:
-        return (
-            f"Argument `{argument}` expected {self.expected}, but got {'None' if path is None else f'{str(path)!r}'}"
-            f"{'' if path is None else ', which does not exist'}. Give the right path, or try with random images by "
-            "`synthetic: true`."
-        )
-
     def open(self, path: Path, *, argument: str) -> Dataset[Any]:
-        """What is stored at a path that exists.
+        """Open the images at a path that exists.
 
         Args:
-            path: Where it is.
-            argument: Under which name the user gave it: ``"root"`` is opened first, then ``"held_out"``.
+            path: Where they are.
+            argument: The name under which the user gave it: ``"root"`` is opened first, then ``"held_out"``.
         """
         raise NotImplementedError
 
 
 class ImageFiles(FolderSource):
-    """The files of a folder, and below, whose suffix is one of Pillow's; others are left alone.
+    """The files of a folder and below whose suffix is one of Pillow's.
 
     Args:
         path: The folder.
@@ -159,7 +158,7 @@ class ImageFolderDataModule(StoredDataModule):
         self.classes: list[str] = []
 
     def open(self, path: Path, *, argument: str) -> Dataset[Any]:
-        """The images of a folder."""
+        """Open the images of a folder."""
         if not path.is_dir():
             raise ValueError(f"Argument `{argument}` expected {self.expected}, but got '{path}', which is none.")
         source = ImageFiles(path)
@@ -179,6 +178,7 @@ class ImageFolderDataModule(StoredDataModule):
         return StoredSamples(source, [numbers[folder] for folder in folders])
 
 
+_CAPTION_FILES = ("metadata.jsonl", "captions.jsonl", "captions.json")
 _NAME_KEYS = ("file_name", "image", "file", "path")
 _TEXT_KEYS = ("text", "caption", "captions", "prompt")
 
@@ -189,7 +189,8 @@ def read_captions(path: Path) -> dict[str, str]:
     A ``.jsonl`` file holds an object per line, such as ``{"file_name": "a.png", "text": "a dog"}``, the form of Hugging
     Face's image folders. A ``.json`` file holds ``{"a.png": "a dog"}`` or ``{"a.png": ["a dog", "dog on grass"]}``, the
     form of LAION-10k in studies of replication, or a list of objects as above. Of several captions the first is taken
-    *(our choice: the one that those studies train with)*.
+    *(our choice: the one that those studies train with)*. The loader of ``datasets`` for image folders reads the first
+    form alone, and leaves images without a caption out without a word.
 
     Args:
         path: The file.
@@ -206,41 +207,37 @@ def read_captions(path: Path) -> dict[str, str]:
             entries: Any = [json.loads(line) for line in text.split("\n") if line.strip()]
         else:
             entries = json.loads(text)
-    except (OSError, ValueError) as error:
-        raise _broken(path, str(error)) from error
-    try:
         pairs = entries.items() if isinstance(entries, Mapping) else [_pair(entry) for entry in entries]
-        return {str(name): _first(caption) for name, caption in pairs if _first(caption)}
-    except (TypeError, KeyError, AttributeError) as error:
-        raise _broken(path, f"{type(error).__name__}: {error}") from error
+        captions = {str(name): _first_caption(found) for name, found in pairs}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        reason = str(error) if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: {error}"
+        raise ValueError(
+            f"Argument `captions` expected a .jsonl file with `file_name` and `text`, or a .json file "
+            f"{{name: captions}}, but got '{path}', which is something else ({reason})."
+        ) from error
+    return {name: caption for name, caption in captions.items() if caption}
 
 
 def _pair(entry: Mapping[str, Any]) -> tuple[str, Any]:
+    """Name and captions in an object of a file."""
     name = next((entry[key] for key in _NAME_KEYS if key in entry), None)
     if name is None:
         raise KeyError(f"an entry has none of {', '.join(_NAME_KEYS)}")
     return name, next((entry[key] for key in _TEXT_KEYS if entry.get(key)), "")
 
 
-def _first(captions: Any) -> str:
+def _first_caption(captions: Any) -> str:
     caption = captions[0] if isinstance(captions, list) and captions else captions or ""
     if not isinstance(caption, str):
         raise TypeError(f"a caption is {type(caption).__name__}, not text")
     return caption.strip()
 
 
-def _broken(path: Path, reason: str) -> ValueError:
-    return ValueError(
-        f"Argument `captions` expected a .jsonl file with `file_name` and `text`, or a .json file "
-        f"{{name: captions}}, but got '{path}', which is something else ({reason})."
-    )
-
-
 class CaptionFile:
-    """Finds the caption of an image, and what has none.
+    """Finds the caption of an image, and captions without an image.
 
     Files made elsewhere often name images by paths of that machine: an image is looked up by its path below the folder,
-    and where that is not named, by the longest end of a name that no other name has in common.
+    or else by the end of a name, where no other name ends in the same way.
 
     Args:
         captions: ``{name: caption}``.
@@ -255,12 +252,14 @@ class CaptionFile:
         self.captions = captions
         self._ends: dict[str, str | None] = {}
         for name in captions:
-            for end in _ends(name):
+            parts = PurePosixPath(name).parts
+            for start in range(len(parts)):
+                end = str(PurePosixPath(*parts[start:]))
                 self._ends[end] = None if end in self._ends else name
         self._used: set[str] = set()
 
     def of(self, name: str) -> str | None:
-        """The caption of an image, by its path below the folder."""
+        """Return the caption of an image, by its path below the folder."""
         named = name if name in self.captions else self._ends.get(PurePosixPath(name).as_posix())
         if named is None:
             return None
@@ -269,18 +268,8 @@ class CaptionFile:
 
     @property
     def unused(self) -> list[str]:
-        """Names for which no image has been looked up."""
+        """Return the names for which no image has been looked up."""
         return [name for name in self.captions if name not in self._used]
-
-
-def _ends(name: str) -> list[str]:
-    parts = PurePosixPath(name).parts
-    return [str(PurePosixPath(*parts[start:])) for start in range(len(parts))]
-
-
-log = logging.getLogger(__name__)
-
-_USUAL = ("metadata.jsonl", "captions.jsonl", "captions.json")
 
 
 class CaptionFolderDataModule(StoredDataModule):
@@ -324,7 +313,7 @@ class CaptionFolderDataModule(StoredDataModule):
         self.captions = {"root": captions, "held_out": held_out_captions}
 
     def open(self, path: Path, *, argument: str) -> Dataset[Any]:
-        """The images of a folder, with their captions."""
+        """Open the images of a folder, with their captions."""
         file = CaptionFile(read_captions(self._file(path, argument)))
         source = ImageFiles(path)
         conditions = [file.of(name) for name in source.names]
@@ -335,7 +324,7 @@ class CaptionFolderDataModule(StoredDataModule):
 
     def _file(self, folder: Path, argument: str) -> Path:
         given = self.captions[argument]
-        candidates = [folder / name for name in _USUAL] if given is None else [Path(given)]
+        candidates = [folder / name for name in _CAPTION_FILES] if given is None else [Path(given)]
         found = next((path for path in candidates if path.is_file()), None)
         if found is None:
             option = "captions" if argument == "root" else "held_out_captions"

@@ -1,4 +1,4 @@
-"""Data sets in Hugging Face's formats: of the hub, of ``save_to_disk``, or Parquet files."""
+"""Data sets of Hugging Face: from the hub, from ``save_to_disk``, or in Parquet files."""
 
 from pathlib import Path
 from typing import Any, ClassVar
@@ -63,28 +63,23 @@ class HuggingFaceDataModule(ImageDataModule):
         self.captioned = condition_column in _CAPTIONS
 
     def fetch(self) -> None:
-        """Let the hub's client fetch what is no local path; it keeps it for the next time."""
+        """Download what is no local path into the cache of the hub's client."""
         if not self._path.exists():
             self._from_hub(self.split)
 
     def load(self) -> Dataset[Any] | tuple[Dataset[Any], Dataset[Any]]:
         """Open the split to train on, and the one that is held out."""
-        if self._path.exists() and self.held_out_split is not None:
-            self._check_apart(self.held_out_split)
+        if self._path.exists() and self.held_out_split not in (None, self.split):
+            found = splits_at(self._path)
+            held_out = found.get(str(self.held_out_split), [])
+            if not held_out or set(held_out) & set(found.get(self.split, [])):  # one file holds several splits
+                raise ValueError(
+                    f"Argument `held_out_split` expected files of their own beside those of {self.split!r}, but got "
+                    f"{self.held_out_split!r} at '{self._path}', where splits {', '.join(sorted(found))} were found. "
+                    "Name Parquet files after their split: train-….parquet, test-….parquet."
+                )
         train = self._open(self.split)
         return train if self.held_out_split is None else (train, self._open(self.held_out_split))
-
-    def _check_apart(self, held_out: str) -> None:
-        """Refuse splits that share files: where no file is named after a split, one holds them all."""
-        found = splits_at(self._path)
-        shared = set(found.get(self.split, ())) & set(found.get(held_out, ()))
-        if self.split != held_out and (shared or held_out not in found):
-            names = ", ".join(sorted(found))
-            raise ValueError(
-                f"Argument `held_out_split` expected files of their own beside those of {self.split!r}, but got "
-                f"{held_out!r} at '{self._path}', where splits {names} were found. Name Parquet files after their "
-                "split: train-….parquet, test-….parquet."
-            )
 
     @property
     def _path(self) -> Path:
@@ -146,7 +141,7 @@ class HuggingFaceDataModule(ImageDataModule):
 
 
 def splits_at(path: Path) -> dict[str, list[Path]]:
-    """The splits at a path, each with what :func:`~lightning_iet.data.sources.load_table` reads.
+    """Return the splits at a path, each with what :func:`~lightning_iet.data.sources.load_table` reads.
 
     Parquet files belong to the split that their name begins with, up to a hyphen, or that their folder is called;
     where no file is of a split ``train``, all files are.

@@ -1,10 +1,7 @@
-"""The base of image data modules: what is trained on, and two held-out sets to judge by."""
+"""The base of image data modules: a training set, and two held-out sets to evaluate with."""
 
-import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal
 
 import lightning.pytorch as pl
 import torch
@@ -12,10 +9,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_iet.data.decoding import Channels, Fit, Preparation, Size
-from lightning_iet.data.inspection import check_labels, check_sizes, inspect
-from lightning_iet.data.loaders import Patient
-from lightning_iet.data.samples import RandomFlips, Samples, Skip, labels_of, listed
-from lightning_iet.data.splits import SetSizes, deal
+from lightning_iet.data.inspection import CheckedSource, check_sizes, check_source
+from lightning_iet.data.loaders import IgnoreFirstSigterm
+from lightning_iet.data.samples import RandomFlips, Samples, Skip
+from lightning_iet.data.splits import SetSizes
 from lightning_iet.functional.checks import unit_interval
 from lightning_iet.functional.seeding import derive_seed
 
@@ -56,7 +53,7 @@ class IndexedImages(Dataset[tuple[Tensor, Tensor, int]]):
 
 
 class SyntheticImages(Dataset[tuple[Tensor, Any]]):
-    """Uniform noise; yields ``(image, condition)``, drawn when it is read.
+    """Uniform noise; yields ``(image, condition)``.
 
     Args:
         num: Number of images.
@@ -102,107 +99,13 @@ class SyntheticImages(Dataset[tuple[Tensor, Any]]):
         return image, f"synthetic image {index}" if self.captioned else 0
 
 
-log = logging.getLogger(__name__)
-
-_IN_MEMORY = (IndexedImages, SyntheticImages)
-
-
-@dataclass(frozen=True, eq=False)
-class Pool:
-    """What sets of samples are drawn from.
-
-    Attributes:
-        source: The map-style data set.
-        indices: Its samples that can be used, shape ``(m,)``.
-        labels: Class of every sample of the source, usable or not; ``None`` = it has none.
-        skipped: The others.
-        sizes: Of each size of image that was met, one name.
-    """
-
-    source: Dataset[Any]
-    indices: Tensor
-    labels: Tensor | None = None
-    skipped: Sequence[Skip] = ()
-    sizes: Mapping[Size, str] = field(default_factory=dict)
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    @classmethod
-    def of(
-        cls,
-        source: Dataset[Any],
-        prepare: Preparation,
-        *,
-        where: str,
-        skip: bool = False,
-        check: bool = True,
-        num_classes: int | None = None,
-    ) -> Self:
-        """Look at a source.
-
-        Args:
-            source: Map-style; samples that it knows to be unusable, and leaves out, may be named as ``source.skipped``.
-            prepare: Makes a tensor of an image.
-            where: It lies, for messages.
-            skip: Whether what cannot be used is left out, instead of ending the run.
-            check: Whether to try every image, unless it is in memory.
-            num_classes: Labels are below it.
-
-        Raises:
-            TypeError: If it is not map-style.
-            ValueError: If some images cannot be used, or none, or labels are out of range.
-        """
-        if not (hasattr(source, "__getitem__") and hasattr(source, "__len__")):
-            raise TypeError(
-                f"Method `load` expected to return a map-style data set, or a tuple of two, but got "
-                f"{type(source).__name__}. Give it `__getitem__` and `__len__`."
-            )
-        labels = labels_of(source)
-        total = len(source)
-        indices, skipped, sizes = torch.arange(total), list(getattr(source, "skipped", ())), dict[Size, str]()
-        total += len(skipped)
-        if check and not isinstance(source, _IN_MEMORY):
-            indices, more, sizes = inspect(source, prepare)
-            skipped += more
-        if skipped and (not skip or not len(indices)):
-            raise ValueError(
-                f"Argument `root` expected images that can all be used, but got {where} with {len(skipped)} of {total} "
-                f"that cannot: {listed(skipped)}. Mend or remove them, or leave them out with `on_error: skip`."
-            )
-        if not len(indices):
-            raise ValueError(f"Argument `root` expected images, but got {where}, which holds none. Check the path.")
-        if skipped:
-            log.warning("Left out %d of %d images of %s: %s.", len(skipped), total, where, listed(skipped))
-        if labels is not None:
-            check_labels(source, labels, num_classes)
-        return cls(source, indices, labels, skipped, sizes)
-
-    def draw(self, sizes: Sequence[int], *, seed: int) -> list[Tensor]:
-        """Draw disjoint sets, each with the classes in the shares that they have of all.
-
-        Args:
-            sizes: Of the sets, together at most the number of usable samples.
-            seed: Of the draw.
-
-        Returns:
-            Positions in the source, ascending: one tensor per set.
-        """
-        labels = torch.zeros(len(self), dtype=torch.long) if self.labels is None else self.labels[self.indices]
-        order = deal(labels, seed=seed, proportional=True)[: sum(sizes)]
-        return [self.indices[part.sort().values] for part in order.split(list(sizes))]
-
-
-_FEW = 16  # synthetic images of each held-out set, and of each class
-
-
 class ImageDataModule(pl.LightningDataModule):
-    """Base of data modules that our evaluation understands; a subclass says in :meth:`load` where its images are.
+    """Base of this package's image data modules; a subclass returns its images from :meth:`load`.
 
     ``load`` returns a map-style data set whose samples are images, or begin with image and condition: a class
     (``int``) or a caption (``str``). Images are files' bytes, Pillow's, arrays, or tensors (uint8, or float in [0, 1]).
     With labels as ``targets``, all sets and shards have the classes in equal shares. Or it returns a tuple of two:
-    one to train on, one to hold out. Splits, sizes, channels, flips, loaders and the synthetic twin are done here.
+    one to train on, one to hold out. Splits, sizes, channels, flips, loaders and synthetic images are done here.
 
     Args:
         root: Where the data are.
@@ -227,8 +130,8 @@ class ImageDataModule(pl.LightningDataModule):
 
     Attributes:
         train_set: What the model is trained on, yielding ``(image in [0, 1], condition, index)``, never mirrored.
-        control_set: Held-out images, put in the place of generated ones: what a figure looks like without memorization.
-            ``None`` where there are none.
+        control_set: Held-out images, measured in the place of generated ones: the value of a measure without
+            memorization. ``None`` where there are none.
         reference_set: Further held-out images, which FID compares with; or ``None``.
         skipped: Images that were left out, with their reasons.
 
@@ -249,7 +152,7 @@ class ImageDataModule(pl.LightningDataModule):
     """
 
     title: ClassVar[str] = "the data"
-    """What messages call the data."""
+    """Name of the data in messages."""
     downloadable: ClassVar[bool] = False
     native_size: ClassVar[Size] = (32, 32)
     """Size of the data's own images, and that of synthetic ones where no ``image_size`` is given."""
@@ -290,13 +193,24 @@ class ImageDataModule(pl.LightningDataModule):
                 f"Argument `download` expected False, since {type(self).__name__} reads what is there, but got True. "
                 "Give the data's place with `root`."
             )
-        _check_choice("channels", channels, (1, 3, 4))
-        _check_choice("fit", fit, ("crop", "stretch"))
-        _check_choice("on_error", on_error, ("raise", "skip"))
+        for name, value, choices in (
+            ("channels", channels, (1, 3, 4)),
+            ("fit", fit, ("crop", "stretch")),
+            ("on_error", on_error, ("raise", "skip")),
+        ):
+            if value not in choices:
+                raise ValueError(
+                    f"Argument `{name}` expected one of {', '.join(map(repr, choices))}, but got {value!r}."
+                )
+        size = (image_size, image_size) if isinstance(image_size, int) else image_size
+        if size is not None and (len(size) != 2 or min(size) < 1):
+            raise ValueError(
+                f"Argument `image_size` expected a height and a width ≥ 1, or one number, but got {image_size}."
+            )
         self.root = None if root is None else Path(root)
         self.batch_size = batch_size
         self.num_workers = num_workers
-        self.image_size = _size(image_size)
+        self.image_size = None if size is None else (size[0], size[1])
         self.fit = fit
         self.channels = channels
         self.flip = flip
@@ -309,16 +223,16 @@ class ImageDataModule(pl.LightningDataModule):
         self.seed = seed
         self.skipped: list[Skip] = []
 
-    # --- what a subclass says ----------------------------------------------------------------------------------------
+    # --- to be defined by subclasses ---------------------------------------------------------------------------------
 
     def load(self) -> Dataset[Any] | tuple[Dataset[Any], Dataset[Any]]:
-        """Where the images are: one source, or one to train on and one to hold out."""
+        """Return the images: one source, or one to train on and one to hold out."""
         raise NotImplementedError(f"{type(self).__name__} has no method `load`, which returns its images.")
 
     def fetch(self) -> None:
         """Download the data; on one process, with ``download=True``."""
 
-    # --- what follows from it ----------------------------------------------------------------------------------------
+    # --- sets and loaders --------------------------------------------------------------------------------------------
 
     def prepare_data(self) -> None:
         """Download the data, where that is asked for."""
@@ -331,39 +245,35 @@ class ImageDataModule(pl.LightningDataModule):
             return
         prepare = Preparation(self.channels, self.image_size, self.fit)
         sizes, loaded = self._synthetic() if self.synthetic else (self.set_sizes, self.load())
-        sources = loaded if isinstance(loaded, tuple) else (loaded,)
-        pools = [self._pool(source, prepare) for source in sources]
-        self.skipped = [skip for pool in pools for skip in pool.skipped]
+        parts = loaded if isinstance(loaded, tuple) else (loaded,)
+        sources = [self._checked_source(part, prepare) for part in parts]
+        self.skipped = [skip for source in sources for skip in source.skipped]
         if self.image_size is None:
-            check_sizes({size: name for pool in reversed(pools) for size, name in pool.sizes.items()})
-        if self.num_classes is None and pools[0].labels is not None:
-            self.num_classes = int(pools[0].labels.max()) + 1
+            check_sizes({size: name for source in reversed(sources) for size, name in source.sizes.items()})
+        if self.num_classes is None and sources[0].labels is not None:
+            self.num_classes = int(sources[0].labels.max()) + 1
+        numbers = [sizes.of_one(len(sources[0]))] if len(sources) == 1 else sizes.of_two(*map(len, sources))
         train, *held_out = (
-            Samples(pool.source, indices, prepare, labels=pool.labels) for pool, indices in self._split(pools, sizes)
+            Samples(source.source, indices, prepare, labels=source.labels)
+            for source, of_source in zip(sources, numbers, strict=True)
+            for indices in source.select(of_source, seed=self.seed)
         )
         self.control_set, self.reference_set = (samples if len(samples) else None for samples in held_out)
         self.train_set = train
 
-    def _pool(self, source: Dataset[Any], prepare: Preparation) -> Pool:
-        return Pool.of(
+    def _checked_source(self, source: Dataset[Any], prepare: Preparation) -> CheckedSource:
+        return check_source(
             source,
             prepare,
             where=self.title if self.root is None else f"'{self.root}'",
             skip=self.on_error == "skip",
-            check=self.check,
+            read=self.check and not isinstance(source, IndexedImages | SyntheticImages),
             num_classes=self.num_classes,
         )
 
-    def _split(self, pools: Sequence[Pool], sizes: SetSizes) -> list[tuple[Pool, Tensor]]:
-        """The samples of each set, in the order in which they lie in their source."""
-        if len(pools) == 1:
-            parts = [(pools[0], sizes.of_one(len(pools[0])))]
-        else:
-            parts = list(zip(pools, sizes.of_two(*map(len, pools)), strict=True))
-        return [(pool, drawn) for pool, numbers in parts for drawn in pool.draw(numbers, seed=self.seed)]
-
     def _synthetic(self) -> tuple[SetSizes, SyntheticImages]:
-        most = max(4 * _FEW, _FEW * (self.num_classes or 1)), _FEW, _FEW
+        few = 16  # images of each held-out set, and of each class
+        most = max(4 * few, few * (self.num_classes or 1)), few, few
         numbers = [m if asked is None else min(m, asked) for m, asked in zip(most, self.set_sizes, strict=True)]
         images = SyntheticImages(
             sum(numbers),
@@ -394,20 +304,6 @@ class ImageDataModule(pl.LightningDataModule):
             shuffle=shuffle,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
-            worker_init_fn=Patient(),
+            worker_init_fn=IgnoreFirstSigterm(),
             pin_memory=torch.cuda.is_available(),
         )
-
-
-def _size(image_size: int | tuple[int, int] | None) -> Size | None:
-    size = (image_size, image_size) if isinstance(image_size, int) else image_size
-    if size is not None and (len(size) != 2 or min(size) < 1):
-        raise ValueError(
-            f"Argument `image_size` expected a height and a width ≥ 1, or one number, but got {image_size}."
-        )
-    return None if size is None else (size[0], size[1])
-
-
-def _check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"Argument `{name}` expected one of {', '.join(map(repr, choices))}, but got {value!r}.")

@@ -1,7 +1,9 @@
-"""Looks at every image once before training: what cannot be used is found now, not after hours."""
+"""Reading every image once before training, so that what cannot be used is found at the start."""
 
+import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -9,10 +11,97 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_iet.data.decoding import Size
-from lightning_iet.data.samples import Skip, image_and_condition, name_of, reason_of
+from lightning_iet.data.samples import Skip, image_and_condition, labels_of, listed, name_of, reason_of
+from lightning_iet.data.splits import deal
+
+log = logging.getLogger(__name__)
 
 BATCH = 64
 FEW = 1024  # images up to which starting processes takes longer than reading
+
+
+@dataclass(frozen=True, eq=False)
+class CheckedSource:
+    """A source, and which of its samples can be used.
+
+    Attributes:
+        source: The map-style data set.
+        indices: Its samples that can be used, shape ``(m,)``.
+        labels: Class of every sample of the source, usable or not; ``None`` = it has none.
+        skipped: The others.
+        sizes: Of each size of image that was met, one name.
+    """
+
+    source: Dataset[Any]
+    indices: Tensor
+    labels: Tensor | None = None
+    skipped: Sequence[Skip] = ()
+    sizes: Mapping[Size, str] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def select(self, sizes: Sequence[int], *, seed: int) -> list[Tensor]:
+        """Select disjoint sets at random, each with the classes in the shares that they have of all.
+
+        Args:
+            sizes: Of the sets, together at most the number of usable samples.
+            seed: Of the selection.
+
+        Returns:
+            Positions in the source, ascending: one tensor per set.
+        """
+        labels = torch.zeros(len(self), dtype=torch.long) if self.labels is None else self.labels[self.indices]
+        order = deal(labels, seed=seed, proportional=True)[: sum(sizes)]
+        return [self.indices[part.sort().values] for part in order.split(list(sizes))]
+
+
+def check_source(
+    source: Dataset[Any],
+    prepare: Callable[[Any], Tensor],
+    *,
+    where: str,
+    skip: bool = False,
+    read: bool = True,
+    num_classes: int | None = None,
+) -> CheckedSource:
+    """Check the images and labels of a source.
+
+    Args:
+        source: Map-style; samples that it knows to be unusable, and leaves out, may be named as ``source.skipped``.
+        prepare: Makes a tensor of an image.
+        where: It lies, for messages.
+        skip: Whether what cannot be used is left out, instead of ending the run.
+        read: Whether to read every image.
+        num_classes: Labels are below it.
+
+    Raises:
+        TypeError: If it is not map-style.
+        ValueError: If some images cannot be used, or none, or labels are out of range.
+    """
+    if not (hasattr(source, "__getitem__") and hasattr(source, "__len__")):
+        raise TypeError(
+            f"Method `load` expected to return a map-style data set, or a tuple of two, but got "
+            f"{type(source).__name__}. Give it `__getitem__` and `__len__`."
+        )
+    labels = labels_of(source)
+    indices, skipped, sizes = torch.arange(len(source)), list(getattr(source, "skipped", ())), dict[Size, str]()
+    total = len(source) + len(skipped)
+    if read:
+        indices, unreadable, sizes = inspect(source, prepare)
+        skipped += unreadable
+    if skipped and (not skip or not len(indices)):
+        raise ValueError(
+            f"Argument `root` expected images that can all be used, but got {where} with {len(skipped)} of {total} "
+            f"that cannot: {listed(skipped)}. Mend or remove them, or leave them out with `on_error: skip`."
+        )
+    if not len(indices):
+        raise ValueError(f"Argument `root` expected images, but got {where}, which holds none. Check the path.")
+    if skipped:
+        log.warning("Left out %d of %d images of %s: %s.", len(skipped), total, where, listed(skipped))
+    if labels is not None:
+        check_labels(source, labels, num_classes)
+    return CheckedSource(source, indices, labels, skipped, sizes)
 
 
 class _Finding(NamedTuple):
@@ -24,7 +113,7 @@ class _Finding(NamedTuple):
 def inspect(
     source: Dataset[Any], prepare: Callable[[Any], Tensor], *, workers: int | None = None
 ) -> tuple[Tensor, list[Skip], dict[Size, str]]:
-    """Prepare every image of a source, and forget it.
+    """Read and prepare every image of a source.
 
     Args:
         source: Map-style, see :class:`~lightning_iet.data.samples.Samples`.
@@ -63,7 +152,9 @@ class _Findings(Dataset[_Finding]):
     def __getitem__(self, index: int) -> _Finding:
         try:
             image = self.prepare(image_and_condition(self.source[index])[0])
-            _check_range(image)
+            low, high = (value.item() for value in image.aminmax())
+            if not (low >= 0 and high <= 1):  # written so that NaN, which compares false, is refused as well
+                raise ValueError(f"values from {low:.4g} to {high:.4g}, not in [0, 1]")
         except Exception as error:  # decoders raise whatever damaged bytes provoke
             return _Finding(index, (0, 0), reason_of(error))
         return _Finding(index, (image.shape[-2], image.shape[-1]), None)
@@ -72,12 +163,6 @@ class _Findings(Dataset[_Finding]):
 def _workers(images: int) -> int:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if images > FEW else 0
-
-
-def _check_range(image: Tensor) -> None:
-    low, high = (value.item() for value in image.aminmax())
-    if not (low >= 0 and high <= 1):  # written so that NaN, which compares false, is refused as well
-        raise ValueError(f"values from {low:.4g} to {high:.4g}, not in [0, 1]")
 
 
 def check_sizes(sizes: Mapping[Size, str]) -> None:

@@ -1,4 +1,4 @@
-"""What a training loader does, so that it can be done by shards."""
+"""Reading the settings of a training loader, and rebuilding it around a sampler of shards."""
 
 import os
 import signal
@@ -23,8 +23,8 @@ from lightning_iet.utilities.random import isolated_rng, seed_rng
 
 
 @dataclass(frozen=True)
-class Patient:
-    """A ``worker_init_fn`` after which a worker does not end at the first SIGTERM.
+class IgnoreFirstSigterm:
+    """A ``worker_init_fn`` after which a worker ends at the second SIGTERM, not at the first.
 
     Batch systems send that signal to all processes of a job. The main ones finish their step, for which they may need a
     batch that is not read yet. Workers end with their loader, or at a second signal.
@@ -37,12 +37,12 @@ class Patient:
 
     def __call__(self, worker: int) -> None:
         """Prepare a worker."""
-        signal.signal(signal.SIGTERM, _wait_once)
+        signal.signal(signal.SIGTERM, _end_at_the_next)
         if self.init is not None:
             self.init(worker)
 
 
-def _wait_once(number: int, frame: FrameType | None) -> None:
+def _end_at_the_next(number: int, frame: FrameType | None) -> None:
     signal.signal(number, lambda *_: os._exit(128 + number))
 
 
@@ -59,8 +59,8 @@ _KEPT = (
 
 
 @dataclass(frozen=True)
-class Order:
-    """In which order a loader reads its samples, and how many at a time."""
+class Batching:
+    """How a loader makes batches: from which sampler, and of how many samples."""
 
     batch_size: int = 1
     drop_last: bool = False
@@ -68,17 +68,17 @@ class Order:
     """Random order or stored order; ``None`` = the sampler's."""
     sampler: Any = None
     batch_sampler: Any = None
-    """Somebody's own, which makes batches in its own way."""
+    """A batch sampler of another class than PyTorch's."""
 
 
-def read_order(loader: object) -> Order:
-    """Look at a loader; refuses what cannot be split into shards.
+def read_batching(loader: object) -> Batching:
+    """Return how a loader makes batches.
 
     Raises:
-        TypeError: If it is not one ``DataLoader``, or one that makes its batches itself.
+        TypeError: If it is not one ``DataLoader``, or one that makes its batches itself: neither can be split.
 
     Example:
-        >>> read_order(DataLoader([1, 2, 3], batch_size=2, shuffle=True)).shuffle
+        >>> read_batching(DataLoader([1, 2, 3], batch_size=2, shuffle=True)).shuffle
         True
     """
     if not isinstance(loader, DataLoader):
@@ -93,45 +93,45 @@ def read_order(loader: object) -> Order:
         )
     batches = loader.batch_sampler
     if batches is None:  # no batching by the loader; with drop_last, for all shards then take equally many
-        return _order_of(loader.sampler, 1, drop_last=True)
+        return _batching_of(loader.sampler, 1, drop_last=True)
     if isinstance(loader.dataset, IterableDataset) or type(batches) is BatchSampler:
-        # The loader's own, or one that somebody has made of a sampler in the same way.
-        return _order_of(batches.sampler, batches.batch_size, drop_last=batches.drop_last)  # type: ignore[attr-defined]
-    return Order(batch_sampler=batches)
+        # The loader's own, or one of the same class made by hand.
+        return _batching_of(batches.sampler, batches.batch_size, drop_last=batches.drop_last)  # type: ignore[attr-defined]
+    return Batching(batch_sampler=batches)
 
 
-def _order_of(sampler: Any, batch_size: int, *, drop_last: bool) -> Order:
+def _batching_of(sampler: Any, batch_size: int, *, drop_last: bool) -> Batching:
     kind = type(sampler)
     shuffle = None
     if kind is RandomSampler and not sampler.replacement and sampler.num_samples == len(sampler.data_source):
         shuffle = True
     elif kind is SequentialSampler:
         shuffle = False
-    elif kind is DistributedSampler:  # shards are what it is for
+    elif kind is DistributedSampler:  # which the shards replace
         shuffle = sampler.shuffle
-    return Order(batch_size, drop_last, shuffle, sampler)
+    return Batching(batch_size, drop_last, shuffle, sampler)
 
 
 class _ResumableLoader(DataLoader[Any]):
-    """Tells Lightning that it goes on where a run was cut; what it needs for that is in the sampler's plan."""
+    """Has the methods by which Lightning knows that a loader can resume; the sampler's plan holds the position."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing of its own."""
+        """Return an empty state."""
         return {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Nothing to load."""
+        """Load nothing."""
 
 
 class _Samples(list[Any]):
-    """The samples of a batch, and the seed with which they are made one."""
+    """The samples of a batch, and the seed of their collate function."""
 
     seed = 0
 
 
 @dataclass(frozen=True)
 class _Seeded(Dataset[_Samples]):
-    """Adds the seed to the samples of a batch."""
+    """Adds that seed to the samples of a batch."""
 
     samples: Dataset[list[Any]]
 
@@ -144,9 +144,9 @@ class _Seeded(Dataset[_Samples]):
 
 @dataclass(frozen=True)
 class _Collate:
-    """The user's way of making a batch from samples; no samples make no batch.
+    """The user's collate function, seeded by the batch, so that its random choices depend on that alone.
 
-    What it draws (captions that are dropped, say) depends on the batch alone, as what the data set draws does.
+    No samples make no batch.
     """
 
     collate: Callable[[Any], Any]
@@ -161,7 +161,7 @@ class _Collate:
 
 
 def rebuild(loader: DataLoader[Any], samples: Dataset[list[Any]], sampler: ShardSampler) -> DataLoader[Any]:
-    """A loader of a sampler's batches, all other settings kept.
+    """Return a loader of a sampler's batches, with all other settings of the user's.
 
     Args:
         loader: The user's.
@@ -169,6 +169,6 @@ def rebuild(loader: DataLoader[Any], samples: Dataset[list[Any]], sampler: Shard
         sampler: Orders them.
     """
     kept = {name: getattr(loader, name) for name in _KEPT if hasattr(loader, name)}
-    kept["worker_init_fn"] = Patient(loader.worker_init_fn)
+    kept["worker_init_fn"] = IgnoreFirstSigterm(loader.worker_init_fn)
     collate = _Collate(loader.collate_fn, batched=loader.batch_sampler is not None)
     return _ResumableLoader(_Seeded(samples), sampler=sampler, batch_size=None, collate_fn=collate, **kept)

@@ -17,11 +17,11 @@ from lightning_iet.functional.seeding import derive_seed
 from lightning_iet.utilities.random import isolated_rng
 
 
-class Draws:
-    """An epoch of a sampler's indices, or of a batch sampler's batches; the same on every process and after a cut.
+class SeededOrder:
+    """What a sampler, or a batch sampler, yields in an epoch: the same on every process and after a resume.
 
-    It is drawn with the global random generators, and those that the sampler holds, seeded by (seed, epoch), and told
-    the epoch by its ``set_epoch``, if it has one.
+    The global random generators, and those that the sampler holds, are seeded by (seed, epoch); its ``set_epoch``, if
+    it has one, is called with the epoch.
 
     Args:
         sampler: Yields indices, and has a length.
@@ -36,8 +36,8 @@ class Draws:
 
     Example:
         >>> from torch.utils.data import SubsetRandomSampler
-        >>> draws = Draws(SubsetRandomSampler([2, 3, 5]))
-        >>> draws(0, 0) == draws(0, 0), sorted(draws(0, 1)), draws.is_fixed
+        >>> order = SeededOrder(SubsetRandomSampler([2, 3, 5]))
+        >>> order(0, 0) == order(0, 0), sorted(order(0, 1)), order.is_fixed
         (True, [2, 3, 5], True)
     """
 
@@ -61,32 +61,36 @@ class Draws:
         self.is_fixed = sorted(self.first) == sorted(self._flat(other))
 
     def __call__(self, seed: int, epoch: int, again: int = 0) -> list[Any]:
-        """The epoch's indices or batches.
+        """Return the epoch's indices or batches.
 
         Args:
             seed: Of the run.
             epoch: From 0.
-            again: From 0, for more of the same epoch.
+            again: From 0, for further passes of the same epoch.
         """
         number = derive_seed(seed, epoch, again)
         with isolated_rng(seed=number):
             _reseed(self.sampler, number)
             if hasattr(self.sampler, "set_epoch"):
                 self.sampler.set_epoch(epoch)
-            return [self._plain(drawn) for drawn in islice(self.sampler, self.length)]
+            return [self._plain(entry) for entry in islice(self.sampler, self.length)]
 
-    def _plain(self, drawn: Any) -> Any:
-        """Integers of Python, whatever the sampler makes them of."""
+    def support(self, size: int) -> Tensor:
+        """Return the samples to split: those that every epoch holds, or all ``size`` of them where epochs differ."""
+        return torch.as_tensor(self.first).unique() if self.is_fixed else torch.arange(size)
+
+    def _plain(self, entry: Any) -> Any:
+        """Integers of Python, whatever type the sampler yields."""
         try:
-            return [index(number) for number in drawn] if self.batched else index(drawn)
+            return [index(number) for number in entry] if self.batched else index(entry)
         except TypeError as error:
             raise TypeError(
                 f"Argument `datamodule` expected a sampler of indices, but got {self.name}, which yields "
-                f"{type(drawn).__name__}. Let the data set add what the sampler adds."
+                f"{type(entry).__name__}. Let the data set add what the sampler adds."
             ) from error
 
-    def _flat(self, drawn: list[Any]) -> list[int]:
-        return list(chain.from_iterable(drawn)) if self.batched else drawn
+    def _flat(self, order: list[Any]) -> list[int]:
+        return list(chain.from_iterable(order)) if self.batched else order
 
 
 def _reseed(sampler: object, seed: int) -> None:
@@ -104,32 +108,22 @@ def _reseed(sampler: object, seed: int) -> None:
             _reseed(value, seed)
 
 
-# A shard from which a sampler hardly draws is refused, not waited for.
-MOST_PASSES = 100
-
-
-def support_of(draws: Draws, size: int) -> Tensor:
-    """The samples that are to be split: those that every epoch takes, or all where epochs differ.
-
-    Args:
-        draws: Of a sampler.
-        size: Number of samples of the data set.
-    """
-    return torch.as_tensor(draws.first).unique() if draws.is_fixed else torch.arange(size)
+# Of one epoch; a shard that a sampler hardly ever yields is refused.
+MAX_PASSES = 100
 
 
 class RestrictedOrder:
-    """The samples that a sampler draws from each shard, in the sampler's order.
+    """The order of a sampler, restricted to the samples of each shard.
 
-    The sampler draws one epoch for all shards together, seeded by (seed, epoch), on every process alike. Where it takes
-    the same samples in every epoch, each shard gets its own of them. Where it does not (weights, replacement, a random
-    subset), how many fall into a shard would differ from epoch to epoch, and processes would fall out of step;
-    *(our choice)* every shard then takes an equal part of the epoch's draws: the first ones that fall into it, of as
-    many epochs as that takes. For independent draws, such as those of ``WeightedRandomSampler``, that is the sampler's
-    distribution, given the shard.
+    The sampler yields one epoch for all shards together, the same on every process. Where every epoch holds the same
+    samples, each shard gets its own of them. Where it does not (weights, replacement, a random subset), how many fall
+    into a shard would differ from epoch to epoch, and processes would take different numbers of steps;
+    *(our choice)* every shard then takes an equal number: the first ones that fall into it, of as many passes as that
+    takes. For independent choices, such as those of ``WeightedRandomSampler``, that is the sampler's distribution,
+    given the shard.
 
     Args:
-        draws: Of the sampler.
+        whole: Of the sampler.
         shards: One index tensor per shard.
 
     Attributes:
@@ -137,48 +131,48 @@ class RestrictedOrder:
 
     Example:
         >>> from torch.utils.data import WeightedRandomSampler
-        >>> draws = Draws(WeightedRandomSampler([1.0, 1, 0, 0, 1, 1], num_samples=6))
-        >>> order = RestrictedOrder(draws, [torch.tensor([0, 2, 4]), torch.tensor([1, 3, 5])])
+        >>> whole = SeededOrder(WeightedRandomSampler([1.0, 1, 0, 0, 1, 1], num_samples=6))
+        >>> order = RestrictedOrder(whole, [torch.tensor([0, 2, 4]), torch.tensor([1, 3, 5])])
         >>> [(len(samples), set(samples.tolist()) <= {0, 1, 4, 5}) for samples in order(seed=0, epoch=0)]
         [(3, True), (3, True)]
     """
 
-    def __init__(self, draws: Draws, shards: Sequence[Tensor]) -> None:
-        self.draws = draws
+    def __init__(self, whole: SeededOrder, shards: Sequence[Tensor]) -> None:
+        self.whole = whole
         self._owner = owners(shards)
-        self._distinct = len(set(draws.first)) == len(draws.first)
+        self._distinct = len(set(whole.first)) == len(whole.first)
         self._last: tuple[tuple[int, int], list[Tensor]] | None = None
-        if draws.is_fixed:
-            counts = self._owner[torch.as_tensor(draws.first)].bincount(minlength=len(shards))
+        if whole.is_fixed:
+            counts = self._owner[torch.as_tensor(whole.first)].bincount(minlength=len(shards))
             self.lengths: list[int] = counts.tolist()
         else:
-            each, rest = divmod(len(draws.first), len(shards))
+            each, rest = divmod(len(whole.first), len(shards))
             self.lengths = [each + (shard < rest) for shard in range(len(shards))]
 
     def __call__(self, seed: int, epoch: int) -> list[Tensor]:
-        """The samples of every shard in an epoch.
+        """Return the samples of every shard in an epoch.
 
         Raises:
-            ValueError: If a shard is so rarely drawn from that 100 epochs do not fill its part.
+            ValueError: If the sampler yields samples of a shard so rarely that 100 passes do not fill its part.
         """
         if self._last is None or self._last[0] != (seed, epoch):
-            self._last = (seed, epoch), self._draw(seed, epoch)
+            self._last = (seed, epoch), self._restrict(seed, epoch)
         return self._last[1]
 
-    def _draw(self, seed: int, epoch: int) -> list[Tensor]:
-        drawn = torch.empty(0, dtype=torch.long)
-        for again in range(MOST_PASSES):
-            drawn = torch.cat([drawn, torch.as_tensor(self.draws(seed, epoch, again))])
+    def _restrict(self, seed: int, epoch: int) -> list[Tensor]:
+        order = torch.empty(0, dtype=torch.long)
+        for again in range(MAX_PASSES):
+            order = torch.cat([order, torch.as_tensor(self.whole(seed, epoch, again))])
             if self._distinct and again:  # without replacement, also where one pass is not enough
-                drawn = torch.as_tensor(list(dict.fromkeys(drawn.tolist())))
-            owner = self._owner[drawn]
-            orders = [drawn[owner == shard][:length] for shard, length in enumerate(self.lengths)]
-            found = [len(order) for order in orders]
+                order = torch.as_tensor(list(dict.fromkeys(order.tolist())))
+            owner = self._owner[order]
+            orders = [order[owner == shard][:length] for shard, length in enumerate(self.lengths)]
+            found = [len(part) for part in orders]
             if found == self.lengths:
                 return orders
         raise ValueError(
             f"Argument `datamodule` expected a sampler that draws {self.lengths} samples from the shards, but got "
-            f"{self.draws.name}, of which {MOST_PASSES} epochs hold {found}. Use fewer shards, or partition='iid'."
+            f"{self.whole.name}, of which {MAX_PASSES} epochs hold {found}. Use fewer shards, or partition='iid'."
         )
 
 
@@ -214,7 +208,7 @@ class RestrictedSampler(ShardSampler):
 
 
 class RestrictedBatchSampler(ShardSampler):
-    """Gives each shard batches of its own samples, made in a batch sampler's way.
+    """A :class:`~lightning_iet.data.ShardSampler` that batches each shard's samples as a batch sampler does.
 
     A batch sampler that groups what its ``sampler`` yields groups each shard's samples instead. Of any other one, which
     makes batches of the whole data set, every shard gets its part of each batch.
@@ -222,8 +216,8 @@ class RestrictedBatchSampler(ShardSampler):
     All shards take equally many steps: as many as the one with the fewest batches in the first epoch.
 
     Args:
-        batch_sampler: Yields lists of indices.
-        draws: Of its ``sampler``; ``None`` = it has none, or pays no heed to it.
+        batch_sampler: Its order.
+        inner: The order of its ``sampler``; ``None`` = it has none, or does not use it.
         shards: One index tensor per shard.
         plan: See :class:`~lightning_iet.data.ShardSampler`.
 
@@ -232,31 +226,35 @@ class RestrictedBatchSampler(ShardSampler):
     """
 
     def __init__(
-        self, batch_sampler: Draws, inner: Draws | None, shards: Sequence[Tensor], plan: ShardPlan | None = None
+        self,
+        batch_sampler: SeededOrder,
+        inner: SeededOrder | None,
+        shards: Sequence[Tensor],
+        plan: ShardPlan | None = None,
     ) -> None:
-        self.draws = batch_sampler
+        self.whole = batch_sampler
         self.owner = owners(shards)
         self.inner = inner and RestrictedOrder(inner, shards)
         super().__init__(shards, 1, plan=plan)
 
     def batches(self, shard: int, epoch: int) -> list[list[int]]:
-        """The batches of a shard in an epoch, and of them those of this replica."""
+        """Return the batches of a shard in an epoch, of them those of this replica."""
         most, found = self._steps() * self.replicas, list[list[int]]()
-        for again in range(MOST_PASSES):
+        for again in range(MAX_PASSES):
             found += self._batches(shard, epoch, again)
             if len(found) >= most:
                 return found[self.plan.rank % self.replicas : most : self.replicas][: self.steps]
         raise ValueError(
             f"Argument `datamodule` expected a batch sampler with {most} batches for every shard, but got "
-            f"{self.draws.name}, of which {MOST_PASSES} epochs hold {len(found)} for shard {shard}. Use fewer shards."
+            f"{self.whole.name}, of which {MAX_PASSES} epochs hold {len(found)} for shard {shard}. Use fewer shards."
         )
 
     def _batches(self, shard: int, epoch: int, again: int) -> list[list[int]]:
         if self.inner is None:
-            mine = [[i for i in batch if self.owner[i] == shard] for batch in self.draws(self.seed, epoch, again)]
+            mine = [[i for i in batch if self.owner[i] == shard] for batch in self.whole(self.seed, epoch, again)]
             return [batch for batch in mine if batch]
         return grouped(
-            self.draws.sampler, self.inner(self.seed, epoch)[shard], derive_seed(self.seed, shard, epoch, again)
+            self.whole.sampler, self.inner(self.seed, epoch)[shard], derive_seed(self.seed, shard, epoch, again)
         )
 
     def _steps(self, limit: int | None = None) -> int:
@@ -267,19 +265,19 @@ class RestrictedBatchSampler(ShardSampler):
         if steps < 1:
             raise ValueError(
                 f"Argument `datamodule` expected a batch sampler with {multiple * self.replicas} batches for every "
-                f"shard, but got {self.draws.name} with {self._fewest}. Use smaller batches, or fewer shards."
+                f"shard, but got {self.whole.name} with {self._fewest}. Use smaller batches, or fewer shards."
             )
         return steps if limit is None else min(steps, max(limit // multiple, 1) * multiple)
 
 
-def heeds_its_sampler(batch_sampler: Any, inner: Draws) -> bool:
+def uses_its_sampler(batch_sampler: Any, inner: SeededOrder) -> bool:
     """Whether a batch sampler makes its batches of what its ``sampler`` yields."""
     some = torch.as_tensor(inner.first[::2])
     return {i for batch in grouped(batch_sampler, some, seed=0) for i in batch} <= set(some.tolist())
 
 
 def grouped(batch_sampler: Iterable[Any], order: Tensor, seed: int) -> list[list[int]]:
-    """The batches that a batch sampler makes of some samples in the place of those of its ``sampler``."""
+    """Return the batches that a batch sampler makes of ``order`` instead of its ``sampler``."""
     other: Any = copy.copy(batch_sampler)
     other.sampler = order.tolist()
     with isolated_rng(seed=seed):
@@ -287,7 +285,7 @@ def grouped(batch_sampler: Iterable[Any], order: Tensor, seed: int) -> list[list
 
 
 def owners(shards: Sequence[Tensor]) -> Tensor:
-    """The shard of each sample; -1 = none."""
+    """Return the shard of each sample; -1 = none."""
     owner = torch.full((max(int(shard.max()) for shard in shards) + 1,), -1)
     for number, shard in enumerate(shards):
         owner[shard] = number

@@ -1,4 +1,4 @@
-"""Samples that say which one they are."""
+"""Samples with their index, and what is known of them: labels, names, fingerprints."""
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,7 +12,7 @@ from torch.utils.data import ConcatDataset, Dataset, IterableDataset, Subset
 from lightning_iet.utilities.files import printable
 from lightning_iet.utilities.random import isolated_rng
 
-SHOWN = 5  # names in a message
+_SHOWN = 5  # names in a message
 
 
 class Skip(NamedTuple):
@@ -23,7 +23,7 @@ class Skip(NamedTuple):
 
 
 def reason_of(error: Exception) -> str:
-    """Why an image could not be read, in one line.
+    """Return why an image could not be read, in one line.
 
     Example:
         >>> reason_of(ValueError("cut  off")), reason_of(KeyError())
@@ -37,23 +37,23 @@ def reason_of(error: Exception) -> str:
 
 
 def name_of(source: Dataset[Any], index: int) -> str:
-    """What to call a sample: by the source's ``name(index)`` if it has that, else by its position."""
+    """Return a sample's name for messages: the source's ``name(index)`` if it has that, else its position."""
     return printable(source.name(index)) if hasattr(source, "name") else str(index)
 
 
 def listed(skipped: Sequence[Skip]) -> str:
-    """The first few of what cannot be used, for a message.
+    """Return the first few samples that cannot be used, for a message.
 
     Example:
         >>> listed([Skip("a.png", "the file is empty")] * 6)
         "'a.png' (the file is empty), ..., and 1 more"
     """
-    shown = [f"'{name}' ({reason})" for name, reason in skipped[:SHOWN]]
-    return ", ".join(shown) + (f", and {len(skipped) - SHOWN} more" if len(skipped) > SHOWN else "")
+    shown = [f"'{name}' ({reason})" for name, reason in skipped[:_SHOWN]]
+    return ", ".join(shown) + (f", and {len(skipped) - _SHOWN} more" if len(skipped) > _SHOWN else "")
 
 
 def labels_of(dataset: Dataset[Any]) -> Tensor | None:
-    """Class labels of a data set, shape ``(n,)``, or None.
+    """Return the class labels of a data set, shape ``(n,)``, or None.
 
     Looks for ``targets`` or ``labels``, through subsets and concatenations.
 
@@ -70,18 +70,16 @@ def labels_of(dataset: Dataset[Any]) -> Tensor | None:
     for name in ("targets", "labels"):
         labels = getattr(dataset, name, None)
         if labels is not None:
-            labels = torch.as_tensor(np.unique(labels, return_inverse=True)[1] if _are_words(labels) else labels)
+            if isinstance(labels, list | tuple) and labels and isinstance(labels[0], str):
+                labels = np.unique(labels, return_inverse=True)[1]
+            labels = torch.as_tensor(labels)
             if labels.ndim == 1 and not labels.is_floating_point():
                 return labels
     return None
 
 
-def _are_words(labels: object) -> bool:
-    return isinstance(labels, list | tuple) and bool(labels) and isinstance(labels[0], str)
-
-
 def fingerprint_of_shards(shards: Sequence[Tensor]) -> str:
-    """Hash of a split: which sample is in which shard.
+    """Return a hash of a split: which sample is in which shard.
 
     Example:
         >>> import torch
@@ -96,7 +94,7 @@ def fingerprint_of_shards(shards: Sequence[Tensor]) -> str:
 
 
 def fingerprint_of_samples(dataset: Dataset[Any], *, most: int = 32) -> str:
-    """Hash of a data set's size and of a few of its samples, evenly spaced.
+    """Return a hash of a data set's size and of a few of its samples, evenly spaced.
 
     *(our choice)* Not all of them: a run over millions of images must not read them twice to start.
 
@@ -132,7 +130,7 @@ def _bytes(sample: Any) -> Iterator[bytes]:
 
 
 def image_and_condition(sample: Any) -> tuple[Any, Any]:
-    """The first two entries of a sample; an image alone has the condition 0.
+    """Return the first two entries of a sample; an image alone has the condition 0.
 
     Example:
         >>> image_and_condition(("image", "a caption", 7)), image_and_condition("image")
@@ -195,8 +193,8 @@ class Samples(Dataset[tuple[Tensor, Any, int]]):
 class RandomFlips(Dataset[tuple[Tensor, Any, int]]):
     """Samples whose images are mirrored left to right with probability 1/2.
 
-    It draws from torch's global generator: under shards that is seeded for each sample and epoch, so that a resumed
-    run, or one on other processes, sees the same flips.
+    It uses torch's global generator, which is seeded for each sample and epoch under shards, so that a resumed run, or
+    one on other processes, sees the same flips.
 
     Args:
         samples: Yields tuples that begin with an image.
@@ -224,7 +222,7 @@ class RandomFlips(Dataset[tuple[Tensor, Any, int]]):
 
 
 class WithIndex(Dataset[Any]):
-    """A data set whose samples carry their index: what per-sample bookkeeping goes by, whatever shuffles and shards.
+    """A data set whose samples carry their index, so that statistics of a sample survive shuffling and sharding.
 
     A tuple or list becomes a tuple with the index behind its entries, a dict gets an entry, and anything else becomes
     ``(sample, index)``. Other attributes, such as ``targets``, are those of the data set.

@@ -1,4 +1,4 @@
-"""In which order a process reads the samples of its shards."""
+"""The order in which a process reads the samples of its shards."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ from lightning_iet.utilities.random import isolated_rng, seed_rng
 
 @dataclass(frozen=True)
 class ShardPlan:
-    """What a run says about its shards; the averaging callback hands it to the data before the first batch."""
+    """How a run distributes its shards; the averaging callback sets it before the first batch."""
 
     num_shards: int
     """K, a property of the run."""
@@ -51,7 +51,7 @@ class ShardBatch:
     """The samples of one step, as the sampler hands them to the data set (and to its workers)."""
 
     shard: int | None
-    """Whose step it is; None in a step in which this process waits for others."""
+    """The shard that takes the step; None in a step in which this process waits for others."""
     epoch: int
     seed: int
     indices: list[int]
@@ -61,7 +61,7 @@ class ShardBatch:
 
 
 class ShardSampler(DistributedSampler[ShardBatch]):
-    """Yields whole batches, each from one shard; a process walks through its shards one after the other.
+    """Yields whole batches, each from one shard; a process takes its shards one after the other.
 
     To be used as ``DataLoader(SeededSamples(dataset), sampler=ShardSampler(…), batch_size=None, collate_fn=…)``, the
     way in which PyTorch takes samplers of batches. It subclasses ``DistributedSampler``, so that Lightning leaves it
@@ -129,7 +129,7 @@ class ShardSampler(DistributedSampler[ShardBatch]):
         return self.sizes
 
     def walk(self, epoch: int) -> list[ShardStep]:
-        """The steps of this process in an epoch, in order; in the epoch in which a cut run goes on, those left of it.
+        """Return the steps of this process in an epoch, in order; where a run resumes, those left of its epoch.
 
         A step without a shard waits for processes that have more left; its batch is None.
         """
@@ -141,7 +141,7 @@ class ShardSampler(DistributedSampler[ShardBatch]):
         return walks[plan.rank]
 
     def order(self, shard: int, epoch: int) -> Tensor:
-        """The samples of a shard in the order of an epoch."""
+        """Return the samples of a shard in the order of an epoch."""
         indices = self.shards[shard]
         if not self.shuffle:
             return indices
@@ -149,7 +149,7 @@ class ShardSampler(DistributedSampler[ShardBatch]):
         return indices[torch.randperm(len(indices), generator=generator)]
 
     def batches(self, shard: int, epoch: int) -> list[list[int]]:
-        """The batches of a shard in an epoch; a function of (seed, shard, epoch), and of the replica, alone."""
+        """Return the batches of a shard in an epoch, which depend on (seed, shard, epoch) and on the replica alone."""
         indices = replica_part(self.order(shard, epoch), self.replicas, self.plan.rank % self.replicas)
         # A limit cuts the epoch short; it does not spread all samples over fewer batches.
         pieces = cut_batches(indices, self._steps(), batch_size=self.batch_size, drop_last=self.drop_last)
@@ -176,7 +176,7 @@ class SeededSamples(Dataset[list[Any]]):
     """Reads the samples of a batch, each with random generators seeded by (seed, epoch, index).
 
     Random flips and crops then depend on the sample and the epoch only: not on the worker that reads it, not on the
-    process count, and they draw nothing from the training's own random stream.
+    process count, and they leave the random numbers of training as they are.
 
     Args:
         dataset: A map-style data set.
@@ -187,8 +187,8 @@ class SeededSamples(Dataset[list[Any]]):
 
     def __getitem__(self, batch: ShardBatch) -> list[Any]:
         with isolated_rng():
-            return [self._sample(index, batch) for index in batch.indices]
-
-    def _sample(self, index: int, batch: ShardBatch) -> Any:
-        seed_rng(derive_seed(batch.seed, batch.epoch, index), devices=False)
-        return self.dataset[index]
+            samples = []
+            for index in batch.indices:
+                seed_rng(derive_seed(batch.seed, batch.epoch, index), devices=False)
+                samples.append(self.dataset[index])
+            return samples

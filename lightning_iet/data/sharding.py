@@ -1,4 +1,4 @@
-"""Shards of any data module: who trains on which samples, in which order."""
+"""Any data module, with its training set split into shards."""
 
 import logging
 from typing import TYPE_CHECKING, Any, Self, cast
@@ -8,14 +8,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from lightning_iet.data.loaders import Order, read_order, rebuild
+from lightning_iet.data.loaders import Batching, read_batching, rebuild
 from lightning_iet.data.orders import (
-    Draws,
     RestrictedBatchSampler,
     RestrictedOrder,
     RestrictedSampler,
-    heeds_its_sampler,
-    support_of,
+    SeededOrder,
+    uses_its_sampler,
 )
 from lightning_iet.data.samples import fingerprint_of_samples, fingerprint_of_shards, labels_of
 from lightning_iet.data.shard_sampler import SeededSamples, ShardPlan, ShardSampler
@@ -37,11 +36,26 @@ else:
 log = logging.getLogger(__name__)
 
 
-class ShardedDataModule(DataModule):
-    """Any data module, its training set split into shards that are trained one by one and averaged.
+_PASSED_HOOKS = (
+    "prepare_data",
+    "val_dataloader",
+    "test_dataloader",
+    "predict_dataloader",
+    "teardown",
+    "on_before_batch_transfer",
+    "transfer_batch_to_device",
+    "on_after_batch_transfer",
+    "state_dict",
+    "load_state_dict",
+    "on_exception",
+)
 
-    Validation, test and prediction data, and everything else of the data module, are passed through. With one shard so
-    is the training loader, untouched. To be used together with
+
+class ShardedDataModule(DataModule):
+    """Wraps any data module and splits its training set into shards, each for a shard model of its own.
+
+    Validation, test and prediction data, and everything else of the data module, are passed through; with one shard the
+    training loader too. To be used together with
     :class:`~lightning_iet.callbacks.ParameterAveragingCallback`.
 
     The training loader may have any sampler or batch sampler: each shard takes its own samples in that order. Of
@@ -97,7 +111,7 @@ class ShardedDataModule(DataModule):
         self.num_samples = num_samples
         self.prepare_data_per_node = datamodule.prepare_data_per_node
         self.plan: ShardPlan | None = None
-        self._stand_in(None)
+        self._pass_hooks(None)
 
     @classmethod
     def from_loader(
@@ -125,13 +139,10 @@ class ShardedDataModule(DataModule):
         super().__setattr__(name, value)
         if name == "trainer" and "datamodule" in self.__dict__:
             self.datamodule.trainer = value  # type: ignore[assignment]
-            self._stand_in(value)
+            self._pass_hooks(value)
 
-    def _stand_in(self, trainer: object) -> None:
-        """Let hooks of the inner module be called as if it stood here itself.
-
-        Where it has none, the trainer must find the default of its own Lightning, to see that there is none.
-        """
+    def _pass_hooks(self, trainer: object) -> None:
+        """Pass the trainer's hooks to the inner module; for those that it lacks, take its Lightning's default."""
         kinds = zip(lightning_classes("Trainer"), lightning_classes("LightningDataModule"), strict=True)
         default = next((kind for of, kind in kinds if isinstance(trainer, of)), pl.LightningDataModule)
         for name in _PASSED_HOOKS:
@@ -144,7 +155,7 @@ class ShardedDataModule(DataModule):
         self.datamodule.setup(stage)
 
     def train_dataloader(self) -> Any:
-        """The inner loader with this process's shards in place of its order."""
+        """Return the inner loader, reading this process's shards."""
         loader = self.datamodule.train_dataloader()
         if self.num_shards == 1:
             return loader
@@ -153,34 +164,33 @@ class ShardedDataModule(DataModule):
                 f"ShardedDataModule with {self.num_shards} shards expected a ParameterAveragingCallback among the "
                 f"trainer's callbacks, but got none. Add ParameterAveragingCallback(num_shards={self.num_shards})."
             )
-        order = read_order(loader)
+        batching = read_batching(loader)
         if isinstance(loader.dataset, IterableDataset):
-            return self._shard_stream(loader, order)
-        sampler = self._sampler(loader.dataset, order)
+            return self._shard_stream(loader, batching)
+        sampler = self._sampler(loader.dataset, batching)
         sampler.identity = {
             "split": fingerprint_of_shards(sampler.shards),
             "training data": fingerprint_of_samples(loader.dataset),
         }
         return rebuild(loader, SeededSamples(loader.dataset), sampler)
 
-    def _sampler(self, dataset: Dataset[Any], order: Order) -> ShardSampler:
-        """What orders the samples of each shard."""
+    def _sampler(self, dataset: Dataset[Any], batching: Batching) -> ShardSampler:
+        """Return the sampler of the shards' batches."""
         size, plan = len(dataset), self.plan  # type: ignore[arg-type]
         if size == 0:
             raise ValueError("Argument `datamodule` expected a training set with samples, but got an empty one.")
-        if order.batch_sampler is not None:
-            draws, inner = Draws(order.batch_sampler, batched=True), None
-            if hasattr(order.batch_sampler, "sampler"):
-                inner = Draws(order.batch_sampler.sampler)
-                inner = inner if heeds_its_sampler(order.batch_sampler, inner) else None
-            return RestrictedBatchSampler(draws, inner, self._split(dataset, support_of(inner or draws, size)), plan)
-        if order.shuffle is None:
-            draws = Draws(order.sampler)
-            shards = self._split(dataset, support_of(draws, size))
-            restricted = RestrictedOrder(draws, shards)
-            return RestrictedSampler(restricted, shards, order.batch_size, plan=plan, drop_last=order.drop_last)
-        shards = self._split(dataset, torch.arange(size))
-        return ShardSampler(shards, order.batch_size, plan=plan, shuffle=order.shuffle, drop_last=order.drop_last)
+        if batching.batch_sampler is not None:
+            order, inner = SeededOrder(batching.batch_sampler, batched=True), None
+            if hasattr(batching.batch_sampler, "sampler"):
+                inner = SeededOrder(batching.batch_sampler.sampler)
+                inner = inner if uses_its_sampler(batching.batch_sampler, inner) else None
+            return RestrictedBatchSampler(order, inner, self._split(dataset, (inner or order).support(size)), plan)
+        batches: dict[str, Any] = {"batch_size": batching.batch_size, "plan": plan, "drop_last": batching.drop_last}
+        if batching.shuffle is None:
+            order = SeededOrder(batching.sampler)
+            shards = self._split(dataset, order.support(size))
+            return RestrictedSampler(RestrictedOrder(order, shards), shards, **batches)
+        return ShardSampler(self._split(dataset, torch.arange(size)), shuffle=batching.shuffle, **batches)
 
     def _split(self, dataset: Dataset[Any], indices: Tensor) -> list[Tensor]:
         labels = labels_of(dataset) if self.partition == "stratified" else None
@@ -191,12 +201,11 @@ class ShardedDataModule(DataModule):
         log.info("Shards: %d samples in %d shards of %s, %s.", len(indices), self.num_shards, sizes, how)
         return [indices[part] for part in parts]
 
-    def _shard_stream(self, loader: DataLoader[Any], order: Order) -> DataLoader[Any]:
+    def _shard_stream(self, loader: DataLoader[Any], batching: Batching) -> DataLoader[Any]:
         stream = cast("IterableDataset[Any]", loader.dataset)
-        length = self._length(stream, order.batch_size)
+        length = self._length(stream, batching.batch_size)
         shards = split_stream(length, self.num_shards)
-        drop_last, size = order.drop_last, order.batch_size
-        sampler = ShardSampler(shards, size, plan=self.plan, shuffle=False, drop_last=drop_last)
+        sampler = ShardSampler(shards, batching.batch_size, plan=self.plan, shuffle=False, drop_last=batching.drop_last)
         sampler.identity = {
             "split": fingerprint_of_shards(shards),
             "training data": fingerprint_of_stream(stream, length=length, seed=self.seed),
@@ -221,39 +230,24 @@ class ShardedDataModule(DataModule):
 
 
 class _Loaders(DataModule):
-    """A data module around a loader."""
+    """A data module of one loader."""
 
     def __init__(self, train_loader: DataLoader[Any]) -> None:
         super().__init__()
         self.train_loader = train_loader
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """The loader."""
+        """Return the training loader."""
         return self.train_loader
 
 
 class _LoadersToValidate(_Loaders):
-    """A data module around two loaders."""
+    """A data module of two loaders; a class of its own, since Lightning validates wherever this hook is defined."""
 
     def __init__(self, train_loader: DataLoader[Any], val_loader: Any) -> None:
         super().__init__(train_loader)
         self.val_loader = val_loader
 
     def val_dataloader(self) -> Any:
-        """The second one."""
+        """Return the validation loader."""
         return self.val_loader
-
-
-_PASSED_HOOKS = (
-    "prepare_data",
-    "val_dataloader",
-    "test_dataloader",
-    "predict_dataloader",
-    "teardown",
-    "on_before_batch_transfer",
-    "transfer_batch_to_device",
-    "on_after_batch_transfer",
-    "state_dict",
-    "load_state_dict",
-    "on_exception",
-)

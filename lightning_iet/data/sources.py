@@ -1,4 +1,4 @@
-"""Where images lie: arrays, folders, tar archives, Hugging Face data sets."""
+"""Stored images: arrays, folders, tar archives, Hugging Face data sets."""
 
 import os
 import stat
@@ -21,24 +21,24 @@ class Source(Protocol):
     """Images that can be read one at a time, by several processes, in an order that does not change."""
 
     def __len__(self) -> int:
-        """Number of images, readable or not."""
+        """Return the number of images, readable or not."""
 
     def name(self, index: int) -> str:
-        """What to call an image."""
+        """Return the name of an image for messages."""
 
     def read(self, index: int) -> Data:
-        """One image as it is stored: the bytes of a file, or an array."""
+        """Return one image as it is stored: the bytes of a file, or an array."""
 
 
 class ArraySource:
     """The images of one array.
 
     Args:
-        array: shape ``(N, H, W)``, ``(N, H, W, C)`` or ``(N, C, H, W)`` with 1, 3 or 4 channels. Where both of the
+        array: Shape ``(N, H, W)``, ``(N, H, W, C)`` or ``(N, C, H, W)`` with 1, 3 or 4 channels. Where both of the
             latter fit, the channels are taken to be last.
 
     Raises:
-        ValueError: if the shape is none of these.
+        ValueError: If the shape is none of these.
 
     Example:
         >>> source = ArraySource(np.zeros((2, 3, 8, 8), dtype=np.uint8))
@@ -56,7 +56,7 @@ class ArraySource:
         return len(self.array)
 
     def name(self, index: int) -> str:
-        """Position in the array."""
+        """Return the position in the array."""
         return str(index)
 
     def read(self, index: int) -> NDArray[Any]:
@@ -79,12 +79,12 @@ def load_array(path: Path) -> NDArray[Any]:
 
 
 class FolderSource:
-    """All files in a folder and below, sorted by name. Those whose names begin with a dot are left alone.
+    """All files in a folder and below, sorted by name, except those whose names begin with a dot.
 
     Symbolic links are followed, each folder is visited once, so that links in a circle come to an end.
 
     Args:
-        path: the folder.
+        path: The folder.
     """
 
     def __init__(self, path: Path) -> None:
@@ -96,11 +96,11 @@ class FolderSource:
         return len(self.names)
 
     def name(self, index: int) -> str:
-        """Path below the folder."""
+        """Return the path below the folder."""
         return self.names[index]
 
     def read(self, index: int) -> bytes:
-        """Bytes of a file; reading from a pipe would wait for ever, so that only files are opened."""
+        """Return the bytes of a file; only of a regular file, since reading from a pipe could wait for ever."""
         path = os.path.join(self.path, self.names[index])
         if not stat.S_ISREG(os.stat(path).st_mode):
             raise ValueError("not a regular file")
@@ -109,6 +109,7 @@ class FolderSource:
 
 
 def _walk(folder: str, visited: set[tuple[int, int]]) -> Iterator[str]:
+    """Paths of the files in a folder and below."""
     status = os.stat(folder)
     if (status.st_dev, status.st_ino) in visited:
         return
@@ -118,30 +119,27 @@ def _walk(folder: str, visited: set[tuple[int, int]]) -> Iterator[str]:
         for entry in sorted(entries, key=lambda entry: os.fsencode(entry.name)):
             if entry.name.startswith("."):
                 continue
-            if _is_folder(entry):
+            try:
+                is_folder = entry.is_dir()
+            except OSError:  # a link that leads to itself: listed as an image that cannot be read
+                is_folder = False
+            if is_folder:
                 yield from _walk(entry.path, visited)
             else:
                 yield entry.path
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link that leads to itself: listed as an image that cannot be read
-        return False
 
 
 def load_table(*paths: Path) -> Any:
     """Load one split as a ``datasets.Dataset``.
 
     Args:
-        paths: a folder as ``save_to_disk`` writes it, or Parquet files.
+        paths: A folder as ``save_to_disk`` writes it, or Parquet files.
 
     Returns:
         The split.
 
     Raises:
-        ModuleNotFoundError: without the package ``datasets``.
+        ModuleNotFoundError: Without the package ``datasets``.
     """
     datasets = require("datasets", "audit")
     if paths[0].is_dir():
@@ -153,13 +151,13 @@ class HuggingFaceSource:
     """One column of images of a split.
 
     Args:
-        paths: as :func:`load_table`.
-        table: a split that is loaded already, instead of paths.
-        column: its name; ``None`` = the only column of images.
+        paths: As :func:`load_table`.
+        table: A split that is loaded already, instead of paths.
+        column: Its name; ``None`` = the only column of images.
 
     Raises:
-        ModuleNotFoundError: without the package ``datasets``.
-        ValueError: if there is no such column, or not one column of images.
+        ModuleNotFoundError: Without the package ``datasets``.
+        ValueError: If there is no such column, or not one column of images.
     """
 
     def __init__(self, *paths: Path, table: Any = None, column: str | None = None) -> None:
@@ -177,11 +175,11 @@ class HuggingFaceSource:
         return len(self.data)
 
     def name(self, index: int) -> str:
-        """Row of the data set."""
+        """Return the row of the data set."""
         return str(index)
 
     def read(self, index: int) -> bytes:
-        """Bytes of an image, which lie in the row itself or in a file of its own."""
+        """Return the bytes of an image, which lie in the row itself or in a file of its own."""
         image = self.data[index][self.column]
         if image is None:
             raise ValueError("a row without an image")
@@ -189,7 +187,7 @@ class HuggingFaceSource:
 
 
 class Member(NamedTuple):
-    """A file in a shard."""
+    """A file in a tar archive."""
 
     path: Path
     name: str
@@ -198,10 +196,10 @@ class Member(NamedTuple):
     is_link: bool = False
 
     def read(self) -> bytes:
-        """Its bytes.
+        """Return its bytes.
 
         Raises:
-            ValueError: if it is a link.
+            ValueError: If it is a link.
         """
         if self.is_link:
             raise ValueError("a link inside an archive, not a file")
@@ -211,34 +209,41 @@ class Member(NamedTuple):
 
 
 def tar_members(path: Path) -> Iterator[Member]:
-    """The files in a shard, and links to files, in order.
+    """Yield the files in a tar archive, and links to files, in order.
 
     Args:
-        path: the shard, uncompressed, for members are read in any order.
+        path: The archive, uncompressed, since members are read in any order.
 
     Raises:
-        tarfile.TarError: if it is no tar file.
-        ValueError: if it is cut off.
+        tarfile.TarError: If it is no tar file.
+        ValueError: If it is cut off.
     """
     with tarfile.open(path, "r:") as archive:
         for member in archive:
             if member.isfile() or member.islnk() or member.issym():
                 yield Member(path, member.name, member.offset_data, member.size, is_link=not member.isfile())
-        _check_end(path, archive.offset)
+        end = archive.offset
+    with path.open("rb") as file:
+        file.seek(end)
+        if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):  # the block of zeros that ends an archive
+            raise ValueError("the archive is cut off")
 
 
 class TarSource:
-    """The images of WebDataset shards: of each member whose suffix is one of Pillow's.
+    """The images of WebDataset archives: of each member whose suffix is one of Pillow's.
+
+    The loader of ``datasets`` for this format copies all images into its cache, and refuses archives of which one of
+    the first samples lacks a file. Here images are read where they lie.
 
     Args:
-        paths: the shards, uncompressed.
+        paths: The archives, uncompressed.
 
     Attributes:
-        members: the images.
-        others: all else.
+        members: The images.
+        others: All other members.
 
     Raises:
-        ValueError: if a shard is cut off.
+        ValueError: If an archive is cut off.
     """
 
     def __init__(self, paths: Sequence[Path]) -> None:
@@ -253,37 +258,29 @@ class TarSource:
         return len(self.members)
 
     def name(self, index: int) -> str:
-        """Name of the shard and of the member."""
+        """Return the names of the archive and the member."""
         member = self.members[index]
         return f"{member.path.name}/{member.name}"
 
     def read(self, index: int) -> bytes:
-        """Bytes of a member."""
+        """Return the bytes of a member."""
         return self.members[index].read()
-
-
-def _check_end(path: Path, end: int) -> None:
-    """Refuse a shard without the block of zeros at its end: who knows how many images are missing behind it."""
-    with path.open("rb") as file:
-        file.seek(end)
-        if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-            raise ValueError("the archive is cut off")
 
 
 def open_source(path: Path, *, argument: str) -> Source:
     """Find out what a path holds, and open it.
 
     Args:
-        path: a folder of images (with folders in it), of WebDataset shards, or of a Hugging Face data set; or a file
+        path: A folder of images (with folders in it), of WebDataset archives, or of a Hugging Face data set; or a file
             ``.npy``, ``.npz`` or ``.tar``.
-        argument: the name under which the user gave the path.
+        argument: The name under which the user gave the path.
 
     Returns:
         The source; it holds at least one item.
 
     Raises:
-        FileNotFoundError: if there is nothing.
-        ValueError: if it is something else, empty, damaged, or not readable.
+        FileNotFoundError: If there is nothing.
+        ValueError: If it is something else, empty, damaged, or not readable.
     """
     wanted = f"Argument `{argument}` expected images"
     if not os.path.exists(path):  # which says no, too, to a link that leads to itself

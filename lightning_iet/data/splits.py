@@ -1,4 +1,4 @@
-"""Disjoint sets of samples: what is trained on, and what is held out to judge by."""
+"""Disjoint sets of samples: to train on, and to hold out."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 
 
-def draw_disjoint(labels: Tensor, sizes: Sequence[int], *, seed: int) -> list[Tensor]:
-    """Draw disjoint sets of samples, each with the classes in equal shares of what there is.
+def select_disjoint(labels: Tensor, sizes: Sequence[int], *, seed: int) -> list[Tensor]:
+    """Select disjoint sets of samples at random, each with as many samples of each class as there are.
 
     Args:
         labels: Classes, shape ``(n,)``.
         sizes: Number of samples of each set; at most n together.
-        seed: Seed of the draw.
+        seed: Seed of the selection.
 
     Returns:
         One index tensor per set.
@@ -22,7 +22,7 @@ def draw_disjoint(labels: Tensor, sizes: Sequence[int], *, seed: int) -> list[Te
         ValueError: If more samples are asked for than there are.
 
     Example:
-        >>> [sorted(drawn.tolist()) for drawn in draw_disjoint(torch.tensor([0, 0, 1, 1]), [2, 2], seed=0)]
+        >>> [sorted(part.tolist()) for part in select_disjoint(torch.tensor([0, 0, 1, 1]), [2, 2], seed=0)]
         [[0, 3], [1, 2]]
     """
     if sum(sizes) > len(labels) or min(sizes) < 1:
@@ -33,7 +33,7 @@ def draw_disjoint(labels: Tensor, sizes: Sequence[int], *, seed: int) -> list[Te
 
 
 def deal(labels: Tensor, *, seed: int, proportional: bool = False) -> Tensor:
-    """Put samples into a random order that deals the classes out in turn.
+    """Return a random order of samples in which the classes take turns.
 
     Args:
         labels: Classes, shape ``(n,)``.
@@ -69,7 +69,7 @@ class SetSizes(NamedTuple):
     """``None`` = all that are left; as many as in the control where the training set takes those."""
 
     def of_one(self, available: int) -> list[int]:
-        """Sizes of the three sets where all come from one source.
+        """Return the sizes of the three sets where all come from one source.
 
         Raises:
             ValueError: If there are not that many images.
@@ -87,7 +87,7 @@ class SetSizes(NamedTuple):
         return sizes
 
     def of_two(self, available: int, held_out: int) -> tuple[list[int], list[int]]:
-        """Sizes of the training set, and of the two others where these come from a source of their own.
+        """Return the sizes of the training set, and of the two others where these have a source of their own.
 
         Raises:
             ValueError: If there are not that many images.

@@ -1,7 +1,6 @@
-"""Iterable data, of which every process and worker reads all and keeps its own."""
+"""Iterable data: every process and worker reads the whole stream and keeps the samples of its shards."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ from lightning_iet.utilities.random import get_rng_state, isolated_rng, set_rng_
 
 
 def split_stream(length: int, num_shards: int) -> list[Tensor]:
-    """The positions of each shard's samples in a stream: sample i goes to shard i mod K.
+    """Return the positions of each shard's samples in a stream: sample i goes to shard i mod K.
 
     Example:
         >>> split_stream(5, 2)
@@ -29,9 +28,10 @@ class StreamedSamples(Dataset[list[Any]]):
     """Reads a stream up to the samples of a batch, as if it had an index.
 
     A process reads the stream once for each shard that it hosts, and so does each of its workers. It reads all of it:
-    that it is in a worker is hidden from the stream, which would else read its part alone. Every pass starts with the
-    random generators at the same seed, so that sample i is the same sample on every process and in every epoch, and
-    shards stay what they are; whatever is to be drawn anew in each epoch belongs into ``collate_fn`` or the module.
+    ``get_worker_info()`` returns None meanwhile, since a stream that sees a worker yields only that worker's part.
+    Every pass starts with the random generators at the same seed, so that sample i is the same sample on every process
+    and in every epoch, and shards stay fixed; what is to be random in each epoch belongs into ``collate_fn`` or the
+    module.
 
     Args:
         stream: An iterable data set.
@@ -68,13 +68,13 @@ class _Pass:
 
     def __init__(self, stream: IterableDataset[Any], seed: int) -> None:
         self.position = 0
-        with isolated_rng(seed=seed), _hidden_worker():
+        with isolated_rng(seed=seed), patched_attribute(worker, "_worker_info", None):
             self.samples = iter(stream)
             self.state = get_rng_state()
 
     def read(self, positions: Sequence[int]) -> list[Any]:
-        """The samples at increasing positions that have not been passed yet."""
-        with isolated_rng(), _hidden_worker():
+        """Return the samples at increasing positions that have not been passed yet."""
+        with isolated_rng(), patched_attribute(worker, "_worker_info", None):
             set_rng_state(self.state)
             samples = [self._at(position) for position in positions]
             self.state = get_rng_state()
@@ -91,15 +91,8 @@ class _Pass:
         )
 
 
-@contextmanager
-def _hidden_worker() -> Iterator[None]:
-    """Lets ``torch.utils.data.get_worker_info()`` say that this is no worker."""
-    with patched_attribute(worker, "_worker_info", None):
-        yield
-
-
 def fingerprint_of_stream(stream: IterableDataset[Any], *, length: int, seed: int, most: int = 32) -> str:
-    """Hash of a stream's first samples.
+    """Return a hash of a stream's first samples.
 
     Raises:
         ValueError: If a second pass gives others: shards would then mix.

@@ -1,4 +1,4 @@
-"""WebDataset shards: tar files in which members of one name are one sample."""
+"""WebDataset archives: tar files in which members of one name are one sample."""
 
 import json
 import tarfile
@@ -16,8 +16,8 @@ Condition = Literal["cls", "txt", "json"]
 class WebDatasetDataModule(StoredDataModule):
     """Images in tar files, each with a ``.cls`` (label), ``.txt`` (caption) or ``.json`` of the same name.
 
-    Samples are found by their place in the tar files, not read as a stream: so they have an index, and can be split
-    into shards and shuffled like any others. Tar files are read where they lie, uncompressed.
+    Samples are found by their position in the archives, not read as a stream: so they have an index, and can be split
+    into shards and shuffled like any others. Archives are read where they lie, uncompressed.
 
     Args:
         root: A tar file, or a folder of such.
@@ -32,13 +32,13 @@ class WebDatasetDataModule(StoredDataModule):
         ValueError: If there are no tar files, one is damaged or compressed, or some images cannot be used.
 
     Example:
-        >>> shards = WebDatasetDataModule(Path("shards"), condition="txt", image_size=16, synthetic=True)
-        >>> shards.setup("fit")
-        >>> shards.train_set[0][1]
+        >>> archives = WebDatasetDataModule(Path("archives"), condition="txt", image_size=16, synthetic=True)
+        >>> archives.setup("fit")
+        >>> archives.train_set[0][1]
         'synthetic image ...'
     """
 
-    title: ClassVar[str] = "the shards"
+    title: ClassVar[str] = "the archives"
     expected: ClassVar[str] = "a .tar file or a folder of such"
 
     def __init__(
@@ -56,7 +56,7 @@ class WebDatasetDataModule(StoredDataModule):
         self.captioned = condition in ("txt", "json") and self.num_classes is None
 
     def open(self, path: Path, *, argument: str) -> Dataset[Any]:
-        """The samples of one tar file, or of all in a folder."""
+        """Open the samples of one archive, or of all in a folder."""
         paths = [path] if path.is_file() else sorted(path.glob("*.tar"))
         if not paths:
             raise ValueError(f"Argument `{argument}` expected {self.expected}, but got '{path}', which holds none.")
@@ -91,6 +91,6 @@ class WebDatasetDataModule(StoredDataModule):
 
 
 def _key(member: Member) -> tuple[Path, str]:
-    """What the members of one sample have in common: the shard, and the name up to the first dot."""
+    """What the members of one sample have in common: the archive, and the name up to the first dot."""
     name = PurePath(member.name)
     return member.path, str(name.with_name(name.name.partition(".")[0]))

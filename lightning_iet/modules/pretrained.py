@@ -57,17 +57,18 @@ def check_same_architecture(saved: Mapping[str, Tensor], own: Mapping[str, Tenso
         >>> check_same_architecture({"weight": torch.zeros(2)}, {"weight": torch.zeros(3)})
         Traceback (most recent call last):
         ...
-        ValueError: The checkpoint expected another architecture, but got 1 of 1 weights that differ: 'weight' has
-        the shape (2,) there, and (3,) here. ...
+        ValueError: The checkpoint expected another architecture, but got 1 of 1 weights that differ: 'weight' is
+        of shape (2,) there, and of shape (3,) here. ...
     """
     there, here = ({name: tuple(tensor.shape) for name, tensor in weights.items()} for weights in (saved, own))
     names = {**here, **there}
     differing = [name for name in names if there.get(name) != here.get(name)]
     if differing:
         name = differing[0]
+        in_file, in_module = (f"of shape {shapes[name]}" if name in shapes else "missing" for shapes in (there, here))
         raise ValueError(
-            f"The checkpoint expected another architecture, but got {len(differing)} of {len(names)} weights that differ: "
-            f"'{name}' has the shape {there.get(name)} there, and {here.get(name)} here. Use the settings of the run that wrote it."
+            f"The checkpoint expected another architecture, but got {len(differing)} of {len(names)} weights that "
+            f"differ: '{name}' is {in_file} there, and {in_module} here. Use the settings of the run that wrote it."
         )
 
 

@@ -23,10 +23,10 @@ def test_what_is_written_is_read(tmp_path_factory, shape):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a", b"", "its header is another"),
-        ("a", b"\0\0\x0d\x01" + bytes(8), "its header is another"),  # floats
-        ("a", idx(torch.zeros(2, 3, 3))[:-1], "its header promises 18 bytes, it has 17"),
-        ("a", b"\0\0\x08\x03\0\0", "its header promises 0 bytes"),
+        ("a", b"", "its header does not fit its content"),
+        ("a", b"\0\0\x0d\x01\0\0\0\x01" + bytes(4), "its values are torch.float32"),
+        ("a", idx(torch.zeros(2, 3, 3))[:-1], "its header does not fit its content"),
+        ("a", b"\0\0\x08\x03\0\0", "its header does not fit its content"),
         ("a.gz", b"no gzip", "Not a gzipped file"),
         ("a.gz", gzip.compress(idx(torch.zeros(9)), mtime=0)[:-9], "end-of-stream"),
     ],

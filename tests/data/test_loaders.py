@@ -104,7 +104,7 @@ def test_a_samplers_order_is_restricted_to_each_shard(kind):
     assert sorted(map(len, shards)) == [5, 6]
     for epoch in (0, 1, 7):
         seen = samples(loader, epoch)
-        whole = loader.sampler.restricted.draws(0, epoch)
+        whole = loader.sampler.restricted.whole(0, epoch)
         assert sorted(whole) == list(range(1, SIZE, 2))
         for shard in range(2):
             assert seen[shard] == [i for i in whole if i in shards[shard]]  # the oracle
@@ -271,7 +271,7 @@ def test_a_grouping_batch_sampler_groups_each_shards_samples():
             assert {i for batch in of_shard for i in batch} <= mine
             assert all(len({i % 3 for i in batch}) == 1 for batch in of_shard)
             assert max(map(len, of_shard)) == 2
-            order = [i for i in loader.sampler.inner.draws(0, epoch) if i in mine]
+            order = [i for i in loader.sampler.inner.whole(0, epoch) if i in mine]
             assert of_shard == list(Grouped(order))[: len(of_shard)]  # the oracle
         assert len(seen[0]) == len(seen[1]) == len(loader) // 2
     assert batches(loader, 0) != batches(loader, 1)
@@ -280,7 +280,7 @@ def test_a_grouping_batch_sampler_groups_each_shards_samples():
 def test_of_any_other_batch_sampler_a_shard_takes_its_part_of_each_batch():
     loader = sharded(batch_sampler=Whole())
     for epoch in range(3):
-        whole = loader.sampler.draws(0, epoch)
+        whole = loader.sampler.whole(0, epoch)
         for shard, of_shard in batches(loader, epoch).items():
             mine = set(loader.sampler.shards[shard].tolist())
             expected = [part for part in ([i for i in batch if i in mine] for batch in whole) if part]

@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_iet.data.splits import SetSizes, deal, draw_disjoint
+from lightning_iet.data.splits import SetSizes, deal, select_disjoint
 
 labels = st.lists(st.integers(-2, 4), min_size=1, max_size=60)
 
@@ -20,7 +20,7 @@ def dealt_naively(labels, seed):
 @given(labels, st.integers(0, 3))
 def test_classes_are_dealt_out_in_turn(labels, seed):
     assert deal(torch.tensor(labels), seed=seed).tolist() == dealt_naively(labels, seed)
-    [drawn] = draw_disjoint(torch.tensor(labels), [len(labels)], seed=seed)
+    [drawn] = select_disjoint(torch.tensor(labels), [len(labels)], seed=seed)
     assert drawn.tolist() == dealt_naively(labels, seed)
 
 

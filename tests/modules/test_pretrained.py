@@ -139,10 +139,10 @@ def test_another_architecture_is_one_line(tmp_path):
     module = tiny_diffusion()
     message = (
         r"but got \d+ of \d+ weights that differ: 'unet.conv_in.weight' "
-        r"has the shape \(8, 1, 3, 3\) there, and \(16, 1, 3, 3\) here"
+        r"is of shape \(8, 1, 3, 3\) there, and of shape \(16, 1, 3, 3\) here"
     )
     with pytest.raises(ValueError, match=message):
         tiny_diffusion(unet={"block_out_channels": (16,)}).load_state_dict(module.state_dict())
-    with pytest.raises(ValueError, match=r"not at all, but the module has it of shape"):
+    with pytest.raises(ValueError, match=r"is missing there, and of shape"):
         module.load_state_dict({})
     assert module.load_state_dict({}, strict=False).missing_keys

@@ -19,7 +19,7 @@ from lightning_iet.callbacks.anti_gradient_control.losses import Refusal, Seam
 from lightning_iet.data.samples import labels_of
 from lightning_iet.data.shard_sampler import ShardBatch, ShardSampler
 from lightning_iet.data.sharding import ShardedDataModule
-from lightning_iet.data.splits import draw_disjoint
+from lightning_iet.data.splits import select_disjoint
 from lightning_iet.data.streams import StreamedSamples
 from lightning_iet.functional.seeding import derive_seed
 from lightning_iet.utilities.lightning import patched_attribute
@@ -230,7 +230,7 @@ def _spread(dataset: Dataset[Any], number: int) -> Tensor:
     """Some samples, with the classes in equal shares as far as they are known: stored order may be by class."""
     labels = labels_of(dataset)
     length = len(dataset)  # type: ignore[arg-type]
-    (chosen,) = draw_disjoint(torch.zeros(length) if labels is None else labels, [number], seed=0)
+    (chosen,) = select_disjoint(torch.zeros(length) if labels is None else labels, [number], seed=0)
     return chosen
 
 

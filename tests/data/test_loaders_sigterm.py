@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from lightning_iet.data.loaders import Patient
+from lightning_iet.data.loaders import IgnoreFirstSigterm
 
 
 class Nervous(torch.utils.data.Dataset):
@@ -30,7 +30,7 @@ def remember(worker):
 
 
 def read(signals):
-    return [int(x) for x in DataLoader(Nervous(signals), num_workers=1, worker_init_fn=Patient(remember))]
+    return [int(x) for x in DataLoader(Nervous(signals), num_workers=1, worker_init_fn=IgnoreFirstSigterm(remember))]
 
 
 def test_one_signal_is_waited_out():
