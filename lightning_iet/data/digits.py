@@ -3,6 +3,7 @@
 import torch
 from sklearn.datasets import load_digits
 
+from lightning_iet.data.duplicates import Duplication
 from lightning_iet.data.images import ImageDataModule, IndexedImages
 from lightning_iet.data.splits import select_disjoint
 
@@ -20,6 +21,7 @@ class DigitsDataModule(ImageDataModule):
         batch_size: Images in a batch.
         num_workers: Processes that read ahead; the images lie in memory, so 0 is fastest.
         seed: Seed of the split.
+        duplicates, repeated_images, repeats: See :class:`~lightning_iet.data.ImageDataModule`.
 
     Raises:
         ValueError: If there are not that many images.
@@ -32,9 +34,24 @@ class DigitsDataModule(ImageDataModule):
     """
 
     def __init__(
-        self, num_train: int = 64, *, num_control: int = 512, batch_size: int = 16, num_workers: int = 0, seed: int = 0
+        self,
+        num_train: int = 64,
+        *,
+        num_control: int = 512,
+        batch_size: int = 16,
+        num_workers: int = 0,
+        seed: int = 0,
+        duplicates: Duplication = "keep",
+        repeated_images: int = 0,
+        repeats: int = 20,
     ) -> None:
-        super().__init__(batch_size=batch_size, num_workers=num_workers)
+        super().__init__(
+            batch_size=batch_size,
+            num_workers=num_workers,
+            duplicates=duplicates,
+            repeated_images=repeated_images,
+            repeats=repeats,
+        )
         self.num_train = num_train
         self.num_control = num_control
         self.seed = seed
@@ -46,4 +63,5 @@ class DigitsDataModule(ImageDataModule):
         labels = torch.tensor(classes)
         rest = len(labels) - self.num_train - self.num_control
         sets = select_disjoint(labels, [self.num_train, self.num_control, rest], seed=self.seed)
-        self.train_set, self.control_set, self.reference_set = (IndexedImages(images[i], labels[i]) for i in sets)
+        train, self.control_set, self.reference_set = (IndexedImages(images[i], labels[i]) for i in sets)
+        self.train_set = self.arrange(train)

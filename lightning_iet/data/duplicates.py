@@ -1,5 +1,8 @@
 """Repeated images in a training set: made as a stress test, found, dropped or balanced."""
 
+import csv
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
 import torch
@@ -7,7 +10,13 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
+from lightning_iet.functional.checks import unit_interval
+from lightning_iet.functional.duplicates import Duplicates
+from lightning_iet.utilities.files import printable, write_atomically
+
 Change: TypeAlias = Literal["exact", "recolored", "moved"]
+Duplication: TypeAlias = Literal["keep", "drop", "balance"]
+"""What becomes of near-duplicates in a training set."""
 
 
 def repeat_images(
@@ -18,7 +27,7 @@ def repeat_images(
     Real training sets are uneven like this: most images occur once, and some in many near-identical files.
 
     Args:
-        images: Float in [0, 1], shape ``(n, C, H, W)``.
+        images: Float in [0, 1] or uint8, shape ``(n, C, H, W)``.
         repeated: Number of images, the first ones, that occur ``repeats`` times; the others occur once.
         repeats: How often, ≥ 1; the first occurrence is the image itself.
         change: How the others differ from it: ``"exact"`` not at all; ``"recolored"`` by a brightness between 0.85 and
@@ -44,6 +53,7 @@ def repeat_images(
         raise ValueError(f"Argument `repeats` expected an integer ≥ 1, but got {repeats}.")
     if change not in get_args(Change):
         raise ValueError(f"Argument `change` expected one of {get_args(Change)}, but got {change!r}.")
+    images = unit_interval(images)
     source = torch.arange(repeated).repeat_interleave(repeats - 1)
     generator = torch.Generator().manual_seed(seed)
     others = _changed(images[source], change, generator)
@@ -113,15 +123,63 @@ class OncePerGroup(Dataset[tuple[Tensor, Any, int]]):
         return (*self.samples[int(chosen)][:-1], index)
 
 
-def first_of_groups(group: Tensor) -> Tensor:
-    """Positions of the first member of each group, in ascending order: what is left when near-duplicates are dropped.
+class FirstOfGroups(Dataset[tuple[Tensor, Any, int]]):
+    """Samples without their near-duplicates: of each group the first member alone.
 
     Args:
-        group: number of the group of each sample, shape ``(n,)``, from 0 without gaps.
+        samples: Yields tuples that begin with image and condition, and end with the index.
+        group: Number of the group of each sample, shape ``(n,)``.
+
+    Attributes:
+        kept: Positions of the samples that are left, ascending.
+        targets: Their classes, where the samples have classes.
 
     Example:
-        >>> first_of_groups(torch.tensor([1, 0, 1, 2]))
-        tensor([0, 1, 3])
+        >>> first = FirstOfGroups([("cat", 0, 0), ("dog", 0, 1), ("the same cat", 0, 2)], torch.tensor([0, 1, 0]))
+        >>> [first[i] for i in range(len(first))]
+        [('cat', 0, 0), ('dog', 0, 1)]
     """
-    first = torch.full((int(group.max()) + 1,), len(group)).scatter_reduce(0, group, torch.arange(len(group)), "amin")
-    return first.sort().values
+
+    targets: Tensor
+
+    def __init__(self, samples: Any, group: Tensor) -> None:
+        if len(samples) != len(group):
+            raise ValueError(
+                f"Argument `group` expected one number for each of {len(samples)} samples, but got {len(group)}."
+            )
+        self.samples = samples
+        places = torch.arange(len(group))
+        first = torch.full((int(group.max()) + 1,), len(group)).scatter_reduce(0, group, places, "amin")
+        self.kept = first[first < len(group)].sort().values
+        if hasattr(samples, "targets"):
+            self.targets = samples.targets[self.kept]
+
+    def __len__(self) -> int:
+        return len(self.kept)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Any, int]:
+        return (*self.samples[int(self.kept[index])][:-1], index)
+
+
+def images_of(samples: Any) -> Tensor:
+    """Return the images of a data set whose samples begin with one, uint8 or as they are, shape ``(n, C, H, W)``."""
+    if hasattr(samples, "images"):
+        return torch.as_tensor(samples.images)
+    return torch.stack([samples[index][0] for index in range(len(samples))])
+
+
+def write_groups(found: Duplicates, names: Sequence[str], file: Path) -> None:
+    """Write ``duplicates.csv``: every image that has a near-duplicate, with its group and whether dropping keeps it.
+
+    Args:
+        found: the groups.
+        names: of all images.
+        file: where to; its folder is made if need be.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with write_atomically(file) as path, path.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(["group", "images", "name", "kept_by_drop"])
+        for number, group in enumerate(found.members):
+            for place, index in enumerate(group):
+                writer.writerow([number, len(group), printable(names[index]), int(place == 0)])

@@ -1,7 +1,8 @@
 """The base of image data modules: a training set, and two held-out sets to evaluate with."""
 
+import logging
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 import lightning.pytorch as pl
 import torch
@@ -9,12 +10,24 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_iet.data.decoding import Channels, Fit, Preparation, Size
+from lightning_iet.data.duplicates import (
+    Duplication,
+    FirstOfGroups,
+    OncePerGroup,
+    images_of,
+    repeat_images,
+    write_groups,
+)
 from lightning_iet.data.inspection import CheckedSource, check_sizes, check_source
 from lightning_iet.data.loaders import IgnoreFirstSigterm
-from lightning_iet.data.samples import RandomFlips, Samples, Skip
-from lightning_iet.data.splits import SetSizes
+from lightning_iet.data.samples import RandomFlips, Samples, Skip, labels_of
+from lightning_iet.data.splits import SetSizes, deal
 from lightning_iet.functional.checks import unit_interval
+from lightning_iet.functional.duplicates import Duplicates, duplicate_groups
 from lightning_iet.functional.seeding import derive_seed
+from lightning_iet.utilities.files import run_folder
+
+log = logging.getLogger(__name__)
 
 
 class IndexedImages(Dataset[tuple[Tensor, Tensor, int]]):
@@ -127,6 +140,11 @@ class ImageDataModule(pl.LightningDataModule):
         download: Whether data may be fetched from the network.
         synthetic: Whether random images take the place of the data, a few of them: nothing is read.
         seed: Seed of the split.
+        duplicates: What becomes of near-duplicates among the training images, found by pixels as the audit finds them:
+            ``"keep"``; ``"drop"`` trains on one image of each group; ``"balance"`` draws each group as often as one
+            image, by one of its members at random. Groups are listed in ``duplicates.csv`` of the run folder.
+        repeated_images: A stress test: so many training images occur ``repeats`` times, slightly changed. 0 = none.
+        repeats: How often each of them occurs.
 
     Attributes:
         train_set: What the model is trained on, yielding ``(image in [0, 1], condition, index)``, never mirrored.
@@ -134,6 +152,7 @@ class ImageDataModule(pl.LightningDataModule):
             memorization. ``None`` where there are none.
         reference_set: Further held-out images, which FID compares with; or ``None``.
         skipped: Images that were left out, with their reasons.
+        duplicate_groups: Near-duplicates among the training images; ``None`` where they were not looked for.
 
     Raises:
         ValueError: For arguments out of range; in ``setup``, for images, labels and numbers that do not fit.
@@ -182,6 +201,9 @@ class ImageDataModule(pl.LightningDataModule):
         download: bool = False,
         synthetic: bool = False,
         seed: int = 0,
+        duplicates: Duplication = "keep",
+        repeated_images: int = 0,
+        repeats: int = 20,
     ) -> None:
         super().__init__()
         if batch_size < 1:
@@ -197,6 +219,7 @@ class ImageDataModule(pl.LightningDataModule):
             ("channels", channels, (1, 3, 4)),
             ("fit", fit, ("crop", "stretch")),
             ("on_error", on_error, ("raise", "skip")),
+            ("duplicates", duplicates, get_args(Duplication)),
         ):
             if value not in choices:
                 raise ValueError(
@@ -221,7 +244,11 @@ class ImageDataModule(pl.LightningDataModule):
         self.download = download
         self.synthetic = synthetic
         self.seed = seed
+        self.duplicates = duplicates
+        self.repeated_images = repeated_images
+        self.repeats = repeats
         self.skipped: list[Skip] = []
+        self.duplicate_groups: Duplicates | None = None
 
     # --- to be defined by subclasses ---------------------------------------------------------------------------------
 
@@ -259,7 +286,44 @@ class ImageDataModule(pl.LightningDataModule):
             for indices in source.select(of_source, seed=self.seed)
         )
         self.control_set, self.reference_set = (samples if len(samples) else None for samples in held_out)
-        self.train_set = train
+        self.train_set = self.arrange(train)
+
+    def arrange(self, train: Dataset[Any]) -> Dataset[Any]:
+        """Repeat some training images, then drop or balance near-duplicates, as the options say.
+
+        Args:
+            train: Yields ``(image, condition, index)``.
+
+        Raises:
+            ValueError: If images are to be repeated whose conditions are captions.
+        """
+        if self.repeated_images:
+            labels = labels_of(train)
+            if labels is None and self.captioned:
+                raise ValueError("Argument `repeated_images` expected 0 for images with captions, but got others.")
+            images = images_of(train)
+            labels = torch.zeros(len(images), dtype=torch.int64) if labels is None else labels
+            order = deal(labels, seed=self.seed)  # the classes in turn
+            images, source = repeat_images(
+                images[order], repeated=self.repeated_images, repeats=self.repeats, seed=self.seed
+            )
+            train = IndexedImages(images, labels[order][source])
+        if self.duplicates == "keep":
+            return train
+        self.duplicate_groups = duplicate_groups(images_of(train))
+        self._report(self.duplicate_groups)
+        group = self.duplicate_groups.group
+        return OncePerGroup(train, group) if self.duplicates == "balance" else FirstOfGroups(train, group)
+
+    def _report(self, found: Duplicates) -> None:
+        """Log what was found, and list it in the run folder."""
+        if self.trainer is not None and not self.trainer.is_global_zero:
+            return
+        fate = "one of each is kept" if self.duplicates == "drop" else "each group is drawn as often as one image"
+        log.info(f"{found.images} training images lie in {len(found.members)} groups of near-duplicates; {fate}.")
+        if self.trainer is not None and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            names = [str(index) for index in range(len(found.group))]
+            write_groups(found, names, run_folder(self.trainer) / "duplicates.csv")
 
     def _checked_source(self, source: Dataset[Any], prepare: Preparation) -> CheckedSource:
         return check_source(

@@ -1,8 +1,6 @@
 """Look at a training set before training: near-duplicates, outliers, and which method suits it."""
 
-import csv
 import json
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,6 +13,7 @@ from torch import Tensor
 from lightning_iet.audit.cache import BlockCache
 from lightning_iet.audit.reading import ImageSet, read_images
 from lightning_iet.data.decoding import Fit
+from lightning_iet.data.duplicates import write_groups
 from lightning_iet.data.sources import open_source
 from lightning_iet.functional.duplicates import Duplicates, find_duplicates, without_self
 from lightning_iet.functional.neighbors import nearest_neighbors
@@ -184,22 +183,6 @@ def _write(inspection: Inspection, found: Duplicates, images: ImageSet, folder: 
     tiles = [images.pixels[group[i]] if i < len(group) else blank for group in shown for i in range(columns)]
     title = f"The {len(shown)} largest groups of near-duplicates, one in each row, at most {SHOWN} images of each"
     save_figure(image_grid(torch.stack(tiles) / 255, title=title, columns=columns), folder / "duplicates.png")
-
-
-def write_groups(found: Duplicates, names: Sequence[str], file: Path) -> None:
-    """Write ``duplicates.csv``: every image that has a near-duplicate, with its group and what becomes of it.
-
-    Args:
-        found: the groups.
-        names: of all images.
-        file: where to.
-    """
-    with write_atomically(file) as path, path.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(["group", "images", "name", "kept_by_drop"])
-        for number, group in enumerate(found.members):
-            for place, index in enumerate(group):
-                writer.writerow([number, len(group), printable(names[index]), int(place == 0)])
 
 
 def _print(inspection: Inspection, folder: Path, *, marked: str) -> None:

@@ -4,9 +4,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import CSVLogger
 
-from lightning_iet.data import IndexedImages
-from lightning_iet.data.duplicates import OncePerGroup, first_of_groups, repeat_images
+from lightning_iet.data import DigitsDataModule, IndexedImages, ShardedDataModule
+from lightning_iet.data.duplicates import FirstOfGroups, OncePerGroup, repeat_images
+from tests.helpers.models import tiny_diffusion
 
 
 @given(
@@ -78,7 +81,9 @@ def test_each_group_is_one_item_shown_by_its_members_alone(numbers):
         drawn = {once[item] for _ in range(60)}
         assert {condition for _, condition, _ in drawn} <= members
         assert {index for _, _, index in drawn} == {item}
-    assert first_of_groups(group).tolist() == sorted(group.tolist().index(g) for g in set(group.tolist()))
+    first = FirstOfGroups(samples, group)
+    kept = sorted(group.tolist().index(g) for g in set(group.tolist()))
+    assert [first[i] for i in range(len(first))] == [(f"image {k}", k, i) for i, k in enumerate(kept)]
 
 
 def test_members_of_a_group_are_drawn_equally_often():
@@ -93,8 +98,58 @@ def test_members_of_a_group_are_drawn_equally_often():
 def test_classes_are_those_of_the_first_members():
     samples = IndexedImages(torch.rand(4, 1, 2, 2), torch.tensor([5, 6, 7, 8]))
     assert OncePerGroup(samples, torch.tensor([1, 0, 1, 2])).targets.tolist() == [6, 5, 8]
+    assert FirstOfGroups(samples, torch.tensor([1, 0, 1, 2])).targets.tolist() == [5, 6, 8]
 
 
 def test_groups_for_other_samples_are_refused():
     with pytest.raises(ValueError, match="Argument `group` expected one number for each of 1 samples"):
         OncePerGroup([("a", 0, 0)], torch.tensor([0, 0]))
+
+
+def of_digits(**options):
+    digits = DigitsDataModule(num_train=60, **options)
+    digits.setup("fit")
+    return digits
+
+
+def test_repeated_images_make_the_training_set_uneven_and_dropping_makes_it_even_again():
+    plain, uneven = of_digits(), of_digits(repeated_images=5, repeats=8)
+    assert len(uneven.train_set) == 60 + 5 * 7
+    assert uneven.train_set.targets[:5].unique().numel() == 5  # of five classes
+    dropped = of_digits(repeated_images=5, repeats=8, duplicates="drop")
+    alone = of_digits(duplicates="drop")
+    assert len(alone.train_set) <= len(dropped.train_set) <= 60  # a few digits are alike of themselves
+    groups = dropped.duplicate_groups.members[:5]
+    assert [len(group) for group in groups] == [8] * 5
+    assert torch.equal(plain.control_set.images, uneven.control_set.images)
+
+
+def test_balanced_groups_are_split_into_shards_as_one_image():
+    digits = DigitsDataModule(num_train=60, batch_size=4, repeated_images=4, repeats=10, duplicates="balance")
+    sharded = ShardedDataModule(digits, num_shards=2)
+    sharded.setup("fit")
+    groups = len(digits.train_set)
+    assert groups == len(digits.duplicate_groups.group.unique())
+    read = [index for _, _, indices in sharded.train_dataloader() for index in indices.tolist()]
+    assert len(read) <= groups  # not one near-duplicate more
+    assert len(set(read)) == len(read)
+
+
+def test_groups_are_listed_in_the_run_folder(tmp_path):
+    digits = DigitsDataModule(num_train=60, batch_size=16, repeated_images=2, repeats=5, duplicates="drop")
+    trainer = Trainer(
+        max_steps=1, limit_val_batches=0, logger=CSVLogger(tmp_path), enable_checkpointing=False, accelerator="cpu",
+        enable_progress_bar=False, enable_model_summary=False,
+    )  # fmt: skip
+    trainer.fit(tiny_diffusion(), digits)
+    lines = (next(tmp_path.rglob("duplicates.csv"))).read_text().splitlines()
+    assert lines[0] == "group,images,name,kept_by_drop"
+    assert [line.split(",")[1] for line in lines[1:11]] == ["5"] * 10
+
+
+@pytest.mark.parametrize(
+    ("options", "argument"), [({"duplicates": "remove"}, "duplicates"), ({"repeated_images": 99}, "repeated")]
+)
+def test_options_out_of_range_are_refused(options, argument):
+    with pytest.raises(ValueError, match=f"Argument `{argument}` expected"):
+        of_digits(**options)
