@@ -1,4 +1,4 @@
-"""A module from its checkpoint, whatever its class."""
+"""Building modules from checkpoints and published models, and pipelines of diffusers from modules."""
 
 import copy
 import json
@@ -15,9 +15,18 @@ from torch import Tensor, nn
 from lightning_iet.utilities.checkpoints import check_whole, outline
 from lightning_iet.utilities.errors import first_line
 
+# Classes are looked up in these lists only: a file must not name code to run.
+PIPELINES = ("DDPMPipeline", "DDIMPipeline")
+SCHEDULERS = ("DDPMScheduler", "DDIMScheduler")
+DENOISERS = ("UNet2DModel", "DiTTransformer2DModel")
+_MODULES = {
+    "DiffusionModule": "lightning_iet.modules.diffusion",
+    "TextToImageModule": "lightning_iet.modules.text_to_image",
+}
+
 
 def specify(thing: object) -> dict[str, Any] | None:
-    """Class and configuration of a diffusers model or scheduler; None for a class that keeps no ``config``.
+    """Return class and configuration of a diffusers model or scheduler; None for a class that keeps no ``config``.
 
     Example:
         >>> from diffusers import DDPMScheduler
@@ -72,14 +81,8 @@ def check_same_architecture(saved: Mapping[str, Tensor], own: Mapping[str, Tenso
         )
 
 
-# Classes are picked from lists of ours: a file must not name code to run.
-PIPELINES = ("DDPMPipeline", "DDIMPipeline")
-SCHEDULERS = ("DDPMScheduler", "DDIMScheduler")
-DENOISERS = ("UNet2DModel", "DiTTransformer2DModel")
-
-
 def given_or_pretrained(unet: nn.Module | None, pretrained: str | None) -> tuple[nn.Module, SchedulerMixin | None]:
-    """The denoiser that was given, or the one that was named, with its scheduler.
+    """Return the denoiser that was given, or load the one that was named, with its scheduler.
 
     Raises:
         ValueError: If there are none or both, or see :func:`load_pretrained`.
@@ -107,33 +110,26 @@ def load_pretrained(source: str) -> tuple[nn.Module, SchedulerMixin | None]:
     Raises:
         ValueError: If there is no such model, no network, or the folder holds something else.
     """
-    if Path(source).is_dir():
-        return _named("", read_folder(Path(source)))  # a path of this machine means nothing to whom the model is given
-    try:
-        folder = _download(source)
-    except Exception as error:  # the hub's client, and the network beneath it, raise anything
-        raise ValueError(
-            f"Argument `pretrained` expected a folder, or a model's id on the Hugging Face hub, but got '{source}', "
-            f"which is no folder here and could not be had from the hub ({first_line(error)}). Without network give "
-            "a local path: the folder of a pipeline, as its save_pretrained() writes it."
-        ) from error
-    return _named(source, read_folder(folder))
+    folder = Path(source)
+    is_local = folder.is_dir()
+    if not is_local:
+        try:
+            from huggingface_hub import snapshot_download
 
-
-def _named(name: str, model: tuple[nn.Module, SchedulerMixin | None]) -> tuple[nn.Module, SchedulerMixin | None]:
-    for part in model:
-        if part is not None:
-            part.register_to_config(_name_or_path=name)  # type: ignore[operator]
-    return model
-
-
-def _download(model: str) -> Path:
-    from huggingface_hub import snapshot_download
-
-    folder = Path(snapshot_download(model, allow_patterns=["*.json", "*.safetensors"]))
-    if not any(folder.rglob("*.safetensors")):  # older models have weights in torch's own format only
-        folder = Path(snapshot_download(model, allow_patterns=["*.json", "*.bin"]))
-    return folder
+            folder = Path(snapshot_download(source, allow_patterns=["*.json", "*.safetensors"]))
+            if not any(folder.rglob("*.safetensors")):  # older models have weights in torch's own format only
+                folder = Path(snapshot_download(source, allow_patterns=["*.json", "*.bin"]))
+        except Exception as error:  # the hub's client, and the network beneath it, raise anything
+            raise ValueError(
+                f"Argument `pretrained` expected a folder, or a model's id on the Hugging Face hub, but got '{source}',"
+                f" which is no folder here and could not be had from the hub ({first_line(error)}). Without network "
+                "give a local path: the folder of a pipeline, as its save_pretrained() writes it."
+            ) from error
+    denoiser, scheduler = read_folder(folder)
+    for part in (denoiser, scheduler):
+        if part is not None:  # a local path means nothing elsewhere
+            part.register_to_config(_name_or_path="" if is_local else source)  # type: ignore[operator]
+    return denoiser, scheduler
 
 
 def read_folder(folder: Path) -> tuple[nn.Module, SchedulerMixin | None]:
@@ -153,22 +149,23 @@ def read_folder(folder: Path) -> tuple[nn.Module, SchedulerMixin | None]:
     wanted = f"Argument `pretrained` expected a folder with a {' or '.join(PIPELINES)}, or a {' or '.join(DENOISERS)}"
     try:
         if not (folder / "model_index.json").is_file():
-            return _denoiser(folder), None
-        _known(_read(folder / "model_index.json").get("_class_name"), PIPELINES)
-        return _denoiser(_part(folder, "unet")), _scheduler(_part(folder, "scheduler"))
+            return _read_denoiser(folder), None
+        _named_class(folder / "model_index.json", PIPELINES)
+        unet, scheduler = (
+            folder / part if (folder / part).is_dir() else folder  # as in the first published ones
+            for part in ("unet", "scheduler")
+        )
+        kind = _named_class(scheduler / "scheduler_config.json", SCHEDULERS)
+        return _read_denoiser(unet), kind.from_pretrained(scheduler, local_files_only=True)
     except Exception as error:  # damaged files make diffusers raise anything
         raise ValueError(f"{wanted} of diffusers, but got '{folder}': {first_line(error)}") from error
 
 
-def _part(folder: Path, name: str) -> Path:
-    return folder / name if (folder / name).is_dir() else folder
-
-
-def _denoiser(folder: Path) -> nn.Module:
+def _read_denoiser(folder: Path) -> Any:
     if not (folder / "config.json").is_file():
         raise ValueError(f"there is no U-Net in it (no {folder / 'config.json'}).")
-    kind = _known(_read(folder / "config.json").get("_class_name"), DENOISERS)
-    denoiser, found = getattr(diffusers, kind).from_pretrained(folder, local_files_only=True, output_loading_info=True)
+    kind = _named_class(folder / "config.json", DENOISERS)
+    denoiser, found = kind.from_pretrained(folder, local_files_only=True, output_loading_info=True)
     # diffusers leaves what a file lacks at random values, and only logs it.
     for problem in ("missing_keys", "mismatched_keys", "error_msgs"):
         if found.get(problem):
@@ -176,26 +173,19 @@ def _denoiser(folder: Path) -> nn.Module:
                 f"the weights are of another architecture than {folder / 'config.json'} "
                 f"({problem.replace('_', ' ')}: {found[problem][0]} …)."
             )
-    return denoiser.train()  # which comes in evaluation mode, and Lightning leaves modes alone: no dropout
+    return denoiser.train()  # diffusers returns evaluation mode, and Lightning does not change it
 
 
-def _scheduler(folder: Path) -> Any:
-    kind = _known(_read(folder / "scheduler_config.json").get("_class_name"), SCHEDULERS)
-    return getattr(diffusers, kind).from_pretrained(folder, local_files_only=True)
-
-
-def _read(file: Path) -> dict[str, Any]:
-    return json.loads(file.read_text(encoding="utf-8"))
-
-
-def _known(name: Any, known: tuple[str, ...]) -> str:
+def _named_class(config: Path, known: tuple[str, ...]) -> Any:
+    """The class of diffusers that a configuration names, one of those known."""
+    name = json.loads(config.read_text(encoding="utf-8")).get("_class_name")
     if name not in known:
         raise ValueError(f"{name} is none of {', '.join(known)}.")
-    return str(name)
+    return getattr(diffusers, name)
 
 
 def make_pipeline(denoiser: nn.Module, scheduler: SchedulerMixin) -> DDPMPipeline:
-    """Put copies of a denoiser and its scheduler into a ``DDPMPipeline``.
+    """Make a ``DDPMPipeline`` of a copy of a denoiser, and a scheduler.
 
     Args:
         denoiser: A U-Net or transformer of diffusers.
@@ -228,22 +218,15 @@ def make_pipeline(denoiser: nn.Module, scheduler: SchedulerMixin) -> DDPMPipelin
     return pipeline
 
 
-# Classes are picked from a list of ours: a checkpoint must not name code to run.
-_CLASSES = {
-    "DiffusionModule": "lightning_iet.modules.diffusion",
-    "TextToImageModule": "lightning_iet.modules.text_to_image",
-}
-
-
 def load_any_module(path: Path, *, argument: str = "ckpt") -> Any:
-    """Load a module of the class that its checkpoint names, or say in one line why that file is none.
+    """Load a module of the class that its checkpoint names.
 
     Args:
         path: A checkpoint.
         argument: The name under which the user gave it.
 
     Returns:
-        The module, on the CPU: it can draw images (``sample``) and be handed on (``pipeline``).
+        The module, on the CPU.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -251,11 +234,11 @@ def load_any_module(path: Path, *, argument: str = "ckpt") -> Any:
     """
     check_whole(path, argument=argument)
     name = outline(path, argument=argument).get("specification", {}).get("module", "DiffusionModule")
-    wanted = f"Argument `{argument}` expected a checkpoint of a {' or '.join(_CLASSES)}, but got '{path}'"
-    if name not in _CLASSES:
+    wanted = f"Argument `{argument}` expected a checkpoint of a {' or '.join(_MODULES)}, but got '{path}'"
+    if name not in _MODULES:
         raise ValueError(f"{wanted}, which is one of a {name}.")
     try:
-        return getattr(import_module(_CLASSES[name]), name).load_from_checkpoint(path, map_location="cpu")
+        return getattr(import_module(_MODULES[name]), name).load_from_checkpoint(path, map_location="cpu")
     except (ValueError, ImportError):
         raise
     except Exception as error:  # torch and pickle raise anything on a file of another kind

@@ -1,4 +1,4 @@
-"""Text and image encoders of latent diffusion, and the cache of what they yield."""
+"""Text and image encoders of latent diffusion, and a cache of their outputs."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -17,14 +17,14 @@ _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 class EncodingCache:
-    """Tensors by the content that they were made of, in memory or on disk.
+    """Encodings by the content that was encoded, in memory or on disk.
 
     A key is the SHA-256 of the content, its shape, and the weights that encode it: another image, size or encoder is
     another entry. No entry is ever stale, and several runs can share a folder.
 
     Args:
-        place: ``"memory"``, or a folder. On disk, entries are files of their own, which appear whole.
-        encoder: What encodes; it must not be trained.
+        place: ``"memory"``, or a folder, with one file for each entry, written atomically.
+        encoder: The network that encodes; it must not be trained.
 
     Attributes:
         num_written: Entries that this object has made.
@@ -51,7 +51,7 @@ class EncodingCache:
         return fingerprint(dict(self._encoder.named_parameters())).encode()
 
     def keys(self, contents: Sequence[str] | Tensor) -> list[str]:
-        """Keys of captions, or of images ``(B, ...)`` on the CPU."""
+        """Return the keys of captions, or of images ``(B, ...)`` on the CPU."""
         if isinstance(contents, Tensor):
             shape, rows = str(contents.shape[1:]).encode(), list(contents.contiguous().numpy())
         else:
@@ -62,14 +62,14 @@ class EncodingCache:
         return [key.hexdigest() for key in hashes]
 
     def get(self, keys: Sequence[str]) -> list[Tensor] | None:
-        """Encodings of a batch, stacked, or None if one is missing."""
+        """Return the encodings of a batch, stacked, or None if one is missing."""
         rows = [row for row in map(self._read, keys) if row is not None]
         if len(rows) < len(keys):
             return None
         return [torch.stack(tensors) for tensors in zip(*rows, strict=True)]
 
     def put(self, keys: Sequence[str], encodings: Sequence[Tensor]) -> None:
-        """Keep the encodings of a batch, each of shape ``(B, ...)``."""
+        """Store the encodings of a batch, each of shape ``(B, ...)``."""
         on_host = [tensor.detach().cpu() for tensor in encodings]
         for number, key in enumerate(keys):
             self._write(key, tuple(tensor[number].clone(memory_format=torch.contiguous_format) for tensor in on_host))
@@ -97,7 +97,7 @@ class EncodingCache:
 
 
 def fingerprint(tensors: Mapping[str, Tensor]) -> str:
-    """A short name for weights: of their names, shapes and values (the sum of each tensor's bits).
+    """Return a hash of weights: of their names, shapes and values (the sum of each tensor's bits).
 
     Args:
         tensors: By name.
@@ -115,7 +115,7 @@ def _bits(tensor: Tensor) -> Tensor:
 
 
 class Conditions(NamedTuple):
-    """What a denoiser is told beside the timestep."""
+    """The encoded captions of a batch, as a denoiser takes them."""
 
     hidden: Tensor
     """A state for each token, shape ``(B, L, D)``."""
@@ -123,7 +123,7 @@ class Conditions(NamedTuple):
     """One state for the whole caption, shape ``(B, P)``: SDXL only."""
 
     def replaced(self, where: Tensor, other: "Conditions") -> "Conditions":
-        """Those of another in the rows where ``where``, shape ``(B,)``, is true.
+        """Return these, with those of another in the rows where ``where``, shape ``(B,)``, is true.
 
         Example:
             >>> left, right = Conditions(torch.zeros(2, 1, 1)), Conditions(torch.ones(1, 1, 1))
@@ -136,17 +136,17 @@ class Conditions(NamedTuple):
         return Conditions(hidden, torch.where(where[:, None], other.pooled, self.pooled))
 
     def behind(self, first: "Conditions") -> "Conditions":
-        """These, and as many rows of another, which has one, before them."""
+        """Return B times the one row of another, followed by these B rows."""
         hidden = torch.cat([first.hidden.expand_as(self.hidden), self.hidden])
         if self.pooled is None or first.pooled is None:
             return Conditions(hidden)
         return Conditions(hidden, torch.cat([first.pooled.expand_as(self.pooled), self.pooled]))
 
     def arguments(self, height: int, width: int) -> dict[str, Any]:
-        """What a U-Net of diffusers is called with, beside latents and timesteps.
+        """Return the keyword arguments of a U-Net of diffusers, beside latents and timesteps.
 
-        SDXL wants to be told the original size of an image, where it was cropped, and the target size in pixels. Here
-        it is always as if nothing had been cropped. *(our choice: data sets do not tell)*
+        SDXL takes the original size of an image, the position of its crop, and the target size, in pixels. Here images
+        count as uncropped. *(our choice: data sets do not say)*
         """
         if self.pooled is None:
             return {"encoder_hidden_states": self.hidden}
@@ -157,7 +157,7 @@ class Conditions(NamedTuple):
         }
 
     def to(self, device: torch.device) -> "Conditions":
-        """The same on a device."""
+        """Return these on a device."""
         pooled = None if self.pooled is None else self.pooled.to(device, non_blocking=True)
         return Conditions(self.hidden.to(device, non_blocking=True), pooled)
 
@@ -192,7 +192,7 @@ class CaptionEncoder(nn.Module):
         self.eval()
 
     def train(self, mode: bool = True) -> "CaptionEncoder":
-        """What is frozen stays in evaluation mode."""
+        """Stay in evaluation mode: the encoders are frozen."""
         return super().train(False)
 
     def forward(self, captions: Sequence[str], *, keep: bool = False) -> Conditions:
@@ -200,7 +200,7 @@ class CaptionEncoder(nn.Module):
 
         Args:
             captions: B texts.
-            keep: Whether what is new goes into the cache.
+            keep: Whether new encodings go into the cache.
         """
         if self.cache is None:
             return self._encode(captions)
@@ -214,7 +214,7 @@ class CaptionEncoder(nn.Module):
         return encoded
 
     def null(self) -> Conditions:
-        """What guidance takes for no caption, one row: that of the empty one, or zeros where the pipeline does so."""
+        """Return the condition of no caption, one row: the empty caption's, or zeros where the pipeline does so."""
         if self._null is None:
             null = self._encode([""])
             if self.null_is_zero and null.pooled is not None:
@@ -224,7 +224,7 @@ class CaptionEncoder(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the encoders are."""
+        """The device of the encoders."""
         return next(self.parameters()).device
 
     @torch.no_grad()
@@ -276,14 +276,14 @@ def check_captioned(batch: Any) -> None:
 
 
 class Cacheable(NamedTuple):
-    """Images, ``(B, 3, H, W)``, that are to be kept under these keys once they are encoded."""
+    """Images, ``(B, 3, H, W)``, whose encodings go into the cache under these keys."""
 
     images: Tensor
     keys: list[str]
 
 
 class Cached(NamedTuple):
-    """What the encoder has made of images before: mean and logarithm of the variance, ``(B, 2c, h, w)``."""
+    """Encodings from the cache: mean and logarithm of the variance, ``(B, 2c, h, w)``."""
 
     moments: Tensor
 
@@ -293,8 +293,8 @@ class LatentEncoder(nn.Module):
 
     Args:
         vae: Of diffusers, an ``AutoencoderKL``.
-        cache: Where encodings are kept: ``"memory"``, a folder, or ``"none"``. Mean and variance are kept, not a draw:
-            latents stay as random as they are without a cache. *(our choice)*
+        cache: Where encodings are kept: ``"memory"``, a folder, or ``"none"``. Mean and variance are kept, so that
+            latents are as random as without a cache. *(our choice)*
 
     Example:
         >>> from lightning_iet.modules.latent_diffusion.pipelines import synthetic_pipeline
@@ -317,15 +317,15 @@ class LatentEncoder(nn.Module):
         return int(2 ** (len(self.vae.config.block_out_channels) - 1))
 
     def train(self, mode: bool = True) -> "LatentEncoder":
-        """What is frozen stays in evaluation mode."""
+        """Stay in evaluation mode: the autoencoder is frozen."""
         return super().train(False)
 
     def forward(self, images: Tensor | Cached | Cacheable, *, at_mean: bool = False) -> Tensor:
         """Encode images in [0, 1].
 
         Args:
-            images: Shape ``(B, 3, H, W)``, or what :meth:`look_up` has made of them.
-            at_mean: Whether to take the most probable latents instead of drawing them.
+            images: Shape ``(B, 3, H, W)``, or what :meth:`look_up` returned.
+            at_mean: Whether to take the most probable latents instead of random ones.
 
         Returns:
             Latents, shape ``(B, c, H / scale, W / scale)``, of about unit variance.
@@ -339,16 +339,16 @@ class LatentEncoder(nn.Module):
         return latents * self.vae.config.scaling_factor
 
     def look_up(self, images: Tensor, index: Tensor | None = None) -> Cached | Cacheable | Tensor:
-        """Exchange images on the CPU for what is kept of them, or have them kept when they are encoded.
+        """Replace images on the CPU by their encodings in the cache, or mark them to be cached when they are encoded.
 
-        Here, before a batch goes to the device: no step waits for the device, and images that are known stay at home.
+        To be called before a batch goes to the device, so that cached images are not copied and no step waits.
 
         Args:
             images: Shape ``(B, 3, H, W)``.
             index: Which samples of the training set they are, shape ``(B,)``.
 
         Raises:
-            ValueError: If more is kept than each sample's image and mirror image: it is of no use, and grows for ever.
+            ValueError: If more is cached than each sample's image and mirror image, since it would grow without end.
         """
         if self.cache is None:
             return images
@@ -366,7 +366,7 @@ class LatentEncoder(nn.Module):
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Turn latents into images in [0, 1]."""
+        """Decode latents to images in [0, 1]."""
         with torch.autocast(latents.device.type, enabled=False):
             images = self.vae.decode(latents.to(self.vae.dtype) / self.vae.config.scaling_factor).sample
         return (images / 2 + 0.5).clamp(0, 1)

@@ -1,4 +1,4 @@
-"""Published text-to-image pipelines, loaded from a folder or a hub, or refused in one line."""
+"""Text-to-image pipelines: published ones from a folder or the hub, and tiny synthetic ones."""
 
 import json
 import logging
@@ -14,6 +14,9 @@ from lightning_iet.functional.diffusion import PredictionType
 from lightning_iet.utilities.errors import first_line, require
 from lightning_iet.utilities.random import isolated_rng
 
+log = logging.getLogger(__name__)
+
+PIPELINES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
 # The noise schedule of Stable Diffusion.
 _BETAS = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 _EXTRA = "text-to-image"
@@ -27,7 +30,7 @@ def synthetic_pipeline(
     vae_scale: int = 8,
     seed: int = 0,
 ) -> Any:
-    """Build a pipeline that has everything a published one has, in milliseconds and some kilobytes.
+    """Build a pipeline with all parts of a published one, with tiny random weights.
 
     Args:
         kind: ``"sd"`` (Stable Diffusion 1.x and 2.x) or ``"sdxl"``, with two text encoders and time ids.
@@ -127,15 +130,10 @@ def _tokenizer() -> Any:
         return transformers.CLIPTokenizer.from_pretrained(folder, model_max_length=77)
 
 
-log = logging.getLogger(__name__)
-
-PIPELINES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
-
-
 def open_pipeline(
     pretrained: str | Path | None, *, synthetic: bool = False, image_size: int | tuple[int, int] | None = None
 ) -> Any:
-    """A published pipeline, or a synthetic one in its place, which the log says.
+    """Return a published pipeline, or a synthetic one in its place, with a warning.
 
     Args:
         pretrained: See :func:`load_pipeline`.
@@ -201,7 +199,7 @@ def _load_unet(pretrained: str | Path) -> Any:
 
 
 def _index(pretrained: str | Path) -> dict[str, Any]:
-    """What ``model_index.json`` says."""
+    """The content of ``model_index.json``."""
     folder = Path(pretrained)
     if not folder.is_dir() and _looks_like_a_path(pretrained):
         raise FileNotFoundError(
@@ -232,7 +230,7 @@ def _looks_like_a_path(pretrained: str | Path) -> bool:
 
 
 def _check_parts(index: dict[str, Any], pretrained: str | Path) -> str:
-    """Name of the pipeline's class, one of those that we know, of which each part is there."""
+    """Name of the pipeline's class, one of :data:`PIPELINES`, after a check that no part is missing."""
     kind = index.get("_class_name")
     if kind not in PIPELINES:
         raise ValueError(
@@ -261,6 +259,6 @@ def _check_vae(vae: Any, pretrained: str | Path) -> None:
 
 
 def _root(error: BaseException) -> BaseException:
-    """What an error began with: diffusers says of any failure that there is no such file."""
+    """The first cause of an error: diffusers reports any failure as a missing file."""
     before = error.__cause__ or error.__context__
     return error if before is None else _root(before)
