@@ -1,4 +1,4 @@
-"""What a checkpoint is worth: quality, memorization, and whether a stranger can tell who was trained on."""
+"""What a checkpoint is worth: quality, memorization, and whether its loss tells which images it was trained on."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,17 +11,16 @@ from benchmarks.mitigation.data import Sets
 from benchmarks.mitigation.rows import Row
 from benchmarks.mitigation.settings import Setting
 from lightning_iet import DiffusionModule
-from lightning_iet.audit.losses import probe_losses, spread_timesteps
 from lightning_iet.data import IndexedImages
+from lightning_iet.evaluation.measures import ImageMeasures
+from lightning_iet.evaluation.membership import mean_losses, spread_timesteps
+from lightning_iet.evaluation.memorization import RATIO, below, measure_closeness
 from lightning_iet.functional.checks import unit_interval
 from lightning_iet.functional.membership_inference import membership_inference
-from lightning_iet.functional.memorization import memorization_ratio, nearest_ratio
-from lightning_iet.functional.neighbors import nearest_neighbors
 from lightning_iet.metrics import frechet_distance
 
 MQ = (0.15, 0.3)
 TIMESTEPS = 10  # at which an image's loss is taken
-BATCH = 256  # images that go through the features at once
 NON_MEMBERS = 200  # control images that the attack tells from training images
 
 
@@ -64,31 +63,17 @@ class Judge:
 
     def of_images(self, images: Tensor) -> dict[str, float]:
         """Quality, and closeness to training images: shares of the images, and of training images that were copied."""
-        train = _images(self.sets.every_image)
-        distances, nearest = self._nearest(images, train)
-        if self.setting.is_uneven:
-            return self._of_fid(images) | copies_by_source(
-                distances, nearest, self.sets.source, num_repeated=self.setting.num_repeated
-            )
-        memorized, mq = nearest_ratio(distances) < 1 / 3, memorization_ratio(distances)
-        return self._of_fid(images) | {
-            "memorized_fraction": float(memorized.double().mean()),
-            "copied_images": len(nearest[memorized, 0].unique()) / len(train),
-            **{f"mq_{limit:g}": float((mq < limit).double().mean()) for limit in MQ},
+        train = _images(self.sets.train_set).to(self.device)
+        # Of what was trained on mirrored images, the image or its mirror image, whichever is nearer.
+        closeness = measure_closeness(images, train, min(50, len(train)), mirrored=self.row.flip)
+        counts = closeness.count(thresholds=MQ)
+        return {
+            "fid": self._fid(images, "reference_set"),
+            "fid_selection": self._fid(images, "selection_set"),
+            "memorized_fraction": counts.memorized_fraction,
+            "copied_images": len(closeness.nearest[below(closeness.ratio, RATIO)].unique()) / len(train),
+            **{f"mq_{threshold}": share for threshold, share in counts.mq.items()},
         }
-
-    def _of_fid(self, images: Tensor) -> dict[str, float]:
-        return {"fid": self._fid(images, "reference_set"), "fid_selection": self._fid(images, "selection_set")}
-
-    def _nearest(self, images: Tensor, train: Tensor) -> tuple[Tensor, Tensor]:
-        """Nearest training images; of what was trained on mirrored images, of the image or its mirror image."""
-        views = [images, images.flip(-1)] if self.row.flip else [images]
-        k = min(50, len(train))
-        found = [nearest_neighbors(view.to(self.device), train.to(self.device), k) for view in views]
-        distances, nearest = (torch.stack(parts) for parts in zip(*found, strict=True))
-        closest = distances[:, :, 0].argmin(0)
-        rows = torch.arange(len(images), device=closest.device)
-        return distances[closest, rows], nearest[closest, rows]
 
     def of_losses(self, module: DiffusionModule) -> dict[str, float]:
         """The attack by losses, and the loss of the unseen images, which early stopping watches."""
@@ -107,57 +92,18 @@ class Judge:
 
     def _losses(self, module: DiffusionModule, images: IndexedImages) -> Tensor:
         timesteps = spread_timesteps(TIMESTEPS, module.num_timesteps)
-        numbers = torch.arange(min(len(images), max(NON_MEMBERS, len(self.sets.every_image))))
-        return probe_losses(module, _images(images)[numbers], numbers, timesteps, seed=0, use_ema=True).double().mean(1)
+        places = torch.arange(min(len(images), max(NON_MEMBERS, len(self.sets.train_set))))
+        return mean_losses(module, _images(images)[places], places, timesteps)
 
     def _fid(self, images: Tensor, name: str) -> float:
         if name not in self._frechet:
             metric = frechet_distance(self.features, reset_real_features=False).to(self.device)
-            for batch in _images(getattr(self.sets, name)).split(BATCH):
-                metric.update(batch.to(self.device), real=True)
-            self._frechet[name] = metric
-        metric = self._frechet[name]
-        metric.reset()
-        for batch in images.split(BATCH):
-            metric.update(batch.to(self.device), real=False)
-        return float(metric.compute())
+            self._frechet[name] = ImageMeasures({"fid": metric}, _images(getattr(self.sets, name)))
+        return self._frechet[name].measure(images)["fid"]
 
     @cached_property
-    def _frechet(self) -> dict:
+    def _frechet(self) -> dict[str, ImageMeasures]:
         return {}
-
-
-def copies_by_source(sq_distances: Tensor, nearest: Tensor, source: Tensor, *, num_repeated: int) -> dict[str, float]:
-    """Shares of drawn images that copy a repeated training image, and one that occurs once.
-
-    The occurrences of an image count as one: the ratio is that of the distance to the nearest training image and to the
-    nearest one that shows another image.
-
-    Args:
-        sq_distances: squared, to the ``k`` nearest training images, shape ``(Q, k)``, with k above the number of
-            occurrences of any image.
-        nearest: their positions, shape ``(Q, k)``.
-        source: what each training image shows, shape ``(N,)``.
-        num_repeated: the sources below this number occur many times.
-
-    Example:
-        >>> copies_by_source(torch.tensor([[1.0, 1.0, 100.0]]), torch.tensor([[0, 2, 1]]), torch.tensor([0, 1, 0]),
-        ...     num_repeated=1)["copies_repeated"]
-        1.0
-    """
-    shown = source.to(nearest.device)[nearest]
-    is_other = shown != shown[:, :1]
-    if not is_other.any(dim=1).all():
-        raise ValueError("Argument `nearest` expected an image of another source in each row; look at more neighbours.")
-    second = sq_distances.gather(1, is_other.int().argmax(dim=1, keepdim=True))[:, 0]
-    ratio = nearest_ratio(torch.stack([sq_distances[:, 0], second], dim=1))
-    is_repeated = shown[:, 0] < num_repeated
-    found = {"nearest_repeated": float(is_repeated.double().mean())}
-    for name, limit in (("", 1 / 3), ("_half", 1 / 2)):
-        for kind, chosen in (("repeated", is_repeated), ("once", ~is_repeated)):
-            found[f"copies_{kind}{name}"] = float(((ratio < limit) & chosen).double().mean())
-    found["memorized_fraction"] = found["copies_repeated"] + found["copies_once"]
-    return found
 
 
 def _images(images: IndexedImages) -> Tensor:

@@ -8,15 +8,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeAlias, TypeVar, cast
 
-import rich
-import rich.progress as bars
-import torch
 import torch.distributed as dist
 from safetensors import SafetensorError
 from safetensors.torch import load, save
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightning_iet.utilities.files import write_atomically
+from lightning_iet.utilities.fingerprints import digest
+from lightning_iet.utilities.progress import progress_bar
 
 T = TypeVar("T")
 
@@ -77,26 +76,6 @@ def all_or_none() -> Iterator[None]:
 Progress: TypeAlias = Callable[[int], None]
 
 
-@contextmanager
-def progress_bar(description: str, total: int) -> Iterator[Progress]:
-    """Show a bar on the first process while a block runs; it goes when the block ends.
-
-    Args:
-        description: what is being done.
-        total: number of images.
-
-    Yields:
-        A function that takes how many are done so far.
-    """
-    done = (bars.TextColumn("{task.description}"), bars.BarColumn(), bars.MofNCompleteColumn())
-    time = (bars.TimeElapsedColumn(), bars.TextColumn("elapsed, left"), bars.TimeRemainingColumn())
-    console = rich.get_console()
-    hidden = rank() > 0 or not console.is_terminal
-    with bars.Progress(*done, *time, console=console, transient=True, disable=hidden) as progress:
-        task = progress.add_task(description, total=total)
-        yield lambda done: progress.update(task, completed=done)
-
-
 def part_of(progress: Progress, *, start: float, scale: float) -> Progress:
     """Show a part of some work as progress of the whole.
 
@@ -118,48 +97,6 @@ def part_of(progress: Progress, *, start: float, scale: float) -> Progress:
 FORMAT = "2"  # to be raised when stored blocks change their meaning
 _OURS = re.compile(r"\.?[0-9a-f]{64}(\.\d+)?\.safetensors")  # blocks, and those that were never finished
 _SEAL = hashlib.sha256().digest_size
-
-
-def digest(*parts: object) -> str:
-    """Hash of what a result depends on.
-
-    Args:
-        parts: bytes as they are, anything else by its ``str``.
-
-    Returns:
-        64 hexadecimal digits.
-
-    Example:
-        >>> digest("pixels", 50)[:8], digest("pixels5", 0)[:8]  # where a part ends counts
-        ('baecf511', '6db77c99')
-    """
-    sha256 = hashlib.sha256()
-    for part in parts:
-        data = part if isinstance(part, bytes) else str(part).encode("utf-8", "surrogateescape")
-        sha256.update(len(data).to_bytes(8, "little") + data)
-    return sha256.hexdigest()
-
-
-def hash_weights(network: nn.Module) -> str:
-    """Hash the names and the bits of a network's parameters and buffers.
-
-    Args:
-        network: on any device.
-
-    Returns:
-        64 hexadecimal digits.
-
-    Example:
-        >>> network = nn.Linear(2, 1)
-        >>> hash_weights(network) == hash_weights(network.double())
-        False
-    """
-    state = network.state_dict()
-    return digest(*(part for name in sorted(state) for part in (name, _bits(state[name]))))
-
-
-def _bits(tensor: Tensor) -> bytes:
-    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
 
 
 class BlockCache:
@@ -248,13 +185,13 @@ def in_blocks(
     Raises:
         ValueError: if the processes do not share the cache's folder.
     """
-    with all_or_none(), progress_bar(description, total) as show:
+    with all_or_none(), progress_bar(description, total, hidden=rank() > 0) as bar:
         for number in range(rank(), len(keys), world_size()):
             place = slice(number * block, min((number + 1) * block, total))
             # Processes run side by side: what this one has done tells how far the others are.
             before = place.start - rank() * block
             if keys[number] not in cache:
-                progress = part_of(show, start=before, scale=world_size())
+                progress = part_of(bar.show, start=before, scale=world_size())
                 cache.store(keys[number], compute(place, progress))
-            show(place.stop)
+            bar.show(place.stop)
     return [cache.require(key) for key in keys]

@@ -8,12 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_iet.audit.cache import BlockCache, digest, hash_weights, in_blocks
+from lightning_iet.audit.cache import BlockCache, in_blocks
 from lightning_iet.audit.reading import ImageSet
 from lightning_iet.functional.checks import image_rows
 from lightning_iet.metrics.features import feature_extractor
 from lightning_iet.utilities.devices import full_precision
 from lightning_iet.utilities.files import printable
+from lightning_iet.utilities.fingerprints import digest, hash_weights
 
 PIXELS, SSCD = "pixels", "sscd"
 BATCH = 256  # images that go through a network at once, and lie in one block of the cache

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.stats import ttest_ind
 from torch import Tensor
 
 from lightning_iet.audit.core import Audit, Copies, most_copied
@@ -16,110 +15,11 @@ from lightning_iet.audit.features import SSCD
 from lightning_iet.audit.reading import ImageSet
 from lightning_iet.audit.statistics import Excess, Share, excess, share
 from lightning_iet.data.samples import Skip
+from lightning_iet.evaluation.membership import Membership
+from lightning_iet.evaluation.memorization import Closeness, below
 from lightning_iet.functional.duplicates import Duplicates
-from lightning_iet.functional.membership_inference import membership_inference
-from lightning_iet.functional.memorization import MQ_THRESHOLDS, count_below
 from lightning_iet.functional.sscd_similarity import similarity_summary
 from lightning_iet.utilities.files import printable
-
-
-@dataclass(frozen=True)
-class TimestepGap:
-    """How much lower the loss of training images is at one timestep.
-
-    Attributes:
-        timestep: 0 … T - 1.
-        train: mean loss of the training images.
-        held_out: mean loss of the held-out images.
-        gap: ``held_out - train``.
-        low: lower end of its 95 % interval (Welch).
-        high: upper end.
-    """
-
-    timestep: int
-    train: float
-    held_out: float
-    gap: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True)
-class Membership:
-    """What an attacker who sees losses finds out.
-
-    Attributes:
-        train: training images whose loss was measured.
-        held_out: held-out images likewise.
-        auc: how often a training image has a lower mean loss than a held-out one; 0.5 is chance.
-        auc_low: lower end of DeLong's 95 % interval.
-        auc_high: upper end.
-        true_positive_rates: by false positive rate the share of training images that are found.
-        timesteps: the gap at each timestep.
-    """
-
-    train: int
-    held_out: int
-    auc: float
-    auc_low: float
-    auc_high: float
-    true_positive_rates: dict[str, float]
-    timesteps: list[TimestepGap]
-
-
-def infer_membership(train: Tensor, held_out: Tensor, timesteps: Tensor) -> Membership:
-    """Attack by the loss, and compare losses timestep by timestep.
-
-    The score of an image is the plain mean of its losses *(our choice: on a model that had begun to memorize 100 digits
-    its AUC was 0.84, against 0.69 with every timestep in units of its own mean)*.
-
-    Args:
-        train: losses of training images, shape ``(M, J)``.
-        held_out: losses of held-out images at the same timesteps, shape ``(N, J)``.
-        timesteps: the timesteps, shape ``(J,)``.
-
-    Returns:
-        The figures.
-
-    Raises:
-        ValueError: if a set holds fewer than two images, or a loss is not finite.
-
-    Example:
-        >>> import torch
-        >>> train, held_out = torch.tensor([[0.1], [0.2], [0.6]]), torch.tensor([[0.5], [0.6], [0.7]])
-        >>> found = infer_membership(train, held_out, torch.tensor([500]))
-        >>> round(found.auc, 3), round(found.timesteps[0].gap, 3)
-        (0.833, 0.3)
-    """
-    for name, losses in (("train", train), ("held_out", held_out)):
-        _check(losses, name)
-    scores = [losses.double().mean(dim=1) for losses in (train, held_out)]
-    found = {name: float(value) for name, value in membership_inference(*scores).items()}
-    auc = {name: found.pop(name) for name in ("auc", "auc_low", "auc_high")}
-    rates = {name.removeprefix("tpr@"): value for name, value in found.items()}
-    return Membership(
-        len(train), len(held_out), **auc, true_positive_rates=rates, timesteps=_gaps(train, held_out, timesteps)
-    )
-
-
-def _check(losses: Tensor, name: str) -> None:
-    if len(losses) < 2:
-        raise ValueError(f"Argument `{name}` expected at least 2 images to compare losses of, but got {len(losses)}.")
-    broken = ~losses.isfinite().all(dim=1)
-    if broken.any():
-        raise ValueError(
-            f"Argument `{name}` expected images with a finite loss, but got NaN or infinity for {broken.sum()} of "
-            f"{len(losses)}. The model is broken: use a checkpoint before it diverged."
-        )
-
-
-def _gaps(train: Tensor, held_out: Tensor, timesteps: Tensor) -> list[TimestepGap]:
-    means = [losses.double().mean(dim=0) for losses in (train, held_out)]
-    welch = ttest_ind(held_out.double().numpy(), train.double().numpy(), axis=0, equal_var=False)
-    interval = welch.confidence_interval(0.95)
-    columns = (timesteps, *means, means[1] - means[0], interval.low, interval.high)
-    return [TimestepGap(*row) for row in zip(*(column.tolist() for column in columns), strict=True)]
-
 
 PACKAGES = ("lightning-iet", "torch", "numpy", "pillow")
 LISTED = 100  # groups of duplicates and training images copied most that are listed by name
@@ -230,7 +130,7 @@ class Findings:
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain dictionaries, lists, numbers and strings, for JSON."""
-        return _plain(asdict(self))
+        return {"kind": "audit", **_plain(asdict(self))}
 
 
 def make_findings(
@@ -270,24 +170,15 @@ def make_findings(
     )
 
 
-def below(ratios: Tensor, threshold: float) -> Tensor:
-    """Tell which ratios lie below a threshold, in float32 as :func:`count_below` does.
-
-    Example:
-        >>> below(torch.tensor([0.3, 0.4]), 0.4)
-        tensor([ True, False])
-    """
-    return ratios < ratios.new_tensor(threshold)
-
-
 def _set_findings(copies: Copies, ratio: float, measure: str, features: str) -> SetFindings:
     total = len(copies.identical)
-    quantity = count_below(copies.ratios["mean"], MQ_THRESHOLDS).tolist()
+    closeness = Closeness(copies.ratios["nearest"], copies.ratios["mean"], copies.neighbors.indices[:, 0])
+    counts = closeness.count(limit=ratio)
     return SetFindings(
         copies=share(int(below(copies.ratios[measure], ratio).sum()), total),
         identical=int(copies.identical.sum()),
-        memorized_fraction=share(int(below(copies.ratios["nearest"], ratio).sum()), total),
-        memorized_quantity={f"{a:g}": share(count, total) for a, count in zip(MQ_THRESHOLDS, quantity, strict=True)},
+        memorized_fraction=share(counts.memorized, total),
+        memorized_quantity={threshold: share(count, total) for threshold, count in counts.quantity.items()},
         median_distance=float(np.median(copies.neighbors.sq_distances[:, 0].sqrt().numpy())),
         average_minimum_distance=None if copies.cosine is None else float(copies.cosine.double().mean()),
         sscd=_sscd(1 - copies.cosine) if features == SSCD and copies.cosine is not None else None,

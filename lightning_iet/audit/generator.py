@@ -9,12 +9,13 @@ import diffusers
 import torch
 from torch import Tensor, nn
 
-from lightning_iet.audit.cache import BlockCache, Progress, digest, hash_weights, in_blocks
+from lightning_iet.audit.cache import BlockCache, Progress, in_blocks
 from lightning_iet.audit.reading import ImageSet, image_set
 from lightning_iet.modules import DiffusionModule
 from lightning_iet.modules.pretrained import PIPELINES, SCHEDULERS, load_any_module, specify
 from lightning_iet.modules.sampling import Sampler
 from lightning_iet.utilities.errors import first_line
+from lightning_iet.utilities.fingerprints import digest, hash_weights
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,11 +13,13 @@ from PIL import __version__ as pillow_version
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from lightning_iet.audit.cache import BlockCache, all_or_none, digest, gather, progress_bar, rank, world_size
+from lightning_iet.audit.cache import BlockCache, all_or_none, gather, rank, world_size
 from lightning_iet.data.decoding import Fit, Pixels, Size, decode
 from lightning_iet.data.samples import Skip, reason_of
 from lightning_iet.data.sources import Source
 from lightning_iet.utilities.files import printable
+from lightning_iet.utilities.fingerprints import digest
+from lightning_iet.utilities.progress import progress_bar
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,13 +103,13 @@ def read_images(
         _check_memory(len(source), size)
     blocks: list[_Block] = []
     dataset = _Blocks(source, cache, size, fit)
-    with all_or_none(), progress_bar(f"Reading {argument} images", len(source)) as show:
+    with all_or_none(), progress_bar(f"Reading {argument} images", len(source), hidden=rank() > 0) as bar:
         for block in _loader(dataset, workers):
             if isinstance(block, OSError):
                 raise block
             _check_sizes([*blocks[:1], block], source, argument)
             blocks.append(block)
-            show(min(block.first + len(block.hashes), len(source)))
+            bar.show(min(block.first + len(block.hashes), len(source)))
     blocks = sorted((block for part in gather(blocks) for block in part), key=lambda block: block.first)
     _check_sizes(blocks, source, argument)
     skipped = [Skip(source.name(index), reason) for block in blocks for index, reason in block.skipped]

@@ -7,12 +7,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_iet.audit.cache import BlockCache, Progress, digest, in_blocks, part_of
+from lightning_iet.audit.cache import BlockCache, Progress, in_blocks, part_of
 from lightning_iet.audit.features import Features, check_finite
 from lightning_iet.audit.reading import ImageSet
 from lightning_iet.functional.average_minimum_distance import nearest_cosine_distance, unit_rows
 from lightning_iet.functional.exhaustive_neighbors import squared_norms
 from lightning_iet.functional.neighbors import search_rows
+from lightning_iet.utilities.fingerprints import digest
 
 Invariance: TypeAlias = Literal["none", "flip", "shift", "flip+shift"]
 View: TypeAlias = Callable[[Tensor], Tensor]

@@ -4,8 +4,10 @@ from typing import NamedTuple
 
 from rich.table import Table
 
-from lightning_iet.audit.findings import Findings, Membership, SetFindings
+from lightning_iet.audit.findings import Findings, SetFindings
 from lightning_iet.audit.statistics import Excess, Share
+from lightning_iet.evaluation.membership import Membership
+from lightning_iet.utilities.text import percent
 
 SIGNIFICANT = 0.01
 
@@ -91,16 +93,6 @@ def membership_words(membership: Membership) -> str:
         f"The generator's loss {answer}: AUC {membership.auc:.3f} (95 % interval {membership.auc_low:.3f} to "
         f"{membership.auc_high:.3f}; 0.5 is chance). Training images found at few false positives: {found}."
     )
-
-
-def percent(value: float) -> str:
-    r"""Write a share with as many digits as it needs, and a space that no line breaks at.
-
-    Example:
-        >>> percent(0.5), percent(0.0123), percent(0.000123), percent(0), percent(1)
-        ('50\xa0%', '1.2\xa0%', '0.012\xa0%', '0\xa0%', '100\xa0%')
-    """
-    return f"{100 * value:.3g}\u00a0%" if value >= 0.1 else f"{100 * value:.2g}\u00a0%"
 
 
 def _difference(larger: Excess) -> str:

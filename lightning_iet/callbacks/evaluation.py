@@ -1,8 +1,8 @@
-"""The evaluation that ends every run: it decides when images are drawn and scored, and who hears of it."""
+"""The evaluation at the end of a run, and during it: when images are sampled and measured, and what is logged."""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from math import isnan
@@ -12,8 +12,8 @@ from typing import Any, Literal
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.strategies import Strategy
+from rich.progress import Progress
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from lightning_iet.callbacks.anti_gradient_control.callback import AntiGradientControl
 from lightning_iet.callbacks.anti_gradient_control.reference import HeldOutImages
@@ -25,11 +25,10 @@ from lightning_iet.evaluation.assessment import (
     check_losses,
     check_module,
     check_settings,
-    draw_images,
-    finish_training_bar,
     real_sets,
+    sample_images,
 )
-from lightning_iet.evaluation.measures import Measure, Membership, check_measures
+from lightning_iet.evaluation.measures import Measure, MembershipMeasure, check_measures
 from lightning_iet.evaluation.report import Report, make_report, publish
 from lightning_iet.metrics.frechet import frechet_distance
 from lightning_iet.utilities.files import check_writable, run_folder
@@ -38,9 +37,9 @@ from lightning_iet.utilities.random import isolated_module
 
 
 class RunHistory:
-    """Mean loss of all samples of each epoch (also of those that anti-gradient control leaves out), and a stop watch.
+    """Mean loss of all samples of each epoch (also of those that anti-gradient control skips), and a stop watch.
 
-    Sums stay on the device, and on their process, until somebody asks for them.
+    Sums stay on the device of their process until they are asked for.
 
     Example:
         >>> from lightning.pytorch.strategies import SingleDeviceStrategy
@@ -58,7 +57,7 @@ class RunHistory:
         self._since: float | None = None
 
     def add(self, outputs: Any, *, epoch: int) -> None:
-        """Takes in what a training step returned: ``sample_loss`` (B,) where there is one, else ``loss``."""
+        """Add what a training step returned: ``sample_loss`` (B,) where there is one, else ``loss``."""
         losses = outputs.get("sample_loss", outputs.get("loss")) if isinstance(outputs, Mapping) else None
         if isinstance(losses, Tensor):
             losses = losses.detach().float()
@@ -66,11 +65,11 @@ class RunHistory:
             before = self._sums.get(epoch)
             self._sums[epoch] = batch if before is None else before.to(batch.device) + batch
         elif outputs is None:
-            # A step in which this process waits for others: its epoch counts, so that all have the same ones.
+            # A step in which this process waits for others: its epoch counts, so that all processes have the same.
             self._sums.setdefault(epoch, torch.zeros(2))
 
     def losses(self, strategy: Strategy) -> list[float]:
-        """Mean loss of each epoch over all processes, every one of which has to ask."""
+        """Return the mean loss of each epoch over all processes; every process has to call this."""
         return [total / number for total, number in self._totals(strategy).values() if number]
 
     def _totals(self, strategy: Strategy) -> dict[int, list[float]]:
@@ -84,28 +83,28 @@ class RunHistory:
         return totals
 
     def start(self) -> None:
-        """Lets the time run."""
+        """Start the clock."""
         self._since = time.monotonic()
 
     def pause(self) -> None:
-        """Stops the time, for what is not training."""
+        """Stop the clock, for what is not training."""
         self._seconds, self._since = self.seconds(), None
 
     def seconds(self) -> float:
-        """Seconds between starts and pauses so far."""
+        """Return the seconds between starts and pauses so far."""
         return self._seconds + (0 if self._since is None else time.monotonic() - self._since)
 
     def state_dict(self, strategy: Strategy) -> dict[str, Any]:
-        """Plain numbers of all processes, every one of which has to ask."""
+        """Return plain numbers of all processes; every process has to call this."""
         return {"losses": self._totals(strategy), "seconds": self.seconds()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on where :meth:`state_dict` was, in the middle of an epoch too."""
+        """Continue from :meth:`state_dict`, in the middle of an epoch too."""
         self._earlier, self._seconds = dict(state_dict["losses"]), state_dict["seconds"]
 
 
-def facts_of_run(trainer: pl.Trainer, history: RunHistory) -> Mapping[str, Any]:
-    """Length of the training, its shards, and the skip rate of anti-gradient control (threshold 0: it was off).
+def describe_run(trainer: pl.Trainer, history: RunHistory) -> dict[str, Any]:
+    """Return the training's length and shards, and the skip rate of anti-gradient control (threshold 0: it was off).
 
     With a reference to unseen images also the gap, see :meth:`~lightning_iet.callbacks.AntiGradientControl.gap`.
     """
@@ -126,7 +125,7 @@ def facts_of_run(trainer: pl.Trainer, history: RunHistory) -> Mapping[str, Any]:
 
 
 def curves_of_run(trainer: pl.Trainer, history: RunHistory) -> Mapping[str, list[float] | None]:
-    """Loss by epoch, and skip rate and loss by timestep where anti-gradient control watched them."""
+    """Return the loss by epoch, and with anti-gradient control skip rate and loss by timestep."""
     agc = find_callback(trainer, AntiGradientControl)
     return {
         "loss_by_epoch": history.losses(trainer.strategy),
@@ -136,57 +135,36 @@ def curves_of_run(trainer: pl.Trainer, history: RunHistory) -> Mapping[str, list
     }
 
 
-def without_unseen(trainer: pl.Trainer, control: Dataset[Any]) -> Dataset[Any]:
-    """The control images but for those by which anti-gradient control steers training: they are no control any more."""
-    agc = find_callback(trainer, AntiGradientControl)
-    images = None if agc is None else agc.unseen_images
-    return images.others() if isinstance(images, HeldOutImages) and images.dataset is control else control
-
-
-@contextmanager
-def average_of_shards(trainer: pl.Trainer) -> Iterator[None]:
-    """Lets the model show the average of the shard models, also where a round is still going on.
-
-    Args:
-        trainer: a trainer at work; without :class:`ParameterAveragingCallback` nothing changes.
-    """
-    with ExitStack() as stack:
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, ParameterAveragingCallback) and callback.engine is not None:
-                stack.enter_context(callback.engine.average_shown())
-        yield
-
-
 _SETTINGS = ("num_samples", "sampler", "num_inference_steps", "use_ema", "seed", "features", "k")
 
 
 class Evaluation(pl.Callback):
-    """Draws images and tells how good they are, and whether they are copies of training images.
+    """Sample images, and measure how good they are and whether they are copies of training images.
 
-    At the end of training it prints a table, in which each figure stands beside that of held-out real images, and
-    writes into the run folder ``metrics.json`` with all figures and settings, and four pictures: ``samples.png``;
+    At the end of training it prints a table, in which each measure stands beside that of held-out real images, and
+    writes into the run folder ``metrics.json`` with all measures and settings, and four plots: ``samples.png``;
     ``nearest.png``, the generated images closest to a training image, beside it; ``curves.png``, loss and skip rate;
     and ``mq.png``. The run's loggers get ``eval/fid``, ``eval/memorized_fraction`` and ``eval/mq_0.15`` … (as shares of
     the images), each also with ``_control``, and ``eval/fid_train``, the FID of the training images themselves; at the
-    end also ``eval/skip_rate``, the share of all samples that anti-gradient control left out. Those that take pictures,
+    end also ``eval/skip_rate``, the share of all samples that anti-gradient control skipped. Those that take images,
     as Weights & Biases does, get ``eval/samples``, ``eval/nearest``, ``eval/curves`` and ``eval/mq``.
 
-    Training takes the same course with and without it: random generators and training modes are put back. It sees the
-    average of the shards, behind all other callbacks. Several processes draw a part each; the first one scores all.
-    With ``fast_dev_run`` it scores a few images, to see that it will work, and keeps nothing.
+    Training has the same result with and without it: random generators and training modes are put back. It measures
+    the average of the shards, after all other callbacks. Several processes sample a part of the images each. With
+    ``fast_dev_run`` it measures a few images, as a test, and keeps nothing.
 
     The data module needs ``train_set``, ``control_set`` and ``reference_set``; the module needs
     ``sample(num, *, seed, start, batch_size, sampler, num_inference_steps, use_ema)``, as
     :class:`~lightning_iet.DiffusionModule` has it.
 
     Args:
-        num_samples: images to draw; 0 switches the evaluation off. The control has at most as many, for FID depends on
-            the number. *(our choice: 512, which small runs can afford; 50,000 is usual for published FIDs, and 65,536
-            was published for MQ)*
+        num_samples: images to sample; 0 switches the evaluation off. The control has at most as many, since FID depends
+            on the number. *(our choice: 512, which small runs can afford; 50,000 is usual for published FIDs, and
+            65,536 was published for MQ)*
         every_n_epochs: evaluate also after every so many epochs, for the loggers only. ``None`` = at the end alone.
         sampler: ``"ddim"`` or ``"ddpm"``, the ancestral sampler (published MQ: with 1,000 steps, raw weights).
         num_inference_steps: denoiser calls per image.
-        use_ema: draw with the averaged weights, where the module keeps them.
+        use_ema: sample with the averaged weights, where the module has them.
         seed: of the images.
         features: features of FID: ``"digits"``, a small classifier in this package, ``"inception"``,
             ``"efficientnet"``, or another of :func:`~lightning_iet.metrics.feature_extractor`.
@@ -198,7 +176,7 @@ class Evaluation(pl.Callback):
             compare features do it in ``features``.
         measure_weights: files for measures with a network of their own, ``clean_fid`` and ``sscd_similarity``.
         num_pairs: images that ``nearest.png`` shows.
-        batch_size: at most so many images are drawn at once.
+        batch_size: at most so many images are sampled at once.
 
     Attributes:
         report: what ``metrics.json`` holds, once training has ended.
@@ -206,7 +184,7 @@ class Evaluation(pl.Callback):
     Raises:
         ValueError: an argument is out of range; or, before training starts, sets are missing or too small, ``k``
             exceeds the training set, or the run folder cannot be written.
-        TypeError: before training starts: the module cannot draw images.
+        TypeError: before training starts: the module cannot sample images.
 
     Example:
         >>> evaluation = Evaluation(256, every_n_epochs=10, k=20)
@@ -259,7 +237,7 @@ class Evaluation(pl.Callback):
     # --- when ------------------------------------------------------------------------------------------------------
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Go behind all other callbacks: there the weights are final, and the last checkpoint is written."""
+        """Move behind all other callbacks: there the weights are final, and the last checkpoint is written."""
         if stage == "fit":
             others = [callback for callback in trainer.callbacks if callback is not self]  # type: ignore[attr-defined]
             trainer.callbacks = [*others, self]  # type: ignore[attr-defined]
@@ -292,10 +270,12 @@ class Evaluation(pl.Callback):
         if not self._is_due(trainer):
             return
         self._history.pause()
-        # A progress bar may just have had values summed over processes, on the first one alone. Everyone now asks for
-        # them, the others for the first time, or the next exchange between processes would be a mix-up.
+        # A progress bar may just have summed values over processes, on the first one alone. All processes ask for them
+        # now, the others for the first time, or the next exchange between processes would mix both up.
         _ = trainer.callback_metrics
-        with average_of_shards(trainer):
+        averaging = find_callback(trainer, ParameterAveragingCallback)
+        engine = None if averaging is None else averaging.engine
+        with nullcontext() if engine is None else engine.average_shown():  # a round may still be going on
             self._outcome = self._evaluate(trainer, pl_module)
         pl_module.log_dict(self._assessor.named(self._outcome.assessment.scores), sync_dist=True)
         self._history.start()
@@ -305,11 +285,13 @@ class Evaluation(pl.Callback):
         self._history.pause()
         if not self.num_samples:
             return
-        finish_training_bar(trainer)
+        bar = getattr(trainer.progress_bar_callback, "progress", None)
+        if isinstance(bar, Progress):  # Lightning's, which would redraw itself under all that is still to be printed
+            bar.stop()
         if self._outcome is None or self._outcome.step != trainer.global_step:
             self._outcome = self._evaluate(trainer, pl_module)
         assessment = self._outcome.assessment
-        run = {**facts_of_run(trainer, self._history), "evaluation_seconds": self._outcome.seconds}
+        run = {**describe_run(trainer, self._history), "evaluation_seconds": self._outcome.seconds}
         self.report = make_report(
             self._assessor,
             assessment.scores,
@@ -317,14 +299,14 @@ class Evaluation(pl.Callback):
             run=run,
             curves=curves_of_run(trainer, self._history),
         )
-        figures = {**self._assessor.named(assessment.scores), "eval/skip_rate": run["skip_rate"]}
+        measures = {**self._assessor.named(assessment.scores), "eval/skip_rate": run["skip_rate"]}
         for logger in trainer.loggers:
-            logger.log_metrics(figures, step=trainer.global_step)
+            logger.log_metrics(measures, step=trainer.global_step)
         if trainer.is_global_zero:
             publish(trainer, self.report, assessment=assessment, train=self._assessor.train, num_pairs=self.num_pairs)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Let go of the images."""
+        """Free the images."""
         self._outcome = None
         for name in ("_assessor", "_membership"):
             self.__dict__.pop(name, None)
@@ -332,13 +314,13 @@ class Evaluation(pl.Callback):
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Keep curve and time so far; all processes take part."""
+        """Save curve and time so far; all processes take part."""
         checkpoint["evaluation"] = self._history.state_dict(trainer.strategy)
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Go on with them."""
+        """Restore them."""
         if "evaluation" in checkpoint:
             self._history.load_state_dict(checkpoint["evaluation"])
 
@@ -351,10 +333,13 @@ class Evaluation(pl.Callback):
 
     def _make_assessor(self, trainer: pl.Trainer) -> Assessor:
         train, control, reference = real_sets(getattr(trainer, "datamodule", None))
-        control = without_unseen(trainer, control)
+        agc = find_callback(trainer, AntiGradientControl)
+        reference_images = None if agc is None else agc.unseen_images
+        if isinstance(reference_images, HeldOutImages) and reference_images.dataset is control:
+            control = reference_images.others()  # those whose losses steer the training are no control any more
         if "membership_inference" in self.measures:
             check_losses(trainer.lightning_module)
-            self._membership = Membership(train, control)
+            self._membership = MembershipMeasure(train, control)
         return Assessor(
             train,
             control,
@@ -367,14 +352,15 @@ class Evaluation(pl.Callback):
         )
 
     def _evaluate(self, trainer: pl.Trainer, module: pl.LightningModule) -> "_Outcome":
-        """All processes draw a part of the images each; then each scores all of them, and nobody waits."""
+        """Sample a part of the images on each process; then each process measures all of them, and none waits."""
         began = time.monotonic()
         steps = min(self.num_inference_steps, 2) if _is_dev_run(trainer) else self.num_inference_steps
         sample = partial(self._sample, module, steps=steps)
         with isolated_module(module):
-            images = draw_images(trainer, sample, self._num(trainer), batch_size=self.batch_size, device=module.device)
+            num, device = self._num(trainer), module.device
+            images = sample_images(trainer, sample, num, batch_size=self.batch_size, device=device)
             check_images(images, self._assessor.train)
-            assessment = self._assessor.to(module.device).assess(images)
+            assessment = self._assessor.to(device).assess(images)
             if "membership_inference" in self.measures:
                 assessment.scores.further.update(self._membership(module, use_ema=self.use_ema))
         return _Outcome(trainer.global_step, assessment, time.monotonic() - began)
@@ -391,7 +377,7 @@ class Evaluation(pl.Callback):
         )
 
     def _num(self, trainer: pl.Trainer) -> int:
-        """Number of images: a few where a run only tries whether everything works."""
+        """Number of images; a few in a ``fast_dev_run``."""
         return min(self.num_samples, 4) if _is_dev_run(trainer) else self.num_samples
 
 

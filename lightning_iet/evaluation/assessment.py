@@ -1,4 +1,4 @@
-"""How good generated images are, and how close to the training images, beside held-out real images."""
+"""An evaluation of generated images: how good they are, and how close to training images, beside held-out images."""
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
@@ -8,25 +8,24 @@ from math import ceil
 from typing import Any
 
 import lightning.pytorch as pl
-import rich
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from torchmetrics.image.fid import FrechetInceptionDistance
 
-from lightning_iet.evaluation.measures import FurtherMeasures, Measure
-from lightning_iet.functional.memorization import MQ_THRESHOLDS, memorization_ratio, nearest_ratio
-from lightning_iet.functional.neighbors import nearest_neighbors
+from lightning_iet.evaluation.measures import ImageMeasures, Measure, make_metrics
+from lightning_iet.evaluation.memorization import RATIO, Closeness, measure_closeness
+from lightning_iet.functional.memorization import MQ_THRESHOLDS
 from lightning_iet.metrics.base import TrainingSet, collect_images
 from lightning_iet.metrics.features.base import PathLike_
 from lightning_iet.metrics.memorized_quantity import MemorizedQuantity
+from lightning_iet.utilities.progress import progress_bar
 
 _SETS = ("train_set", "control_set", "reference_set")
 
 
 def check_settings(num_samples: int, sampler: str, **at_least_one: int | None) -> None:
-    """Refuses settings of an evaluation that are out of range; ``None`` is what was left out.
+    """Refuse settings of an evaluation that are out of range; ``None`` is what was left out.
 
     Raises:
         ValueError: naming the setting.
@@ -43,7 +42,7 @@ def check_settings(num_samples: int, sampler: str, **at_least_one: int | None) -
 
 
 def real_sets(datamodule: object) -> tuple[Dataset[Any], Dataset[Any], Dataset[Any]]:
-    """Takes the training, control and reference set from a data module that is set up.
+    """Return the training, control and reference set from a data module that is set up.
 
     Raises:
         ValueError: there is no data module, or it lacks one of them.
@@ -72,7 +71,7 @@ def real_sets(datamodule: object) -> tuple[Dataset[Any], Dataset[Any], Dataset[A
 
 
 def check_module(module: nn.Module, *, num_inference_steps: int) -> None:
-    """Refuses a module that cannot draw images in so many steps.
+    """Refuse a module that cannot sample images in so many steps.
 
     Raises:
         TypeError: it has no method ``sample``.
@@ -92,7 +91,7 @@ def check_module(module: nn.Module, *, num_inference_steps: int) -> None:
 
 
 def check_losses(module: nn.Module) -> None:
-    """Refuses a module that does not tell the loss of an image.
+    """Refuse a module that cannot compute the loss of an image.
 
     Raises:
         TypeError: it has no method ``losses``, or does not say how many timesteps there are.
@@ -107,7 +106,7 @@ def check_losses(module: nn.Module) -> None:
 
 
 def check_images(images: Tensor, train: Tensor) -> None:
-    """Refuses images, ``(N, C, H, W)``, that cannot be compared with those of training, ``(M, C, H, W)``.
+    """Refuse images, ``(N, C, H, W)``, that cannot be compared with those of training, ``(M, C, H, W)``.
 
     Raises:
         ValueError: the shapes differ, or a value is NaN or infinite.
@@ -125,10 +124,10 @@ def check_images(images: Tensor, train: Tensor) -> None:
         )
 
 
-def draw_images(
+def sample_images(
     trainer: pl.Trainer, sample: Callable[..., Tensor], num: int, *, batch_size: int, device: torch.device
 ) -> Tensor:
-    """Draws images in equal parts on all processes, with a progress bar on the first.
+    """Sample images in equal parts on all processes, with a progress bar on the first.
 
     Args:
         trainer: its strategy gathers the parts; without a progress bar of its own there is none here either.
@@ -144,68 +143,35 @@ def draw_images(
     Example:
         >>> trainer = pl.Trainer(accelerator="cpu", enable_progress_bar=False, logger=False)
         >>> count = lambda num, *, start, batch_size: torch.arange(start, start + num).view(-1, 1, 1, 1)
-        >>> draw_images(trainer, count, 5, batch_size=2, device=torch.device("cpu")).flatten()
+        >>> sample_images(trainer, count, 5, batch_size=2, device=torch.device("cpu")).flatten()
         tensor([0, 1, 2, 3, 4])
     """
     part = ceil(num / trainer.world_size)  # equal parts; what is too much is cut off
     first = part * trainer.global_rank
     step = min(batch_size, ceil(part / 8))  # some steps, so that the time left can be told early
     batches = []
-    with _progress_bar(trainer) as progress:
-        task = progress.add_task("Drawing images", total=num)
+    hidden = trainer.progress_bar_callback is None or not trainer.is_global_zero
+    with progress_bar("Sampling images", num, hidden=hidden) as bar:
         for start in range(first, first + part, step):
             batches.append(sample(min(step, first + part - start), start=start, batch_size=step))
-            progress.advance(task, len(batches[-1]) * trainer.world_size)
-            progress.refresh()  # inside a training bar that is still live, nobody else does
-    drawn = torch.cat(batches).to(device)
-    images = drawn.new_zeros(part * trainer.world_size, *drawn.shape[1:])
-    images[first : first + part] = drawn
+            bar.advance(len(batches[-1]) * trainer.world_size)
+    own = torch.cat(batches).to(device)
+    images = own.new_zeros(part * trainer.world_size, *own.shape[1:])
+    images[first : first + part] = own
     # The sum over processes puts the parts together: the others have zeros there, and 0 + x is x.
     return trainer.strategy.reduce(images, reduce_op="sum")[:num].cpu()
 
 
-def finish_training_bar(trainer: pl.Trainer) -> None:
-    """Lets go of the terminal, where Lightning's rich bar would redraw itself under all that is still to be printed."""
-    progress = getattr(trainer.progress_bar_callback, "progress", None)
-    if isinstance(progress, Progress):
-        progress.stop()
-
-
-def _progress_bar(trainer: pl.Trainer) -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    left = (TextColumn("elapsed, left"), TimeRemainingColumn())
-    hidden = trainer.progress_bar_callback is None or not trainer.is_global_zero
-    return Progress(*columns, *left, console=rich.get_console(), transient=True, disable=hidden)
-
-
-_BATCH = 256  # images that go through the feature network at once
-
-
-@dataclass(frozen=True)
-class Closeness:
-    """How close each of Q images lies to the training images.
-
-    Attributes:
-        ratio: ``d1 / d2``, distances to the nearest and the second nearest training image, ``(Q,)``.
-        mq_ratio: squared distance to the nearest over the mean of the k smallest ones, ``(Q,)``.
-        nearest: position of the nearest training image, ``(Q,)``.
-    """
-
-    ratio: Tensor
-    mq_ratio: Tensor
-    nearest: Tensor
-
-
 @dataclass(frozen=True)
 class Scores:
-    """The figures of one set of images.
+    """The measures of one set of images.
 
     Attributes:
-        num_images: size of the set.
+        num_images: Size of the set.
         fid: Fréchet distance to the reference images in the feature space.
-        memorized_fraction: share with ``d1 / d2`` below the limit.
+        memorized_fraction: Share with ``d1 / d2`` below the limit.
         mq: ``{threshold: share of images below it}``, the memorized quantity per image.
-        further: figures of the further measures, by name.
+        further: Further measures, by name.
     """
 
     num_images: int
@@ -217,12 +183,12 @@ class Scores:
 
 @dataclass(frozen=True)
 class Assessment:
-    """Images with all that is known about them.
+    """Generated images with their measures.
 
     Attributes:
-        images: ``(Q, C, H, W)``.
-        closeness: of each image.
-        scores: of all together.
+        images: Shape ``(Q, C, H, W)``.
+        closeness: Of each image.
+        scores: Of all together.
     """
 
     images: Tensor
@@ -231,26 +197,26 @@ class Assessment:
 
 
 class Assessor:
-    """Scores images against the training images, and against reference images by FID.
+    """Measure images against the training images, and against reference images by FID.
 
-    The nearest training images are looked up once for all measures of memorization. Nothing is computed before the
-    first question, and nothing about the real images twice.
+    The nearest training images are searched once for all measures of memorization. Nothing is computed before the first
+    set of images, and nothing of the real images twice.
 
     Args:
-        train: the training set, ``N`` images ``(C, H, W)`` in [0, 1].
-        control: held-out images that stand in for generated ones: what scores look like without memorization.
-        reference: further held-out images, with which FID compares.
-        fid: a Fréchet distance that has seen no image yet.
-        k: nearest training images in the mean of MQ, 2 … N.
-        num_control: use at most so many control images, drawn at random (sets are often sorted by class), because FID
+        train: The training set, ``N`` images ``(C, H, W)`` in [0, 1].
+        control: Held-out images that stand in for generated ones: what the measures are without memorization.
+        reference: Further held-out images, with which FID compares.
+        fid: A Fréchet distance that has seen no image yet.
+        k: Nearest training images in the mean of MQ, 2 … N.
+        num_control: Use at most so many control images, chosen at random (sets are often sorted by class), because FID
             depends on the number of images and the two columns should have the same. ``None`` = all.
-        thresholds: of MQ.
-        limit: of ``d1 / d2``, below which an image counts as memorized.
-        further: names of further measures.
-        measure_weights: of :class:`~lightning_iet.evaluation.measures.FurtherMeasures`.
+        thresholds: Of MQ.
+        limit: Of ``d1 / d2``, below which an image counts as memorized.
+        further: Names of further measures.
+        measure_weights: Of :func:`~lightning_iet.evaluation.measures.make_metrics`.
 
     Raises:
-        ValueError: a set is empty or has less than two images, ``k`` exceeds the training set, images differ in size.
+        ValueError: A set is empty or has less than two images, ``k`` exceeds the training set, images differ in size.
 
     Example:
         >>> class Flat(torch.nn.Flatten):
@@ -273,7 +239,7 @@ class Assessor:
         k: int = 50,
         num_control: int | None = None,
         thresholds: Sequence[float] = MQ_THRESHOLDS,
-        limit: float = 1 / 3,
+        limit: float = RATIO,
         further: Sequence[Measure] = (),
         measure_weights: Mapping[str, PathLike_] | None = None,
     ) -> None:
@@ -292,20 +258,15 @@ class Assessor:
         self.thresholds = tuple(thresholds)
         self.limit = limit
         fid.inception(self.train[:1])  # refuses images that the features are not made for
-        # Whoever scores in a run of several processes has all images, and must not wait for the others.
-        fid.distributed_available_fn = None
         fid.reset_real_features = False
-        self._fid = fid
-        self._further = FurtherMeasures(
-            further, self.train, self.reference, features=fid.inception, weights=measure_weights
-        )
+        others = make_metrics(further, self.train, features=fid.inception, weights=measure_weights)
+        self._measures = ImageMeasures({"fid": fid, **others}, self.reference)
 
     def to(self, device: torch.device) -> "Assessor":
-        """Moves the work to a device; without double precision there (Apple's MPS), it stays on the CPU."""
+        """Move the work to a device; without double precision there (Apple's MPS), it stays on the CPU."""
         device = torch.device("cpu") if device.type == "mps" else device
         self.train = self.train.to(device)
-        self._fid = self._fid.to(device)
-        self._further.to(device)
+        self._measures.to(device)
         return self
 
     @cached_property
@@ -318,50 +279,36 @@ class Assessor:
         """FID of the training images themselves: what copying alone would give."""
         return self.fid(self.train)
 
+    def fid(self, images: Tensor) -> float:
+        """Return the Fréchet distance between images, ``(Q, C, H, W)`` with Q >= 2, and the reference."""
+        return self._measures.measure(images, only="fid")["fid"]
+
     def assess(self, images: Tensor) -> Assessment:
-        """Looks up and scores images, ``(Q, C, H, W)`` in [0, 1] with Q >= 2; the results are on the CPU."""
-        distances, indices = nearest_neighbors(images.to(self.train.device), self.train, self.k)
-        closeness = Closeness(nearest_ratio(distances).cpu(), memorization_ratio(distances).cpu(), indices[:, 0].cpu())
-        scores = Scores(
-            num_images=len(images),
-            fid=self.fid(images),
-            memorized_fraction=_share_below(closeness.ratio, self.limit),
-            mq={f"{threshold:g}": _share_below(closeness.mq_ratio, threshold) for threshold in self.thresholds},
-            further=self._further(images),
-        )
+        """Measure images, ``(Q, C, H, W)`` in [0, 1] with Q >= 2; the results are on the CPU."""
+        closeness = measure_closeness(images, self.train, self.k)
+        counts = closeness.count(limit=self.limit, thresholds=self.thresholds)
+        further = self._measures.measure(images)
+        scores = Scores(len(images), further.pop("fid"), counts.memorized_fraction, counts.mq, further)
         return Assessment(images.cpu(), closeness, scores)
 
     def named(self, scores: Scores) -> dict[str, float]:
-        """Scores under the names that loggers know them by, each with that of the control."""
+        """Return scores under the names that loggers know them by, each with that of the control."""
         values = {"eval/fid_train": self.train_fid, "eval/objective": objective(scores, self.control)}
         for suffix, part in (("", scores), ("_control", self.control)):
             values[f"eval/fid{suffix}"] = part.fid
             values[f"eval/memorized_fraction{suffix}"] = part.memorized_fraction
             values |= {f"eval/mq_{threshold}{suffix}": share for threshold, share in part.mq.items()}
-            values |= {f"eval/{name}{suffix}": figure for name, figure in part.further.items()}
+            values |= {f"eval/{name}{suffix}": number for name, number in part.further.items()}
         return values
-
-    def fid(self, images: Tensor) -> float:
-        """Fréchet distance between images, ``(Q, C, H, W)`` with Q >= 2, and the reference."""
-        if self._fid.real_features_num_samples == 0:
-            self._feed(self.reference, real=True)
-        self._fid.reset()
-        self._feed(images, real=False)
-        return float(self._fid.compute())
-
-    @torch.no_grad()
-    def _feed(self, images: Tensor, *, real: bool) -> None:
-        for batch in images.split(_BATCH):
-            self._fid.update(batch.to(self.train.device), real=real)
 
 
 def objective(scores: Scores, control: Scores) -> float:
-    r"""One number for sweeps to minimise: the FID, punished for copies.
+    r"""Return one number for sweeps to minimise: the FID, raised by copies.
 
     .. math:: \mathrm{FID} \cdot \big(1 + 10 \max(0, m - m_\mathrm{control})\big)
 
     with the memorized fraction m *(our choice: every tenth image that is a copy counts as one more FID; MiFID, which
-    punishes too, takes even held-out digits for copies)*.
+    is raised by copies too, takes even held-out digits for copies)*.
 
     Example:
         >>> control = Scores(100, fid=1.0, memorized_fraction=0.0, mq={})
@@ -369,7 +316,3 @@ def objective(scores: Scores, control: Scores) -> float:
         12.0
     """
     return scores.fid * (1 + 10 * max(0.0, scores.memorized_fraction - control.memorized_fraction))
-
-
-def _share_below(ratios: Tensor, threshold: float) -> float:
-    return float((ratios < threshold).double().mean())

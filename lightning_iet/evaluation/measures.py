@@ -1,16 +1,15 @@
-"""Further measures that an evaluation can take, by their names."""
+"""Measures of sets of images, by their names: how good they are, and how close to the training images."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, get_args
 
-import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset
 from torchmetrics import Metric
 
-from lightning_iet.audit.losses import Probing, probe_losses, spread_timesteps
 from lightning_iet.data.samples import labels_of
+from lightning_iet.evaluation.membership import choose_images, mean_losses, spread_timesteps
 from lightning_iet.functional.membership_inference import membership_inference
 from lightning_iet.metrics import (
     AverageMinimumDistance,
@@ -24,73 +23,6 @@ from lightning_iet.metrics import (
 )
 from lightning_iet.metrics.base import collect_images
 from lightning_iet.metrics.features.base import PathLike_
-
-_IMAGES = 512  # of each set, at most
-_TIMESTEPS = 20
-
-
-class Membership:
-    """Attacks a module by its loss.
-
-    Every image has its own noise at 20 timesteps spread over the schedule, the same at every evaluation, so that
-    evaluations compare. *(our choice of 20 timesteps and at most 512 images of each set: as much work as drawing 200
-    images in 50 steps)*
-
-    Args:
-        train: the training set, yielding ``(image in [0, 1], condition, index)``.
-        held_out: images that are not trained on, likewise.
-
-    Raises:
-        ValueError: if the held-out set has less than two images.
-    """
-
-    def __init__(self, train: Dataset[Any], held_out: Dataset[Any]) -> None:
-        self.sets = tuple(_Probe(images) for images in (train, held_out))
-
-    def __call__(self, module: pl.LightningModule, *, use_ema: bool) -> dict[str, float]:
-        """Return the AUC with its interval, and true positive rates, by the names that loggers know them by.
-
-        Args:
-            module: has ``losses(images, timesteps, noise, use_ema=)`` and ``num_timesteps``, as
-                :class:`~lightning_iet.DiffusionModule`.
-            use_ema: whether the averaged weights are attacked.
-        """
-        scores = (probe.scores(module, use_ema=use_ema) for probe in self.sets)
-        return {f"membership_inference_{name}": float(value) for name, value in membership_inference(*scores).items()}
-
-
-class _Probe:
-    """Images of one set, their conditions, and their numbers."""
-
-    def __init__(self, dataset: Dataset[Any]) -> None:
-        total = len(dataset)  # type: ignore[arg-type]
-        if total < 2:
-            raise ValueError(
-                "Argument `measures` expected sets of at least 2 images for membership_inference, but got "
-                f"{total}. Hold out more images, or leave this measure out."
-            )
-        self.places = Probing(images=_IMAGES).choose(total)
-        chosen = Subset(dataset, self.places.tolist())  # no other image is read
-        self.images, self.labels = collect_images(chosen), labels_of(chosen)
-
-    def scores(self, module: pl.LightningModule, *, use_ema: bool) -> Tensor:
-        """Mean loss of each image."""
-        steps = spread_timesteps(_TIMESTEPS, int(module.num_timesteps))  # type: ignore[arg-type]
-        conditional = getattr(module, "conditioning", None) is not None
-        found = [
-            probe_losses(
-                module,
-                self.images[part],
-                self.places[part],
-                steps,
-                seed=0,
-                use_ema=use_ema,
-                condition=self.labels[part] if conditional and self.labels is not None else None,
-            )
-            for part in torch.arange(len(self.images)).split(256)
-        ]
-        return torch.cat(found).double().mean(dim=1)
-
 
 Measure = Literal[
     "average_minimum_distance",
@@ -116,7 +48,7 @@ _AGAINST_REFERENCE: dict[str, Callable[..., Metric]] = {
     "density_coverage": lambda features, weights: DensityCoverage(features, reset_real_features=False),
     "precision_recall": lambda features, weights: PrecisionRecall(features, reset_real_features=False),
 }
-_PAIRS = ("precision_recall", "density_coverage")  # whose figures are named well enough
+_PAIRS = ("precision_recall", "density_coverage")  # whose numbers are named well enough
 _BATCH = 256  # images that go through a feature network at once
 
 
@@ -127,7 +59,7 @@ def check_measures(measures: Sequence[str]) -> tuple[Measure, ...]:
         The names, each once.
 
     Raises:
-        ValueError: naming the first that is unknown.
+        ValueError: Naming the first that is unknown.
 
     Example:
         >>> check_measures(["mifid", "mifid"])
@@ -141,73 +73,92 @@ def check_measures(measures: Sequence[str]) -> tuple[Measure, ...]:
     return tuple(dict.fromkeys(measures))  # type: ignore[arg-type]
 
 
-class FurtherMeasures:
-    """Takes measures of sets of images; all of them are built, and refused, before the first set.
+def make_metrics(
+    measures: Sequence[Measure],
+    train: Tensor,
+    *,
+    features: nn.Module,
+    weights: Mapping[str, PathLike_] | None = None,
+) -> dict[str, Metric]:
+    """Build the metrics of measures; what they lack is refused here, before the first set of images.
 
     Args:
-        measures: names, see :data:`Measure`. ``"membership_inference"`` is not one of images, and is left out.
-        train: the training images, shape ``(N, C, H, W)``.
-        reference: further real images, of the same shape, that those of quality compare with.
-        features: the network of all measures that let one choose.
-        weights: by name of a measure, the weight file of its own network (``clean_fid``, ``sscd_similarity``).
+        measures: Names, see :data:`Measure`. ``"membership_inference"`` is not one of images, and is left out.
+        train: The training images, shape ``(N, C, H, W)``.
+        features: The network of all measures that let one choose.
+        weights: By name of a measure, the weight file of its own network (``clean_fid``, ``sscd_similarity``).
 
     Raises:
-        ValueError: as the measures themselves; or for weights of a measure that is not taken.
-        FileNotFoundError: if weights are missing.
-        ModuleNotFoundError: if an extra of this package is missing.
+        ValueError: As the metrics themselves; or for weights of a measure that is not taken.
+        FileNotFoundError: Weights are missing.
+        ModuleNotFoundError: An extra of this package is missing.
+    """
+    weights = dict(weights or {})
+    metrics: dict[str, Metric] = {}
+    for name in measures:
+        own: dict[str, Any] = {"features": features, "weights": weights.pop(name, None)}
+        if name in _AGAINST_TRAINING:
+            metrics[name] = _AGAINST_TRAINING[name](train, **own)
+        elif name in _AGAINST_REFERENCE:
+            metrics[name] = _AGAINST_REFERENCE[name](**own)
+    if weights:
+        raise ValueError(
+            f"Argument `measure_weights` expected files for {', '.join(measures) or 'no measure'}, but got one for "
+            f"{min(weights)}. Name it in `measures`, or leave the file out."
+        )
+    return metrics
+
+
+class ImageMeasures:
+    """Measure sets of images by metrics, some of which compare with real reference images.
+
+    Nothing is computed of the reference images before the first set, and nothing twice.
+
+    Args:
+        metrics: By name. Those whose ``update`` takes ``real`` compare with the reference images, and have to be built
+            with ``reset_real_features=False``.
+        reference: Real images that these compare with, shape ``(N, C, H, W)``.
 
     Example:
+        >>> from lightning_iet.metrics import PrecisionRecall
         >>> images = torch.rand(60, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-        >>> network = nn.Flatten()
-        >>> measures = FurtherMeasures(["precision_recall"], images[:20], images[20:40], features=network)
-        >>> sorted(measures(images[40:]))
+        >>> metric = PrecisionRecall(nn.Flatten(), reset_real_features=False)
+        >>> sorted(ImageMeasures({"precision_recall": metric}, images[20:40]).measure(images[40:]))
         ['precision', 'recall']
     """
 
-    def __init__(
-        self,
-        measures: Sequence[Measure],
-        train: Tensor,
-        reference: Tensor,
-        *,
-        features: nn.Module,
-        weights: Mapping[str, PathLike_] | None = None,
-    ) -> None:
-        weights = dict(weights or {})
-        self.metrics: dict[str, Metric] = {}
-        for name in measures:
-            own: dict[str, Any] = {"features": features, "weights": weights.pop(name, None)}
-            if name in _AGAINST_TRAINING:
-                self.metrics[name] = _AGAINST_TRAINING[name](train, **own)
-            elif name in _AGAINST_REFERENCE:
-                self.metrics[name] = _AGAINST_REFERENCE[name](**own)
-        if weights:
-            raise ValueError(
-                f"Argument `measure_weights` expected files for {', '.join(measures) or 'no measure'}, but got one for "
-                f"{min(weights)}. Name it in `measures`, or leave the file out."
-            )
-        for metric in self.metrics.values():
-            metric.distributed_available_fn = None  # whoever scores has all images, and must not wait for the others
+    def __init__(self, metrics: Mapping[str, Metric], reference: Tensor) -> None:
+        self.metrics = dict(metrics)
         self.reference = reference
-        self._fed = False
+        self._fed: set[str] = set()
+        for metric in self.metrics.values():
+            metric.distributed_available_fn = None  # every process has all images, and must not wait for the others
 
-    def to(self, device: torch.device) -> "FurtherMeasures":
-        """Move the work to a device."""
+    def to(self, device: torch.device) -> None:
+        """Move the metrics to a device."""
         self.metrics = {name: metric.to(device) for name, metric in self.metrics.items()}
-        self.device = device
-        return self
 
-    def __call__(self, images: Tensor) -> dict[str, float]:
-        """Return all figures of a set of images, shape ``(Q, C, H, W)`` in [0, 1], by name."""
+    def measure(self, images: Tensor, *, only: str | None = None) -> dict[str, float]:
+        """Return all numbers of a set of images.
+
+        Args:
+            images: Shape ``(Q, C, H, W)``, in [0, 1].
+            only: Name of the one metric to take.
+        """
         found: dict[str, float] = {}
-        for name, metric in self.metrics.items():
+        for name, metric in self.metrics.items() if only is None else [(only, self.metrics[only])]:
+            compares = name == "fid" or name in _AGAINST_REFERENCE
             metric.reset()
-            real = name in _AGAINST_REFERENCE
-            if real and not self._fed:
+            if compares and name not in self._fed:
                 _feed(metric, self.reference, real=True)
-            _feed(metric, images, **({"real": False} if real else {}))
-            found |= _named(name, metric.compute())
-        self._fed = True
+                self._fed.add(name)
+            _feed(metric, images, **({"real": False} if compares else {}))
+            numbers = metric.compute()
+            prefix = "" if name in _PAIRS else f"{name}_"
+            if isinstance(numbers, Tensor):
+                found[name] = float(numbers)
+            else:
+                found |= {f"{prefix}{key}": float(number) for key, number in numbers.items()}
         return found
 
 
@@ -217,8 +168,49 @@ def _feed(metric: Metric, images: Tensor, **kind: bool) -> None:
         metric.update(batch.to(metric.device), **kind)
 
 
-def _named(measure: str, figures: Tensor | Mapping[str, Tensor]) -> dict[str, float]:
-    if isinstance(figures, Tensor):
-        return {measure: float(figures)}
-    prefix = "" if measure in _PAIRS else f"{measure}_"
-    return {f"{prefix}{name}": float(figure) for name, figure in figures.items()}
+class MembershipMeasure:
+    """The attack by the loss, as a measure of an evaluation during training.
+
+    Every image has its own noise at 20 timesteps spread over the schedule, the same at every evaluation, so that
+    evaluations compare. *(our choice of 20 timesteps and at most 512 images of each set: as much work as sampling 200
+    images in 50 steps)*
+
+    Args:
+        train: The training set, yielding ``(image in [0, 1], condition, index)``.
+        held_out: Images that are not trained on, likewise.
+
+    Raises:
+        ValueError: A set has less than two images.
+    """
+
+    images = 512  # of each set, at most
+    timesteps = 20
+
+    def __init__(self, train: Dataset[Any], held_out: Dataset[Any]) -> None:
+        self._sets = []
+        for dataset in (train, held_out):
+            total = len(dataset)  # type: ignore[arg-type]
+            if total < 2:
+                raise ValueError(
+                    "Argument `measures` expected sets of at least 2 images for membership_inference, but got "
+                    f"{total}. Hold out more images, or leave this measure out."
+                )
+            places = choose_images(total, self.images)
+            chosen = Subset(dataset, places.tolist())  # no other image is read
+            self._sets.append((collect_images(chosen), places, labels_of(chosen)))
+
+    def __call__(self, module: Any, *, use_ema: bool) -> dict[str, float]:
+        """Return the AUC with its interval, and true positive rates, by the names that loggers know them by.
+
+        Args:
+            module: Has ``losses(images, timesteps, noise, use_ema=)`` and ``num_timesteps``, as
+                :class:`~lightning_iet.DiffusionModule`.
+            use_ema: Whether the averaged weights are attacked.
+        """
+        timesteps = spread_timesteps(self.timesteps, int(module.num_timesteps))
+        conditional = getattr(module, "conditioning", None) is not None
+        scores = [
+            mean_losses(module, images, places, timesteps, use_ema=use_ema, condition=labels if conditional else None)
+            for images, places, labels in self._sets
+        ]
+        return {f"membership_inference_{name}": float(value) for name, value in membership_inference(*scores).items()}

@@ -1,8 +1,6 @@
-"""Where the result of a run goes: the terminal, the run folder, the loggers."""
+"""The report of an evaluation: metrics.json, the table in the terminal, the plots."""
 
-import hashlib
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import asdict
 from importlib.metadata import version
@@ -11,21 +9,20 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import rich
-import torch
 from rich.table import Table
 from torch import Tensor
 
 from lightning_iet.plots import image_grid, memorized_quantity_curve, nearest_pairs, save_figure, training_curves
-from lightning_iet.utilities.files import run_folder, write_atomically
+from lightning_iet.utilities.files import METRICS, run_folder, write_json
+from lightning_iet.utilities.fingerprints import hash_images
+from lightning_iet.utilities.text import percent, three_digits
 
 if TYPE_CHECKING:  # a comparison of runs reads reports, and needs neither Lightning nor metrics
     import lightning.pytorch as pl
 
     from lightning_iet.evaluation.assessment import Assessment, Assessor, Scores
 
-METRICS_FILE = "metrics.json"
-PICTURES = ("samples.png", "nearest.png", "curves.png", "mq.png")
-Facts: TypeAlias = Mapping[str, Any]
+PLOTS = ("samples.png", "nearest.png", "curves.png", "mq.png")
 Report: TypeAlias = dict[str, Any]  # what metrics.json holds, see make_report
 
 
@@ -37,22 +34,23 @@ def make_report(
     run: Mapping[str, Any],
     curves: Mapping[str, Any],
 ) -> Report:
-    """Gathers all figures of a run.
+    """Gather all measures of a run.
 
     Args:
-        assessor: what the generated images were scored by.
+        assessor: what has measured the generated images.
         scores: scores of the generated images.
         settings: of the evaluation.
-        run: facts about the training, of :func:`~lightning_iet.callbacks.evaluation.facts_of_run`.
+        run: what is known of the training, of :func:`~lightning_iet.callbacks.evaluation.describe_run`.
         curves: what ``curves.png`` shows, of :func:`~lightning_iet.callbacks.evaluation.curves_of_run`.
 
     Returns:
-        A dict of plain numbers and text: ``version``; ``settings``, with the limit of ``d1 / d2``; ``data``, sizes and
-        fingerprints of the real sets; ``run``; ``generated`` and ``control``, where ``mq`` are shares and ``mq_count``
-        are numbers of images; ``train``, the FID of the training images themselves; and ``curves``.
+        Plain numbers and text: ``kind`` and ``version``; ``settings``, with the limit of ``d1 / d2``; ``data``, sizes
+        and fingerprints of the real sets; ``run``; ``generated`` and ``control``, where ``mq`` are shares and
+        ``mq_count`` are numbers of images; ``train``, the FID of the training images themselves; and ``curves``.
     """
     train, reference = assessor.train, assessor.reference
     return {
+        "kind": "evaluation",
         "version": version("lightning-iet"),
         "settings": {**settings, "ratio": assessor.limit},
         "data": {
@@ -60,8 +58,8 @@ def make_report(
             "num_control": assessor.control.num_images,
             "num_reference": len(reference),
             "image_shape": list(train.shape[1:]),
-            "train_sha256": fingerprint(train),
-            "reference_sha256": fingerprint(reference),
+            "train_sha256": hash_images(train),
+            "reference_sha256": hash_images(reference),
         },
         "run": run,
         "generated": _score_entries(scores),
@@ -71,24 +69,13 @@ def make_report(
     }
 
 
-def fingerprint(images: Tensor) -> str:
-    """Names a set of images by its content (8 bits per value), so that runs on different sets are told apart.
-
-    Example:
-        >>> fingerprint(torch.zeros(2, 1, 2, 2))
-        '...'
-    """
-    content = images.mul(255).round().to(torch.uint8).cpu().numpy()
-    return hashlib.sha256(f"{content.shape}".encode() + content.tobytes()).hexdigest()[:16]
-
-
 def _score_entries(scores: "Scores") -> dict[str, Any]:
     counts = {threshold: round(share * scores.num_images) for threshold, share in scores.mq.items()}
     return asdict(scores) | {"mq_count": counts}
 
 
 def report_table(report: Report) -> Table:
-    """Lays the figures of a run out beside those of its held-out control.
+    """Lay the measures of a run out beside those of its held-out control.
 
     Args:
         report: what ``metrics.json`` holds.
@@ -103,39 +90,39 @@ def report_table(report: Report) -> Table:
     table.add_column(f"{num:,} generated", justify="right")
     table.add_column(f"{control['num_images']:,} held out\n(control)", justify="right", style="dim")
     table.add_column("better")
-    table.add_row("FID", format_fid(generated["fid"]), format_fid(control["fid"]), "lower")
-    table.add_row(f"FID of the {data['num_train']:,} training images", "", format_fid(report["train"]["fid"]), "")
+    table.add_row("FID", three_digits(generated["fid"]), three_digits(control["fid"]), "lower")
+    table.add_row(f"FID of the {data['num_train']:,} training images", "", three_digits(report["train"]["fid"]), "")
     table.add_section()
-    fractions = (format_share(part["memorized_fraction"]) for part in (generated, control))
+    fractions = (percent(part["memorized_fraction"]) for part in (generated, control))
     table.add_row(f"memorized, d1/d2 < {settings['ratio']:.2f}", *fractions, "lower")
     for level, share in generated["mq"].items():
-        shares = (f"{round(s * num):,} ({format_share(s)})" for s in (share, control["mq"][level]))
+        shares = (f"{round(s * num):,} ({percent(s)})" for s in (share, control["mq"][level]))
         table.add_row(f"MQ < {level}", *shares, "lower")
     if generated["further"]:
         table.add_section()
         for name, figure in generated["further"].items():
-            table.add_row(name.replace("_", " "), format_fid(figure), format_fid(control["further"].get(name)), "")
+            table.add_row(name.replace("_", " "), three_digits(figure), three_digits(control["further"].get(name)), "")
     if threshold := report["run"]["threshold"]:
         table.add_section()
-        table.add_row(f"skipped by AGC, threshold {threshold:g}", format_share(report["run"]["skip_rate"]), "", "")
+        table.add_row(f"skipped by AGC, threshold {threshold:g}", percent(report["run"]["skip_rate"]), "", "")
     if (gap := report["run"].get("gap")) is not None:
-        table.add_row("training loss under that of unseen images", format_share(gap), "", "lower")
+        table.add_row("training loss under that of unseen images", percent(gap), "", "lower")
     return table
 
 
 def write_pictures(report: Report, folder: Path, *, assessment: "Assessment", train: Tensor, num_pairs: int) -> None:
-    """Writes the four pictures of a run.
+    """Write the four plots of a run.
 
     Args:
         report: of :func:`make_report`.
         folder: the folder of the run, which exists.
-        assessment: the generated images and what they are worth.
+        assessment: the generated images and their measures.
         train: the training images, ``(M, C, H, W)``.
         num_pairs: number of images that ``nearest.png`` shows.
     """
     settings, run, curves = report["settings"], report["run"], report["curves"]
     shown = assessment.images[:64]
-    title = f"{len(shown)} of {len(assessment.images):,} generated images ({_drawn(settings)})"
+    title = f"{len(shown)} of {len(assessment.images):,} generated images ({_sampling(settings)})"
     figures = {"samples.png": image_grid(shown, title=title)}
     ratios, nearest = assessment.closeness.ratio, assessment.closeness.nearest
     closest = ratios.argsort(stable=True)[:num_pairs]
@@ -162,70 +149,44 @@ def write_pictures(report: Report, folder: Path, *, assessment: "Assessment", tr
         save_figure(figure, folder / name)
 
 
-def write_report(report: Report, folder: Path) -> None:
-    """Writes ``metrics.json`` atomically; numbers that are not finite become ``null``, as JSON knows none.
+def read_metrics(file: Path, *, kind: str) -> dict[str, Any]:
+    """Read a ``metrics.json``.
 
-    Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     write_report({"run": {"skip_rate": float("nan")}}, Path(folder))
-        ...     json.loads(Path(folder, METRICS_FILE).read_text())
-        {'run': {'skip_rate': None}}
+    Args:
+        file: The file.
+        kind: What has to have written it, ``"evaluation"`` or ``"audit"``; files of versions that wrote no kind pass.
+
+    Raises:
+        OSError: The file cannot be read.
+        ValueError: It holds something else.
     """
-    with write_atomically(folder / METRICS_FILE) as path:
-        path.write_text(json.dumps(_finite(report), indent=2, allow_nan=False) + "\n")
+    content = json.loads(file.read_text(encoding="utf-8"))
+    if not isinstance(content, dict) or content.get("kind", kind) != kind:
+        found = content.get("kind") if isinstance(content, dict) else type(content).__name__
+        raise ValueError(f"expected the measures of an {kind}, but got {found!r}")
+    return content
 
 
-def format_fid(fid: float | None) -> str:
-    """Three digits, which is more than an FID is worth.
-
-    Example:
-        >>> [format_fid(value) for value in (1.4, 0.01234, 123.4, None)]
-        ['1.40', '0.0123', '123', '–']
-    """
-    return "–" if fid is None else f"{fid:#.3g}".rstrip(".")
-
-
-def format_share(share: float | None) -> str:
-    """A share in percent.
-
-    Example:
-        >>> [format_share(value) for value in (0.914, 0.0, 0.0004, None)]
-        ['91.4%', '0.0%', '0.04%', '–']
-    """
-    if share is None:
-        return "–"
-    return f"{share:.2%}" if 0 < share < 0.001 else f"{share:.1%}"
-
-
-def _caption(settings: Facts, data: Facts) -> str:
+def _caption(settings: Mapping[str, Any], data: Mapping[str, Any]) -> str:
     return (
-        f"Generated by {_drawn(settings)}. FID in {settings['features']} features, against {data['num_reference']:,}"
+        f"Generated by {_sampling(settings)}. FID in {settings['features']} features, against {data['num_reference']:,}"
         " further held-out images; that of the training images is what copying alone would give. Memorization is lower,"
         " the better, down to the control, whose counts are scaled to the number of generated images."
     )
 
 
-def _drawn(settings: Facts) -> str:
+def _sampling(settings: Mapping[str, Any]) -> str:
     weights = "EMA" if settings["use_ema"] else "raw"
     return f"{settings['sampler']}, {settings['num_inference_steps']} steps, {weights} weights, seed {settings['seed']}"
 
 
-def _finite(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 def publish(trainer: "pl.Trainer", report: Report, *, assessment: "Assessment", train: Tensor, num_pairs: int) -> None:
-    """Prints the table and writes the files of a run; of a ``fast_dev_run`` nothing is kept.
+    """Print the table and write the files of a run; of a ``fast_dev_run`` nothing is kept.
 
     Args:
-        trainer: its run folder, and its loggers, which get the pictures if they take any.
+        trainer: its run folder, and its loggers, which get the plots if they take any.
         report: of :func:`~lightning_iet.evaluation.report.make_report`.
-        assessment: the generated images and what they are worth.
+        assessment: the generated images and their measures.
         train: the training images, ``(M, C, H, W)``.
         num_pairs: number of generated images to show beside their nearest training image.
     """
@@ -235,17 +196,17 @@ def publish(trainer: "pl.Trainer", report: Report, *, assessment: "Assessment", 
             _write(report, Path(temporary), assessment=assessment, train=train, num_pairs=num_pairs)
         console.print(f"fast_dev_run: the evaluation of {len(assessment.images)} images worked; nothing is kept.")
         return
-    console.print(report_table(report))  # first, for drawing the pictures takes a while
+    console.print(report_table(report))  # first, because the plots take a while
     folder = run_folder(trainer)
     _write(report, folder, assessment=assessment, train=train, num_pairs=num_pairs)
     for logger in trainer.loggers:
         if hasattr(logger, "log_image"):  # Weights & Biases
-            for picture in PICTURES:
-                logger.log_image(f"eval/{Path(picture).stem}", [str(folder / picture)])
-    files = ", ".join((METRICS_FILE, *PICTURES))
+            for plot in PLOTS:
+                logger.log_image(f"eval/{Path(plot).stem}", [str(folder / plot)])
+    files = ", ".join((METRICS, *PLOTS))
     console.print(f"Written to {folder}: {files}", soft_wrap=True, highlight=False)
 
 
 def _write(report: Report, folder: Path, *, assessment: "Assessment", train: Tensor, num_pairs: int) -> None:
-    write_report(report, folder)
+    write_json(folder / METRICS, report)
     write_pictures(report, folder, assessment=assessment, train=train, num_pairs=num_pairs)

@@ -14,13 +14,14 @@ from rich.console import Console
 from lightning_iet.audit.cache import BlockCache, all_or_none, process_group, rank
 from lightning_iet.audit.core import Audit, Settings, audit_images
 from lightning_iet.audit.features import Features, build_features
-from lightning_iet.audit.findings import Findings, Membership, make_findings
+from lightning_iet.audit.findings import Findings, make_findings
 from lightning_iet.audit.reading import ImageSet, read_images
 from lightning_iet.audit.report import write_report
 from lightning_iet.audit.search import Invariance
 from lightning_iet.audit.verdict import findings_table
 from lightning_iet.data.decoding import Fit, Size
 from lightning_iet.data.sources import open_source
+from lightning_iet.evaluation.membership import Membership
 from lightning_iet.utilities.devices import usable_device
 from lightning_iet.utilities.files import (
     FILES,

@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from lightning_iet.audit.core import check_sets
-from lightning_iet.audit.findings import Findings, Membership, infer_membership
+from lightning_iet.audit.findings import Findings
 from lightning_iet.audit.generator import Drawing, Generator, draw, load_checkpoint, load_pipeline
-from lightning_iet.audit.losses import Probing, measure_losses, spread_timesteps
+from lightning_iet.audit.losses import Probing, measure_losses
 from lightning_iet.audit.reading import ImageSet
+from lightning_iet.evaluation.membership import Membership, infer_membership, spread_timesteps
 from lightning_iet.modules.sampling import Sampler
 from lightning_iet.tools.audit import AuditJob
 

@@ -1,7 +1,5 @@
-"""One table over several runs: what each cost in quality, and what it saved in memorization."""
+"""Compare runs: the quality and the memorization of each, in one table and one plot."""
 
-import csv
-import json
 import math
 from collections.abc import Sequence
 from datetime import timedelta
@@ -11,19 +9,20 @@ from typing import Any, TypeAlias
 from rich.console import Console
 from rich.table import Table
 
-from lightning_iet.evaluation.report import METRICS_FILE, format_fid, format_share
+from lightning_iet.evaluation.report import read_metrics
 from lightning_iet.plots import memorization_against_fid, save_figure
-from lightning_iet.utilities.files import check_writable, write_atomically
+from lightning_iet.utilities.files import METRICS, check_writable, write_atomically, write_csv
+from lightning_iet.utilities.text import percent, three_digits
 
 MQ_SHOWN = ("0.15", "0.3")  # enough for a table; the CSV has all thresholds
 Row: TypeAlias = dict[str, Any]
 
 
 def compare(runs: Sequence[Path], *, out: Path = Path("comparison")) -> list[Row]:
-    """Prints one table over runs, and writes ``comparison.csv``, ``comparison.md`` and ``comparison.png``.
+    """Print one table over runs, and write ``comparison.csv``, ``comparison.md`` and ``comparison.png``.
 
-    Each figure stands above the same figure of held-out real images (the control), for on data of low variety even
-    those lie close to a training image.
+    Each measure stands above that of held-out real images (the control), because on data of low variety even those lie
+    close to a training image.
 
     Args:
         runs: run folders, or folders that hold versions of a run (the newest finished one counts), or ``metrics.json``
@@ -63,49 +62,44 @@ def compare(runs: Sequence[Path], *, out: Path = Path("comparison")) -> list[Row
 
 
 def _metrics_file(run: Path) -> Path:
-    """Finds the ``metrics.json`` that a path stands for."""
+    """Find the ``metrics.json`` of a path."""
     if not run.exists():
         raise FileNotFoundError(
             f"Argument `runs` expected folders of finished runs, but got '{run}', which does not exist."
         )
     if run.is_file():
         return run
-    if (run / METRICS_FILE).is_file():
-        return run / METRICS_FILE
-    versions = sorted(run.glob(f"*/{METRICS_FILE}"), key=_age)
+    if (run / METRICS).is_file():
+        return run / METRICS
+    versions = sorted(run.glob(f"*/{METRICS}"), key=_age)
     if not versions:
         raise FileNotFoundError(
-            f"Argument `runs` expected folders of finished runs, but got '{run}' without a {METRICS_FILE}."
+            f"Argument `runs` expected folders of finished runs, but got '{run}' without a {METRICS}."
             " It is written at the end of `lightning-iet fit`."
         )
     return versions[-1]
 
 
 def _age(file: Path) -> tuple[int, float]:
-    """Sorts versions by their number; others (run ids of Weights & Biases) by the time they were written."""
+    """Order of versions: by their number, others (run ids of Weights & Biases) by the time of the file."""
     number = file.parent.name.removeprefix("version_")
     return (int(number) if number.isdecimal() else -1, file.stat().st_mtime)
 
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        report = json.loads(file.read_text())
-        _check_figures(_row("", file, report))
+        report = read_metrics(file, kind="evaluation")
+        for name, value in _row("", file, report).items():
+            of_a_measure = name.startswith(("fid", "memorized", "mq", "seconds"))
+            if of_a_measure and not (isinstance(value, int | float) and math.isfinite(value)):
+                raise ValueError(f"no figure for '{name}'")
     except (OSError, ValueError, KeyError, TypeError) as error:
         problem = f"no entry {error}" if isinstance(error, KeyError) else error
         raise ValueError(
-            f"Argument `runs` expected a {METRICS_FILE} written by `lightning-iet fit`, but got '{file}' ({problem})."
+            f"Argument `runs` expected a {METRICS} written by `lightning-iet fit`, but got '{file}' ({problem})."
             " Train that run again, or leave it out."
         ) from error
     return report
-
-
-def _check_figures(row: Row) -> None:
-    for name, value in row.items():
-        if name.startswith(("fid", "memorized", "mq", "seconds")) and not (
-            isinstance(value, int | float) and math.isfinite(value)
-        ):
-            raise ValueError(f"no figure for '{name}'")
 
 
 def _check_comparable(reports: dict[Path, dict[str, Any]]) -> None:
@@ -124,7 +118,7 @@ def _check_comparable(reports: dict[Path, dict[str, Any]]) -> None:
 
 
 def _labels(files: Sequence[Path]) -> list[str]:
-    """The shortest end of each path that no other one shares; ``version_3`` alone says nothing, so it is no label."""
+    """The shortest end of each path that tells it from the others; ``version_3`` alone is no label."""
     folders = [file.parent.absolute() for file in files]
     plain = [f.parent.name if f.name.startswith("version_") else f.name for f in folders]
     if len(set(plain)) == len(plain):
@@ -137,7 +131,7 @@ def _labels(files: Sequence[Path]) -> list[str]:
 
 
 def _row(label: str, file: Path, report: dict[str, Any]) -> Row:
-    """Flattens a report to the columns of the CSV file."""
+    """A report as the columns of the CSV file."""
     generated, control, run, settings = (report[part] for part in ("generated", "control", "run", "settings"))
     row: Row = {"run": label, "shards": run["num_shards"], "threshold": run["threshold"]}
     row |= {"fid": generated["fid"], "fid_control": control["fid"], "fid_train": report["train"]["fid"]}
@@ -154,11 +148,7 @@ def _row(label: str, file: Path, report: dict[str, Any]) -> Row:
 
 
 def _write(rows: Sequence[Row], out: Path) -> None:
-    columns = list(dict.fromkeys(column for row in rows for column in row))
-    with write_atomically(out / "comparison.csv") as path, path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        writer.writerows(rows)
+    write_csv(out / "comparison.csv", rows)
     with write_atomically(out / "comparison.md") as path:
         path.write_text(_markdown(rows))
     figure = memorization_against_fid(
@@ -187,17 +177,17 @@ def _markdown(rows: Sequence[Row]) -> str:
 
 
 def _cells(rows: Sequence[Row]) -> list[list[str]]:
-    """A header, then two lines for each run: the run's figures, and under them those of its control."""
+    """A header, then two lines for each run: its measures, and under them those of its control."""
     lines = [["run", "FID", "memorized\nfraction", *(f"MQ\n< {a}" for a in MQ_SHOWN), "skipped", "steps", "time"]]
     for row in rows:
         effort = [
-            format_share(row["skip_rate"] if row["threshold"] else None),
+            percent(row["skip_rate"] if row["threshold"] else None),
             f"{row['steps']:,}",
-            _duration(row["seconds"]),
+            str(timedelta(seconds=round(row["seconds"]))),
         ]
         for name, suffix, rest in ((row["run"], "", effort), ("  control", "_control", ["", "", ""])):
             shares = [row[f"{column}{suffix}"] for column in ("memorized_fraction", *(f"mq_{a}" for a in MQ_SHOWN))]
-            lines.append([name, format_fid(row[f"fid{suffix}"]), *map(format_share, shares), *rest])
+            lines.append([name, three_digits(row[f"fid{suffix}"]), *map(percent, shares), *rest])
     return lines
 
 
@@ -205,12 +195,10 @@ def _caption(rows: Sequence[Row]) -> str:
     caption = (
         "FID in {features} features, MQ and memorized fraction: lower is better, down to the control."
         " FID of the training images themselves: {fid}."
-    ).format(features=rows[0]["features"], fid=format_fid(rows[0]["fid_train"]))
-    drawn = {tuple(row[name] for name in ("num_samples", "sampler", "num_inference_steps", "use_ema")) for row in rows}
-    if len(drawn) > 1:
-        caption += " Note: these runs drew their images with different settings; see comparison.csv."
+    ).format(features=rows[0]["features"], fid=three_digits(rows[0]["fid_train"]))
+    settings = {
+        tuple(row[name] for name in ("num_samples", "sampler", "num_inference_steps", "use_ema")) for row in rows
+    }
+    if len(settings) > 1:
+        caption += " Note: these runs sampled their images with different settings; see comparison.csv."
     return caption
-
-
-def _duration(seconds: float) -> str:
-    return str(timedelta(seconds=round(seconds)))

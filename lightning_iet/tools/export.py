@@ -1,24 +1,23 @@
-"""A checkpoint as a pipeline of diffusers, for whoever does not have this package."""
+"""Write a checkpoint as a pipeline of diffusers with a model card, to be used without this package."""
 
-import json
 from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCardData
-from jinja2 import Environment, StrictUndefined
+from huggingface_hub import ModelCard, ModelCardData
 from omegaconf import OmegaConf
 
-from lightning_iet.evaluation.report import METRICS_FILE, format_fid, format_share
+from lightning_iet.evaluation.report import read_metrics
 from lightning_iet.modules.pretrained import load_any_module
 from lightning_iet.modules.sampling import Sampler
 from lightning_iet.utilities.checkpoints import outline
 from lightning_iet.utilities.errors import first_line
-from lightning_iet.utilities.files import check_writable, whole_folder
+from lightning_iet.utilities.files import METRICS, check_writable, whole_folder
+from lightning_iet.utilities.text import percent, three_digits
 
-CARD_FILE = "README.md"
+CARD_FILE, _INDEX = "README.md", "model_index.json"
 _PACKAGES = ("lightning-iet", "diffusers", "torch", "lightning")
 # Settings of data that say nothing about the model, or where they lie on the machine that it was trained on.
 _LEFT_OUT = ("root", "download", "num_workers", "path", "folder", "cache_dir", "check", "on_error")
@@ -34,7 +33,7 @@ def model_card(
         module: The model.
         ckpt: Its checkpoint; ``config.yaml`` and ``metrics.json`` are looked for in its folder and the one above.
         use_ema: Whether the averaged weights were exported.
-        sampler: What the pipeline draws with.
+        sampler: The pipeline's sampler.
         audit: Folder of an audit's report.
         name: What the model is called.
 
@@ -45,14 +44,19 @@ def model_card(
         ValueError: If the audit's figures cannot be read.
     """
     config = _read(_beside(ckpt, "config.yaml"))
-    metrics = _read(_beside(ckpt, METRICS_FILE))
+    metrics = _read(_beside(ckpt, METRICS))
     step = int(outline(ckpt, argument="ckpt").get("global_step", 0))
     kind, classes = _kind(module), getattr(module, "conditioning", None)
     pretrained = _pretrained(config)
-    template = (files(__package__) / "model_card.md.j2").read_text(encoding="utf-8")
-    environment = Environment(undefined=StrictUndefined, autoescape=False)  # noqa: S701 (Markdown, no web page)
-    card = environment.from_string(template).render(
-        header=_header(kind, pretrained),
+    header = ModelCardData(
+        library_name="diffusers",
+        pipeline_tag=_TASKS.get(kind, "unconditional-image-generation"),
+        tags=["diffusion", "memorization", "lightning-iet"],
+        base_model=pretrained if pretrained and "/" in pretrained else None,
+    )
+    card = ModelCard.from_template(
+        header,
+        template_str=(files(__package__) / "model_card.md.j2").read_text(encoding="utf-8"),
         name=name,
         averaged=use_ema and module.ema is not None,
         step=step,
@@ -65,10 +69,10 @@ def model_card(
         training=list(_training(config)),
         quality=_quality(metrics, step) if "control" in metrics else None,
         audit=None if audit is None else _audit(audit),
-        share=format_share,
+        share=percent,
         versions={package: version(package) for package in _PACKAGES},
     )
-    return card.strip() + "\n"
+    return str(card).strip() + "\n"
 
 
 def _kind(module: Any) -> str:
@@ -77,27 +81,17 @@ def _kind(module: Any) -> str:
     return "images" if module.conditioning is None else "classes"
 
 
-def _header(kind: str, pretrained: str | None) -> str:
-    data = ModelCardData(
-        library_name="diffusers",
-        pipeline_tag=_TASKS.get(kind, "unconditional-image-generation"),
-        tags=["diffusion", "memorization", "lightning-iet"],
-        base_model=pretrained if pretrained and "/" in pretrained else None,
-    )
-    return data.to_yaml().strip()
-
-
 # --- what lies beside the checkpoint ----------------------------------------------------------------------------------
 
 
 def _beside(ckpt: Path, name: str) -> Path | None:
-    """A file of the run: `ModelCheckpoint` writes into a folder of the run's folder."""
+    """A file of the run: `ModelCheckpoint` writes into a folder inside the run's."""
     places = (folder / name for folder in ckpt.absolute().parents[:2])
     return next((place for place in places if place.is_file()), None)
 
 
 def _read(file: Path | None) -> dict[str, Any]:
-    """A YAML file, or a JSON file (which is YAML); one that is not there tells nothing."""
+    """The content of a YAML or JSON file; empty if there is none."""
     if file is None:
         return {}
     content = OmegaConf.to_container(OmegaConf.load(file))
@@ -105,20 +99,20 @@ def _read(file: Path | None) -> dict[str, Any]:
 
 
 def _audit(folder: Path) -> dict[str, Any]:
-    file = folder / METRICS_FILE if folder.is_dir() else folder
+    file = folder / METRICS if folder.is_dir() else folder
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-        found["generated"]["copies"]["total"]  # which the file of an evaluation has not
+        found = read_metrics(file, kind="audit")
+        found["generated"]["copies"]["total"]
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise ValueError(
             f"Argument `audit` expected the folder of a report of `lightning-iet audit`, but got '{folder}', which has "
-            f"no {METRICS_FILE} of one."
+            f"no {METRICS} of one."
         ) from error
-    return dict(found)
+    return found
 
 
 def _pretrained(config: Mapping[str, Any]) -> str | None:
-    """What a model was fine-tuned from; of a local folder only its name, for its place is nobody's business."""
+    """What a model was fine-tuned from; of a local folder only its name, since paths are private."""
     given = _init_args(config.get("model")).get("pretrained")
     if not isinstance(given, str):
         return None
@@ -129,7 +123,7 @@ def _pretrained(config: Mapping[str, Any]) -> str | None:
 
 
 def _training(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """What says how the model was trained, as (setting, value)."""
+    """How the model was trained, as (setting, value)."""
     if not config:
         return
     data, model, trainer = (config.get(name) or {} for name in ("data", "model", "trainer"))
@@ -175,28 +169,22 @@ def _listed(settings: Mapping[str, Any], *, only: tuple[str, ...] | None = None)
 
 
 def _quality(metrics: Mapping[str, Any], step: int) -> dict[str, Any]:
-    """The figures of the evaluation that ended the run, and how they came about."""
+    """The measures of the evaluation at the end of the run, and its settings."""
     generated, control, settings = (metrics[part] for part in ("generated", "control", "settings"))
     rows = [
-        (f"FID ({settings['features']} features)", format_fid(generated["fid"]), format_fid(control["fid"])),
-        ("memorized fraction", *(format_share(part["memorized_fraction"]) for part in (generated, control))),
-        *(
-            (f"MQ < {level}", format_share(share), format_share(control["mq"][level]))
-            for level, share in generated["mq"].items()
-        ),
+        (f"FID ({settings['features']} features)", three_digits(generated["fid"]), three_digits(control["fid"])),
+        ("memorized fraction", *(percent(part["memorized_fraction"]) for part in (generated, control))),
+        *((f"MQ < {level}", percent(share), percent(control["mq"][level])) for level, share in generated["mq"].items()),
     ]
     weights = "averaged" if settings["use_ema"] else "last"
     measured = metrics["run"]["steps"]
     how = (
-        f"Drawn with {settings['sampler']}, {settings['num_inference_steps']} steps, {weights} weights, seed "
+        f"Sampled with {settings['sampler']}, {settings['num_inference_steps']} steps, {weights} weights, seed "
         f"{settings['seed']}. Shares are of the images; memorization is lower, the better, down to the control."
     )
     if measured != step:
         how += f" **Measured after {measured:,} steps; these weights are those after {step:,}.**"
     return {"num": generated["num_images"], "num_control": control["num_images"], "rows": rows, "how": how}
-
-
-_INDEX = "model_index.json"
 
 
 def export(
@@ -213,8 +201,8 @@ def export(
     """Write a checkpoint as a folder that diffusers loads, with a model card.
 
     ``DDPMPipeline.from_pretrained(FOLDER)`` loads what was trained from images (``DiffusionPipeline`` loads all kinds),
-    and draws the same images from the same seeds. The card, README.md, tells data, method and settings of the run from
-    the config.yaml and metrics.json that lie beside the checkpoint.
+    and samples the same images from the same seeds. The card, README.md, lists data, method and settings of the run
+    from the config.yaml and metrics.json beside the checkpoint.
 
     Args:
         ckpt: A checkpoint, such as runs/digits/iet_agc/version_0/checkpoints/last.ckpt.

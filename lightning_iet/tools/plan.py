@@ -1,4 +1,4 @@
-"""What a run will cost, before it starts: ``lightning-iet plan`` takes the options of ``fit``."""
+"""Say what a run will cost: ``lightning-iet plan`` takes the options of ``fit``."""
 
 import resource
 import statistics
@@ -266,14 +266,14 @@ class PlanningTrainer(pl.Trainer):
         weights_only: bool | None = None,
         measure_steps: int = 0,
     ) -> Cost:
-        """Prints what a run will cost before it starts: steps, memory, bytes averaged, time.
+        """Print what a run will cost before it starts: steps, memory, bytes averaged, time.
 
         Nothing is written. The data are set up, for their number; the model is built.
 
         Args:
             model: What would be trained.
             datamodule: Where the samples come from.
-            ckpt_path: Of no effect: whatever a configuration of ``fit`` may hold is taken.
+            ckpt_path: Ignored: configurations of ``fit`` may hold it.
             weights_only: Likewise.
             measure_steps: Take so many steps, and two before them, for an estimate of the time; 0 = none.
 
@@ -292,7 +292,9 @@ class PlanningTrainer(pl.Trainer):
             )
         averaging = find_callback(self, ParameterAveragingCallback)
         if averaging is not None and averaging.num_shards != 1:
-            check_trainer(self, model, round_steps=averaging.every_n_train_steps)  # what would not run has no price
+            check_trainer(
+                self, model, round_steps=averaging.every_n_train_steps
+            )  # a run that would be refused has no cost
         datamodule.prepare_data()
         datamodule.setup("fit")
         cost = Cost(model_size(model), schedule_of(self, datamodule), device=str(self.strategy.root_device))
@@ -305,7 +307,7 @@ class PlanningTrainer(pl.Trainer):
 
 
 def schedule_of(trainer: pl.Trainer, datamodule: pl.LightningDataModule) -> Schedule:
-    """How long a run of a trainer is.
+    """Return how long a run of a trainer is.
 
     Args:
         trainer: Not started.
@@ -348,7 +350,7 @@ def _steps(
 
 
 class _Clock(pl.Callback):
-    """Takes the time from the end of a batch to that of the next: waiting for data is in it. Then ends the training."""
+    """Measures the time between the ends of batches, waiting for data included, then ends the training."""
 
     def __init__(self, batches: int) -> None:
         self.batches = batches

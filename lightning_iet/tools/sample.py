@@ -1,17 +1,17 @@
-"""Draw images from a checkpoint."""
+"""Sample images from a checkpoint."""
 
 import inspect
 from pathlib import Path
 
 from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
-from tqdm.auto import tqdm
 
 from lightning_iet.modules.pretrained import load_any_module
 from lightning_iet.modules.sampling import Sampler
 from lightning_iet.plots import image_grid, save_figure
 from lightning_iet.utilities.devices import usable_device
 from lightning_iet.utilities.files import check_writable, free_folder, write_atomically
+from lightning_iet.utilities.progress import progress_bar
 
 
 def sample(
@@ -29,7 +29,7 @@ def sample(
     guidance_scale: float | None = None,
     prompts: list[str] | None = None,
 ) -> Path:
-    """Draw images from a checkpoint and write them as PNG files, with a grid of them all beside the folder.
+    """Sample images from a checkpoint and write them as PNG files, with a grid of them all beside the folder.
 
     Image i depends on the checkpoint, the seed and i alone. A folder that already holds files is left as it is; the
     images then go to a new folder beside it, and the last line says which.
@@ -63,7 +63,7 @@ def sample(
     options = _options(module, labels=labels, guidance_scale=guidance_scale, prompts=prompts)
     folder = free_folder(Path(out))
     check_writable(folder, argument="out", remedy="Give another folder with `--out`.")
-    with tqdm(total=num, desc="Drawing", unit="image") as bar:
+    with progress_bar("Sampling images", num) as bar:
         images = module.sample(
             num,
             seed=seed,
@@ -71,7 +71,7 @@ def sample(
             sampler=sampler,
             num_inference_steps=num_inference_steps,
             use_ema=use_ema,
-            progress=bar.update,
+            progress=bar.advance,
             **options,
         )
     grid = _write(images, folder)
@@ -80,7 +80,7 @@ def sample(
 
 
 def _options(module: object, **given: object) -> dict[str, object]:
-    """What was given beyond the common options, if the module draws by it."""
+    """What was given beyond the common options, if the module takes it."""
     taken = inspect.signature(module.sample).parameters  # type: ignore[attr-defined]
     for name, value in given.items():
         if value is not None and name not in taken:
@@ -93,6 +93,6 @@ def _write(images: Tensor, folder: Path) -> Path:
     for number, image in enumerate(images):
         with write_atomically(folder / f"{number:0{width}d}.png") as unfinished:
             to_pil_image(image.mul(255).round().byte()).save(unfinished)
-    grid = folder.with_name(f"{folder.name}.png")  # beside the images: who audits the folder must not count it as one
+    grid = folder.with_name(f"{folder.name}.png")  # beside the images: an audit of the folder must not count it as one
     save_figure(image_grid(images), grid)
     return grid

@@ -1,7 +1,5 @@
-"""Run the sweeps of Weights & Biases on this machine, without Weights & Biases."""
+"""Run a sweep in the file format of Weights & Biases on this machine, without an account."""
 
-import csv
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
@@ -9,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from tqdm.auto import tqdm
 
 from lightning_iet.evaluation.assessment import Scores, objective
-from lightning_iet.evaluation.report import METRICS_FILE
+from lightning_iet.evaluation.report import read_metrics
 from lightning_iet.search import Job, Search, SweepFile, grid_points, read_sweep, run_jobs
 from lightning_iet.tools.compare import compare
-from lightning_iet.utilities.files import check_writable, write_atomically
+from lightning_iet.utilities.files import METRICS, check_writable, write_csv
+from lightning_iet.utilities.progress import progress_bar
 
 RESULTS = "sweep.csv"
 
@@ -26,15 +24,15 @@ def sweep(
     """Run sweeps, such as configs/sweeps/agc_threshold.yaml, on this machine.
 
     Every point is a run of its own, in OUT/NAME/; what has finished is not run again, so the same command goes on with
-    a sweep that was cut off. Writes sweep.csv, one row for each run, and the table and the picture of `compare`. The
+    a sweep that was cut off. Writes sweep.csv, one row for each run, and the table and the plot of `compare`. The
     same files work with `wandb sweep` and `wandb agent`.
 
     Args:
-        files: Files of sweeps: method grid, random or bayes (these two draw points with Optuna).
+        files: Files of sweeps: method grid, random or bayes (these two choose points with Optuna).
         jobs: Runs at a time, each on its part of the cores.
         out: Folder for the runs.
-        count: Runs where points are drawn; by default the file's run_cap.
-        seed: Seed of the draws.
+        count: Number of runs of random and bayes; by default the file's run_cap.
+        seed: Seed of the choice.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -57,21 +55,21 @@ def _run(plan: SweepFile, folder: Path, *, jobs: int, count: int | None, seed: i
     points = list(enumerate(grid_points(plan.parameters))) if search is None else []
     total = len(points) if search is None else (count or 0)
     errors: dict[Path, str] = {}
-    with tqdm(total=total, desc=plan.name, unit="run") as bar:
+    with progress_bar(f"Runs of {plan.name}", total) as bar:
 
         def ended(job: Job, error: str | None) -> None:
-            bar.update()
+            bar.advance()
             if error is not None:
                 errors[job.folder] = error
             if search is not None:
-                search.tell(job.number, None if error else figures(job.folder)[_plain(plan.metric)])
+                search.tell(job.number, None if error else figures(job.folder)[plan.metric.removeprefix("eval/")])
 
         if search is None:
             planned = [_job(plan, folder, *point) for point in points]
-            bar.update(sum(job.is_finished for job in planned))
+            bar.advance(sum(job.is_finished for job in planned))
             run_jobs((job for job in planned if not job.is_finished), jobs, ended=ended)
         else:
-            bar.update(search.finished)
+            bar.advance(search.finished)
             new = range(total - search.finished)
             run_jobs((_job(plan, folder, *search.next()) for _ in new), jobs, ended=ended)
     _publish(plan, folder, errors)
@@ -81,11 +79,11 @@ def _job(plan: SweepFile, folder: Path, number: int, point: Mapping[str, Any]) -
     values = ",".join(f"{name.rpartition('.')[2]}={value}" for name, value in point.items())
     # A name for people; the number keeps apart what looks the same in it.
     name = f"{number:03d}-{re.sub(r'[^a-zA-Z0-9.,=_+-]+', '_', values)[:100]}"
-    return Job(number, dict(point), plan.arguments(point), folder / name, METRICS_FILE)
+    return Job(number, dict(point), plan.arguments(point), folder / name, METRICS)
 
 
 def figures(folder: Path) -> dict[str, float]:
-    """The figures of a finished run, by the names that loggers know them by, without ``eval/``.
+    """Return the measures of a finished run, by the names that loggers know them by, without ``eval/``.
 
     Args:
         folder: the run's folder.
@@ -93,8 +91,9 @@ def figures(folder: Path) -> dict[str, float]:
     Returns:
         ``fid``, ``memorized_fraction``, ``mq_0.15`` …, ``skip_rate``, further measures, and of most the control's.
     """
-    report = json.loads((folder / METRICS_FILE).read_text(encoding="utf-8"))
-    score = objective(*(_scores(report[part]) for part in ("generated", "control")))
+    report = read_metrics(folder / METRICS, kind="evaluation")
+    names = [field.name for field in fields(Scores)]
+    score = objective(*(Scores(**{name: report[part][name] for name in names}) for part in ("generated", "control")))
     found = {"objective": score, "fid_train": report["train"]["fid"], "skip_rate": report["run"]["skip_rate"]}
     for suffix, part in (("", report["generated"]), ("_control", report["control"])):
         found |= {f"{name}{suffix}": part[name] for name in ("fid", "memorized_fraction")}
@@ -103,30 +102,19 @@ def figures(folder: Path) -> dict[str, float]:
     return found
 
 
-def _scores(part: Mapping[str, Any]) -> Scores:
-    return Scores(**{field.name: part[field.name] for field in fields(Scores)})
-
-
-def _plain(metric: str) -> str:
-    return metric.removeprefix("eval/")
-
-
 def _publish(plan: SweepFile, folder: Path, errors: Mapping[Path, str]) -> None:
     console = Console()
     for run, error in errors.items():
         console.print(f"Failed: {run.name}: {error}", style="red", highlight=False, markup=False)
-    runs = sorted(file.parent for file in folder.glob(f"*/{METRICS_FILE}"))
+    runs = sorted(file.parent for file in folder.glob(f"*/{METRICS}"))
     if not runs:
         raise ValueError(f"Argument `files` expected a sweep whose runs work, but all of '{plan.path}' failed.")
     rows: list[dict[str, Any]] = [{"run": run.name, **figures(run)} for run in runs]
-    metric = _plain(plan.metric)
+    metric = plan.metric.removeprefix("eval/")
     if metric not in rows[0]:
         known = ", ".join(f"eval/{name}" for name in rows[0] if name != "run")
         raise ValueError(f"Sweep '{plan.path}' expected a metric among {known}, but got {plan.metric}.")
-    with write_atomically(folder / RESULTS) as path, path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(dict.fromkeys(name for row in rows for name in row)))
-        writer.writeheader()
-        writer.writerows(rows)
+    write_csv(folder / RESULTS, rows)
     compare(runs, out=folder)
     best = sorted(rows, key=lambda row: float(row[metric]), reverse=plan.maximize)[0]
     best_by = f"Best by {plan.metric}: {best['run']} ({best[metric]:.4g})."

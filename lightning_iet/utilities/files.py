@@ -1,14 +1,17 @@
 """Files of runs and tools: names, folders, atomic writing."""
 
+import csv
 import errno
+import json
+import math
 import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -130,6 +133,44 @@ def write_atomically(path: Path) -> Iterator[Path]:
         os.replace(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON atomically; numbers that are not finite become ``null``, as JSON has none.
+
+    Args:
+        path: The file.
+        content: Dictionaries, lists, tuples, numbers and strings.
+
+    Example:
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write_json(Path(folder, "metrics.json"), {"run": {"skip_rate": float("nan")}})
+        ...     json.loads(Path(folder, "metrics.json").read_text())
+        {'run': {'skip_rate': None}}
+    """
+    with write_atomically(path) as unfinished:
+        unfinished.write_text(json.dumps(_finite(content), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write a table atomically; a column that a row lacks is empty in it.
+
+    Args:
+        path: The file.
+        rows: Values by the names of the columns, which stand in the order in which they come up.
+    """
+    with write_atomically(path) as unfinished, unfinished.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(dict.fromkeys(column for row in rows for column in row)))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def free_folder(folder: Path) -> Path:

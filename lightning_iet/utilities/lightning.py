@@ -86,10 +86,11 @@ def order_callbacks(trainer: pl.Trainer, *added: pl.Callback) -> None:
     Example:
         >>> class Last(Callback):
         ...     position = Position.EVALUATION
-        >>> trainer = pl.Trainer(logger=False, accelerator="cpu", enable_model_summary=False, callbacks=[Last()])
+        >>> shown = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+        >>> trainer = pl.Trainer(accelerator="cpu", callbacks=[Last()], **shown)
         >>> order_callbacks(trainer, pl.callbacks.Timer())
         >>> [type(callback).__name__ for callback in trainer.callbacks]
-        ['TQDMProgressBar', 'Timer', 'ModelCheckpoint', 'Last']
+        ['Timer', 'ModelCheckpoint', 'Last']
     """
     checkpoints = lightning_classes("callbacks.Checkpoint")
 

@@ -8,8 +8,8 @@ import torch
 from lightning_iet.audit import Settings, audit_images, image_set
 from lightning_iet.audit.cache import BlockCache
 from lightning_iet.audit.features import build_features
-from lightning_iet.audit.findings import infer_membership
 from lightning_iet.data.samples import Skip
+from lightning_iet.evaluation.membership import infer_membership
 from tests.helpers.image_folders import NASTY, random_pixels
 
 

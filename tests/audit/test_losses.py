@@ -4,10 +4,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_iet.audit.cache import BlockCache
-from lightning_iet.audit.findings import infer_membership
 from lightning_iet.audit.generator import Generator
-from lightning_iet.audit.losses import Probing, measure_losses, noise_of, spread_timesteps
+from lightning_iet.audit.losses import Probing, measure_losses
 from lightning_iet.audit.reading import image_set
+from lightning_iet.evaluation.membership import choose_images, infer_membership, noise_of, spread_timesteps
 from tests.helpers.digit_models import digit_pixels, fresh_model, overfitted_model
 
 
@@ -47,7 +47,7 @@ def test_noise_is_that_of_the_position_and_the_draw(tmp_path):
 
 def test_some_of_the_images_keep_their_noise(tmp_path):
     model, pixels = fresh_model(), digit_pixels(0, 20)
-    places = Probing(images=6).choose(20)
+    places = choose_images(20, 6)
     assert len(places.unique()) == 6
     torch.testing.assert_close(
         losses(model, pixels, tmp_path, images=6), losses(model, pixels, tmp_path / "all")[places]

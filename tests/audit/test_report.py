@@ -12,9 +12,10 @@ import torch
 from PIL import Image
 
 from lightning_iet.audit import make_findings
-from lightning_iet.audit.findings import below, infer_membership
 from lightning_iet.audit.report import write_report
 from lightning_iet.audit.report.images import shares
+from lightning_iet.evaluation.membership import infer_membership
+from lightning_iet.evaluation.memorization import below
 from lightning_iet.utilities.files import printable
 from tests.helpers.image_folders import NASTY
 

@@ -14,14 +14,17 @@ from torch import Tensor
 
 from lightning_iet.audit.core import Audit, most_copied
 from lightning_iet.audit.features import PIXELS
-from lightning_iet.audit.findings import Findings, Membership, TimestepGap, below
+from lightning_iet.audit.findings import Findings
 from lightning_iet.audit.report.images import BOTTOM, HEIGHT, LEFT, PIXELATED, RIGHT, TOP, WIDTH, chart, data_uri
 from lightning_iet.audit.search import views
 from lightning_iet.audit.statistics import Share
-from lightning_iet.audit.verdict import membership_words, percent, rows, verdict
+from lightning_iet.audit.verdict import membership_words, rows, verdict
 from lightning_iet.data.decoding import RULES
+from lightning_iet.evaluation.membership import Membership, TimestepGap
+from lightning_iet.evaluation.memorization import below
 from lightning_iet.functional.memorization import count_below
 from lightning_iet.utilities.files import printable
+from lightning_iet.utilities.text import percent
 
 
 def limits(findings: Findings) -> list[str]:

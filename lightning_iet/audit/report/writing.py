@@ -1,16 +1,16 @@
 """Writing a report: pairs.csv, metrics.json, pictures and the page."""
 
 import csv
-import json
 from pathlib import Path
 
 from lightning_iet.audit.core import Audit
-from lightning_iet.audit.findings import Findings, below
+from lightning_iet.audit.findings import Findings
 from lightning_iet.audit.report.images import ratio_figure, shrink
 from lightning_iet.audit.report.page import render_page
 from lightning_iet.audit.search import views
+from lightning_iet.evaluation.memorization import below
 from lightning_iet.plots import INK, nearest_pairs, save_figure
-from lightning_iet.utilities.files import METRICS, PAIRS, PAIRS_PICTURE, RATIOS_PICTURE, REPORT, printable
+from lightning_iet.utilities.files import METRICS, PAIRS, PAIRS_PICTURE, RATIOS_PICTURE, REPORT, printable, write_json
 
 _FORMULA = ("=", "+", "-", "@", "＝", "＋", "－", "＠")  # the wide ones count as well
 
@@ -85,7 +85,7 @@ def write_report(audit: Audit, findings: Findings, folder: Path, *, pairs: int =
         folder: an empty folder.
         pairs: generated images that the page shows.
     """
-    (folder / METRICS).write_text(json.dumps(findings.as_dict(), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    write_json(folder / METRICS, findings.as_dict())
     write_pairs(audit, folder / PAIRS)
     (folder / REPORT).write_text(render_page(audit, findings, pairs=pairs), encoding="utf-8")
     _pictures(audit, folder)

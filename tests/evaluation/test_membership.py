@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 import torch
 
-from lightning_iet.audit.findings import infer_membership
+from lightning_iet.evaluation.membership import infer_membership
 
 
 def random_losses(count, *, shift=0.0, seed=0):
