@@ -22,10 +22,10 @@ from time import perf_counter
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from lightning_iet.functional.exhaustive_neighbors import RELATIVE_ERROR, pair_distances
 from lightning_iet.functional.neighbors import nearest_neighbors
+from lightning_iet.utilities.progress import progress_bar
 
 FOLDER = Path("/usr/share/datasets/fashion-mnist")
 LIMITS = {"cpu": 0.5, "cuda": 2.0}
@@ -78,10 +78,8 @@ def search(queries: Tensor, training: Tensor, k: int, device: str) -> tuple[Tens
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
     before = status("VmRSS")
     start = perf_counter()
-    with tqdm(total=len(queries), desc="ours", unit="image") as bar:
-        found = nearest_neighbors(
-            queries, training, k, device=device, progress=lambda done: bar.update(done - bar.n) and None
-        )
+    with progress_bar("ours", len(queries)) as bar:
+        found = nearest_neighbors(queries, training, k, device=device, progress=bar.show)
     return *found, perf_counter() - start, status("VmHWM") - before
 
 
