@@ -171,7 +171,7 @@ class RestrictedOrder:
             if found == self.lengths:
                 return orders
         raise ValueError(
-            f"Argument `datamodule` expected a sampler that draws {self.lengths} samples from the shards, but got "
+            f"Argument `datamodule` expected a sampler that yields {self.lengths} samples of the shards, but got "
             f"{self.whole.name}, of which {MAX_PASSES} epochs hold {found}. Use fewer shards, or partition='iid'."
         )
 

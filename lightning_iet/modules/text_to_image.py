@@ -30,7 +30,7 @@ from lightning_iet.modules.sampling import Sampler, make_sampler, sample_images
 class TextToImageModule(DenoisingModule):
     r"""Fine-tunes the U-Net of a Stable-Diffusion-class pipeline, in full or by adapters (LoRA).
 
-    With latents :math:`z` of an image, drawn by the pipeline's autoencoder, and its caption :math:`c`, the loss of a
+    With latents :math:`z` of an image, random ones of the pipeline's autoencoder, and its caption :math:`c`, the loss of a
     sample is :math:`l = \mathrm{mean}_{CHW} (f(z_t, t, c) - y)^2`, where y is the noise or the velocity, whatever the
     pipeline was trained for. Losses stay per sample until ``self.loss_reducer(sample_loss, timesteps)``, the place of
     :class:`~lightning_iet.callbacks.AntiGradientControl` (published with threshold 0.8 for this).
@@ -163,7 +163,7 @@ class TextToImageModule(DenoisingModule):
         return self.unet(latents, timesteps, **arguments)[0]
 
     def inputs(self, batch: Any, *, training: bool) -> tuple[Tensor, Conditions]:
-        """Return latents and conditions of a batch; in training, latents are drawn and some captions left out.
+        """Return latents and conditions of a batch; in training, latents are random and some captions left out.
 
         Raises:
             ValueError: If the batch is not ``(images, captions, …)``.

@@ -207,7 +207,7 @@ def test_orders_that_cannot_be_restricted_are_refused():
         ShardedDataModule.from_loader(Own(Dicts()), num_shards=2).train_dataloader()
     weights = torch.zeros(SIZE)
     weights[sharded().sampler.shards[0][:2]] = torch.tensor([1.0, 2.0])  # none of the other shard's
-    with pytest.raises(ValueError, match=r"expected a sampler that draws \[5, 5\] samples.*100 epochs hold"):
+    with pytest.raises(ValueError, match=r"expected a sampler that yields \[5, 5\] samples.*100 epochs hold"):
         samples(sharded(sampler=WeightedRandomSampler(weights, 10)))
 
 

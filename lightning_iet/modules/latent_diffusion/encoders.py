@@ -381,7 +381,7 @@ class LatentEncoder(nn.Module):
             )
         with torch.autocast(pixels.device.type, enabled=False):
             distribution = self.vae.encode(pixels.to(self.vae.dtype) * 2 - 1).latent_dist
-        # In this order whatever the autoencoder's: noise "like" latents is drawn in the order in which they lie.
+        # Contiguous, whatever the autoencoder's memory format: `randn_like` numbers its values in memory order.
         moments: Tensor = distribution.parameters.contiguous()
         if isinstance(images, Cacheable) and self.cache is not None:
             self.cache.put(images.keys, [moments])
