@@ -30,9 +30,9 @@ from lightning_iet.modules.sampling import Sampler, make_sampler, sample_images
 class TextToImageModule(DenoisingModule):
     r"""Fine-tunes the U-Net of a Stable-Diffusion-class pipeline, in full or by adapters (LoRA).
 
-    With latents :math:`z` of an image, random ones of the pipeline's autoencoder, and its caption :math:`c`, the loss of a
-    sample is :math:`l = \mathrm{mean}_{CHW} (f(z_t, t, c) - y)^2`, where y is the noise or the velocity, whatever the
-    pipeline was trained for. Losses stay per sample until ``self.loss_reducer(sample_loss, timesteps)``, the place of
+    With random latents :math:`z` of an image, encoded by the pipeline's autoencoder, and its caption :math:`c`, the
+    loss of a sample is :math:`l = \mathrm{mean}_{CHW} (f(z_t, t, c) - y)^2`, where y is the noise or the velocity, as
+    the pipeline was trained. Losses stay per sample until ``self.loss_reducer(sample_loss, timesteps)``, the place of
     :class:`~lightning_iet.callbacks.AntiGradientControl` (published with threshold 0.8 for this).
 
     Autoencoder and text encoders stay as they are, in evaluation mode. They, and with LoRA the U-Net's own weights,
