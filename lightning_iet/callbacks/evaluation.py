@@ -32,7 +32,7 @@ from lightning_iet.evaluation.measures import Measure, MembershipMeasure, check_
 from lightning_iet.evaluation.report import Report, make_report, publish
 from lightning_iet.metrics.frechet import frechet_distance
 from lightning_iet.utilities.files import check_writable, run_folder
-from lightning_iet.utilities.lightning import find_callback
+from lightning_iet.utilities.lightning import Position, find_callback, order_callbacks
 from lightning_iet.utilities.random import isolated_module
 
 
@@ -193,6 +193,8 @@ class Evaluation(pl.Callback):
         256
     """
 
+    position = Position.EVALUATION
+
     def __init__(
         self,
         num_samples: int = 512,
@@ -239,8 +241,7 @@ class Evaluation(pl.Callback):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Move behind all other callbacks: there the weights are final, and the last checkpoint is written."""
         if stage == "fit":
-            others = [callback for callback in trainer.callbacks if callback is not self]  # type: ignore[attr-defined]
-            trainer.callbacks = [*others, self]  # type: ignore[attr-defined]
+            order_callbacks(trainer)
             self._history = RunHistory()
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

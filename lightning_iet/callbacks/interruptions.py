@@ -1,63 +1,63 @@
-"""Interrupted runs: stop at a signal, close after an exception, resume from a checkpoint."""
+"""Interrupted runs: stop at a signal, and resume from a checkpoint."""
 
-import logging
 import signal
 import threading
-from contextlib import AbstractContextManager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-import torch.distributed as dist
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from lightning_iet.utilities.checkpoints import outline
-from lightning_iet.utilities.lightning import Callback, patched_attribute
+from lightning_iet.shards.groups import check_same_everywhere
+from lightning_iet.utilities.checkpoints import last_checkpoint, use_atomic_checkpoints
+from lightning_iet.utilities.lightning import Callback, Position, find_callback, order_callbacks
 
 
 class StopSignal(pl.Callback):
     """Ends training after the step in which any process was sent SIGTERM, as batch systems and torchrun send it.
 
-    Lightning by itself lets the processes talk to one another from within the handler of the signal, in the middle of
-    whatever they do, and each leave when it notices: they can wait for one another for ever, and a checkpoint that they
-    write on the way lacks the shards of those who have left. Here the handler takes a note; after every step all
-    processes vote (one number each), and if one has got the signal, all write the checkpoint and leave together.
+    Lightning's own handler makes each process leave when it notices, in the middle of whatever it does: processes can
+    wait for one another for ever, and a checkpoint that is written meanwhile lacks the shards of those that have left.
+    Here the handler only sets a flag; after every step the processes exchange their flags (one number each), and if one
+    is set, all write a checkpoint and leave together.
 
     The checkpoint is that of every checkpoint callback with ``save_on_exception=True``.
     """
+
+    position = Position.STOP
 
     def __init__(self) -> None:
         self.asked = False
         self._before: dict[signal.Signals, Any] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take the place of Lightning's handler."""
+        """Replace Lightning's handler."""
         self.asked = False
         if threading.current_thread() is threading.main_thread():
-            self._before = {signal.SIGTERM: signal.signal(signal.SIGTERM, self._take_note)}
+            self._before = {signal.SIGTERM: signal.signal(signal.SIGTERM, self._set_flag)}
 
-    def _take_note(self, number: int, frame: object) -> None:
+    def _set_flag(self, number: int, frame: object) -> None:
         if not self.asked:
-            # The workers of a loader have got the same signal; torch would raise an error in mid-step when they go.
+            # A loader's workers receive the signal too; when they end, torch would raise an error in mid-step.
             self._before[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, lambda number, frame: None)
         self.asked = True
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Vote.
+        """Exchange flags.
 
         Raises:
             SIGTERMException: On all processes, if one was asked to stop.
         """
         if (batch_idx + 1) % trainer.accumulate_grad_batches:
-            return  # a window of accumulated gradients is finished first
+            return  # gradients are being accumulated: the optimizer step comes first
         if trainer.strategy.reduce_boolean_decision(self.asked, all=False):
             stop = SIGTERMException(128 + signal.SIGTERM)
-            # A process may have failed on its way here: then no checkpoint can hold all shards at one step.
+            # If a process has failed since its last exchange, no checkpoint can hold all shards at one step.
             if trainer.strategy.reduce_boolean_decision(True, all=True):
                 for callback in trainer.checkpoint_callbacks:
                     callback.on_exception(trainer, pl_module, stop)
@@ -65,13 +65,13 @@ class StopSignal(pl.Callback):
             raise stop
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Leave the signal as it was."""
+        """Restore the handlers."""
         self._restore()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Leave the signal as it was. After a failure on the way to the vote, take part in it: others wait there."""
+        """Restore the handlers; take part in the exchange for which the other processes wait, if this one failed."""
         if self.asked and isinstance(exception, Exception) and trainer.world_size > 1:
-            with suppress(Exception):  # others may have gone
+            with suppress(Exception):  # the others may have ended
                 trainer.strategy.reduce_boolean_decision(True, all=False)
                 trainer.strategy.reduce_boolean_decision(False, all=True)
         self._restore()
@@ -81,85 +81,72 @@ class StopSignal(pl.Callback):
             signal.signal(*self._before.popitem())
 
 
-log = logging.getLogger(__name__)
+class Resumption(Callback):
+    """Refuses to train when processes start from different checkpoints, and corrects how Lightning counts epochs.
 
-
-class Closing(Callback):
-    """Last in line: ends the averaging after an exception, when all others have seen it.
-
-    Args:
-        averaging: The callback whose ``teardown`` is to be called.
+    Each process reads the checkpoint itself. A network file system may show one of them an older state of the folder,
+    or a process of the previous attempt may still be writing; shards of two moments must not be mixed.
     """
 
-    def __init__(self, averaging: Callback) -> None:
-        self.averaging = averaging
+    position = Position.RESUME
 
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Leave an ordinary model and an ordinary strategy."""
-        self.averaging.teardown(trainer, pl_module, "fit")
+    def __init__(self) -> None:
+        self._step: int | None = None
 
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Note the step of the checkpoint."""
+        self._step = checkpoint.get("global_step")
 
-def checkpoints_refused(trainer: Trainer) -> AbstractContextManager[None]:
-    """Lets ``trainer.save_checkpoint`` write nothing, and say so.
-
-    After an exception in one of several processes, a checkpoint would wait for the others, or lack their shards; what
-    it lacks would not be seen before somebody goes on from it.
-    """
-
-    def save_checkpoint(filepath: Any, *args: Any, **kwargs: Any) -> None:
-        log.warning("No checkpoint '%s' after an exception in one of several processes: the last one counts.", filepath)
-
-    return patched_attribute(trainer, "save_checkpoint", save_checkpoint)
-
-
-class Resumption(pl.Callback):
-    """Refuses to train when processes have found different last checkpoints, and sees that epochs are counted right.
-
-    Each process looks for itself. A network file system may show one of them an older state of the folder, or a process
-    of the attempt before may still be writing; and shards of two moments must not be mixed.
-
-    Args:
-        path: The checkpoint from which this process is about to start; ``None`` = none.
-    """
-
-    def __init__(self, path: str | Path | None) -> None:
-        step = outline(Path(path), argument="ckpt_path")["global_step"] if path else None
-        self.start = "none" if path is None else f"'{path}' of step {step}"
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Compare before anything is loaded.
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Compare the checkpoints.
 
         Raises:
             MisconfigurationException: On all processes, naming what two of them found.
         """
-        if trainer.world_size == 1:
-            return
-        everyone: list[Any] = [None] * trainer.world_size
-        dist.all_gather_object(everyone, self.start)
-        for rank, start in enumerate(everyone):
-            if start != everyone[0]:
-                raise MisconfigurationException(
-                    f"All processes expected the same last checkpoint, but got {everyone[0]} on process 0 and {start} "
-                    f"on process {rank}. Wait until no process of the attempt before is alive and the shared folder "
-                    "shows all machines the same files, then start again."
-                )
+        path, step = trainer.ckpt_path, self._step
+        check_same_everywhere(
+            {"last checkpoint": "none" if path is None else f"'{path}' of step {step}"},
+            trainer.world_size,
+            remedy="Wait until no process of the previous attempt is running and the shared folder shows all machines "
+            "the same files, then start again.",
+        )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """See :func:`begin_next_epoch`."""
-        begin_next_epoch(trainer)
+        """Let a run whose checkpoint is of the last step of an epoch begin the next epoch properly.
+
+        Lightning (2.6) counts the epoch of such a checkpoint as done, and then takes the next one for a continued one:
+        it neither counts its beginning nor calls ``on_train_epoch_start``. A checkpoint of that epoch would then say
+        that the run is between two epochs, and a run resumed from it would train on the wrong batches.
+        """
+        loop = trainer.fit_loop
+        if loop.restarted_mid_epoch and loop.epoch_progress.current.ready == trainer.current_epoch:
+            loop.reset_restart_stage()
 
 
-def begin_next_epoch(trainer: Trainer) -> None:
-    """Let a run whose checkpoint is of the last step of an epoch begin the next one properly.
+def resume_from(trainer: Trainer, ckpt_path: str | Path | None) -> str | Path | None:
+    """Prepare a trainer to write checkpoints and to go on from one; an interrupted run then ends in the same weights.
 
-    Lightning (2.6) rightly counts the epoch of such a checkpoint as done, and then takes the next one for a continued
-    one: it neither counts that it begins nor calls ``on_train_epoch_start``. A checkpoint of that epoch then says that
-    the run stands between two epochs, and whoever goes on from it trains on the wrong batches. To be called in
-    ``on_train_start``; does nothing anywhere else in an epoch, nor in a run that starts afresh.
+    The command line calls this, :class:`~lightning_iet.callbacks.ParameterAveragingCallback` calls it, and a program
+    with a plain trainer should. Checkpoints are written atomically from then on, ``"last"`` becomes the newest whole
+    checkpoint (:func:`~lightning_iet.utilities.checkpoints.last_checkpoint`), and a :class:`Resumption` is added to the
+    callbacks.
 
     Args:
-        trainer: A trainer that is about to train.
+        trainer: A trainer that has not begun to train.
+        ckpt_path: ``"last"``, any other path or word that ``trainer.fit`` takes, or ``None`` to start afresh.
+
+    Returns:
+        What to pass to ``trainer.fit(…, ckpt_path=…, weights_only=True)``.
+
+    Raises:
+        ValueError: For ``"last"``, if the run folder is a remote address.
+
+    Example:
+        >>> trainer = Trainer(logger=False, default_root_dir="nowhere", accelerator="cpu")
+        >>> resume_from(trainer, "last") is None
+        True
     """
-    loop = trainer.fit_loop
-    if loop.restarted_mid_epoch and loop.epoch_progress.current.ready == trainer.current_epoch:  # epochs begun and done
-        loop.reset_restart_stage()
+    use_atomic_checkpoints(trainer)
+    if find_callback(trainer, Resumption) is None:
+        order_callbacks(trainer, Resumption())
+    return last_checkpoint(trainer) if ckpt_path == "last" else ckpt_path

@@ -1,34 +1,37 @@
 """One progress bar for the whole run."""
 
-import sys
+import time
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
-from tqdm.auto import tqdm
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from lightning_iet.callbacks.parameter_averaging.callback import ParameterAveragingCallback
 from lightning_iet.utilities.lightning import find_callback
 
 
 class RunProgressBar(ProgressBar):
-    """Shows the run as one bar with its remaining time, and the epoch, round and shard that are at work.
+    """Shows the run as one bar with its remaining time, and the current epoch, round and shard.
 
-    Lightning's own bars restart with every epoch; on small data an epoch takes a fraction of a second, and a bar of it
-    says nothing about when the run will end.
+    Lightning's own bars restart with every epoch; on small data an epoch takes a fraction of a second, and its bar does
+    not tell when the run will end. Where standard error is a file, the state is written as a line now and then.
 
     Args:
-        refresh_seconds: Least time between two redraws.
+        refresh_seconds: Least time between two updates in a terminal; in a file it is 60 times as long.
     """
 
     def __init__(self, refresh_seconds: float = 0.5) -> None:
         super().__init__()
         self.refresh_seconds = refresh_seconds
-        self._bar: tqdm[Any] | None = None
+        self.progress: Progress | None = None
         self._enabled = True
+        self._updated = 0.0
+        self._metrics = ""
 
     def disable(self) -> None:
-        """Show nothing (Lightning calls it on all processes but the first)."""
+        """Show nothing (Lightning calls this on all processes but the first)."""
         self._enabled = False
 
     def enable(self) -> None:
@@ -37,34 +40,49 @@ class RunProgressBar(ProgressBar):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open the bar, at the step at which the run (re)starts."""
+        if not self._enabled:
+            return
         per_epoch, epochs = trainer.num_training_batches, trainer.max_epochs
         known = isinstance(per_epoch, int) and epochs is not None and epochs > 0
-        self._bar = tqdm(
-            desc="Training",
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+        fields = (TextColumn("{task.fields[speed]}"), TimeRemainingColumn(), TextColumn("{task.fields[metrics]}"))
+        self.progress = Progress(*columns, *fields, console=Console(stderr=True), auto_refresh=False)
+        self.progress.add_task(
+            "Training",
             total=per_epoch * epochs if known and epochs else None,
-            initial=trainer.fit_loop.epoch_loop.total_batch_idx + 1,
-            unit="step",
-            # A file or a batch system's log keeps every redraw.
-            mininterval=self.refresh_seconds if sys.stderr.isatty() else 60 * self.refresh_seconds,
-            dynamic_ncols=True,
-            disable=not self._enabled,
+            completed=trainer.fit_loop.epoch_loop.total_batch_idx + 1,
+            speed="",
+            metrics="",
         )
+        if self.progress.console.is_terminal:
+            self.progress.start()
+        self._updated, self._metrics = time.monotonic(), ""
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Move on by one step, and say whose it was."""
-        if self._bar is not None:
-            if not self._bar.disable:
-                self._bar.set_description_str(whereabouts(trainer), refresh=False)
-            self._bar.update()
+        """Advance by one step, and say which shard took it."""
+        if self.progress is None:
+            return
+        task = self.progress.tasks[0]
+        self.progress.advance(task.id)
+        in_terminal = self.progress.console.is_terminal
+        if time.monotonic() - self._updated < self.refresh_seconds * (1 if in_terminal else 60):
+            return
+        self._updated = time.monotonic()
+        speed = f"{task.speed:.3g} step/s" if task.speed else ""
+        description = position_in_run(trainer)
+        self.progress.update(task.id, description=description, speed=speed, metrics=self._metrics, refresh=in_terminal)
+        if not in_terminal:
+            of_all = "" if task.total is None else f" of {task.total:.0f}"
+            line = ", ".join(filter(None, (description, f"step {task.completed:.0f}{of_all}", speed, self._metrics)))
+            self.progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Show the values that modules log for the progress bar."""
-        if self._bar is None or self._bar.disable:
-            return
-        values = {name: value for name, value in self.get_metrics(trainer, pl_module).items() if name != "v_num"}
-        self._bar.set_postfix({name: f"{value:.3g}" for name, value in values.items()}, refresh=False)
+        """Take the values that modules log for the progress bar."""
+        if self.progress is not None:
+            values = {name: value for name, value in self.get_metrics(trainer, pl_module).items() if name != "v_num"}
+            self._metrics = ", ".join(f"{name}={value:.3g}" for name, value in values.items())
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Close the bar."""
@@ -75,13 +93,13 @@ class RunProgressBar(ProgressBar):
         self._close()
 
     def _close(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
+        if self.progress is not None:
+            self.progress.stop()
+            self.progress = None
 
 
-def whereabouts(trainer: Trainer) -> str:
-    """Where a run is, in words, such as ``epoch 12/40, round 2/4, shard 3/8``."""
+def position_in_run(trainer: Trainer) -> str:
+    """Say where a run is, such as ``epoch 12/40, round 2/4, shard 3/8``."""
     epoch, epochs = trainer.current_epoch + 1, trainer.max_epochs or -1
     parts = [f"epoch {epoch}/{epochs}" if epochs > 0 else f"epoch {epoch}"]
     averaging = find_callback(trainer, ParameterAveragingCallback)
@@ -90,7 +108,6 @@ def whereabouts(trainer: Trainer) -> str:
     every, engine = averaging.every_n_epochs, averaging.engine
     if every is not None and epochs > 0:
         parts.append(f"round {-(-epoch // every)}/{-(-epochs // every)}")
-    parts.append(
-        f"{len(engine.sizes)} shards" if engine.active is None else f"shard {engine.active + 1}/{len(engine.sizes)}"
-    )
+    num_shards = len(engine.sizes)
+    parts.append(f"{num_shards} shards" if engine.active is None else f"shard {engine.active + 1}/{num_shards}")
     return ", ".join(parts)

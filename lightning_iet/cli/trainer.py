@@ -9,15 +9,15 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 
 from lightning_iet import callbacks, data, modules
 from lightning_iet.callbacks import AntiGradientControl, Evaluation, ParameterAveragingCallback, RunProgressBar
-from lightning_iet.callbacks.interruptions import Resumption, StopSignal
+from lightning_iet.callbacks.interruptions import StopSignal, resume_from
 from lightning_iet.cli import PROGRAM
 from lightning_iet.cli.tools import HelpFormatter, OneLineErrors
 from lightning_iet.data import ShardedDataModule
 from lightning_iet.functional.sharding import Partition
 from lightning_iet.tools.plan import PlanningTrainer
-from lightning_iet.utilities.checkpoints import check_whole, last_checkpoint, outline, use_atomic_checkpoints
+from lightning_iet.utilities.checkpoints import outline
 from lightning_iet.utilities.files import check_writable, run_folder
-from lightning_iet.utilities.lightning import find_callback
+from lightning_iet.utilities.lightning import find_callback, order_callbacks
 
 _WORDS = ("best", "last", "hpc", "registry")  # of Lightning's own, in the place of a checkpoint's path
 _LOGGER = {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"save_dir": "runs", "name": "run"}}
@@ -50,21 +50,16 @@ class IETCLI(LightningCLI):
             model["synthetic"] = True
         path = self.config[self.config.subcommand].get("ckpt_path")
         if path and path not in _WORDS:
-            check_whole(Path(path), argument="ckpt_path")
             outline(Path(path), argument="ckpt_path")
 
     def before_fit(self) -> None:
         """Find where a run goes on, and whether its folder can be written: now, not after hours of training."""
-        use_atomic_checkpoints(self.trainer)
         if self.trainer.fast_dev_run:  # type: ignore[attr-defined]  # Lightning would write last.ckpt all the same
             for checkpointing in self.trainer.checkpoint_callbacks:
                 checkpointing.save_last = False  # type: ignore[attr-defined]
-        self.trainer.callbacks.append(StopSignal())  # type: ignore[attr-defined]  # after all that belongs to a step
+        order_callbacks(self.trainer, StopSignal())
         options = self.config_init[self.subcommand]
-        if options["ckpt_path"] == "last":
-            options["ckpt_path"] = last_checkpoint(self.trainer)
-        if options["ckpt_path"] not in _WORDS:
-            self.trainer.callbacks.insert(0, Resumption(options["ckpt_path"]))  # type: ignore[attr-defined]
+        options["ckpt_path"] = resume_from(self.trainer, options["ckpt_path"])
         if self.trainer.is_global_zero and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             remedy = "Give another one as `save_dir` of the logger, or with `--trainer.default_root_dir`."
             check_writable(run_folder(self.trainer), argument="save_dir", remedy=remedy, make=False)

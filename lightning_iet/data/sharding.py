@@ -111,6 +111,7 @@ class ShardedDataModule(DataModule):
         self.num_samples = num_samples
         self.prepare_data_per_node = datamodule.prepare_data_per_node
         self.plan: ShardPlan | None = None
+        self._prepared: tuple[ShardPlan, Any] | None = None
         self._pass_hooks(None)
 
     @classmethod
@@ -154,8 +155,21 @@ class ShardedDataModule(DataModule):
         """Set up the inner data module."""
         self.datamodule.setup(stage)
 
+    def prepare_train_dataloader(self, plan: ShardPlan) -> None:
+        """Make the loader that :meth:`train_dataloader` returns next, so that an impossible split is refused now.
+
+        Args:
+            plan: How the run distributes its shards.
+        """
+        self.plan = plan
+        self._prepared = plan, self._make_train_dataloader()
+
     def train_dataloader(self) -> Any:
         """Return the inner loader, reading this process's shards."""
+        prepared, self._prepared = self._prepared, None
+        return prepared[1] if prepared and prepared[0] is self.plan else self._make_train_dataloader()
+
+    def _make_train_dataloader(self) -> Any:
         loader = self.datamodule.train_dataloader()
         if self.num_shards == 1:
             return loader

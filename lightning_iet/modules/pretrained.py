@@ -12,7 +12,7 @@ import torch
 from diffusers import DDPMPipeline, SchedulerMixin
 from torch import Tensor, nn
 
-from lightning_iet.utilities.checkpoints import check_whole, outline
+from lightning_iet.utilities.checkpoints import outline
 from lightning_iet.utilities.errors import first_line
 
 # Classes are looked up in these lists only: a file must not name code to run.
@@ -232,7 +232,6 @@ def load_any_module(path: Path, *, argument: str = "ckpt") -> Any:
         FileNotFoundError: If there is no such file.
         ValueError: If it is something else.
     """
-    check_whole(path, argument=argument)
     name = outline(path, argument=argument).get("specification", {}).get("module", "DiffusionModule")
     wanted = f"Argument `{argument}` expected a checkpoint of a {' or '.join(_MODULES)}, but got '{path}'"
     if name not in _MODULES:

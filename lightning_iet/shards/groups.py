@@ -1,14 +1,19 @@
-"""Processes that train one model together."""
+"""The processes of a run: which of them train one shard together, and what all of them must agree on."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
 from lightning_iet.functional.sharding import num_replicas
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -26,10 +31,10 @@ class ShardGroups:
 def make_groups(
     num_shards: int, world_size: int, rank: int, *, device_type: str, timeout: timedelta | None = None
 ) -> ShardGroups:
-    """Lay the processes out as a mesh with the axes ``shard`` and ``replica``; neighbouring ranks are replicas.
+    """Arrange the processes in a mesh with the axes ``shard`` and ``replica``; neighbouring ranks are replicas.
 
-    Neighbours usually share a machine, and it is the gradients that are exchanged in every step. To be called on every
-    process of the run.
+    Neighbours usually share a machine, and gradients are exchanged in every step. To be called on every process of the
+    run.
 
     Args:
         num_shards: Number of shards, K.
@@ -44,7 +49,7 @@ def make_groups(
     if replicas == 1:
         return ShardGroups(across=dist.group.WORLD)
     ranks = torch.arange(world_size).view(num_shards, replicas)
-    # A mesh that makes its groups itself gives them torch's timeout, whatever the run's is.
+    # Groups that a mesh makes itself have torch's timeout, whatever the run's is.
     across, _ = dist.new_subgroups_by_enumeration(ranks.T.tolist(), timeout=timeout)
     within, _ = dist.new_subgroups_by_enumeration(ranks.tolist(), timeout=timeout)
     assert isinstance(across, dist.ProcessGroup)  # noqa: S101
@@ -54,7 +59,7 @@ def make_groups(
 
 
 def gather_rows(tensor: Tensor, group: dist.ProcessGroup) -> Tensor:
-    """The rows of all processes of a group, in turn: each one's first, each one's second … Takes part on every process.
+    """Interleave the rows of all processes of a group: each one's first, each one's second … A collective.
 
     That is the order in which :func:`~lightning_iet.functional.sharding.replica_part` has dealt the samples out.
 
@@ -72,8 +77,55 @@ def gather_rows(tensor: Tensor, group: dist.ProcessGroup) -> Tensor:
 
 @torch.no_grad()
 def broadcast_model(module: nn.Module) -> None:
-    """Give all processes of the run the parameters and buffers of the first one. Takes part on every process."""
+    """Give all processes of the run the parameters and buffers of the first one. A collective."""
     for tensor in (*module.parameters(), *module.buffers()):
         whole = tensor.data.contiguous()
         dist.broadcast(whole, src=0)
         tensor.data.copy_(whole)
+
+
+def gather_objects(value: T, world_size: int) -> list[T]:
+    """Return the values of all processes of the run, by rank. A collective for more than one process."""
+    if world_size == 1:
+        return [value]
+    values: list[Any] = [None] * world_size
+    dist.all_gather_object(values, value)
+    return values
+
+
+def gather_shards(states: dict[int, dict[str, Any]], world_size: int) -> dict[int, dict[str, Any]]:
+    """Return the shards of all processes on the first one, which writes the checkpoint; elsewhere, the own ones."""
+    if world_size == 1:
+        return states
+    everyone: list[Any] | None = [None] * world_size if dist.get_rank() == 0 else None
+    dist.gather_object(states, everyone, dst=0)
+    return {shard: state for part in everyone for shard, state in part.items()} if everyone else states
+
+
+def check_same_everywhere(values: Mapping[str, Any], world_size: int, *, remedy: str) -> None:
+    """Refuse processes that disagree about the run they are part of. A collective for more than one process.
+
+    Args:
+        values: A readable name and a value for each thing that must be the same.
+        world_size: Number of processes.
+        remedy: What the user should do, one sentence.
+
+    Raises:
+        MisconfigurationException: On all processes, naming the first difference and both values.
+    """
+    first, *others = gather_objects(values, world_size)
+    for rank, other in enumerate(others, 1):
+        for name, value in first.items():
+            if other[name] != value:
+                raise MisconfigurationException(
+                    f"All processes expected the same {name}, but got {shortened(value)} on process 0 and "
+                    f"{shortened(other[name])} on process {rank}. {remedy}"
+                )
+
+
+def shortened(value: object, length: int = 80) -> str:
+    """Write a value into an error message: strings as a whole, everything else cut to ``length`` characters."""
+    if isinstance(value, str):
+        return value
+    text = str(list(value) if isinstance(value, Sequence) else value)
+    return text if len(text) <= length else text[:length] + "…"

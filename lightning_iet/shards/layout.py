@@ -1,13 +1,125 @@
-"""Many tensors laid out in one flat tensor per dtype."""
+"""Which tensors of a model differ between shards, and how they lie in one flat tensor per dtype."""
 
-from collections.abc import Collection, Iterable, Mapping
-from typing import NamedTuple
+from collections.abc import Collection, Mapping
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Trainer
+from torch import Tensor, nn
+
+from lightning_iet.shards.ema import averaged_modules, frozen_modules, unregistered_averages
+from lightning_iet.utilities.lightning import lightning_classes
 
 # Every tensor starts at a multiple of 64 bytes, as a fresh allocation would, so that kernels take the same path.
 ALIGNMENT_BYTES = 64
+
+_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64, 16: torch.int64}
+
+
+# --- which tensors ---------------------------------------------------------------------------------------------------
+
+
+def shard_tensors(module: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return the tensors that training changes: (floating ones, counters), by name.
+
+    They are trainable parameters, all buffers, and averages of the weights (an EMA has no gradients, and yet changes)
+    in whatever form: an ``AveragedModel``, a deep copy, plain tensors, or the average of Lightning's
+    ``WeightAveraging``. Frozen parameters, and the buffers of modules that have no others, are left out: shards share
+    them.
+
+    Example:
+        >>> floats, counters = shard_tensors(nn.BatchNorm1d(2))
+        >>> list(floats), list(counters)
+        (['weight', 'bias', 'running_mean', 'running_var'], ['num_batches_tracked'])
+    """
+    averaged = {id(p) for part in averaged_modules(module) for p in part.parameters()}
+    tensors: dict[str, Tensor] = {
+        name: parameter
+        for name, parameter in module.named_parameters()
+        if parameter.requires_grad or id(parameter) in averaged
+    }
+    # Buffers of frozen modules are tables, and shared; statistics change in each forward, also in a frozen module.
+    frozen = {id(part) for largest in frozen_modules(module) for part in largest.modules()}
+    fixed = {
+        id(buffer)
+        for part in module.modules()
+        if id(part) in frozen and not hasattr(part, "track_running_stats")
+        for buffer in part.buffers(recurse=False)
+    }
+    tensors.update({name: buffer for name, buffer in module.named_buffers() if id(buffer) not in fixed})
+    of_callbacks: dict[str, Tensor] = {}
+    for callback in weight_averagings(getattr(module, "_trainer", None)):
+        if (average := callback._average_model) is not None:
+            kept = {**dict(average.module.named_parameters()), **dict(average.module.named_buffers())}
+            found = {name: kept[name] for name in tensors if name in kept} | {"n_averaged": average.n_averaged}
+            of_callbacks.update({f"{type(callback).__name__}.{name}": tensor for name, tensor in found.items()})
+    tensors.update({slot.name: slot.get() for slot in unregistered_averages(module)[0]})
+    tensors.update(of_callbacks)
+    floats = {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point() or tensor.is_complex()}
+    return floats, {name: tensor for name, tensor in tensors.items() if name not in floats}
+
+
+def frozen_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """Return the tensors that shards share, by name: all that :func:`shard_tensors` leaves out."""
+    kept = {id(tensor) for tensors in shard_tensors(module) for tensor in tensors.values()}
+    tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    return {name: tensor for name, tensor in tensors.items() if id(tensor) not in kept}
+
+
+def weight_averagings(trainer: Trainer | None) -> list[Any]:
+    """Return Lightning's own callbacks that keep an average model, such as ``EMAWeightAveraging``."""
+    callbacks = [] if trainer is None else trainer.callbacks  # type: ignore[attr-defined]
+    return [callback for callback in callbacks if isinstance(callback, lightning_classes("callbacks.WeightAveraging"))]
+
+
+class FrozenWatch:
+    """Refuses to continue when a tensor that shards share has changed: the next shard would start from it.
+
+    Args:
+        module: About to be trained.
+
+    Example:
+        >>> module = nn.Linear(2, 2).requires_grad_(False)
+        >>> watch = FrozenWatch(module)
+        >>> watch.check()
+        >>> module.bias.data += 1
+        >>> watch.check()
+        Traceback (most recent call last):
+        ...
+        lightning.fabric.utilities.exceptions.MisconfigurationException: ParameterAveragingCallback expected ...
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self._tensors = frozen_tensors(module)
+        self._before = self._checksums()
+
+    def check(self) -> None:
+        """Compare the tensors with those at the start.
+
+        Raises:
+            MisconfigurationException: If one has changed.
+        """
+        changed = (self._checksums() != self._before).tolist()
+        names = [name for name, change in zip(self._tensors, changed, strict=True) if change]
+        if names:
+            raise MisconfigurationException(
+                f"ParameterAveragingCallback expected frozen tensors to stay as they are, but got changes of "
+                f"{len(names)}, '{names[0]}' the first: shards would share them. Keep an average of weights as a deep "
+                "copy of the whole network, or as torch.optim.swa_utils.AveragedModel; keep other state as buffers of "
+                "a module that is trained."
+            )
+
+    def _checksums(self) -> Tensor:
+        """Sum each tensor's bits, read as integers."""
+        sums = [torch.zeros((), dtype=torch.int64)]
+        for tensor in self._tensors.values():
+            flat = tensor.detach().contiguous().flatten()
+            sums.append(flat.view(_INTEGERS[flat.element_size()]).sum(dtype=torch.int64))
+        return torch.stack(sums)[1:]
+
+
+# --- where they lie --------------------------------------------------------------------------------------------------
 
 
 class _Place(NamedTuple):
@@ -25,7 +137,7 @@ class FlatLayout:
     """Where each of a model's tensors lies in a flat copy of them.
 
     With all tensors of a shard in one piece of memory, an averaging is arithmetic on one tensor, a message over the
-    network is a slice of it, and turning to another shard is an exchange of pointers: nothing is copied.
+    network is a slice of it, and activating another shard is an exchange of pointers: nothing is copied.
 
     Args:
         tensors: Live floating tensors by name (parameters, buffers). Memory formats such as ``channels_last`` are kept.
@@ -51,19 +163,21 @@ class FlatLayout:
 
     def __init__(self, tensors: Mapping[str, Tensor], *, first: Collection[str] = ()) -> None:
         self.lengths: dict[torch.dtype, int] = {}
+        self.first_lengths: dict[torch.dtype, int] = {}
         self._places: dict[str, _Place] = {}
-        self._lay([(name, tensor) for name, tensor in tensors.items() if name in first])
-        self.first_lengths = dict(self.lengths)
-        self._lay([(name, tensor) for name, tensor in tensors.items() if name not in first])
+        for is_first in (True, False):
+            for name, tensor in tensors.items():
+                if (name in first) == is_first:
+                    self._append(name, tensor)
+            if is_first:
+                self.first_lengths = dict(self.lengths)
 
-    def _lay(self, tensors: Iterable[tuple[str, Tensor]]) -> None:
-        """Give tensors their places behind those that have one."""
-        for name, tensor in tensors:
-            strides = tensor.stride() if _is_dense(tensor) else torch.empty_like(tensor).stride()
-            offset = self.lengths.get(tensor.dtype, 0)
-            self._places[name] = _Place(tensor, tensor.dtype, offset, tensor.size(), strides)
-            step = max(ALIGNMENT_BYTES // tensor.element_size(), 1)
-            self.lengths[tensor.dtype] = offset + -(-tensor.numel() // step) * step
+    def _append(self, name: str, tensor: Tensor) -> None:
+        strides = tensor.stride() if _is_dense(tensor) else torch.empty_like(tensor).stride()
+        offset = self.lengths.get(tensor.dtype, 0)
+        self._places[name] = _Place(tensor, tensor.dtype, offset, tensor.size(), strides)
+        step = max(ALIGNMENT_BYTES // tensor.element_size(), 1)
+        self.lengths[tensor.dtype] = offset + -(-tensor.numel() // step) * step
 
     @property
     def shapes(self) -> dict[str, list[int]]:
@@ -81,7 +195,7 @@ class FlatLayout:
         return next(iter(self._places.values())).tensor.device
 
     def flatten(self) -> dict[torch.dtype, Tensor]:
-        """A new flat copy of the live tensors, one tensor ``(n,)`` per dtype."""
+        """Return a new flat copy of the live tensors, one tensor ``(n,)`` per dtype."""
         device = self.device
         # Zeros, for the gaps between tensors are averaged and saved too.
         flat = {dtype: torch.zeros(length, dtype=dtype, device=device) for dtype, length in self.lengths.items()}
@@ -90,20 +204,20 @@ class FlatLayout:
         return flat
 
     def empty(self) -> dict[torch.dtype, Tensor]:
-        """Uninitialised memory for a flat copy."""
+        """Return uninitialised memory for a flat copy."""
         return {dtype: torch.empty(length, dtype=dtype, device=self.device) for dtype, length in self.lengths.items()}
 
     def views(self, flat: Mapping[torch.dtype, Tensor]) -> dict[str, Tensor]:
-        """The tensors inside a flat copy, by name."""
+        """Return the tensors inside a flat copy, by name."""
         return {name: place.view(flat[place.dtype]) for name, place in self._places.items()}
 
     def install(self, flat: Mapping[torch.dtype, Tensor]) -> None:
-        """Point the live tensors at a flat copy; what is then changed in place is changed in the copy."""
+        """Point the live tensors at a flat copy: changes in place then change the copy."""
         for place in self._places.values():
             place.tensor.data = place.view(flat[place.dtype])
 
     def holds(self, flat: Mapping[torch.dtype, Tensor]) -> bool:
-        """Whether the live tensors still lie in that copy (nobody has moved the model or replaced a weight)."""
+        """Whether the live tensors still lie in that copy: the model was not moved, and no weight replaced."""
         return all(
             place.tensor.data_ptr() == flat[place.dtype].data_ptr() + place.offset * place.dtype.itemsize
             for place in self._places.values()
@@ -118,9 +232,8 @@ class FlatLayout:
 
 def _is_dense(tensor: Tensor) -> bool:
     """Whether strides describe each element of one block of memory exactly once, in some order."""
-    dimensions = sorted((stride, size) for stride, size in zip(tensor.stride(), tensor.size(), strict=True) if size > 1)
     expected = 1
-    for stride, size in dimensions:
+    for stride, size in sorted(pair for pair in zip(tensor.stride(), tensor.size(), strict=True) if pair[1] > 1):
         if stride != expected:
             return False
         expected *= size

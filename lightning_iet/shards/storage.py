@@ -16,119 +16,123 @@ from torch import Tensor
 
 from lightning_iet.shards.layout import FlatLayout
 from lightning_iet.shards.state import ShardState
+from lightning_iet.utilities.files import check_writable
 
 Flat = dict[torch.dtype, Tensor]
-SMALLEST_FILE = 1 << 16  # bytes; counters and biases stay in memory
 Allocate = Callable[[torch.Size, torch.dtype], Tensor]
+Offload = Literal["auto", "none", "cpu", "disk"]
+
+SMALLEST_FILE = 1 << 16  # bytes; counters and biases stay in memory
+SHARE = 0.5  # of the free memory; the rest is for activations and data
 
 
-class Residence(ABC):
-    """Takes in the states of shards, and brings them to the device one at a time."""
+class Storage(ABC):
+    """Stores the states of shards, and loads them onto the device one at a time."""
 
-    shares: bool
-    """Whether what is taken in stays the very tensors that were given."""
-
-    @abstractmethod
-    def take_in(self, shard: int, state: ShardState) -> ShardState:
-        """A state of which other shards' turns leave no trace; what is passed may be used up."""
-
-    @abstractmethod
-    def bring(self, state: ShardState) -> ShardState:
-        """A state to work on, on the device."""
+    keeps_tensors: bool
+    """Whether a stored state consists of the very tensors that were given."""
 
     @abstractmethod
-    def bring_flat(self, flat: Flat) -> Flat:
-        """The same for flat tensors alone; what :meth:`bring` brought before may be overwritten."""
+    def store(self, shard: int, state: ShardState) -> ShardState:
+        """Return a state that does not change while other shards are active; the one passed may be used up."""
+
+    @abstractmethod
+    def load(self, state: ShardState) -> ShardState:
+        """Return a stored state on the device."""
+
+    @abstractmethod
+    def load_flat(self, flat: Flat) -> Flat:
+        """Do the same for flat tensors alone; what :meth:`load` returned before may be overwritten."""
 
     @abstractmethod
     def empty(self, layout: FlatLayout) -> Flat:
-        """Uninitialised memory for flat tensors, beside those of the states."""
+        """Return uninitialised memory for flat tensors, where the states are stored."""
 
 
-class OnDevice(Residence):
-    """All states stay on the device: a turn exchanges references and copies nothing."""
+class OnDevice(Storage):
+    """Keeps all states on the device: activating a shard exchanges references and copies nothing."""
 
-    shares = True
+    keeps_tensors = True
 
-    def take_in(self, shard: int, state: ShardState) -> ShardState:
-        """The state itself."""
+    def store(self, shard: int, state: ShardState) -> ShardState:
+        """Return the state itself."""
         return state
 
-    def bring(self, state: ShardState) -> ShardState:
-        """The state itself."""
+    def load(self, state: ShardState) -> ShardState:
+        """Return the state itself."""
         return state
 
-    def bring_flat(self, flat: Flat) -> Flat:
-        """The tensors themselves."""
+    def load_flat(self, flat: Flat) -> Flat:
+        """Return the tensors themselves."""
         return flat
 
     def empty(self, layout: FlatLayout) -> Flat:
-        """On the device."""
+        """Return memory on the device."""
         return layout.empty()
 
 
-class Away(Residence):
-    """States lie elsewhere; the device has room for one, the *desk*, and a turn copies its content out and in.
+class Offloaded(Storage):
+    """Keeps states elsewhere; the device has room for one of them, whose tensors are overwritten by the next.
 
     Memory is allocated once for each tensor of each shard, and used for the whole run.
 
     Args:
-        flat: The flat tensors on the device at which the model looks: they stay the desk's.
-        allocate: Makes memory of a shape and dtype where states are to lie.
+        flat: The flat tensors on the device at which the model points: they are part of that room.
+        allocate: Allocates memory of a shape and dtype where states are stored.
     """
 
-    shares = False
+    keeps_tensors = False
 
     def __init__(self, flat: Flat, allocate: Allocate) -> None:
         self._allocate = allocate
-        self._desk: dict[str, Tensor] = {f"flat/{dtype}": tensor for dtype, tensor in flat.items()}
-        self._devices = {name: tensor.device for name, tensor in self._desk.items()}
-        self._memory: dict[tuple[int, str], Tensor] = {}
+        self._on_device: dict[str, Tensor] = {f"flat/{dtype}": tensor for dtype, tensor in flat.items()}
+        self._devices = {name: tensor.device for name, tensor in self._on_device.items()}
+        self._stored: dict[tuple[int, str], Tensor] = {}
 
-    def take_in(self, shard: int, state: ShardState) -> ShardState:
-        """Copy a state from the desk (or from wherever it is) to its place."""
+    def store(self, shard: int, state: ShardState) -> ShardState:
+        """Copy a state to where it is stored."""
         return state.map(lambda name, tensor: self._store(shard, name, tensor))
 
-    def bring(self, state: ShardState) -> ShardState:
-        """Copy a state to the desk, and clear away what the state before had and this one has not."""
+    def load(self, state: ShardState) -> ShardState:
+        """Copy a state to the device, and free the tensors of the state before that this one does not have."""
         names: set[str] = set()
 
-        def lay_out(name: str, tensor: Tensor) -> Tensor:
+        def load(name: str, tensor: Tensor) -> Tensor:
             names.add(name)
-            return self._lay_out(name, tensor)
+            return self._load(name, tensor)
 
-        brought = state.map(lay_out)
-        self._desk = {name: tensor for name, tensor in self._desk.items() if name in names}
-        return brought
+        loaded = state.map(load)
+        self._on_device = {name: tensor for name, tensor in self._on_device.items() if name in names}
+        return loaded
 
-    def bring_flat(self, flat: Flat) -> Flat:
-        """Copy flat tensors to the desk."""
-        return {dtype: self._lay_out(f"flat/{dtype}", tensor) for dtype, tensor in flat.items()}
+    def load_flat(self, flat: Flat) -> Flat:
+        """Copy flat tensors to the device."""
+        return {dtype: self._load(f"flat/{dtype}", tensor) for dtype, tensor in flat.items()}
 
     def empty(self, layout: FlatLayout) -> Flat:
-        """Where the states lie."""
+        """Return memory where the states are stored."""
         return {dtype: self._allocate(torch.Size([length]), dtype) for dtype, length in layout.lengths.items()}
 
     def _store(self, shard: int, name: str, tensor: Tensor) -> Tensor:
-        memory = self._memory.get((shard, name))
+        memory = self._stored.get((shard, name))
         if memory is tensor:
             return memory
         if not name.startswith("flat/"):
-            self._desk[name] = tensor
+            self._on_device[name] = tensor
             self._devices[name] = tensor.device
         if memory is None or memory.shape != tensor.shape or memory.dtype != tensor.dtype:
-            memory = self._memory[shard, name] = self._allocate(tensor.shape, tensor.dtype)
+            memory = self._stored[shard, name] = self._allocate(tensor.shape, tensor.dtype)
         return memory.copy_(tensor)
 
-    def _lay_out(self, name: str, tensor: Tensor) -> Tensor:
-        place = self._desk.get(name)
+    def _load(self, name: str, tensor: Tensor) -> Tensor:
+        place = self._on_device.get(name)
         if place is None or place.shape != tensor.shape or place.dtype != tensor.dtype:
-            place = self._desk[name] = torch.empty_like(tensor, device=self._devices[name])
-        return place.copy_(tensor, non_blocking=True)  # from pinned memory, without a wait
+            place = self._on_device[name] = torch.empty_like(tensor, device=self._devices[name])
+        return place.copy_(tensor, non_blocking=True)  # asynchronous from pinned memory
 
 
 def host_memory(device: torch.device) -> Allocate:
-    """Allocates in host memory, page-locked where a GPU copies from it."""
+    """Return a function that allocates host memory, page-locked where a GPU copies from it."""
 
     def allocate(shape: torch.Size, dtype: torch.dtype) -> Tensor:
         return torch.empty(shape, dtype=dtype, pin_memory=device.type == "cuda")
@@ -137,10 +141,9 @@ def host_memory(device: torch.device) -> Allocate:
 
 
 def mapped_memory(folder: Path) -> Allocate:
-    """Allocates in files that are mapped into memory: the system writes them to disk as it needs the room.
+    """Return a function that allocates files mapped into memory, which the system writes to disk as it needs room.
 
-    The files have no name any more once they are mapped, so that nothing of them is left when the process ends, in
-    whatever way.
+    The files are unlinked once they are mapped, so that nothing is left when the process ends, in whatever way.
 
     Args:
         folder: Where; it must lie on a disk (``/tmp`` may lie in memory), with room for all states.
@@ -156,43 +159,33 @@ def mapped_memory(folder: Path) -> Allocate:
         if count * dtype.itemsize < SMALLEST_FILE:
             return torch.empty(shape, dtype=dtype)
         with tempfile.NamedTemporaryFile(dir=folder, prefix=".shard-state-") as file:
-            _take_room(file.fileno(), count * dtype.itemsize, folder)
+            # Take the room now: a disk that is full later would kill the process by a signal.
+            try:
+                if hasattr(os, "posix_fallocate"):  # not on macOS
+                    os.posix_fallocate(file.fileno(), 0, count * dtype.itemsize)
+                else:
+                    os.truncate(file.fileno(), count * dtype.itemsize)
+            except OSError as error:
+                raise OSError(
+                    error.errno,
+                    f"Argument `offload` expected room for the shard states in '{folder}', but got: {error.strerror}. "
+                    "Give another folder as the trainer's `default_root_dir`, or use offload='cpu'.",
+                ) from error
             return torch.from_file(file.name, shared=True, size=count, dtype=dtype).view(shape)
 
     return allocate
 
 
-def _take_room(file: int, size: int, folder: Path) -> None:
-    """Make a file as large as it will be now: a disk that is full later would kill the process by a signal."""
-    try:
-        if hasattr(os, "posix_fallocate"):  # not on macOS
-            os.posix_fallocate(file, 0, size)
-        else:
-            os.truncate(file, size)
-    except OSError as error:
-        raise OSError(
-            error.errno,
-            f"Argument `offload` expected room for the shard states in '{folder}', but got: {error.strerror}. "
-            "Give another folder as the trainer's `default_root_dir`, or use offload='cpu'.",
-        ) from error
-
-
-Offload = Literal["auto", "none", "cpu", "disk"]
-
-# The rest of the memory is for activations, data and whatever else is at work.
-SHARE = 0.5
-
-
 def estimate_state_bytes(layout: FlatLayout) -> int:
-    """Bytes of one shard's state, with the two moments of Adam, which are made at the first step only."""
+    """Return the bytes of one shard's state, with the two moments of Adam, which exist from the first step on."""
     return layout.nbytes + 2 * sum(length * dtype.itemsize for dtype, length in layout.first_lengths.items())
 
 
 def choose_offload(needed: int, *, device: torch.device, device_free: int, host_free: int) -> Offload:
-    """The nearest place that has room: all states in half of its free memory *(our choice)*, or the next one.
+    """Return the first of device, host and disk that has room: all states in half of its free memory *(our choice)*.
 
     Args:
-        needed: Bytes of all states of the process but the one at work.
+        needed: Bytes of all states of the process but the active one.
         device: Where the model is trained.
         device_free: Free bytes there.
         host_free: Free bytes in host memory, for this process.
@@ -209,15 +202,18 @@ def choose_offload(needed: int, *, device: torch.device, device_free: int, host_
     return "disk"
 
 
-def make_residence(trainer: Trainer, layout: FlatLayout, flat: Flat, *, num_hosted: int, offload: Offload) -> Residence:
-    """Make the place for shard states, and say what was decided.
+def make_storage(trainer: Trainer, layout: FlatLayout, flat: Flat, *, num_hosted: int, offload: Offload) -> Storage:
+    """Choose where shard states are stored, and log the decision.
 
     Args:
         trainer: Its ``default_root_dir`` takes the files of ``"disk"``.
-        layout: Of the model.
-        flat: Flat tensors at which the model looks.
-        num_hosted: Shards of this process.
+        layout: Layout of the model.
+        flat: Flat tensors at which the model points.
+        num_hosted: Number of shards of this process.
         offload: What the user asked for.
+
+    Raises:
+        ValueError: For ``"disk"``, if the folder cannot be written.
     """
     if num_hosted == 1:
         return OnDevice()
@@ -236,14 +232,8 @@ def make_residence(trainer: Trainer, layout: FlatLayout, flat: Flat, *, num_host
     if choice == "none":
         return OnDevice()
     if choice == "cpu":
-        return Away(flat, host_memory(device))
+        return Offloaded(flat, host_memory(device))
     folder = Path(trainer.default_root_dir)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        raise ValueError(
-            f"Argument `offload` expected a folder for the shard states, but got '{folder}' ({error.strerror}). "
-            "Give another one as the trainer's `default_root_dir`, or use offload='cpu'."
-        ) from error
-    return Away(flat, mapped_memory(folder))
+    remedy = "Give another one as the trainer's `default_root_dir`, or use offload='cpu'."
+    check_writable(folder, argument="offload", remedy=remedy)
+    return Offloaded(flat, mapped_memory(folder))

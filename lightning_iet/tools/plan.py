@@ -21,7 +21,7 @@ from lightning_iet.callbacks.parameter_averaging.callback import ParameterAverag
 from lightning_iet.callbacks.parameter_averaging.checks import check_trainer, limit_per_shard
 from lightning_iet.data.shard_sampler import ShardPlan, ShardSampler
 from lightning_iet.data.sharding import ShardedDataModule
-from lightning_iet.shards.state import frozen_tensors, shard_tensors
+from lightning_iet.shards.layout import frozen_tensors, shard_tensors
 from lightning_iet.utilities.lightning import find_callback
 
 

@@ -1,6 +1,5 @@
-"""Checkpoints: written as a whole or not at all, checked, and found again."""
+"""Checkpoints: written atomically, checked, and found again."""
 
-import contextlib
 import errno
 import logging
 import os
@@ -20,16 +19,20 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
+from lightning_iet.utilities.files import write_atomically
+
+log = logging.getLogger(__name__)
+
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint to a hidden file beside its name, and gives it the name once it is on the disk.
+    """Write checkpoints under a hidden name, and rename them once they are on the disk.
 
-    Whenever the process is killed or the machine loses power, the file of that name is the old one or the new one,
-    whole. Nothing passes through a second copy in memory, and nothing is moved from one disk to another. What a killed
-    process has left unfinished, the next one that saves into the folder clears away. Remote places (``s3://…``) are
-    written in Lightning's way, and reading is Lightning's.
+    Whenever the process is killed or the machine loses power, the file is the old one or the new one, whole. There is
+    no second copy in memory, and nothing is moved from one disk to another. Unfinished files of killed processes of
+    this host are removed when the next checkpoint is saved into the folder. Remote addresses (``s3://…``) are written
+    by Lightning, and reading is Lightning's.
 
     Example:
         >>> import tempfile
@@ -58,10 +61,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
             _clear_unfinished(place.parent)
-            with _taking_the_name(place) as unfinished, unfinished.open("wb") as file:
+            with (
+                write_atomically(place, suffix=".unfinished", durable=True) as unfinished,
+                unfinished.open("wb") as file,
+            ):
                 torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
         except (OSError, RuntimeError) as error:
             cause = _cause(error, place.parent)
             if cause is None:
@@ -73,10 +77,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 def use_atomic_checkpoints(trainer: Trainer) -> None:
-    """Let a trainer write its checkpoints with :class:`AtomicCheckpointIO`, unless the user has chosen another way.
+    """Let a trainer write its checkpoints with :class:`AtomicCheckpointIO`, unless the user has chosen another plugin.
 
     Args:
-        trainer: Any trainer whose checkpoints are Lightning's ordinary files; others stay as they are.
+        trainer: Its ``strategy.checkpoint_io`` is replaced if it is Lightning's own.
     """
     kind = type(trainer.strategy.checkpoint_io)
     # Of either Lightning, but no subclass.
@@ -84,25 +88,8 @@ def use_atomic_checkpoints(trainer: Trainer) -> None:
         trainer.strategy.checkpoint_io = AtomicCheckpointIO()
 
 
-@contextlib.contextmanager
-def _taking_the_name(path: Path) -> Iterator[Path]:
-    """A hidden file that takes a name when the block has ended well, and is gone when it has not."""
-    unfinished = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.unfinished")
-    try:
-        yield unfinished
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
-    with contextlib.suppress(OSError):  # not every file system knows how; the name is then on the disk a little later
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-
-
 def _clear_unfinished(folder: Path) -> None:
-    """Remove what processes of this host that are no more have left unfinished."""
+    """Remove the unfinished files of processes of this host that have ended."""
     ours = re.compile(rf"\..*\.{re.escape(socket.gethostname())}\.(\d+)\.unfinished")
     for path in folder.glob(".*.unfinished"):
         match = ours.fullmatch(path.name)
@@ -121,7 +108,7 @@ def _is_alive(process: int) -> bool:
 
 
 def _cause(error: BaseException | None, folder: Path) -> str | None:
-    """Why the operating system would not write, in its words; ``None`` if it was something else."""
+    """Return the operating system's reason; ``None`` if the error has none."""
     while error is not None:
         if isinstance(error, OSError) and error.errno:
             free = f", {shutil.disk_usage(folder).free / 2**20:.0f} MiB free" if error.errno in _FULL else ""
@@ -131,17 +118,17 @@ def _cause(error: BaseException | None, folder: Path) -> str | None:
 
 
 def check_whole(path: Path, *, argument: str) -> None:
-    """Refuse a file that is missing, cut off, damaged, or no checkpoint at all.
+    """Refuse a file that is missing, cut off, damaged, or not a checkpoint.
 
-    torch writes checkpoints as zip archives; a torn one has lost its table of contents, a damaged one fails a checksum.
+    torch writes checkpoints as zip archives: a truncated one has no table of contents, a damaged one fails a checksum.
 
     Args:
         path: The file.
-        argument: The name under which the user gave it.
+        argument: The argument by which the user gave it.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it cannot be read as a whole.
+        ValueError: If the file is truncated, damaged or not a zip archive.
 
     Example:
         >>> check_whole(Path(__file__), argument="ckpt_path")
@@ -168,16 +155,17 @@ def check_whole(path: Path, *, argument: str) -> None:
 
 
 def outline(path: Path, *, argument: str) -> dict[str, Any]:
-    """What a checkpoint holds, with tensors as shapes only: takes milliseconds, whatever the size of the model.
+    """Check a checkpoint, and return its content with tensors on the ``meta`` device: no weights are loaded.
 
-    Nothing that the file asks to be run is run.
+    No code in the file is run.
 
     Args:
-        path: A file that :func:`check_whole` has passed.
-        argument: The name under which the user gave it.
+        path: The file.
+        argument: The argument by which the user gave it.
 
     Raises:
-        ValueError: If the file holds anything but tensors and plain values, such as code to run.
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file fails :func:`check_whole`, or holds anything but tensors and plain values, such as code.
 
     Example:
         >>> import tempfile
@@ -187,6 +175,7 @@ def outline(path: Path, *, argument: str) -> dict[str, Any]:
         >>> found["global_step"], found["state_dict"]["weight"].shape, found["state_dict"]["weight"].device
         (7, torch.Size([2, 3]), device(type='meta'))
     """
+    check_whole(path, argument=argument)
     try:
         content = torch.load(path, map_location="meta", mmap=True, weights_only=True)
     except (pickle.UnpicklingError, RuntimeError) as error:
@@ -204,30 +193,30 @@ def outline(path: Path, *, argument: str) -> dict[str, Any]:
     return content
 
 
-log = logging.getLogger(__name__)
-
-
 def last_checkpoint(trainer: Trainer) -> Path | None:
-    """The newest whole checkpoint of a run, in any of its versions.
+    """Return the newest whole checkpoint of a run, in any of its versions.
 
-    Looked for where the trainer's callbacks will write: in ``save_dir/name/version_*/checkpoints`` of a logger that
-    numbers its versions, in the one version of a logger that was given its own, in ``default_root_dir/checkpoints``
-    without a logger, and in the ``dirpath`` of each checkpoint callback.
+    The folders searched are those that the trainer's callbacks will write to: ``save_dir/name/version_*/checkpoints``
+    of a logger that numbers its versions, the one version of a logger that was given its own,
+    ``default_root_dir/checkpoints`` without a logger, and the ``dirpath`` of each checkpoint callback.
 
-    *(our choice)* The newest is the one that was written last, by the time of the file. Progress would be wrong: who
-    starts afresh under the same name after 1,000 steps wants to go on with the new run at its step 200. It decides only
-    between files of one moment. Copy run folders with their times (``cp -a``, ``rsync -a``).
+    *(our choice)* The newest file is the one with the latest modification time, not the one with the most steps: who
+    starts afresh under the same name after 1,000 steps wants to go on with the new run at its step 200. Steps decide
+    between files of the same time. Copy run folders with their times (``cp -a``, ``rsync -a``).
 
-    A file that is torn, damaged or no checkpoint is named in a warning, and the one before it is used. So is one that
-    was written while an error or Ctrl-C broke off a step, or after other processes with their shards had gone. Files of
-    weights alone are passed over: there is no optimizer in them to go on with.
+    A file that is truncated, damaged or not a checkpoint is named in a warning, and the one before it is used; likewise
+    one that was written when an error or Ctrl-C had interrupted a step, or when other processes with their shards had
+    ended. Files of weights alone are passed over: they hold no optimizer state.
 
     Args:
         trainer: A trainer that has not started.
 
     Returns:
-        The file, for ``trainer.fit(…, ckpt_path=…, weights_only=True)``; ``None`` if there is none to go on from, which
-        one line says, so that the same program starts a run and goes on with it.
+        The file, for ``trainer.fit(…, ckpt_path=…, weights_only=True)``; ``None`` if there is none, so that the same
+        program starts a run and goes on with it. Which of both is logged.
+
+    Raises:
+        ValueError: If the run folder is a remote address.
 
     Example:
         >>> trainer = Trainer(logger=False, default_root_dir="nowhere", accelerator="cpu")
@@ -255,7 +244,7 @@ def last_checkpoint(trainer: Trainer) -> Path | None:
 
 
 def _folders(trainer: Trainer) -> Iterator[str | Path]:
-    """Where this trainer writes checkpoints, and where its earlier versions did."""
+    """Yield the folders in which this trainer and its earlier versions write checkpoints."""
     for callback in trainer.checkpoint_callbacks:
         if folder := getattr(callback, "dirpath", None):
             yield folder
@@ -271,13 +260,12 @@ def _folders(trainer: Trainer) -> Iterator[str | Path]:
 
 
 def _whole_ones(files: Iterable[Path]) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """The readable files, newest first, with what they hold; others are named."""
+    """Yield the readable files, newest first, with their outlines; warn of the others."""
     times = {path: written for path in files if (written := _written(path)) is not None}
     for _, at_once in groupby(sorted(times, key=times.__getitem__, reverse=True), key=times.__getitem__):
         found = []
         for path in sorted(at_once):
             try:
-                check_whole(path, argument="ckpt_path")
                 found.append((path, outline(path, argument="ckpt_path")))
             except (OSError, ValueError) as error:
                 _warn(str(error))
@@ -285,7 +273,7 @@ def _whole_ones(files: Iterable[Path]) -> Iterator[tuple[Path, dict[str, Any]]]:
 
 
 def _fault(content: dict[str, Any], trainer: Trainer) -> str | None:
-    """Why a whole checkpoint is none to go on from."""
+    """Say why a run cannot go on from a whole checkpoint; ``None`` = it can."""
     try:
         batches = content["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]
         callbacks, _ = content["callbacks"], content["global_step"]
@@ -310,7 +298,7 @@ def _warn(message: str) -> None:
 
 
 def _written(path: Path) -> int | None:
-    """When a file was written, in nanoseconds; ``None`` if it is gone meanwhile."""
+    """Return a file's modification time in nanoseconds; ``None`` if it has been removed meanwhile."""
     try:
         return path.stat().st_mtime_ns
     except FileNotFoundError:

@@ -6,10 +6,11 @@ import json
 import math
 import os
 import shutil
+import socket
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -107,17 +108,23 @@ def _nearest(folder: Path) -> Path:
 
 
 @contextmanager
-def write_atomically(path: Path) -> Iterator[Path]:
-    """Gives a temporary path beside ``path`` that takes its name once the block has ended well.
+def write_atomically(path: Path, *, suffix: str | None = None, durable: bool = False) -> Iterator[Path]:
+    """Write a file under a hidden name beside ``path``, and rename it to ``path`` once the block has ended well.
 
-    Whoever looks at ``path`` sees the old file or the new one, never a half-written one; when the block raises, the old
-    file stays and the temporary one goes.
+    A reader of ``path`` finds the old file or the new one, never a half-written one; when the block raises, the old
+    file stays and the hidden one is removed.
 
     Args:
-        path: the file to write; its suffix is kept, for writers that choose the format by it.
+        path: The file to write.
+        suffix: Ending of the hidden file's name; ``None`` = that of ``path``, for writers that choose the format by it.
+        durable: Also flush to the disk, before the file gets its name and after, so that a power failure leaves the
+            old file or the new one too.
 
     Yields:
-        The temporary path to write to.
+        The hidden path to write to.
+
+    Raises:
+        OSError: If the file cannot be written or renamed.
 
     Example:
         >>> with tempfile.TemporaryDirectory() as folder:
@@ -126,13 +133,24 @@ def write_atomically(path: Path) -> Iterator[Path]:
         ...     [file.name for file in Path(folder).iterdir()]
         ['metrics.json']
     """
-    # Named after the process, so that two runs that share a folder do not write into one another's file.
-    unfinished = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    # Named after host and process, so that two runs that share a folder do not write into one another's file.
+    ending = path.suffix if suffix is None else suffix
+    unfinished = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}{ending}")
     try:
         yield unfinished
+        if durable:
+            with unfinished.open("r+b") as file:
+                os.fsync(file.fileno())
         os.replace(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)
+    if durable:
+        with suppress(OSError):  # not every file system can flush a folder; the name reaches the disk a little later
+            folder = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -81,7 +81,7 @@ def order_callbacks(trainer: pl.Trainer, *added: pl.Callback) -> None:
 
     Args:
         trainer: Its ``callbacks`` are replaced.
-        added: Further callbacks.
+        added: Further callbacks; those that the trainer has already are not added again.
 
     Example:
         >>> class Last(Callback):
@@ -98,7 +98,7 @@ def order_callbacks(trainer: pl.Trainer, *added: pl.Callback) -> None:
         default = Position.CHECKPOINT if isinstance(callback, checkpoints) else Position.DEFAULT
         return getattr(callback, "position", default)
 
-    trainer.callbacks = sorted([*trainer.callbacks, *added], key=position)  # type: ignore[attr-defined]
+    trainer.callbacks = sorted(dict.fromkeys([*trainer.callbacks, *added]), key=position)  # type: ignore[attr-defined]
 
 
 def find_callback(trainer: pl.Trainer, kind: type[T]) -> T | None:

@@ -16,8 +16,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 
 from lightning_iet import AntiGradientControl, DigitsDataModule, ParameterAveragingCallback, ShardedDataModule
-from lightning_iet.callbacks.interruptions import Resumption, StopSignal
-from lightning_iet.utilities.checkpoints import check_whole, last_checkpoint, use_atomic_checkpoints
+from lightning_iet.callbacks.interruptions import StopSignal, resume_from
+from lightning_iet.utilities.checkpoints import check_whole
 from tests.helpers.distributed import forking, free_port, start_quietly, torchrun_environment
 from tests.helpers.models import quiet_trainer, tiny_diffusion
 
@@ -99,7 +99,7 @@ def _lead(folder, world_size, port, settings):
     os._exit(status)
 
 
-def train(folder, world_size=1, *, num_workers=0, ballast=0, pause=0.0, **saving):
+def train(folder, world_size=1, *, start="last", num_workers=0, ballast=0, pause=0.0, **saving):
     """Train, from the last checkpoint if there is one; leaves the final weights in ``final.pt``."""
     torch.manual_seed(11)
     module = tiny_diffusion(warmup_steps=5, unet={"dropout": 0.1})
@@ -122,9 +122,7 @@ def train(folder, world_size=1, *, num_workers=0, ballast=0, pause=0.0, **saving
         num_sanity_val_steps=0,
         enable_checkpointing=True,
     )
-    use_atomic_checkpoints(trainer)
-    start = last_checkpoint(trainer)
-    trainer.callbacks.append(Resumption(start))
+    start = resume_from(trainer, start)
     data = ShardedDataModule(DigitsDataModule(26, batch_size=4, num_workers=num_workers), 4, partition="iid")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from lightning_iet import AntiGradientControl, ParameterAveragingCallback, ShardedDataModule
 from lightning_iet.modules import TextToImageModule
 from lightning_iet.modules.latent_diffusion.pipelines import load_pipeline
-from lightning_iet.shards.ema import tensors_beside
+from lightning_iet.shards.ema import unregistered_averages
 from tests.helpers.models import quiet_trainer
 from tests.helpers.text_to_image import CaptionedData, make_module, save_pipelines
 
@@ -177,7 +177,7 @@ def test_two_shards_change_and_average_what_is_trained_alone(folders, tmp_path, 
 def test_nothing_of_the_module_is_taken_for_another_average(folders):
     module = make_module(folders["sdxl"], lora_rank=2, cache_latents="memory", cache_text="memory")
     module.sample(2, num_inference_steps=1, prompts=["a", "b"])
-    assert tensors_beside(module) == ([], [])
+    assert unregistered_averages(module) == ([], [])
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -8,7 +8,7 @@ import torch
 
 from lightning_iet import AntiGradientControl, ShardedDataModule
 from lightning_iet.shards import FlatLayout, ShardState
-from lightning_iet.shards.storage import Away, choose_offload, estimate_state_bytes, host_memory, mapped_memory
+from lightning_iet.shards.storage import Offloaded, choose_offload, estimate_state_bytes, host_memory, mapped_memory
 from tests.helpers.models import quiet_trainer, tiny_diffusion
 from tests.helpers.shards import Spied, digits
 from tests.helpers.weights import assert_same_bits, state_of
@@ -71,28 +71,28 @@ def state(value):
 
 def test_states_that_are_away_keep_their_values_and_share_nothing():
     desk = state(1.0)
-    away = Away(desk.flat, host_memory(torch.device("cpu")))
-    stored = {shard: away.take_in(shard, desk) for shard in (0, 1)}
+    away = Offloaded(desk.flat, host_memory(torch.device("cpu")))
+    stored = {shard: away.store(shard, desk) for shard in (0, 1)}
     for tensor in (desk.flat[torch.float32], desk.callbacks[0]["bank"], desk.counters[0]):
         tensor.fill_(5)
     (moments,) = desk.optimizers[0][0].values()
     moments["exp_avg"].fill_(5)
-    stored[1] = away.take_in(1, desk)
-    back = away.bring(stored[0])
+    stored[1] = away.store(1, desk)
+    back = away.load(stored[0])
     assert back.flat[torch.float32] is desk.flat[torch.float32]
     assert back.flat[torch.float32].tolist() == [1.0] * 4
     assert back.callbacks[0]["bank"].tolist() == [1.0] * 3
     assert next(iter(back.optimizers[0][0].values()))["exp_avg"].tolist() == [1.0, 1.0]
-    assert away.bring(stored[1]).flat[torch.float32].tolist() == [5.0] * 4
+    assert away.load(stored[1]).flat[torch.float32].tolist() == [5.0] * 4
 
 
 def test_states_grow_when_an_optimizer_first_steps():
     empty, full = state(1.0), state(2.0)
     empty.optimizers[0][0].clear()
-    away = Away(empty.flat, host_memory(torch.device("cpu")))
-    stored = [away.take_in(0, empty), away.take_in(1, full)]
-    assert away.bring(stored[0]).optimizers[0][0] == {}
-    (moments,) = away.bring(stored[1]).optimizers[0][0].values()
+    away = Offloaded(empty.flat, host_memory(torch.device("cpu")))
+    stored = [away.store(0, empty), away.store(1, full)]
+    assert away.load(stored[0]).optimizers[0][0] == {}
+    (moments,) = away.load(stored[1]).optimizers[0][0].values()
     assert moments["exp_avg"].tolist() == [2.0, 2.0]
 
 
@@ -133,7 +133,7 @@ def test_a_full_disk_is_told_before_training(tmp_path, monkeypatch):
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match=r"`offload` expected a folder for the shard states, but got '.*file'"):
+    with pytest.raises(ValueError, match=r"`offload` expected a folder that can be written, but got '.*file'"):
         fit(tmp_path / "file", "disk")
 
 

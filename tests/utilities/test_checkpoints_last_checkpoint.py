@@ -8,7 +8,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 
 from lightning_iet import ParameterAveragingCallback, ShardedDataModule
-from lightning_iet.callbacks.interruptions import Resumption
+from lightning_iet.callbacks.interruptions import resume_from
 from lightning_iet.data import DigitsDataModule
 from lightning_iet.utilities.checkpoints import last_checkpoint
 from tests.helpers.models import quiet_trainer, tiny_diffusion
@@ -203,19 +203,21 @@ def test_python_users_start_and_go_on_with_one_program(tmp_path, logged):
 
 def start_together(tmp_path, starts):
     rank = int(os.environ["RANK"])
-    trainer = quiet_trainer(
-        tmp_path, devices=2, strategy="ddp", max_epochs=1, limit_val_batches=0, callbacks=[Resumption(starts[rank])]
-    )
+    trainer = quiet_trainer(tmp_path, devices=2, strategy="ddp", max_epochs=2, limit_val_batches=0)
     data = DigitsDataModule(8, batch_size=4)
     try:
-        trainer.fit(tiny_diffusion(), data)
+        trainer.fit(tiny_diffusion(), data, ckpt_path=resume_from(trainer, starts[rank]), weights_only=True)
     except Exception as error:
         return str(error)
     return "trained"
 
 
 def test_processes_that_found_different_checkpoints_refuse_all_together(tmp_path, processes):
-    one, other = write(tmp_path / "one.ckpt", step=1), write(tmp_path / "other.ckpt", step=2)
+    one, other = tmp_path / "one.ckpt", tmp_path / "other.ckpt"
+    for path, steps in ((one, 1), (other, 2)):
+        trainer = quiet_trainer(tmp_path, max_epochs=1, limit_train_batches=steps, limit_val_batches=0)
+        trainer.fit(tiny_diffusion(), DigitsDataModule(8, batch_size=4))
+        trainer.save_checkpoint(path)
     for starts in ((one, other), (None, other)):
         results = processes(2).run(start_together, tmp_path, starts)
         assert results[0] == results[1]

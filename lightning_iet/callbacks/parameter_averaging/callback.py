@@ -1,49 +1,52 @@
-"""Iterative ensemble training: shard models that train alone and are averaged now and then."""
+"""Iterative ensemble training: shard models that train alone and are averaged at intervals."""
 
 import logging
 import warnings
+from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any, Literal, get_args
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
 
 from lightning_iet.callbacks.anti_gradient_control.callback import AntiGradientControl
-from lightning_iet.callbacks.interruptions import Closing, begin_next_epoch, checkpoints_refused
+from lightning_iet.callbacks.interruptions import resume_from
 from lightning_iet.callbacks.parameter_averaging.checks import (
-    check_same_everywhere,
     check_same_run,
     check_schedulers,
     check_split,
     check_trainer,
-    count_waiting_step,
-    gather_shards,
     limit_per_shard,
-    set_position,
 )
 from lightning_iet.callbacks.parameter_averaging.shard_log import ShardLog
 from lightning_iet.callbacks.parameter_averaging.weight_averaging import (
-    KeptBeside,
-    ShardedAverage,
-    averages_saved,
-    called_early,
-    keep_averages,
+    UnregisteredAverages,
+    do_nothing,
+    sharded_averages,
 )
 from lightning_iet.data.shard_sampler import ShardPlan, ShardSampler
 from lightning_iet.data.sharding import ShardedDataModule
 from lightning_iet.functional.seeding import derive_seed
-from lightning_iet.shards import ShardEngine
-from lightning_iet.shards.engine import average_saved
-from lightning_iet.shards.groups import broadcast_model, make_groups
-from lightning_iet.shards.schedule import ShardCourse, own_shard
-from lightning_iet.shards.state import FrozenWatch
+from lightning_iet.shards import ShardEngine, ShardwiseCallback
+from lightning_iet.shards.groups import broadcast_model, check_same_everywhere, gather_shards, make_groups
+from lightning_iet.shards.layout import FrozenWatch
+from lightning_iet.shards.schedule import ShardSchedule, own_shard
 from lightning_iet.shards.storage import Offload
-from lightning_iet.utilities.checkpoints import use_atomic_checkpoints
-from lightning_iet.utilities.lightning import Callback, lightning_classes, patched_attribute
+from lightning_iet.utilities.lightning import (
+    Callback,
+    Position,
+    find_callback,
+    lightning_classes,
+    order_callbacks,
+    patched_attribute,
+)
 from lightning_iet.utilities.random import seed_rng
 
 log = logging.getLogger(__name__)
+
+_Saving = Callable[[dict[str, Any]], None]
 
 
 class ParameterAveragingCallback(Callback):
@@ -60,7 +63,7 @@ class ParameterAveragingCallback(Callback):
     one pass over all the data; a process walks through its shards one after the other. With W = n · K processes, n
     replicas train one shard, each with a batch of its own, and average gradients among themselves as ordinary DDP does.
     Validation, checkpoints and the finished model always show the average. Every step seeds the random generators from
-    (seed, shard, epoch, step), so nothing that happens in between, nor the process count, changes a shard's course.
+    (seed, shard, epoch, step), so that neither other callbacks nor the process count change how a shard trains.
 
     Logged at the end of each epoch, for each shard k: ``shard_k/loss``, ``shard_k/skip_rate`` (with
     :class:`AntiGradientControl`) and, after averagings, ``shard_k/distance``, how far its trained parameters were from
@@ -73,10 +76,10 @@ class ParameterAveragingCallback(Callback):
         every_n_epochs: Length of a round in epochs. Default: 1 (if no steps are given).
         every_n_train_steps: Length of a round in steps **of each shard**, instead of epochs.
         weighting: ``"samples"`` weights each shard by its number of samples, ``"uniform"`` all alike.
-        offload: Where the states (weights, EMA, optimizer) of those shards lie that are not at work: ``"none"`` = on
-            the device, where a turn copies nothing; ``"cpu"`` = in host memory; ``"disk"`` = in memory-mapped files in
-            the trainer's ``default_root_dir``. ``"auto"`` takes the first of them in whose free half they fit, and logs
-            what it decided.
+        offload: Where the states (weights, EMA, optimizer) of inactive shards lie: ``"none"`` = on the device, where
+            activating a shard copies nothing; ``"cpu"`` = in host memory; ``"disk"`` = in memory-mapped files in the
+            trainer's ``default_root_dir``. ``"auto"`` takes the first of them in whose free half they fit, and logs
+            the decision.
 
     Raises:
         ValueError: For values out of range, or both lengths given.
@@ -88,6 +91,8 @@ class ParameterAveragingCallback(Callback):
         >>> data = ShardedDataModule(DigitsDataModule(), num_shards=4)
         >>> trainer = Trainer(callbacks=[averaging], logger=False, enable_checkpointing=False, accelerator="cpu")
     """
+
+    position = Position.AVERAGING
 
     def __init__(
         self,
@@ -126,23 +131,22 @@ class ParameterAveragingCallback(Callback):
         """Check everything that can be known before the data is read."""
         if stage != "fit":
             return
-        # First in line: in the last batch of a round, whatever else looks at the model finds the average.
-        others = [callback for callback in trainer.callbacks if callback is not self]  # type: ignore[attr-defined]
-        others = [callback for callback in others if not isinstance(callback, Closing | KeptBeside | ShardedAverage)]
-        trainer.callbacks = [self, *others, Closing(self)]  # type: ignore[attr-defined]
+        order_callbacks(trainer, find_callback(trainer, _ReleaseAfterException) or _ReleaseAfterException())
         self._saved = {}
-        shards, datamodule = self._shards(trainer), getattr(trainer, "datamodule", None)
-        check_split(datamodule.num_shards if isinstance(datamodule, ShardedDataModule) else None, shards, trainer)
-        if shards == 1:
+        self._shards = trainer.world_size if self.num_shards is None else self.num_shards
+        data: object = getattr(trainer, "datamodule", None)
+        self._data = data if isinstance(data, ShardedDataModule) else None
+        check_split(None if self._data is None else self._data.num_shards, self._shards, trainer)
+        if self._shards == 1:
             return
         check_trainer(trainer, pl_module, round_steps=self.every_n_train_steps)
-        use_atomic_checkpoints(trainer)
-        if isinstance(datamodule, ShardedDataModule):
-            self.seed = 0
-            datamodule.plan = self._plan(trainer)
-            datamodule.train_dataloader()  # a split that cannot be made is refused before anything is written
+        resume_from(trainer, trainer.ckpt_path)
+        self.seed = int(trainer.strategy.broadcast(torch.initial_seed() % 2**63))
+        if self._data is not None and trainer.ckpt_path is None:
+            # Now, so that a split that cannot be made is refused before anything is written.
+            self._data.prepare_train_dataloader(self._plan(trainer))
         self.groups = make_groups(
-            shards,
+            self._shards,
             trainer.world_size,
             trainer.global_rank,
             device_type=trainer.strategy.root_device.type,
@@ -154,82 +158,85 @@ class ParameterAveragingCallback(Callback):
             self._stack.enter_context(patched_attribute(trainer.strategy, "_ddp_kwargs", kwargs))
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Tell the data how the run distributes its shards, before the loader is made."""
-        shards = self._shards(trainer)
+        """Tell the data where a resumed run continues, before the loader is made."""
         if self._saved:
-            check_same_run(self._saved["identity"], {"number of shards": shards})
-        if shards == 1:
-            return
-        self.seed = int(self._saved.get("seed", trainer.strategy.broadcast(torch.initial_seed() % 2**63)))
-        datamodule = getattr(trainer, "datamodule", None)
-        if isinstance(datamodule, ShardedDataModule):
-            datamodule.plan = self._plan(trainer)
-
-    def _shards(self, trainer: Trainer) -> int:
-        return trainer.world_size if self.num_shards is None else self.num_shards
+            check_same_run(self._saved["identity"], {"number of shards": self._shards})
+        if self._shards > 1 and trainer.ckpt_path is not None:
+            self.seed = self._saved.get("seed", self.seed)
+            if self._data is not None:
+                self._data.plan = self._plan(trainer)
 
     def _plan(self, trainer: Trainer) -> ShardPlan:
-        shards = self._shards(trainer)
+        """Describe how the run distributes its shards, and where it starts."""
         return ShardPlan(
-            num_shards=shards,
+            num_shards=self._shards,
             num_processes=trainer.world_size,
             rank=trainer.global_rank,
             seed=self.seed,
             round_steps=self.every_n_train_steps,
             multiple_of=trainer.accumulate_grad_batches,
-            limit=limit_per_shard(trainer, shards),
+            limit=limit_per_shard(trainer, self._shards),
             epoch=self._saved.get("epoch", 0),
             done=tuple(self._saved.get("done", ())),
         )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Make the shards from the common starting weights, and stop gradients from crossing between processes."""
-        shards = self._shards(trainer)
-        if shards == 1:
+        if self._shards == 1:
             return
-        sampler = getattr(trainer.train_dataloader, "sampler", None)
-        sampler = sampler if isinstance(sampler, ShardSampler) else own_shard(trainer, self.every_n_train_steps)
-        self._course = ShardCourse(sampler, resumed=self._saved)
-        check_schedulers(trainer)
-        self._averages = self._stack.enter_context(keep_averages(trainer, pl_module))
-        if self.groups.within is not None:
-            # DDP has sent the weights of one replica to the others; all shards start from those of the first.
-            broadcast_model(pl_module)
-        self.engine = ShardEngine(
-            trainer,
-            pl_module,
-            hosted=sampler.hosted,
-            sizes=sampler.sizes if self.weighting == "samples" else [1.0] * shards,
-            group=self.groups.across,
-            offload=self.offload,
-        )
-        self._log = ShardLog(shards, pl_module.device)
-        check_same_everywhere(self._identity(), trainer.world_size)
+        self.engine = self._make_shards(trainer, pl_module)
+        check_same_everywhere(self._identity(), trainer.world_size, remedy="Start all with the same command and data.")
         if trainer.ckpt_path is not None:
-            begin_next_epoch(trainer)
-            self._resume(trainer)
+            self._resume(trainer, self.engine)
         self._frozen, self._steps_taken = FrozenWatch(pl_module), 0
-        self._module_hook = self._stack.enter_context(called_early(pl_module))
-        if (
-            isinstance(trainer.strategy, lightning_classes("strategies.ParallelStrategy"))
-            and self.groups.within is None
-        ):
+        # Many modules update their average of the weights in this hook, which Lightning calls after all callbacks: too
+        # late in the last batch of a round, when the shards are averaged already, and for checkpoints of the step.
+        self._module_hook = pl_module.on_train_batch_end
+        self._stack.enter_context(patched_attribute(pl_module, "on_train_batch_end", do_nothing))
+        parallel = isinstance(trainer.strategy, lightning_classes("strategies.ParallelStrategy"))
+        if parallel and self.groups.within is None:
             self._stack.enter_context(trainer.strategy.block_backward_sync())  # type: ignore[attr-defined]
             # DDP would still broadcast buffers before the first forward: from one shard's into all others'.
             self._stack.enter_context(patched_attribute(trainer.strategy.model, "require_forward_param_sync", False))
         self._controls = [c for c in trainer.callbacks if isinstance(c, AntiGradientControl)]  # type: ignore[attr-defined]
         for control in self._controls:
             control.join_replicas(self.groups.within)
-        saving = averages_saved(average_saved(pl_module, self.engine), pl_module, self.engine, self._averages)
+        saving = self._saving(self.engine, pl_module, pl_module.on_save_checkpoint)
         self._stack.enter_context(patched_attribute(pl_module, "on_save_checkpoint", saving))
+
+    def _make_shards(self, trainer: Trainer, module: LightningModule) -> ShardEngine:
+        sampler = getattr(trainer.train_dataloader, "sampler", None)
+        self._sampler = sampler if isinstance(sampler, ShardSampler) else own_shard(trainer, self.every_n_train_steps)
+        self._schedule = ShardSchedule(self._sampler, resumed=self._saved)
+        self._log = ShardLog(self._shards, module.device)
+        check_schedulers(trainer)
+        self._averages = self._stack.enter_context(sharded_averages(trainer, module))
+        shardwise: list[ShardwiseCallback] = [
+            *(c for c in trainer.callbacks if isinstance(c, ShardwiseCallback)),  # type: ignore[attr-defined]
+            *self._averages,
+        ]
+        if unregistered := UnregisteredAverages(module):
+            shardwise.append(unregistered)
+        if self.groups.within is not None:
+            # DDP has sent the weights of one replica to the others; all shards start from those of the first.
+            broadcast_model(module)
+        return ShardEngine(
+            trainer,
+            module,
+            hosted=self._sampler.hosted,
+            sizes=self._sampler.sizes if self.weighting == "samples" else [1.0] * self._shards,
+            callbacks=shardwise,
+            group=self.groups.across,
+            offload=self.offload,
+        )
 
     # --- training --------------------------------------------------------------------------------------------------
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Turn to the shard whose batch this is, and seed its step."""
+        """Activate the shard whose batch this is, and seed its step."""
         if self.engine is None:
             return
-        at = self._course.at(trainer.current_epoch, batch_idx)
+        at = self._schedule.at(trainer.current_epoch, batch_idx)
         assert at.shard is not None  # noqa: S101 (Lightning calls no hook for the batch None)
         if at.first or self._steps_taken == 1:
             self._frozen.check()
@@ -248,15 +255,15 @@ class ParameterAveragingCallback(Callback):
         if self.engine is None:
             return
         epoch, every = trainer.current_epoch, self.every_n_epochs
-        at, last = self._course.at(epoch, batch_idx), self._course.is_last(batch_idx)
+        at, last = self._schedule.at(epoch, batch_idx), self._schedule.is_last(batch_idx)
         if at.shard is None:
-            count_waiting_step(trainer, batch_idx)
+            _count_step_of_others(trainer, batch_idx)
         else:
             self._log.add_step(trainer, at.shard, outputs)
             for average in self._averages:
                 average.step(trainer, pl_module, outputs, batch, batch_idx)
             self._module_hook(outputs, batch, batch_idx)
-        if self._course.count(at):
+        if self._schedule.count(at):
             for average in self._averages:
                 average.end_epoch(trainer, pl_module)
             if not last:
@@ -271,23 +278,22 @@ class ParameterAveragingCallback(Callback):
             self._log.add("distance", shard, distance)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log what the shards did in this epoch."""
+        """Log each shard's values of this epoch."""
         if self.engine is not None:
             self._log.flush(trainer)
 
     # --- checkpoints -----------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """All shards of the run, gathered on the first process. Lightning calls it on every process."""
+        """Return all shards of the run, gathered on the first process. Lightning calls it on every process."""
         if self.engine is None:
             return {}
         world_size = self.engine.trainer.world_size
-        # Replicas of a shard are alike.
-        states = {} if self.groups.replica else self.engine.state_dict()
+        states = {} if self.groups.replica else self.engine.state_dict()  # replicas of a shard are alike
         return {
             "identity": self._identity(),
             "seed": self.seed,
-            **self._course.record(world_size),
+            **self._schedule.record(world_size),
             "agreed": self.engine.agreed,
             "whole": not self.engine.is_averaging,
             "log": self._log.state_dict(self.engine.trainer),
@@ -299,23 +305,25 @@ class ParameterAveragingCallback(Callback):
         self._saved = state_dict
 
     def _identity(self) -> dict[str, Any]:
-        """What must not change while a run goes on."""
+        """Return what must not change when a run is resumed."""
         assert self.engine is not None  # noqa: S101
         return {
-            "number of shards": len(self.engine.sizes),
+            "number of shards": self._shards,
             "shard weights": self.engine.sizes,
-            "steps of each shard in an epoch": self._course.sampler.steps,
+            "steps of each shard in an epoch": self._sampler.steps,
             "length of a round": f"{self.every_n_epochs} epochs, {self.every_n_train_steps} steps",
-            **self._course.sampler.identity,
+            **self._sampler.identity,
             "model": self.engine.layout.shapes,
         }
 
-    def _resume(self, trainer: Trainer) -> None:
-        assert self.engine is not None  # noqa: S101
+    def _resume(self, trainer: Trainer, engine: ShardEngine) -> None:
+        """Restore the shards of a checkpoint of the same run; without shards, continue from its weights."""
+        # Data of its own on each process continue where the user's loader does.
+        is_ours = isinstance(self._sampler, ShardSampler)
         if not self._saved:
             log.warning("The checkpoint holds no shards: its weights and optimizer are where all shards start from.")
-            if trainer.fit_loop.restarted_mid_epoch and isinstance(self._course.sampler, ShardSampler):
-                set_position(trainer, 0)  # the batches of its epoch were others
+            if trainer.fit_loop.restarted_mid_epoch and is_ours:
+                _set_position(trainer, 0)  # its epoch had other batches
             return
         if not self._saved["whole"]:
             raise MisconfigurationException(
@@ -323,22 +331,38 @@ class ParameterAveragingCallback(Callback):
                 "the middle of an averaging that an error broke off. Use the one before it."
             )
         check_same_run(self._saved["identity"], self._identity())
-        self.engine.load_state_dict(self._saved.pop("shards"), agreed=self._saved["agreed"])
+        engine.load_state_dict(self._saved.pop("shards"), agreed=self._saved["agreed"])
         self._log.load_state_dict(self._saved["log"], trainer)
-        if isinstance(self._course.sampler, ShardSampler):  # data of its own go on where the user's loader does
-            set_position(trainer, self._course.batches_before())
+        if is_ours:
+            _set_position(trainer, self._schedule.batches_before())
         # Lightning warns of batches that are None; here they are how a process waits for others.
         warnings.filterwarnings("ignore", message=".*yielded None.*")
 
-    # --- whatever looks at the model sees the average ----------------------------------------------------------------
+    def _saving(self, engine: ShardEngine, module: LightningModule, own: _Saving) -> _Saving:
+        """Return the module's ``on_save_checkpoint``, which saves averages, in files of weights alone too."""
+
+        def on_save_checkpoint(checkpoint: dict[str, Any]) -> None:
+            is_full = "current_model_state" in checkpoint  # of Lightning's WeightAveraging, in full checkpoints only
+            with engine.average_shown():
+                checkpoint["state_dict"] = _cloned(module.state_dict())
+                own(checkpoint)
+                if is_full:
+                    for average in self._averages:
+                        average.callback.on_save_checkpoint(engine.trainer, module, checkpoint)
+                    for part in ("state_dict", "averaging_state"):
+                        checkpoint[part] = _cloned(checkpoint[part])
+
+        return on_save_checkpoint
+
+    # --- everything else sees the average ----------------------------------------------------------------------------
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Validate the average, in mid-round too; the next training step puts the shard at work back."""
+        """Validate the average, in mid-round too; the next training step puts the active shard back."""
         if self.engine is not None:
             self.engine.show_average()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The result of the run is the average, wherever in a round it ended."""
+        """Leave the average as the result of the run, wherever in a round it ended."""
         if self.engine is not None and not self.engine.agreed:
             self._average(self.engine)
             self._log.flush(trainer)
@@ -350,18 +374,57 @@ class ParameterAveragingCallback(Callback):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """With several processes, leave an ordinary model at once: the others may not be there for an average.
 
-        A checkpoint that another callback would now write could not hold their shards; it is not written. One process
-        keeps its shards until the other callbacks have written their last checkpoints.
+        A checkpoint that another callback would now write would wait for the others, or lack their shards; it is not
+        written. One process keeps its shards until the other callbacks have written their last checkpoints.
         """
         if trainer.world_size > 1 and self.engine is not None:
             self._release()
-            self._stack.enter_context(checkpoints_refused(trainer))
+            self._stack.enter_context(patched_attribute(trainer, "save_checkpoint", _write_no_checkpoint))
 
     def _release(self) -> None:
         self._stack.close()
         if self.engine is not None:
-            self.engine.hide_average()
             self.engine.release()
             self.engine = None
-            # What is drawn next must not depend on the process count, as the last step's seed does.
+            # What comes after must not depend on the process count, as the last step's seed does.
             seed_rng(derive_seed(self.seed, 1))
+
+
+class _ReleaseAfterException(Callback):
+    """Leaves an ordinary model and strategy after an exception, when all other callbacks have seen it."""
+
+    position = Position.RELEASE
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        averaging = find_callback(trainer, ParameterAveragingCallback)
+        if averaging is not None:
+            averaging.teardown(trainer, pl_module, "fit")
+
+
+def _write_no_checkpoint(filepath: Any, *args: Any, **kwargs: Any) -> None:
+    log.warning("No checkpoint '%s' after an exception in one of several processes: the last one counts.", filepath)
+
+
+def _cloned(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Copy tensors: a view of the flat tensor would be saved with all of it."""
+    return {name: tensor.clone() for name, tensor in tensors.items()}
+
+
+def _set_position(trainer: Trainer, position: int) -> None:
+    """Tell Lightning's loop how many of this process's batches of the epoch are done.
+
+    Its own count is that of the process that wrote the checkpoint, in a run of perhaps other processes. A batch that
+    was not yet complete in the checkpoint (which may be written before it counts as completed) remains so.
+    """
+    current = trainer.fit_loop.epoch_loop.batch_progress.current
+    shift = position - current.ready
+    for name in ("ready", "started", "processed", "completed"):
+        setattr(current, name, getattr(current, name) + shift)
+
+
+def _count_step_of_others(trainer: Trainer, batch_idx: int) -> None:
+    """Let a process that waits count the steps that others take: callbacks save and log by ``global_step``."""
+    if (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
+        step = trainer.fit_loop.epoch_loop.automatic_optimization.optim_progress.optimizer.step
+        step.increment_ready()
+        step.increment_completed()

@@ -1,13 +1,14 @@
-"""What a checkpoint says of a run of shards, and whether a run that goes on is the same."""
+"""What ParameterAveragingCallback refuses: settings that cannot work with shards, and checkpoints of other runs."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-import torch.distributed as dist
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 
 from lightning_iet.functional.sharding import num_replicas
+from lightning_iet.shards.groups import shortened
+from lightning_iet.shards.layout import weight_averagings
 from lightning_iet.utilities.lightning import lightning_classes
 
 
@@ -86,41 +87,32 @@ def check_trainer(trainer: Trainer, module: LightningModule, *, round_steps: int
             f"ParameterAveragingCallback expected max_steps=-1, but got {trainer.max_steps}: a process counts the "
             "steps of all its shards, so the run would end in the middle of a shard. Use max_epochs."
         )
-    _check_callbacks(trainer)
     if trainer.overfit_batches:  # type: ignore[attr-defined]
         raise MisconfigurationException(
             f"ParameterAveragingCallback expected overfit_batches=0, but got {trainer.overfit_batches}: "  # type: ignore[attr-defined]
             "it replaces the shards' samplers. Use a smaller data set, or num_shards=1."
         )
-
-
-def _check_callbacks(trainer: Trainer) -> None:
-    """Refuse callbacks that cannot be kept apart by shard."""
     mixing = lightning_classes("callbacks.StochasticWeightAveraging", "callbacks.GradientAccumulationScheduler")
-    callbacks = trainer.callbacks  # type: ignore[attr-defined]
-    for callback in callbacks:
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, mixing):
             raise MisconfigurationException(
                 f"ParameterAveragingCallback expected no callback that mixes the weights or gradients of shards, but "
                 f"got {type(callback).__name__}. Use EMAWeightAveraging(), Trainer(accumulate_grad_batches=…)."
             )
-    averaging = [
-        callback for callback in callbacks if isinstance(callback, lightning_classes("callbacks.WeightAveraging"))
-    ]
-    if len(averaging) > 1:
+    if (count := len(weight_averagings(trainer))) > 1:
         raise MisconfigurationException(
-            f"ParameterAveragingCallback expected at most one WeightAveraging callback, but got {len(averaging)}: each "
+            f"ParameterAveragingCallback expected at most one WeightAveraging callback, but got {count}: each "
             "would put its own average into the checkpoint. Use one."
         )
 
 
 def limit_per_shard(trainer: Trainer, num_shards: int) -> int | None:
-    """Batches of an epoch that `limit_train_batches` leaves to each shard.
+    """Return the batches of an epoch that `limit_train_batches` leaves to each shard; ``None`` = all.
 
-    The limit is one for the batches of the run, all shards together: the same run on any number of processes.
+    The limit is for the batches of all shards together, so that a run is the same on any number of processes.
 
     Raises:
-        MisconfigurationException: If it leaves nothing to some shard, or is a share.
+        MisconfigurationException: If the limit leaves nothing to some shard, or is a share.
     """
     limit, least = trainer.limit_train_batches, num_shards * trainer.accumulate_grad_batches
     if isinstance(limit, int) and (limit >= least or trainer.fast_dev_run):  # type: ignore[attr-defined]
@@ -142,8 +134,8 @@ def check_schedulers(trainer: Trainer) -> None:
     """Refuse learning-rate schedules that cannot be kept apart by shard.
 
     Raises:
-        MisconfigurationException: For schedules that wait for a metric, whose frequency straddles shards, or which a
-            module with manual optimization steps itself, at times that we do not see.
+        MisconfigurationException: For schedules that need a metric, whose frequency spans shards, or that a module
+            with manual optimization steps itself.
     """
     if trainer.lr_scheduler_configs and not trainer.lightning_module.automatic_optimization:
         raise MisconfigurationException(
@@ -166,7 +158,7 @@ def check_schedulers(trainer: Trainer) -> None:
 
 
 def check_same_run(saved: Mapping[str, Any], current: Mapping[str, Any]) -> None:
-    """Refuse to go on with a run that is not the one of the checkpoint.
+    """Refuse to continue a run other than that of the checkpoint.
 
     Args:
         saved: Identity of the run in the checkpoint: a readable name and a value for each thing that must not change.
@@ -178,62 +170,6 @@ def check_same_run(saved: Mapping[str, Any], current: Mapping[str, Any]) -> None
     for name, value in current.items():
         if name in saved and saved[name] != value:
             raise MisconfigurationException(
-                f"The checkpoint expected the {name} {_short(saved[name])}, but got {_short(value)}. "
+                f"The checkpoint expected the {name} {shortened(saved[name])}, but got {shortened(value)}. "
                 "Resume with the settings and data of the run that wrote it, or start afresh without `ckpt_path`."
             )
-
-
-def check_same_everywhere(current: dict[str, Any], world_size: int) -> None:
-    """Refuse processes that disagree about the run they are part of.
-
-    Raises:
-        MisconfigurationException: On all processes, naming the first difference and both values.
-    """
-    if world_size == 1:
-        return
-    everyone: list[Any] = [None] * world_size
-    dist.all_gather_object(everyone, current)
-    for rank, other in enumerate(everyone):
-        for name, value in everyone[0].items():
-            if other[name] != value:
-                raise MisconfigurationException(
-                    f"All processes expected the same {name}, but got {_short(value)} on process 0 and "
-                    f"{_short(other[name])} on process {rank}. Start all with the same command and data."
-                )
-
-
-def gather_shards(states: dict[int, dict[str, Any]], world_size: int) -> dict[int, dict[str, Any]]:
-    """Bring the shards of all processes to the first one, which writes the checkpoint; others get their own back."""
-    if world_size == 1:
-        return states
-    everyone: list[Any] | None = [None] * world_size if dist.get_rank() == 0 else None
-    dist.gather_object(states, everyone, dst=0)
-    return {shard: state for part in everyone for shard, state in part.items()} if everyone else states
-
-
-def set_position(trainer: Trainer, position: int) -> None:
-    """Tell Lightning's loop how many of this process's batches of the epoch are done.
-
-    Its own count is that of the process that wrote the checkpoint, in a run of perhaps other processes. What a
-    checkpoint leaves open (it may be written before its batch counts as completed) stays open.
-    """
-    current = trainer.fit_loop.epoch_loop.batch_progress.current
-    shift = position - current.ready
-    for name in ("ready", "started", "processed", "completed"):
-        setattr(current, name, getattr(current, name) + shift)
-
-
-def count_waiting_step(trainer: Trainer, batch_idx: int) -> None:
-    """Let a process that waits count the steps that others take: ``global_step`` must be one number in a run.
-
-    Callbacks save and log by it, and saving takes part on every process.
-    """
-    if (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
-        step = trainer.fit_loop.epoch_loop.automatic_optimization.optim_progress.optimizer.step
-        step.increment_ready()
-        step.increment_completed()
-
-
-def _short(value: object, length: int = 80) -> str:
-    text = str(list(value) if isinstance(value, Sequence) and not isinstance(value, str) else value)
-    return text if len(text) <= length else text[:length] + "…"

@@ -1,4 +1,4 @@
-"""What is logged of each shard: loss, skip rate, and how far its model was from the average."""
+"""Logs each shard's loss, skip rate, and distance from the average."""
 
 import logging
 import math
@@ -15,7 +15,7 @@ TOO_FAR = 10.0
 
 
 def diverges(distances: list[float], reference: float) -> bool:
-    """Whether shard models have left one another so far that their average means little.
+    """Whether shard models are so far from one another that their average means little.
 
     Args:
         distances: Of each shard from the average.
@@ -29,32 +29,32 @@ def diverges(distances: list[float], reference: float) -> bool:
 
 
 class ShardLog:
-    """Adds values up by shard, on the device, and logs their means over all processes at the end of each epoch.
+    """Sums values by shard, on the device, and logs their means over all processes at the end of each epoch.
 
-    ``shard_0/loss`` is the mean of what the shard trained on, ``shard_0/skip_rate`` the share of samples that AGC left
-    out, ``shard_0/distance`` its distance from the average just before the averagings of the epoch.
+    ``shard_0/loss`` is the mean training loss of the shard, ``shard_0/skip_rate`` the share of samples that AGC left
+    out, ``shard_0/distance`` the shard's distance from the average just before the averagings of the epoch.
 
     Args:
         num_shards: Number of shards, K.
-        device: Where losses are.
+        device: Device of the losses.
     """
 
     names = ("loss", "skip_rate", "distance")
 
     def __init__(self, num_shards: int, device: torch.device) -> None:
-        # Values of each name and shard, and how many there were.
+        # Sums, and numbers of values, by name and shard.
         self.sums = torch.zeros(2, len(self.names), num_shards, dtype=torch.float32, device=device)
         self.reference: float | None = None
         self._has_warned = False
 
     def add(self, name: str, shard: int, value: Tensor) -> None:
-        """Take in a value of a shard, without a wait for the device."""
+        """Add a value of a shard; the host does not wait for the device."""
         row = self.names.index(name)
         self.sums[0, row, shard] += value.detach().to(self.sums.device).float().mean()
         self.sums[1, row, shard] += 1
 
     def add_step(self, trainer: Trainer, shard: int, outputs: Any) -> None:
-        """Take in a training step: its loss, and the skip rate where a callback has one."""
+        """Add the loss of a training step, and the skip rate where a callback has one."""
         loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
         if isinstance(loss, Tensor):
             # Lightning divides the loss by the number of batches whose gradients it accumulates.
@@ -65,7 +65,7 @@ class ShardLog:
                 self.add("skip_rate", shard, rate)
 
     def flush(self, trainer: Trainer) -> None:
-        """Log the means of the epoch, and warn when shards diverge. Takes part on every process."""
+        """Log the means of the epoch, and warn when shards diverge. A collective."""
         total = trainer.strategy.reduce(self.sums.clone(), reduce_op="sum")
         assert isinstance(total, Tensor)  # noqa: S101
         self.sums.zero_()
@@ -79,21 +79,9 @@ class ShardLog:
         }
         for logger in trainer.loggers:
             logger.log_metrics(metrics | {"epoch": trainer.current_epoch}, step=trainer.global_step)
-        if "shard_0/distance" in metrics:
-            self._watch(values["distance"], trainer.current_epoch)
-
-    def state_dict(self, trainer: Trainer) -> dict[str, Any]:
-        """The epoch so far, over all processes. Takes part on every process."""
-        total = trainer.strategy.reduce(self.sums.clone(), reduce_op="sum")
-        return {"sums": total.cpu(), "reference": self.reference}
-
-    def load_state_dict(self, state: dict[str, Any], trainer: Trainer) -> None:
-        """Go on with an epoch; its sums count once, on the first process."""
-        self.reference = state["reference"]
-        if trainer.is_global_zero:
-            self.sums.copy_(state["sums"])
-
-    def _watch(self, distances: list[float], epoch: int) -> None:
+        if "shard_0/distance" not in metrics:
+            return
+        distances = values["distance"]
         if not self.reference:  # none yet, or 0: a learning rate that starts there
             self.reference = sum(distances) / len(distances)
         elif diverges(distances, self.reference) and not self._has_warned:
@@ -101,5 +89,16 @@ class ShardLog:
             log.warning(
                 "Shard models diverge: at the averaging of epoch %d they were up to %.3g of its norm away from the "
                 "average, at the first one %.3g. Average more often, or use a smaller learning rate.",
-                epoch + 1, max(distances), self.reference,
+                trainer.current_epoch + 1, max(distances), self.reference,
             )  # fmt: skip
+
+    def state_dict(self, trainer: Trainer) -> dict[str, Any]:
+        """Return the epoch so far, over all processes. A collective."""
+        total = trainer.strategy.reduce(self.sums.clone(), reduce_op="sum")
+        return {"sums": total.cpu(), "reference": self.reference}
+
+    def load_state_dict(self, state: dict[str, Any], trainer: Trainer) -> None:
+        """Continue an epoch; its sums count once, on the first process."""
+        self.reference = state["reference"]
+        if trainer.is_global_zero:
+            self.sums.copy_(state["sums"])

@@ -1,6 +1,6 @@
-"""Averages of the weights that are kept outside of parameters and buffers, one for each shard."""
+"""Averages of the weights that Lightning's callbacks, or a module's own attributes, keep: one for each shard."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -8,36 +8,35 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
-from lightning_iet.shards.ema import tensors_beside
-from lightning_iet.shards.engine import ShardEngine
-from lightning_iet.shards.state import weight_averagings
-from lightning_iet.utilities.lightning import Callback, patched_attribute
-
-Saving = Callable[[dict[str, Any]], None]
+from lightning_iet.shards.ema import unregistered_averages
+from lightning_iet.shards.layout import weight_averagings
+from lightning_iet.utilities.lightning import patched_attribute
 
 
-class KeptBeside(Callback):
-    """Averages in plain tensors: their numbers are each shard's, and tensors that a module replaces stay so too.
+class UnregisteredAverages:
+    """Keeps the numbers of averages in plain tensors for each shard, and keeps the tensors that were found in place.
+
+    The tensors themselves are among :func:`~lightning_iet.shards.shard_tensors`.
 
     Args:
         module: About to be trained.
     """
 
     def __init__(self, module: LightningModule) -> None:
-        self._tensors, self._numbers = tensors_beside(module)
-        self._ours = [place.get() for place in self._tensors]
+        self._tensors, self._numbers = unregistered_averages(module)
+        self._ours = [slot.get() for slot in self._tensors]
 
     def __bool__(self) -> bool:
         return bool(self._tensors or self._numbers)
 
     def shard_state(self) -> dict[str, Tensor]:
-        """The numbers of the shard at work; takes back tensors that have been replaced (``shadow[name] = …``)."""
-        for place, ours in zip(self._tensors, self._ours, strict=True):
-            theirs = place.get()
+        """Return the numbers of the active shard; copy tensors that were replaced (``shadow[name] = …``) into ours."""
+        for slot, ours in zip(self._tensors, self._ours, strict=True):
+            theirs = slot.get()
             if theirs is not ours:
                 ours.data.copy_(theirs)
-                place.set(ours)
-        numbers = {place.name: place.get() for place in self._numbers}
+                slot.set(ours)
+        numbers = {slot.name: slot.get() for slot in self._numbers}
         return {
             name: torch.tensor(number, dtype=torch.float64 if isinstance(number, float) else None)
             for name, number in numbers.items()
@@ -46,20 +45,20 @@ class KeptBeside(Callback):
 
     def load_shard_state(self, state: dict[str, Tensor]) -> None:
         """Put another shard's numbers in place."""
-        for place in self._numbers:
-            if place.name in state:
-                place.set(state[place.name].item())
+        for slot in self._numbers:
+            if slot.name in state:
+                slot.set(state[slot.name].item())
 
 
-class ShardedAverage(Callback):
-    """Lets a ``WeightAveraging`` callback of Lightning's work for the shard whose step it is, and count its steps.
+class ShardedAverage:
+    """Lets a ``WeightAveraging`` callback of Lightning's work for the active shard, and count its steps.
 
-    Its average model is part of the shards' states already (see :func:`~lightning_iet.shards.shard_tensors`). Its
-    training hooks are called here, in the turn of the shard and before shards are averaged.
+    Its average model is part of the shards' states (see :func:`~lightning_iet.shards.shard_tensors`). Its training
+    hooks are called here: while the shard is active, and before shards are averaged.
 
     Args:
-        callback: Of Lightning's.
-        global_step: Optimizer steps that this process has taken in runs before.
+        callback: The callback.
+        global_step: Optimizer steps that this process has taken in earlier runs.
     """
 
     def __init__(self, callback: Any, *, global_step: int) -> None:
@@ -68,17 +67,17 @@ class ShardedAverage(Callback):
         self._steps, self._global_steps = 0, global_step
 
     def step(self, trainer: Trainer, module: LightningModule, *args: Any) -> None:
-        """After a batch of the shard at work; the callback sees the shard's own number of optimizer steps."""
+        """Call the hook after a batch; the callback sees the shard's own number of optimizer steps."""
         self._steps += trainer.global_step - self._global_steps
         self._global_steps = trainer.global_step
-        self._hooks[0](_OwnSteps(trainer, self._steps), module, *args)
+        self._hooks[0](_TrainerAtStep(trainer, self._steps), module, *args)
 
     def end_epoch(self, trainer: Trainer, module: LightningModule) -> None:
-        """After the last batch of the shard at work in an epoch."""
+        """Call the hook after the last batch of the active shard in an epoch."""
         self._hooks[1](trainer, module)
 
     def shard_state(self) -> dict[str, Tensor]:
-        """Counts of the shard at work."""
+        """Return the counts of the active shard."""
         callback = self.callback
         return {
             "steps": torch.tensor(self._steps),
@@ -93,20 +92,8 @@ class ShardedAverage(Callback):
         self.callback._latest_update_epoch = int(state["latest_update_epoch"])
 
 
-@contextmanager
-def called_early(module: LightningModule) -> Iterator[Callable[..., None]]:
-    """A module's ``on_train_batch_end``, to be called by us; Lightning, which calls it after the callbacks, calls none.
-
-    Many modules update their average of the weights in it. Called after the callbacks, it would find the shards
-    averaged already in the last batch of a round, and checkpoints would lack the update of their step.
-    """
-    hook = module.on_train_batch_end
-    with patched_attribute(module, "on_train_batch_end", _nothing):
-        yield hook
-
-
-class _OwnSteps:
-    """A trainer that has taken the steps of one shard."""
+class _TrainerAtStep:
+    """A trainer with another ``global_step``."""
 
     def __init__(self, trainer: Trainer, global_step: int) -> None:
         self._trainer = trainer
@@ -116,53 +103,21 @@ class _OwnSteps:
         return getattr(self._trainer, name)
 
 
-def _nothing(*args: Any, **kwargs: Any) -> None:
-    """The place of a hook that is called elsewhere."""
-
-
 @contextmanager
-def keep_averages(trainer: Trainer, module: LightningModule) -> Iterator[list[ShardedAverage]]:
-    """Sees that averages of the weights are each shard's, wherever they are kept; to be entered before the shards are.
+def sharded_averages(trainer: Trainer, module: LightningModule) -> Iterator[list[ShardedAverage]]:
+    """Take over the training hooks of Lightning's ``WeightAveraging`` callbacks inside a block.
 
     Yields:
-        Those that Lightning's callbacks keep. Their hooks are not called by Lightning inside.
+        The callbacks, whose hooks Lightning does not call inside the block.
     """
     averages = [ShardedAverage(kept, global_step=trainer.global_step) for kept in weight_averagings(trainer)]
-    beside = [kept for kept in (KeptBeside(module),) if kept]
-    trainer.callbacks = [*trainer.callbacks, *averages, *beside]  # type: ignore[attr-defined]
     with ExitStack() as stack:
         for average in averages:
-            average.callback._average_model.to(module.device)  # beside the weights, with which it is exchanged
+            average.callback._average_model.to(module.device)  # where the weights are, with which it is exchanged
             for hook in ("on_train_batch_end", "on_train_epoch_end"):
-                stack.enter_context(patched_attribute(average.callback, hook, _nothing))
+                stack.enter_context(patched_attribute(average.callback, hook, do_nothing))
         yield averages
 
 
-def averages_saved(
-    saving: Callable[[dict[str, Any]], None],
-    module: LightningModule,
-    engine: ShardEngine,
-    averages: list[ShardedAverage],
-) -> Callable[[dict[str, Any]], None]:
-    """The module's ``on_save_checkpoint`` where Lightning's callbacks have an average of their own to save.
-
-    Args:
-        saving: From :func:`~lightning_iet.shards.engine.average_saved`, which saves the average of the weights.
-        module: The model.
-        engine: Its shards.
-        averages: Of Lightning's callbacks, which put the average of the shards' averages in place.
-    """
-
-    def on_save_checkpoint(checkpoint: dict[str, Any]) -> None:
-        full = "current_model_state" in checkpoint  # not in those of weights alone
-        saving(checkpoint)
-        if not full:
-            return
-        with engine.average_shown():
-            for average in averages:
-                average.callback.on_save_checkpoint(engine.trainer, module, checkpoint)
-            # Copies: a view of the flat tensor would be saved with all of it.
-            for part in ("state_dict", "averaging_state"):
-                checkpoint[part] = {name: tensor.clone() for name, tensor in checkpoint[part].items()}
-
-    return on_save_checkpoint
+def do_nothing(*args: Any, **kwargs: Any) -> None:
+    """Stand in for a hook that is called elsewhere."""
