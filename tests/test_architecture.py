@@ -10,7 +10,7 @@ PACKAGE = ROOT / "lightning_iet"
 
 # Each room may import from those after it, and from itself.
 ORDER = [
-    "__main__", "cli", "tools", "search", "callbacks", "evaluation", "audit", "modules", "shards", "data", "metrics",
+    "__main__", "cli", "tools", "search", "callbacks", "audit", "evaluation", "modules", "shards", "data", "metrics",
     "functional", "plots", "utilities",
 ]  # fmt: skip
 
