@@ -83,23 +83,24 @@ class Alternate(AntiGradientControl):
 
     def __init__(self, reference):
         super().__init__(reference=reference)
-        self.stretch = 1 if reference == "train" else self._anchor.every
+        self.stretch = 1 if reference == "train" else self._reference.every
         self.seconds = {False: [], True: []}
         self.memory = {False: [], True: []}
         self.inside = []
         self.measuring = []  # nearly nothing, but for the steps that measure unseen images
         self.at_work = True
 
-    def _observe(self, sample_loss, timesteps):
+    def select(self, sample_loss, timesteps):
+        """Decide about a batch, and take the time of it, if at work."""
         if not self.at_work:
             return None
         start = time.perf_counter()
-        keep = super()._observe(sample_loss, timesteps)
+        keep = super().select(sample_loss, timesteps)
         self.inside.append(time.perf_counter() - start)
         return keep
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-        """Let the seam listen in every second stretch."""
+        """Record what the module computes in every second stretch."""
         self.at_work = batch_idx // self.stretch % 2 == 0
         if batch_idx % self.stretch == 0:
             reset_peak_memory()

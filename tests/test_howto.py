@@ -111,4 +111,4 @@ def test_the_example_runs(tmp_path, monkeypatch, version):
     assert len(callbacks) == version
     for agc in callbacks:
         assert agc.run_statistics.seen.sum() == 1797
-        assert "denoiser `model` (UNet), timesteps from its argument `time`" in agc._seam.description
+        assert "denoiser `model` (UNet), timesteps from its argument `time`" in agc.losses.description

@@ -61,7 +61,9 @@ def check_batch(losses: Tensor, timesteps: Tensor, *, name: str = "losses", cont
         )
 
 
-def keep_mask(losses: Tensor, timesteps: Tensor, bank: Tensor, threshold: float) -> Tensor:
+def keep_mask(
+    losses: Tensor, timesteps: Tensor, bank: Tensor, threshold: float, *, validate_args: bool = True
+) -> Tensor:
     r"""Tell which samples stay in the loss: those with :math:`l_i \ge \lambda \, b_{t_i}`.
 
     A loss that is NaN or infinite is kept *(our choice: leaving it out would hide a broken run from its user)*.
@@ -72,6 +74,7 @@ def keep_mask(losses: Tensor, timesteps: Tensor, bank: Tensor, threshold: float)
         timesteps: The timestep of each sample, shape (B,), integers in [0, T).
         bank: Running mean of the loss by timestep, shape (T,), see :func:`update_bank`.
         threshold: :math:`\lambda` in [0, 1]; 0.5 was published for CIFAR-10 and 0.8 for Stable Diffusion.
+        validate_args: Whether the arguments are checked; a caller that has called :func:`check_batch` need not.
 
     Returns:
         Boolean tensor of shape (B,), True where a sample is kept.
@@ -86,7 +89,8 @@ def keep_mask(losses: Tensor, timesteps: Tensor, bank: Tensor, threshold: float)
         >>> keep_mask(torch.tensor([0.10, 0.19, 0.21]), torch.tensor([1, 2, 2]), bank, threshold=0.5)
         tensor([ True, False,  True])
     """
-    check_batch(losses, timesteps)
+    if validate_args:
+        check_batch(losses, timesteps)
     if threshold == 0:
         return torch.ones_like(losses, dtype=torch.bool)
     losses = losses.detach().to(bank.dtype)
@@ -127,7 +131,7 @@ def masked_mean(losses: Tensor, keep: Tensor, *, divisor: Tensor | int | None = 
     return (total / (keep.sum().clamp(min=1) if divisor is None else divisor)).to(losses.dtype)
 
 
-def update_bank(bank: Tensor, losses: Tensor, timesteps: Tensor, decay: float) -> Tensor:
+def update_bank(bank: Tensor, losses: Tensor, timesteps: Tensor, decay: float, *, validate_args: bool = True) -> Tensor:
     r"""Take every sample into the bank, in batch order: :math:`b_{t_i} \leftarrow d \, b_{t_i} + (1 - d) \, l_i`.
 
     A timestep that the batch holds :math:`n` times is updated :math:`n` times. Unrolled, that is
@@ -143,6 +147,7 @@ def update_bank(bank: Tensor, losses: Tensor, timesteps: Tensor, decay: float) -
         losses: One loss per sample, shape (B,), floating point; taken in the type of ``bank``. No gradient is taken.
         timesteps: The timestep of each sample, shape (B,), integers in [0, T).
         decay: :math:`d` in [0, 1); 0.8 was published. Zero remembers the last loss only.
+        validate_args: Whether the arguments are checked; a caller that has called :func:`check_batch` need not.
 
     Returns:
         The new bank, shape (T,), in the type of ``bank``.
@@ -156,7 +161,8 @@ def update_bank(bank: Tensor, losses: Tensor, timesteps: Tensor, decay: float) -
         >>> update_bank(torch.zeros(3), torch.tensor([1.0, 1.0, 2.0]), torch.tensor([0, 2, 2]), decay=0.8)
         tensor([0.2000, 0.0000, 0.5600])
     """
-    check_batch(losses, timesteps)
+    if validate_args:
+        check_batch(losses, timesteps)
     losses = losses.detach().to(bank.dtype)
     finite = losses.isfinite()
     # Sorted, the samples of a timestep are neighbours in batch order, and those that count as absent stand at the end.
@@ -170,7 +176,9 @@ def update_bank(bank: Tensor, losses: Tensor, timesteps: Tensor, decay: float) -
     return bank * decay**counts + learnt
 
 
-def update_anchored_bank(bank: Tensor, losses: Tensor, timesteps: Tensor, decay: float) -> Tensor:
+def update_anchored_bank(
+    bank: Tensor, losses: Tensor, timesteps: Tensor, decay: float, *, validate_args: bool = True
+) -> Tensor:
     r"""Take losses of unseen images into the bank, all at once: :math:`b_t \leftarrow d^n b_t + (1 - d^n) \bar{l}_t`.
 
     Here :math:`n` is the number of samples at the timestep and :math:`\bar{l}_t` their mean: as much is forgotten as in
@@ -183,6 +191,7 @@ def update_anchored_bank(bank: Tensor, losses: Tensor, timesteps: Tensor, decay:
         losses: One loss per sample, shape (B,), floating point; taken in the type of ``bank``. No gradient is taken.
         timesteps: The timestep (or the bin) of each sample, shape (B,), integers in [0, T).
         decay: :math:`d` in [0, 1): the share of the bank that one sample leaves.
+        validate_args: Whether the arguments are checked; a caller that has called :func:`check_batch` need not.
 
     Returns:
         The new bank, shape (T,), in the type of ``bank``.
@@ -196,7 +205,8 @@ def update_anchored_bank(bank: Tensor, losses: Tensor, timesteps: Tensor, decay:
         >>> update_anchored_bank(torch.ones(3), torch.tensor([3.0, 1.0, 2.0]), torch.tensor([0, 2, 2]), decay=0.5)
         tensor([2.0000, 1.0000, 1.3750])
     """
-    check_batch(losses, timesteps)
+    if validate_args:
+        check_batch(losses, timesteps)
     losses, timesteps = losses.detach().to(bank.dtype), timesteps.long()
     finite = losses.isfinite()
     counts = torch.zeros_like(bank).index_add(0, timesteps, finite.to(bank.dtype))

@@ -138,9 +138,7 @@ def is_exchange_epoch(
     """
     length, step = (round_epochs, 1) if round_steps is None else (round_steps, epoch_steps)
     if length is None or step is None:
-        raise ValueError(
-            "Argument `round_epochs` expected a number, or `round_steps` and `epoch_steps`, but got None."
-        )
+        raise ValueError("Argument `round_epochs` expected a number, or `round_steps` and `epoch_steps`, but got None.")
 
     def passed(steps: int) -> int:  # exchanges that are due in so many steps
         if at == "round":

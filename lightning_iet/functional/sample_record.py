@@ -36,7 +36,7 @@ class LogLossStatistics(NamedTuple):
     """Mean of log l, floating point."""
     variance: Tensor
     """Variance of log l, floating point."""
-    count: Tensor
+    num_values: Tensor
     """Number of values so far, int64."""
 
     @classmethod
@@ -81,10 +81,10 @@ def update_log_loss_statistics(
     Example:
         >>> statistics = LogLossStatistics.empty(2)
         >>> update_log_loss_statistics(statistics, torch.tensor([1.0, math.e**2]), torch.tensor([1, 1]), decay=0.9)
-        LogLossStatistics(mean=tensor([0., 1.]), variance=tensor([0., 1.]), count=tensor([0, 2]))
+        LogLossStatistics(mean=tensor([0., 1.]), variance=tensor([0., 1.]), num_values=tensor([0, 2]))
     """
     check_batch(losses, bins)
-    mean, variance, count = statistics
+    mean, variance, num_values = statistics
     bins = bins.long()
     logs, usable = _logarithms(losses, mean.dtype)
     number = torch.zeros_like(mean).index_add(0, bins, usable.to(mean.dtype))
@@ -92,8 +92,8 @@ def update_log_loss_statistics(
     batch_mean = torch.zeros_like(mean).index_add(0, bins, logs) / divisor
     deviations = torch.where(usable, logs - batch_mean[bins], 0).square()
     batch_variance = torch.zeros_like(mean).index_add(0, bins, deviations) / divisor
-    before = 1 - torch.pow(decay, count.to(mean.dtype))
-    after = 1 - torch.pow(decay, count.to(mean.dtype) + number)
+    before = 1 - torch.pow(decay, num_values.to(mean.dtype))
+    after = 1 - torch.pow(decay, num_values.to(mean.dtype) + number)
     share = torch.where(number > 0, torch.pow(decay, number) * before / after.clamp(min=1e-30), 1)
     new_mean = torch.lerp(batch_mean, mean, share)
     old_part = variance + (mean - new_mean).square()
@@ -102,7 +102,7 @@ def update_log_loss_statistics(
     return LogLossStatistics(
         torch.where(arrived, new_mean, mean),
         torch.where(arrived, torch.lerp(new_part, old_part, share), variance),
-        count + number.long(),
+        num_values + number.long(),
     )
 
 
@@ -134,9 +134,9 @@ def standardized_losses(
     """
     check_batch(losses, bins)
     bins = bins.long()
-    mean, variance, count = (values.index_select(0, bins) for values in statistics)
+    mean, variance, num_values = (values.index_select(0, bins) for values in statistics)
     logs, usable = _logarithms(losses, mean.dtype)
-    counts = usable & (count >= min_values)
+    counts = usable & (num_values >= min_values)
     return torch.where(counts, (logs - mean) / variance.sqrt().clamp(min=_MIN_DEVIATION), 0)
 
 

@@ -47,7 +47,7 @@ def columns(batch):
 
 def empty():
     statistics = LogLossStatistics.empty(NUM_BINS)
-    return LogLossStatistics(statistics.mean.double(), statistics.variance.double(), statistics.count)
+    return LogLossStatistics(statistics.mean.double(), statistics.variance.double(), statistics.num_values)
 
 
 @given(BATCHES, DECAY)
@@ -67,7 +67,7 @@ def test_statistics_are_those_of_all_values_by_weight(batches, decay):
                 weight = (1 - share) / (1 - decay) / len(news)
                 values[bin_] = [(x, w * share) for x, w in values[bin_]] + [(x, weight) for x in news]
     for bin_, weighted in enumerate(values):
-        assert statistics.count[bin_] == len(weighted)
+        assert statistics.num_values[bin_] == len(weighted)
         total = sum(w for _, w in weighted)
         if total:
             mean = sum(w * x for x, w in weighted) / total
@@ -79,10 +79,10 @@ def test_statistics_are_those_of_all_values_by_weight(batches, decay):
 def test_statistics_stay_as_they_are_where_nothing_arrives():
     before = LogLossStatistics(torch.tensor([1.0, 2.0]), torch.tensor([3.0, 4.0]), torch.tensor([7, 0]))
     after = update_log_loss_statistics(before, torch.tensor([math.nan, 2.0]), torch.tensor([0, 1]), 0.9)
-    assert (after.mean[0], after.variance[0], after.count[0]) == (1, 3, 7)
+    assert (after.mean[0], after.variance[0], after.num_values[0]) == (1, 3, 7)
     assert_close(after.mean[1], torch.tensor(math.log(2)))
     assert after.variance[1] == 0
-    assert before.count.tolist() == [7, 0]  # not changed in place
+    assert before.num_values.tolist() == [7, 0]  # not changed in place
 
 
 @given(BATCHES, st.integers(1, 6))
@@ -93,7 +93,7 @@ def test_scores_equal_the_loop(batches, min_values):
         found = standardized_losses(losses, bins, statistics, min_values=min_values)
         expected = [
             (math.log(loss) - statistics.mean[b].item()) / max(math.sqrt(statistics.variance[b].item()), 1e-3)
-            if statistics.count[b] >= min_values and has_logarithm(loss)
+            if statistics.num_values[b] >= min_values and has_logarithm(loss)
             else 0.0
             for loss, b, _ in batch
         ]

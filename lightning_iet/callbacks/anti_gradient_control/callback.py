@@ -12,186 +12,20 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from lightning_iet.callbacks.anti_gradient_control.bins import TimestepBins
-from lightning_iet.callbacks.anti_gradient_control.losses import Refusal, Seam, Selection, open_seam
-from lightning_iet.callbacks.anti_gradient_control.reference import Anchor, Reference, UnseenImages
-from lightning_iet.callbacks.anti_gradient_control.statistics import SkipReaders, SkipStatistics, log_gap, publish_gap
+from lightning_iet.callbacks.anti_gradient_control.losses import LossSource, Selection, UnsupportedModule, open_losses
+from lightning_iet.callbacks.anti_gradient_control.reference import Reference, ReferenceImages, ReferenceLosses
+from lightning_iet.callbacks.anti_gradient_control.statistics import (
+    GapHistory,
+    TimestepStatistics,
+    log_gap,
+    plot_gap,
+)
 from lightning_iet.functional.anti_gradient import check_batch, keep_mask, update_anchored_bank, update_bank
 from lightning_iet.shards.groups import gather_rows
 from lightning_iet.utilities.lightning import Callback
 
-_LOOP = "Call lightning_iet.functional.anti_gradient in the training loop, see docs/howto/plain-pytorch.md."
-_SPREAD = ("FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy")
 
-
-def check_arguments(threshold: float, decay: float, num_timesteps: int, num_bins: int | None) -> None:
-    """Refuse values that are out of range.
-
-    Raises:
-        ValueError: Naming the argument, and what to pass instead.
-    """
-    if not 0 <= threshold <= 1:
-        remedy = f"For a mem_ratio of {threshold} pass {1 / threshold:.3g}." if threshold > 1 else "0 switches AGC off."
-        raise ValueError(f"Argument `threshold` expected a number in [0, 1], but got {threshold}. {remedy}")
-    if not 0 <= decay < 1:
-        raise ValueError(f"Argument `decay` expected a number in [0, 1), but got {decay}. 0.8 is the published value.")
-    if num_timesteps < 1:
-        raise ValueError(
-            f"Argument `num_timesteps` expected at least 1, but got {num_timesteps}. Pass that of the noise schedule."
-        )
-    if num_bins is not None and num_bins < 1:
-        raise ValueError(f"Argument `num_bins` expected at least 1, but got {num_bins}. Leave it out for one each.")
-
-
-def check_reference(reference: str, normalize: str | None, **at_least_one: int | None) -> None:
-    """Refuse a reference that is none, and numbers below 1.
-
-    Raises:
-        ValueError: Naming the argument, and what to pass instead.
-    """
-    for name, value, choices in (
-        ("reference", reference, ("train", "held_out", "other_shards")),
-        ("normalize", normalize, (None, "kept", "batch")),
-    ):
-        if value not in choices:
-            raise ValueError(f"Argument `{name}` expected one of {', '.join(map(repr, choices))}, but got {value!r}.")
-    for name, number in at_least_one.items():
-        if number is not None and number < 1:
-            raise ValueError(f"Argument `{name}` expected at least 1, but got {number}. Leave it out for the default.")
-
-
-def check_some_losses(module: object, num_steps: int) -> None:
-    """Refuse a run whose steps had no losses.
-
-    Raises:
-        ValueError: If there was any step.
-    """
-    if num_steps:
-        raise ValueError(
-            f"AntiGradientControl expected losses to learn from, but none of {num_steps} steps had a backward pass:"
-            f" {type(module).__name__}.training_step returned None each time. Return a loss."
-        )
-
-
-def check_trainer(trainer: Any, callback: Any) -> None:
-    """Refuse what is no Lightning trainer, and trainers that spread one model over processes.
-
-    Raises:
-        TypeError: For Fabric.
-        ValueError: For FSDP, DeepSpeed and the like, and for several callbacks that are not told apart.
-    """
-    if isinstance(trainer, Fabric):
-        raise TypeError(f"AntiGradientControl expected a Trainer, but got {type(trainer).__name__}. {_LOOP}")
-    strategies = {kind.__name__ for kind in type(trainer.strategy).__mro__}
-    if strategies.intersection(_SPREAD):
-        raise ValueError(
-            f"AntiGradientControl expected a strategy that keeps the model whole, but got"
-            f" {type(trainer.strategy).__name__}. Use the strategy 'auto' or 'ddp'."
-        )
-    names = [other.denoiser for other in getattr(trainer, "callbacks", ()) if isinstance(other, type(callback))]
-    if len(names) > 1 and (None in names or len(set(names)) < len(names)):
-        raise ValueError(
-            f"AntiGradientControl expected `denoiser` to tell several callbacks apart, but got {names}."
-            ' Name the denoiser of each: AntiGradientControl(denoiser="…").'
-        )
-
-
-class BankKeeper(SkipReaders):
-    """The part of :class:`~lightning_iet.callbacks.AntiGradientControl` that has to do with its bank."""
-
-    threshold: float
-    decay: float
-    normalize: Literal["kept", "batch"]
-    bank: Tensor
-    bins: TimestepBins
-    shard: int | None = None
-    last_skip_rate: Tensor | None = None
-    _anchor: Anchor
-    _is_first_batch: bool
-    _batch_size: int = 0
-    _replicas: dist.ProcessGroup | None = None
-
-    def state_dict(self) -> dict[str, Any]:
-        """Bank, bins and statistics; of several processes, the one that writes the checkpoint saves its own."""
-        others = {"continuous": self.bins.continuous} | self._anchor.state_dict()
-        return self.shard_state() | others | self._statistics.state_dict()
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore what :meth:`state_dict` returned; ValueError if it was saved with another number of bins."""
-        self._anchor.load_state_dict(state_dict)
-        names = self.shard_state().keys()
-        self.load_shard_state({name: state_dict[name].to(self.bank.device, copy=True) for name in names})
-        self.bins.continuous = state_dict["continuous"]
-        self._statistics.load_state_dict(state_dict)
-
-    def shard_state(self) -> dict[str, Tensor]:
-        """References to the tensors in which shards differ: the bank and the bins. They are updated in place."""
-        return {"bank": self.bank} | self.bins.shard_state() | self._anchor.shard_state()
-
-    def load_shard_state(self, state: dict[str, Tensor]) -> None:
-        """Put the tensors of another shard in place, by reference; ValueError if their number of bins is another."""
-        if state["bank"].shape != self.bank.shape:
-            raise ValueError(
-                f"Argument `bank` expected shape {tuple(self.bank.shape)}, but got {tuple(state['bank'].shape)}."
-                f" Set `num_timesteps` (or `num_bins`) of AntiGradientControl to {len(state['bank'])}, or train afresh."
-            )
-        self.bank = state["bank"]
-        if "edges" in state:  # else a bank by itself: its bins are those at hand
-            self.bins.load_shard_state(state)
-        self._anchor.load_shard_state(state)
-
-    def join_replicas(self, group: dist.ProcessGroup | None) -> None:
-        """Judge the batches of several processes, which train one shard together, as one batch.
-
-        Args:
-            group: These processes, in each step with batches of one size; ``None`` = this process is alone.
-        """
-        self._replicas = group
-
-    @property
-    def _replica(self) -> int:
-        """Which of the processes that train this shard together this one is."""
-        return 0 if self._replicas is None else dist.get_rank(self._replicas)
-
-    def _learn(self, losses: Tensor, timesteps: Tensor) -> None:
-        """Take the losses (n,) of unseen images into the bank; those of all replicas alike."""
-        check_batch(losses, timesteps, name="sample_loss", continuous=True)
-        index = self.bins.locate(timesteps.to(losses.device))
-        self.epoch_statistics.update_unseen(losses, index)
-        if self._replicas is not None:
-            losses, index = gather_rows(losses, self._replicas), gather_rows(index, self._replicas)
-        self.bank.copy_(update_anchored_bank(self.bank, losses, index, self.decay))
-
-    def _observe(self, sample_loss: Tensor, timesteps: Tensor) -> Selection | None:
-        """Record a training batch; return the samples to keep, or None to leave the loss untouched."""
-        check_batch(sample_loss, timesteps, name="sample_loss", continuous=True)
-        losses = sample_loss.detach()
-        timesteps = timesteps.detach().to(losses.device)
-        own = slice(None)
-        if self._replicas is not None:
-            own = slice(self._replica, None, dist.get_world_size(self._replicas))
-            losses, timesteps = gather_rows(losses, self._replicas), gather_rows(timesteps, self._replicas)
-        if self._is_first_batch:
-            self.bins.inspect(timesteps)
-            self._is_first_batch = False
-        self.epoch_statistics.out_of_range += self.bins.out_of_range(timesteps[own])
-        index = self.bins.index(timesteps)
-        keep = keep_mask(losses, index, self.bank, self.threshold)
-        if not self._anchor.is_on:
-            self.bank.copy_(update_bank(self.bank, losses, index, self.decay))
-        self._batch_size = len(losses[own])
-        self.epoch_statistics.update(losses[own], index[own], keep=keep[own])
-        self.last_skip_rate = 1 - keep[own].float().mean()
-        if self.threshold == 0:
-            return None
-        if self.normalize == "batch":
-            return Selection(keep[own], divisor=self._batch_size)
-        if self._replicas is None:
-            return Selection(keep)
-        # DDP takes the mean of the replicas' gradients: each divides by its share of the number that all keep.
-        return Selection(keep[own], divisor=keep.sum().clamp(min=1) / dist.get_world_size(self._replicas))
-
-
-class AntiGradientControl(BankKeeper, Callback):
+class AntiGradientControl(Callback):
     r"""Leave samples out of the training loss that the model is about to memorise (anti-gradient control, AGC).
 
     A sample whose loss is far under what is usual at its timestep is easily memorised. With the loss bank :math:`b_t`,
@@ -211,17 +45,16 @@ class AntiGradientControl(BankKeeper, Callback):
        (B,), under automatic optimization;
     3. else hooks find the denoiser, the outermost module that is called with a batch and one number per row of it; the
        first squared or absolute error behind its output is each sample's loss, and rows of the gradient at that output
-       are masked. A test of the first batch makes sure that rows and losses belong together, or AGC refuses to train.
+       are masked. The first batch is tested: unless each row has a loss of its own, training does not begin.
 
     *Anchored* AGC (ours, not published elsewhere as far as we know): with another ``reference``, the bank holds losses
-    of images that the model does not train on. It then does not sink while the training set is learnt by heart, and a
-    sample gives no more gradients at a timestep once the model denoises it better there than it denoises unseen
-    images. They are measured in every n-th step by the module's own ``training_step``, in eval mode, without a backward
-    pass, and with random generators of their own; the bank takes the n values of a bin as
+    of images that the model does not train on, so that it does not sink while the training set is memorised. They are
+    measured in every n-th step by the module's own ``training_step``, in eval mode, without a backward pass, and with
+    random generators of their own; the bank takes the n values of a bin as
     :math:`b \leftarrow d^n b + (1 - d^n) \, \bar{l}`. Logged by epoch: ``agc/gap``, how far training losses lie under
-    unseen ones (0: not; 1: known by heart), and by tenths of the timesteps ``agc/training_loss/bin_0`` …,
-    ``agc/unseen_loss/…`` and ``agc/skip_rate/…``; ``gap.png`` in the run folder shows them over time. All this is
-    recorded with threshold 0 too. See docs/explanation/anchored-agc.md.
+    those of unseen images (0: not; 1: all memorised), and by tenths of the timesteps ``agc/training_loss/bin_0`` …,
+    ``agc/unseen_loss/…`` and ``agc/skip_rate/…``; ``gap.png`` in the run folder plots them over time, with threshold 0
+    too. See docs/explanation/anchored-agc.md.
 
     Only the gradient changes, not what the module logs; after the fit the module is as it was. ``agc/skip_rate`` is
     logged once per epoch: the share of samples left out.
@@ -290,6 +123,11 @@ class AntiGradientControl(BankKeeper, Callback):
         0.25
     """
 
+    shard: int | None = None
+    last_skip_rate: Tensor | None = None  # of the last batch; the shard log reads it
+    _replicas: dist.ProcessGroup | None = None
+    _batch_size: int = 0
+
     def __init__(
         self,
         threshold: float = 0.5,
@@ -308,11 +146,14 @@ class AntiGradientControl(BankKeeper, Callback):
         super().__init__()
         is_anchored = reference != "train"
         decay = (0.9 if is_anchored else 0.8) if decay is None else decay
-        check_arguments(threshold, decay, num_timesteps, num_bins)
-        check_reference(
-            reference, normalize, reference_every=reference_every, reference_batch_size=reference_batch_size,
+        _check_arguments(threshold, decay, num_timesteps, num_bins)
+        _check_choice("reference", reference, ("train", "held_out", "other_shards"))
+        _check_choice("normalize", normalize, (None, "kept", "batch"))
+        _check_at_least_one(
+            reference_every=reference_every,
+            reference_batch_size=reference_batch_size,
             reference_images=reference_images,
-        )  # fmt: skip
+        )
         self.threshold = threshold
         self.decay = decay
         self.num_timesteps = num_timesteps
@@ -324,131 +165,348 @@ class AntiGradientControl(BankKeeper, Callback):
             num_bins = min(50, num_timesteps)
         self.bins = TimestepBins(num_timesteps, num_bins)
         self.bank = torch.zeros(self.bins.num_bins)
-        self._statistics = SkipStatistics(self.bins.num_bins)
-        self._stack = ExitStack()
-        self._seam = Seam()
-        self._anchor = Anchor(
+        self.epoch_statistics = TimestepStatistics(self.bins.num_bins)
+        self.run_statistics = TimestepStatistics(self.bins.num_bins)
+        self.gap_history = GapHistory()
+        self._losses = LossSource()
+        self._reference = ReferenceLosses(
             reference, every=reference_every, batch_size=reference_batch_size, num_images=reference_images
         )
+        self._stack = ExitStack()
         self._is_first_batch = True
         self._is_announced = False
         self._num_steps = 0
+
+    # --- the run -----------------------------------------------------------------------------------------------------
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Refuse what cannot work, and move to the module's device before a checkpoint is read."""
+        if stage != "fit":
+            return
+        _check_trainer(trainer, self)
+        # The module itself is moved only after this hook. Copies: tensors handed to spawned processes share memory.
+        device, self.shard = trainer.strategy.root_device, None
+        self.bank = self.bank.to(device, copy=True)
+        self.bins.to(device)
+        self.epoch_statistics = self.epoch_statistics.copy_to(device)
+        self.run_statistics = self.run_statistics.copy_to(device)
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Choose the held-out images."""
+        self._reference.choose_held_out(trainer)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Hook the module where its losses are."""
+        self._is_first_batch, self._is_announced, self._num_steps = True, False, 0
+        scaler = getattr(trainer.precision_plugin, "scaler", None)
+        with self._unless_off():
+            self._losses = self._stack.enter_context(
+                open_losses(
+                    pl_module,
+                    self.select,
+                    denoiser=self.denoiser,
+                    timestep=self.timestep,
+                    several_optimizers=len(trainer.optimizers) > 1,
+                    scale=None if scaler is None else scaler.scale,
+                )
+            )
+            self._reference.open(trainer, pl_module, self._losses)
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Record what the module computes from now on."""
+        self._num_steps += 1
+        self._reference.begin_step(batch_idx)
+        self.losses.begin_step()
+
+    def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
+        """Decide about the batch; refuse a module whose losses were not found: AGC would do nothing."""
+        with self._unless_off():
+            self.losses.before_backward(loss)
+
+    def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Measure reference images: the graph of the batch is gone, and the optimizer has yet to step."""
+        if self._reference.is_due():
+            shard = trainer.global_rank if self.shard is None else self.shard
+            self.learn_reference(*self._reference.measure(self._batch_size, shard=shard, replica=self._replica))
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Stop recording; log once where the losses come from."""
+        self.losses.end_step()
+        if not self._is_announced and self.losses.description:
+            self._is_announced = True
+            message = f"AntiGradientControl: {self.losses.description}; {self.bins.describe()}. {self.losses.caution}"
+            rank_zero_info(message.strip())
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Add the epoch of all processes to the run, and log its skip rate."""
+        if self._is_first_batch and self._num_steps:
+            raise ValueError(
+                f"AntiGradientControl expected losses to learn from, but none of {self._num_steps} steps had a backward"
+                f" pass: {type(pl_module).__name__}.training_step returned None each time. Return a loss."
+            )
+        epoch = self.epoch_statistics
+        for buffer in epoch.buffers():
+            buffer.copy_(trainer.strategy.reduce(buffer, reduce_op="sum"))
+        self.run_statistics.add(epoch)
+        self.gap_history.add(epoch)
+        gap, skip_rate, num_outside = GapHistory.of(epoch), epoch.skip_rate(), int(epoch.out_of_range)
+        epoch.reset()
+        if num_outside:  # equal on all processes: none is left waiting for the others
+            raise self.bins.range_error(f"{num_outside} others in this epoch")
+        # Equal on all processes; a sync would be one that a progress bar starts on the first process alone.
+        pl_module.log(self._prefix(trainer) + "skip_rate", skip_rate, prog_bar=True)
+        if self._reference.is_on:
+            log_gap(trainer, pl_module, gap, prefix=self._prefix(trainer))
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Remove the hooks; plot the losses of training and reference images."""
+        self._stack.close()
+        if self._reference.is_on and trainer.is_global_zero:
+            plot_gap(trainer, self.gap_history, prefix=self._prefix(trainer), num_timesteps=self.num_timesteps)
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Remove the hooks."""
+        self._stack.close()
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Remove the hooks after an exit by which the other hooks were not called."""
+        self._stack.close()
+        self._reference.close()
+
+    @contextmanager
+    def _unless_off(self) -> Iterator[None]:
+        """Refuse an unsupported module only if AGC is on; else say that nothing is recorded."""
+        try:
+            yield
+        except UnsupportedModule as error:
+            if self.threshold > 0 or self._reference.is_on:
+                raise
+            rank_zero_info(f"AntiGradientControl is off, and records nothing: {error}")
+            self._stack.close()
+            self._losses, self._is_first_batch = LossSource(), False
+
+    def _prefix(self, trainer: pl.Trainer) -> str:
+        """Beginning of the names of what is logged."""
+        several = sum(isinstance(callback, AntiGradientControl) for callback in trainer.callbacks) > 1  # type: ignore[attr-defined]
+        return f"agc/{self.denoiser}/" if several else "agc/"
+
+    # --- the method --------------------------------------------------------------------------------------------------
+
+    def select(self, sample_loss: Tensor, timesteps: Tensor) -> Selection | None:
+        """Decide about a training batch, and let the bank learn from it.
+
+        Args:
+            sample_loss: One loss per sample, shape (B,).
+            timesteps: Shape (B,).
+
+        Returns:
+            The samples to keep; None to leave the loss untouched.
+        """
+        check_batch(sample_loss, timesteps, name="sample_loss", continuous=True)
+        losses = sample_loss.detach()
+        timesteps = timesteps.detach().to(losses.device)
+        own = slice(None)
+        if self._replicas is not None:
+            own = slice(self._replica, None, dist.get_world_size(self._replicas))
+            losses, timesteps = gather_rows(losses, self._replicas), gather_rows(timesteps, self._replicas)
+        if self._is_first_batch:
+            self.bins.inspect(timesteps)
+            self._is_first_batch = False
+        self.epoch_statistics.out_of_range += self.bins.out_of_range(timesteps[own])
+        bins = self.bins.index(timesteps)
+        keep = keep_mask(losses, bins, self.bank, self.threshold, validate_args=False)
+        if not self._reference.is_on:
+            self.bank.copy_(update_bank(self.bank, losses, bins, self.decay, validate_args=False))
+        self._batch_size = len(losses[own])
+        self.epoch_statistics.update(losses[own], bins[own], keep=keep[own])
+        self.last_skip_rate = 1 - keep[own].float().mean()
+        if self.threshold == 0:
+            return None
+        if self.normalize == "batch":
+            return Selection(keep[own], divisor=self._batch_size)
+        if self._replicas is None:
+            return Selection(keep)
+        # DDP takes the mean of the replicas' gradients: each divides by its share of the number that all keep.
+        return Selection(keep[own], divisor=keep.sum().clamp(min=1) / dist.get_world_size(self._replicas))
+
+    def learn_reference(self, losses: Tensor, timesteps: Tensor) -> None:
+        """Let the bank learn from reference images, those of all replicas alike.
+
+        Args:
+            losses: One per image, shape (n,).
+            timesteps: Shape (n,).
+        """
+        check_batch(losses, timesteps, name="sample_loss", continuous=True)
+        bins = self.bins.locate(timesteps.to(losses.device))
+        self.epoch_statistics.update_unseen(losses, bins)
+        if self._replicas is not None:
+            losses, bins = gather_rows(losses, self._replicas), gather_rows(bins, self._replicas)
+        self.bank.copy_(update_anchored_bank(self.bank, losses, bins, self.decay, validate_args=False))
+
+    # --- shards and replicas -----------------------------------------------------------------------------------------
+
+    def join_replicas(self, group: dist.ProcessGroup | None) -> None:
+        """Judge the batches of several processes, which train one shard together, as one batch.
+
+        Args:
+            group: These processes, in each step with batches of one size; ``None`` = this process is alone.
+        """
+        self._replicas = group
+
+    @property
+    def _replica(self) -> int:
+        """Which of the processes that train this shard together this one is."""
+        return 0 if self._replicas is None else dist.get_rank(self._replicas)
+
+    def shard_state(self) -> dict[str, Tensor]:
+        """References to the tensors in which shards differ: the bank and the bins. They are updated in place."""
+        return {"bank": self.bank} | self.bins.shard_state() | self._reference.shard_state()
+
+    def load_shard_state(self, state: dict[str, Tensor]) -> None:
+        """Put the tensors of another shard in place, by reference; ValueError if their number of bins is another."""
+        if state["bank"].shape != self.bank.shape:
+            raise ValueError(
+                f"Argument `bank` expected shape {tuple(self.bank.shape)}, but got {tuple(state['bank'].shape)}."
+                f" Set `num_timesteps` (or `num_bins`) of AntiGradientControl to {len(state['bank'])}, or train afresh."
+            )
+        self.bank = state["bank"]
+        if "edges" in state:  # else a bank by itself: its bins are those at hand
+            self.bins.load_shard_state(state)
+        self._reference.load_shard_state(state)
+
+    # --- checkpoints -------------------------------------------------------------------------------------------------
 
     @property
     def state_key(self) -> str:
         """Name in a checkpoint; callbacks on two denoisers have one each."""
         return super().state_key if self.denoiser is None else self._generate_state_key(denoiser=self.denoiser)
 
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Refuse what cannot work, and move to the module's device before a checkpoint is read."""
-        if stage != "fit":
-            return
-        check_trainer(trainer, self)
-        # The module itself is moved only after this hook.
-        device, self.shard = trainer.strategy.root_device, None
-        # Copies: tensors handed to spawned processes share their memory with the other processes.
-        self.bank = self.bank.to(device, copy=True)
-        self.bins.to(device)
-        self._statistics.to(device)
+    def state_dict(self) -> dict[str, Any]:
+        """Bank, bins and statistics; of several processes, the one that writes the checkpoint saves its own."""
+        return {
+            **self.shard_state(),
+            "continuous": self.bins.continuous,
+            **self._reference.state_dict(),
+            "epoch_statistics": self.epoch_statistics.state_dict(),
+            "run_statistics": self.run_statistics.state_dict(),
+            "gaps": self.gap_history.state_dict(),
+        }
 
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Choose the held-out images."""
-        self._anchor.find_held_out(trainer)
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned; ValueError if it was saved with another number of bins."""
+        self._reference.load_state_dict(state_dict)
+        names = self.shard_state().keys()
+        self.load_shard_state({name: state_dict[name].to(self.bank.device, copy=True) for name in names})
+        self.bins.continuous = state_dict["continuous"]
+        # Not strict: checkpoints from before unseen images were counted have none.
+        self.epoch_statistics.load_state_dict(state_dict["epoch_statistics"], strict=False)
+        self.run_statistics.load_state_dict(state_dict["run_statistics"], strict=False)
+        if "gaps" in state_dict:
+            self.gap_history.load_state_dict(state_dict["gaps"])
+
+    # --- what the run was like ---------------------------------------------------------------------------------------
+
+    def skip_rate(self) -> float:
+        """Share of all samples so far that were left out of the loss, in [0, 1]; 0 before the first sample.
+
+        Reads the finished epochs of all processes and the current epoch of this one, without communication.
+        """
+        return float(self._all_statistics().skip_rate())
+
+    def skip_rate_by_timestep(self, num_bins: int = 50) -> Tensor:
+        """Share of samples left out, as :meth:`skip_rate`, in equal bins of the timestep.
+
+        Args:
+            num_bins: At least 1; no more are made than the bank has entries.
+
+        Returns:
+            Float tensor of shape (num_bins,) on the CPU, smallest timesteps first; NaN where no sample was seen.
+        """
+        return self._all_statistics().mean_by_timestep("skipped", num_bins)
+
+    def loss_by_timestep(self, num_bins: int = 50) -> Tensor:
+        """Mean loss of all samples so far, kept or not; arguments and result as of :meth:`skip_rate_by_timestep`."""
+        return self._all_statistics().mean_by_timestep("loss_sum", num_bins)
+
+    def unseen_loss_by_timestep(self, num_bins: int = 50) -> Tensor:
+        """Mean loss of all unseen images so far; arguments and result as of :meth:`skip_rate_by_timestep`."""
+        return self._all_statistics().mean_by_timestep("unseen_loss_sum", num_bins)
+
+    def gap(self) -> float:
+        """How far training losses lie under those of unseen images, as a share of these; the mean over timesteps.
+
+        Over the last tenth of the finished epochs. 0: the model denoises its training images no better than unseen
+        ones; 1: it has memorised them. NaN before the first epoch has ended, and without a reference to unseen images.
+        """
+        num_rows = len(self.gap_history.rows)
+        return float(self.gap_history.gap(max(1, num_rows // 10)).nanmean()) if num_rows else float("nan")
 
     @property
-    def unseen_images(self) -> UnseenImages | None:
+    def losses(self) -> LossSource:
+        """Where the losses of the module come from."""
+        return self._losses.active
+
+    @property
+    def unseen_images(self) -> ReferenceImages | None:
         """Where unseen images come from, while a run lasts; None without a reference to such."""
-        return self._anchor.images
+        return self._reference.images
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Open the seam."""
-        self._is_first_batch, self._is_announced, self._num_steps = True, False, 0
-        scaler = getattr(trainer.precision_plugin, "scaler", None)
-        seam = open_seam(
-            pl_module,
-            self._hear,
-            denoiser=self.denoiser,
-            timestep=self.timestep,
-            several_optimizers=len(trainer.optimizers) > 1,
-            scale=None if scaler is None else scaler.scale,
+    def _all_statistics(self) -> TimestepStatistics:
+        """The finished epochs of all processes and the current one of this process."""
+        total = self.run_statistics.copy_to(self.epoch_statistics.seen.device)
+        total.add(self.epoch_statistics)
+        return total
+
+
+# --- bad input -------------------------------------------------------------------------------------------------------
+
+
+def _check_arguments(threshold: float, decay: float, num_timesteps: int, num_bins: int | None) -> None:
+    """Refuse values that are out of range."""
+    if not 0 <= threshold <= 1:
+        remedy = f"For a mem_ratio of {threshold} pass {1 / threshold:.3g}." if threshold > 1 else "0 switches AGC off."
+        raise ValueError(f"Argument `threshold` expected a number in [0, 1], but got {threshold}. {remedy}")
+    if not 0 <= decay < 1:
+        raise ValueError(f"Argument `decay` expected a number in [0, 1), but got {decay}. 0.8 is the published value.")
+    if num_timesteps < 1:
+        raise ValueError(
+            f"Argument `num_timesteps` expected at least 1, but got {num_timesteps}. Pass that of the noise schedule."
         )
-        with self._unless_off():
-            self._seam = self._stack.enter_context(seam)
-            self._anchor.open(trainer, pl_module, self._seam)
+    if num_bins is not None and num_bins < 1:
+        raise ValueError(f"Argument `num_bins` expected at least 1, but got {num_bins}. Leave it out for one each.")
 
-    def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        """Let the seam listen."""
-        self._num_steps += 1
-        self._anchor.begin_step(batch_idx)
-        self._seam.begin_step()
 
-    def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
-        """Decide about the batch; refuse a module whose losses the seam has not seen: AGC would do nothing."""
-        with self._unless_off():
-            self._seam.before_backward(loss)
+def _check_choice(name: str, value: str | None, choices: tuple[str | None, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"Argument `{name}` expected one of {', '.join(map(repr, choices))}, but got {value!r}.")
 
-    def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Measure unseen images: the batch is judged, its graph is gone, and the optimizer has yet to step."""
-        if not self._anchor.is_due():
-            return
-        shard = trainer.global_rank if self.shard is None else self.shard
-        self._learn(*self._anchor.measure(self._batch_size, shard=shard, replica=self._replica))
 
-    @contextmanager
-    def _unless_off(self) -> Iterator[None]:
-        """What is switched off refuses nothing: it records nothing, and says so."""
-        try:
-            yield
-        except Refusal as refusal:
-            if self.threshold > 0 or self._anchor.is_on:
-                raise
-            rank_zero_info(f"AntiGradientControl is off, and records nothing: {refusal}")
-            self._stack.close()
-            self._seam, self._is_first_batch = Seam(), False
+def _check_at_least_one(**numbers: int | None) -> None:
+    for name, number in numbers.items():
+        if number is not None and number < 1:
+            raise ValueError(f"Argument `{name}` expected at least 1, but got {number}. Leave it out for the default.")
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Let the seam rest; say once what it does."""
-        self._seam.end_step()
-        if not self._is_announced and self._seam.description:
-            self._is_announced = True
-            how = f"AntiGradientControl: {self._seam.description}; {self.bins.describe()}."
-            rank_zero_info(f"{how} {self._seam.caution}".strip())
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Close the seam, and draw what was recorded of unseen images."""
-        self._stack.close()
-        if self._anchor.is_on and trainer.is_global_zero:
-            publish_gap(trainer, self.gap_history, prefix=self._name(trainer, ""), num_timesteps=self.num_timesteps)
-
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Close the seam."""
-        self._stack.close()
-
-    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Close the seam after an exit by which the other hooks were not called."""
-        self._stack.close()
-        self._anchor.close()
-
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Add the epoch of all processes to the run, and log its skip rate."""
-        if self._is_first_batch:
-            check_some_losses(pl_module, self._num_steps)
-        skip_rate, num_outside = self._statistics.end_epoch(trainer.strategy)
-        if num_outside:  # equal on all processes: none is left waiting for the others
-            raise self.bins.range_error(f"{num_outside} others in this epoch")
-        # Equal on all processes; a sync would be one that a progress bar starts on the first process alone.
-        pl_module.log(self._name(trainer, "skip_rate"), skip_rate, prog_bar=True)
-        if self._anchor.is_on:
-            log_gap(trainer, pl_module, self._statistics.last, prefix=self._name(trainer, ""))
-
-    def _name(self, trainer: pl.Trainer, what: str) -> str:
-        several = sum(isinstance(callback, AntiGradientControl) for callback in trainer.callbacks) > 1  # type: ignore[attr-defined]
-        return f"agc/{self.denoiser}/{what}" if several else f"agc/{what}"
-
-    def _hear(self, sample_loss: Tensor, timesteps: Tensor) -> Selection | None:
-        """What the seam shows: a training batch, or unseen images, which it leaves alone."""
-        return None if self._anchor.hears(sample_loss, timesteps) else self._observe(sample_loss, timesteps)
+def _check_trainer(trainer: Any, callback: AntiGradientControl) -> None:
+    """Refuse Fabric, strategies that spread one model over processes, and callbacks that are not told apart."""
+    if isinstance(trainer, Fabric):
+        raise TypeError(
+            f"AntiGradientControl expected a Trainer, but got {type(trainer).__name__}. Call"
+            " lightning_iet.functional.anti_gradient in the training loop, see docs/howto/plain-pytorch.md."
+        )
+    strategies = {kind.__name__ for kind in type(trainer.strategy).__mro__}
+    if strategies.intersection(("FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy")):
+        raise ValueError(
+            f"AntiGradientControl expected a strategy that keeps the model whole, but got"
+            f" {type(trainer.strategy).__name__}. Use the strategy 'auto' or 'ddp'."
+        )
+    names = [other.denoiser for other in getattr(trainer, "callbacks", ()) if isinstance(other, AntiGradientControl)]
+    if len(names) > 1 and (None in names or len(set(names)) < len(names)):
+        raise ValueError(
+            f"AntiGradientControl expected `denoiser` to tell several callbacks apart, but got {names}."
+            ' Name the denoiser of each: AntiGradientControl(denoiser="…").'
+        )

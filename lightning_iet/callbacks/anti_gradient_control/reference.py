@@ -1,9 +1,8 @@
-"""Reference images: images that a shard model does not train on, and their losses."""
+"""Reference images, which a shard model does not train on, and their losses."""
 
 import random
 import zlib
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence, Set
-from contextlib import contextmanager
+from collections.abc import Callable, Hashable, Mapping, Sequence, Set
 from functools import partial
 from typing import Any, Literal, Protocol, TypeAlias
 
@@ -15,7 +14,7 @@ from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signatu
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 
-from lightning_iet.callbacks.anti_gradient_control.losses import Refusal, Seam
+from lightning_iet.callbacks.anti_gradient_control.losses import LossSource, UnsupportedModule
 from lightning_iet.data.samples import labels_of
 from lightning_iet.data.shard_sampler import ShardBatch, ShardSampler
 from lightning_iet.data.sharding import ShardedDataModule
@@ -25,81 +24,18 @@ from lightning_iet.functional.seeding import derive_seed
 from lightning_iet.utilities.lightning import patched_attribute
 from lightning_iet.utilities.random import isolated_module, isolated_rng
 
-_DEPTH = 4
-_MOST = 100  # entries of a container that are looked into
-
-
-def module_state(module: nn.Module) -> dict[str, Hashable]:
-    """Sum up all attributes of a module and its parts; where two summaries are the same, nothing has changed.
-
-    Nothing that can be seen from outside, that is: not what closures, open files and objects without ``__dict__`` hold.
-    It waits for the device.
-
-    Returns:
-        Summaries by the name of the attribute.
-
-    Example:
-        >>> module = nn.BatchNorm1d(2)
-        >>> before = module_state(module)
-        >>> _ = module(torch.rand(4, 2))
-        >>> after = module_state(module)
-        >>> [name for name in before if before[name] != after[name]]
-        ['running_mean', 'running_var', 'num_batches_tracked']
-    """
-    parts = [(f"{path}." if path else "", part) for path, part in module.named_modules()]
-    return {
-        prefix + name: _summary(value, _DEPTH)
-        for prefix, part in parts
-        for name, value in {**vars(part), **part._parameters, **part._buffers}.items()
-        if name not in ("_trainer", "_fabric", "_parameters", "_buffers", "_modules")
-    }
-
-
-def _summary(value: Any, depth: int) -> Hashable:
-    if isinstance(value, Tensor):
-        return _checksum(value)
-    if isinstance(value, np.ndarray):
-        return value.shape, value.tobytes()
-    if isinstance(value, torch.Generator):
-        return _checksum(value.get_state())
-    if isinstance(value, np.random.Generator):
-        return repr(value.bit_generator.state)
-    if isinstance(value, random.Random | np.random.RandomState):
-        return repr(value.getstate() if isinstance(value, random.Random) else value.get_state())
-    if isinstance(value, bool | int | float | str | bytes | None):
-        return repr(value)
-    if depth == 0 or isinstance(value, type | nn.Module) or callable(value):
-        return id(value)
-    if isinstance(value, Mapping):
-        return len(value), tuple(_summary(entry, depth - 1) for entry in list(value.values())[:_MOST])
-    if isinstance(value, Sequence | Set):
-        return len(value), tuple(_summary(entry, depth - 1) for entry in list(value)[:_MOST])
-    if hasattr(value, "__dict__"):
-        return tuple((name, _summary(entry, depth - 1)) for name, entry in vars(value).items())
-    return id(value)
-
-
-def _checksum(tensor: Tensor) -> Hashable:
-    if tensor.layout != torch.strided or tensor.is_meta:
-        return id(tensor)
-    plain = torch.view_as_real(tensor.detach()) if tensor.is_complex() else tensor.detach()
-    return tuple(tensor.shape), zlib.crc32(plain.cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-
-
 Reference: TypeAlias = Literal["train", "held_out", "other_shards"]
 """What a sample's loss is compared with: training images, images held out from training, those of other shards."""
 
-_USUAL = (
-    16  # images of a validation set *(our choice: they did as well as 128 in a trial, and are hardly missed there)*
-)
-_KEPT = 64  # at most so many stay in memory; others are read anew each time
+_VALIDATION_IMAGES = 16  # *(our choice: they did as well as 128 in a trial, and are hardly missed there)*
+_CACHED = 64  # images of a set of at most so many stay in memory; others are read each time
 
 
-class UnseenImages(Protocol):
-    """Where unseen images come from."""
+class ReferenceImages(Protocol):
+    """Where reference images come from."""
 
     def draw(self, size: int, *, shard: int, epoch: int) -> Any:
-        """A batch as the training loader makes them.
+        """Return a batch as the training loader makes them.
 
         Args:
             size: Number of images, drawn with replacement from the global random generator.
@@ -129,19 +65,19 @@ class HeldOutImages:
         self._samples: dict[int, Any] = {}
 
     def draw(self, size: int, *, shard: int, epoch: int) -> Any:
-        """See :class:`UnseenImages`."""
+        """See :class:`ReferenceImages`."""
         chosen = self.indices[torch.randint(len(self.indices), (size,))]
         return self.collate([self._read(index) for index in chosen.tolist()])
 
     def _read(self, index: int) -> Any:
-        if len(self.indices) > _KEPT:
+        if len(self.indices) > _CACHED:
             return self.dataset[index]
         if index not in self._samples:
             self._samples[index] = self.dataset[index]
         return self._samples[index]
 
     def others(self) -> Dataset[Any]:
-        """The images of the data set that are not taken."""
+        """Return the images of the data set that are not taken."""
         taken = set(self.indices.tolist())
         return Subset(self.dataset, [i for i in range(len(self.dataset)) if i not in taken])  # type: ignore[arg-type]
 
@@ -158,7 +94,7 @@ class OtherShards:
         self.sampler: Any = loader.sampler
 
     def draw(self, size: int, *, shard: int, epoch: int) -> Any:
-        """See :class:`UnseenImages`."""
+        """See :class:`ReferenceImages`."""
         others = torch.cat([samples for number, samples in enumerate(self.sampler.shards) if number != shard])
         chosen = others[torch.randint(len(others), (size,))]
         batch = ShardBatch(shard, epoch, self.sampler.seed, chosen.tolist())
@@ -166,11 +102,7 @@ class OtherShards:
 
 
 def other_shards(trainer: pl.Trainer) -> OtherShards:
-    """Take the samples of other shards from the training loader.
-
-    Raises:
-        ValueError: If there are no other shards, or this process cannot read their samples.
-    """
+    """Take the samples of other shards from the training loader; ValueError if it has none, or they cannot be read."""
     loader: Any = trainer.train_dataloader
     sampler = getattr(loader, "sampler", None)
     if not isinstance(sampler, ShardSampler):
@@ -211,7 +143,7 @@ def held_out_images(trainer: pl.Trainer, number: int | None) -> HeldOutImages:
             " samples cannot be read out of turn. Give the data module a map-style data set as `anchor_set`."
         )
     length = len(dataset)
-    wanted = number or (length if anchors is not None else min(length, _USUAL))
+    wanted = number or (length if anchors is not None else min(length, _VALIDATION_IMAGES))
     if not 1 <= wanted <= length:
         raise ValueError(
             f"Argument `reference_images` expected at most the {length} images of the {where}, but got {wanted}."
@@ -257,129 +189,16 @@ def _validation_loader(trainer: pl.Trainer) -> DataLoader[Any]:
     return first
 
 
-def check_readable(module: pl.LightningModule) -> None:
-    """Refuse a module whose training step does more than tell a loss.
-
-    Raises:
-        Refusal: If it takes the optimizer steps itself.
-    """
-    if not module.automatic_optimization:
-        raise _refusal(module, "it takes optimizer steps itself (manual optimization)")
+_REFERENCE_SEED = 1  # tells these seeds from those of training steps
 
 
-class UnseenLosses:
-    """Calls a module's ``training_step`` on unseen images and takes down the losses that its seam shows.
+class ReferenceLosses:
+    """Measures the losses of a batch of reference images in every n-th step of each shard.
 
-    In eval mode, without a backward pass, with logging silenced, and with random generators of its own: training takes
-    the course that it would have taken. The first time, it looks whether the step has changed anything in the module.
-
-    Args:
-        trainer: At work.
-        module: Its module.
-        seam: Open, its observer being :meth:`hear` while :attr:`is_listening`.
-        images: What to draw from.
-
-    Attributes:
-        is_listening: Whether what the seam shows are unseen images.
-    """
-
-    def __init__(self, trainer: pl.Trainer, module: pl.LightningModule, seam: Seam, images: UnseenImages) -> None:
-        self.trainer = trainer
-        self.module = module
-        self.seam = seam
-        self.images = images
-        self.is_listening = False
-        self._heard: list[tuple[Tensor, Tensor]] = []
-        self._is_trusted = False
-
-    def hear(self, sample_loss: Tensor, timesteps: Tensor) -> None:
-        """Take down the losses (n,) and timesteps (n,) of unseen images."""
-        self._heard.append((sample_loss.detach(), timesteps.detach()))
-
-    def measure(self, size: int, *, seed: int, shard: int, batch_idx: int) -> tuple[Tensor, Tensor]:
-        """Losses and timesteps of a batch of unseen images, both (n,).
-
-        Args:
-            size: Number of images.
-            seed: Of the images, of their noise and of their timesteps.
-            shard: Whose model is at work.
-            batch_idx: Of the current training batch.
-
-        Raises:
-            Refusal: If the step cannot be called on them, changes the module, or shows no losses.
-        """
-        before = None if self._is_trusted else module_state(self.module)
-        with (
-            isolated_module(self.module, seed=seed),
-            self._listening(),
-            patched_attribute(self.module, "log", _say_nothing),
-        ):
-            self.module.eval()
-            try:
-                batch = self._on_device(self.images.draw(size, shard=shard, epoch=self.trainer.current_epoch))
-                with (
-                    patched_attribute(self.module, "log_dict", _say_nothing),
-                    self.trainer.precision_plugin.train_step_context(),
-                ):
-                    self.seam.read(partial(self._step, batch, batch_idx))
-            except Refusal:
-                raise
-            except Exception as error:
-                reason = str(error).partition("\n")[0]
-                raise _refusal(self.module, f"it raised {type(error).__name__}: {reason}") from error
-        if not self._heard:
-            raise _refusal(self.module, "it showed no losses")
-        if before is not None:
-            self._check(before)
-        losses, timesteps = zip(*self._heard, strict=True)
-        return torch.cat(losses), torch.cat(timesteps)
-
-    @contextmanager
-    def _listening(self) -> Iterator[None]:
-        self._heard, self.is_listening = [], True
-        try:
-            yield
-        finally:
-            self.is_listening = False
-
-    def _on_device(self, batch: Any) -> Any:
-        """What Lightning does to a training batch."""
-        batch = self.trainer.precision_plugin.convert_input(batch)
-        batch = self.module._on_before_batch_transfer(batch, dataloader_idx=0)
-        return self.trainer.strategy.batch_to_device(batch, dataloader_idx=0)
-
-    def _step(self, batch: Any, batch_idx: int) -> Any:
-        step = self.module.training_step
-        numbered = is_param_in_hook_signature(step, "batch_idx", min_args=2)
-        return step(batch, batch_idx) if numbered else step(batch)
-
-    def _check(self, before: dict[str, Any]) -> None:
-        after = module_state(self.module)
-        changed = [name for name in before | after if before.get(name) != after.get(name)]
-        if changed:
-            raise _refusal(self.module, f"it changed {', '.join(f'`{name}`' for name in changed[:3])}")
-        self._is_trusted = True
-
-
-def _refusal(module: nn.Module, reason: str) -> Refusal:
-    return Refusal(
-        f"AntiGradientControl expected {type(module).__name__}.training_step to tell the losses of unseen images and"
-        f" change nothing, but {reason}. Let it do so where `self.training` is False, or use reference='train'."
-    )
-
-
-def _say_nothing(*args: Any, **kwargs: Any) -> None:
-    """What is logged of unseen images."""
-
-
-_OWN = 1  # tells these seeds from those of training steps
-
-
-class Anchor:
-    """Measures a batch of unseen images in every n-th step of each shard.
-
-    What is drawn depends on (seed, shard, number of the shard's steps so far) alone: not on the process count, nor on
-    whether the run was cut.
+    The module's own ``training_step`` is called on them in eval mode, without a backward pass, with logging silenced
+    and with random generators of their own, so that training is not disturbed. The first call is checked to change
+    nothing in the module. What is drawn depends on (seed, shard, number of the shard's steps so far) alone: not on the
+    process count, nor on whether the run was interrupted.
 
     Args:
         reference: ``"train"`` = nothing is measured.
@@ -391,13 +210,17 @@ class Anchor:
         images: Where the images come from, while a run lasts.
     """
 
+    trainer: pl.Trainer
+    module: pl.LightningModule
+    losses: LossSource
+
     def __init__(self, reference: Reference, *, every: int, batch_size: int | None, num_images: int | None) -> None:
         self.reference = reference
         self.every = every
         self.batch_size = batch_size
         self.num_images = num_images
-        self.images: UnseenImages | None = None
-        self._losses: UnseenLosses | None = None
+        self.images: ReferenceImages | None = None
+        self._is_checked = False
         self._seed: int | None = None
         self._num_steps = 0
         self._batch_idx = 0
@@ -405,34 +228,33 @@ class Anchor:
 
     @property
     def is_on(self) -> bool:
-        """Whether the bank is one of unseen images."""
+        """Whether the bank holds losses of reference images."""
         return self.reference != "train"
 
-    def hears(self, sample_loss: Tensor, timesteps: Tensor) -> bool:
-        """Take down losses (n,) and timesteps (n,) if they are those of unseen images; tell whether they are."""
-        if self._losses is None or not self._losses.is_listening:
-            return False
-        self._losses.hear(sample_loss, timesteps)
-        return True
-
-    def find_held_out(self, trainer: pl.Trainer) -> None:
+    def choose_held_out(self, trainer: pl.Trainer) -> None:
         """Choose the held-out images, once the data are set up."""
         if self.reference == "held_out":
             self.images = held_out_images(trainer, self.num_images)
 
-    def open(self, trainer: pl.Trainer, module: pl.LightningModule, seam: Seam) -> None:
-        """Get ready to measure; refuses what cannot work before the first step."""
+    def open(self, trainer: pl.Trainer, module: pl.LightningModule, losses: LossSource) -> None:
+        """Get ready to measure; refuse what cannot work before the first step."""
         if not self.is_on:
             return
-        check_readable(module)
+        self.trainer, self.module, self.losses, self._is_checked = trainer, module, losses, False
+        if not module.automatic_optimization:
+            raise self._unsupported("it takes optimizer steps itself (manual optimization)")
         if self.reference == "other_shards":
             self.images = other_shards(trainer)
-        assert self.images is not None  # noqa: S101
-        self._losses = UnseenLosses(trainer, module, seam, self.images)
         if self._seed is None:
             sampler = getattr(trainer.train_dataloader, "sampler", None)
             # Of a run of shards, the seed that all processes agree on.
             self._seed = sampler.seed if isinstance(sampler, ShardSampler) else torch.initial_seed() % 2**63
+
+    def close(self) -> None:
+        """Let go of the run."""
+        self.images = None
+        for name in ("trainer", "module", "losses"):
+            vars(self).pop(name, None)
 
     def begin_step(self, batch_idx: int) -> None:
         """A training step begins."""
@@ -441,29 +263,68 @@ class Anchor:
         self._batch_idx = batch_idx
 
     def is_due(self) -> bool:
-        """Whether this step has unseen images to measure; once in a step."""
+        """Whether reference images are to be measured now; once in a step."""
         due, self._is_due = self._is_due, False
         return due
 
     def measure(self, batch_size: int, *, shard: int, replica: int) -> tuple[Tensor, Tensor]:
-        """Losses and timesteps of unseen images, both (n,).
+        """Return losses and timesteps of reference images, both (n,).
 
         Args:
             batch_size: Size of the training batch.
             shard: Whose model is at work.
             replica: Which of the processes that train it this is.
-        """
-        assert self._losses is not None  # noqa: S101
-        seed = derive_seed(self._seed or 0, shard, self._num_steps, replica, _OWN)
-        size = self.batch_size or batch_size
-        return self._losses.measure(size, seed=seed, shard=shard, batch_idx=self._batch_idx)
 
-    def close(self) -> None:
-        """Let go of the run."""
-        self.images = self._losses = None
+        Raises:
+            UnsupportedModule: If the step cannot be called on them, changes the module, or shows no losses.
+        """
+        assert self.images is not None  # noqa: S101
+        seed = derive_seed(self._seed or 0, shard, self._num_steps, replica, _REFERENCE_SEED)
+        before = None if self._is_checked else module_state(self.module)
+        silent = partial(patched_attribute, self.module, replacement=_log_nothing)
+        with isolated_module(self.module, seed=seed), silent("log"):
+            self.module.eval()
+            try:
+                batch = self.images.draw(self.batch_size or batch_size, shard=shard, epoch=self.trainer.current_epoch)
+                batch = self._to_device(batch)
+                with silent("log_dict"), self.trainer.precision_plugin.train_step_context():
+                    found = self.losses.active.measure(partial(self._step, batch))
+            except UnsupportedModule:
+                raise
+            except Exception as error:
+                reason = str(error).partition("\n")[0]
+                raise self._unsupported(f"it raised {type(error).__name__}: {reason}") from error
+        if not found:
+            raise self._unsupported("it showed no losses")
+        if before is not None:
+            after = module_state(self.module)
+            changed = [name for name in before | after if before.get(name) != after.get(name)]
+            if changed:
+                raise self._unsupported(f"it changed {', '.join(f'`{name}`' for name in changed[:3])}")
+            self._is_checked = True
+        losses, timesteps = zip(*found, strict=True)
+        return torch.cat(losses), torch.cat(timesteps)
+
+    def _to_device(self, batch: Any) -> Any:
+        """Do what Lightning does to a training batch."""
+        batch = self.trainer.precision_plugin.convert_input(batch)
+        batch = self.module._on_before_batch_transfer(batch, dataloader_idx=0)
+        return self.trainer.strategy.batch_to_device(batch, dataloader_idx=0)
+
+    def _step(self, batch: Any) -> Any:
+        step = self.module.training_step
+        takes_index = is_param_in_hook_signature(step, "batch_idx", min_args=2)
+        return step(batch, self._batch_idx) if takes_index else step(batch)
+
+    def _unsupported(self, reason: str) -> UnsupportedModule:
+        return UnsupportedModule(
+            f"AntiGradientControl expected {type(self.module).__name__}.training_step to tell the losses of unseen"
+            f" images and change nothing, but {reason}. Let it do so where `self.training` is False, or use"
+            " reference='train'."
+        )
 
     def shard_state(self) -> dict[str, Tensor]:
-        """What shards do not share: how many steps each has taken."""
+        """Return what shards do not share: how many steps each has taken."""
         return {"num_steps": torch.tensor(self._num_steps)} if self.is_on else {}
 
     def load_shard_state(self, state: dict[str, Tensor]) -> None:
@@ -472,11 +333,11 @@ class Anchor:
             self._num_steps = int(state["num_steps"])
 
     def state_dict(self) -> dict[str, Any]:
-        """What a run that goes on must know."""
+        """Return what a resumed run must know."""
         return {"reference": self.reference, "seed": self._seed}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on; ValueError if the bank is one of other images."""
+        """Restore it; ValueError if the bank holds losses of other images."""
         reference = state_dict.get("reference", "train")
         if reference != self.reference:
             raise ValueError(
@@ -484,3 +345,64 @@ class Anchor:
                 f" {self.reference!r}. Go on with the same reference, or train afresh."
             )
         self._seed = state_dict.get("seed")
+
+
+def _log_nothing(*args: Any, **kwargs: Any) -> None:
+    """Stand in for ``log`` while reference images are measured."""
+
+
+def module_state(module: nn.Module) -> dict[str, Hashable]:
+    """Sum up all attributes of a module and its parts; where two summaries are the same, nothing has changed.
+
+    Nothing that can be seen from outside, that is: not what closures, open files and objects without ``__dict__`` hold.
+    It waits for the device.
+
+    Returns:
+        Summaries by the name of the attribute.
+
+    Example:
+        >>> module = nn.BatchNorm1d(2)
+        >>> before = module_state(module)
+        >>> _ = module(torch.rand(4, 2))
+        >>> after = module_state(module)
+        >>> [name for name in before if before[name] != after[name]]
+        ['running_mean', 'running_var', 'num_batches_tracked']
+    """
+    parts = [(f"{path}." if path else "", part) for path, part in module.named_modules()]
+    return {
+        prefix + name: _summary(value, 4)
+        for prefix, part in parts
+        for name, value in {**vars(part), **part._parameters, **part._buffers}.items()
+        if name not in ("_trainer", "_fabric", "_parameters", "_buffers", "_modules")
+    }
+
+
+def _summary(value: Any, depth: int) -> Hashable:
+    if isinstance(value, Tensor):
+        return _checksum(value)
+    if isinstance(value, np.ndarray):
+        return value.shape, value.tobytes()
+    if isinstance(value, torch.Generator):
+        return _checksum(value.get_state())
+    if isinstance(value, np.random.Generator):
+        return repr(value.bit_generator.state)
+    if isinstance(value, random.Random | np.random.RandomState):
+        return repr(value.getstate() if isinstance(value, random.Random) else value.get_state())
+    if isinstance(value, bool | int | float | str | bytes | None):
+        return repr(value)
+    if depth == 0 or isinstance(value, type | nn.Module) or callable(value):
+        return id(value)
+    if isinstance(value, Mapping):
+        return len(value), tuple(_summary(entry, depth - 1) for entry in list(value.values())[:100])
+    if isinstance(value, Sequence | Set):
+        return len(value), tuple(_summary(entry, depth - 1) for entry in list(value)[:100])
+    if hasattr(value, "__dict__"):
+        return tuple((name, _summary(entry, depth - 1)) for name, entry in vars(value).items())
+    return id(value)
+
+
+def _checksum(tensor: Tensor) -> Hashable:
+    if tensor.layout != torch.strided or tensor.is_meta:
+        return id(tensor)
+    plain = torch.view_as_real(tensor.detach()) if tensor.is_complex() else tensor.detach()
+    return tuple(tensor.shape), zlib.crc32(plain.cpu().contiguous().view(-1).view(torch.uint8).numpy().data)

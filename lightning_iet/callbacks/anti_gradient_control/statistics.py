@@ -1,11 +1,10 @@
-"""Skip statistics: how many samples were left out, at which timesteps, and the gap to unseen images."""
+"""Statistics by timestep: how many samples were left out, and how far training losses lie under unseen ones."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
@@ -14,7 +13,7 @@ from lightning_iet.utilities.files import run_folder
 
 
 class TimestepStatistics(nn.Module):
-    """Sums by timestep that stay on the device; a module, for it needs ``to`` and ``state_dict``.
+    """Counts and sums by timestep (or by bin of it) that stay on the device.
 
     A sample whose loss is NaN or infinite is not counted *(our choice: one of them would spoil every sum for good)*.
 
@@ -47,11 +46,10 @@ class TimestepStatistics(nn.Module):
 
     def __init__(self, num_timesteps: int) -> None:
         super().__init__()
-        self.register_buffer("seen", torch.zeros(num_timesteps, dtype=torch.long))
-        self.register_buffer("skipped", torch.zeros(num_timesteps, dtype=torch.long))
-        self.register_buffer("loss_sum", torch.zeros(num_timesteps))
-        self.register_buffer("unseen", torch.zeros(num_timesteps, dtype=torch.long))
-        self.register_buffer("unseen_loss_sum", torch.zeros(num_timesteps))
+        for name in ("seen", "skipped", "unseen"):
+            self.register_buffer(name, torch.zeros(num_timesteps, dtype=torch.long))
+        for name in ("loss_sum", "unseen_loss_sum"):
+            self.register_buffer(name, torch.zeros(num_timesteps))
         self.register_buffer("out_of_range", torch.zeros((), dtype=torch.long))
 
     def update(self, losses: Tensor, timesteps: Tensor, *, keep: Tensor) -> None:
@@ -124,15 +122,15 @@ class TimestepStatistics(nn.Module):
 
 
 _SUMS = ("seen", "loss_sum", "skipped", "unseen", "unseen_loss_sum")
-_BANDS = 10
-_MOST = 128
+_NUM_BANDS = 10
+_MAX_ROWS = 128
 
 
 class GapHistory:
     r"""Sums of each epoch in ten equal bands of the timestep; of long runs, of several epochs together.
 
     The *gap* in a band is :math:`1 - \bar{l}_\text{train} / \bar{l}_\text{unseen}`: 0 where the model denoises its
-    training images no better than images that it does not train on, 1 where it knows them by heart.
+    training images no better than images that it does not train on, 1 where it has memorised them.
 
     Attributes:
         rows: Sums, shape (n, 5, bands), float64, on the CPU; at most 128 rows.
@@ -153,14 +151,21 @@ class GapHistory:
         self.width = 1
         self._filled = 0  # epochs in the last row; 0 = the next epoch begins one
 
+    @classmethod
+    def of(cls, epoch: TimestepStatistics) -> "GapHistory":
+        """The history of a single epoch."""
+        history = cls()
+        history.add(epoch)
+        return history
+
     def add(self, epoch: TimestepStatistics) -> None:
-        """Take in the sums of an epoch of all processes."""
-        sums = epoch.by_timestep(_SUMS, _BANDS)
+        """Add the sums of an epoch of all processes."""
+        sums = epoch.by_timestep(_SUMS, _NUM_BANDS)
         if not self._filled:
             self.rows = torch.cat([self.rows.reshape(-1, *sums.shape), torch.zeros_like(sums)[None]])
         self.rows[-1] += sums
         self._filled = (self._filled + 1) % self.width
-        if len(self.rows) == _MOST and not self._filled:
+        if len(self.rows) == _MAX_ROWS and not self._filled:
             self.rows = self.rows.unflatten(0, (-1, 2)).sum(1)
             self.width *= 2
 
@@ -184,169 +189,42 @@ class GapHistory:
         self._filled = state_dict["filled"]
 
 
-class SkipStatistics:
-    """Sums by bin of the timestep: the current epoch of this process, and the finished ones of all.
-
-    Args:
-        num_bins: Number of bins.
-
-    Attributes:
-        epoch: The current epoch of this process, over all shards that it hosts.
-        run: The finished epochs of all processes.
-        gaps: Training and unseen losses of the finished epochs, one by one.
-        last: The same of the last one alone.
-    """
-
-    def __init__(self, num_bins: int) -> None:
-        self.epoch = TimestepStatistics(num_bins)
-        self.run = TimestepStatistics(num_bins)
-        self.gaps, self.last = GapHistory(), GapHistory()
-
-    def to(self, device: torch.device) -> "SkipStatistics":
-        """Move to a device, into tensors of its own."""
-        self.epoch, self.run = self.epoch.copy_to(device), self.run.copy_to(device)
-        return self
-
-    def end_epoch(self, strategy: Strategy) -> tuple[Tensor, int]:
-        """Add the epoch of all processes to the run; return its skip rate, and how many timesteps were out of range."""
-        for buffer in self.epoch.buffers():
-            buffer.copy_(strategy.reduce(buffer, reduce_op="sum"))
-        skip_rate, num_outside = self.epoch.skip_rate(), int(self.epoch.out_of_range)
-        self.run.add(self.epoch)
-        self.last = GapHistory()
-        for history in (self.gaps, self.last):
-            history.add(self.epoch)
-        self.epoch.reset()
-        return skip_rate, num_outside
-
-    def total(self) -> TimestepStatistics:
-        """The finished epochs of all processes and the current one of this process."""
-        total = self.run.copy_to(self.epoch.seen.device)
-        total.add(self.epoch)
-        return total
-
-    def state_dict(self) -> dict[str, Any]:
-        """Tensors by name."""
-        states = {"epoch_statistics": self.epoch.state_dict(), "run_statistics": self.run.state_dict()}
-        return states | {"gaps": self.gaps.state_dict()}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore what :meth:`state_dict` returned."""
-        # Not strict: checkpoints from before unseen images were counted have none.
-        self.epoch.load_state_dict(state_dict["epoch_statistics"], strict=False)
-        self.run.load_state_dict(state_dict["run_statistics"], strict=False)
-        if "gaps" in state_dict:
-            self.gaps.load_state_dict(state_dict["gaps"])
-
-
-class SkipReaders:
-    """What :class:`~lightning_iet.callbacks.AntiGradientControl` tells about its run."""
-
-    _statistics: SkipStatistics
-
-    @property
-    def epoch_statistics(self) -> TimestepStatistics:
-        """The current epoch of this process, over all shards that it hosts."""
-        return self._statistics.epoch
-
-    @property
-    def run_statistics(self) -> TimestepStatistics:
-        """The finished epochs of all processes."""
-        return self._statistics.run
-
-    def skip_rate(self) -> float:
-        """Share of all samples so far that were left out of the loss, in [0, 1]; 0 before the first sample.
-
-        Reads the finished epochs of all processes and the current epoch of this one, without talking to the others.
-        """
-        return float(self._statistics.total().skip_rate())
-
-    def skip_rate_by_timestep(self, num_bins: int = 50) -> Tensor:
-        """Share of samples left out, as :meth:`skip_rate`, in equal bins of the timestep.
-
-        Args:
-            num_bins: At least 1; no more are made than the bank has entries.
-
-        Returns:
-            Float tensor of shape (num_bins,) on the CPU, smallest timesteps first; NaN where no sample was seen.
-        """
-        return self._statistics.total().mean_by_timestep("skipped", num_bins)
-
-    def loss_by_timestep(self, num_bins: int = 50) -> Tensor:
-        """Mean loss of all samples so far, left out or not, in equal bins of the timestep.
-
-        Arguments and result as of :meth:`skip_rate_by_timestep`.
-        """
-        return self._statistics.total().mean_by_timestep("loss_sum", num_bins)
-
-    def unseen_loss_by_timestep(self, num_bins: int = 50) -> Tensor:
-        """Mean loss of all unseen images so far, in equal bins of the timestep; NaN without a reference to unseen ones.
-
-        Arguments and result as of :meth:`skip_rate_by_timestep`.
-        """
-        return self._statistics.total().mean_by_timestep("unseen_loss_sum", num_bins)
-
-    @property
-    def gap_history(self) -> GapHistory:
-        """Training and unseen losses of the finished epochs of all processes."""
-        return self._statistics.gaps
-
-    def gap(self) -> float:
-        """How far training losses lie under those of unseen images, as a share of these; the mean over timesteps.
-
-        Over the last tenth of the finished epochs. 0: the model denoises its training images no better than unseen
-        ones; 1: it knows them by heart. NaN before the first epoch has ended, and without a reference to unseen images.
-        """
-        gaps = self._statistics.gaps
-        return float(gaps.gap(max(1, len(gaps.rows) // 10)).nanmean()) if len(gaps.rows) else float("nan")
-
-
 def gap_metrics(epoch: GapHistory) -> tuple[Tensor | None, dict[str, float]]:
-    """Figures of one epoch to log.
+    """Compute what is logged of a single epoch.
 
     Args:
-        epoch: Holds that epoch only.
+        epoch: The history of that epoch alone.
 
     Returns:
-        The mean gap over all timesteps where both losses are known (None where nowhere), and training loss, unseen loss
-        and skip rate by tenths of the timesteps, without those where nothing was seen.
+        The mean gap over all bands where both losses are known (None where nowhere), and training loss, unseen loss and
+        skip rate by band, without those where nothing was seen.
     """
     gaps = epoch.gap()
     known = gaps[gaps.isfinite()]
-    by_bin = {
+    by_band = {
         f"{name}/bin_{number}": value
         for name, (means,) in epoch.means().items()
         for number, value in enumerate(means.tolist())
         if value == value  # not NaN
     }
-    return (known.mean().float() if len(known) else None), by_bin
+    return (known.mean().float() if len(known) else None), by_band
 
 
 def log_gap(trainer: pl.Trainer, module: pl.LightningModule, epoch: GapHistory, *, prefix: str) -> None:
-    """Log the figures of an epoch; the gap also for the progress bar, and for callbacks that wait for it.
-
-    Args:
-        trainer: At the end of the epoch.
-        module: Logs.
-        epoch: Holds that epoch only; the same on all processes.
-        prefix: Of the names.
-    """
-    gap, by_bin = gap_metrics(epoch)
+    """Log the gap of an epoch, also for the progress bar and other callbacks, and its losses by band."""
+    gap, by_band = gap_metrics(epoch)
     if gap is not None:
         module.log(f"{prefix}gap", gap, prog_bar=True)
-    values = {f"{prefix}{name}": value for name, value in by_bin.items()}
+    values = {f"{prefix}{name}": value for name, value in by_band.items()}
     for logger in trainer.loggers:
         logger.log_metrics(values | {"epoch": trainer.current_epoch}, step=trainer.global_step)
 
 
-def publish_gap(trainer: pl.Trainer, history: GapHistory, *, prefix: str, num_timesteps: int) -> None:
-    """Draw the gap over time into the run folder, and for loggers that take pictures; nothing without a logger.
+def plot_gap(trainer: pl.Trainer, history: GapHistory, *, prefix: str, num_timesteps: int) -> None:
+    """Plot the losses of a run over time into its folder, and for loggers that take pictures.
 
-    Args:
-        trainer: Its run folder, and its loggers.
-        history: Of the run.
-        prefix: Of the names of figures: ``agc/`` makes ``gap.png``, ``agc/model.unet/`` ``gap-model.unet.png``.
-        num_timesteps: Of the noise schedule.
+    Nothing is plotted without a logger. The prefix ``agc/`` makes ``gap.png``, ``agc/model.unet/``
+    ``gap-model.unet.png``.
     """
     if not trainer.loggers or trainer.fast_dev_run or not len(history.rows):  # type: ignore[attr-defined]
         return
@@ -355,7 +233,7 @@ def publish_gap(trainer: pl.Trainer, history: GapHistory, *, prefix: str, num_ti
     path = run_folder(trainer) / f"{'-'.join(['gap', *which])}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
     save_figure(figure, path)
-    rank_zero_info(f"AntiGradientControl: training and unseen losses over time are drawn in {path}")
+    rank_zero_info(f"AntiGradientControl: training and unseen losses over time are plotted in {path}")
     for logger in trainer.loggers:
         if hasattr(logger, "log_image"):  # Weights & Biases
             logger.log_image(f"{prefix}gap", [str(path)])

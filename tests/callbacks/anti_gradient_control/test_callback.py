@@ -232,7 +232,7 @@ def test_readers_by_hand():
     agc = AntiGradientControl(0.5, num_timesteps=4)
     assert agc.skip_rate() == 0
     for losses, timesteps in (([8.0, 8.0], [0, 1]), ([4.0, 0.1], [0, 1]), ([1.0], [3])):
-        agc._observe(torch.tensor(losses), torch.tensor(timesteps))
+        agc.select(torch.tensor(losses), torch.tensor(timesteps))
     nan = float("nan")
     assert agc.skip_rate() == pytest.approx(1 / 5)
     assert_close(agc.skip_rate_by_timestep(4), torch.tensor([0, 0.5, nan, 0]), equal_nan=True)
@@ -275,8 +275,8 @@ def test_runs_on_an_accelerator_without_a_wait():
         agc.setup(trainer, SimpleNamespace(device=torch.device("cpu"), automatic_optimization=True), "fit")
         agc._is_first_batch = False
         losses = torch.rand(8, device="cuda")
-        agc._observe(losses, torch.randint(1000, (8,), device="cuda"))
-        agc._observe(losses, torch.randint(1000, (8,)))  # a scheduler may draw on the host
+        agc.select(losses, torch.randint(1000, (8,), device="cuda"))
+        agc.select(losses, torch.randint(1000, (8,)))  # a scheduler may draw on the host
         assert agc.bank.device == agc.epoch_statistics.seen.device == losses.device
 
 
@@ -302,7 +302,7 @@ def test_loaded_state_is_a_copy():
     agc, other = make(), make()
     state = agc.state_dict()
     other.load_state_dict(state)
-    other._observe(torch.ones(1), torch.tensor([0]))
+    other.select(torch.ones(1), torch.tensor([0]))
     assert agc.bank.sum() == 0
     assert agc.epoch_statistics.seen.sum() == 0
 
@@ -312,13 +312,13 @@ def test_shards_take_turns():
     alone = [make(), make()]
     for agc, turns in zip(alone, (batches[::2], batches[1::2]), strict=True):
         for losses, timesteps in turns:
-            agc._observe(losses, timesteps)
+            agc.select(losses, timesteps)
 
     agc = make()
     states = [agc.shard_state(), {"bank": torch.zeros_like(agc.bank)}]
     for i, (losses, timesteps) in enumerate(batches):
         agc.load_shard_state(states[i % 2])
-        agc._observe(losses, timesteps)
+        agc.select(losses, timesteps)
         assert agc.shard_state()["bank"] is states[i % 2]["bank"]  # in place: a reference stays good
     for state, other in zip(states, alone, strict=True):
         assert torch.equal(state["bank"], other.bank)

@@ -232,8 +232,8 @@ def learn_together(rank_losses, rank_timesteps):
     agc.join_replicas(torch.distributed.group.WORLD)
     agc.bins.continuous = False
     rank = torch.distributed.get_rank()
-    agc._learn(rank_losses[rank], rank_timesteps[rank])
-    divisor = agc._observe(torch.tensor([0.4, 0.6, 0.7]), torch.tensor([0, 1, 2])).divisor
+    agc.learn_reference(rank_losses[rank], rank_timesteps[rank])
+    divisor = agc.select(torch.tensor([0.4, 0.6, 0.7]), torch.tensor([0, 1, 2])).divisor
     return agc.bank, agc.epoch_statistics.unseen.sum(), divisor
 
 
@@ -241,7 +241,7 @@ def test_replicas_learn_from_all_their_unseen_images(processes):
     losses, timesteps = torch.rand(2, 6, dtype=torch.float64), torch.randint(TIMESTEPS, (2, 6))
     alone = make()
     alone.bins.continuous = False
-    alone._learn(losses.T.flatten(), timesteps.T.flatten())
+    alone.learn_reference(losses.T.flatten(), timesteps.T.flatten())
     for bank, unseen, divisor in processes(2).run(learn_together, losses, timesteps):
         assert_close(bank, alone.bank, rtol=1e-12, atol=1e-12)
         assert unseen == 6  # statistics are added up over processes later
@@ -259,8 +259,8 @@ def test_no_step_waits_for_the_device(tmp_path):
         agc = AntiGradientControl(0.9, reference="held_out")
         agc.setup(SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("cuda"))), Dict(), "fit")
         agc._is_first_batch = False
-        agc._learn(torch.rand(8, device="cuda"), torch.randint(1000, (8,)))
-        assert agc._observe(torch.rand(8, device="cuda"), torch.randint(1000, (8,), device="cuda")).divisor == 8
+        agc.learn_reference(torch.rand(8, device="cuda"), torch.randint(1000, (8,)))
+        assert agc.select(torch.rand(8, device="cuda"), torch.randint(1000, (8,), device="cuda")).divisor == 8
         assert agc.bank.device.type == "cuda"
 
 

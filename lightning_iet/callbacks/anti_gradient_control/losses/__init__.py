@@ -1,32 +1,31 @@
-"""Seams: the places where a callback can reach the per-sample losses of somebody else's LightningModule.
+"""Three ways to the per-sample losses of any LightningModule.
 
-A seam is a context manager. While it is open, the module shows each training batch to an *observer*, which sees the
-losses before they are averaged and says which samples stay in. When it closes, also on an exception, the module is as
-it was before. :func:`open_seam` chooses the seam, in this order:
+While a *loss source* is open, it shows the losses of each training batch, before they are averaged, to a function that
+returns which samples stay in. When it closes, also on an exception, the module is as it was before. :func:`open_losses`
+takes the first way that a module offers:
 
-- :func:`reducer_seam`: the module reduces its losses by an attribute ``loss_reducer(sample_loss, timesteps)``;
-- :func:`training_step_seam`: ``training_step`` returns a dict with ``loss``, ``sample_loss`` and ``timesteps``;
-- :class:`DenoiserSeam`: hooks find the denoiser, see the losses behind its output, and mask its gradient.
+- :class:`ReducerLosses`: it reduces its losses by an attribute ``loss_reducer(sample_loss, timesteps)``;
+- :class:`TrainingStepLosses`: ``training_step`` returns a dict with ``loss``, ``sample_loss`` and ``timesteps``;
+- :class:`DenoiserLosses`: hooks find the denoiser, see the losses behind its output, and mask its gradient.
 """
 
-from lightning_iet.callbacks.anti_gradient_control.losses.choice import open_seam
-from lightning_iet.callbacks.anti_gradient_control.losses.denoiser import DenoiserSeam
+from lightning_iet.callbacks.anti_gradient_control.losses.denoiser import DenoiserLosses, open_losses
 from lightning_iet.callbacks.anti_gradient_control.losses.protocols import (
-    Observer,
-    Refusal,
-    Seam,
+    LossSource,
+    ReducerLosses,
+    Select,
     Selection,
-    reducer_seam,
-    training_step_seam,
+    TrainingStepLosses,
+    UnsupportedModule,
 )
 
 __all__ = [
-    "DenoiserSeam",
-    "Observer",
-    "Refusal",
-    "Seam",
+    "DenoiserLosses",
+    "LossSource",
+    "ReducerLosses",
+    "Select",
     "Selection",
-    "open_seam",
-    "reducer_seam",
-    "training_step_seam",
+    "TrainingStepLosses",
+    "UnsupportedModule",
+    "open_losses",
 ]

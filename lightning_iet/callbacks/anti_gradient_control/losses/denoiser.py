@@ -1,15 +1,14 @@
-"""The seam of modules that nobody adapted: forward hooks find the denoiser, tensor hooks mask its gradient."""
+"""The losses of modules that nobody adapted: forward hooks find the denoiser, tensor hooks mask its gradient."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn, Self
 
 import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 
-from lightning_iet.callbacks.anti_gradient_control.losses import denoiser as verification
 from lightning_iet.callbacks.anti_gradient_control.losses.denoiser_call import (
     CallError,
     DenoiserCall,
@@ -29,30 +28,306 @@ from lightning_iet.callbacks.anti_gradient_control.losses.error_capture import (
     LossCapture,
     owners_behind,
 )
-from lightning_iet.callbacks.anti_gradient_control.losses.protocols import Observer, Refusal, Seam
+from lightning_iet.callbacks.anti_gradient_control.losses.protocols import (
+    LossSource,
+    ReducerLosses,
+    Select,
+    TrainingStepLosses,
+    UnsupportedModule,
+)
 from lightning_iet.utilities.lightning import patched_attribute
 
 
-class Listener(Protocol):
-    """Who hears of calls."""
-
-    def before_call(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        """A module is about to be called."""
-
-    def after_call(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> None:
-        """A module has returned."""
-
-
-def modules_to_hook(root: nn.Module, name: str | None = None) -> dict[nn.Module, str]:
-    """All modules by name but those inside a compiled one, where a hook would be compiled too.
+def open_losses(
+    module: pl.LightningModule,
+    select: Select,
+    *,
+    denoiser: str | None = None,
+    timestep: str | None = None,
+    several_optimizers: bool = False,
+    scale: Callable[[Tensor], Tensor] | None = None,
+) -> AbstractContextManager[LossSource]:
+    """Open the first way to the losses of a module: its ``loss_reducer``, the dict of ``training_step``, or hooks.
 
     Args:
-        root: Where to look.
-        name: Of the only one that is wanted; None for all.
+        module: Any LightningModule.
+        select: Called once per training batch, see
+            :data:`~lightning_iet.callbacks.anti_gradient_control.losses.Select`.
+        denoiser: Name of the denoiser; if it or ``timestep`` is given, the hooks are taken.
+        timestep: Name of the denoiser's argument.
+        several_optimizers: See :class:`DenoiserLosses`.
+        scale: Likewise.
 
-    Raises:
-        ValueError: If none has that name.
+    Returns:
+        A context manager that gives the open source, to be told where in a training step the run is.
+
+    Example:
+        >>> from lightning_iet.callbacks.anti_gradient_control.losses import Selection
+        >>> class Denoiser(pl.LightningModule):
+        ...     def training_step(self, batch, batch_idx):
+        ...         return {"loss": batch.mean(), "sample_loss": batch, "timesteps": torch.tensor([3, 5])}
+        >>> module = Denoiser()
+        >>> with open_losses(module, lambda losses, timesteps: Selection(losses > 1.0)):
+        ...     module.training_step(torch.tensor([1.0, 3.0]), 0)["loss"]
+        tensor(3.)
+        >>> module.training_step(torch.tensor([1.0, 3.0]), 0)["loss"]
+        tensor(2.)
     """
+    is_named = denoiser is not None or timestep is not None
+    if not is_named and callable(getattr(module, "loss_reducer", None)):
+        return ReducerLosses(module, select).opened()
+    hooks = DenoiserLosses(
+        module, select, denoiser=denoiser, timestep=timestep, several_optimizers=several_optimizers, scale=scale
+    )
+    if is_named or not module.automatic_optimization:
+        return hooks.opened()
+    return TrainingStepLosses(module, select, fallback=hooks).opened()
+
+
+class DenoiserLosses(LossSource):
+    r"""Finds the denoiser in the first step, measures each sample's loss behind its output, and masks its gradient.
+
+    The denoiser is the outermost module whose call, with gradients on, gets a floating tensor and one more number per
+    row of it, and returns that tensor's batch and spatial sizes. Rows of the gradient that arrives at its outputs are
+    multiplied by :math:`k_i B / \sum_j k_j`, with :math:`k_i` 1 for samples that are kept and 0 for others: whatever
+    the loss looks like, what is masked does not pass. The loss that the user logs is not touched.
+
+    Args:
+        module: Any LightningModule.
+        select: See :data:`~lightning_iet.callbacks.anti_gradient_control.losses.Select`.
+        denoiser: Name of the denoiser in the module; by default it is found.
+        timestep: Name of its argument; by default it is found.
+        several_optimizers: Whether phases of training may alternate, so that a gradient says nothing about a loss.
+        scale: Multiplies a number by what the loss is multiplied by before the backward pass.
+    """
+
+    def __init__(
+        self,
+        module: pl.LightningModule,
+        select: Select,
+        *,
+        denoiser: str | None = None,
+        timestep: str | None = None,
+        several_optimizers: bool = False,
+        scale: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        self.module = module
+        self.select = select
+        self.denoiser = denoiser
+        self.several_optimizers = several_optimizers
+        self._gradient_loss = _GradientLoss(select, scale)
+        self._targets = _FixedTargets()
+        self._capture = LossCapture()
+        self._watch = ErrorWatch(self._notice, self._targets.watch)
+        self._hooks: dict[nn.Module, ExitStack] = {}
+        self._names: dict[nn.Module, str] = {}
+        self._arguments: dict[nn.Module, list[str]] = {}
+        self._calls: list[DenoiserCall] = []
+        self._entered: list[Entry] = []
+        self._doubts: list[str] = []
+        self._failure: str | None = None
+        self._argument = timestep
+        self._recording = False
+        self._decided = False
+
+    # --- opening and closing ---------------------------------------------------------------------------------------
+
+    @contextmanager
+    def opened(self) -> Iterator[Self]:
+        """Hook the module while this lasts; after it nothing is left."""
+        if self.several_optimizers and self.denoiser is None:
+            self._refuse("it has several optimizers, and which of them trains the denoiser cannot be told")
+        self._names = _modules_to_hook(self.module, self.denoiser)
+        try:
+            for module in self._names:
+                self._hooks[module] = ExitStack()
+                self._hooks[module].enter_context(_hooked(module, self._before_call, self._after_call))
+            yield self
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Take all hooks away, in the middle of a step too."""
+        self.end_step()
+        for hooks in self._hooks.values():
+            hooks.close()
+        self._hooks.clear()
+
+    # --- the steps -------------------------------------------------------------------------------------------------
+
+    def begin_step(self) -> None:
+        """Record calls from now on."""
+        self._recording, self._decided = bool(self._hooks), False
+
+    def end_step(self) -> None:
+        """Stop recording; forget the step."""
+        self._watch.stop()
+        self._recording = False
+        self._drop_calls(0)
+        self._entered = []
+        self._capture.begin([])
+
+    def before_backward(self, loss: Tensor | None = None) -> None:
+        """Decide about every call of the step that has been measured."""
+        self._watch.stop()
+        if not self._recording:
+            return
+        calls, self._calls, self._entered = self._calls, [], []
+        if not calls:
+            self._without_call()
+            return
+        if failure := self._capture.failure or self._capture.incomplete():
+            self._refuse(f"`{self._name(calls[-1])}` looks like it, but {failure}")
+        if not self.description:
+            self._settle(calls, loss)
+        verdicts = {id(call.verdict): call.verdict for call in calls if call.verdict is not None}
+        if verdicts:
+            for verdict in verdicts.values():
+                verdict.keep(self.select(verdict.losses, verdict.timesteps))
+        elif self._capture.description:
+            self._refuse(f"this step has no error behind the output of `{self._name(calls[-1])}`, as earlier ones had")
+        else:
+            self._gradient_loss.expect(calls[-1])
+        self._decided = True
+        for call in calls:
+            call.release()
+
+    def _without_call(self) -> None:
+        """A backward pass before which no denoiser was called."""
+        if self._decided or (self.description and self.denoiser is not None):
+            return
+        if self.description:
+            self._refuse("this step did not call it with gradients on, as earlier steps did (phases?)")
+        doubt = self._failure or (self._doubts[-1] if self._doubts else "")
+        self._refuse(doubt or _why_not_found(self.module, self.denoiser))
+
+    def _measure(self, step: Callable[[], Any]) -> None:
+        """Run a step with a graph, behind which the losses are found; there is no backward pass through it."""
+        if self._gradient_loss.in_use:
+            self._refuse("its losses are measured by gradients, of which unseen images have none")
+        before = self._recording, self._decided
+        self.begin_step()
+        try:
+            with torch.enable_grad():
+                step()
+            self.before_backward()
+        finally:
+            self.end_step()
+            self._recording, self._decided = before
+
+    # --- calls -----------------------------------------------------------------------------------------------------
+
+    def _before_call(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        """A module is called. Nothing inside the denoiser is a loss; inside others there may be one."""
+        if not self._is_watching():
+            return
+        if len(self._hooks) == 1:
+            self._watch.stop()
+        unmeasured = [call for call in self._calls if call.verdict is None]
+        self._entered.append(Entry(module, len(self._calls), unmeasured, self._capture.seen, self._failure))
+
+    def _after_call(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> None:
+        """A module has returned: if it is the denoiser, losses come next."""
+        if not self._is_watching():
+            return
+        entry = self._entered.pop()
+        while entry.module is not module:  # an exception left that one
+            entry = self._entered.pop()
+        if module not in self._arguments:
+            self._arguments[module] = argument_names(module)
+        arguments = name_arguments(self._arguments[module], args, kwargs)
+        if torch.is_grad_enabled():
+            self._read(arguments, output, entry)
+        elif not self.description and self._targets.add(arguments, output):
+            self._doubts.append(
+                f"`{self._names[module]}` was called without gradients (checkpointing of the old kind?)"
+            )
+        if self._capture.pending:
+            self._watch.start()
+
+    def _is_watching(self) -> bool:
+        # Checkpointing calls modules again in the backward pass.
+        return self._recording and torch._C._current_graph_task_id() == -1
+
+    def _read(self, arguments: Mapping[str, Any], output: Any, entry: Entry) -> None:
+        try:
+            call = read_call(entry.module, arguments, output, timestep=self._argument)
+        except NearMiss as doubt:
+            self._doubts.append(f"`{self._names[entry.module]}` looks like it, but {doubt}")
+            return
+        except CallError as failure:
+            self._failure = f"`{self._names[entry.module]}` looks like it, but {failure}"
+            self._drop_calls(entry.num_calls)
+            return
+        if call is None:
+            return
+        self._drop_calls(entry.num_calls)  # what was called inside it was a part of it
+        self._failure = entry.failure
+        if self._capture.seen > entry.num_errors:  # and what was computed inside it no loss
+            self._capture = LossCapture()
+            for other in entry.unmeasured:
+                other.verdict = None
+        self._calls.append(call)
+        for tensor in call.outputs:
+            tensor.register_hook(partial(self._mask, call))
+        if not self._gradient_loss.in_use:
+            self._capture.begin([call for call in self._calls if call.verdict is None])
+
+    def _drop_calls(self, start: int) -> None:
+        for call in self._calls[start:]:
+            call.release()
+        del self._calls[start:]
+
+    def _notice(self, error: ErrorOperation) -> None:
+        self._capture.notice(error)
+        if not self._capture.pending:
+            self._watch.stop()
+
+    def _mask(self, call: DenoiserCall, gradient: Tensor) -> Tensor | None:
+        if self._capture.probing or not self._recording:
+            return None
+        if any(call is other for other in self._calls):
+            self.before_backward()  # backward was called without Lightning
+        if self._gradient_loss.expects(call):
+            self._gradient_loss.measure(call, gradient)
+        return call.mask(gradient)
+
+    def _settle(self, calls: list[DenoiserCall], loss: Tensor | None) -> None:
+        """Make sure that the denoiser is found, and hook no other module any more."""
+        measured = [call for call in calls if call.verdict is not None]
+        masked = measured or calls[-1:]
+        names = {call.module: self._name(call) for call in masked}
+        name = self._name(masked[-1])
+        reason = ""
+        if len(names) > 1:
+            reason = f"there are {len(names)} candidates, {sorted(names.values())}"
+        elif self._targets.are_compared:
+            reason = "its output is compared with another output of a denoiser, as in consistency training"
+        reason = reason or _why_loss_escapes(calls, masked, loss, name=name)
+        if not measured:
+            reason = reason or _why_no_stand_in(masked[-1], name=name, several_optimizers=self.several_optimizers)
+        if reason:
+            self._refuse(reason)
+        for module in [module for module in self._hooks if module not in names]:
+            self._hooks.pop(module).close()
+        self._watch.look = None
+        self._targets.clear()
+        self._argument = masked[-1].argument
+        self.description = _describe(masked[-1], name=name, loss=self._capture.description)
+        self.caution = _eval_mode_caution(masked[-1], name=name)
+
+    def _name(self, call: DenoiserCall) -> str:
+        return self._names[call.module] or type(self.module).__name__
+
+    def _refuse(self, reason: str) -> NoReturn:
+        raise UnsupportedModule(_message(self.module, reason))
+
+
+# --- hooks -----------------------------------------------------------------------------------------------------------
+
+
+def _modules_to_hook(root: nn.Module, name: str | None = None) -> dict[nn.Module, str]:
+    """All modules by name but those inside a compiled one, where a hook would be compiled too; or the one named."""
     if name is not None:
         try:
             return {root.get_submodule(name): name}
@@ -83,20 +358,19 @@ def _is_compiled(module: nn.Module) -> bool:
 
 
 @contextmanager
-def hooked(module: nn.Module, listener: Listener) -> Iterator[None]:
-    """Tell a listener of every call of a module."""
+def _hooked(module: nn.Module, before: Callable[..., None], after: Callable[..., None]) -> Iterator[None]:
+    """Call ``before`` and ``after`` around every call of a module."""
     compiled = module._compiled_call_impl
     with ExitStack() as stack:
         if compiled is None:
-            before, after = _Hook(listener.before_call), _Hook(listener.after_call)
-            stack.callback(module.register_forward_pre_hook(before, with_kwargs=True).remove)
-            stack.callback(module.register_forward_hook(after, with_kwargs=True).remove)
+            stack.callback(module.register_forward_pre_hook(_Hook(before), with_kwargs=True).remove)
+            stack.callback(module.register_forward_hook(_Hook(after), with_kwargs=True).remove)
         else:
             # Compiled in place, its hooks are compiled as well: this stands in front of all that.
             def call(*args: Any, **kwargs: Any) -> Any:
-                listener.before_call(module, args, kwargs)
+                before(module, args, kwargs)
                 output = compiled(*args, **kwargs)
-                listener.after_call(module, args, kwargs, output)
+                after(module, args, kwargs, output)
                 return output
 
             stack.enter_context(patched_attribute(module, "_compiled_call_impl", call))
@@ -104,146 +378,37 @@ def hooked(module: nn.Module, listener: Listener) -> Iterator[None]:
 
 
 class _Hook:
-    """A hook that hears nothing in a copy of its module, pickled or not."""
+    """A forward hook that does nothing in a copy of its module, pickled or not."""
 
-    def __init__(self, hear: Callable[..., None]) -> None:
-        self.hear = hear
+    def __init__(self, function: Callable[..., None]) -> None:
+        self.function = function
 
     def __call__(self, *args: Any) -> None:
         if not torch.compiler.is_compiling():
-            self.hear(*args)
+            self.function(*args)
 
-    def __reduce__(self) -> tuple[Callable[[], Callable[..., None]], tuple[()]]:
-        return _deaf_hook, ()
-
-
-def _deaf_hook() -> Callable[..., None]:
-    return _hear_nothing
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return _Hook, (_do_nothing,)
 
 
-def _hear_nothing(*args: Any) -> None:
+def _do_nothing(*args: Any) -> None:
     """What is left of a hook in a copy."""
 
 
-class Teachers:
-    """Remembers outputs that modules made without gradients, and sees whether one is compared with the denoiser's.
-
-    Attributes:
-        compared: Whether an operation had such an output and a tensor that needs a gradient.
-    """
-
-    def __init__(self) -> None:
-        self.compared = False
-        self._outputs: list[Tensor] = []
-
-    def add(self, arguments: Mapping[str, Any], output: Any) -> bool:
-        """Remember what a call without gradients returned; return whether it looks like a denoiser's."""
-        shapes = [value.shape for value in arguments.values() if is_sample(value)]
-        per_row = [
-            value
-            for value in arguments.values()
-            if isinstance(value, Tensor) and any(one_per_row(value, shape[0]) for shape in shapes)
-        ]
-        found = [tensor for tensor in tensors_in(output) if per_row and tensor.shape in shapes]
-        self._outputs += found
-        return bool(found)
-
-    def forget(self) -> None:
-        """Let go of the outputs; there is nothing more to see."""
-        self._outputs = []
-
-    def look(self, arguments: Iterable[Any]) -> None:
-        """Look at the arguments of an operation behind the denoiser."""
-        tensors = [value for value in arguments if type(value) is Tensor]
-        if self._outputs and any(tensor.requires_grad for tensor in tensors):
-            places = {output.data_ptr() for output in self._outputs}
-            self.compared |= any(not tensor.requires_grad and tensor.data_ptr() in places for tensor in tensors)
+# --- losses that no error operation shows ----------------------------------------------------------------------------
 
 
-_REMEDY = (
-    'Name it, AntiGradientControl(denoiser="…", timestep="…"); or let training_step return'
-    ' {"loss", "sample_loss", "timesteps"}; or reduce its losses by an attribute loss_reducer(sample_loss, timesteps).'
-)
-
-
-def refusal_text(module: nn.Module, reason: str) -> str:
-    """One line: what is wrong with a module, and the three things that a user can do."""
-    return f"AntiGradientControl expected to find the denoiser of {type(module).__name__}, but {reason}. {_REMEDY}"
-
-
-def why_not_found(module: nn.Module, denoiser: str | None) -> str:
-    """What to say of a step in which nothing looked like a denoiser."""
-    if getattr(module, "_compiler_ctx", None) is not None:
-        return "all of it is compiled, where nothing can be seen; compile the denoiser instead"
-    who = "no module was" if denoiser is None else f"`{denoiser}` was not"
-    return f"{who} called with gradients on, a batch and one number per row of it"
-
-
-def why_loss_escapes(
-    calls: Sequence[DenoiserCall], masked: Sequence[DenoiserCall], loss: Tensor | None, *, name: str
-) -> str:
-    """Why masking some of the calls of a step does not mask its loss; empty if it does, or nobody can know.
-
-    Args:
-        calls: All calls of the step.
-        masked: Those whose gradient is masked.
-        loss: What is differentiated; None if somebody does that without telling.
-        name: Of the denoiser.
-    """
-    if loss is None:
-        return ""
-    reached = owners_behind(loss, {node: number for number, call in enumerate(calls) for node in call.nodes})
-    covered = {number for number, call in enumerate(calls) if any(call is other for other in masked)}
-    if not reached & covered:
-        return f"the loss does not depend on the output of `{name}`"
-    if reached - covered:
-        return f"the loss depends on {len(reached)} calls of `{name}`, not all of which could be measured"
-    return ""
-
-
-def why_no_stand_in(call: DenoiserCall, *, name: str, several_optimizers: bool) -> str:
-    """Why the gradient at a denoiser's output says nothing about its loss; empty if it may."""
-    if several_optimizers:
-        reason = "several optimizers train (adversarial phases?)"
-    elif len(call.outputs) > 1:
-        reason = f"it returns {len(call.outputs)} outputs"
-    else:
-        return ""
-    return (
-        f"no squared or absolute error was seen behind `{name}`, and the gradient at its output cannot stand in for it,"
-        f" since {reason}"
-    )
-
-
-def describe(call: DenoiserCall, *, name: str, loss: str) -> str:
-    """What was found, for the log."""
-    kind = type(getattr(call.module, "_orig_mod", call.module)).__name__
-    loss = loss or "the squared gradient at its output (no squared error was seen)"
-    return f"denoiser `{name}` ({kind}), timesteps from its argument `{call.argument}`, loss: {loss}"
-
-
-def eval_mode_caution(call: DenoiserCall, *, name: str) -> str:
-    """What to say of a denoiser that trains in eval mode; empty if it does not."""
-    if call.module.training:
-        return ""
-    return f"The denoiser `{name}` trains in eval mode, without dropout; call `.train()` if not on purpose."
-
-
-class GradientLoss:
-    r"""Measures losses where no error operation was seen: in a compiled function, or a kernel of somebody's own.
+class _GradientLoss:
+    r"""Measures losses where no error operation was seen: in a compiled function, or a custom kernel.
 
     For a squared error :math:`L = \frac{1}{B} \sum_i w(t_i) \lVert o_i - y_i \rVert^2`, the rows of the gradient at the
     output hold :math:`\lVert B\, \partial L / \partial o_i \rVert^2 = 4 w(t_i)^2 \lVert o_i - y_i \rVert^2`: the
     sample's loss times a constant of its timestep, which cancels against the loss bank's entry. For an absolute error
     they hold nothing at all, which is found in the first batch.
-
-    Args:
-        observe: Gets losses and timesteps.
-        scale: Multiplies a number by what the loss is multiplied by before the backward pass (AMP).
     """
 
-    def __init__(self, observe: Observer, scale: Callable[[Tensor], Tensor] | None = None) -> None:
-        self.observe = observe
+    def __init__(self, select: Select, scale: Callable[[Tensor], Tensor] | None = None) -> None:
+        self.select = select
         self.scale = scale
         self.in_use = False
         self._expected: DenoiserCall | None = None
@@ -265,7 +430,7 @@ class GradientLoss:
         if self.scale is not None:
             rows = rows / self.scale(torch.ones((), device=rows.device))
         verdict = Verdict(rows.square().mean(1), call.timesteps)
-        verdict.keep(self.observe(verdict.losses, verdict.timesteps))
+        verdict.keep(self.select(verdict.losses, verdict.timesteps))
         call.verdict, self._expected, self.in_use = verdict, None, True
 
 
@@ -274,253 +439,107 @@ def _refuse_absolute_errors(rows: Tensor) -> None:
     largest = sizes.amax(1, keepdim=True)
     alike = ((sizes - largest).abs() <= 1e-3 * largest) | (sizes == 0)
     if rows.shape[1] > 1 and bool(alike.all()) and bool(largest.any()):
-        raise Refusal(
+        raise UnsupportedModule(
             "AntiGradientControl expected a squared error where it cannot see the loss itself, but got gradients of one"
             " size, those of an absolute error. Compute the loss outside compiled code, or return it per sample."
         )
 
 
-class DenoiserSeam(Seam):
-    r"""Finds the denoiser in the first step, measures each sample's loss behind its output, and masks its gradient.
+class _FixedTargets:
+    """Outputs that modules made without gradients; tells whether one is compared with the denoiser's output.
 
-    The denoiser is the outermost module whose call, with gradients on, gets a floating tensor and one more number per
-    row of it, and returns that tensor's batch and spatial sizes. Rows of the gradient that arrives at its outputs are
-    multiplied by :math:`k_i B / \sum_j k_j`, with :math:`k_i` 1 for samples that are kept and 0 for others: whatever
-    the loss looks like, what is masked does not pass. The loss that the user logs is not touched.
-
-    Args:
-        module: Any LightningModule.
-        observe: Called once per measured batch, see
-            :data:`~lightning_iet.callbacks.anti_gradient_control.losses.Observer`.
-        denoiser: Name of the denoiser in the module; by default it is found.
-        timestep: Name of its argument; by default it is found.
-        several_optimizers: Whether phases of training may alternate, so that a gradient says nothing about a loss.
-        scale: Multiplies a number by what the loss is multiplied by before the backward pass.
+    Attributes:
+        are_compared: Whether an operation had such an output and a tensor that needs a gradient.
     """
 
-    def __init__(
-        self,
-        module: pl.LightningModule,
-        observe: Observer,
-        *,
-        denoiser: str | None = None,
-        timestep: str | None = None,
-        several_optimizers: bool = False,
-        scale: Callable[[Tensor], Tensor] | None = None,
-    ) -> None:
-        self.module = module
-        self.observe = observe
-        self.denoiser = denoiser
-        self.several_optimizers = several_optimizers
-        self._gradient_loss = GradientLoss(observe, scale)
-        self._teachers = Teachers()
-        self._capture = LossCapture()
-        self._watch = ErrorWatch(self._notice, self._teachers.look)
-        self._hooks: dict[nn.Module, ExitStack] = {}
-        self._names: dict[nn.Module, str] = {}
-        self._arguments: dict[nn.Module, list[str]] = {}
-        self._calls: list[DenoiserCall] = []
-        self._entered: list[Entry] = []
-        self._doubts: list[str] = []
-        self._refusal: str | None = None
-        self._argument = timestep
-        self._recording = False
-        self._decided = False
+    def __init__(self) -> None:
+        self.are_compared = False
+        self._outputs: list[Tensor] = []
 
-    # --- opening and closing ---------------------------------------------------------------------------------------
+    def add(self, arguments: Mapping[str, Any], output: Any) -> bool:
+        """Remember what a call without gradients returned; return whether it looks like a denoiser's."""
+        shapes = [value.shape for value in arguments.values() if is_sample(value)]
+        per_row = [
+            value
+            for value in arguments.values()
+            if isinstance(value, Tensor) and any(one_per_row(value, shape[0]) for shape in shapes)
+        ]
+        found = [tensor for tensor in tensors_in(output) if per_row and tensor.shape in shapes]
+        self._outputs += found
+        return bool(found)
 
-    @contextmanager
-    def opened(self) -> Iterator["DenoiserSeam"]:
-        """Hook the module while this lasts; after it nothing is left."""
-        if self.several_optimizers and self.denoiser is None:
-            self._refuse("it has several optimizers, and which of them trains the denoiser cannot be told")
-        self._names = modules_to_hook(self.module, self.denoiser)
-        try:
-            for module in self._names:
-                self._hooks[module] = ExitStack()
-                self._hooks[module].enter_context(hooked(module, self))
-            yield self
-        finally:
-            self.close()
+    def clear(self) -> None:
+        """Forget the outputs."""
+        self._outputs = []
 
-    def close(self) -> None:
-        """Take all hooks away, in the middle of a step too."""
-        self.end_step()
-        for hooks in self._hooks.values():
-            hooks.close()
-        self._hooks.clear()
+    def watch(self, arguments: Iterable[Any]) -> None:
+        """Look at the arguments of an operation behind the denoiser."""
+        tensors = [value for value in arguments if type(value) is Tensor]
+        if self._outputs and any(tensor.requires_grad for tensor in tensors):
+            places = {output.data_ptr() for output in self._outputs}
+            self.are_compared |= any(not tensor.requires_grad and tensor.data_ptr() in places for tensor in tensors)
 
-    # --- the steps -------------------------------------------------------------------------------------------------
 
-    def begin_step(self) -> None:
-        """Listen from now on."""
-        self._recording, self._decided = bool(self._hooks), False
+# --- what is checked and said ----------------------------------------------------------------------------------------
 
-    def end_step(self) -> None:
-        """Listen no longer; forget the step."""
-        self._watch.stop()
-        self._recording = False
-        self._drop_calls(0)
-        self._entered = []
-        self._capture.begin([])
 
-    def before_backward(self, loss: Tensor | None = None) -> None:
-        """Decide about every call of the step that has been measured."""
-        self._watch.stop()
-        if not self._recording:
-            return
-        calls, self._calls, self._entered = self._calls, [], []
-        if not calls:
-            self._without_call()
-            return
-        if failure := self._capture.failure or self._capture.incomplete():
-            self._refuse(f"`{self._name(calls[-1])}` looks like it, but {failure}")
-        if not self.description:
-            self._settle(calls, loss)
-        verdicts = {id(call.verdict): call.verdict for call in calls if call.verdict is not None}
-        if verdicts:
-            for verdict in verdicts.values():
-                verdict.keep(self.observe(verdict.losses, verdict.timesteps))
-        elif self._capture.description:
-            self._refuse(f"this step has no error behind the output of `{self._name(calls[-1])}`, as earlier ones had")
-        else:
-            self._gradient_loss.expect(calls[-1])
-        self._decided = True
-        for call in calls:
-            call.release()
+_REMEDY = (
+    'Name it, AntiGradientControl(denoiser="…", timestep="…"); or let training_step return'
+    ' {"loss", "sample_loss", "timesteps"}; or reduce its losses by an attribute loss_reducer(sample_loss, timesteps).'
+)
 
-    def _without_call(self) -> None:
-        """A backward pass before which no denoiser was called."""
-        if self._decided or (self.description and self.denoiser is not None):
-            return
-        if self.description:
-            self._refuse("this step did not call it with gradients on, as earlier steps did (phases?)")
-        doubt = self._refusal or (self._doubts[-1] if self._doubts else "")
-        self._refuse(doubt or verification.why_not_found(self.module, self.denoiser))
 
-    def read(self, step: Callable[[], Any]) -> None:
-        """Run a step for its losses. They are told by the graph behind the denoiser, so there is one; nothing uses it.
+def _message(module: nn.Module, reason: str) -> str:
+    """One line: what is wrong with a module, and the three things that a user can do."""
+    return f"AntiGradientControl expected to find the denoiser of {type(module).__name__}, but {reason}. {_REMEDY}"
 
-        Raises:
-            Refusal: If losses are measured by gradients.
-        """
-        if self._gradient_loss.in_use:
-            self._refuse("its losses are measured by gradients, of which unseen images have none")
-        before = self._recording, self._decided
-        self.begin_step()
-        try:
-            with torch.enable_grad():
-                step()
-            self.before_backward()
-        finally:
-            self.end_step()
-            self._recording, self._decided = before
 
-    # --- calls -----------------------------------------------------------------------------------------------------
+def _why_not_found(module: nn.Module, denoiser: str | None) -> str:
+    """What to say of a step in which nothing looked like a denoiser."""
+    if getattr(module, "_compiler_ctx", None) is not None:
+        return "all of it is compiled, where nothing can be seen; compile the denoiser instead"
+    who = "no module was" if denoiser is None else f"`{denoiser}` was not"
+    return f"{who} called with gradients on, a batch and one number per row of it"
 
-    def before_call(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        """A module is called. Nothing inside the denoiser is a loss; inside others there may be one."""
-        if not self._hears():
-            return
-        if len(self._hooks) == 1:
-            self._watch.stop()
-        unmeasured = [call for call in self._calls if call.verdict is None]
-        self._entered.append(Entry(module, len(self._calls), unmeasured, self._capture.seen, self._refusal))
 
-    def after_call(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> None:
-        """A module has returned: if it is the denoiser, losses come next."""
-        if not self._hears():
-            return
-        entry = self._entered.pop()
-        while entry.module is not module:  # an exception left that one
-            entry = self._entered.pop()
-        if module not in self._arguments:
-            self._arguments[module] = argument_names(module)
-        arguments = name_arguments(self._arguments[module], args, kwargs)
-        if torch.is_grad_enabled():
-            self._take(arguments, output, entry)
-        elif not self.description and self._teachers.add(arguments, output):
-            self._doubts.append(
-                f"`{self._names[module]}` was called without gradients (checkpointing of the old kind?)"
-            )
-        if self._capture.pending:
-            self._watch.start()
+def _why_loss_escapes(
+    calls: Sequence[DenoiserCall], masked: Sequence[DenoiserCall], loss: Tensor | None, *, name: str
+) -> str:
+    """Why masking some of the calls of a step does not mask its loss; empty if it does, or that cannot be known."""
+    if loss is None:
+        return ""
+    reached = owners_behind(loss, {node: number for number, call in enumerate(calls) for node in call.nodes})
+    covered = {number for number, call in enumerate(calls) if any(call is other for other in masked)}
+    if not reached & covered:
+        return f"the loss does not depend on the output of `{name}`"
+    if reached - covered:
+        return f"the loss depends on {len(reached)} calls of `{name}`, not all of which could be measured"
+    return ""
 
-    def _hears(self) -> bool:
-        # Checkpointing calls modules again in the backward pass.
-        return self._recording and torch._C._current_graph_task_id() == -1
 
-    def _take(self, arguments: Mapping[str, Any], output: Any, entry: Entry) -> None:
-        try:
-            call = read_call(entry.module, arguments, output, timestep=self._argument)
-        except NearMiss as doubt:
-            self._doubts.append(f"`{self._names[entry.module]}` looks like it, but {doubt}")
-            return
-        except CallError as failure:
-            self._refusal = f"`{self._names[entry.module]}` looks like it, but {failure}"
-            self._drop_calls(entry.num_calls)
-            return
-        if call is None:
-            return
-        self._drop_calls(entry.num_calls)  # what was called inside it was a part of it
-        self._refusal = entry.refusal
-        if self._capture.seen > entry.num_errors:  # and what was computed inside it no loss
-            self._capture = LossCapture()
-            for other in entry.unmeasured:
-                other.verdict = None
-        self._calls.append(call)
-        for tensor in call.outputs:
-            tensor.register_hook(partial(self._mask, call))
-        if not self._gradient_loss.in_use:
-            self._capture.begin([call for call in self._calls if call.verdict is None])
+def _why_no_stand_in(call: DenoiserCall, *, name: str, several_optimizers: bool) -> str:
+    """Why the gradient at a denoiser's output says nothing about its loss; empty if it may."""
+    if several_optimizers:
+        reason = "several optimizers train (adversarial phases?)"
+    elif len(call.outputs) > 1:
+        reason = f"it returns {len(call.outputs)} outputs"
+    else:
+        return ""
+    return (
+        f"no squared or absolute error was seen behind `{name}`, and the gradient at its output cannot stand in for it,"
+        f" since {reason}"
+    )
 
-    def _drop_calls(self, start: int) -> None:
-        for call in self._calls[start:]:
-            call.release()
-        del self._calls[start:]
 
-    def _notice(self, error: ErrorOperation) -> None:
-        self._capture.notice(error)
-        if not self._capture.pending:
-            self._watch.stop()
+def _describe(call: DenoiserCall, *, name: str, loss: str) -> str:
+    """What was found, for the log."""
+    kind = type(getattr(call.module, "_orig_mod", call.module)).__name__
+    loss = loss or "the squared gradient at its output (no squared error was seen)"
+    return f"denoiser `{name}` ({kind}), timesteps from its argument `{call.argument}`, loss: {loss}"
 
-    def _mask(self, call: DenoiserCall, gradient: Tensor) -> Tensor | None:
-        if self._capture.probing or not self._recording:
-            return None
-        if any(call is other for other in self._calls):
-            self.before_backward()  # somebody calls backward without asking Lightning
-        if self._gradient_loss.expects(call):
-            self._gradient_loss.measure(call, gradient)
-        return call.mask(gradient)
 
-    def _settle(self, calls: list[DenoiserCall], loss: Tensor | None) -> None:
-        """Make sure that the denoiser is found, and hook no other module any more."""
-        measured = [call for call in calls if call.verdict is not None]
-        masked = measured or calls[-1:]
-        names = {call.module: self._name(call) for call in masked}
-        name = self._name(masked[-1])
-        reason = ""
-        if len(names) > 1:
-            reason = f"there are {len(names)} candidates, {sorted(names.values())}"
-        elif self._teachers.compared:
-            reason = "its output is compared with another output of a denoiser, as in consistency training"
-        reason = reason or verification.why_loss_escapes(calls, masked, loss, name=name)
-        if not measured:
-            reason = reason or verification.why_no_stand_in(
-                masked[-1], name=name, several_optimizers=self.several_optimizers
-            )
-        if reason:
-            self._refuse(reason)
-        for module in [module for module in self._hooks if module not in names]:
-            self._hooks.pop(module).close()
-        self._watch.look = None
-        self._teachers.forget()
-        self._argument = masked[-1].argument
-        self.description = verification.describe(masked[-1], name=name, loss=self._capture.description)
-        self.caution = verification.eval_mode_caution(masked[-1], name=name)
-
-    def _name(self, call: DenoiserCall) -> str:
-        return self._names[call.module] or type(self.module).__name__
-
-    def _refuse(self, reason: str) -> NoReturn:
-        raise Refusal(verification.refusal_text(self.module, reason))
+def _eval_mode_caution(call: DenoiserCall, *, name: str) -> str:
+    """What to say of a denoiser that trains in eval mode; empty if it does not."""
+    if call.module.training:
+        return ""
+    return f"The denoiser `{name}` trains in eval mode, without dropout; call `.train()` if not on purpose."

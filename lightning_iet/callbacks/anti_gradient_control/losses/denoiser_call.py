@@ -31,17 +31,11 @@ class NearMiss(CallError):
 
 @dataclass
 class Verdict:
-    """What AGC decides about the rows of one or more calls.
-
-    Attributes:
-        losses: One per sample, (n,).
-        timesteps: One per sample, (n,).
-        weights: Factor of each sample's gradient, (n,); None leaves gradients untouched.
-    """
+    """What is decided about the rows of one or more calls; all of shape (n,)."""
 
     losses: Tensor
     timesteps: Tensor
-    weights: Tensor | None = None
+    weights: Tensor | None = None  # factor of each sample's gradient; None leaves gradients untouched
 
     def keep(self, selection: Selection | None) -> None:
         """Weights of the rows that leave the mean of the kept losses: 0 for others."""
@@ -54,25 +48,15 @@ class Verdict:
 
 @dataclass
 class DenoiserCall:
-    """A call whose output needs a gradient.
-
-    Attributes:
-        module: Who was called.
-        argument: Name of the timestep's argument.
-        timesteps: One per row, (B,).
-        outputs: What it returned and needs a gradient, each with B rows.
-        nodes: Where these hang in the graph.
-        row_map: The sample of each row, (B,), on the device; None if they are the same.
-        verdict: Once its losses are measured.
-    """
+    """A call of a denoiser whose output needs a gradient."""
 
     module: nn.Module
-    argument: str
-    timesteps: Tensor
-    outputs: list[Tensor]
-    nodes: set[Node] = field(default_factory=set)
-    row_map: Tensor | None = None
-    verdict: Verdict | None = None
+    argument: str  # name of that which holds the timesteps
+    timesteps: Tensor  # one per row, (B,)
+    outputs: list[Tensor]  # what was returned and needs a gradient, each with B rows
+    nodes: set[Node] = field(default_factory=set)  # of the outputs, in the graph
+    row_map: Tensor | None = None  # the sample of each row, (B,), on the device; None if rows are samples
+    verdict: Verdict | None = None  # once its losses are measured
 
     def __post_init__(self) -> None:
         self.nodes = {output.grad_fn for output in self.outputs if output.grad_fn is not None}
@@ -104,7 +88,7 @@ class Entry:
     num_calls: int
     unmeasured: list[DenoiserCall]
     num_errors: int
-    refusal: str | None
+    failure: str | None
 
 
 def tensors_in(output: Any) -> Iterator[Tensor]:
@@ -138,22 +122,10 @@ def name_arguments(names: Sequence[str], args: Sequence[Any], kwargs: Mapping[st
 def read_call(
     module: nn.Module, arguments: Mapping[str, Any], output: Any, *, timestep: str | None = None
 ) -> DenoiserCall | None:
-    """Tell whether a call is one of a denoiser, and read it.
+    """Tell whether a call is one of a denoiser, and read it; None if not, CallError if it cannot be used.
 
-    A denoiser gets a floating tensor and another tensor with one number per row of it, and returns a tensor that needs
-    a gradient and has the batch and spatial sizes of the first.
-
-    Args:
-        module: Who was called.
-        arguments: By name.
-        output: What it returned.
-        timestep: Name of the timestep's argument; by default it is found.
-
-    Returns:
-        The call, or None if it is something else.
-
-    Raises:
-        CallError: If it looks like one and cannot be used.
+    A denoiser takes a floating tensor and another tensor with one number per row of it, and returns a tensor that needs
+    a gradient and has the batch and spatial sizes of the first. The timestep's argument is found unless it is named.
     """
     outputs = [tensor for tensor in tensors_in(output) if tensor.requires_grad]
     sample = next((x for x in arguments.values() if is_sample(x) and any(_fits(out, x) for out in outputs)), None)

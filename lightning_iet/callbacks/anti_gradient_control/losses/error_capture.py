@@ -29,35 +29,18 @@ _NORMS = ("norm", "linalg_norm", "linalg_vector_norm", "vector_norm")
 
 @dataclass(frozen=True)
 class ErrorOperation:
-    """A squared or absolute error in somebody's training step.
-
-    Attributes:
-        name: Of the operation, for the log.
-        operands: What goes in and needs a gradient.
-        elements: Makes the error of each element: a tensor with a graph if gradients are on.
-        is_difference: Whether the operation itself takes a difference; else one must have been taken before.
-    """
+    """A squared or absolute error in a training step."""
 
     name: str
-    operands: tuple[Tensor, ...]
-    elements: Callable[[], Tensor]
-    is_difference: bool = False
+    operands: tuple[Tensor, ...]  # what goes in and needs a gradient
+    elements: Callable[[], Tensor]  # makes the error of each element, with a graph if gradients are on
+    is_difference: bool = False  # whether it takes a difference itself; else one must have been taken before
 
 
 def error_operation(
     func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], result: Any
 ) -> ErrorOperation | None:
-    """Recognise a squared or absolute error.
-
-    Args:
-        func: What a ``TorchFunctionMode`` was shown.
-        args: Its positional arguments.
-        kwargs: Its keyword arguments.
-        result: What it returned.
-
-    Returns:
-        The operation, or None if it is another one or needs no gradient.
-    """
+    """Recognise a squared or absolute error in a call of torch; None if it is none, or needs no gradient."""
     if type(result) is not Tensor or not result.requires_grad:  # a tracing compiler shows tensors of its own kind
         return None
     name = getattr(func, "__name__", "").rstrip("_")
@@ -96,13 +79,13 @@ _DIFFERENCES = ("Sub", "Rsub", "Add", "Lerp", "Compiled")
 
 
 class ErrorWatch(TorchFunctionMode):
-    """Shows the squared and absolute errors that this thread computes to somebody, from :meth:`start` to :meth:`stop`.
+    """Passes the squared and absolute errors that this thread computes to a function, between ``start`` and ``stop``.
 
-    It lies at the bottom of the stack of modes: somebody's ``with torch.device(…)`` may begin before it and end first.
+    It lies at the bottom of the stack of modes: a ``with torch.device(…)`` may begin before it and end first.
 
     Args:
-        notice: Gets each error that needs a gradient.
-        look: Gets the arguments of every operation, if given.
+        notice: Takes each error that needs a gradient.
+        look: Takes the arguments of every operation, if given.
 
     Example:
         >>> names = []
@@ -124,7 +107,7 @@ class ErrorWatch(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        """Call, and look at what came out."""
+        """Call, and look at the result."""
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
         if torch.compiler.is_compiling():
@@ -156,16 +139,7 @@ class ErrorWatch(TorchFunctionMode):
 
 
 def owners_behind(tensor: Tensor, owners: Mapping[Node, int], *, after_difference: bool = False) -> set[int]:
-    """Which of some nodes of the graph a tensor was computed from; the search goes no further than those.
-
-    Args:
-        tensor: Where to start.
-        owners: A number for each node.
-        after_difference: Count only what a difference was taken of, on the way.
-
-    Returns:
-        The numbers of the nodes that were found.
-    """
+    """Numbers of those nodes of the graph that a tensor was computed from; with or without a difference on the way."""
     found: set[int] = set()
     todo = [(tensor.grad_fn, not after_difference)]
     seen = set(todo)
@@ -188,17 +162,11 @@ _UNKNOWN = -1
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the samples lie in a tensor of errors: on an axis, alone, or merged with others into one.
-
-    Attributes:
-        axis: The axis that holds the samples.
-        major: Whether the samples are the slower one of what was merged into it, as in ``(b h w)``.
-        whole: Whether the axis holds all rows of the denoiser's output; else it holds a loss per entry.
-    """
+    """Where the samples lie in a tensor of errors: on an axis, alone, or merged with others into one."""
 
     axis: int = 0
-    major: bool = True
-    whole: bool = True
+    major: bool = True  # whether the samples vary slowest in what was merged into the axis, as in ``(b h w)``
+    whole: bool = True  # whether the axis holds all rows of the denoiser's output; else it holds a loss per entry
 
     def rows(self, errors: Tensor, batch_size: int) -> Tensor:
         """One row of errors per loss, shape (n, k)."""
@@ -293,10 +261,10 @@ class _Part:
 class LossCapture:
     """Turns errors that appear behind a denoiser's output into one loss per sample.
 
-    Which errors count, and how samples lie in them, is settled with the first batch: the first one through which a
-    gradient reaches the output, and further ones until every row of the output has a loss. For every size of batch that
-    is met for the first time, :func:`row_maps` tests that each row of the
-    output has a part in one loss only; later batches of that size are trusted, and wait for nothing.
+    Which errors count, and how samples lie in them, is settled with the first batch: the first error through which a
+    gradient reaches the output, and further ones until every row of the output has a loss. For each new batch size,
+    :func:`row_maps` tests that each row of the output has a part in one loss only; later batches of that size are not
+    tested, and do not wait for the device.
 
     Attributes:
         pending: The calls whose losses are being measured.
@@ -323,7 +291,7 @@ class LossCapture:
         self.pending, self._parts, self._place = calls, [], 0
 
     def notice(self, error: ErrorOperation) -> Verdict | None:
-        """Look at an error; return the verdict to be when it completes the losses of the calls behind it."""
+        """Take in an error; return the verdict to be when it completes the losses of the calls behind it."""
         calls = self._calls_behind(error)
         if not calls or self.failure is not None:
             return None

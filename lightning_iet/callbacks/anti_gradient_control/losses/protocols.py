@@ -2,8 +2,8 @@
 
 import functools
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any, NamedTuple, TypeAlias, cast
+from contextlib import ExitStack, contextmanager
+from typing import Any, NamedTuple, Self, TypeAlias, cast
 
 import lightning.pytorch as pl
 import torch
@@ -22,69 +22,108 @@ class Selection(NamedTuple):
     """What the sum of their losses is divided by; None = their number. See
     :func:`~lightning_iet.functional.anti_gradient.masked_mean`."""
 
-
-Observer: TypeAlias = Callable[[Tensor, Tensor], Selection | None]
-"""Gets the losses (B,) and timesteps (B,) of a training batch; returns the samples to keep, or None: hands off."""
-
-
-class Refusal(ValueError):
-    """No way leads to the losses of a module: the text says why, and what to do."""
+    def mean(self, losses: Tensor) -> Tensor:
+        """Average the losses of these samples."""
+        return masked_mean(losses, self.keep, divisor=self.divisor)
 
 
-class Seam:
-    """An open seam. Who opens it tells it where in a training step the run is; most seams need not know.
+Select: TypeAlias = Callable[[Tensor, Tensor], Selection | None]
+"""Takes the losses (B,) and timesteps (B,) of a training batch; returns which samples stay, None = leave the loss."""
+
+
+class UnsupportedModule(ValueError):
+    """The losses of a module cannot be found; the message says why, and what to do."""
+
+
+class LossSource:
+    """Where the per-sample losses of a module come from; this base finds none.
 
     Attributes:
+        module: The module.
+        select: Called once for each training batch.
         description: Where the losses and timesteps come from, for the log; empty until that is known.
-        caution: What the user should hear besides; empty if nothing.
+        caution: What the user should know besides; empty if nothing.
+        is_measuring: Whether losses are shown for their own sake, without a backward pass.
     """
 
     description: str = ""
     caution: str = ""
+    is_measuring: bool = False
+    module: pl.LightningModule
+    select: Select
+
+    @property
+    def active(self) -> "LossSource":
+        """The source at work: this one, or its fallback."""
+        return self
+
+    @contextmanager
+    def opened(self) -> Iterator[Self]:
+        """Show the losses while this lasts; leave nothing behind."""
+        yield self
 
     def begin_step(self) -> None:
         """A training step begins."""
 
     def before_backward(self, loss: Tensor | None = None) -> None:
-        """A backward pass is about to begin; raises if the seam has seen no losses, and AGC would do nothing."""
+        """A backward pass is about to begin; raises if no losses were found, and AGC would do nothing."""
 
     def end_step(self) -> None:
         """The training step is over."""
 
-    def read(self, step: Callable[[], Any]) -> None:
-        """Run a training step on images that must teach nothing, for its losses alone: the observer gets them.
-
-        To be called after a backward pass, when the seam knows where losses are. No backward pass follows.
+    def measure(self, step: Callable[[], Any]) -> list[tuple[Tensor, Tensor]]:
+        """Run a training step for its losses alone; to be called after a backward pass has shown where they are.
 
         Args:
             step: Calls the module's ``training_step``.
+
+        Returns:
+            Losses and timesteps, as they would have been shown.
         """
+        found: list[tuple[Tensor, Tensor]] = []
+
+        def record(losses: Tensor, timesteps: Tensor) -> None:
+            found.append((losses.detach(), timesteps.detach()))
+
+        with patched_attribute(self, "select", record), patched_attribute(self, "is_measuring", True):
+            self._measure(step)
+        return found
+
+    def _measure(self, step: Callable[[], Any]) -> None:
         with torch.no_grad():
             step()
 
 
-class _ReducerSeam(Seam):
-    is_reading = False
+class ReducerLosses(LossSource):
+    """Puts a masked mean in the place of ``module.loss_reducer``, a callable (sample_loss, timesteps) -> scalar.
 
-    def __init__(self, module: pl.LightningModule, observe: Observer) -> None:
+    Losses without a graph are left alone: they belong to validation.
+
+    Args:
+        module: Its ``training_step`` calls its attribute ``loss_reducer``.
+        select: See :data:`Select`.
+    """
+
+    def __init__(self, module: pl.LightningModule, select: Select) -> None:
         self.module = module
-        self.observe = observe
-        self.reduce = cast(Callable[[Tensor, Tensor], Tensor], module.loss_reducer)
+        self.select = select
+        self._reduce = cast(Callable[[Tensor, Tensor], Tensor], module.loss_reducer)
 
-    def __call__(self, sample_loss: Tensor, timesteps: Tensor) -> Tensor:
-        if not sample_loss.requires_grad and not self.is_reading:
-            return self.reduce(sample_loss, timesteps)
-        selection = self.observe(sample_loss, timesteps)
+    @contextmanager
+    def opened(self) -> Iterator[Self]:
+        """Replace the reducer while this lasts."""
+        with patched_attribute(self.module, "loss_reducer", self._reducer):
+            yield self
+
+    def _reducer(self, sample_loss: Tensor, timesteps: Tensor) -> Tensor:
+        if not sample_loss.requires_grad and not self.is_measuring:
+            return self._reduce(sample_loss, timesteps)
+        selection = self.select(sample_loss, timesteps)
         self.description = "losses and timesteps from the attribute `loss_reducer`"
-        if selection is None:
-            return self.reduce(sample_loss, timesteps)
-        return masked_mean(sample_loss, selection.keep, divisor=selection.divisor)
-
-    def read(self, step: Callable[[], Any]) -> None:
-        with patched_attribute(self, "is_reading", True):
-            super().read(step)
+        return self._reduce(sample_loss, timesteps) if selection is None else selection.mean(sample_loss)
 
     def before_backward(self, loss: Tensor | None = None) -> None:
+        """Refuse a step that has not called the reducer."""
         if not self.description:
             raise ValueError(
                 f"AntiGradientControl expected {type(self.module).__name__}.training_step to call `loss_reducer` on"
@@ -92,78 +131,73 @@ class _ReducerSeam(Seam):
             )
 
 
-@contextmanager
-def reducer_seam(module: pl.LightningModule, observe: Observer) -> Iterator[Seam]:
-    """Put a masked mean in the place of ``module.loss_reducer``, a callable (sample_loss, timesteps) -> scalar.
-
-    Losses without a graph pass by: they belong to validation, where nothing is learnt.
-
-    Args:
-        module: A LightningModule whose ``training_step`` calls its attribute ``loss_reducer``.
-        observe: Called once per training batch, see :data:`Observer`.
-    """
-    seam = _ReducerSeam(module, observe)
-    with patched_attribute(module, "loss_reducer", seam.__call__):
-        yield seam
-
-
-_KEYS = ("loss", "sample_loss", "timesteps")
-
-
-def follows_protocol(outputs: Any) -> bool:
-    """Whether a ``training_step`` gives away its losses and timesteps."""
-    return isinstance(outputs, Mapping) and all(key in outputs for key in _KEYS)
-
-
-@contextmanager
-def training_step_seam(
-    module: pl.LightningModule, observe: Observer, *, settle: Callable[[Any], bool] | None = None
-) -> Iterator[Seam]:
-    """Wrap ``module.training_step`` and put a masked mean in the place of the ``loss`` that it returns.
+class TrainingStepLosses(LossSource):
+    """Wraps ``module.training_step`` and puts a masked mean in the place of the ``loss`` that it returns.
 
     A ``training_step`` that returns None skips the batch, as Lightning defines it.
 
     Args:
-        module: A LightningModule whose ``training_step`` returns a dict with ``loss``, ``sample_loss`` (B,) and
-            ``timesteps`` (B,).
-        observe: Called once per training batch, see :data:`Observer`.
-        settle: Gets what a step returned; False leaves it untouched. By default nothing is.
-
-    Raises:
-        TypeError: At the first batch, if ``training_step`` returns something else.
-        ValueError: At the first batch, if a key is missing.
+        module: Its ``training_step`` returns a dict with ``loss``, ``sample_loss`` (B,) and ``timesteps`` (B,).
+        select: See :data:`Select`.
+        fallback: Is open until the first step has returned such a dict, and remains if it returns something else.
+            Without it, something else is an error: TypeError, or ValueError if a key is missing.
     """
-    training_step: Callable[..., Any] = module.training_step
-    seam = Seam()
 
-    @functools.wraps(training_step)  # Lightning reads the signature through __wrapped__
-    def masked_training_step(*args: Any, **kwargs: Any) -> Any:
-        outputs = training_step(*args, **kwargs)
-        if outputs is None or (settle is not None and not settle(outputs)):
+    _KEYS = ("loss", "sample_loss", "timesteps")
+
+    def __init__(self, module: pl.LightningModule, select: Select, fallback: LossSource | None = None) -> None:
+        self.module = module
+        self.select = select
+        self._fallback = fallback
+        self._is_settled = fallback is None
+        self._stack = ExitStack()
+
+    @property
+    def active(self) -> LossSource:
+        """The fallback, while it is open."""
+        return self._fallback or self
+
+    @contextmanager
+    def opened(self) -> Iterator[Self]:
+        """Wrap the step while this lasts."""
+        step: Callable[..., Any] = self.module.training_step
+
+        @functools.wraps(step)  # Lightning reads the signature through __wrapped__
+        def masked_training_step(*args: Any, **kwargs: Any) -> Any:
+            return self._mask(step(*args, **kwargs))
+
+        with self._stack:
+            if self._fallback is not None:
+                self._stack.enter_context(self._fallback.opened())
+            with patched_attribute(self.module, "training_step", masked_training_step):
+                yield self
+
+    def _mask(self, outputs: Any) -> Any:
+        if outputs is None:
+            return None
+        if not self._is_settled and isinstance(outputs, Mapping) and all(key in outputs for key in self._KEYS):
+            self._stack.close()
+            self._fallback = None
+        self._is_settled = True
+        if self._fallback is not None:
             return outputs
-        _check_outputs(outputs)
-        selection = observe(outputs["sample_loss"], outputs["timesteps"])
-        seam.description = "losses and timesteps from the dict that `training_step` returns"
-        if selection is None:
-            return outputs
-        return {**outputs, "loss": masked_mean(outputs["sample_loss"], selection.keep, divisor=selection.divisor)}
+        self._check(outputs)
+        selection = self.select(outputs["sample_loss"], outputs["timesteps"])
+        self.description = "losses and timesteps from the dict that `training_step` returns"
+        return outputs if selection is None else {**outputs, "loss": selection.mean(outputs["sample_loss"])}
 
-    with patched_attribute(module, "training_step", masked_training_step):
-        yield seam
-
-
-def _check_outputs(outputs: Any) -> None:
-    remedy = 'Return {"loss": ..., "sample_loss": (B,), "timesteps": (B,)}.'
-    if not isinstance(outputs, Mapping):
-        raise TypeError(
-            f"AntiGradientControl expected a dict from `training_step`, but got {type(outputs).__name__}. {remedy}"
-        )
-    missing = [key for key in _KEYS if key not in outputs]
-    if missing:
-        raise ValueError(
-            f"AntiGradientControl expected the keys 'loss', 'sample_loss' and 'timesteps' from `training_step`,"
-            f" but got {sorted(map(str, outputs))} without {missing}. {remedy}"
-        )
-    for key in ("sample_loss", "timesteps"):
-        if not isinstance(outputs[key], Tensor):
-            raise TypeError(f"Argument `{key}` expected a tensor, but got {type(outputs[key]).__name__}. {remedy}")
+    def _check(self, outputs: Any) -> None:
+        remedy = 'Return {"loss": ..., "sample_loss": (B,), "timesteps": (B,)}.'
+        if not isinstance(outputs, Mapping):
+            raise TypeError(
+                f"AntiGradientControl expected a dict from `training_step`, but got {type(outputs).__name__}. {remedy}"
+            )
+        missing = [key for key in self._KEYS if key not in outputs]
+        if missing:
+            raise ValueError(
+                f"AntiGradientControl expected the keys 'loss', 'sample_loss' and 'timesteps' from `training_step`,"
+                f" but got {sorted(map(str, outputs))} without {missing}. {remedy}"
+            )
+        for key in ("sample_loss", "timesteps"):
+            if not isinstance(outputs[key], Tensor):
+                raise TypeError(f"Argument `{key}` expected a tensor, but got {type(outputs[key]).__name__}. {remedy}")

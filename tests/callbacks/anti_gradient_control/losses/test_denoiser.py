@@ -1,4 +1,4 @@
-"""The third seam: it agrees with the others, waits for nothing, and leaves nothing behind."""
+"""The third way to the losses: it agrees with the others, waits for nothing, and leaves nothing behind."""
 
 import copy
 import logging
@@ -290,12 +290,12 @@ def test_shards_learn_bins_of_their_own():
     alone = [agc(num_bins=NUM_BINS) for _ in range(2)]
     for made, turns in zip(alone, (draws[::2], draws[1::2]), strict=True):
         for time in turns:
-            made._observe(time + 1, time)
+            made.select(time + 1, time)
     made = agc(num_bins=NUM_BINS)
     states = [made.shard_state(), copy.deepcopy(made.shard_state())]
     for number, time in enumerate(draws):
         made.load_shard_state(states[number % 2])
-        made._observe(time + 1, time)
+        made.select(time + 1, time)
         states[number % 2] = made.shard_state()
     for state, other in zip(states, alone, strict=True):
         assert all(torch.equal(tensor, other.shard_state()[name]) for name, tensor in state.items())

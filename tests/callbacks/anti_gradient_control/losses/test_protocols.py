@@ -1,4 +1,4 @@
-"""Seams let an observer choose samples, and leave nothing behind."""
+"""The protocols let a function choose samples, and leave nothing behind."""
 
 import contextlib
 import pickle
@@ -9,7 +9,12 @@ import torch
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch import nn
 
-from lightning_iet.callbacks.anti_gradient_control.losses import Selection, open_seam, reducer_seam, training_step_seam
+from lightning_iet.callbacks.anti_gradient_control.losses import (
+    ReducerLosses,
+    Selection,
+    TrainingStepLosses,
+    open_losses,
+)
 
 LOSSES = torch.tensor([1.0, 2.0, 6.0])
 TIMESTEPS = torch.tensor([0, 1, 2])
@@ -72,14 +77,14 @@ def large(losses, timesteps):
 
 
 @pytest.mark.parametrize("kind", EVERY_KIND)
-def test_observer_sees_the_batch_and_chooses(kind):
+def test_a_function_gets_the_batch_and_chooses(kind):
     module, seen = kind(), []
 
-    def observe(losses, timesteps):
+    def select(losses, timesteps):
         seen.append((losses.tolist(), timesteps.tolist()))
         return large(losses, timesteps)
 
-    with open_seam(module, observe):
+    with open_losses(module, select):
         loss = loss_of(module)
         loss.backward()
     assert seen == [([1.0, 2.0, 6.0], [0, 1, 2])]
@@ -90,7 +95,7 @@ def test_observer_sees_the_batch_and_chooses(kind):
 @pytest.mark.parametrize("kind", EVERY_KIND)
 def test_none_leaves_the_loss_untouched(kind):
     module = kind()
-    with open_seam(module, lambda losses, timesteps: None):
+    with open_losses(module, lambda losses, timesteps: None):
         assert loss_of(module).item() == 3
 
 
@@ -98,9 +103,9 @@ def test_none_leaves_the_loss_untouched(kind):
 def test_nothing_is_left_behind(kind):
     module = kind()
     attributes, content = dict(vars(module)), pickle.dumps(module)
-    with open_seam(module, large):
+    with open_losses(module, large):
         assert vars(module) != attributes
-    with contextlib.suppress(KeyError), open_seam(module, large):
+    with contextlib.suppress(KeyError), open_losses(module, large):
         raise KeyError
     assert vars(module) == attributes
     assert "training_step" not in vars(module)
@@ -115,7 +120,7 @@ def test_a_replaced_training_step_comes_back():
         "sample_loss": LOSSES,
         "timesteps": TIMESTEPS,
     }
-    with open_seam(module, large):
+    with open_losses(module, large):
         assert loss_of(module).item() == 4
     assert module.training_step is own
 
@@ -123,12 +128,12 @@ def test_a_replaced_training_step_comes_back():
 def test_other_outputs_pass_through_and_the_original_is_not_changed():
     module, original = Stranger(), {"loss": torch.tensor(9.0), "sample_loss": LOSSES, "timesteps": TIMESTEPS, "a": 1}
     module.training_step = lambda batch, batch_idx: original
-    with training_step_seam(module, large):
+    with TrainingStepLosses(module, large).opened():
         outputs = module.training_step(LOSSES, 0)
     assert outputs["a"] == 1
     assert outputs["loss"].item() == 4
     assert original["loss"].item() == 9
-    with training_step_seam(module, lambda losses, timesteps: None):
+    with TrainingStepLosses(module, lambda losses, timesteps: None).opened():
         assert module.training_step(LOSSES, 0) is original
 
 
@@ -138,7 +143,7 @@ def test_lightning_reads_the_signature_through_the_wrapper():
             return super().training_step(batch, 0)
 
     for module, takes_index in ((Stranger(), True), (WithoutIndex(), False)):
-        with open_seam(module, large):
+        with open_losses(module, large):
             assert is_param_in_hook_signature(module.training_step, "batch_idx", min_args=2) is takes_index
             assert module.training_step.__name__ == "training_step"
 
@@ -146,13 +151,13 @@ def test_lightning_reads_the_signature_through_the_wrapper():
 def test_a_skipped_batch_stays_skipped():
     module = Stranger()
     module.training_step = lambda batch, batch_idx: None
-    with training_step_seam(module, large):
+    with TrainingStepLosses(module, large).opened():
         assert module.training_step(LOSSES, 0) is None
 
 
 def test_losses_of_validation_pass_by():
     module = AttributeReducer()
-    with reducer_seam(module, large), torch.no_grad():
+    with ReducerLosses(module, large).opened(), torch.no_grad():
         assert loss_of(module).item() == 3
 
 
@@ -171,5 +176,5 @@ GOOD = {"loss": torch.tensor(1.0), "sample_loss": LOSSES, "timesteps": TIMESTEPS
 def test_bad_outputs(outputs, error, message):
     module = Stranger()
     module.training_step = lambda batch, batch_idx: outputs
-    with training_step_seam(module, large), pytest.raises(error, match=message):
+    with TrainingStepLosses(module, large).opened(), pytest.raises(error, match=message):
         module.training_step(LOSSES, 0)
