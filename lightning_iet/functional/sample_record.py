@@ -328,7 +328,7 @@ def update_log_weights(
     index = index.long()
     counts = torch.ones_like(index, dtype=torch.bool) if absent is None else ~absent
     number, _ = _draws(index, counts)
-    step = torch.where(number > 0, number * rate * (record - typical), 0)
+    step = torch.where(number > 0, number.to(record.dtype) * rate * (record - typical), 0)
     values = (log_weights.index_select(0, index) + step).clamp(math.log(min_weight), 0)
     log_weights.index_copy_(0, index, values)
     return values.exp()
