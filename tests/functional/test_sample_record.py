@@ -125,7 +125,7 @@ def test_records_and_weights_equal_the_loop(draws, start, decay):
     log_weights = torch.linspace(-3.9, 0, NUM_SAMPLES, dtype=torch.float64)
     weights = log_weights.tolist()
     for i, number in Counter(i for i, _, a in draws if not a).items():
-        weights[i] = min(max(weights[i] + number * 0.3 * (expected[i] - 0.1), math.log(0.02)), 0)
+        weights[i] = min(max(weights[i] + number * 0.3 * (expected[i] - 0.1), math.log(0.02)), 0.0)
     factors = update_log_weights(log_weights, index, found, torch.tensor(0.1, dtype=torch.float64), 0.3, absent=absent)
     assert_close(log_weights.tolist(), weights, **EXACT)
     assert_close(factors.tolist(), [math.exp(weights[i]) for i, _, _ in draws], **EXACT)
