@@ -88,7 +88,7 @@ class HuggingFaceDataModule(ImageDataModule):
         return self.root
 
     def _open(self, split: str) -> StoredSamples:
-        table = self._table(split)
+        table = self._from_files(split) if self._path.exists() else self._from_hub(split)
         try:
             source = HuggingFaceSource(table=table, column=self.image_column)
         except ValueError as error:
@@ -96,17 +96,20 @@ class HuggingFaceDataModule(ImageDataModule):
                 f"Argument `image_column` expected a column of images of '{self.root}', but got {self.image_column!r}: "
                 f"{error}. Name one."
             ) from error
-        column = self._condition_column(table.column_names)
+        columns, column = table.column_names, self.condition_column
+        if column is None:
+            column = next((name for name in (*_LABELS, *_CAPTIONS) if name in columns), None)
+        elif column not in columns:
+            raise ValueError(
+                f"Argument `condition_column` expected one of {', '.join(map(repr, columns))}, but got {column!r}."
+            )
         return StoredSamples(source, None if column is None else list(table[column]), missing=f"no {column}")
 
-    def _table(self, split: str) -> Any:
-        path = self._path
-        if not path.exists():
-            return self._from_hub(split)
-        found = splits_at(path)
+    def _from_files(self, split: str) -> Any:
+        found = splits_at(self._path)
         if split not in found:
             raise ValueError(
-                f"Argument `split` expected one of {', '.join(map(repr, found)) or 'none'} at '{path}', but got "
+                f"Argument `split` expected one of {', '.join(map(repr, found)) or 'none'} at '{self.root}', but got "
                 f"{split!r}. Give that of the data."
             )
         try:
@@ -115,7 +118,7 @@ class HuggingFaceDataModule(ImageDataModule):
             raise
         except Exception as error:  # the package raises errors of its own, some not of Python's kinds
             raise ValueError(
-                f"Argument `root` expected whole files of a data set, but got '{path}', which cannot be read "
+                f"Argument `root` expected whole files of a data set, but got '{self.root}', which cannot be read "
                 f"({reason_of(error)})."
             ) from error
 
@@ -128,16 +131,6 @@ class HuggingFaceDataModule(ImageDataModule):
             )
         with one_line_download(f"'{self.root}'", None):
             return require("datasets", "audit").load_dataset(str(self.root), split=split)
-
-    def _condition_column(self, columns: list[str]) -> str | None:
-        if self.condition_column is None:
-            return next((name for name in (*_LABELS, *_CAPTIONS) if name in columns), None)
-        if self.condition_column not in columns:
-            raise ValueError(
-                f"Argument `condition_column` expected one of {', '.join(map(repr, columns))}, but got "
-                f"{self.condition_column!r}."
-            )
-        return self.condition_column
 
 
 def splits_at(path: Path) -> dict[str, list[Path]]:

@@ -286,7 +286,7 @@ def open_source(path: Path, *, argument: str) -> Source:
     if not os.path.exists(path):  # which says no, too, to a link that leads to itself
         raise FileNotFoundError(f"{wanted}, but got '{path}', which does not exist. Check its name.")
     try:
-        source = _folder(path) if path.is_dir() else _file(path)
+        source = _open_any(path)
     except ModuleNotFoundError:
         raise
     except RecursionError as error:
@@ -304,7 +304,15 @@ def _reason(error: Exception) -> str:
     return next(iter(str(error).splitlines()), "") or "it is damaged"
 
 
-def _folder(path: Path) -> Source:
+def _open_any(path: Path) -> Source:
+    if not path.is_dir():
+        if path.suffix in (".npy", ".npz"):
+            return ArraySource(load_array(path))
+        if path.suffix == ".tar":
+            return TarSource([path])
+        if path.suffix == ".parquet":
+            return HuggingFaceSource(path)
+        raise ValueError("it is no folder, .npy, .npz, .tar or .parquet")
     if (path / "dataset_dict.json").is_file():
         splits = ", ".join(sorted(child.name for child in path.iterdir() if child.is_dir()))
         raise ValueError(f"it holds several splits; give one of its folders: {splits}")
@@ -316,13 +324,3 @@ def _folder(path: Path) -> Source:
     if suffixes == {".tar"}:
         return TarSource(files)
     return HuggingFaceSource(*files) if suffixes == {".parquet"} else source
-
-
-def _file(path: Path) -> Source:
-    if path.suffix in (".npy", ".npz"):
-        return ArraySource(load_array(path))
-    if path.suffix == ".tar":
-        return TarSource([path])
-    if path.suffix == ".parquet":
-        return HuggingFaceSource(path)
-    raise ValueError("it is no folder, .npy, .npz, .tar or .parquet")
