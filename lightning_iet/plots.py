@@ -15,7 +15,6 @@ from matplotlib.text import Text
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from matplotlib.transforms import Bbox, offset_copy
 from torch import Tensor
-from torchvision.utils import make_grid
 
 from lightning_iet.utilities.files import write_atomically
 
@@ -25,7 +24,7 @@ GENERATED, CONTROL = "#c8501e", "#1f6f9f"  # orange and blue stay apart for colo
 
 
 def image_grid(images: Tensor, *, title: str = "", columns: int | None = None, side: int = 64) -> Figure:
-    """Shows images in rows and columns.
+    """Show images in rows and columns.
 
     Small images are enlarged by a whole factor without blurring: what one sees are the pixels.
 
@@ -47,7 +46,7 @@ def image_grid(images: Tensor, *, title: str = "", columns: int | None = None, s
     columns = columns or ceil(sqrt(len(images)))
     if images.shape[1] == 4:
         images = 1 - images[:, 3:] * (1 - images[:, :3])
-    grid = make_grid(_enlarge(images, side), nrow=columns, padding=6, pad_value=1.0)
+    grid = _grid(_enlarge(images, side), columns=columns, padding=6)
     height, width = grid.shape[-2:]
     margin, header, min_width = (20, 56, 760) if title else (20, 20, 0)
     total = (max(width + 2 * margin, min_width), height + header + margin)
@@ -63,7 +62,7 @@ def image_grid(images: Tensor, *, title: str = "", columns: int | None = None, s
 def nearest_pairs(
     generated: Tensor, training: Tensor, ratios: Sequence[float], indices: Sequence[int], *, limit: float = 1 / 3
 ) -> Figure:
-    """Shows generated images beside the training image nearest to each, with ``d1 / d2`` above.
+    """Show generated images beside the training image nearest to each, with ``d1 / d2`` above.
 
     Args:
         generated: ``(N, C, H, W)``.
@@ -89,7 +88,7 @@ def nearest_pairs(
     for panel, new, old, ratio, index in zip(
         panels, _enlarge(generated, 96), _enlarge(training, 96), ratios, indices, strict=False
     ):
-        _show(panel, make_grid([new, old], nrow=2, padding=8, pad_value=1.0))
+        _show(panel, _grid(torch.stack([new, old]), columns=2, padding=8))
         panel.set_title(f"$d_1 / d_2$ = {ratio:.3f}", fontsize=8, color=GENERATED if ratio < limit else INK, pad=2)
         for position, text in ((0.25, "generated"), (0.75, f"training #{index}")):
             panel.text(position, -0.02, text, transform=panel.transAxes, fontsize=7, color=QUIET, ha="center", va="top")
@@ -99,13 +98,20 @@ def nearest_pairs(
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Writes a figure to ``path``, atomically, in the format of its suffix."""
+    """Write a figure to ``path``, atomically, in the format of its suffix."""
     with write_atomically(path) as unfinished:
         figure.savefig(unfinished)
 
 
+def _grid(images: Tensor, *, columns: int, padding: int) -> Tensor:
+    """Put RGB images side by side on white, ``columns`` in a row."""
+    from torchvision.utils import make_grid  # seconds of imports, which a table and a chart do not need
+
+    return make_grid(images, nrow=columns, padding=padding, pad_value=1.0)
+
+
 def _enlarge(images: Tensor, side: int) -> Tensor:
-    """Repeats pixels by a whole factor, to about ``side``; grey images become RGB."""
+    """Repeat pixels by a whole factor, to about ``side``; grey images become RGB."""
     factor = max(1, round(side / max(images.shape[-2:])))
     images = images.detach().cpu().float().clamp(0, 1)
     return images.repeat_interleave(factor, -2).repeat_interleave(factor, -1).expand(-1, 3, -1, -1)
@@ -120,7 +126,7 @@ _DIRECTIONS = ((1, 0), (1, 1), (1, -1), (-1, 0), (-1, 1), (-1, -1), (0, 1), (0, 
 
 
 def label_points(axes: Axes, points: Mapping[str, tuple[float, float]]) -> list[Text]:
-    """Writes each label beside its point, where it covers neither a point nor another label.
+    """Write each label beside its point, where it covers neither a point nor another label.
 
     Places are tried from near to far in eight directions; a label that ends up farther off is tied to its point by a
     line. Where everything is taken the label stays beside its point, on top of another one.
@@ -162,7 +168,7 @@ def label_points(axes: Axes, points: Mapping[str, tuple[float, float]]) -> list[
 
 
 def _text_beside(axes: Axes, label: str, point: tuple[float, float], right: int, up: int) -> Text:
-    """Writes a label a number of typographic points away from a point of the chart."""
+    """Write a label a number of typographic points away from a point of the chart."""
     shifted = offset_copy(axes.transData, fig=axes.get_figure(root=True), x=right, y=up, units="points")
     horizontal = "center" if right == 0 else "left" if right > 0 else "right"
     vertical = "center" if up == 0 else "bottom" if up > 0 else "top"
@@ -180,7 +186,7 @@ def training_curves(
     threshold: float | None = None,
     num_timesteps: int = 1000,
 ) -> Figure:
-    """Draws the loss by epoch and, where anti-gradient control ran, skip rate and loss by timestep.
+    """Plot the loss by epoch and, where anti-gradient control ran, skip rate and loss by timestep.
 
     Args:
         losses: mean training loss of each epoch.
@@ -227,7 +233,7 @@ def loss_gap(
     epochs_per_row: int = 1,
     num_timesteps: int = 1000,
 ) -> Figure:
-    """Draws how training losses sink under those of unseen images, and what anti-gradient control leaves out.
+    """Plot how training losses fall below those of unseen images, and the share that anti-gradient control skips.
 
     Args:
         training_loss: mean loss in each stretch of epochs and bin of the timestep, ``(n, bins)``, NaN where none was
@@ -274,7 +280,7 @@ def loss_gap(
 def memorized_quantity_curve(
     generated: Mapping[float, float], control: Mapping[float, float], *, k: int = 50
 ) -> Figure:
-    """Draws the memorized quantity as a share of the images against the threshold.
+    """Plot the memorized quantity as a share of the images against the threshold.
 
     Args:
         generated: ``{threshold: share}`` of the generated images.
@@ -307,7 +313,7 @@ def memorized_quantity_curve(
 def memorization_against_fid(
     runs: Mapping[str, tuple[float, float]], *, control: tuple[float, float], training_fid: float | None = None
 ) -> Figure:
-    """Draws each run as a point: memorized fraction over FID. Lower left is better.
+    """Plot each run as a point: memorized fraction over FID. Lower left is better.
 
     Args:
         runs: ``{label: (FID, memorized fraction)}``; every point carries its label, or its number when there are many.
@@ -349,7 +355,7 @@ def memorization_against_fid(
 
 
 def _chart(axes: Axes, *, title: str, xlabel: str, ylabel: str) -> Axes:
-    """Gives axes the plain look that all charts share."""
+    """Give axes the look that all charts share."""
     axes.set_title(title, fontsize=10, color=INK, loc="left")
     axes.set_xlabel(xlabel, fontsize=8.5, color=INK)
     axes.set_ylabel(ylabel, fontsize=8.5, color=INK)
@@ -379,7 +385,7 @@ def _smooth(values: Sequence[float], window: int) -> list[float]:
 
 
 def _filled(rows: Tensor) -> list[float]:
-    """Mean of each row; what is not known is taken from the row before, or rows would not compare."""
+    """Mean of each row; unknown values are those of the row before, so that rows compare."""
     rows = rows.clone()
     for before, row in pairwise(rows):
         row[:] = torch.where(row.isnan(), before, row)

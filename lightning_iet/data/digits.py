@@ -1,7 +1,6 @@
 """scikit-learn's handwritten digits: 1,797 images of 8 × 8, shipped with that library."""
 
 import torch
-from sklearn.datasets import load_digits
 
 from lightning_iet.data.duplicates import Duplication
 from lightning_iet.data.images import ImageDataModule, IndexedImages
@@ -58,6 +57,8 @@ class DigitsDataModule(ImageDataModule):
 
     def setup(self, stage: str) -> None:
         """Split the images: training, control, and everything else as reference."""
+        from sklearn.datasets import load_digits  # a second of imports that no other data set needs
+
         pixels, classes = load_digits(return_X_y=True)
         images = torch.tensor(pixels, dtype=torch.float32).view(-1, 1, 8, 8) / 16
         labels = torch.tensor(classes)

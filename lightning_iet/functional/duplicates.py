@@ -4,8 +4,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 from lightning_iet.functional.neighbors import nearest_neighbors, search_rows
@@ -185,6 +183,9 @@ def nearest_of_two_groups(
 
 def _connected(rows: Tensor, columns: Tensor, number: int, features: str) -> Duplicates:
     """The groups that pairs connect."""
+    from scipy.sparse import coo_array  # here, so that functions without it need torch alone
+    from scipy.sparse.csgraph import connected_components
+
     edges = (np.ones(len(rows), dtype=bool), (rows.numpy(), columns.numpy()))
     _, labels = connected_components(coo_array(edges, shape=(number, number)), directed=False)
     counts = np.bincount(labels, minlength=1)

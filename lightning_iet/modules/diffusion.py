@@ -4,8 +4,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import diffusers
 import torch
-from diffusers import DDPMPipeline, DDPMScheduler, SchedulerMixin
+from diffusers import DDPMScheduler, SchedulerMixin
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 
@@ -252,7 +253,7 @@ class DiffusionModule(DenoisingModule):
             **conditions,
         )
 
-    def pipeline(self, *, use_ema: bool = True, sampler: Sampler = "ddpm") -> DDPMPipeline:
+    def pipeline(self, *, use_ema: bool = True, sampler: Sampler = "ddpm") -> "diffusers.DDPMPipeline":
         """Return the model as a pipeline of diffusers, for whoever does not have this package.
 
         With the same seeds it samples the images of :meth:`sample`, to rounding: image i with the generator

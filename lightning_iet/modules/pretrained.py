@@ -9,7 +9,7 @@ from typing import Any
 
 import diffusers
 import torch
-from diffusers import DDPMPipeline, SchedulerMixin
+from diffusers import SchedulerMixin
 from torch import Tensor, nn
 
 from lightning_iet.utilities.checkpoints import outline
@@ -184,7 +184,7 @@ def _named_class(config: Path, known: tuple[str, ...]) -> Any:
     return getattr(diffusers, name)
 
 
-def make_pipeline(denoiser: nn.Module, scheduler: SchedulerMixin) -> DDPMPipeline:
+def make_pipeline(denoiser: nn.Module, scheduler: SchedulerMixin) -> "diffusers.DDPMPipeline":
     """Make a ``DDPMPipeline`` of a copy of a denoiser, and a scheduler.
 
     Args:
@@ -213,7 +213,7 @@ def make_pipeline(denoiser: nn.Module, scheduler: SchedulerMixin) -> DDPMPipelin
     own = copy.deepcopy(denoiser).cpu().float().eval().requires_grad_(False)
     # Files of weights hold them row by row, whatever order training had them in (`channels_last`).
     own = own.to(memory_format=torch.contiguous_format)
-    pipeline = DDPMPipeline(unet=own, scheduler=scheduler)
+    pipeline = diffusers.DDPMPipeline(unet=own, scheduler=scheduler)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

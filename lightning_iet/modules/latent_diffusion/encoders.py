@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -334,6 +333,8 @@ class LatentEncoder(nn.Module):
             ValueError: If the size of the images is no multiple of the scale.
         """
         moments = images.moments if isinstance(images, Cached) else self._moments(images)
+        from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution  # imports all autoencoders
+
         distribution = DiagonalGaussianDistribution(moments)
         latents = distribution.mode() if at_mean else distribution.sample()
         return latents * self.vae.config.scaling_factor
