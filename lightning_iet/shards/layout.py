@@ -9,7 +9,7 @@ from lightning.pytorch import Trainer
 from torch import Tensor, nn
 
 from lightning_iet.shards.ema import averaged_modules, frozen_modules, unregistered_averages
-from lightning_iet.utilities.lightning import lightning_classes
+from lightning_iet.utilities.lightning import find_callbacks, lightning_classes
 
 # Every tensor starts at a multiple of 64 bytes, as a fresh allocation would, so that kernels take the same path.
 ALIGNMENT_BYTES = 64
@@ -69,8 +69,7 @@ def frozen_tensors(module: nn.Module) -> dict[str, Tensor]:
 
 def weight_averagings(trainer: Trainer | None) -> list[Any]:
     """Return Lightning's own callbacks that keep an average model, such as ``EMAWeightAveraging``."""
-    callbacks = [] if trainer is None else trainer.callbacks  # type: ignore[attr-defined]
-    return [callback for callback in callbacks if isinstance(callback, lightning_classes("callbacks.WeightAveraging"))]
+    return [] if trainer is None else find_callbacks(trainer, *lightning_classes("callbacks.WeightAveraging"))
 
 
 class FrozenWatch:

@@ -9,10 +9,12 @@ import shutil
 import socket
 import zipfile
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.fabric.utilities.rank_zero import rank_zero_only
@@ -93,18 +95,8 @@ def _clear_unfinished(folder: Path) -> None:
     ours = re.compile(rf"\..*\.{re.escape(socket.gethostname())}\.(\d+)\.unfinished")
     for path in folder.glob(".*.unfinished"):
         match = ours.fullmatch(path.name)
-        if match and not _is_alive(int(match[1])):
+        if match and not psutil.pid_exists(int(match[1])):
             path.unlink(missing_ok=True)
-
-
-def _is_alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # someone else's
-        pass
-    return True
 
 
 def _cause(error: BaseException | None, folder: Path) -> str | None:
@@ -261,7 +253,10 @@ def _folders(trainer: Trainer) -> Iterator[str | Path]:
 
 def _whole_ones(files: Iterable[Path]) -> Iterator[tuple[Path, dict[str, Any]]]:
     """Yield the readable files, newest first, with their outlines; warn of the others."""
-    times = {path: written for path in files if (written := _written(path)) is not None}
+    times = {}
+    for path in files:
+        with suppress(FileNotFoundError):  # removed meanwhile
+            times[path] = path.stat().st_mtime_ns
     for _, at_once in groupby(sorted(times, key=times.__getitem__, reverse=True), key=times.__getitem__):
         found = []
         for path in sorted(at_once):
@@ -295,11 +290,3 @@ def _fault(content: dict[str, Any], trainer: Trainer) -> str | None:
 @rank_zero_only
 def _warn(message: str) -> None:
     log.warning("Passed over: %s", message)
-
-
-def _written(path: Path) -> int | None:
-    """Return a file's modification time in nanoseconds; ``None`` if it has been removed meanwhile."""
-    try:
-        return path.stat().st_mtime_ns
-    except FileNotFoundError:
-        return None

@@ -1,7 +1,7 @@
 """The device that a tool works on, and the precision of its arithmetic."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
 
@@ -39,9 +39,9 @@ def usable_device(name: str) -> str:
 
 @contextmanager
 def full_precision(device_type: str) -> Iterator[None]:
-    """Keep autocast, TF32 and bfloat16 out of the matrix products of a ``with`` block.
+    """Switch autocast, TF32 and bfloat16 off for the matrix products of a ``with`` block.
 
-    They lose all but 7 to 10 bits, which is enough to train by, and too little for the distance of a copy.
+    They keep 7 to 10 bits, which is enough for training, and too little for the distance of a copy.
 
     Args:
         device_type: where the products run, e.g. ``"cpu"`` or ``"cuda"``.
@@ -55,30 +55,12 @@ def full_precision(device_type: str) -> Iterator[None]:
         >>> rounded.float(), exact
         (tensor([[0.1113]]), tensor([[0.1111]]))
     """
-    with torch.autocast(device_type, enabled=False):
+    with torch.autocast(device_type, enabled=False), ExitStack() as restore:
         if hasattr(torch.backends.cuda.matmul, "fp32_precision"):
-            yield from _ieee()
-        else:
-            yield from _highest()
-
-
-def _ieee() -> Iterator[None]:
-    switches = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
-    before = [switch.fp32_precision for switch in switches]
-    try:
-        for switch in switches:
-            switch.fp32_precision = "ieee"
+            for switch in (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul):  # type: ignore[attr-defined]
+                restore.callback(setattr, switch, "fp32_precision", switch.fp32_precision)
+                switch.fp32_precision = "ieee"
+        else:  # before torch 2.9: one switch for all backends
+            restore.callback(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
+            torch.set_float32_matmul_precision("highest")
         yield
-    finally:
-        for switch, precision in zip(switches, before, strict=True):
-            switch.fp32_precision = precision
-
-
-def _highest() -> Iterator[None]:
-    """Do the same before torch 2.9, which has one switch for all backends."""
-    before = torch.get_float32_matmul_precision()
-    try:
-        torch.set_float32_matmul_precision("highest")
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)

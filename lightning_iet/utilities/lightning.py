@@ -109,8 +109,12 @@ def find_callback(trainer: pl.Trainer, kind: type[T]) -> T | None:
         >>> find_callback(trainer, pl.callbacks.Timer) is trainer.callbacks[0]
         True
     """
-    callbacks = trainer.callbacks  # type: ignore[attr-defined]
-    return next((callback for callback in callbacks if isinstance(callback, kind)), None)
+    return next(iter(find_callbacks(trainer, kind)), None)
+
+
+def find_callbacks(trainer: pl.Trainer, *kinds: type[T]) -> list[T]:
+    """Return the trainer's callbacks of some classes, in its order."""
+    return [callback for callback in trainer.callbacks if isinstance(callback, kinds)]  # type: ignore[attr-defined]
 
 
 _ABSENT = object()

@@ -38,6 +38,7 @@ from lightning_iet.utilities.lightning import (
     Callback,
     Position,
     find_callback,
+    find_callbacks,
     lightning_classes,
     order_callbacks,
     patched_attribute,
@@ -198,7 +199,7 @@ class ParameterAveragingCallback(Callback):
             self._stack.enter_context(trainer.strategy.block_backward_sync())  # type: ignore[attr-defined]
             # DDP would still broadcast buffers before the first forward: from one shard's into all others'.
             self._stack.enter_context(patched_attribute(trainer.strategy.model, "require_forward_param_sync", False))
-        self._controls = [c for c in trainer.callbacks if isinstance(c, AntiGradientControl)]  # type: ignore[attr-defined]
+        self._controls = find_callbacks(trainer, AntiGradientControl)
         for control in self._controls:
             control.join_replicas(self.groups.within)
         saving = self._saving(self.engine, pl_module, pl_module.on_save_checkpoint)
@@ -212,7 +213,7 @@ class ParameterAveragingCallback(Callback):
         check_schedulers(trainer)
         self._averages = self._stack.enter_context(sharded_averages(trainer, module))
         shardwise: list[ShardwiseCallback] = [
-            *(c for c in trainer.callbacks if isinstance(c, ShardwiseCallback)),  # type: ignore[attr-defined]
+            *find_callbacks(trainer, ShardwiseCallback),  # type: ignore[type-abstract]
             *self._averages,
         ]
         if unregistered := UnregisteredAverages(module):
