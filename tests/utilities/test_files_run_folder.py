@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import pytest
@@ -6,7 +7,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.demos.boring_classes import BoringModel
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 
-from lightning_iet.utilities.files import check_writable, run_folder, write_atomically
+from lightning_iet.utilities.files import check_writable, run_folder, write_atomically, write_csv, write_json
 from tests.helpers.models import quiet_trainer
 
 
@@ -77,3 +78,19 @@ def test_write_atomically_leaves_the_old_file_when_writing_fails(tmp_path):
         fail()
     assert [file.name for file in tmp_path.iterdir()] == ["metrics.json"]
     assert target.read_text() == "old"
+
+
+def test_tables_and_json_are_whole_or_not_there(tmp_path):
+    write_csv(tmp_path / "a.csv", [{"run": "one", "fid": 1.5}, {"run": "two, é", "mq": 0.25}])
+    assert (tmp_path / "a.csv").read_text(encoding="utf-8").splitlines() == [
+        "run,fid,mq", "one,1.5,", '"two, é",,0.25',
+    ]  # fmt: skip
+    content = {"a": [1, 2.5, float("inf")], "b": ("x", None), "c": {"nan": float("nan")}, "d": True}
+    write_json(tmp_path / "a.json", content)
+    expected = {"a": [1, 2.5, None], "b": ["x", None], "c": {"nan": None}, "d": True}
+    assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8")) == expected
+    before = (tmp_path / "a.json").read_bytes()
+    with pytest.raises(TypeError):
+        write_json(tmp_path / "a.json", {"a": object()})
+    assert (tmp_path / "a.json").read_bytes() == before
+    assert {file.name for file in tmp_path.iterdir()} == {"a.csv", "a.json"}
