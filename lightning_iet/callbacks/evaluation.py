@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
-from math import isnan
+from math import inf, isnan
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +21,7 @@ from lightning_iet.callbacks.parameter_averaging.callback import ParameterAverag
 from lightning_iet.evaluation.assessment import (
     Assessment,
     Assessor,
+    Scores,
     check_images,
     check_losses,
     check_module,
@@ -135,6 +136,7 @@ def curves_of_run(trainer: pl.Trainer, history: RunHistory) -> Mapping[str, list
     }
 
 
+BEST = "best_without_copies.ckpt"
 _SETTINGS = ("num_samples", "sampler", "num_inference_steps", "use_ema", "seed", "features", "k")
 
 
@@ -161,7 +163,10 @@ class Evaluation(pl.Callback):
         num_samples: images to sample; 0 switches the evaluation off. The control has at most as many, since FID depends
             on the number. *(our choice: 512, which small runs can afford; 50,000 is usual for published FIDs, and
             65,536 was published for MQ)*
-        every_n_epochs: evaluate also after every so many epochs, for the loggers only. ``None`` = at the end alone.
+        every_n_epochs: evaluate also after every so many epochs, for the loggers. ``None`` = at the end alone.
+        keep_best: keep the checkpoint of the least FID at these evaluations, among those whose images copy no more than
+            held-out ones do (by ``copied_fraction``; one image more is let through), as ``best_without_copies.ckpt``.
+        patience: with ``keep_best``, end training after so many evaluations without a better one. ``None`` = never.
         sampler: ``"ddim"`` or ``"ddpm"``, the ancestral sampler (published MQ: with 1,000 steps, raw weights).
         num_inference_steps: denoiser calls per image.
         use_ema: sample with the averaged weights, where the module has them.
@@ -200,6 +205,8 @@ class Evaluation(pl.Callback):
         num_samples: int = 512,
         *,
         every_n_epochs: int | None = None,
+        keep_best: bool = False,
+        patience: int | None = None,
         sampler: Literal["ddim", "ddpm"] = "ddim",
         num_inference_steps: int = 50,
         use_ema: bool = True,
@@ -216,8 +223,14 @@ class Evaluation(pl.Callback):
         super().__init__()
         check_settings(
             num_samples, sampler, every_n_epochs=every_n_epochs, num_inference_steps=num_inference_steps,
-            num_pairs=num_pairs, batch_size=batch_size,
+            num_pairs=num_pairs, batch_size=batch_size, patience=patience,
         )  # fmt: skip
+        for name, value in (("keep_best", keep_best), ("patience", patience)):
+            if value and not (every_n_epochs if name == "keep_best" else keep_best):
+                needed = "every_n_epochs" if name == "keep_best" else "keep_best"
+                raise ValueError(f"Argument `{name}` expected `{needed}` as well, but got none. Set both.")
+        self.keep_best = keep_best
+        self.patience = patience
         self.num_samples = num_samples
         self.every_n_epochs = every_n_epochs
         self.sampler = sampler
@@ -235,6 +248,8 @@ class Evaluation(pl.Callback):
         self.report: Report | None = None
         self._history = RunHistory()
         self._outcome: _Outcome | None = None
+        self._best: dict[str, Any] = {}
+        self._waited = 0
 
     # --- when ------------------------------------------------------------------------------------------------------
 
@@ -279,7 +294,23 @@ class Evaluation(pl.Callback):
         with nullcontext() if engine is None else engine.average_shown():  # a round may still be going on
             self._outcome = self._evaluate(trainer, pl_module)
         pl_module.log_dict(self._assessor.named(self._outcome.assessment.scores), sync_dist=True)
+        if self.keep_best:
+            self._keep_if_best(trainer, self._outcome.assessment.scores)
         self._history.start()
+
+    def _keep_if_best(self, trainer: pl.Trainer, scores: Scores) -> None:
+        """Save a checkpoint that is better than all before without copying; stop when none has come for long."""
+        allowed = self._assessor.control.copied_fraction + 1 / scores.num_images
+        if scores.copied_fraction <= allowed and scores.fid < self._best.get("fid", inf):
+            file = run_folder(trainer) / "checkpoints" / BEST
+            self._best = {"step": trainer.global_step, "epoch": trainer.current_epoch + 1, "fid": scores.fid}
+            self._best |= {"copied_fraction": scores.copied_fraction, "file": str(file)}
+            self._waited = 0
+            trainer.save_checkpoint(file)
+        else:
+            self._waited += 1
+        if self.patience is not None and self._waited >= self.patience:
+            trainer.should_stop = True
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Evaluate the final model, and leave the result in the run folder."""
@@ -293,6 +324,8 @@ class Evaluation(pl.Callback):
             self._outcome = self._evaluate(trainer, pl_module)
         assessment = self._outcome.assessment
         run = {**describe_run(trainer, self._history), "evaluation_seconds": self._outcome.seconds}
+        if self.keep_best:
+            run["best_without_copies"] = self._best or None
         self.report = make_report(
             self._assessor,
             assessment.scores,
@@ -317,6 +350,8 @@ class Evaluation(pl.Callback):
     ) -> None:
         """Save curve and time so far; all processes take part."""
         checkpoint["evaluation"] = self._history.state_dict(trainer.strategy)
+        if self.keep_best:
+            checkpoint["evaluation"] |= {"best": self._best, "waited": self._waited}
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -324,6 +359,8 @@ class Evaluation(pl.Callback):
         """Restore them."""
         if "evaluation" in checkpoint:
             self._history.load_state_dict(checkpoint["evaluation"])
+            self._best = dict(checkpoint["evaluation"].get("best", {}))
+            self._waited = checkpoint["evaluation"].get("waited", 0)
 
     def _is_due(self, trainer: pl.Trainer) -> bool:
         if not self.num_samples or self.every_n_epochs is None or _is_dev_run(trainer):

@@ -15,6 +15,7 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 
 from lightning_iet.evaluation.measures import ImageMeasures, Measure, make_metrics
 from lightning_iet.evaluation.memorization import RATIO, Closeness, measure_closeness
+from lightning_iet.functional.duplicates import Duplicates, duplicate_groups
 from lightning_iet.functional.memorization import MQ_THRESHOLDS
 from lightning_iet.metrics.base import TrainingSet, collect_images
 from lightning_iet.metrics.features.base import PathLike_
@@ -172,6 +173,10 @@ class Scores:
         memorized_fraction: Share with ``d1 / d2`` below the limit.
         mq: ``{threshold: share of images below it}``, the memorized quantity per image.
         further: Further measures, by name.
+        copied_fraction: Share with ``d1 / d2`` below the limit where near-duplicates among the training images count as
+            one: the sum of the next two.
+        copied_fraction_of_repeated: Share that copies a training image with near-duplicates.
+        copied_fraction_of_others: Share that copies another training image.
     """
 
     num_images: int
@@ -179,6 +184,9 @@ class Scores:
     memorized_fraction: float
     mq: dict[str, float]
     further: dict[str, float] = field(default_factory=dict)
+    copied_fraction: float = 0.0
+    copied_fraction_of_repeated: float = 0.0
+    copied_fraction_of_others: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -270,6 +278,11 @@ class Assessor:
         return self
 
     @cached_property
+    def duplicates(self) -> Duplicates:
+        """Near-duplicates among the training images."""
+        return duplicate_groups(self.train, k=min(50, len(self.train) - 1))
+
+    @cached_property
     def control(self) -> Scores:
         """Scores of the control images."""
         return self.assess(self._control_images).scores
@@ -285,10 +298,11 @@ class Assessor:
 
     def assess(self, images: Tensor) -> Assessment:
         """Measure images, ``(Q, C, H, W)`` in [0, 1] with Q >= 2; the results are on the CPU."""
-        closeness = measure_closeness(images, self.train, self.k)
+        closeness = measure_closeness(images, self.train, self.k, duplicates=self.duplicates)
         counts = closeness.count(limit=self.limit, thresholds=self.thresholds)
         further = self._measures.measure(images)
-        scores = Scores(len(images), further.pop("fid"), counts.memorized_fraction, counts.mq, further)
+        copied = closeness.copied_fractions(limit=self.limit)
+        scores = Scores(len(images), further.pop("fid"), counts.memorized_fraction, counts.mq, further, **copied)
         return Assessment(images.cpu(), closeness, scores)
 
     def named(self, scores: Scores) -> dict[str, float]:
@@ -297,6 +311,7 @@ class Assessor:
         for suffix, part in (("", scores), ("_control", self.control)):
             values[f"eval/fid{suffix}"] = part.fid
             values[f"eval/memorized_fraction{suffix}"] = part.memorized_fraction
+            values[f"eval/copied_fraction{suffix}"] = part.copied_fraction
             values |= {f"eval/mq_{threshold}{suffix}": share for threshold, share in part.mq.items()}
             values |= {f"eval/{name}{suffix}": number for name, number in part.further.items()}
         return values
@@ -307,12 +322,15 @@ def objective(scores: Scores, control: Scores) -> float:
 
     .. math:: \mathrm{FID} \cdot \big(1 + 10 \max(0, m - m_\mathrm{control})\big)
 
-    with the memorized fraction m *(our choice: every tenth image that is a copy counts as one more FID; MiFID, which
-    is raised by copies too, takes even held-out digits for copies)*.
+    with the copied fraction m, or the memorized fraction where it is larger *(our choice: every tenth image that is a
+    copy counts as one more FID; MiFID, which is raised by copies too, takes even held-out digits for copies)*.
 
     Example:
         >>> control = Scores(100, fid=1.0, memorized_fraction=0.0, mq={})
         >>> objective(Scores(100, fid=4.0, memorized_fraction=0.2, mq={}), control)
         12.0
     """
-    return scores.fid * (1 + 10 * max(0.0, scores.memorized_fraction - control.memorized_fraction))
+    excess = max(
+        scores.memorized_fraction - control.memorized_fraction, scores.copied_fraction - control.copied_fraction, 0.0
+    )
+    return scores.fid * (1 + 10 * excess)

@@ -1,11 +1,12 @@
 """How close generated images lie to training images: measured once, for Evaluation, audit and benchmark."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from lightning_iet.functional.duplicates import Duplicates, nearest_of_two_groups
 from lightning_iet.functional.memorization import MQ_THRESHOLDS, count_below, memorization_ratio, nearest_ratio
 from lightning_iet.functional.neighbors import nearest_neighbors
 
@@ -55,11 +56,16 @@ class Closeness:
         ratio: ``d1 / d2``, distances to the nearest and the second nearest training image, shape ``(Q,)``.
         mq_ratio: Squared distance to the nearest over the mean of the k smallest ones, shape ``(Q,)``.
         nearest: Position of the nearest training image, shape ``(Q,)``.
+        distinct_ratio: As ``ratio``, with near-duplicates among the training images counted as one, shape ``(Q,)``: a
+            copy of an image that occurs often lies as near to the next occurrence, and only this ratio sees it.
+        of_repeated: Whether the nearest training image has near-duplicates, bool, shape ``(Q,)``.
     """
 
     ratio: Tensor
     mq_ratio: Tensor
     nearest: Tensor
+    distinct_ratio: Tensor | None = None
+    of_repeated: Tensor | None = None
 
     @classmethod
     def of(cls, sq_distances: Tensor, indices: Tensor) -> "Closeness":
@@ -71,6 +77,19 @@ class Closeness:
         """
         return cls(nearest_ratio(sq_distances).cpu(), memorization_ratio(sq_distances).cpu(), indices[:, 0].cpu())
 
+    def copied_fractions(self, *, limit: float = RATIO) -> dict[str, float]:
+        """Return the shares of images whose distinct ratio lies below the limit: all, of repeated images, of others.
+
+        Example:
+            >>> ratio, repeated = torch.tensor([0.1, 0.2, 0.9, 0.1]), torch.tensor([True, False, True, True])
+            >>> Closeness(ratio, ratio, torch.zeros(4), ratio, repeated).copied_fractions()
+            {'copied_fraction': 0.75, 'copied_fraction_of_repeated': 0.5, 'copied_fraction_of_others': 0.25}
+        """
+        copied = below(self.ratio if self.distinct_ratio is None else self.distinct_ratio, limit)
+        repeated = torch.zeros_like(copied) if self.of_repeated is None else self.of_repeated
+        parts = {"": copied, "_of_repeated": copied & repeated, "_of_others": copied & ~repeated}
+        return {f"copied_fraction{name}": float(part.double().mean()) for name, part in parts.items()}
+
     def count(self, *, limit: float = RATIO, thresholds: Sequence[float] = MQ_THRESHOLDS) -> MemorizationCounts:
         """Count the images that pass for memorized."""
         counts = count_below(self.mq_ratio, thresholds).tolist()
@@ -78,7 +97,9 @@ class Closeness:
         return MemorizationCounts(len(self.ratio), int(below(self.ratio, limit).sum()), quantity)
 
 
-def measure_closeness(images: Tensor, train: Tensor, k: int, *, mirrored: bool = False) -> Closeness:
+def measure_closeness(
+    images: Tensor, train: Tensor, k: int, *, mirrored: bool = False, duplicates: Duplicates | None = None
+) -> Closeness:
     """Search the training images nearest to each image.
 
     Args:
@@ -87,6 +108,7 @@ def measure_closeness(images: Tensor, train: Tensor, k: int, *, mirrored: bool =
         k: Nearest training images in the mean of the memorized quantity, 2 … N.
         mirrored: Compare each image's mirror image as well, and keep the one that is nearer to a training image, for
             models that were trained on mirrored images.
+        duplicates: Near-duplicates among the training images; ``None`` counts every image for itself.
 
     Returns:
         The ratios, on the CPU.
@@ -101,4 +123,12 @@ def measure_closeness(images: Tensor, train: Tensor, k: int, *, mirrored: bool =
     distances, indices = (torch.stack(parts) for parts in zip(*found, strict=True))
     closest = distances[:, :, 0].argmin(0)
     rows = torch.arange(len(images), device=closest.device)
-    return Closeness.of(distances[closest, rows], indices[closest, rows])
+    distances, indices = distances[closest, rows], indices[closest, rows]
+    closeness = Closeness.of(distances, indices)
+    if duplicates is None or not duplicates.members or duplicates.largest == len(train):
+        return closeness
+    nearest_version = torch.stack([version.to(train.device) for version in versions])[closest, rows]
+    group = duplicates.group.to(train.device)
+    pairs, _ = nearest_of_two_groups(nearest_version.flatten(1), train.flatten(1), group, found=(distances, indices))
+    repeated = (duplicates.group.bincount() > 1)[duplicates.group]
+    return replace(closeness, distinct_ratio=nearest_ratio(pairs).cpu(), of_repeated=repeated[closeness.nearest])

@@ -60,6 +60,8 @@ def make_report(
             "image_shape": list(train.shape[1:]),
             "train_sha256": hash_images(train),
             "reference_sha256": hash_images(reference),
+            "near_duplicates": assessor.duplicates.images,
+            "groups_of_near_duplicates": len(assessor.duplicates.members),
         },
         "run": run,
         "generated": _score_entries(scores),
@@ -95,6 +97,13 @@ def report_table(report: Report) -> Table:
     table.add_section()
     fractions = (percent(part["memorized_fraction"]) for part in (generated, control))
     table.add_row(f"memorized, d1/d2 < {settings['ratio']:.2f}", *fractions, "lower")
+    if repeated := data.get("near_duplicates"):
+        groups = data["groups_of_near_duplicates"]
+        for key, what in (
+            ("copied_fraction_of_repeated", f"copies of the {groups:,} images with near-duplicates"),
+            ("copied_fraction_of_others", f"copies of the {data['num_train'] - repeated:,} others"),
+        ):
+            table.add_row(what, *(percent(part[key]) for part in (generated, control)), "lower")
     for level, share in generated["mq"].items():
         shares = (f"{round(s * num):,} ({percent(s)})" for s in (share, control["mq"][level]))
         table.add_row(f"MQ < {level}", *shares, "lower")
@@ -105,6 +114,8 @@ def report_table(report: Report) -> Table:
     if threshold := report["run"]["threshold"]:
         table.add_section()
         table.add_row(f"skipped by AGC, threshold {threshold:g}", percent(report["run"]["skip_rate"]), "", "")
+    if best := report["run"].get("best_without_copies"):
+        table.add_row(f"best without copies: step {best['step']:,}, FID", three_digits(best["fid"]), "", "")
     if (gap := report["run"].get("gap")) is not None:
         table.add_row("training loss under that of unseen images", percent(gap), "", "lower")
     return table
@@ -124,7 +135,9 @@ def write_pictures(report: Report, folder: Path, *, assessment: "Assessment", tr
     shown = assessment.images[:64]
     title = f"{len(shown)} of {len(assessment.images):,} generated images ({_sampling(settings)})"
     figures = {"samples.png": image_grid(shown, title=title)}
-    ratios, nearest = assessment.closeness.ratio, assessment.closeness.nearest
+    closeness = assessment.closeness
+    ratios = closeness.ratio if closeness.distinct_ratio is None else closeness.distinct_ratio
+    nearest = closeness.nearest
     closest = ratios.argsort(stable=True)[:num_pairs]
     figures["nearest.png"] = nearest_pairs(
         assessment.images[closest],

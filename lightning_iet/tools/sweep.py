@@ -92,11 +92,14 @@ def figures(folder: Path) -> dict[str, float]:
         ``fid``, ``memorized_fraction``, ``mq_0.15`` …, ``skip_rate``, further measures, and of most the control's.
     """
     report = read_metrics(folder / METRICS, kind="evaluation")
-    names = [field.name for field in fields(Scores)]
-    score = objective(*(Scores(**{name: report[part][name] for name in names}) for part in ("generated", "control")))
+    names = {field.name for field in fields(Scores)}
+    parts = (report["generated"], report["control"])
+    score = objective(*(Scores(**{name: value for name, value in part.items() if name in names}) for part in parts))
     found = {"objective": score, "fid_train": report["train"]["fid"], "skip_rate": report["run"]["skip_rate"]}
     for suffix, part in (("", report["generated"]), ("_control", report["control"])):
-        found |= {f"{name}{suffix}": part[name] for name in ("fid", "memorized_fraction")}
+        found |= {
+            f"{name}{suffix}": part[name] for name in ("fid", "memorized_fraction", "copied_fraction") if name in part
+        }
         found |= {f"mq_{threshold}{suffix}": share for threshold, share in part["mq"].items()}
         found |= {f"{name}{suffix}": value for name, value in part["further"].items()}
     return found
