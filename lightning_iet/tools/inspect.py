@@ -38,7 +38,7 @@ class Inspection:
         unreadable: images that could not be read.
         duplicates: for each threshold the number of groups, of images in them, and the size of the largest.
         outliers: names of images whose nearest other image is unusually far.
-        advice: the row of “Which method for my data?” that fits, and its command.
+        advice: which method suits them, and its options.
     """
 
     images: int
@@ -137,7 +137,7 @@ def inspect_images(images: ImageSet, folder: Path, *, ratio: float = 1 / 3, k: i
 
 
 def advise(number: int, found: Duplicates) -> str:
-    """Say which row of docs/howto/which-method.md fits a training set.
+    """Say what docs/howto/uneven-data.md advises for a training set.
 
     Example:
         >>> from lightning_iet.functional.duplicates import duplicate_groups
@@ -154,8 +154,9 @@ def advise(number: int, found: Duplicates) -> str:
         )
     if number < FEW:
         return (
-            f"Even, but few: {number} images are learnt by heart in a short time. Stop in time: keep the best "
-            "checkpoint that does not copy; or fine-tune a part of a pretrained model (--selection.family)."
+            f"Even, but few: {number} images are learnt by heart in a short time. Stop in time "
+            "(--evaluation.every_n_epochs N --evaluation.keep_best true --evaluation.patience 3), or fine-tune a part of "
+            "a pretrained model."
         )
     return (
         f"Even, and many images: hardly any of {number} has a near-duplicate. Train as usual, and audit the result; "
