@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from lightning_iet.functional.averaging import (
     LOCAL_CHUNK,
     NETWORK_CHUNK,
-    Chain,
-    _march,
+    PartialMeans,
+    _exchange_in_slots,
     average_,
     fold_weights,
     weighted_average,
@@ -126,14 +126,14 @@ def test_bytes_sent_are_those_of_an_all_reduce(processes, world_size):
     assert sum(sent) / world_size == 2 * 4 * length * (world_size - 1) / world_size
 
 
-def march_on_processes(num_shards, length, sizes):
+def slots_on_processes(num_shards, length, sizes):
     """The way in which NCCL exchanges messages, over gloo."""
     dist.init_process_group("gloo")
     per_process = num_shards // dist.get_world_size()
     first = dist.get_rank() * per_process
     copies = [shard_weights(shard, length) for shard in range(first, first + per_process)]
     weights = fold_weights(sizes)[first : first + per_process]
-    _march(Chain(copies, weights, copies, dist.group.WORLD))
+    _exchange_in_slots(PartialMeans(copies, weights, copies, dist.group.WORLD))
     return copies
 
 
@@ -142,7 +142,7 @@ def test_messages_in_step_give_the_same_bits(processes, world_size):
     sizes, length = [3, 1, 4, 1], 3 * NETWORK_CHUNK + 11
     alone = [shard_weights(shard, length) for shard in range(4)]
     average_(alone, sizes)
-    for copies in processes(world_size).run(march_on_processes, 4, length, sizes):
+    for copies in processes(world_size).run(slots_on_processes, 4, length, sizes):
         for copy in copies:
             assert torch.equal(copy, alone[0])
 
