@@ -85,18 +85,13 @@ def unit_interval(images: Tensor) -> Tensor:
 
 
 def check_features(**features: Tensor) -> None:
-    """Refuse features that cannot be compared with one another.
-
-    Args:
-        features: sets of features under the names that messages call them by, shape ``(N, D)`` each.
+    """Refuse sets of features, shape ``(N, D)`` each, that cannot be compared; messages name them by their keywords.
 
     Raises:
         TypeError: if one is no tensor, or not of floating point.
         ValueError: if one has another shape, another width than the first, or values that are not finite.
 
     Example:
-        >>> import torch
-        >>> check_features(generated=torch.rand(3, 8), train=torch.rand(5, 8))
         >>> check_features(generated=torch.rand(3, 8), train=torch.rand(5, 9))
         Traceback (most recent call last):
         ValueError: Argument `train` expected features of the width of `generated`, 8, but got 9. Use one network.
@@ -133,19 +128,12 @@ def _check_rows(rows: Tensor, name: str) -> None:
 
 
 def check_number(name: str, value: float, interval: str, remedy: str) -> None:
-    """Refuse a number outside an interval, and NaN.
-
-    Args:
-        name: of the argument.
-        value: the number.
-        interval: as one writes it; a square bracket includes the end, a round one does not.
-        remedy: what to do, a sentence.
+    """Refuse a number outside an interval such as ``"(0, 1]"``, and NaN; the remedy is a sentence.
 
     Raises:
         ValueError: if the number lies outside.
 
     Example:
-        >>> check_number("ratio", 1.0, "(0, 1]", "The published one is 1/3.")
         >>> check_number("ratio", 0.0, "(0, 1]", "The published one is 1/3.")
         Traceback (most recent call last):
         ValueError: Argument `ratio` expected a number in (0, 1], but got 0.0. The published one is 1/3.
@@ -155,13 +143,7 @@ def check_number(name: str, value: float, interval: str, remedy: str) -> None:
 
 
 def check_numbers(name: str, values: Sequence[float], interval: str, remedy: str) -> None:
-    """Refuse numbers outside an interval, and such as would give two results one name.
-
-    Args:
-        name: of the argument.
-        values: the numbers.
-        interval: as :func:`check_number`.
-        remedy: what to do, a sentence.
+    """Refuse numbers outside an interval, and such as would give two results one name; as :func:`check_number`.
 
     Raises:
         ValueError: if one lies outside, or two agree in their first six digits.

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from lightning_iet.functional.checks import check_features
-from lightning_iet.functional.precision_recall import ball_counts, squared_radii
+from lightning_iet.functional.precision_recall import neighborhood_counts, squared_radii
 
 
 def density_coverage(generated: Tensor, real: Tensor, *, k: int = 5) -> dict[str, Tensor]:
@@ -14,12 +14,12 @@ def density_coverage(generated: Tensor, real: Tensor, *, k: int = 5) -> dict[str
         \mathrm{coverage} = \frac1N \sum_{j} \Big[\exists i : \lVert g_i - r_j \rVert < \rho_k(r_j)\Big],
 
     where :math:`\rho_k(r_j)` is the distance of :math:`r_j` to its ``k``-th nearest other real image (Naeem et al.,
-    ICML 2020, arXiv:2002.09797; the balls are open, as in the authors' code, so that a set has density 1 in itself).
+    ICML 2020, arXiv:2002.09797; strictly less, as in the authors' code, so that a set has density 1 in itself).
 
     Args:
         generated: features, shape ``(M, D)``.
         real: features, shape ``(N, D)``, ``N > k``.
-        k: the neighbour that gives a ball its radius; 5 as published.
+        k: the neighbour whose distance is the radius; 5 as published.
 
     Returns:
         ``"density"``, at least 0, may exceed 1, and ``"coverage"`` in [0, 1]; 0-d tensors, float64.
@@ -38,5 +38,5 @@ def density_coverage(generated: Tensor, real: Tensor, *, k: int = 5) -> dict[str
     check_features(generated=generated, real=real)
     if len(generated) == 0:
         raise ValueError("Argument `generated` expected at least one image, but got none. Draw some first.")
-    of_generated, of_real = ball_counts(generated, real, squared_radii(real, k), closed=False)
+    of_generated, of_real = neighborhood_counts(generated, real, squared_radii(real, k), closed=False)
     return {"density": of_generated.double().mean() / k, "coverage": (of_real > 0).double().mean()}

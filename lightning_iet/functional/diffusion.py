@@ -11,7 +11,7 @@ PredictionType = Literal["epsilon", "sample", "v_prediction"]
 def prediction_target(
     images: Tensor, noise: Tensor, timesteps: Tensor, alphas_cumprod: Tensor, prediction_type: PredictionType
 ) -> Tensor:
-    r"""What the denoiser is asked for.
+    r"""Return what the denoiser is trained to predict.
 
     ``"epsilon"``: the noise (Ho et al. 2020, https://arxiv.org/abs/2006.11239); ``"sample"``: the image;
     ``"v_prediction"``: :math:`v = \sqrt{\bar\alpha_t}\,\epsilon - \sqrt{1 - \bar\alpha_t}\,x_0`
@@ -49,7 +49,7 @@ def prediction_target(
 
 
 def sample_losses(prediction: Tensor, target: Tensor) -> Tensor:
-    """Mean squared error of each sample: ``l_i``, the mean over all but the first dimension.
+    """Return the mean squared error of each sample: ``l_i``, the mean over all but the first dimension.
 
     Args:
         prediction: Shape ``(B, ...)``.
@@ -67,7 +67,7 @@ def sample_losses(prediction: Tensor, target: Tensor) -> Tensor:
 
 
 def mean_loss(sample_loss: Tensor, timesteps: Tensor) -> Tensor:
-    """The default reducer: the mean, whatever the timesteps.
+    """Return the mean, the default reducer, whatever the timesteps.
 
     Example:
         >>> import torch
@@ -78,7 +78,7 @@ def mean_loss(sample_loss: Tensor, timesteps: Tensor) -> Tensor:
 
 
 def guide(conditional: Tensor, unconditional: Tensor, *, scale: float) -> Tensor:
-    r"""Classifier-free guidance: :math:`f_\varnothing + s\,(f_c - f_\varnothing)`.
+    r"""Guide a prediction without a classifier: :math:`f_\varnothing + s\,(f_c - f_\varnothing)`.
 
     Source: Ho & Salimans, *Classifier-Free Diffusion Guidance*, 2022, https://arxiv.org/abs/2207.12598; s is their
     1 + w, as in diffusers.

@@ -6,190 +6,32 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lightning_iet.functional.checks import unit_interval
+
 RELATIVE_ERROR = 1e-4
 """The relative error that a distance may have; see `pair_distances`."""
+_UNIT = 2.0**-24  # the relative error of one float32 rounding
+_UNDERFLOW = 1e-30  # squared distances below this lose bits in float32
+_FLOATS = 2**20  # values (4 MiB) that are converted to float32 at a time
+_DEPTH = 2048  # values of a row that go into one matrix product
+_SPARE = 14  # candidates kept beyond k, so that rounding at the edge rarely asks for a second look
+_PAIRS = 2**18  # candidates of all queries together, when some are searched again
+# Distances of pairs
 _SEGMENT = 256  # values that are summed in float32 …
 _PAIR_ERROR = 2e-5  # … so that, in whatever order, 256 roundings of 6e-8, and a few more, err by less than this
-_UNDERFLOW = 1e-30  # squared distances below this lose bits in float32
 _CACHED = 2**19  # differences (2 MiB) at a time: they stay in a core's cache
 _STEP = 2**14  # pairs whose sums are added up at a time
 _WORTH = 2**16  # differences per query from which on a step for each query pays
 _LAUNCHED = 2**25  # the same on an accelerator, where many small steps cost more than memory
 
 
-@torch.no_grad()
-def pair_distances(queries: Tensor, references: Tensor, i: Tensor, j: Tensor, *, precise: bool = False) -> Tensor:
-    r"""Return :math:`\lVert x_{i} - y_{j} \rVert^2` for a list of pairs.
-
-    Differences and sums of up to 256 squares are float32, which bounds the relative error by 2e-5 in whatever order a
-    device sums; the sums of those are float64. Two uint8 images are compared in levels, without rounding.
-
-    Args:
-        queries: shape ``(Q, D)``, uint8 (meaning value / 255) or floating point.
-        references: shape ``(N, D)``, likewise, on the same device.
-        i: indices of queries, shape ``(P,)``; fastest if ascending.
-        j: indices of references, shape ``(P,)``.
-        precise: compute in float64 throughout, which tells ties from near ties, at three times the cost.
-
-    Returns:
-        Shape ``(P,)``, float64.
-
-    Example:
-        >>> levels = torch.tensor([[0, 255], [51, 0]], dtype=torch.uint8)
-        >>> pair_distances(levels, levels, torch.tensor([0, 1]), torch.tensor([1, 1]))
-        tensor([1.0400, 0.0000], dtype=torch.float64)
-    """
-    levels = queries.dtype == references.dtype == torch.uint8
-    wide = precise or torch.float64 in (queries.dtype, references.dtype)
-    dimension = queries.shape[1]
-    step = max(1, (_CACHED if i.device.type == "cpu" else _LAUNCHED) // max(1, dimension))
-    # Two buffers for all steps: fresh memory for each would cost more than the arithmetic.
-    size = (min(step, len(i)), dimension)
-    buffers = [torch.empty(size, dtype=torch.float64 if wide else torch.float32, device=i.device) for _ in range(2)]
-    segment = next((size for size in range(min(_SEGMENT, dimension), 1, -1) if dimension % size == 0), 1)
-    roots = buffers[0].new_empty(len(i), dimension // segment)
-    lengths, alone = _steps(i, step, dimension)
-    for out, a, b in zip(roots.split(lengths), i.split(lengths), j.split(lengths), strict=True):
-        x = _gather(queries, a[:1] if alone else a, buffers[0], levels=levels)
-        differences = _gather(references, b, buffers[1], levels=levels).sub_(x)
-        torch.linalg.vector_norm(differences.view(len(b), -1, segment), dim=2, out=out)
-    sums = torch.cat([part.double().square_().sum(dim=1) for part in roots.split(_STEP)])
-    return sums / 255**2 if levels else sums
-
-
-def _steps(i: Tensor, step: int, dimension: int) -> tuple[list[int], bool]:
-    """Return how many pairs each step takes, and whether a step has a single query, which saves gathering it."""
-    if i.device.type == "cpu":
-        runs = i.unique_consecutive(return_counts=True)[1]
-        if len(i) * dimension > _WORTH * len(runs):
-            return [min(step, run - start) for run in runs.tolist() for start in range(0, run, step)], True
-    return [min(step, len(i) - start) for start in range(0, len(i), step)], False
-
-
-def _gather(rows: Tensor, index: Tensor, buffer: Tensor, *, levels: bool) -> Tensor:
-    out = buffer[: len(index)]
-    if rows.dtype == out.dtype:
-        return torch.index_select(rows, 0, index, out=out)
-    chosen = rows.index_select(0, index)
-    if rows.dtype == torch.uint8 and not levels:
-        chosen = chosen.float().div_(255)  # in float32 first: the numbers that a float image of the same levels holds
-    return out.copy_(chosen)
-
-
-@torch.no_grad()
-def sort_neighbors(
-    queries: Tensor, references: Tensor, distances: Tensor, indices: Tensor, k: int, *, ties: bool = True
-) -> tuple[Tensor, Tensor]:
-    """Put candidates in order and return the ``k`` nearest: by distance, and by index where distances are equal.
-
-    Neighbours whose order is open within the error of :func:`pair_distances` are measured again in float64. Equal means
-    the same float32 number *(our choice: so the order can be told from what is returned, and lists that several
-    processes found merge into the list that one would have found)*.
-
-    Args:
-        queries: shape ``(Q, D)``.
-        references: shape ``(N, D)``.
-        distances: of the candidates, shape ``(Q, M)``, float64; infinite where there is none.
-        indices: of the candidates, shape ``(Q, M)``.
-        k: how many to return, at most ``M``.
-        ties: leave off where the order of near ties does not matter.
-
-    Returns:
-        Squared distances, float32, and indices, shape ``(Q, k)`` each.
-
-    Example:
-        >>> references = torch.tensor([[0.5], [0.0], [0.5]])
-        >>> candidates = torch.tensor([[0.25, 0.0, 0.25]], dtype=torch.float64), torch.tensor([[2, 1, 0]])
-        >>> sort_neighbors(torch.zeros(1, 1), references, *candidates, k=2)
-        (tensor([[0.0000, 0.2500]]), tensor([[1, 0]]))
-    """
-    distances, order = distances.sort(dim=1)
-    indices = indices.gather(1, order)
-    if ties:
-        close = distances.diff(dim=1) <= 2 * _PAIR_ERROR * distances[:, 1:]
-        open_ = distances < _UNDERFLOW
-        open_[:, 1:] |= close
-        open_[:, :-1] |= close
-        row, column = (open_ & distances.isfinite()).nonzero(as_tuple=True)
-        distances[row, column] = pair_distances(queries, references, row, indices[row, column], precise=True)
-    return _first(distances.float(), indices, k)
-
-
-def merge_nearest(*found: tuple[Tensor, Tensor], k: int) -> tuple[Tensor, Tensor]:
-    """Merge lists of nearest neighbours of the same queries, found among different (or overlapping) references.
-
-    The result is the list that one search among all of them finds. Merging is associative and commutative, and a
-    reference that stands in several lists counts once, so the lists may come from any number of processes.
-
-    Args:
-        found: squared distances and indices, shape ``(Q, M)`` each, any ``M``. At an infinite distance is no neighbour.
-        k: how many to keep.
-
-    Returns:
-        Squared distances, ascending, and indices, shape ``(Q, k)`` each; where there are fewer than ``k``, the last are
-        infinite, with index -1.
-
-    Example:
-        >>> first = torch.tensor([[0.0, 2.0]]), torch.tensor([[7, 3]])
-        >>> second = torch.tensor([[1.0, 2.0]]), torch.tensor([[5, 3]])
-        >>> merge_nearest(first, second, k=3)
-        (tensor([[0., 1., 2.]]), tensor([[7, 5, 3]]))
-    """
-    distances = torch.cat([distances for distances, _ in found], dim=1)
-    indices = torch.cat([indices for _, indices in found], dim=1)
-    indices, order = indices.masked_fill(distances == torch.inf, -1).sort(dim=1, stable=True)
-    distances = distances.gather(1, order)
-    again = indices.diff(dim=1) == 0
-    distances[:, 1:].masked_fill_(again, torch.inf)
-    missing = max(0, k - distances.shape[1])
-    distances = torch.nn.functional.pad(distances, (0, missing), value=torch.inf)
-    indices = torch.nn.functional.pad(indices, (0, missing), value=-1)
-    return _first(distances, indices.masked_fill(distances == torch.inf, -1), k)
-
-
-def _first(distances: Tensor, indices: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Return the first ``k`` by (distance, index)."""
-    indices, order = indices.sort(dim=1)
-    distances, order = distances.gather(1, order).sort(dim=1, stable=True)
-    return distances[:, :k], indices.gather(1, order)[:, :k]
-
-
-_FLOATS = 2**20  # values (4 MiB) that are converted to float32 at a time
-_DEPTH = 2048  # values of a row that go into one matrix product
-_SPARE = 14  # candidates kept beyond k, so that rounding at the edge rarely asks for a second look
-_PAIRS = 2**18  # candidates of all queries together, when some are searched again
-_UNIT = 2.0**-24  # the relative error of one float32 rounding
-
-
 def float_rows(rows: Tensor) -> Tensor:
-    """Return rows in float32; uint8 divided by 255.
-
-    Args:
-        rows: any shape, uint8 or floating point.
-
-    Returns:
-        The same shape; the same tensor if it is float32 already.
-
-    Example:
-        >>> float_rows(torch.tensor([[0, 51]], dtype=torch.uint8))
-        tensor([[0.0000, 0.2000]])
-    """
-    return rows.float().div_(255) if rows.dtype == torch.uint8 else rows.float()
+    """Return rows in float32, uint8 divided by 255; the same tensor if it is float32 already."""
+    return unit_interval(rows).float()
 
 
 def float_slices(rows: Tensor) -> Iterator[Tensor]:
-    """Yield all rows in float32, a slice at a time, so that there is never a float copy of all of them.
-
-    Args:
-        rows: shape ``(N, D)``.
-
-    Yields:
-        Shape ``(n, D)``, one after the other.
-
-    Example:
-        >>> [part.shape for part in float_slices(torch.zeros(2100, 1000))]
-        [torch.Size([1048, 1000]), torch.Size([1048, 1000]), torch.Size([4, 1000])]
-    """
+    """Yield all rows in float32, a slice at a time, so that there is never a float copy of all of them."""
     return map(float_rows, rows.split(_slice_length(rows)))
 
 
@@ -199,20 +41,10 @@ def _slice_length(rows: Tensor) -> int:
 
 @torch.no_grad()
 def squared_norms(rows: Tensor) -> Tensor:
-    """Return the squared l2 norm of every row in [0, 1], correctly rounded.
+    """Return the squared l2 norm of every row, shape ``(N,)``, correctly rounded to float32.
 
     Summed in float64: in float32 the norm of an image of one colour may be off by thousands of roundings, since all of
     them go the same way.
-
-    Args:
-        rows: shape ``(N, D)``, uint8 or floating point.
-
-    Returns:
-        Shape ``(N,)``, float32.
-
-    Example:
-        >>> squared_norms(torch.tensor([[0, 255], [51, 0]], dtype=torch.uint8))
-        tensor([1.0000, 0.0400])
     """
     norms = torch.empty(len(rows), device=rows.device)
     for part, out in zip(float_slices(rows), norms.split(_slice_length(rows)), strict=True):
@@ -299,24 +131,12 @@ def _parts(dimension: int, depth: int = _DEPTH) -> int:
 
 
 def rounding(lengths: Tensor, dimension: int, *, depth: int = _DEPTH) -> Tensor:
-    """Bound the error of the estimate ``|x|^2 + |y|^2 - 2 <x, y>``.
+    """Bound the error of the estimate ``|x|^2 + |y|^2 - 2 <x, y>``, given at least ``|x| + |y|``.
 
     A sum of n products, in whatever order, has an error of at most ``n u |x| |y|`` with ``u = 2^-24`` (Higham, Accuracy
     and Stability of Numerical Algorithms, 2nd ed., section 3.1; the terms in u^2 are within the 16 below). A product of
-    depth n, its addition to p - 1 others, and a handful of roundings of values of at most ``(|x| + |y|)^2`` make
+    ``depth`` n, its addition to p - 1 others, and a handful of roundings of values of at most ``(|x| + |y|)^2`` make
     ``(n + p + 16) u`` of twice ``|x| |y| <= (|x| + |y|)^2 / 4``.
-
-    Args:
-        lengths: at least ``|x| + |y|``.
-        dimension: of x and y.
-        depth: products are summed in equal parts of at most so many.
-
-    Returns:
-        The shape of ``lengths``.
-
-    Example:
-        >>> rounding(torch.tensor(60.0), 3072)
-        tensor(0.1667)
     """
     parts = _parts(dimension, depth)
     roundings = -(-dimension // parts) + parts + 16
@@ -335,3 +155,126 @@ def _usual_rounding(lengths: Tensor, dimension: int) -> Tensor:
 def _lengths(norms: Tensor, distances: Tensor) -> Tensor:
     """Bound ``|x| + |y|`` for any y at no more than these distances: ``|y|`` is at most ``|x|`` plus the distance."""
     return 2 * norms.sqrt() + distances.sqrt()
+
+
+@torch.no_grad()
+def pair_distances(queries: Tensor, references: Tensor, i: Tensor, j: Tensor, *, precise: bool = False) -> Tensor:
+    r"""Return :math:`\lVert x_{i} - y_{j} \rVert^2` for a list of pairs, shape ``(P,)``, float64.
+
+    Differences and sums of up to 256 squares are float32, which bounds the relative error by 2e-5 in whatever order a
+    device sums; the sums of those are float64. Two uint8 images are compared in levels, without rounding.
+
+    Args:
+        queries: shape ``(Q, D)``, uint8 (meaning value / 255) or floating point.
+        references: shape ``(N, D)``, likewise, on the same device.
+        i: indices of queries, shape ``(P,)``; fastest if ascending.
+        j: indices of references, shape ``(P,)``.
+        precise: compute in float64 throughout, which tells ties from near ties, at three times the cost.
+    """
+    levels = queries.dtype == references.dtype == torch.uint8
+    wide = precise or torch.float64 in (queries.dtype, references.dtype)
+    dimension = queries.shape[1]
+    step = max(1, (_CACHED if i.device.type == "cpu" else _LAUNCHED) // max(1, dimension))
+    # Two buffers for all steps: fresh memory for each would cost more than the arithmetic.
+    size = (min(step, len(i)), dimension)
+    buffers = [torch.empty(size, dtype=torch.float64 if wide else torch.float32, device=i.device) for _ in range(2)]
+    segment = next((size for size in range(min(_SEGMENT, dimension), 1, -1) if dimension % size == 0), 1)
+    roots = buffers[0].new_empty(len(i), dimension // segment)
+    lengths, alone = _steps(i, step, dimension)
+    for out, a, b in zip(roots.split(lengths), i.split(lengths), j.split(lengths), strict=True):
+        x = _gather(queries, a[:1] if alone else a, buffers[0], levels=levels)
+        differences = _gather(references, b, buffers[1], levels=levels).sub_(x)
+        torch.linalg.vector_norm(differences.view(len(b), -1, segment), dim=2, out=out)
+    sums = torch.cat([part.double().square_().sum(dim=1) for part in roots.split(_STEP)])
+    return sums / 255**2 if levels else sums
+
+
+def _steps(i: Tensor, step: int, dimension: int) -> tuple[list[int], bool]:
+    """Return how many pairs each step takes, and whether a step has a single query, which saves gathering it."""
+    if i.device.type == "cpu":
+        runs = i.unique_consecutive(return_counts=True)[1]
+        if len(i) * dimension > _WORTH * len(runs):
+            return [min(step, run - start) for run in runs.tolist() for start in range(0, run, step)], True
+    return [min(step, len(i) - start) for start in range(0, len(i), step)], False
+
+
+def _gather(rows: Tensor, index: Tensor, buffer: Tensor, *, levels: bool) -> Tensor:
+    out = buffer[: len(index)]
+    if rows.dtype == out.dtype:
+        return torch.index_select(rows, 0, index, out=out)
+    chosen = rows.index_select(0, index)
+    if rows.dtype == torch.uint8 and not levels:
+        chosen = chosen.float().div_(255)  # in float32 first: the numbers that a float image of the same levels holds
+    return out.copy_(chosen)
+
+
+@torch.no_grad()
+def sort_neighbors(
+    queries: Tensor, references: Tensor, distances: Tensor, indices: Tensor, k: int, *, ties: bool = True
+) -> tuple[Tensor, Tensor]:
+    """Return the ``k`` nearest of some candidates: by distance, and by index where distances are equal.
+
+    Neighbours whose order is open within the error of :func:`pair_distances` are measured again in float64. Equal means
+    the same float32 number *(our choice: so the order can be told from what is returned, and lists that several
+    processes found merge into the list that one would have found)*.
+
+    Args:
+        queries: shape ``(Q, D)``.
+        references: shape ``(N, D)``.
+        distances: of the candidates, shape ``(Q, M)``, float64; infinite where there is none.
+        indices: of the candidates, shape ``(Q, M)``.
+        k: how many to return, at most ``M``.
+        ties: leave off where the order of near ties does not matter.
+
+    Returns:
+        Squared distances, float32, and indices, shape ``(Q, k)`` each.
+    """
+    distances, order = distances.sort(dim=1)
+    indices = indices.gather(1, order)
+    if ties:
+        close = distances.diff(dim=1) <= 2 * _PAIR_ERROR * distances[:, 1:]
+        open_ = distances < _UNDERFLOW
+        open_[:, 1:] |= close
+        open_[:, :-1] |= close
+        row, column = (open_ & distances.isfinite()).nonzero(as_tuple=True)
+        distances[row, column] = pair_distances(queries, references, row, indices[row, column], precise=True)
+    return _first(distances.float(), indices, k)
+
+
+def merge_nearest(*found: tuple[Tensor, Tensor], k: int) -> tuple[Tensor, Tensor]:
+    """Merge lists of nearest neighbours of the same queries, found among different (or overlapping) references.
+
+    The result is the list that one search among all of them finds. Merging is associative and commutative, and a
+    reference that stands in several lists counts once, so the lists may come from any number of processes.
+
+    Args:
+        found: squared distances and indices, shape ``(Q, M)`` each, any ``M``. At an infinite distance is no neighbour.
+        k: how many to keep.
+
+    Returns:
+        Squared distances, ascending, and indices, shape ``(Q, k)`` each; where there are fewer than ``k``, the last are
+        infinite, with index -1.
+
+    Example:
+        >>> first = torch.tensor([[0.0, 2.0]]), torch.tensor([[7, 3]])
+        >>> second = torch.tensor([[1.0, 2.0]]), torch.tensor([[5, 3]])
+        >>> merge_nearest(first, second, k=3)
+        (tensor([[0., 1., 2.]]), tensor([[7, 5, 3]]))
+    """
+    distances = torch.cat([distances for distances, _ in found], dim=1)
+    indices = torch.cat([indices for _, indices in found], dim=1)
+    indices, order = indices.masked_fill(distances == torch.inf, -1).sort(dim=1, stable=True)
+    distances = distances.gather(1, order)
+    again = indices.diff(dim=1) == 0
+    distances[:, 1:].masked_fill_(again, torch.inf)
+    missing = max(0, k - distances.shape[1])
+    distances = torch.nn.functional.pad(distances, (0, missing), value=torch.inf)
+    indices = torch.nn.functional.pad(indices, (0, missing), value=-1)
+    return _first(distances, indices.masked_fill(distances == torch.inf, -1), k)
+
+
+def _first(distances: Tensor, indices: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Return the first ``k`` by (distance, index)."""
+    indices, order = indices.sort(dim=1)
+    distances, order = distances.gather(1, order).sort(dim=1, stable=True)
+    return distances[:, :k], indices.gather(1, order)[:, :k]

@@ -48,18 +48,7 @@ def membership_inference(
 
 
 def check_settings(*, rates: Sequence[float] = FALSE_POSITIVE_RATES, confidence: float = 0.95) -> None:
-    """Refuse rates and confidences that are none.
-
-    Args:
-        rates: false positive rates in [0, 1].
-        confidence: in (0, 1).
-
-    Raises:
-        ValueError: if one lies outside, or two rates agree in their first six digits, and hence in their name.
-
-    Example:
-        >>> check_settings(rates=(0.01,), confidence=0.9)
-    """
+    """Raise a ValueError for rates outside [0, 1] or of one name, and for a confidence outside (0, 1)."""
     check_numbers("rates", rates, "[0, 1]", f"Leave it out for {FALSE_POSITIVE_RATES}.")
     check_number("confidence", confidence, "(0, 1)", "0.95 is the default.")
 
@@ -89,7 +78,8 @@ def roc_auc(members: Tensor, non_members: Tensor) -> Tensor:
 
     .. math:: \mathrm{AUC} = \frac{1}{MN} \sum_{i,j} \big([l_i < l'_j] + \tfrac12 [l_i = l'_j]\big)
 
-    Counted in integers, hence the same for every order of the losses.
+    Counted in integers, hence the same for every order of the losses. (torchmetrics counts in float32, and squeezes
+    losses above 1 by a sigmoid, which makes ties.)
 
     Args:
         members: shape ``(M,)``.

@@ -68,17 +68,7 @@ def distance_summary(distances: Tensor, *, quantiles: Sequence[float] = QUANTILE
 
 
 def check_quantiles(quantiles: Sequence[float]) -> None:
-    """Refuse quantiles that do not exist, or whose results would have one name.
-
-    Args:
-        quantiles: numbers in [0, 1].
-
-    Raises:
-        ValueError: if one lies outside, or two agree in their first six digits.
-
-    Example:
-        >>> check_quantiles((0.0, 0.05, 1.0))
-    """
+    """Raise a ValueError for quantiles outside [0, 1], and for two that would have one name."""
     check_numbers("quantiles", quantiles, "[0, 1]", f"Leave it out for {QUANTILES}.")
 
 

@@ -16,6 +16,13 @@ from lightning_iet.functional.exhaustive_neighbors import (
 from lightning_iet.functional.pruned_neighbors import PAIR_COST, Projection, PrunedSearch, principal_directions
 from lightning_iet.utilities.devices import full_precision
 
+_CHUNK = 8192  # references per top-k: a wide top-k costs far less than many narrow ones
+_BLOCK = 2**23  # values of the queries (32 MiB) that pass over the references together …
+_TOGETHER = 1024, 512  # … and how many queries at most, without and with codes
+_CODED = 2**16  # references that are coded at a time: their lower bounds for a block of queries take 128 MiB
+_MOVED = 2**28  # bytes of references that are on another device at a time
+_CHECKED = 2**25  # values that are checked at a time
+# The trial by which the length of codes is chosen
 _LENGTHS = (64, 128, 256, 384)  # of codes that are tried
 _SAMPLE = 2048  # references looked at …
 _VALUES = 2**26  # … and numbers in them (256 MiB), at most
@@ -24,70 +31,6 @@ _TRIAL_COST = 8 * _SAMPLE * _LENGTHS[-1]  # multiplications of a trial, per dime
 _PER_PAIR = 80  # what minima and memory cost per pair, in multiplications of a matrix product; measured
 _DOUBLE = 2.5  # what a multiplication costs in float64, conversion included; measured
 _GAIN = 0.8  # codes must promise this share of the cost, since the estimate has an error too
-
-
-@torch.no_grad()
-def plan_projection(queries: Tensor, references: Tensor, k: int) -> Projection | None:
-    """Predict the cost of a search with codes of several lengths from a sample, and return the cheapest projection.
-
-    Costs are counted in multiplications of a float32 matrix product on a CPU. The trial itself is made only where it
-    costs less than a twentieth of the search.
-
-    Args:
-        queries: shape ``(Q, D)``.
-        references: shape ``(N, D)``.
-        k: neighbours that will be sought.
-
-    Returns:
-        The projection, or ``None`` where the exhaustive search is expected to be faster.
-
-    Example:
-        >>> plan_projection(torch.rand(10, 48), torch.rand(100, 48), k=3) is None  # too little to save
-        True
-    """
-    (num_queries, dimension), num_references = queries.shape, len(references)
-    if num_queries * num_references < 20 * _TRIAL_COST:
-        return None
-    sample = _evenly(references, min(_SAMPLE, _VALUES // max(1, dimension)))
-    probes = _evenly(queries, _QUERIES)
-    lengths = [length for length in _LENGTHS if length <= min(dimension, len(sample)) // 2]
-    if not lengths:
-        return None
-    projection = principal_directions(sample, lengths[-1])
-    near = _neighborhood(probes, sample, k / num_references)
-    costs = {}
-    for length in lengths:
-        shorter = Projection(projection.mean, projection.basis[:, :length].contiguous())
-        share = (torch.cdist(shorter.codes(probes).z, shorter.codes(sample).z).square() <= near).float().mean(dim=1)
-        measured = (share * PAIR_COST).clamp(max=1).mean().item() + PAIR_COST * k / num_references
-        codes = _DOUBLE * length * (1 / num_queries + 1 / num_references)
-        costs[length] = codes + (length + _PER_PAIR) / dimension + measured
-    best = min(costs, key=lambda length: costs[length])
-    exhaustive = 1 + PAIR_COST * k / num_references
-    if costs[best] > _GAIN * exhaustive:
-        return None
-    return Projection(projection.mean, projection.basis[:, :best].contiguous())
-
-
-def _evenly(rows: Tensor, number: int) -> Tensor:
-    number = min(number, len(rows))
-    chosen = torch.arange(number, device=rows.device) * len(rows) // max(1, number)
-    return float_rows(rows[chosen].cpu())
-
-
-def _neighborhood(probes: Tensor, sample: Tensor, share: float) -> Tensor:
-    """Return the squared distance within which about that share of the references lies, for each probe."""
-    rank = max(1, round(share * len(sample)))
-    distances = torch.cdist(probes, sample, compute_mode="use_mm_for_euclid_dist").square()
-    return distances.kthvalue(rank, dim=1, keepdim=True).values * (1 + RELATIVE_ERROR)
-
-
-_CHUNK = 8192  # references per top-k: a wide top-k costs far less than many narrow ones
-_BLOCK = 2**23  # values of the queries (32 MiB) that pass over the references together …
-_QUERIES_NEIGHBORS = 1024, 512  # … and how many queries at most, without and with codes
-_CODED = 2**16  # references that are coded at a time: their lower bounds for a block of queries take 128 MiB
-_MOVED = 2**28  # bytes of references that are on another device at a time
-_CHECKED = 2**25  # values that are checked at a time
 
 Progress = Callable[[int], None]
 
@@ -175,18 +118,18 @@ def search_rows(
     device: torch.device | str | None = None,
     progress: Progress | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Do the work of :func:`nearest_neighbors` on rows in [0, 1] that have been checked.
+    """Do the work of :func:`nearest_neighbors` on rows that have been checked.
 
     Args:
-        queries: shape ``(Q, D)``.
-        references: shape ``(N, D)``.
+        queries: shape ``(Q, D)``, uint8 or floating point; pixels in [0, 1], or features.
+        references: shape ``(N, D)``, likewise.
         k: neighbours per query, ``1 <= k <= N``.
         norms: ``squared_norms(references)``, shape ``(N,)``, where it is at hand from an earlier search.
         ties: put neighbours in the right order also where their distances differ by a rounding error. Where only the
             distances matter, leave it off and save time.
-        chunk_size: references per block of estimates.
-        device: where to compute, by default where the queries are.
-        progress: called now and then with the number of queries that are done.
+        chunk_size: as :func:`nearest_neighbors`, and so are ``device`` and ``progress``.
+        device: where to compute.
+        progress: called with the number of queries that are done.
 
     Returns:
         Squared distances and indices, shape ``(Q, k)`` each.
@@ -244,4 +187,49 @@ def _search(
 
 
 def _block_length(queries: Tensor, *, coded: bool) -> int:
-    return max(1, min(_QUERIES_NEIGHBORS[coded], _BLOCK // max(1, queries.shape[1])))
+    return max(1, min(_TOGETHER[coded], _BLOCK // max(1, queries.shape[1])))
+
+
+@torch.no_grad()
+def plan_projection(queries: Tensor, references: Tensor, k: int) -> Projection | None:
+    """Return the projection with which a search for ``k`` neighbours is predicted to cost least; ``None`` without one.
+
+    The cost with codes of several lengths is estimated from a sample, and counted in multiplications of a float32
+    matrix product on a CPU. The trial itself is made only where it costs less than a twentieth of the search.
+    """
+    (num_queries, dimension), num_references = queries.shape, len(references)
+    if num_queries * num_references < 20 * _TRIAL_COST:
+        return None
+    sample = _evenly(references, min(_SAMPLE, _VALUES // max(1, dimension)))
+    probes = _evenly(queries, _QUERIES)
+    lengths = [length for length in _LENGTHS if length <= min(dimension, len(sample)) // 2]
+    if not lengths:
+        return None
+    projection = principal_directions(sample, lengths[-1])
+    near = _neighborhood(probes, sample, k / num_references)
+    costs = {}
+    for length in lengths:
+        shorter = Projection(projection.mean, projection.basis[:, :length].contiguous())
+        share = (torch.cdist(shorter.codes(probes).z, shorter.codes(sample).z).square() <= near).float().mean(dim=1)
+        measured = (share * PAIR_COST).clamp(max=1).mean().item() + PAIR_COST * k / num_references
+        codes = _DOUBLE * length * (1 / num_queries + 1 / num_references)
+        costs[length] = codes + (length + _PER_PAIR) / dimension + measured
+    best = min(costs, key=lambda length: costs[length])
+    exhaustive = 1 + PAIR_COST * k / num_references
+    if costs[best] > _GAIN * exhaustive:
+        return None
+    return Projection(projection.mean, projection.basis[:, :best].contiguous())
+
+
+def _evenly(rows: Tensor, number: int) -> Tensor:
+    """Return so many rows, spread evenly over all, in float32 on the CPU."""
+    number = min(number, len(rows))
+    chosen = torch.arange(number, device=rows.device) * len(rows) // max(1, number)
+    return float_rows(rows[chosen].cpu())
+
+
+def _neighborhood(probes: Tensor, sample: Tensor, share: float) -> Tensor:
+    """Return the squared distance within which about that share of the references lies, for each probe."""
+    rank = max(1, round(share * len(sample)))
+    distances = torch.cdist(probes, sample, compute_mode="use_mm_for_euclid_dist").square()
+    return distances.kthvalue(rank, dim=1, keepdim=True).values * (1 + RELATIVE_ERROR)

@@ -36,40 +36,40 @@ def squared_radii(features: Tensor, k: int) -> Tensor:
     rows = features.double() - _origin(features)
     radii = []
     for start, distances, _ in _blocks(rows, rows):
-        distances.diagonal(start).fill_(torch.inf)  # nobody is his own neighbour
+        distances.diagonal(start).fill_(torch.inf)  # an image is not its own neighbour
         radii.append(distances.topk(k, largest=False).values[:, -1])
     return torch.cat(radii)
 
 
-def ball_counts(points: Tensor, centers: Tensor, sq_radii: Tensor, *, closed: bool) -> tuple[Tensor, Tensor]:
-    """Count, for every point, the balls that it lies in, and for every ball the points that lie in it.
+def neighborhood_counts(points: Tensor, centers: Tensor, sq_radii: Tensor, *, closed: bool) -> tuple[Tensor, Tensor]:
+    """Count, for every point, the centers within whose radius it lies, and for every center the points within.
 
     Args:
         points: shape ``(P, D)``.
         centers: shape ``(N, D)``.
         sq_radii: as :func:`squared_radii`, shape ``(N,)``.
-        closed: whether a point on the surface lies in the ball.
+        closed: whether a point at exactly that distance counts.
 
     Returns:
         int64, shapes ``(P,)`` and ``(N,)``.
 
     Example:
         >>> centers, radii = torch.tensor([[0.0], [1.0], [3.0]]), torch.tensor([1.0, 1.0, 4.0])
-        >>> ball_counts(torch.tensor([[1.0], [9.0]]), centers, radii, closed=True)
+        >>> neighborhood_counts(torch.tensor([[1.0], [9.0]]), centers, radii, closed=True)
         (tensor([3, 0]), tensor([1, 1, 1]))
-        >>> ball_counts(torch.tensor([[1.0], [9.0]]), centers, radii, closed=False)
+        >>> neighborhood_counts(torch.tensor([[1.0], [9.0]]), centers, radii, closed=False)
         (tensor([1, 0]), tensor([0, 1, 0]))
     """
     origin = _origin(centers)
     # Sums of D products err by D u, in norms and products alike, and in the radii again; with a few roundings to spare.
     rounding = 4 * (centers.shape[1] + 8) * _UNIT
-    of_points, of_balls = [], torch.zeros(len(centers), dtype=torch.int64, device=centers.device)
+    of_points, of_centers = [], torch.zeros(len(centers), dtype=torch.int64, device=centers.device)
     for _, distances, scale in _blocks(points.double() - origin, centers.double() - origin):
         tolerance = rounding * scale
         inside = distances <= sq_radii + tolerance if closed else distances < sq_radii - tolerance
         of_points.append(inside.sum(dim=1))
-        of_balls += inside.sum(dim=0)
-    return torch.cat(of_points), of_balls
+        of_centers += inside.sum(dim=0)
+    return torch.cat(of_points), of_centers
 
 
 def _origin(rows: Tensor) -> Tensor:
@@ -98,7 +98,7 @@ def precision_recall(generated: Tensor, real: Tensor, *, k: int = 3) -> dict[str
     Args:
         generated: features, shape ``(M, D)``, ``M > k``.
         real: features, shape ``(N, D)``, ``N > k``.
-        k: the neighbour that gives a ball its radius; 3 as published.
+        k: the neighbour whose distance is the radius; 3 as published.
 
     Returns:
         ``"precision"`` and ``"recall"``, 0-d tensors in [0, 1], float64.
@@ -115,6 +115,6 @@ def precision_recall(generated: Tensor, real: Tensor, *, k: int = 3) -> dict[str
         {'precision': tensor(0.7500, dtype=torch.float64), 'recall': tensor(1., dtype=torch.float64)}
     """
     check_features(generated=generated, real=real)
-    in_real, _ = ball_counts(generated, real, squared_radii(real, k), closed=True)
-    in_generated, _ = ball_counts(real, generated, squared_radii(generated, k), closed=True)
+    in_real, _ = neighborhood_counts(generated, real, squared_radii(real, k), closed=True)
+    in_generated, _ = neighborhood_counts(real, generated, squared_radii(generated, k), closed=True)
     return {"precision": (in_real > 0).double().mean(), "recall": (in_generated > 0).double().mean()}

@@ -2,8 +2,9 @@ r"""Nearest neighbours of images among many, on a CPU: codes rule most pairs out
 
 For a block of queries:
 
-1. Bound all squared distances from below by codes, see :mod:`~lightning_iet.functional.pruned_neighbors`: one matrix
-   product, of 65 to 385 columns instead of thousands. Take the minimum over each group of 32 references.
+1. Bound all squared distances from below by codes, the images' projections on a few directions and the norm of what
+   these leave out: one matrix product, of 65 to 385 columns instead of thousands. Take the minimum over each group of
+   32 references.
 2. Take ``k`` and a few *seeds*, those that are probably the nearest. The ``k``-th of them bounds what is sought.
 3. Take, of the other references, those whose lower bound is not above that. Nothing else can be a neighbour.
 4. Estimate these few hundred by scalar products, and measure by differences what these leave open.
@@ -20,13 +21,20 @@ from torch import Tensor
 from lightning_iet.functional.exhaustive_neighbors import (
     RELATIVE_ERROR,
     ExhaustiveSearch,
+    float_rows,
     pair_distances,
     rounding,
     sort_neighbors,
     squared_norms,
 )
 
+PAIR_COST = 40
+"""What a pair costs by differences over what it costs in a matrix product; measured on two cores."""
 _VALUES = 2**20  # of images (8 MiB in float64) that are projected at a time
+_GROUP = 32  # references per minimum
+_PRODUCT = 4096  # references per product: its result stays in the cache
+_SPARE = 14  # seeds beyond k
+_UNIT = 2.0**-24  # the relative error of one float32 rounding
 
 
 class Codes(NamedTuple):
@@ -56,23 +64,12 @@ class Projection(NamedTuple):
     basis: Tensor
 
     def codes(self, rows: Tensor) -> Codes:
-        r"""Return the codes of images.
+        r"""Return the codes of images, shape ``(N, D)``, uint8 (meaning value / 255) or floating point.
 
         Computed in float64 and rounded once. A component of :math:`p` has an error of at most :math:`2^{-53} D |x|`,
         so :math:`p` of 384 components one of :math:`20` times that, so :math:`r^2 = |x|^2 - |p|^2` one of at most
         :math:`42 \cdot 2^{-53} D |x|^2`, and :math:`r` one of :math:`6.9 \cdot 10^{-8} \sqrt{D} |x|`. With one rounding
         to float32 that is less than the slack, :math:`10^{-7} (\sqrt{D} + 1) |x|`.
-
-        Args:
-            rows: shape ``(N, D)``, uint8 (meaning value / 255) or floating point.
-
-        Returns:
-            The codes, on the same device.
-
-        Example:
-            >>> projection = Projection(torch.zeros(2).double(), torch.tensor([[1.0], [0.0]]).double())
-            >>> projection.codes(torch.tensor([[0.5, 0.25]])).z
-            tensor([[0.5000, 0.2500]])
         """
         z = torch.empty(len(rows), self.basis.shape[1] + 1, device=rows.device)
         lengths = torch.empty(len(rows), dtype=torch.float64, device=rows.device)
@@ -91,24 +88,13 @@ class Projection(NamedTuple):
 
 
 def principal_directions(rows: Tensor, number: int) -> Projection:
-    """Return a projection on about the first principal components of a sample of images, the same at every call.
+    """Return a projection on about the first so many principal components of a sample of images, shape ``(N, D)``.
 
-    Two rounds of subspace iteration from a random start (Halko, Martinsson, Tropp 2011, algorithm 4.4). How close they
-    are to the components decides how much a search saves, never what it finds.
-
-    Args:
-        rows: shape ``(N, D)``, uint8 or floating point.
-        number: of components, at most ``N`` and ``D``.
-
-    Returns:
-        A projection with components in descending order of variance.
-
-    Example:
-        >>> line = torch.linspace(0, 1, 20)[:, None] * torch.tensor([[0.6, 0.8]])
-        >>> principal_directions(line, 1).basis.abs()
-        tensor([[0.6000], [0.8000]], dtype=torch.float64)
+    Two rounds of subspace iteration from a random start (Halko, Martinsson, Tropp 2011, algorithm 4.4), the same at
+    every call; the components come in descending order of variance. How close they are to the principal ones decides
+    how much a search saves, never what it finds.
     """
-    sample = rows.float().div_(255) if rows.dtype == torch.uint8 else rows.float()
+    sample = float_rows(rows)
     mean = sample.mean(dim=0)
     sample = sample - mean
     start = torch.randn(len(rows), number, generator=torch.Generator().manual_seed(0)).to(rows.device)
@@ -121,26 +107,10 @@ def principal_directions(rows: Tensor, number: int) -> Projection:
 
 @torch.no_grad()
 def pair_bounds(queries: Tensor, references: Tensor, norms: Tensor, i: Tensor, j: Tensor) -> tuple[Tensor, Tensor]:
-    r"""Bound :math:`\lVert x_i - y_j \rVert^2` from below and above, on a CPU.
+    r"""Bound :math:`\lVert x_i - y_j \rVert^2` from below and above, on a CPU, shape ``(P,)``, float64.
 
     Float32 images are compared by :math:`\lVert x \rVert^2 + \lVert y \rVert^2 - 2 \langle x, y \rangle` and the
-    rounding of that; others are measured.
-
-    Args:
-        queries: shape ``(Q, D)``.
-        references: shape ``(N, D)``.
-        norms: ``squared_norms(references)``, shape ``(N,)``.
-        i: indices of queries, ascending, shape ``(P,)``.
-        j: indices of references, shape ``(P,)``.
-
-    Returns:
-        Lower and upper bounds, float64, shape ``(P,)`` each.
-
-    Example:
-        >>> rows = torch.tensor([[0.0, 1.0], [1.0, 1.0]])
-        >>> lower, upper = pair_bounds(rows, rows, squared_norms(rows), torch.tensor([0]), torch.tensor([1]))
-        >>> lower <= 1, upper - lower < 1e-4
-        (tensor([True]), tensor([True]))
+    rounding of that; others are measured. Indices of queries, ``i``, must ascend; ``norms`` are the references'.
     """
     if not queries.dtype == references.dtype == torch.float32:
         distances = pair_distances(queries, references, i, j)
@@ -159,14 +129,6 @@ def _products(queries: Tensor, references: Tensor, i: Tensor, j: Tensor) -> Tens
         warnings.filterwarnings("ignore", message="Sparse", category=UserWarning)  # "in beta", "checks are disabled"
         chosen = torch.sparse_csr_tensor(starts, j, torch.zeros(len(j)), size=(len(queries), len(references)))
         return torch.sparse.sampled_addmm(chosen, queries, references.T, beta=0.0).values()
-
-
-PAIR_COST = 40
-"""What a pair costs by differences over what it costs in a matrix product; measured on two cores."""
-_GROUP = 32  # references per minimum
-_CACHED = 4096  # references per product
-_SPARE = 14  # seeds beyond k
-_UNIT = 2.0**-24  # the relative error of one float32 rounding
 
 
 class _References(NamedTuple):
@@ -253,10 +215,10 @@ class PrunedSearch:
             self._memory = torch.empty(len(z), length)
         bounds = self._memory[: len(z)]
         minima = bounds.new_empty(len(z), length // _GROUP)
-        for start in range(0, length, _CACHED):  # in parts that are still in the cache when their minima are taken
-            part = bounds[:, start : start + _CACHED]
-            torch.mm(rows, self.codes.columns[:, start : start + _CACHED], out=part)
-            groups = slice(start // _GROUP, (start + _CACHED) // _GROUP)
+        for start in range(0, length, _PRODUCT):  # in parts that are still in the cache when their minima are taken
+            part = bounds[:, start : start + _PRODUCT]
+            torch.mm(rows, self.codes.columns[:, start : start + _PRODUCT], out=part)
+            groups = slice(start // _GROUP, (start + _PRODUCT) // _GROUP)
             minima[:, groups] = part.unflatten(1, (-1, _GROUP)).amin(dim=2)
         return bounds.unflatten(1, (-1, _GROUP)), minima
 

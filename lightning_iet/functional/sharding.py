@@ -16,7 +16,7 @@ def partition(
 ) -> list[Tensor]:
     r"""Split ``0 … num_samples - 1`` into disjoint shards of equal size (to within one).
 
-    The samples are shuffled, sorted by class where labels are given, and dealt out like cards: sample :math:`j` of that
+    The samples are shuffled, sorted by class where labels are given, and dealt out in turn: sample :math:`j` of that
     order goes to shard :math:`j \bmod K`. So both the shard sizes and the counts of each class differ by at most one.
     IET, https://arxiv.org/abs/2407.15328 §3.2, splits by class where labels exist and iid otherwise.
 
@@ -69,7 +69,7 @@ def _check_labels(classes: Tensor, num_samples: int, num_shards: int) -> None:
 def steps_per_epoch(
     sizes: Sequence[int], batch_size: int, *, drop_last: bool = False, multiple_of: int = 1, limit: int | None = None
 ) -> int:
-    """Number of batches that **every** shard takes in one epoch.
+    """Return the number of batches that **every** shard takes in one epoch.
 
     One number for all shards, whatever their sizes: processes that host different shards stay in step (uneven numbers
     of batches would hang a distributed run), and every shard model takes equally many gradient steps.
@@ -130,7 +130,7 @@ def cut_batches(
 
 
 def num_replicas(num_shards: int, num_processes: int) -> int:
-    """The number of processes that train one shard together, n: 1 where a process has one shard or more to itself.
+    """Return n, the number of processes that train one shard together: 1 where a process has one shard or more.
 
     Args:
         num_shards: Number of shards, K.
@@ -153,7 +153,7 @@ def num_replicas(num_shards: int, num_processes: int) -> int:
 
 
 def hosted_shards(num_shards: int, num_processes: int, rank: int) -> range:
-    """The shards that a process trains: a block of K / W neighbours, or one that W / K neighbouring ranks share.
+    """Return the shards that a process trains: a block of K / W neighbours, or one that W / K neighbouring ranks share.
 
     Args:
         num_shards: Number of shards, K.
@@ -173,7 +173,7 @@ def hosted_shards(num_shards: int, num_processes: int, rank: int) -> range:
 
 
 def replica_part(order: Tensor, replicas: int, replica: int) -> Tensor:
-    """What one of n replicas of a shard reads of it: every n-th sample, as many as every other replica.
+    """Return what one of n replicas of a shard reads of it: every n-th sample, as many as every other replica.
 
     Equal parts, so that the mean of the replicas' gradients is the gradient of their common batch. Up to n - 1 samples
     wait for another epoch's shuffle.
@@ -209,7 +209,7 @@ class ShardStep(NamedTuple):
 
 
 def walk(shards: Sequence[int], steps: int, *, epoch: int = 0, round_steps: int | None = None) -> list[ShardStep]:
-    """The order in which a process takes the steps of an epoch: shard after shard.
+    """Return the order in which a process takes the steps of an epoch: shard after shard.
 
     Between two averagings shards do not depend on each other, so a process walks through the shards that it hosts one
     after the other. Where a round ends inside the epoch (``round_steps``), all shards walk up to that point first.
@@ -238,7 +238,7 @@ def walk(shards: Sequence[int], steps: int, *, epoch: int = 0, round_steps: int 
 
 
 def resume(walks: Sequence[Sequence[ShardStep]], done: Sequence[int], rank: int) -> list[ShardStep]:
-    """What is left of a process's walk when every shard has already taken some of its steps in this epoch.
+    """Return what is left of a process's walk when every shard has already taken some of its steps in this epoch.
 
     A run may go on with another number of processes than it was cut with. Then some processes have fewer steps left
     than others; they wait (``shard=None``) within the round, so that all processes take equally many steps and meet at

@@ -60,15 +60,5 @@ def similarity_summary(similarities: Tensor, *, threshold: float = 0.5) -> dict[
 
 
 def check_threshold(threshold: float) -> None:
-    """Refuse a threshold that no similarity can have.
-
-    Args:
-        threshold: the similarity above which an image counts as a copy.
-
-    Raises:
-        ValueError: if it lies outside [-1, 1].
-
-    Example:
-        >>> check_threshold(0.5)
-    """
+    """Raise a ValueError for a threshold outside [-1, 1], the similarities that there are."""
     check_number("threshold", threshold, "[-1, 1]", "The published one is 0.5.")

@@ -266,7 +266,7 @@ class TwoSampleMetric(TwoKindsMetric):
 
     Args:
         features: a name or a file for :func:`~lightning_iet.metrics.features.feature_extractor`, or a module.
-        k: the neighbour whose distance is a real image's radius.
+        k: the neighbour whose distance is the radius.
         weights: the feature network's weight file.
         reset_real_features: whether ``reset`` drops the real images too.
         kwargs: passed on to :class:`torchmetrics.Metric`.

@@ -33,7 +33,7 @@ class DensityCoverage(TwoSampleMetric):
 
     Args:
         features: a name or a file for :func:`~lightning_iet.metrics.features.feature_extractor`, or a module.
-        k: the neighbour that gives a ball its radius; 5 as published.
+        k: the neighbour whose distance is the radius; 5 as published.
         weights: the feature network's weight file.
         reset_real_features: whether ``reset`` drops the real images too.
         kwargs: passed on to :class:`torchmetrics.Metric`.

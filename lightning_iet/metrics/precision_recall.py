@@ -20,7 +20,7 @@ class PrecisionRecall(TwoSampleMetric):
     al., *Improved Precision and Recall Metric for Assessing Generative Models*, NeurIPS 2019, arXiv:1904.06991).
 
     A model that copies its training images has precision and recall near 1: neither sees memorization. One outlier
-    among the real images has a large ball in which poor images count as good; see
+    among the real images has a large radius within which poor images count as good; see
     :class:`~lightning_iet.metrics.DensityCoverage`. Figures compare only at the same numbers of images.
 
     Input of ``update``:
@@ -34,7 +34,7 @@ class PrecisionRecall(TwoSampleMetric):
 
     Args:
         features: a name or a file for :func:`~lightning_iet.metrics.features.feature_extractor`, or a module.
-        k: the neighbour that gives a ball its radius; 3 as published.
+        k: the neighbour whose distance is the radius; 3 as published.
         weights: the feature network's weight file.
         reset_real_features: whether ``reset`` drops the real images too.
         kwargs: passed on to :class:`torchmetrics.Metric`.

@@ -16,33 +16,17 @@ PathLike_ = str | PathLike[str]
 
 
 def check_file(path: Path, remedy: str) -> None:
-    """Refuse a weight file that does not exist.
-
-    Args:
-        path: the file.
-        remedy: what to do about it.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-    """
+    """Raise a FileNotFoundError with the remedy if there is no such weight file."""
     if not path.is_file():
         raise FileNotFoundError(f"Argument `weights` expected an existing file, but got {path}. {remedy}")
 
 
 def load_weights(path: Path, network: str, remedy: str) -> dict[str, Tensor]:
-    """Read a state dict that torch saved, without running any code that is hidden in the file.
-
-    Args:
-        path: the file.
-        network: whose weights are expected, for the message.
-        remedy: what to do if it holds something else.
-
-    Returns:
-        The state dict, on the CPU.
+    """Read a state dict that torch saved, to the CPU, without running any code that is hidden in the file.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it holds something else.
+        ValueError: if it holds something else than the network's weights.
     """
     check_file(path, remedy)
     try:
@@ -91,10 +75,6 @@ def rgb_images(images: Tensor) -> Tensor:
     Raises:
         TypeError: if ``images`` is no tensor, or neither uint8 nor floating point.
         ValueError: if the shape differs, or values lie outside [0, 1].
-
-    Example:
-        >>> rgb_images(torch.zeros(2, 1, 8, 8)).shape
-        torch.Size([2, 3, 8, 8])
     """
     rows = image_rows(images)
     if images.ndim != 4 or images.shape[1] not in (1, 3):
@@ -106,20 +86,7 @@ def rgb_images(images: Tensor) -> Tensor:
 
 
 def resized(images: Tensor, size: int | tuple[int, int], *, bicubic: bool = False) -> Tensor:
-    """Resize images in [0, 1] with antialiasing, as Pillow does.
-
-    Args:
-        images: shape ``(N, 3, H, W)``, uint8 or floating point in [0, 1].
-        size: the new height and width; a single number is that of the shorter edge.
-        bicubic: interpolate bicubically instead of bilinearly.
-
-    Returns:
-        float32 in [0, 1].
-
-    Example:
-        >>> resized(torch.rand(2, 3, 8, 16), 4).shape
-        torch.Size([2, 3, 4, 8])
-    """
+    """Resize images ``(N, 3, H, W)`` in [0, 1] with antialiasing, as Pillow does; one size is the shorter edge."""
     mode = transforms.InterpolationMode.BICUBIC if bicubic else transforms.InterpolationMode.BILINEAR
     new_size = [size] if isinstance(size, int) else list(size)
     return transforms.resize(unit_interval(images), new_size, interpolation=mode, antialias=True).clamp(0, 1)
@@ -128,20 +95,7 @@ def resized(images: Tensor, size: int | tuple[int, int], *, bicubic: bool = Fals
 def normalized(
     images: Tensor, mean: tuple[float, ...] = IMAGENET_MEAN, std: tuple[float, ...] = IMAGENET_STD
 ) -> Tensor:
-    """Subtract a mean from every channel and divide it by a standard deviation, by default ImageNet's.
-
-    Args:
-        images: shape ``(N, 3, H, W)``, floating point in [0, 1].
-        mean: one number for each channel.
-        std: one number for each channel.
-
-    Returns:
-        The same shape.
-
-    Example:
-        >>> normalized(torch.full((1, 3, 1, 1), 0.5), (0.5, 0.25, 0.0), (0.5, 0.5, 0.5)).flatten()
-        tensor([0.0000, 0.5000, 1.0000])
-    """
+    """Subtract a mean from every channel and divide it by a standard deviation, by default ImageNet's."""
     return transforms.normalize(images, list(mean), list(std))
 
 

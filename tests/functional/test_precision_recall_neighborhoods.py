@@ -3,8 +3,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_iet.functional import precision_recall as balls
-from lightning_iet.functional.precision_recall import ball_counts, squared_radii
+from lightning_iet.functional import precision_recall as module
+from lightning_iet.functional.precision_recall import neighborhood_counts, squared_radii
 
 
 def sq_distance(x, y):
@@ -26,7 +26,7 @@ def test_radii_equal_the_loop(seed, num, k, levels):
 
 @given(seed=st.integers(0, 1000), closed=st.booleans(), offset=st.sampled_from([0.0, 1000.0]))
 def test_counts_equal_the_loop_also_on_the_surface(seed, closed, offset):
-    """On a grid of few values points often lie exactly on a ball."""
+    """On a grid of few values points often lie exactly at a radius."""
     draw = torch.Generator().manual_seed(seed)
     points, centers = (torch.randint(4, (n, 3), generator=draw) + offset for n in (9, 12))
     radii = naive_radii(centers, 2)
@@ -36,18 +36,18 @@ def test_counts_equal_the_loop_also_on_the_surface(seed, closed, offset):
             for p in points
         ]
     )
-    of_points, of_balls = ball_counts(points, centers, radii, closed=closed)
+    of_points, of_centers = neighborhood_counts(points, centers, radii, closed=closed)
     assert torch.equal(of_points, inside.sum(1))
-    assert torch.equal(of_balls, inside.sum(0))
+    assert torch.equal(of_centers, inside.sum(0))
 
 
 def test_blocks_do_not_matter(monkeypatch):
     features, points = torch.rand(20, 3), torch.rand(15, 3)
     radii = squared_radii(features, 3)
-    counts = ball_counts(points, features, radii, closed=True)
-    monkeypatch.setattr(balls, "_FLOATS", 45)
+    counts = neighborhood_counts(points, features, radii, closed=True)
+    monkeypatch.setattr(module, "_FLOATS", 45)
     torch.testing.assert_close(squared_radii(features, 3), radii)
-    for found, expected in zip(ball_counts(points, features, radii, closed=True), counts, strict=True):
+    for found, expected in zip(neighborhood_counts(points, features, radii, closed=True), counts, strict=True):
         assert torch.equal(found, expected)
 
 
@@ -57,12 +57,12 @@ def test_a_neighbour_that_does_not_exist_is_refused(k):
         squared_radii(torch.rand(5, 2), k)
 
 
-def test_an_open_ball_of_radius_zero_holds_nothing():
+def test_nothing_lies_strictly_within_a_radius_of_zero():
     """Four equal images at the origin of the coordinates: float64 leaves no room for a tolerance there."""
     centers = torch.tensor([0.0, 0, 0, 0, -1, 1, -2, 2])[:, None]
-    of_points, of_balls = ball_counts(torch.zeros(5, 1), centers, squared_radii(centers, 3), closed=False)
+    of_points, of_centers = neighborhood_counts(torch.zeros(5, 1), centers, squared_radii(centers, 3), closed=False)
     assert of_points.tolist() == [0] * 5  # those of 1 and 2 are on the surface
-    assert of_balls.tolist() == [0] * 8
+    assert of_centers.tolist() == [0] * 8
 
 
 @given(seed=st.integers(0, 1000), far=st.sampled_from([1e5, 1e7]), closed=st.booleans())
@@ -70,9 +70,11 @@ def test_an_outlier_changes_nothing_for_the_others(seed, far, closed):
     draw = torch.Generator().manual_seed(seed)
     centers, points = torch.randn(2, 30, 4, generator=draw)
     radii = naive_radii(centers, 3)
-    alone = ball_counts(points, centers, radii, closed=closed)
+    alone = neighborhood_counts(points, centers, radii, closed=closed)
     outlier = torch.full((1, 4), far)
-    found = ball_counts(points, torch.cat([centers, outlier]), torch.cat([radii, torch.zeros(1)]), closed=closed)
+    found = neighborhood_counts(
+        points, torch.cat([centers, outlier]), torch.cat([radii, torch.zeros(1)]), closed=closed
+    )
     assert torch.equal(found[0], alone[0])
     assert torch.equal(found[1][:-1], alone[1])
     torch.testing.assert_close(squared_radii(torch.cat([centers, outlier]), 3)[:-1], radii)
