@@ -11,19 +11,7 @@ _FLOATS = 2**22  # values (32 MiB) that are held in float64 at a time
 
 
 def unit_rows(features: Tensor) -> Tensor:
-    """Scale every row to length one; a row of zeros stays.
-
-    Args:
-        features: shape ``(N, D)``, floating point.
-
-    Returns:
-        Shape ``(N, D)``, float32.
-
-    Example:
-        >>> unit_rows(torch.tensor([[3.0, 4.0], [0.0, 0.0]]))
-        tensor([[0.6000, 0.8000],
-                [0.0000, 0.0000]])
-    """
+    """Scale every row, shape ``(N, D)``, to length one in float32; a row of zeros stays."""
     scaled = torch.empty_like(features, dtype=torch.float32)
     length = max(1, _FLOATS // max(1, features.shape[1]))
     for rows, out in zip(features.split(length), scaled.split(length), strict=True):
@@ -41,7 +29,7 @@ def nearest_cosine_distance(generated: Tensor, train: Tensor, *, norms: Tensor |
     for rows of length one. Computed as the right-hand side, whose error is at most about ``2e-7 sqrt(c)``, since the
     rows are rounded to float32: 0.2 % of a distance of 1e-8, where ``1 - cos`` in float32 is off by the distance
     itself, and all of one below 1e-13. A row of zeros has no direction: as a generated row it is at distance 1 from
-    everything, as a training row it is nobody's neighbour *(our choice)*.
+    everything, as a training row it is no neighbour *(our choice)*.
 
     Args:
         generated: rows of :func:`unit_rows`, shape ``(Q, D)``.

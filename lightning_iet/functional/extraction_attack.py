@@ -167,8 +167,8 @@ def disjoint_cliques(pairs: Tensor, *, min_size: int = 10, sizes: Tensor | None 
 
     Where groups of near duplicates stand apart, these are the groups. Where cliques overlap, every image goes to the
     largest that it is in *(our choice, so that images are counted once)*. Which of equally large ones is taken depends
-    on the numbering of the nodes, and so may the number of cliques: who numbers the nodes by what they show, and not by
-    when they came, gets the same cliques in any order.
+    on the numbering of the nodes, and so may the number of cliques: number the nodes by what they show, and not by when
+    they came, for the same cliques in any order.
 
     To find the largest clique is NP-hard. In connected components of more than 400 nodes, and in all that are left when
     4 million nodes have been looked at, cliques are therefore grown greedily *(our choice)*: all are cliques, but
@@ -368,7 +368,7 @@ def extraction_attack(
     of many captions, cliques of at least 10). That the attack was right is then checked against the training images.
 
     10 of 500 are for one caption. Among images of a model without captions, or of all captions together, a copy has to
-    be that much more frequent to be found; draw more of them, or pass a smaller ``min_size``.
+    be that much more frequent to be found; sample more of them, or pass a smaller ``min_size``.
 
     One distance and one ``eps`` serve for both questions, which images are alike and which training image they show
     *(our choice: the paper holds the plain root mean square over the whole image against 0.15 to call a training image

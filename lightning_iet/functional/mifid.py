@@ -26,21 +26,9 @@ def moments(features: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def moments_of_sums(count: Tensor, total: Tensor, products: Tensor) -> tuple[Tensor, Tensor]:
-    """Return mean and covariance from sums that add up over batches and processes.
+    """Return :func:`moments` from the number of rows, their sum ``(D,)`` and that of their outer products ``(D, D)``.
 
-    Args:
-        count: how many rows, 0-d.
-        total: the sum of the rows, shape ``(D,)``, float64.
-        products: the sum of their outer products, shape ``(D, D)``, float64.
-
-    Returns:
-        As :func:`moments`.
-
-    Example:
-        >>> rows = torch.tensor([[0.0, 0.0], [2.0, 4.0]]).double()
-        >>> moments_of_sums(torch.tensor(2), rows.sum(dim=0), rows.T @ rows)[1]
-        tensor([[2., 4.],
-                [4., 8.]], dtype=torch.float64)
+    The sums, float64, add up over batches and processes.
     """
     mean = total / count
     return mean, (products - count * mean.outer(mean)) / (count - 1)
@@ -145,24 +133,14 @@ def memorization_distances(
 
 
 def penalized(fid: Tensor, memorization: Tensor, *, threshold: float) -> Tensor:
-    """Divide a Fréchet distance by the memorization distance, if that lies below the threshold.
+    """Divide a Fréchet distance by the mean memorization distance, both 0-d, if the latter lies below the threshold.
 
-    A copy of the whole training set makes both vanish. It gets infinity *(our choice: torchmetrics gives it 0, its best
-    figure)*; and a Fréchet distance below 1e-8, which is rounding, counts as 1e-8 wherever there is a penalty.
-
-    Args:
-        fid: the Fréchet distance, 0-d.
-        memorization: the mean memorization distance, 0-d.
-        threshold: from which on there is no penalty.
-
-    Returns:
-        0-d tensor; 0 only where there is no penalty.
+    A copy of the whole training set makes both vanish. It gets infinity *(our choice: torchmetrics gives it 0, the best
+    value)*; and a Fréchet distance below 1e-8, which is rounding, counts as 1e-8 wherever there is a penalty.
 
     Example:
         >>> penalized(torch.tensor(3.0), torch.tensor(0.05), threshold=0.1)
         tensor(60.)
-        >>> penalized(torch.tensor(0.0), torch.tensor(0.0), threshold=0.1)
-        tensor(inf)
     """
     punished = fid.clamp(min=_TINY) / (memorization + _EPSILON)
     copied = (fid <= _TINY) & (memorization <= _EPSILON)

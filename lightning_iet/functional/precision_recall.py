@@ -12,21 +12,10 @@ _UNIT = 2.0**-53  # the relative error of one float64 rounding
 
 
 def squared_radii(features: Tensor, k: int) -> Tensor:
-    """Return the squared distance of every row to its ``k``-th nearest other row.
-
-    Args:
-        features: shape ``(N, D)``.
-        k: which neighbour, ``1 <= k < N``.
-
-    Returns:
-        Shape ``(N,)``, float64.
+    """Return the squared distance of every row, ``(N, D)``, to its ``k``-th nearest other row, ``(N,)``, float64.
 
     Raises:
-        ValueError: if ``k`` is out of range.
-
-    Example:
-        >>> squared_radii(torch.tensor([[0.0], [1.0], [5.0]]), 1)
-        tensor([ 1.,  1., 16.], dtype=torch.float64)
+        ValueError: if not ``1 <= k < N``.
     """
     if not 1 <= k < len(features):
         raise ValueError(
@@ -52,13 +41,6 @@ def neighborhood_counts(points: Tensor, centers: Tensor, sq_radii: Tensor, *, cl
 
     Returns:
         int64, shapes ``(P,)`` and ``(N,)``.
-
-    Example:
-        >>> centers, radii = torch.tensor([[0.0], [1.0], [3.0]]), torch.tensor([1.0, 1.0, 4.0])
-        >>> neighborhood_counts(torch.tensor([[1.0], [9.0]]), centers, radii, closed=True)
-        (tensor([3, 0]), tensor([1, 1, 1]))
-        >>> neighborhood_counts(torch.tensor([[1.0], [9.0]]), centers, radii, closed=False)
-        (tensor([1, 0]), tensor([0, 1, 0]))
     """
     origin = _origin(centers)
     # Sums of D products err by D u, in norms and products alike, and in the radii again; with a few roundings to spare.

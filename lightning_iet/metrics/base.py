@@ -262,7 +262,7 @@ class TwoSampleMetric(TwoKindsMetric):
     """Base of the metrics of two sets of features, fed like torchmetrics' FID: ``update(images, real=True | False)``.
 
     All features are kept until ``reset``, in float32. A sampler that repeats images to give every process as many makes
-    the figures those of the repeated set. ``forward`` does what ``update`` does, and returns nothing.
+    the measures those of the repeated set. ``forward`` does what ``update`` does, and returns nothing.
 
     Args:
         features: a name or a file for :func:`~lightning_iet.metrics.features.feature_extractor`, or a module.

@@ -10,13 +10,13 @@ from lightning_iet.metrics.features import CleanInceptionFeatures
 
 
 class CleanFID(BaseMetric, FrechetInceptionDistance):
-    r"""Fréchet distance with clean-fid's resizing and Inception: the figure of ``cleanfid.fid.compute_fid``.
+    r"""Fréchet distance with clean-fid's resizing and Inception: the value of ``cleanfid.fid.compute_fid``.
 
     .. math:: \lVert \mu - \mu' \rVert^2 + \operatorname{tr}\big(\Sigma + \Sigma' - 2 (\Sigma \Sigma')^{1/2}\big)
 
     of the 2,048 features' means and covariances (Heusel et al., NeurIPS 2017, arXiv:1706.08500; Parmar et al., *On
     Aliased Resizing and Surprising Subtleties in GAN Evaluation*, CVPR 2022, arXiv:2104.11222). Resizing is Pillow's,
-    antialiased and in floating point; the original FID resizes without antialiasing, so the two figures differ, most
+    antialiased and in floating point; the original FID resizes without antialiasing, so the two values differ, most
     for images that are much smaller or larger than 299x299.
 
     It does not see memorization: a copy of the training set has FID 0. It grows as images get fewer, and compares only

@@ -88,7 +88,7 @@ class MembershipInference(TwoKindsMetric):
         (self.members if member else self.non_members).append(losses.detach().to(self.device, torch.float32))
 
     def compute(self) -> dict[str, Tensor]:
-        """Return the figures over all updates and processes."""
+        """Return the measures over all updates and processes."""
         return membership_inference(*self._losses(), rates=self.rates, confidence=self.confidence)
 
     def _losses(self) -> tuple[Tensor, Tensor]:
