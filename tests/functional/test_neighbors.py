@@ -119,7 +119,7 @@ def test_slices_of_few_rows_do_not_matter(monkeypatch):
     queries = torch.randint(256, (7, 3, 8, 8), dtype=torch.uint8)
     references = torch.randint(256, (50, 3, 8, 8), dtype=torch.uint8)
     monkeypatch.setattr(exhaustive_neighbors, "_FLOATS", 192 * 3)
-    monkeypatch.setattr(neighbors, "_QUERIES", (2, 2))
+    monkeypatch.setattr(neighbors, "_TOGETHER", (2, 2))
     assert_nearest(queries, references, 20)
 
 
@@ -162,7 +162,7 @@ def test_float64_is_not_rounded():
 
 
 def test_progress_counts_the_queries(monkeypatch):
-    monkeypatch.setattr(neighbors, "_QUERIES", (3, 3))
+    monkeypatch.setattr(neighbors, "_TOGETHER", (3, 3))
     done = []
     nearest_neighbors(images(10, 1, 4, 4, seed=0), images(20, 1, 4, 4, seed=1), 2, progress=done.append)
     assert done == [3, 6, 9, 10]

@@ -48,7 +48,7 @@ def test_any_basis_finds_the_neighbours(kind, length, seed, data):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(pruned_neighbors, "PAIR_COST", data.draw(st.sampled_from([0, 40])))
             patch.setattr(pruned_neighbors, "_SPARE", 0)
-            patch.setattr(pruned_neighbors, "_CACHED", 32)
+            patch.setattr(pruned_neighbors, "_PRODUCT", 32)
             *found, easy = PrunedSearch(exhaustive, projection).nearest(queries, torch.full((7,), torch.inf))
             if pruned_neighbors.PAIR_COST == 0:
                 assert easy.all()
@@ -70,7 +70,7 @@ def eager(monkeypatch):
     for cost in ("_TRIAL_COST", "_PER_PAIR", "_DOUBLE"):
         monkeypatch.setattr(neighbor_plan, cost, 0)
     monkeypatch.setattr(neighbors, "_CODED", 600)
-    monkeypatch.setattr(neighbors, "_QUERIES", (13, 9))
+    monkeypatch.setattr(neighbors, "_TOGETHER", (13, 9))
 
 
 @pytest.mark.usefixtures("eager")
