@@ -1,6 +1,7 @@
 """Any data module, with its training set split into shards."""
 
 import logging
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Self, cast
 
 import lightning.pytorch as pl
@@ -112,6 +113,7 @@ class ShardedDataModule(DataModule):
         self.prepare_data_per_node = datamodule.prepare_data_per_node
         self.plan: ShardPlan | None = None
         self._prepared: tuple[ShardPlan, Any] | None = None
+        self.prepare_sampler: Callable[[ShardSampler, Dataset[Any]], None] | None = None
         self._pass_hooks(None)
 
     @classmethod
@@ -186,6 +188,8 @@ class ShardedDataModule(DataModule):
             "split": fingerprint_of_shards(sampler.shards),
             "training data": fingerprint_of_samples(loader.dataset),
         }
+        if self.prepare_sampler is not None:
+            self.prepare_sampler(sampler, loader.dataset)
         return rebuild(loader, SeededSamples(loader.dataset), sampler)
 
     def _sampler(self, dataset: Dataset[Any], batching: Batching) -> ShardSampler:
