@@ -152,12 +152,12 @@ class RestrictedOrder:
     def reassign(self, shards: Sequence[Tensor]) -> None:
         """Put other samples into the shards; ValueError if the draws of an epoch would not fall as before."""
         owner, lengths = owners(shards), self.lengths
-        if self.draws.is_fixed:
-            lengths = owner[torch.as_tensor(self.draws.first)].bincount(minlength=len(shards)).tolist()
+        if self.whole.is_fixed:
+            lengths = owner[torch.as_tensor(self.whole.first)].bincount(minlength=len(shards)).tolist()
         if lengths != self.lengths:
             raise ValueError(
                 f"Argument `datamodule` expected a sampler that draws every sample equally often, to exchange samples,"
-                f" but got {self.draws.name}. Use one without repeats, or exchange none (--redistribution.fraction 0)."
+                f" but got {self.whole.name}. Use one without repeats, or exchange none (--redistribution.fraction 0)."
             )
         self._owner, self._last = owner, None
 

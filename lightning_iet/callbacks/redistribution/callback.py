@@ -139,9 +139,7 @@ class Redistribution(Callback):
                 "Redistribution moves nothing: AntiGradientControl is off and skips no sample. Set --agc.threshold."
             )
         if self.at == "half_round" and self._averaging.every_n_epochs == 1:
-            rank_zero_info(
-                "Redistribution: a round of one epoch has no epoch boundary inside: it ends with one."
-            )
+            rank_zero_info("Redistribution: a round of one epoch has no epoch boundary inside: it ends with one.")
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
