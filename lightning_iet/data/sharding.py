@@ -169,7 +169,15 @@ class ShardedDataModule(DataModule):
     def train_dataloader(self) -> Any:
         """Return the inner loader, reading this process's shards."""
         prepared, self._prepared = self._prepared, None
-        return prepared[1] if prepared and prepared[0] is self.plan else self._make_train_dataloader()
+        loader = prepared[1] if prepared and prepared[0] is self.plan else self._make_train_dataloader()
+        samples = getattr(getattr(loader, "dataset", None), "samples", None)
+        if self.prepare_sampler is not None and isinstance(samples, SeededSamples):
+            self.prepare_sampler(loader.sampler, samples.dataset)
+        return loader
+
+    def forget_prepared(self) -> None:
+        """Make the training loader anew, since the inner data module has changed."""
+        self._prepared = None
 
     def _make_train_dataloader(self) -> Any:
         loader = self.datamodule.train_dataloader()
@@ -188,8 +196,6 @@ class ShardedDataModule(DataModule):
             "split": fingerprint_of_shards(sampler.shards),
             "training data": fingerprint_of_samples(loader.dataset),
         }
-        if self.prepare_sampler is not None:
-            self.prepare_sampler(sampler, loader.dataset)
         return rebuild(loader, SeededSamples(loader.dataset), sampler)
 
     def _sampler(self, dataset: Dataset[Any], batching: Batching) -> ShardSampler:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, IterableDataset
 
 from lightning_iet.data.augmentation import layers
+from lightning_iet.data.duplicates import FirstOfGroups, OncePerGroup
 from lightning_iet.data.images import IndexedImages
 from lightning_iet.data.samples import Samples, WithIndex
 from lightning_iet.data.streams import StreamedSamples
@@ -194,6 +195,9 @@ def extreme_mean(values: Tensor, share: float, *, largest: bool = True) -> Tenso
 # --- which sample a row of a batch is --------------------------------------------------------------------------------
 
 
+_WITH_INDEX = (WithIndex, Samples, IndexedImages, OncePerGroup, FirstOfGroups)
+
+
 @dataclass(frozen=True)
 class TrainingSet:
     """The training set of a run, below what shards put around it."""
@@ -217,7 +221,7 @@ def training_set(loader: Any) -> TrainingSet | None:
         return None
     # Shards read whole batches through layers of their own, which have no length.
     sized = [layer for layer in found if hasattr(layer, "__len__")]
-    indexed = [layer for layer in found if isinstance(layer, WithIndex | Samples | IndexedImages)]
+    indexed = [layer for layer in found if isinstance(layer, _WITH_INDEX)]
     if not sized:
         return None
     return TrainingSet((indexed or sized)[0], getattr(loader, "sampler", None), bool(indexed))

@@ -141,6 +141,8 @@ class ThresholdAwareAugmentation(Callback):
             if inner.channels not in (1, 3):
                 _check_channels(inner.channels, self.ops)
             inner.magnitudes = Magnitudes(self.num_ops, self.ops)
+            if isinstance(trainer.datamodule, ShardedDataModule):  # type: ignore[attr-defined]
+                trainer.datamodule.forget_prepared()  # type: ignore[attr-defined]
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
