@@ -59,7 +59,7 @@ def augment(
         >>> torch.equal(augment(image, 0, seed=0), image)
         True
         >>> augment(image, 10, seed=1, ops=["TranslateX"])[0, 0]
-        tensor([0.0667, 0.1333, 0.2000, 0.0000])
+        tensor([0.0000, 0.0667, 0.1333, 0.2000])
     """
     if magnitude == 0:
         return image

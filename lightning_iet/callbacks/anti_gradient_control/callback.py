@@ -734,7 +734,7 @@ class AntiGradientControl(Callback):
         return {
             **self.shard_state(),
             **({"criterion": self.criterion} if self.criterion != "ratio" else {}),
-            **({"samples": samples} if samples else {}),
+            **({"by_sample": samples} if samples else {}),
             "continuous": self.bins.continuous,
             **self._reference.state_dict(),
             "epoch_statistics": self.epoch_statistics.state_dict(),
@@ -751,7 +751,7 @@ class AntiGradientControl(Callback):
                 f"Argument `criterion` expected {criterion!r}, with which the checkpoint was trained, but got"
                 f" {self.criterion!r}. Go on with the same criterion, or train afresh."
             )
-        self._saved_samples = state_dict.get("samples", {})
+        self._saved_samples = state_dict.get("by_sample", {})
         names = self.shard_state().keys()
         self.load_shard_state({name: state_dict[name].to(self.bank.device, copy=True) for name in names})
         self.bins.continuous = state_dict["continuous"]

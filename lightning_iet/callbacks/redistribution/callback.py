@@ -224,7 +224,7 @@ class Redistribution(Callback):
             control.end_exchange()
         self._say(exchange.moved, before)
         if not len(moved):
-            return figures
+            return figures | ({} if self._moves is None else {"redistribution/moved_share": _share(self._moves)})
         if not _ends_round(epoch, **rounds):
             self._trained = _remember(self._trained, before, self._num_samples)
         sampler.reassign(exchange.shards)
@@ -232,8 +232,7 @@ class Redistribution(Callback):
         moves = torch.zeros(self._num_samples, dtype=torch.int16) if self._moves is None else self._moves
         moves[moved] += 1
         self._moves, self._last_moved = moves, moved
-        figures["redistribution/moved_share"] = float((moves > 0).float().mean())
-        return figures
+        return figures | {"redistribution/moved_share": _share(moves)}
 
     def _figures(self, moved: Tensor, seen: Tensor, skips: Tensor) -> dict[str, float]:
         """What is logged of an exchange."""
@@ -301,6 +300,11 @@ class Redistribution(Callback):
 
     def _settings(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in ("fraction", "at", "min_skips", "within", "choose")}
+
+
+def _share(moves: Tensor) -> float:
+    """Share of the samples that have moved."""
+    return float((moves > 0).float().mean())
 
 
 def _ends_round(epoch: int, **rounds: Any) -> bool:
