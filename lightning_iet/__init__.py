@@ -6,7 +6,12 @@ from typing import TYPE_CHECKING
 from lightning_iet.utilities.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from lightning_iet.callbacks import AntiGradientControl, ParameterAveragingCallback
+    from lightning_iet.callbacks import (
+        AntiGradientControl,
+        ParameterAveragingCallback,
+        Redistribution,
+        ThresholdAwareAugmentation,
+    )
     from lightning_iet.data import DigitsDataModule, ImageDataModule, ShardedDataModule, ShardSampler
     from lightning_iet.modules import DiffusionModule, TextToImageModule
 else:
@@ -20,8 +25,10 @@ __all__ = [
     "DigitsDataModule",
     "ImageDataModule",
     "ParameterAveragingCallback",
+    "Redistribution",
     "ShardSampler",
     "ShardedDataModule",
     "TextToImageModule",
+    "ThresholdAwareAugmentation",
     "__version__",
 ]

@@ -97,6 +97,39 @@ def nearest_pairs(
     return figure
 
 
+def captioned_grid(images: Sequence[Tensor], captions: Sequence[str], *, title: str, columns: int = 8) -> Figure:
+    """Plot images with a caption above each.
+
+    Args:
+        images: Each of shape ``(C, H, W)`` in [0, 1] with one, three or four channels; sizes may differ.
+        captions: One per image.
+        title: Above all of them.
+        columns: Images in a row, at most.
+
+    Returns:
+        The figure.
+
+    Example:
+        >>> import torch
+        >>> figure = captioned_grid([torch.rand(1, 8, 8)] * 3, ["a", "b", "c"], title="images")
+        >>> [axes.get_title() for axes in figure.axes]
+        ['a', 'b', 'c']
+    """
+    columns = min(columns, len(images))
+    rows = ceil(len(images) / columns)
+    size = max(1.15 * columns, 5.6), 1.5 * rows + 0.5
+    figure = Figure(figsize=size, dpi=DPI, facecolor="white", layout="constrained")
+    figure.suptitle(title, color=INK, fontsize=9)
+    panels = figure.subplots(rows, columns, squeeze=False).flat
+    for panel, image, caption in zip(panels, images, captions, strict=False):
+        opaque = 1 - image[3:] * (1 - image[:3]) if len(image) == 4 else image
+        _show(panel, _enlarge(opaque[None], 96)[0])
+        panel.set_title(caption, fontsize=6, color=INK, pad=2)
+    for panel in figure.axes:
+        panel.set_axis_off()
+    return figure
+
+
 def save_figure(figure: Figure, path: Path) -> None:
     """Write a figure to ``path``, atomically, in the format of its suffix."""
     with write_atomically(path) as unfinished:

@@ -117,10 +117,11 @@ def describe_run(trainer: pl.Trainer, history: RunHistory) -> dict[str, Any]:
         "seconds": history.seconds(),
         "processes": trainer.world_size,
         "num_shards": trainer.world_size if shards is None else shards,
-        "threshold": 0.0 if agc is None else agc.threshold,
+        "threshold": 0.0 if agc is None or agc.criterion != "ratio" else agc.threshold,
+        "criterion": None if agc is None or agc.is_off else agc.criterion,
         "skip_rate": 0.0 if agc is None else float(agc.skip_rate()),
         "num_timesteps": None if agc is None else agc.num_timesteps,
-        "reference": "train" if agc is None else agc.reference,
+        "reference": "training" if agc is None else agc.reference,
         "gap": None if agc is None or isnan(agc.gap()) else agc.gap(),
     }
 

@@ -8,7 +8,14 @@ import lightning.pytorch as pl
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 from lightning_iet import callbacks, data, modules
-from lightning_iet.callbacks import AntiGradientControl, Evaluation, ParameterAveragingCallback, RunProgressBar
+from lightning_iet.callbacks import (
+    AntiGradientControl,
+    Evaluation,
+    ParameterAveragingCallback,
+    Redistribution,
+    RunProgressBar,
+    ThresholdAwareAugmentation,
+)
 from lightning_iet.callbacks.interruptions import StopSignal, resume_from
 from lightning_iet.cli import PROGRAM
 from lightning_iet.cli.tools import HelpFormatter, OneLineErrors
@@ -27,11 +34,14 @@ class IETCLI(LightningCLI):
     """LightningCLI with one group of options for each method; its neutral value switches the method off."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add ``--agc.*``, ``--averaging.*`` and ``--evaluation.*``: flat keys, also for sweeps."""
+        """Add a group of options for each method, such as ``--agc.*``: flat keys, also for sweeps."""
         parser.add_lightning_class_args(AntiGradientControl, "agc")
         parser.add_lightning_class_args(ParameterAveragingCallback, "averaging")
         parser.add_lightning_class_args(Evaluation, "evaluation")
+        parser.add_lightning_class_args(Redistribution, "redistribution")
+        parser.add_lightning_class_args(ThresholdAwareAugmentation, "augmentation")
         parser.set_defaults({"agc.threshold": 0.0, "averaging.num_shards": 1})
+        parser.set_defaults({"redistribution.fraction": 0.0, "augmentation.max_magnitude": 0})
         parser.add_argument("--sharding.partition", type=Partition, default="stratified", help="by class, or iid")
         parser.add_argument("--sharding.seed", type=int, default=0, help="seed of the split into shards")
 

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from lightning_iet.utilities.lazy import lazy_exports
 
 if TYPE_CHECKING:
+    from lightning_iet.data.augmentation import Augmented
     from lightning_iet.data.cifar import CIFAR10DataModule, CIFAR100DataModule
     from lightning_iet.data.digits import DigitsDataModule
     from lightning_iet.data.fashion_mnist import FashionMNISTDataModule
@@ -19,6 +20,7 @@ else:
     __getattr__, __dir__ = lazy_exports(__name__)
 
 __all__ = [
+    "Augmented",
     "CIFAR10DataModule",
     "CIFAR100DataModule",
     "CaptionFolderDataModule",

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from lightning_iet.data.augmentation import Augmented, Magnitudes
 from lightning_iet.data.decoding import Channels, Fit, Preparation, Size
 from lightning_iet.data.duplicates import (
     Duplication,
@@ -249,6 +250,7 @@ class ImageDataModule(pl.LightningDataModule):
         self.repeats = repeats
         self.skipped: list[Skip] = []
         self.duplicate_groups: Duplicates | None = None
+        self.magnitudes: Magnitudes | None = None  # of an augmentation that is at work
 
     # --- to be defined by subclasses ---------------------------------------------------------------------------------
 
@@ -351,7 +353,10 @@ class ImageDataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Any]:
         """The training images, shuffled."""
-        return self._loader(RandomFlips(self.train_set) if self.flip else self.train_set, shuffle=True)
+        images: Dataset[Any] = self.train_set
+        if self.magnitudes is not None:
+            images = Augmented(images, self.magnitudes)
+        return self._loader(RandomFlips(images) if self.flip else images, shuffle=True)
 
     def val_dataloader(self) -> DataLoader[Any] | list[Any]:
         """The control images; no loader where there are none."""

@@ -149,6 +149,18 @@ class RestrictedOrder:
             each, rest = divmod(len(whole.first), len(shards))
             self.lengths = [each + (shard < rest) for shard in range(len(shards))]
 
+    def reassign(self, shards: Sequence[Tensor]) -> None:
+        """Put other samples into the shards; ValueError if the draws of an epoch would not fall as before."""
+        owner, lengths = owners(shards), self.lengths
+        if self.whole.is_fixed:
+            lengths = owner[torch.as_tensor(self.whole.first)].bincount(minlength=len(shards)).tolist()
+        if lengths != self.lengths:
+            raise ValueError(
+                f"Argument `datamodule` expected a sampler that draws every sample equally often, to exchange samples,"
+                f" but got {self.whole.name}. Use one without repeats, or exchange none (--redistribution.fraction 0)."
+            )
+        self._owner, self._last = owner, None
+
     def __call__(self, seed: int, epoch: int) -> list[Tensor]:
         """Return the samples of every shard in an epoch.
 
@@ -197,6 +209,11 @@ class RestrictedSampler(ShardSampler):
         self.restricted = restricted
         super().__init__(shards, batch_size, plan=plan, drop_last=drop_last)
 
+    def reassign(self, shards: Sequence[Tensor]) -> None:
+        """See :meth:`ShardSampler.reassign`."""
+        super().reassign(shards)
+        self.restricted.reassign(shards)
+
     @property
     def lengths(self) -> list[int]:
         """Samples of each shard in an epoch."""
@@ -234,8 +251,15 @@ class RestrictedBatchSampler(ShardSampler):
     ) -> None:
         self.whole = batch_sampler
         self.owner = owners(shards)
-        self.inner = inner and RestrictedOrder(inner, shards)
+        self.inner = None if inner is None else RestrictedOrder(inner, shards)
         super().__init__(shards, 1, plan=plan)
+
+    def reassign(self, shards: Sequence[Tensor]) -> None:
+        """See :meth:`ShardSampler.reassign`."""
+        super().reassign(shards)
+        self.owner = owners(shards)
+        if self.inner is not None:
+            self.inner.reassign(shards)
 
     def batches(self, shard: int, epoch: int) -> list[list[int]]:
         """Return the batches of a shard in an epoch, of them those of this replica."""

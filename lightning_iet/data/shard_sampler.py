@@ -118,6 +118,19 @@ class ShardSampler(DistributedSampler[ShardBatch]):
         self.hosted = hosted_shards(len(self.shards), self.plan.num_processes, self.plan.rank)
         self.steps = self._steps(limit=self.plan.limit)
 
+    def reassign(self, shards: Sequence[Tensor]) -> None:
+        """Put other samples into the shards, from the next epoch on; sizes do not change.
+
+        Args:
+            shards: One index tensor per shard, together the same samples as before.
+        """
+        if [len(shard) for shard in shards] != self.sizes:
+            raise ValueError(
+                f"Argument `shards` expected shards of {self.sizes} samples, but got"
+                f" {[len(shard) for shard in shards]}. Exchange equally many."
+            )
+        self.shards = list(shards)
+
     @property
     def sizes(self) -> list[int]:
         """Number of samples of every shard of the run."""

@@ -1,6 +1,7 @@
 """Any data module, with its training set split into shards."""
 
 import logging
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Self, cast
 
 import lightning.pytorch as pl
@@ -112,6 +113,7 @@ class ShardedDataModule(DataModule):
         self.prepare_data_per_node = datamodule.prepare_data_per_node
         self.plan: ShardPlan | None = None
         self._prepared: tuple[ShardPlan, Any] | None = None
+        self.prepare_sampler: Callable[[ShardSampler, Dataset[Any]], None] | None = None
         self._pass_hooks(None)
 
     @classmethod
@@ -167,7 +169,15 @@ class ShardedDataModule(DataModule):
     def train_dataloader(self) -> Any:
         """Return the inner loader, reading this process's shards."""
         prepared, self._prepared = self._prepared, None
-        return prepared[1] if prepared and prepared[0] is self.plan else self._make_train_dataloader()
+        loader = prepared[1] if prepared and prepared[0] is self.plan else self._make_train_dataloader()
+        samples = getattr(getattr(loader, "dataset", None), "samples", None)
+        if self.prepare_sampler is not None and isinstance(samples, SeededSamples):
+            self.prepare_sampler(loader.sampler, samples.dataset)
+        return loader
+
+    def forget_prepared(self) -> None:
+        """Make the training loader anew, since the inner data module has changed."""
+        self._prepared = None
 
     def _make_train_dataloader(self) -> Any:
         loader = self.datamodule.train_dataloader()

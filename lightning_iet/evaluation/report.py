@@ -111,9 +111,11 @@ def report_table(report: Report) -> Table:
         table.add_section()
         for name, figure in generated["further"].items():
             table.add_row(name.replace("_", " "), three_digits(figure), three_digits(control["further"].get(name)), "")
-    if threshold := report["run"]["threshold"]:
+    threshold, criterion = report["run"]["threshold"], report["run"].get("criterion")
+    if threshold or criterion:
         table.add_section()
-        table.add_row(f"skipped by AGC, threshold {threshold:g}", percent(report["run"]["skip_rate"]), "", "")
+        how = f"threshold {threshold:g}" if threshold else f"by {criterion}"
+        table.add_row(f"skipped by AGC, {how}", percent(report["run"]["skip_rate"]), "", "")
     if best := report["run"].get("best_without_copies"):
         table.add_row(f"best without copies: step {best['step']:,}, FID", three_digits(best["fid"]), "", "")
     if (gap := report["run"].get("gap")) is not None:
@@ -148,7 +150,7 @@ def write_pictures(report: Report, folder: Path, *, assessment: "Assessment", tr
     )
     figures["curves.png"] = training_curves(
         curves["loss_by_epoch"],
-        skip_rate=curves["skip_rate_by_timestep"] if run["threshold"] else None,
+        skip_rate=curves["skip_rate_by_timestep"] if run["threshold"] or run.get("criterion") else None,
         loss_by_timestep=curves["loss_by_timestep"],
         threshold=run["threshold"],
         num_timesteps=run["num_timesteps"] or 1000,

@@ -47,7 +47,7 @@ class LogLossStatistics(NamedTuple):
 
 
 def update_log_loss_statistics(
-    statistics: LogLossStatistics, losses: Tensor, bins: Tensor, decay: float
+    statistics: LogLossStatistics, losses: Tensor, bins: Tensor, decay: float, *, validate_args: bool = True
 ) -> LogLossStatistics:
     r"""Take the losses of reference images into the statistics, all of a batch at once.
 
@@ -70,6 +70,7 @@ def update_log_loss_statistics(
         losses: One loss per image, shape (B,), floating point. No gradient is taken.
         bins: The bin of each image's timestep, shape (B,), integers in [0, num_bins).
         decay: :math:`d` in [0, 1): the share of the statistics that one value leaves *(our choice: 0.9)*.
+        validate_args: Whether the arguments are checked.
 
     Returns:
         The new statistics.
@@ -83,7 +84,8 @@ def update_log_loss_statistics(
         >>> update_log_loss_statistics(statistics, torch.tensor([1.0, math.e**2]), torch.tensor([1, 1]), decay=0.9)
         LogLossStatistics(mean=tensor([0., 1.]), variance=tensor([0., 1.]), num_values=tensor([0, 2]))
     """
-    check_batch(losses, bins)
+    if validate_args:
+        check_batch(losses, bins)
     mean, variance, num_values = statistics
     bins = bins.long()
     logs, usable = _logarithms(losses, mean.dtype)
@@ -107,7 +109,12 @@ def update_log_loss_statistics(
 
 
 def standardized_losses(
-    losses: Tensor, bins: Tensor, statistics: LogLossStatistics, *, min_values: int = MIN_VALUES
+    losses: Tensor,
+    bins: Tensor,
+    statistics: LogLossStatistics,
+    *,
+    min_values: int = MIN_VALUES,
+    validate_args: bool = True,
 ) -> Tensor:
     r"""Compute :math:`z_i = (\log l_i - \mu_b) / s_b`, how far a loss lies from what is usual at its timestep.
 
@@ -119,6 +126,7 @@ def standardized_losses(
         bins: The bin of each sample's timestep, shape (B,), integers in [0, num_bins).
         statistics: Of the reference images.
         min_values: Values before a bin counts *(our choice: 20)*.
+        validate_args: Whether the arguments are checked.
 
     Returns:
         Shape (B,), in the type of the statistics.
@@ -132,7 +140,8 @@ def standardized_losses(
         >>> standardized_losses(torch.tensor([math.e**3, 1.0]), torch.tensor([0, 0]), statistics)
         tensor([ 1.0000, -0.5000])
     """
-    check_batch(losses, bins)
+    if validate_args:
+        check_batch(losses, bins)
     bins = bins.long()
     mean, variance, num_values = (values.index_select(0, bins) for values in statistics)
     logs, usable = _logarithms(losses, mean.dtype)

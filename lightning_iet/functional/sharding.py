@@ -66,6 +66,36 @@ def _check_labels(classes: Tensor, num_samples: int, num_shards: int) -> None:
         )
 
 
+def to_assignment(shards: Sequence[Tensor], num_samples: int) -> Tensor:
+    """Return the shard of each sample.
+
+    Args:
+        shards: Disjoint index tensors, at most 32,767 of them.
+        num_samples: Number of samples, n.
+
+    Returns:
+        Shape ``(n,)``, int16; -1 where a sample is in no shard.
+
+    Example:
+        >>> to_assignment([torch.tensor([0, 3]), torch.tensor([1])], 4)
+        tensor([ 0,  1, -1,  0], dtype=torch.int16)
+    """
+    assignment = torch.full((num_samples,), -1, dtype=torch.int16)
+    for number, shard in enumerate(shards):
+        assignment[shard] = number
+    return assignment
+
+
+def from_assignment(assignment: Tensor, num_shards: int) -> list[Tensor]:
+    """Return the sorted samples of each shard: the reverse of :func:`to_assignment`.
+
+    Example:
+        >>> from_assignment(torch.tensor([0, 1, -1, 0], dtype=torch.int16), 2)
+        [tensor([0, 3]), tensor([1])]
+    """
+    return [(assignment == shard).nonzero().flatten() for shard in range(num_shards)]
+
+
 def steps_per_epoch(
     sizes: Sequence[int], batch_size: int, *, drop_last: bool = False, multiple_of: int = 1, limit: int | None = None
 ) -> int:

@@ -181,7 +181,7 @@ def _cells(rows: Sequence[Row]) -> list[list[str]]:
     lines = [["run", "FID", "memorized\nfraction", *(f"MQ\n< {a}" for a in MQ_SHOWN), "skipped", "steps", "time"]]
     for row in rows:
         effort = [
-            percent(row["skip_rate"] if row["threshold"] else None),
+            percent(row["skip_rate"] if row["threshold"] or row["skip_rate"] else None),
             f"{row['steps']:,}",
             str(timedelta(seconds=round(row["seconds"]))),
         ]

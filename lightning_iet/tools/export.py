@@ -145,8 +145,22 @@ def _training(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     length = f"{steps} steps of a shard" if steps else f"{averaging.get('every_n_epochs') or 1} epochs"
     many = f"{shards or 'one per process'} shards, averaged every {length}"
     yield "iterative ensemble training", "off" if shards == 1 else many
-    threshold = agc.get("threshold", 0)
-    yield "anti-gradient control", f"threshold {threshold:g}" if threshold else "off"
+    yield "anti-gradient control", _criterion(agc)
+    redistribution, augmentation = config.get("redistribution") or {}, config.get("augmentation") or {}
+    if fraction := redistribution.get("fraction"):
+        yield "redistribution", f"{fraction:g} of each shard, {redistribution.get('at', 'half_round')}"
+    if magnitude := augmentation.get("max_magnitude"):
+        yield "threshold-aware augmentation", f"magnitude up to {magnitude} of 30"
+
+
+def _criterion(agc: Mapping[str, Any]) -> str:
+    """How anti-gradient control judged samples, in a few words."""
+    criterion = agc.get("criterion", "ratio")
+    if criterion == "ratio":
+        threshold = agc.get("threshold", 0)
+        return f"threshold {threshold:g}" if threshold else "off"
+    given = [f"{name} {agc[name]:g}" for name in ("z0", "delta", "eta") if agc.get(name) is not None]
+    return ", ".join([f"by {criterion}", *given])
 
 
 def _class(thing: Mapping[str, Any]) -> str:

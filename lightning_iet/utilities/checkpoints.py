@@ -8,7 +8,7 @@ import re
 import shutil
 import socket
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from itertools import groupby
 from pathlib import Path
@@ -19,7 +19,7 @@ import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import Trainer
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lightning_iet.utilities.files import write_atomically
 
@@ -290,3 +290,32 @@ def _fault(content: dict[str, Any], trainer: Trainer) -> str | None:
 @rank_zero_only
 def _warn(message: str) -> None:
     log.warning("Passed over: %s", message)
+
+
+def next_epoch(checkpoint: dict[str, Any]) -> int:
+    """The epoch whose batches a run reads first that goes on from a checkpoint.
+
+    Lightning counts an epoch as done after its last step, also in a checkpoint that was written in that step, before
+    the hooks of the epoch's end; these are not called again. Callbacks that do something at the end of an epoch find
+    out in this way that they have to catch up.
+
+    Args:
+        checkpoint: As Lightning writes it.
+    """
+    loop = checkpoint["loops"]["fit_loop"]
+    progress = loop["epoch_progress"]["current"]
+    is_last = loop["epoch_loop.batch_progress"]["is_last_batch"]
+    return progress["processed"] + (is_last and progress["ready"] > progress["processed"])
+
+
+def warn_of_changes(name: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    """Warn of a run that goes on with other settings than its checkpoint was written with.
+
+    Args:
+        name: Of the class whose settings they are.
+        old: Those of the checkpoint.
+        new: Those of the run.
+    """
+    changed = [f"{key} {value!r} to {new[key]!r}" for key, value in old.items() if value != new[key]]
+    if changed:
+        rank_zero_warn(f"{name} goes on with other settings than the checkpoint's: {', '.join(changed)}.")

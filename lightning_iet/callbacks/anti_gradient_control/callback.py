@@ -2,7 +2,8 @@
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any, Literal
+from math import inf
+from typing import Any, Literal, Protocol, TypeAlias, get_args
 
 import lightning.pytorch as pl
 import torch
@@ -10,19 +11,49 @@ import torch.distributed as dist
 from lightning.fabric import Fabric
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
+from torch.utils.data import DistributedSampler
 
 from lightning_iet.callbacks.anti_gradient_control.bins import TimestepBins
 from lightning_iet.callbacks.anti_gradient_control.losses import LossSource, Selection, UnsupportedModule, open_losses
 from lightning_iet.callbacks.anti_gradient_control.reference import Reference, ReferenceImages, ReferenceLosses
+from lightning_iet.callbacks.anti_gradient_control.sample_record import (
+    SampleCounts,
+    SampleRecords,
+    TrainingSet,
+    extreme_mean,
+    read_index,
+    training_set,
+)
+from lightning_iet.callbacks.anti_gradient_control.sample_report import write_sample_report
 from lightning_iet.callbacks.anti_gradient_control.statistics import (
     GapHistory,
     TimestepStatistics,
     log_gap,
     plot_gap,
 )
+from lightning_iet.data.shard_sampler import ShardSampler
 from lightning_iet.functional.anti_gradient import check_batch, keep_mask, update_anchored_bank, update_bank
+from lightning_iet.functional.sample_record import (
+    LogLossStatistics,
+    keep_by_record,
+    standardized_losses,
+    update_log_loss_statistics,
+)
 from lightning_iet.shards.groups import gather_rows
 from lightning_iet.utilities.lightning import Callback
+
+Criterion: TypeAlias = Literal["ratio", "quantile", "record"]
+"""By what a sample is judged: its loss over what is usual, its place among usual losses, or its own record."""
+
+
+class Augmentation(Protocol):
+    """What augments samples close to the threshold, see :class:`ThresholdAwareAugmentation`."""
+
+    def is_augmented(self, index: Tensor) -> Tensor:
+        """Tell which samples of a batch were augmented when they were read; boolean, (B,)."""
+
+    def judge(self, index: Tensor, losses: Tensor, bins: Tensor, bank: Tensor, *, augmented: Tensor) -> Tensor | None:
+        """Decide how to augment the samples of a batch next; return which wait for that, boolean, (B,)."""
 
 
 class AntiGradientControl(Callback):
@@ -56,6 +87,20 @@ class AntiGradientControl(Callback):
     ``agc/unseen_loss/…`` and ``agc/skip_rate/…``; ``gap.png`` in the run folder plots them over time, with threshold 0
     too. See docs/explanation/anchored-agc.md.
 
+    *Criteria* (ours, not published elsewhere as far as we know). One draw says little, for losses scatter. With
+    ``criterion="quantile"`` each draw is judged by :math:`z = (\log l_i - \mu_b) / s_b`, where :math:`\mu_b` and
+    :math:`s_b` are mean and standard deviation of :math:`\log l` in the bin of its timestep, over the reference images;
+    it is kept if :math:`z \ge -z_0`. With ``criterion="record"`` each sample has a record of its own, which needs its
+    index in the batch: :math:`r_i \leftarrow \rho \, r_i + (1 - \rho) \, z`, kept or not. It is kept if
+    :math:`r_i \ge -z_0`; or, with ``delta``, if :math:`r_i \ge \operatorname{median}(r) - \delta`; or, with ``eta``,
+    all are kept, with weights that make the records alike,
+    :math:`\log w_i \leftarrow \operatorname{clip}(\log w_i + \eta (r_i - \operatorname{median}(r)), \log w_{\min}, 0)`.
+    The median is over the samples of the shard at work. See docs/explanation/sample-records.md.
+
+    *Counts.* Where batches are known to carry the index of each sample (our data modules,
+    :class:`~lightning_iet.data.WithIndex`, or ``sample_index``), draws and skips are counted by sample:
+    ``agc/most_skipped`` in the log, ``skips.csv`` and a picture of the most skipped images in the run folder.
+
     Only the gradient changes, not what the module logs; after the fit the module is as it was. ``agc/skip_rate`` is
     logged once per epoch: the share of samples left out.
 
@@ -73,16 +118,30 @@ class AntiGradientControl(Callback):
         threshold: :math:`\lambda = 1 /` ``mem_ratio``, in [0, 1]. 0.5 was published for CIFAR-10 and AFHQ, 0.8 for
             Stable Diffusion. 0 is off: the loss is not touched, but bank and statistics are still recorded. Of unseen
             images, 0.9 lets samples be learnt hardly better than these *(our choice)*.
-        decay: :math:`d` of the bank, in [0, 1). Default: 0.8, which was published; of unseen images 0.9 *(our choice)*.
+            Used by ``criterion="ratio"`` alone.
+        criterion: ``"ratio"``, which was published; ``"quantile"`` or ``"record"``, see above.
+        z0: :math:`z_0`, in standard deviations; infinity is off. Default: 1 of records, 1.64 of quantiles *(our
+            choice: one in 20 usual losses lies below)*.
+        delta: :math:`\delta`; records are compared with their median; infinity is off. 0.3 served well *(our choice)*.
+        eta: :math:`\eta`; samples are weighted by their records; 0 is off. 0.03 served well *(our choice)*. Of ``z0``,
+            ``delta`` and ``eta`` one is given at most.
+        min_weight: :math:`w_\min`, in (0, 1] *(our choice: 0.02)*.
+        record_decay: :math:`\rho`, in [0, 1) *(our choice: 0.8)*.
+        sample_index: Where batches hold the index of each sample in the training set: the key of a dict, or the
+            position in a tuple. Default: the entry ``"index"``, or the last tensor of integers, of samples that are
+            known to carry it.
+        decay: :math:`d` of the bank, in [0, 1). Default: 0.8, which was published; of unseen images, and of the
+            statistics of log-losses, 0.9 *(our choice)*.
         num_timesteps: Number of timesteps of the noise schedule, T; integer timesteps lie in [0, T).
-        num_bins: Number of entries of the bank. Default: ``num_timesteps``; of unseen images, which are few, at most 50
-            *(our choice)*.
-        reference: Whose losses the bank holds: ``"train"``, those of the training samples; ``"held_out"``, those of the
+        num_bins: Number of entries of the bank. Default: ``num_timesteps``; of unseen images, which are few, and of the
+            other criteria at most 50 *(our choice)*.
+        reference: Whose losses samples are compared with: ``"training"`` (``"train"`` is the same), those of the
+            training samples; ``"held_out"``, those of the
             data module's ``anchor_set``, else of some of its validation images; ``"other_shards"``, those of the
             samples that the shard at work has not trained on since the last averaging.
         normalize: What the sum of the kept losses is divided by: ``"kept"``, their number; ``"batch"``, the size of the
-            batch, so that the step shrinks as samples drop out. Default: ``"kept"``, and ``"batch"`` with a reference
-            to unseen images.
+            batch, so that the step shrinks as samples drop out. Default: ``"kept"``, and ``"batch"`` for ratios to
+            unseen images. With weights, their sum takes the place of the number.
         reference_every: Unseen images are measured in every so many steps (of each shard). A measurement of as many
             images as the batch has costs a third of a step *(our choice: 6, with
             which steps take up to 1.10 times as long; docs/explanation/anchored-agc.md)*.
@@ -97,11 +156,13 @@ class AntiGradientControl(Callback):
         bank: Running mean of the loss by bin of the timestep, shape (num_bins,), float32. It belongs to a shard.
         bins: Which entry of the bank a timestep belongs to; continuous ones belong to a shard.
         shard: The shard at work, as the averaging callback tells it; None without shards.
+        counts: Draws and skips by sample, while a run lasts and after it; None where samples have no known index.
+        records: Records and weights by sample; None with another criterion.
 
     Raises:
-        ValueError: If an argument is out of range; before the first step, if there are no unseen images; or, at the
-            first batch, if no way leads to the losses, keys are missing, shapes disagree, timesteps are out of range,
-            or ``training_step`` cannot be called on unseen images.
+        ValueError: If an argument is out of range; before the first step, if there are no unseen images, or no index
+            that is needed; or, at the first batch, if no way leads to the losses, keys are missing, shapes disagree,
+            timesteps or indices are out of range, or ``training_step`` cannot be called on unseen images.
         TypeError: At the first batch, if what should be a tensor is something else, or without a Lightning trainer.
 
     Example:
@@ -125,17 +186,33 @@ class AntiGradientControl(Callback):
 
     shard: int | None = None
     last_skip_rate: Tensor | None = None  # of the last batch; the shard log reads it
+    counts: SampleCounts | None = None
+    records: SampleRecords | None = None
+    needs_samples: bool = False  # whether another callback needs the counts
+    augmentation: Augmentation | None = None
     _replicas: dist.ProcessGroup | None = None
     _batch_size: int = 0
+    _num_processes: int = 1
+    _training_set: TrainingSet | None = None
+    _index: Tensor | None = None
+    _deferred: Tensor | None = None
+    sample_group: dist.ProcessGroup | None = None
 
     def __init__(
         self,
         threshold: float = 0.5,
         *,
+        criterion: Criterion = "ratio",
+        z0: float | None = None,
+        delta: float | None = None,
+        eta: float | None = None,
+        min_weight: float = 0.02,
+        record_decay: float = 0.8,
+        sample_index: int | str | None = None,
         decay: float | None = None,
         num_timesteps: int = 1000,
         num_bins: int | None = None,
-        reference: Reference = "train",
+        reference: Reference = "training",
         normalize: Literal["kept", "batch"] | None = None,
         reference_every: int = 6,
         reference_batch_size: int | None = None,
@@ -144,38 +221,59 @@ class AntiGradientControl(Callback):
         timestep: str | None = None,
     ) -> None:
         super().__init__()
-        is_anchored = reference != "train"
-        decay = (0.9 if is_anchored else 0.8) if decay is None else decay
-        _check_arguments(threshold, decay, num_timesteps, num_bins)
-        _check_choice("reference", reference, ("train", "held_out", "other_shards"))
+        _check_choice("criterion", criterion, get_args(Criterion))
+        _check_choice("reference", reference, get_args(Reference))
         _check_choice("normalize", normalize, (None, "kept", "batch"))
         _check_at_least_one(
             reference_every=reference_every,
             reference_batch_size=reference_batch_size,
             reference_images=reference_images,
         )
+        _check_record(criterion, z0=z0, delta=delta, eta=eta, min_weight=min_weight, record_decay=record_decay)
+        is_ratio, is_anchored = criterion == "ratio", reference not in ("training", "train")
+        decay = (0.8 if is_ratio and not is_anchored else 0.9) if decay is None else decay
+        _check_arguments(threshold, decay, num_timesteps, num_bins)
         self.threshold = threshold
+        self.criterion = criterion
+        self.z0 = (1.64 if criterion == "quantile" else 1.0) if z0 is None else z0
+        self.delta = delta
+        self.eta = eta
+        self.min_weight = min_weight
+        self.record_decay = record_decay
+        self.sample_index = sample_index
         self.decay = decay
         self.num_timesteps = num_timesteps
         self.denoiser = denoiser
         self.timestep = timestep
-        self.reference = reference
-        self.normalize = normalize or ("batch" if is_anchored else "kept")
-        if num_bins is None and is_anchored:
+        self.reference = "training" if reference == "train" else reference
+        self.normalize = normalize or ("batch" if is_anchored and is_ratio else "kept")
+        if num_bins is None and (is_anchored or not is_ratio):
             num_bins = min(50, num_timesteps)
         self.bins = TimestepBins(num_timesteps, num_bins)
         self.bank = torch.zeros(self.bins.num_bins)
+        self.log_losses = None if is_ratio else LogLossStatistics.empty(self.bins.num_bins)
         self.epoch_statistics = TimestepStatistics(self.bins.num_bins)
         self.run_statistics = TimestepStatistics(self.bins.num_bins)
         self.gap_history = GapHistory()
         self._losses = LossSource()
         self._reference = ReferenceLosses(
-            reference, every=reference_every, batch_size=reference_batch_size, num_images=reference_images
+            self.reference, every=reference_every, batch_size=reference_batch_size, num_images=reference_images
         )
         self._stack = ExitStack()
+        self._saved_samples: dict[str, Tensor] = {}
+        self._members: dict[int | None, Tensor] = {}
         self._is_first_batch = True
         self._is_announced = False
         self._num_steps = 0
+
+    @property
+    def is_off(self) -> bool:
+        """Whether the loss is left as it is; statistics and counts are recorded all the same."""
+        if self.criterion == "ratio":
+            return self.threshold == 0
+        if self.criterion == "quantile" or (self.delta is None and self.eta is None):
+            return self.z0 == inf
+        return self.delta == inf or self.eta == 0
 
     # --- the run -----------------------------------------------------------------------------------------------------
 
@@ -187,6 +285,8 @@ class AntiGradientControl(Callback):
         # The module itself is moved only after this hook. Copies: tensors handed to spawned processes share memory.
         device, self.shard = trainer.strategy.root_device, None
         self.bank = self.bank.to(device, copy=True)
+        if self.log_losses is not None:
+            self.log_losses = LogLossStatistics(*(values.to(device, copy=True) for values in self.log_losses))
         self.bins.to(device)
         self.epoch_statistics = self.epoch_statistics.copy_to(device)
         self.run_statistics = self.run_statistics.copy_to(device)
@@ -198,6 +298,8 @@ class AntiGradientControl(Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Hook the module where its losses are."""
         self._is_first_batch, self._is_announced, self._num_steps = True, False, 0
+        self._num_processes = trainer.world_size
+        self._open_samples(trainer, pl_module)
         scaler = getattr(trainer.precision_plugin, "scaler", None)
         with self._unless_off():
             self._losses = self._stack.enter_context(
@@ -217,6 +319,7 @@ class AntiGradientControl(Callback):
     ) -> None:
         """Record what the module computes from now on."""
         self._num_steps += 1
+        self._index = None if self.counts is None else read_index(batch, self.sample_index)
         self._reference.begin_step(batch_idx)
         self.losses.begin_step()
 
@@ -229,7 +332,7 @@ class AntiGradientControl(Callback):
         """Measure reference images: the graph of the batch is gone, and the optimizer has yet to step."""
         if self._reference.is_due():
             shard = trainer.global_rank if self.shard is None else self.shard
-            self.learn_reference(*self._reference.measure(self._batch_size, shard=shard, replica=self._replica))
+            self.learn_reference(*self._reference.measure(self._batch_size, shard=shard, replica=self.replica))
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -261,10 +364,18 @@ class AntiGradientControl(Callback):
         pl_module.log(self._prefix(trainer) + "skip_rate", skip_rate, prog_bar=True)
         if self._reference.is_on:
             log_gap(trainer, pl_module, gap, prefix=self._prefix(trainer))
+        self.share_samples()
+        self._log_samples(trainer, pl_module)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Remove the hooks; plot the losses of training and reference images."""
         self._stack.close()
+        self.share_samples()
+        self._num_processes = 1  # what is read now needs no other process
+        if self._training_set is not None and self.counts is not None and trainer.is_global_zero:
+            write_sample_report(
+                trainer, self._training_set, self.counts, self.records, suffix=self._prefix(trainer).split("/")[1:-1]
+            )
         if self._reference.is_on and trainer.is_global_zero:
             plot_gap(trainer, self.gap_history, prefix=self._prefix(trainer), num_timesteps=self.num_timesteps)
 
@@ -276,6 +387,7 @@ class AntiGradientControl(Callback):
         """Remove the hooks after an exit by which the other hooks were not called."""
         self._stack.close()
         self._reference.close()
+        self._training_set, self._members, self._index, self._num_processes = None, {}, None, 1
 
     @contextmanager
     def _unless_off(self) -> Iterator[None]:
@@ -283,7 +395,7 @@ class AntiGradientControl(Callback):
         try:
             yield
         except UnsupportedModule as error:
-            if self.threshold > 0 or self._reference.is_on:
+            if not self.is_off or self._reference.is_on:
                 raise
             rank_zero_info(f"AntiGradientControl is off, and records nothing: {error}")
             self._stack.close()
@@ -309,29 +421,74 @@ class AntiGradientControl(Callback):
         check_batch(sample_loss, timesteps, name="sample_loss", continuous=True)
         losses = sample_loss.detach()
         timesteps = timesteps.detach().to(losses.device)
+        index = self._index_of(losses)
         own = slice(None)
         if self._replicas is not None:
-            own = slice(self._replica, None, dist.get_world_size(self._replicas))
+            own = slice(self.replica, None, dist.get_world_size(self._replicas))
             losses, timesteps = gather_rows(losses, self._replicas), gather_rows(timesteps, self._replicas)
+            index = None if index is None else gather_rows(index, self._replicas)
         if self._is_first_batch:
-            self.bins.inspect(timesteps)
+            self._inspect(losses, timesteps, index)
             self._is_first_batch = False
         self.epoch_statistics.out_of_range += self.bins.out_of_range(timesteps[own])
         bins = self.bins.index(timesteps)
-        keep = keep_mask(losses, bins, self.bank, self.threshold, validate_args=False)
-        if not self._reference.is_on:
-            self.bank.copy_(update_bank(self.bank, losses, bins, self.decay, validate_args=False))
+        augmented = None
+        if self.augmentation is not None and index is not None:
+            augmented = self.augmentation.is_augmented(index)
+            losses = torch.where(augmented, torch.nan, losses)  # kept, and counted nowhere, like a broken loss
+        keep, weights = self._judge(losses, bins, index, augmented)
         self._batch_size = len(losses[own])
         self.epoch_statistics.update(losses[own], bins[own], keep=keep[own])
         self.last_skip_rate = 1 - keep[own].float().mean()
-        if self.threshold == 0:
+        if self.counts is not None and index is not None:
+            exempt = None if augmented is None else augmented[own]
+            self.counts.update(index[own], keep=keep[own], exempt=exempt)
+        if self.is_off:
             return None
+        if self._deferred is not None:
+            keep = keep & ~self._deferred
+        selection = Selection(keep[own], weights=None if weights is None else weights[own])
         if self.normalize == "batch":
-            return Selection(keep[own], divisor=self._batch_size)
+            return selection._replace(divisor=self._batch_size)
         if self._replicas is None:
-            return Selection(keep)
+            return selection
         # DDP takes the mean of the replicas' gradients: each divides by its share of the number that all keep.
-        return Selection(keep[own], divisor=keep.sum().clamp(min=1) / dist.get_world_size(self._replicas))
+        total = keep.sum().clamp(min=1) if weights is None else weights.sum()
+        return selection._replace(divisor=total / dist.get_world_size(self._replicas))
+
+    def _judge(
+        self, losses: Tensor, bins: Tensor, index: Tensor | None, augmented: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Tell which samples to keep, and their weights, (B,); compared with what was known before this batch."""
+        learns = not self._reference.is_on
+        if self.log_losses is None:
+            keep = keep_mask(losses, bins, self.bank, self.threshold, validate_args=False)
+            if self.augmentation is not None and index is not None and augmented is not None:
+                self._deferred = self.augmentation.judge(index, losses, bins, self.bank, augmented=augmented)
+            if learns:
+                self.bank.copy_(update_bank(self.bank, losses, bins, self.decay, validate_args=False))
+            return keep, None
+        scores = standardized_losses(losses, bins, self.log_losses, validate_args=False)
+        if learns:
+            self._learn_log_losses(losses, bins)
+        absent = ~(losses.isfinite() & (losses > 0))
+        if self.records is None or index is None:
+            return keep_by_record(scores, -self.z0) | absent, None
+        rows = slice(None)
+        if self.sample_group is not None:
+            rows = slice(dist.get_rank(self.sample_group), None, dist.get_world_size(self.sample_group))
+            index, scores, absent = (gather_rows(values, self.sample_group) for values in (index, scores, absent))
+        record = self.records.update(index, scores, self.record_decay, absent=absent)
+        if self.eta is None and self.delta is None:
+            return (keep_by_record(record, -self.z0) | absent)[rows], None
+        typical = self.records.typical(self._shard_members())
+        if self.eta is None:
+            assert self.delta is not None  # noqa: S101
+            return (keep_by_record(record, typical - self.delta) | absent)[rows], None
+        weights = self.records.update_weights(
+            index, record, typical, self.eta, min_weight=self.min_weight, absent=absent
+        )
+        return torch.ones_like(absent)[rows], weights[rows]
 
     def learn_reference(self, losses: Tensor, timesteps: Tensor) -> None:
         """Let the bank learn from reference images, those of all replicas alike.
@@ -345,7 +502,188 @@ class AntiGradientControl(Callback):
         self.epoch_statistics.update_unseen(losses, bins)
         if self._replicas is not None:
             losses, bins = gather_rows(losses, self._replicas), gather_rows(bins, self._replicas)
-        self.bank.copy_(update_anchored_bank(self.bank, losses, bins, self.decay, validate_args=False))
+        if self.log_losses is None:
+            self.bank.copy_(update_anchored_bank(self.bank, losses, bins, self.decay, validate_args=False))
+        else:
+            self._learn_log_losses(losses, bins)
+
+    def _learn_log_losses(self, losses: Tensor, bins: Tensor) -> None:
+        assert self.log_losses is not None  # noqa: S101
+        updated = update_log_loss_statistics(self.log_losses, losses, bins, self.decay, validate_args=False)
+        for values, news in zip(self.log_losses, updated, strict=True):
+            values.copy_(news)
+
+    # --- samples -----------------------------------------------------------------------------------------------------
+
+    def _open_samples(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Make the tables by sample, where a batch tells which samples it holds."""
+        self.counts = self.records = None
+        needed = self.criterion == "record" or self.needs_samples
+        data = training_set(trainer.train_dataloader)
+        if data is None or not (data.yields_index or self.sample_index is not None):
+            if needed:
+                what = "a stream" if data is None else f"samples of {type(data.dataset).__name__} without one"
+                raise ValueError(
+                    f"AntiGradientControl expected batches with the index of each sample, for criterion='record' or"
+                    f" another callback, but got {what}. Wrap the training set in lightning_iet.data.WithIndex, or name"
+                    " the entry of the batch with `sample_index`."
+                )
+            return
+        self._training_set, sampler = data, data.sampler
+        is_own = self.shard is None and trainer.world_size > 1 and not isinstance(sampler, ShardSampler)
+        if needed and is_own and not isinstance(sampler, DistributedSampler):
+            raise ValueError(
+                "AntiGradientControl expected processes that share one training set, for criterion='record' or another"
+                " callback, but each reads data of its own. Use a ShardedDataModule, or let Lightning make the sampler."
+            )
+        self.sample_group = dist.group.WORLD if is_own and needed else None
+        self.counts = SampleCounts(len(data))
+        if self.criterion == "record":
+            self.records = SampleRecords(len(data))
+        for table in (self.counts, self.records):
+            if table is not None:
+                self._restore(table)
+                table.to(self.bank.device)
+        self._saved_samples = {}
+
+    def _restore(self, table: SampleCounts | SampleRecords) -> None:
+        """Put the rows of a checkpoint into a table."""
+        saved = {name: self._saved_samples[name] for name in table.state_dict() if name in self._saved_samples}
+        for name, values in saved.items():
+            shape = table.state_dict()[name].shape
+            if values.shape != shape:
+                raise ValueError(
+                    f"Argument `ckpt_path` expected a checkpoint with counts of {shape[-1]} samples, the size of the"
+                    f" training set, but got those of {values.shape[-1]}. Go on with the same training set."
+                )
+        table.load_state_dict(saved, strict=False)
+
+    def _index_of(self, losses: Tensor) -> Tensor | None:
+        """The sample of each loss, (B,), on their device; None where samples are not counted."""
+        if self.counts is None:
+            return None
+        index = self._index
+        if index is not None and len(index) == len(losses):
+            return index.to(losses.device)
+        found = "no index" if index is None else f"{len(index)} of them for {len(losses)} losses"
+        message = f"AntiGradientControl expected a batch with one index for each loss, but got {found}."
+        if self.records is not None or self.needs_samples:
+            raise ValueError(
+                f"{message} Return each sample's index from the data set, see lightning_iet.data.WithIndex."
+            )
+        rank_zero_info(f"{message} Skips are not counted by sample.")
+        self.counts = None
+        return None
+
+    def _inspect(self, losses: Tensor, timesteps: Tensor, index: Tensor | None) -> None:
+        """Look at the first batch on the host, and refuse what cannot be."""
+        self.bins.inspect(timesteps)
+        if self.log_losses is not None and bool((losses < 0).any()):
+            raise ValueError(
+                f"Argument `criterion` expected 'ratio' for losses that may be negative, which have no logarithm, but"
+                f" got {self.criterion!r}. Use criterion='ratio', or return squared errors."
+            )
+        if index is None or self.counts is None:
+            return
+        values, size = index.cpu(), self.counts.own.shape[1]
+        outside = values[(values < 0) | (values >= size)]
+        if len(outside):
+            raise self._range_error(int(outside[0]))
+        members = self._shard_members()
+        if members is not None and self.needs_samples and not bool(torch.isin(values, members.cpu()).all()):
+            raise ValueError(
+                "AntiGradientControl expected each sample's index in the data set that is split into shards, but got"
+                f" indices of others for shard {self.shard}. Let lightning_iet.data.WithIndex be the outermost wrapper."
+            )
+
+    def _range_error(self, found: object) -> ValueError:
+        size = self.counts.own.shape[1] if self.counts is not None else 0
+        return ValueError(
+            f"Argument `sample_index` expected indices in [0, {size}), the size of the training set, but got {found}."
+            " Name the entry of the batch that holds them, or use lightning_iet.data.WithIndex."
+        )
+
+    def _shard_members(self) -> Tensor | None:
+        """The samples of the shard at work, on the device; None without shards."""
+        sampler = None if self._training_set is None else self._training_set.sampler
+        if self.shard is None or not isinstance(sampler, ShardSampler):
+            return None
+        if self.shard not in self._members:
+            self._members[self.shard] = sampler.shards[self.shard].to(self.bank.device)
+        return self._members[self.shard]
+
+    def reshard(self) -> None:
+        """Forget which samples the shards hold: they were exchanged."""
+        self._members = {}
+
+    def own_samples(self) -> Tensor | None:
+        """The samples that this process alone trains on, on the device; None where all processes hold the same tables.
+
+        Of the replicas of a shard, which hold the same, the first one owns them.
+        """
+        sampler = None if self._training_set is None else self._training_set.sampler
+        if not isinstance(sampler, ShardSampler):
+            return None
+        shards = [] if self.replica else [sampler.shards[shard] for shard in sampler.hosted]
+        return torch.cat([torch.zeros(0, dtype=torch.long), *shards]).to(self.bank.device)
+
+    def share_samples(self) -> None:
+        """Let every process know what all of them have seen of each sample. Takes part on every process."""
+        if self.counts is not None:
+            self.counts.share(self._num_processes)
+        if self.records is not None:
+            self.records.share(self._num_processes, self.own_samples())
+
+    def _log_samples(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Log the skip rate of the most skipped hundredth of all samples, and the lowest records."""
+        if self.counts is None:
+            return
+        outside = int(trainer.strategy.reduce(self.counts.out_of_range, reduce_op="sum"))
+        self.counts.out_of_range.zero_()
+        if outside:  # equal on all processes: none is left waiting for the others
+            raise self._range_error(f"{outside} others in this epoch")
+        if self.is_off:
+            return
+        module.log(self._prefix(trainer) + "most_skipped", self.counts.most_skipped())
+        if self.records is not None:
+            drawn = self.records.record[self.records.drawn]
+            module.log(self._prefix(trainer) + "lowest_record", extreme_mean(drawn, 0.01, largest=False))
+            if self.eta is not None:
+                module.log(self._prefix(trainer) + "weight", self.records.weights()[self.records.drawn].mean())
+
+    def counts_since_exchange(self) -> tuple[Tensor, Tensor]:
+        """Draws of each sample, and those left out, since samples were last exchanged; both (n,), on the CPU.
+
+        Counts of other processes up to the last :meth:`share_samples`; before training begins, those of the checkpoint.
+        """
+        counts = self.counts
+        if counts is None:
+            counts = SampleCounts(self._saved_samples["shared"].shape[1])
+            self._restore(counts)
+        seen, skipped = counts.since_exchange()
+        return seen.cpu(), skipped.cpu()
+
+    def end_exchange(self) -> None:
+        """Begin the counts since the last exchange anew."""
+        if self.counts is not None:
+            self.counts.end_exchange()
+        elif self._saved_samples:
+            self._saved_samples["at_exchange"] = self._saved_samples["shared"].clone()
+
+    def skip_rate_by_sample(self) -> Tensor:
+        """Share of each sample's draws that were left out so far, shape (n,), on the CPU; NaN where it was not drawn.
+
+        With several processes, those of the others count up to the last finished epoch.
+
+        Raises:
+            ValueError: If samples were not counted: batches have no known index.
+        """
+        if self.counts is None:
+            raise ValueError(
+                "AntiGradientControl expected batches with the index of each sample, but has counted none. Wrap the"
+                " training set in lightning_iet.data.WithIndex."
+            )
+        return self.counts.skip_rate().cpu()
 
     # --- shards and replicas -----------------------------------------------------------------------------------------
 
@@ -358,13 +696,14 @@ class AntiGradientControl(Callback):
         self._replicas = group
 
     @property
-    def _replica(self) -> int:
+    def replica(self) -> int:
         """Which of the processes that train this shard together this one is."""
         return 0 if self._replicas is None else dist.get_rank(self._replicas)
 
     def shard_state(self) -> dict[str, Tensor]:
         """References to the tensors in which shards differ: the bank and the bins. They are updated in place."""
-        return {"bank": self.bank} | self.bins.shard_state() | self._reference.shard_state()
+        log_losses = {} if self.log_losses is None else self.log_losses._asdict()
+        return {"bank": self.bank} | log_losses | self.bins.shard_state() | self._reference.shard_state()
 
     def load_shard_state(self, state: dict[str, Tensor]) -> None:
         """Put the tensors of another shard in place, by reference; ValueError if their number of bins is another."""
@@ -374,6 +713,8 @@ class AntiGradientControl(Callback):
                 f" Set `num_timesteps` (or `num_bins`) of AntiGradientControl to {len(state['bank'])}, or train afresh."
             )
         self.bank = state["bank"]
+        if self.log_losses is not None:
+            self.log_losses = LogLossStatistics(*(state[name] for name in LogLossStatistics._fields))
         if "edges" in state:  # else a bank by itself: its bins are those at hand
             self.bins.load_shard_state(state)
         self._reference.load_shard_state(state)
@@ -386,9 +727,14 @@ class AntiGradientControl(Callback):
         return super().state_key if self.denoiser is None else self._generate_state_key(denoiser=self.denoiser)
 
     def state_dict(self) -> dict[str, Any]:
-        """Bank, bins and statistics; of several processes, the one that writes the checkpoint saves its own."""
+        """Bank, bins and statistics, and the tables by sample. With these, it takes part on every process."""
+        self.share_samples()
+        tables = [table.state_dict() for table in (self.counts, self.records) if table is not None]
+        samples = {name: values for table in tables for name, values in table.items()} or self._saved_samples
         return {
             **self.shard_state(),
+            **({"criterion": self.criterion} if self.criterion != "ratio" else {}),
+            **({"by_sample": samples} if samples else {}),
             "continuous": self.bins.continuous,
             **self._reference.state_dict(),
             "epoch_statistics": self.epoch_statistics.state_dict(),
@@ -399,6 +745,13 @@ class AntiGradientControl(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned; ValueError if it was saved with another number of bins."""
         self._reference.load_state_dict(state_dict)
+        criterion = state_dict.get("criterion", "ratio")
+        if criterion != self.criterion:
+            raise ValueError(
+                f"Argument `criterion` expected {criterion!r}, with which the checkpoint was trained, but got"
+                f" {self.criterion!r}. Go on with the same criterion, or train afresh."
+            )
+        self._saved_samples = state_dict.get("by_sample", {})
         names = self.shard_state().keys()
         self.load_shard_state({name: state_dict[name].to(self.bank.device, copy=True) for name in names})
         self.bins.continuous = state_dict["continuous"]
@@ -478,6 +831,31 @@ def _check_arguments(threshold: float, decay: float, num_timesteps: int, num_bin
         )
     if num_bins is not None and num_bins < 1:
         raise ValueError(f"Argument `num_bins` expected at least 1, but got {num_bins}. Leave it out for one each.")
+
+
+def _check_record(
+    criterion: str, *, z0: float | None, delta: float | None, eta: float | None, min_weight: float, record_decay: float
+) -> None:
+    """Refuse what does not fit the criterion, and values that are out of range."""
+    given = {name: value for name, value in (("z0", z0), ("delta", delta), ("eta", eta)) if value is not None}
+    allowed = {"ratio": (), "quantile": ("z0",), "record": ("z0", "delta", "eta")}[criterion]
+    for name, value in given.items():
+        if name not in allowed:
+            raise ValueError(
+                f"Argument `{name}` expected None with criterion={criterion!r}, which does not use it, but got {value}."
+                " Use criterion='record'."
+            )
+        if not value >= 0:
+            raise ValueError(f"Argument `{name}` expected a number ≥ 0, but got {value}. Leave it out for the default.")
+    if len(given) > 1:
+        raise ValueError(
+            f"Arguments `z0`, `delta` and `eta` expected one of them, but got {', '.join(given)}. Choose: a fixed"
+            " threshold, one below the median, or weights."
+        )
+    if not 0 < min_weight <= 1:
+        raise ValueError(f"Argument `min_weight` expected a number in (0, 1], but got {min_weight}.")
+    if not 0 <= record_decay < 1:
+        raise ValueError(f"Argument `record_decay` expected a number in [0, 1), but got {record_decay}.")
 
 
 def _check_choice(name: str, value: str | None, choices: tuple[str | None, ...]) -> None:

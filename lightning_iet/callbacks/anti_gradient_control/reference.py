@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 
 from lightning_iet.callbacks.anti_gradient_control.losses import LossSource, UnsupportedModule
+from lightning_iet.data.augmentation import unaugmented
 from lightning_iet.data.samples import labels_of
 from lightning_iet.data.shard_sampler import ShardBatch, ShardSampler
 from lightning_iet.data.sharding import ShardedDataModule
@@ -24,7 +25,7 @@ from lightning_iet.functional.seeding import derive_seed
 from lightning_iet.utilities.lightning import patched_attribute
 from lightning_iet.utilities.random import isolated_module, isolated_rng
 
-Reference: TypeAlias = Literal["train", "held_out", "other_shards"]
+Reference: TypeAlias = Literal["training", "held_out", "other_shards", "train"]
 """What a sample's loss is compared with: training images, images held out from training, those of other shards."""
 
 _VALIDATION_IMAGES = 16  # *(our choice: they did as well as 128 in a trial, and are hardly missed there)*
@@ -83,22 +84,33 @@ class HeldOutImages:
 
 
 class OtherShards:
-    """The samples of all shards but the one at work, read as training reads them.
+    """The samples of all shards but the one at work, read as training reads them, but never augmented.
 
     Args:
         loader: Of :class:`~lightning_iet.data.ShardedDataModule`.
+
+    Attributes:
+        trained: Which samples each shard has trained on since the last averaging although they now belong to another,
+            shape ``(K, n)``, boolean; ``None`` = none.
     """
 
     def __init__(self, loader: DataLoader[Any]) -> None:
         self.loader = loader
         self.sampler: Any = loader.sampler
+        self.trained: Tensor | None = None
+
+    def pool(self, shard: int) -> Tensor:
+        """The samples that the shard's model has not trained on since the last averaging, shape ``(n,)``."""
+        others = torch.cat([samples for number, samples in enumerate(self.sampler.shards) if number != shard])
+        return others if self.trained is None else others[~self.trained[shard, others]]
 
     def draw(self, size: int, *, shard: int, epoch: int) -> Any:
         """See :class:`ReferenceImages`."""
-        others = torch.cat([samples for number, samples in enumerate(self.sampler.shards) if number != shard])
+        others = self.pool(shard)
         chosen = others[torch.randint(len(others), (size,))]
         batch = ShardBatch(shard, epoch, self.sampler.seed, chosen.tolist())
-        return self.loader.collate_fn(self.loader.dataset[batch])
+        with unaugmented(self.loader.dataset):
+            return self.loader.collate_fn(self.loader.dataset[batch])
 
 
 def other_shards(trainer: pl.Trainer) -> OtherShards:
@@ -201,7 +213,7 @@ class ReferenceLosses:
     process count, nor on whether the run was interrupted.
 
     Args:
-        reference: ``"train"`` = nothing is measured.
+        reference: ``"training"`` = nothing is measured.
         every: n.
         batch_size: Number of images; ``None`` = as many as in the training batch.
         num_images: Size of the held-out set; ``None`` = its default.
@@ -229,7 +241,7 @@ class ReferenceLosses:
     @property
     def is_on(self) -> bool:
         """Whether the bank holds losses of reference images."""
-        return self.reference != "train"
+        return self.reference != "training"
 
     def choose_held_out(self, trainer: pl.Trainer) -> None:
         """Choose the held-out images, once the data are set up."""
@@ -320,7 +332,7 @@ class ReferenceLosses:
         return UnsupportedModule(
             f"AntiGradientControl expected {type(self.module).__name__}.training_step to tell the losses of unseen"
             f" images and change nothing, but {reason}. Let it do so where `self.training` is False, or use"
-            " reference='train'."
+            " reference='training'."
         )
 
     def shard_state(self) -> dict[str, Tensor]:
@@ -339,6 +351,7 @@ class ReferenceLosses:
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore it; ValueError if the bank holds losses of other images."""
         reference = state_dict.get("reference", "train")
+        reference = "training" if reference == "train" else reference
         if reference != self.reference:
             raise ValueError(
                 f"Argument `reference` expected {reference!r}, with which the checkpoint was trained, but got"

@@ -183,7 +183,7 @@ class DenoiserLosses(LossSource):
         verdicts = {id(call.verdict): call.verdict for call in calls if call.verdict is not None}
         if verdicts:
             for verdict in verdicts.values():
-                verdict.keep(self.select(verdict.losses, verdict.timesteps))
+                verdict.apply(self.select(verdict.losses, verdict.timesteps))
         elif self._capture.description:
             self._refuse(f"this step has no error behind the output of `{self._name(calls[-1])}`, as earlier ones had")
         else:
@@ -430,7 +430,7 @@ class _GradientLoss:
         if self.scale is not None:
             rows = rows / self.scale(torch.ones((), device=rows.device))
         verdict = Verdict(rows.square().mean(1), call.timesteps)
-        verdict.keep(self.select(verdict.losses, verdict.timesteps))
+        verdict.apply(self.select(verdict.losses, verdict.timesteps))
         call.verdict, self._expected, self.in_use = verdict, None, True
 
 

@@ -37,13 +37,10 @@ class Verdict:
     timesteps: Tensor
     weights: Tensor | None = None  # factor of each sample's gradient; None leaves gradients untouched
 
-    def keep(self, selection: Selection | None) -> None:
-        """Weights of the rows that leave the mean of the kept losses: 0 for others."""
+    def apply(self, selection: Selection | None) -> None:
+        """Set the weights that leave the mean of the selected losses."""
         if selection is not None:
-            divisor = selection.divisor
-            if divisor is None:
-                divisor = selection.keep.sum(dtype=self.losses.dtype).clamp(min=1)
-            self.weights = selection.keep.to(self.losses.dtype) * (len(selection.keep) / divisor)
+            self.weights = selection.factors(self.losses.dtype)
 
 
 @dataclass

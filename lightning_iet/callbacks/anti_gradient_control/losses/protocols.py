@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_iet.functional.anti_gradient import masked_mean
+from lightning_iet.functional.sample_record import weighted_mean
 from lightning_iet.utilities.lightning import patched_attribute
 
 
@@ -22,9 +23,24 @@ class Selection(NamedTuple):
     """What the sum of their losses is divided by; None = their number. See
     :func:`~lightning_iet.functional.anti_gradient.masked_mean`."""
 
+    weights: Tensor | None = None
+    """Weights of the losses, shape (B,), not negative; None = all alike."""
+
     def mean(self, losses: Tensor) -> Tensor:
         """Average the losses of these samples."""
-        return masked_mean(losses, self.keep, divisor=self.divisor)
+        if self.weights is None:
+            return masked_mean(losses, self.keep, divisor=self.divisor)
+        return weighted_mean(losses, self.weights * self.keep, divisor=self.divisor)
+
+    def factors(self, dtype: torch.dtype) -> Tensor:
+        """What to multiply the gradient of the mean of all losses by, for each sample, (B,)."""
+        factors = self.keep.to(dtype)
+        if self.weights is not None:
+            factors = factors * self.weights.to(dtype)
+        divisor = self.divisor
+        if divisor is None:
+            divisor = factors.sum().clamp(min=1 if self.weights is None else torch.finfo(dtype).tiny)
+        return factors * (len(factors) / divisor)
 
 
 Select: TypeAlias = Callable[[Tensor, Tensor], Selection | None]

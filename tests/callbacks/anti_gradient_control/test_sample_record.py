@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch._subclasses import FakeTensorMode
 from torch.testing import assert_close
 
-from lightning_iet.callbacks.sample_counts import SampleCounts
+from lightning_iet.callbacks.anti_gradient_control.sample_record import SampleCounts
 
 ROWS = st.lists(st.tuples(st.integers(0, 4), st.booleans(), st.booleans()), max_size=10)
 
@@ -19,6 +19,8 @@ def test_equals_dictionaries(batches, exchange_before):
     counts, since = SampleCounts(5), [Counter(), Counter()]
     in_all = [Counter(), Counter()]
     for number, batch in enumerate(batches):
+        if number == 2:
+            counts.share(1)
         if number == exchange_before:
             counts.end_exchange()
             since = [Counter(), Counter()]
@@ -28,8 +30,9 @@ def test_equals_dictionaries(batches, exchange_before):
             for seen, skipped in (since, in_all):
                 seen[i] += not is_exempt
                 skipped[i] += not is_exempt and not kept
-    for name, expected in zip(("seen", "skipped", "seen_in_all", "skipped_in_all"), (*since, *in_all), strict=True):
-        assert getattr(counts, name).tolist() == [expected[i] for i in range(5)]
+    found = [*counts.since_exchange(), counts.seen, counts.skipped]
+    for values, expected in zip(found, (*since, *in_all), strict=True):
+        assert values.tolist() == [expected[i] for i in range(5)]
     rates = [in_all[1][i] / in_all[0][i] if in_all[0][i] else math.nan for i in range(5)]
     assert_close(counts.skip_rate(), torch.tensor(rates), equal_nan=True)
     known = sorted((rate for rate in rates if rate == rate), reverse=True)
@@ -51,4 +54,4 @@ def test_no_wait():
     with FakeTensorMode():  # tensors without values: raises when one is asked for, or when devices are mixed
         counts = SampleCounts(9).to("cuda")
         counts.update(torch.randint(9, (4,), device="cuda"), keep=torch.rand(4, device="cuda") > 0.5)
-        assert counts.seen.device.type == "cuda"
+        assert counts.own.device.type == "cuda"

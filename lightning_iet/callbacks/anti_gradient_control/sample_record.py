@@ -1,0 +1,257 @@
+"""What is known of each training sample: how often it was drawn and left out, its record, and its weight."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.utils.data import Dataset, IterableDataset
+
+from lightning_iet.data.augmentation import layers
+from lightning_iet.data.duplicates import FirstOfGroups, OncePerGroup
+from lightning_iet.data.images import IndexedImages
+from lightning_iet.data.samples import Samples, WithIndex
+from lightning_iet.data.streams import StreamedSamples
+from lightning_iet.functional.sample_record import typical_record, update_log_weights, update_record
+
+
+class SampleCounts(nn.Module):
+    """How often each sample was drawn, and how often it was left out of the loss; stays on the device.
+
+    Each process counts what it sees itself; :meth:`share` adds up the counts of all processes.
+
+    Args:
+        num_samples: Number of training samples, n.
+
+    Attributes:
+        out_of_range: Number of indices that were not in [0, n), scalar, int64; they count nowhere.
+
+    Example:
+        >>> counts = SampleCounts(3)
+        >>> counts.update(torch.tensor([2, 0, 2]), keep=torch.tensor([False, True, True]))
+        >>> counts.skip_rate()
+        tensor([0.0000,    nan, 0.5000])
+    """
+
+    shared: Tensor
+    own: Tensor
+    at_exchange: Tensor
+    out_of_range: Tensor
+
+    def __init__(self, num_samples: int) -> None:
+        super().__init__()
+        for name in ("shared", "own", "at_exchange"):  # rows: draws, and those of them that were left out
+            self.register_buffer(name, torch.zeros(2, num_samples, dtype=torch.int32))
+        self.register_buffer("out_of_range", torch.zeros((), dtype=torch.long), persistent=False)
+
+    def update(self, index: Tensor, *, keep: Tensor, exempt: Tensor | None = None) -> None:
+        """Count a batch.
+
+        Args:
+            index: The sample of each row, shape (B,), integers in [0, n); a sample may occur several times.
+            keep: Which rows stay in the loss, boolean, shape (B,).
+            exempt: Rows that do not count, boolean, shape (B,); ``None`` = all count.
+        """
+        counts = (index >= 0) & (index < self.own.shape[1])
+        self.out_of_range += (~counts).sum()
+        if exempt is not None:
+            counts = counts & ~exempt
+        index = index.long().clamp(0, self.own.shape[1] - 1)
+        self.own.index_add_(1, index, torch.stack([counts, counts & ~keep]).int())
+
+    def share(self, num_processes: int) -> None:
+        """Add up the counts of all processes. Takes part on every process."""
+        if num_processes > 1:
+            dist.all_reduce(self.own)
+        self.shared += self.own
+        self.own.zero_()
+
+    @property
+    def seen(self) -> Tensor:
+        """Draws of each sample since the run began, shape (n,), int32."""
+        return self.shared[0] + self.own[0]
+
+    @property
+    def skipped(self) -> Tensor:
+        """Those of them that were left out of the loss, shape (n,), int32."""
+        return self.shared[1] + self.own[1]
+
+    def since_exchange(self) -> tuple[Tensor, Tensor]:
+        """Draws, and those that were left out, since samples were last exchanged; both (n,), int32."""
+        seen, skipped = self.shared + self.own - self.at_exchange
+        return seen, skipped
+
+    def end_exchange(self) -> None:
+        """Begin the counts since the last exchange anew."""
+        self.at_exchange.copy_(self.shared + self.own)
+
+    def skip_rate(self) -> Tensor:
+        """Share of a sample's draws that were left out since the run began, shape (n,); NaN where it was not drawn."""
+        return self.skipped / self.seen
+
+    def most_skipped(self, share: float = 0.01) -> Tensor:
+        """Mean skip rate of the most skipped samples, scalar in [0, 1]; NaN if none was drawn. Waits for the device.
+
+        Args:
+            share: Which share of the samples that were drawn; at least one of them.
+        """
+        return extreme_mean(self.skip_rate(), share)
+
+
+class SampleRecords(nn.Module):
+    """The record of each sample, see :mod:`lightning_iet.functional.sample_record`, and its weight.
+
+    A record belongs to the sample: with several processes, each of them updates the records of its own shards' samples,
+    and :meth:`share` gives everyone all of them.
+
+    Args:
+        num_samples: Number of training samples, n.
+
+    Attributes:
+        record: Shape (n,), float32.
+        log_weights: Shape (n,), float32; at most 0.
+        drawn: Which samples have been drawn, shape (n,), boolean.
+    """
+
+    record: Tensor
+    log_weights: Tensor
+    drawn: Tensor
+
+    def __init__(self, num_samples: int) -> None:
+        super().__init__()
+        self.register_buffer("record", torch.zeros(num_samples))
+        self.register_buffer("log_weights", torch.zeros(num_samples))
+        self.register_buffer("drawn", torch.zeros(num_samples, dtype=torch.bool))
+
+    def update(self, index: Tensor, scores: Tensor, decay: float, *, absent: Tensor) -> Tensor:
+        """Take in a batch of draws; return the new record of each draw's sample, (B,)."""
+        index = index.long().clamp(0, len(self.record) - 1)  # others are counted, and raise at the end of the epoch
+        self.drawn.index_fill_(0, index, True)
+        return update_record(self.record, index, scores, decay, absent=absent)
+
+    def typical(self, members: Tensor | None) -> Tensor:
+        """The median record of some samples, those that have been drawn; scalar.
+
+        Args:
+            members: Which samples, integers; ``None`` = all.
+        """
+        if members is None:
+            return typical_record(self.record, self.drawn)
+        return typical_record(self.record.index_select(0, members), self.drawn.index_select(0, members))
+
+    def weights(self) -> Tensor:
+        """The weight of each sample, in (0, 1], shape (n,)."""
+        return self.log_weights.exp()
+
+    def update_weights(
+        self, index: Tensor, record: Tensor, typical: Tensor, rate: float, *, min_weight: float, absent: Tensor
+    ) -> Tensor:
+        """Move the weights of a batch; return the new weight of each draw, (B,)."""
+        index = index.long().clamp(0, len(self.record) - 1)
+        options: dict[str, Any] = {"min_weight": min_weight, "absent": absent}
+        return update_log_weights(self.log_weights, index, record, typical, rate, **options)
+
+    def share(self, num_processes: int, own: Tensor | None) -> None:
+        """Take the rows of every process's own samples. Takes part on every process.
+
+        Args:
+            num_processes: Number of processes.
+            own: This process's samples, integers; ``None`` = all processes hold the same rows already.
+        """
+        share_rows([self.record, self.log_weights, self.drawn], num_processes, own)
+
+
+def share_rows(tables: Sequence[Tensor], num_processes: int, own: Tensor | None) -> None:
+    """Give every process, in place, the rows of all processes' own samples; each row has one owner.
+
+    Args:
+        tables: Each of shape (n,).
+        num_processes: Number of processes.
+        own: The rows that this process owns, integers; ``None`` = all processes hold the same rows already.
+    """
+    if num_processes == 1 or own is None:
+        return
+    for table in tables:
+        mine = torch.zeros_like(table).index_copy(0, own, table.index_select(0, own))
+        wide = mine if mine.is_floating_point() else mine.int()
+        dist.all_reduce(wide)
+        table.copy_(wide)
+
+
+def extreme_mean(values: Tensor, share: float, *, largest: bool = True) -> Tensor:
+    """Mean of the largest or smallest values that are not NaN, at least one; NaN if there is none.
+
+    Example:
+        >>> extreme_mean(torch.tensor([1.0, 4.0, float("nan"), 3.0]), 0.5, largest=False)
+        tensor(2.)
+    """
+    values = values[values.isfinite()]
+    number = min(max(1, round(share * len(values))), len(values))
+    return values.topk(number, largest=largest).values.mean()
+
+
+# --- which sample a row of a batch is --------------------------------------------------------------------------------
+
+
+_WITH_INDEX = (WithIndex, Samples, IndexedImages, OncePerGroup, FirstOfGroups)
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """The training set of a run, below what shards put around it."""
+
+    dataset: Dataset[Any]
+    """Map-style."""
+    sampler: Any
+    """Of the loader."""
+    yields_index: bool
+    """Whether its samples are known to carry their index."""
+
+    def __len__(self) -> int:
+        return len(self.dataset)  # type: ignore[arg-type]
+
+
+def training_set(loader: Any) -> TrainingSet | None:
+    """The data set behind a training loader; None if it is a stream, or of no known length."""
+    dataset = getattr(loader, "dataset", None)
+    found = list(layers(dataset))
+    if any(isinstance(layer, IterableDataset | StreamedSamples) for layer in found):
+        return None
+    # Shards read whole batches through layers of their own, which have no length.
+    sized = [layer for layer in found if hasattr(layer, "__len__")]
+    indexed = [layer for layer in found if isinstance(layer, _WITH_INDEX)]
+    if not sized:
+        return None
+    return TrainingSet((indexed or sized)[0], getattr(loader, "sampler", None), bool(indexed))
+
+
+def read_index(batch: Any, where: int | str | None) -> Tensor | None:
+    """Find the index of each sample in a batch, (B,), integers; None if there is none.
+
+    Args:
+        batch: What the training step gets.
+        where: Key of a dict or position in a tuple; ``None`` = the entry ``"index"``, or the last tensor of integers.
+
+    Example:
+        >>> read_index((torch.rand(2, 3), torch.tensor([7, 7]), torch.tensor([4, 0])), None)
+        tensor([4, 0])
+        >>> read_index({"image": torch.rand(2, 3), "index": torch.tensor([4, 0])}, None)
+        tensor([4, 0])
+    """
+    if isinstance(batch, Mapping):
+        found = batch.get("index" if where is None else where)
+    elif isinstance(batch, list | tuple) and isinstance(where, int):
+        found = batch[where] if -len(batch) <= where < len(batch) else None
+    elif isinstance(batch, list | tuple) and where is None:
+        found = next((entry for entry in reversed(batch) if _is_index(entry)), None)
+    else:
+        found = None
+    return found if _is_index(found) else None
+
+
+def _is_index(value: Any) -> bool:
+    if not isinstance(value, Tensor) or value.ndim != 1:
+        return False
+    return not (value.is_floating_point() or value.is_complex() or value.dtype == torch.bool)

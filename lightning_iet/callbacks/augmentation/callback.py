@@ -1,0 +1,354 @@
+"""Threshold-aware augmentation as a callback: it holds the magnitudes; the arithmetic is in ``functional``."""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+
+from lightning_iet.callbacks.anti_gradient_control import AntiGradientControl
+from lightning_iet.callbacks.anti_gradient_control.sample_record import share_rows, training_set
+from lightning_iet.callbacks.parameter_averaging import ParameterAveragingCallback
+from lightning_iet.data.augmentation import Magnitudes, Operation, check_operations, find_augmented
+from lightning_iet.data.images import ImageDataModule
+from lightning_iet.data.sharding import ShardedDataModule
+from lightning_iet.functional.sample_record import last_of_each, sum_by_index
+from lightning_iet.functional.threshold_aware_augmentation import (
+    augmentation_magnitude,
+    augmentation_strength,
+    check_augmentation,
+)
+from lightning_iet.shards.groups import gather_rows
+from lightning_iet.utilities.checkpoints import next_epoch, warn_of_changes
+from lightning_iet.utilities.lightning import Callback, find_callback
+
+_NUM_BANDS = 10
+
+
+class ThresholdAwareAugmentation(Callback):
+    r"""Augment the samples whose loss lies just above the threshold of anti-gradient control (TAA of IET-AGC+).
+
+    With the loss bank :math:`b_t` and the threshold :math:`\lambda`, a sample has :math:`\rho = l / (\lambda b_t)`. One
+    with :math:`1 \le \rho <` ``band`` is only just kept: its next draw is augmented by RandAugment with magnitude
+
+    .. math:: M = \lfloor M_\max \, e^{-\beta (\rho - 1)} \rfloor \quad \text{of 30,}
+
+    and one with :math:`M = 0` stays as it is. A magnitude is used once: after an augmented draw the sample is drawn
+    clean, and judged again. An augmented draw is exempt from anti-gradient control: it is always kept, and enters
+    neither the loss bank, nor the counts, nor gets a new magnitude.
+
+    Method: Guan, Wu, Huang, Liu, Miao, Yang, *Redistribute Ensemble Training for Mitigating Memorization in Diffusion
+    Models*, https://arxiv.org/abs/2502.09434, and the authors' code, where a batch is judged without gradients and then
+    trained on augmented. *(our choice: the judgement of one epoch augments the next, so that no step has a second
+    forward pass; and one magnitude for each sample, not for a batch.)*
+
+    It needs one :class:`AntiGradientControl` with ``criterion="ratio"`` and a threshold above 0, batches with the index
+    of each sample, and images in 8 bits or [0, 1]. Data modules of ours need nothing else; in others, wrap the training
+    set in :class:`~lightning_iet.data.Augmented`. Which draws are augmented, and how, depends on (seed, epoch, index)
+    alone: not on workers, processes, or interruptions.
+
+    Logged by epoch: ``augmentation/share``, the share of draws that were augmented; ``augmentation/magnitude``, the
+    mean of the new magnitudes above 0; and by tenths of the timesteps of the judging draws
+    ``augmentation/share/bin_0`` …, the share of them with a magnitude above 0, and ``augmentation/magnitude/bin_0`` ….
+
+    Args:
+        max_magnitude: :math:`M_\max`, of 30; 5 was published. 0 is off: nothing is changed.
+        band: Largest :math:`\rho`; 1.5 was published.
+        sharpness: :math:`\beta`; 5 was published.
+        num_ops: Operations, one after the other; 2 was published.
+        at: ``"next_draw"``.
+        defer: Whether a clean draw that gets a magnitude gives no gradient itself, which is nearer to what was
+            published; by default it does, so that batches keep their size *(our choice)*.
+        ops: Names of the operations of RandAugment that may be drawn; default: all 14, as published. Medical images
+            want no Solarize, Posterize, or Equalize.
+
+    Raises:
+        ValueError: If an argument is out of range; before the first step, if what it needs is missing.
+
+    Example:
+        >>> from lightning_iet import AntiGradientControl
+        >>> callbacks = [AntiGradientControl(threshold=0.8), ThresholdAwareAugmentation(max_magnitude=5)]
+    """
+
+    def __init__(
+        self,
+        max_magnitude: int = 5,
+        *,
+        band: float = 1.5,
+        sharpness: float = 5.0,
+        num_ops: int = 2,
+        at: Literal["next_draw"] = "next_draw",
+        defer: bool = False,
+        ops: Sequence[Operation] | None = None,
+    ) -> None:
+        super().__init__()
+        check_augmentation(max_magnitude=max_magnitude, band=band, sharpness=sharpness, num_ops=num_ops)
+        check_operations(ops)
+        if at != "next_draw":
+            raise ValueError(f"Argument `at` expected 'next_draw', but got {at!r}.")
+        self.max_magnitude = max_magnitude
+        self.band = band
+        self.sharpness = sharpness
+        self.num_ops = num_ops
+        self.at = at
+        self.defer = defer
+        self.ops = None if ops is None else list(ops)
+        self._forget()
+
+    def _forget(self) -> None:
+        """Begin without magnitudes, of a run that nothing is known of yet."""
+        self._control: AntiGradientControl | None = None
+        self._magnitudes: Magnitudes | None = None  # what the loader's workers read
+        self._saved: dict[str, Any] = {}
+        self._resumed_epoch: int | None = None
+        self._epochs_ended = 0
+        self._seed = 0
+        self._num_processes = 1
+        self._current = torch.zeros(0, dtype=torch.uint8)  # magnitude of each sample in this epoch
+        self._next = self._current  # and in the next one
+        self._sums = torch.zeros(4, 0)  # by bin: draws judged, those with a magnitude, their magnitudes; [3]: draws
+
+    # --- before training ---------------------------------------------------------------------------------------------
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Refuse what cannot work, before the data are read."""
+        if stage != "fit":
+            return
+        self._forget()
+        if self.max_magnitude == 0:
+            return
+        controls = [c for c in trainer.callbacks if isinstance(c, AntiGradientControl)]  # type: ignore[attr-defined]
+        if len(controls) != 1 or controls[0].criterion != "ratio" or controls[0].is_off:
+            found = f"{len(controls)} of them" if len(controls) != 1 else f"criterion={controls[0].criterion!r}"
+            if len(controls) == 1 and controls[0].criterion == "ratio":
+                found = "a threshold of 0"
+            raise ValueError(
+                "ThresholdAwareAugmentation expected one AntiGradientControl with criterion='ratio' and a threshold"
+                f" above 0, near which samples are augmented, but got {found}. Set it, or max_magnitude=0."
+            )
+        if getattr(getattr(pl_module, "latents", None), "cache", None) is not None:
+            raise ValueError(
+                "Argument `cache_latents` expected 'none' with augmented images, which are never the same twice, but"
+                " got a cache. Leave it out, or set max_magnitude=0."
+            )
+        self._control = controls[0]
+        self._control.needs_samples = True
+        self._control.augmentation = self
+        inner = _inner(trainer)
+        if isinstance(inner, ImageDataModule):
+            if inner.channels not in (1, 3):
+                _check_channels(inner.channels, self.ops)
+            inner.magnitudes = Magnitudes(self.num_ops, self.ops)
+            if isinstance(trainer.datamodule, ShardedDataModule):  # type: ignore[attr-defined]
+                trainer.datamodule.forget_prepared()  # type: ignore[attr-defined]
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Find out at which epoch the run goes on."""
+        self._resumed_epoch = next_epoch(checkpoint)
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write the magnitudes of a resumed run before any sample is read."""
+        if self._control is None:
+            return
+        self._magnitudes = self._find(trainer)
+        averaging = find_callback(trainer, ParameterAveragingCallback)
+        seed = getattr(averaging, "seed", None)
+        if seed is None:
+            seed = trainer.strategy.broadcast(torch.initial_seed() % 2**63)
+        self._seed = int(self._saved.get("seed", seed))
+        self._num_processes = trainer.world_size
+        if self._saved:
+            self._current, self._next = (self._saved[name].clone() for name in ("current", "next"))
+            self._epochs_ended = self._saved["epochs_ended"]
+            if self._resumed_epoch is not None and self._resumed_epoch > self._epochs_ended:
+                # A checkpoint of the last step of an epoch: Lightning does not call the hooks of its end again.
+                self._current, self._epochs_ended = self._next.clone(), self._resumed_epoch
+        elif self._resumed_epoch is not None:
+            rank_zero_warn("ThresholdAwareAugmentation: the checkpoint was written without it. It starts afresh.")
+            self._epochs_ended = self._resumed_epoch
+        if len(self._current):
+            self._magnitudes.allocate(len(self._current))
+            self._magnitudes.write(self._current, seed=self._seed, epoch=self._epochs_ended)
+        else:
+            self._magnitudes.clock.copy_(torch.tensor([self._seed, self._epochs_ended]))
+
+    def _find(self, trainer: pl.Trainer) -> Magnitudes:
+        """What the loader's samples are augmented by."""
+        inner = _inner(trainer)
+        if isinstance(inner, ImageDataModule):
+            assert inner.magnitudes is not None  # noqa: S101
+            return inner.magnitudes
+        augmented = find_augmented(inner, getattr(trainer.fit_loop._data_source, "instance", None))
+        if augmented is None:
+            raise ValueError(
+                "ThresholdAwareAugmentation expected a training set in lightning_iet.data.Augmented, as an attribute of"
+                " the data module or in the loader that is given to fit, but found none. Wrap it before images are"
+                " flipped or normalized."
+            )
+        augmented.magnitudes.num_ops, augmented.magnitudes.ops = self.num_ops, self.ops
+        return augmented.magnitudes
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Check that the loader reads what is augmented, and make the tables."""
+        if self._control is None or self._magnitudes is None:
+            return
+        augmented, data = find_augmented(trainer.train_dataloader), training_set(trainer.train_dataloader)
+        if augmented is None or augmented.magnitudes is not self._magnitudes or data is None:
+            raise ValueError(
+                "ThresholdAwareAugmentation expected the training loader to read lightning_iet.data.Augmented, but it"
+                " reads another data set. Keep one Augmented in the data module, and return a loader of it."
+            )
+        device = trainer.strategy.root_device
+        if not len(self._current):
+            self._current = torch.zeros(len(data), dtype=torch.uint8)
+            self._next = self._current.clone()
+        for name, table in (("current", self._current), ("next", self._next)):
+            if len(table) != len(data):
+                raise ValueError(
+                    f"Argument `ckpt_path` expected a checkpoint with magnitudes of {len(data)} samples, the size of"
+                    f" the training set, but got {len(table)} ({name}). Go on with the same training set."
+                )
+        self._current, self._next = self._current.to(device), self._next.to(device)
+        self._sums = torch.zeros(4, self._control.bins.num_bins, dtype=torch.long, device=device)
+        if "sums" in self._saved and trainer.is_global_zero:
+            self._sums.copy_(self._saved["sums"])
+
+    # --- a batch -----------------------------------------------------------------------------------------------------
+
+    def is_augmented(self, index: Tensor) -> Tensor:
+        """Tell which samples of a batch were augmented when they were read; boolean, (B,)."""
+        return self._current.index_select(0, index.long().clamp(0, len(self._current) - 1)) > 0
+
+    def judge(self, index: Tensor, losses: Tensor, bins: Tensor, bank: Tensor, *, augmented: Tensor) -> Tensor | None:
+        """Set the next magnitudes of a batch.
+
+        Args:
+            index: The sample of each row, (B,).
+            losses: Shape (B,); NaN where a row was augmented.
+            bins: Entry of the bank of each row, (B,).
+            bank: Before it has learnt from this batch.
+            augmented: Which rows were, boolean, (B,).
+
+        Returns:
+            Rows that wait for their augmented draw and give no gradient, boolean, (B,); None = none.
+        """
+        assert self._control is not None  # noqa: S101
+        strength = augmentation_strength(
+            losses, bins, bank, self._control.threshold, sharpness=self.sharpness, band=self.band
+        )
+        magnitudes = augmentation_magnitude(strength, self.max_magnitude)
+        chosen = magnitudes > 0
+        if not self._control.replica:
+            clean = (~augmented).long()
+            for row, values in enumerate((clean, chosen.long(), magnitudes.long(), torch.ones_like(clean))):
+                self._sums[row].index_add_(0, bins, values)
+        group = self._control.sample_group
+        if group is not None:
+            index, magnitudes = gather_rows(index, group), gather_rows(magnitudes, group)
+        index = index.long().clamp(0, len(self._next) - 1)
+        # The last draw of a sample wins; all its rows then write the same, whatever their order on the device.
+        last = torch.where(last_of_each(index), magnitudes.long(), 0)
+        self._next.index_copy_(0, index, sum_by_index(index, last).to(torch.uint8))
+        return chosen if self.defer else None
+
+    # --- an epoch ----------------------------------------------------------------------------------------------------
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Let the judgement of this epoch augment the next one, and log."""
+        if self._control is None or self._magnitudes is None:
+            return
+        self._log(trainer, pl_module)
+        if not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+            return
+        self._share()
+        self._current.copy_(self._next)
+        self._epochs_ended = trainer.current_epoch + 1
+        self._magnitudes.write(self._current, seed=self._seed, epoch=self._epochs_ended)
+
+    def _share(self) -> None:
+        """Give every process the magnitudes of all samples. Takes part on every process."""
+        if self._control is not None:
+            share_rows([self._next], self._num_processes, self._control.own_samples())
+
+    def _log(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        sums = trainer.strategy.reduce(self._sums, reduce_op="sum").cpu().double()
+        self._sums.zero_()
+        judged, chosen, magnitudes, drawn = sums.sum(1)
+        if drawn:
+            pl_module.log("augmentation/share", float((drawn - judged) / drawn))
+        if chosen:
+            pl_module.log("augmentation/magnitude", float(magnitudes / chosen))
+        num_bands = min(_NUM_BANDS, sums.shape[1])
+        bands = torch.arange(sums.shape[1]) * num_bands // sums.shape[1]
+        judged, chosen, magnitudes, _ = torch.zeros(4, num_bands, dtype=torch.float64).index_add(1, bands, sums)
+        values = {
+            f"augmentation/{name}/bin_{band}": value
+            for name, means in (("share", chosen / judged), ("magnitude", magnitudes / chosen))
+            for band, value in enumerate(means.tolist())
+            if value == value  # not NaN
+        }
+        for logger in trainer.loggers:
+            logger.log_metrics(values | {"epoch": trainer.current_epoch}, step=trainer.global_step)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """What is read now needs no other process."""
+        if self._control is not None:
+            self._share()
+            self._num_processes = 1
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Leave the data as they are without augmentation."""
+        if self._control is None:
+            return
+        self._control.augmentation, self._control.needs_samples, self._num_processes = None, False, 1
+        if self._magnitudes is not None:
+            self._magnitudes.by_sample.zero_()
+        inner = _inner(trainer)
+        if isinstance(inner, ImageDataModule):
+            inner.magnitudes = None
+
+    # --- checkpoints -------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """The magnitudes of this epoch and of the next one. Takes part on every process."""
+        if self.max_magnitude == 0 or not len(self._current):
+            return {}
+        self._share()
+        return {
+            "current": self._current.cpu().clone(),
+            "next": self._next.cpu().clone(),
+            "sums": self._sums.cpu().clone(),
+            "seed": self._seed,
+            "epochs_ended": self._epochs_ended,
+            "settings": self._settings(),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keep what :meth:`state_dict` returned until the data are there."""
+        if self.max_magnitude == 0 or not state_dict:
+            return
+        self._saved = state_dict
+        warn_of_changes("ThresholdAwareAugmentation", state_dict["settings"], self._settings())
+
+    def _settings(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in ("max_magnitude", "band", "sharpness", "num_ops", "defer", "ops")}
+
+
+def _inner(trainer: pl.Trainer) -> Any:
+    """The data module, below what shards put around it."""
+    datamodule = getattr(trainer, "datamodule", None)
+    return datamodule.datamodule if isinstance(datamodule, ShardedDataModule) else datamodule
+
+
+def _check_channels(channels: int, ops: Sequence[str] | None) -> None:
+    """Refuse operations that do not suit images of other than 1 or 3 channels."""
+    allowed = ("Identity", "ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate")
+    if ops is None or not set(ops) <= set(allowed):
+        raise ValueError(
+            f"Argument `ops` expected some of {', '.join(allowed)} for images of {channels} channels, but got"
+            f" {'all' if ops is None else ', '.join(ops)}. Name these alone."
+        )

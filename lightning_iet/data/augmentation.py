@@ -1,0 +1,242 @@
+"""Samples that are augmented by RandAugment, each with a magnitude of its own."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal, TypeAlias, get_args
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import RandAugment
+
+from lightning_iet.functional.seeding import derive_seed
+from lightning_iet.utilities.random import isolated_rng, seed_rng
+
+Operation: TypeAlias = Literal[
+    "Identity",
+    "ShearX",
+    "ShearY",
+    "TranslateX",
+    "TranslateY",
+    "Rotate",
+    "Brightness",
+    "Color",
+    "Contrast",
+    "Sharpness",
+    "Posterize",
+    "Solarize",
+    "AutoContrast",
+    "Equalize",
+]
+"""The operations of RandAugment."""
+
+_OPERATIONS: tuple[str, ...] = get_args(Operation)
+_ANY_CHANNELS = _OPERATIONS[:6]
+_SEED = 2  # tells these seeds from those of other draws of a sample
+
+
+def augment(
+    image: Tensor, magnitude: int, *, seed: int, num_ops: int = 2, ops: Sequence[Operation] | None = None
+) -> Tensor:
+    """Augment an image by torchvision's RandAugment, as a function of the seed alone.
+
+    Args:
+        image: Shape ``(C, H, W)``, uint8, or floating point in [0, 1], which is rounded to 8 bits.
+        magnitude: In 0 … 30; 0 returns the image as it is *(our choice: RandAugment would still change some images)*.
+        seed: Of the operations; the global random generators are left alone.
+        num_ops: Number of operations, one after the other.
+        ops: Names of those that may be drawn; ``None`` = all 14, of which those that change colours need 1 or 3
+            channels.
+
+    Returns:
+        The image, in the shape and type of ``image``.
+
+    Raises:
+        ValueError: If the image is not one, its values are out of range, or its channels do not suit the operations.
+
+    Example:
+        >>> image = torch.arange(16.0).reshape(1, 4, 4) / 15
+        >>> torch.equal(augment(image, 0, seed=0), image)
+        True
+        >>> augment(image, 10, seed=1, ops=["TranslateX"])[0, 0]
+        tensor([0.0000, 0.0667, 0.1333, 0.2000])
+    """
+    if magnitude == 0:
+        return image
+    pixels = image
+    if image.is_floating_point():
+        low, high = (float(value) for value in image.aminmax())
+        if low < -1e-4 or high > 1 + 1e-4:
+            raise ValueError(
+                f"Argument `image` expected values in [0, 1], or 8 bits, to be augmented, but got [{low:g}, {high:g}]."
+                " Augment images before they are normalized."
+            )
+        pixels = (image.clamp(0, 1) * 255).round().to(torch.uint8)
+    names = _OPERATIONS if ops is None else ops
+    if len(image) not in (1, 3) and not set(names) <= set(_ANY_CHANNELS):
+        raise ValueError(
+            f"Argument `ops` expected operations that suit images of {len(image)} channels, but got {', '.join(names)}."
+            f" Use some of {', '.join(_ANY_CHANNELS)}."
+        )
+    with isolated_rng():
+        seed_rng(seed, devices=False)
+        pixels = _RestrictedRandAugment(num_ops, magnitude, names)(pixels)
+    return pixels.to(image.dtype) / 255 if image.is_floating_point() else pixels
+
+
+class _RestrictedRandAugment(RandAugment):
+    """RandAugment with some of its operations."""
+
+    def __init__(self, num_ops: int, magnitude: int, names: Sequence[str]) -> None:
+        super().__init__(num_ops, magnitude, num_magnitude_bins=31)
+        self.names = names
+
+    def _augmentation_space(self, *args: Any) -> dict[str, tuple[Tensor, bool]]:
+        space = super()._augmentation_space(*args)
+        return {name: space[name] for name in self.names}
+
+
+class Magnitudes:
+    """How strongly each sample is augmented in an epoch; read by the workers of a loader.
+
+    Its tensors lie in shared memory. The main process writes them between epochs only, when no worker reads.
+
+    Args:
+        num_ops: Number of operations.
+        ops: Names of those that may be drawn; ``None`` = all.
+
+    Attributes:
+        by_sample: Magnitude of each sample, shape ``(n,)``, uint8; empty until a data set is known.
+        clock: Seed of the run, and the epoch; int64.
+    """
+
+    def __init__(self, num_ops: int = 2, ops: Sequence[Operation] | None = None) -> None:
+        check_operations(ops)
+        self.num_ops = num_ops
+        self.ops = None if ops is None else list(ops)
+        self.by_sample = torch.zeros(0, dtype=torch.uint8)
+        self.clock = torch.zeros(2, dtype=torch.long).share_memory_()
+
+    def allocate(self, num_samples: int) -> None:
+        """Make room for the samples of a data set; those that are there already stay."""
+        if len(self.by_sample) != num_samples:
+            self.by_sample = torch.zeros(num_samples, dtype=torch.uint8).share_memory_()
+
+    def write(self, magnitudes: Tensor, *, seed: int, epoch: int) -> None:
+        """Say how the samples are augmented in an epoch; magnitudes of shape ``(n,)``."""
+        self.by_sample.copy_(magnitudes)
+        self.clock.copy_(torch.tensor([seed, epoch]))
+
+
+class Augmented(Dataset[Any]):
+    """A data set whose samples :class:`~lightning_iet.callbacks.ThresholdAwareAugmentation` augments.
+
+    Without that callback it yields the samples as they are. The image is the first tensor of shape ``(C, H, W)`` in a
+    sample; it must be uint8, or floating point in [0, 1]. Which samples are augmented, and how, depends on (seed,
+    epoch, index) alone: not on the worker that reads them, nor on the process.
+
+    Put it between what decodes and resizes images and what flips or normalizes them, and keep it where it can be found
+    before training: as an attribute of the data module, or in the loader that is given to ``fit``. Its index is that of
+    the batch, from :class:`~lightning_iet.data.WithIndex` inside or outside of it.
+
+    Args:
+        dataset: Map-style.
+        magnitudes: What the callback writes; ``None`` = its own.
+
+    Example:
+        >>> augmented = Augmented([(torch.rand(1, 8, 8), 7)])
+        >>> augmented[0][1], len(augmented)
+        (7, 1)
+    """
+
+    def __init__(self, dataset: Dataset[Any], magnitudes: Magnitudes | None = None) -> None:
+        self.dataset = dataset
+        self.magnitudes = Magnitudes() if magnitudes is None else magnitudes
+        self.magnitudes.allocate(len(dataset))  # type: ignore[arg-type]
+        self.is_paused = False
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "dataset":  # not yet set: while unpickling
+            raise AttributeError(name)
+        return getattr(self.dataset, name)
+
+    def __len__(self) -> int:
+        return len(self.dataset)  # type: ignore[arg-type]
+
+    def __getitem__(self, index: int) -> Any:
+        sample = self.dataset[index]
+        magnitude = 0 if self.is_paused else int(self.magnitudes.by_sample[index])
+        if magnitude == 0:
+            return sample
+        seed, epoch = self.magnitudes.clock.tolist()
+        settings = {"num_ops": self.magnitudes.num_ops, "ops": self.magnitudes.ops}
+        return _with_image(sample, magnitude, seed=derive_seed(seed, epoch, index, _SEED), **settings)
+
+
+def _with_image(sample: Any, magnitude: int, **settings: Any) -> Any:
+    """The sample with its first image augmented."""
+    if isinstance(sample, Tensor) and sample.ndim == 3:
+        return augment(sample, magnitude, **settings)
+    entries = dict(sample) if isinstance(sample, Mapping) else dict(enumerate(sample))
+    place = next((key for key, value in entries.items() if isinstance(value, Tensor) and value.ndim == 3), None)
+    if place is None:
+        raise ValueError(
+            "Augmented expected samples with an image, a tensor of shape (C, H, W), but got"
+            f" {', '.join(type(value).__name__ for value in entries.values())}. Convert images to tensors inside of it."
+        )
+    entries[place] = augment(entries[place], magnitude, **settings)
+    return entries if isinstance(sample, Mapping) else type(sample)(entries.values())
+
+
+def check_operations(ops: Sequence[str] | None) -> None:
+    """Refuse names that RandAugment has no operation for.
+
+    Raises:
+        ValueError: If there is such a name, or none at all.
+    """
+    if ops is not None and (not ops or not set(ops) <= set(_OPERATIONS)):
+        found = ", ".join(map(repr, ops)) or "none"
+        raise ValueError(f"Argument `ops` expected some of {', '.join(_OPERATIONS)}, but got {found}.")
+
+
+def layers(dataset: Any) -> Iterator[Any]:
+    """A data set and those that it wraps, outermost first; of a loader, those of its data set.
+
+    Example:
+        >>> [type(layer).__name__ for layer in layers(DataLoader(Augmented([1, 2])))]
+        ['Augmented', 'list']
+    """
+    if isinstance(dataset, DataLoader):
+        dataset = dataset.dataset
+    while dataset is not None:
+        yield dataset
+        inside = vars(dataset) if hasattr(dataset, "__dict__") else {}
+        dataset = next((inside[name] for name in ("samples", "dataset", "stream") if name in inside), None)
+
+
+@contextmanager
+def unaugmented(dataset: Any) -> Iterator[None]:
+    """Read samples in this process without augmentation."""
+    found = [layer for layer in layers(dataset) if isinstance(layer, Augmented)]
+    for layer in found:
+        layer.is_paused = True
+    try:
+        yield
+    finally:
+        for layer in found:
+            layer.is_paused = False
+
+
+def find_augmented(*places: Any) -> Augmented | None:
+    """Find the augmented data set in loaders, data sets and data modules; None if there is none."""
+    for place in places:
+        if isinstance(place, DataLoader | Dataset):
+            candidates = [place]
+        else:
+            inner = getattr(place, "__dict__", {})
+            candidates = [value for value in inner.values() if isinstance(value, DataLoader | Dataset)]
+        for candidate in candidates:
+            for layer in layers(candidate):
+                if isinstance(layer, Augmented):
+                    return layer
+    return None
