@@ -317,7 +317,7 @@ def memorized_quantity_curve(
 
     Args:
         generated: ``{threshold: share}`` of the generated images.
-        control: the same for held-out real images, which nobody can have memorized.
+        control: the same for held-out real images, which cannot have been memorized.
         k: number of nearest training images in the mean, for the label.
 
     Returns:
@@ -350,8 +350,8 @@ def memorization_against_fid(
 
     Args:
         runs: ``{label: (FID, memorized fraction)}``; every point carries its label, or its number when there are many.
-        control: the same of held-out real images, drawn as two lines: no run can be expected beyond them.
-        training_fid: FID of the training images themselves, what copying alone would give, drawn as a line.
+        control: the same of held-out real images, as two lines: no run can be expected beyond them.
+        training_fid: FID of the training images themselves, what copying alone would give, as a line.
 
     Returns:
         The figure.

@@ -47,12 +47,12 @@ class IETCLI(LightningCLI):
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """What a trainer does; images are drawn with `sample` rather than `predict`."""
+        """The commands of a trainer; `sample` takes the place of `predict`."""
         own = {name: skipped for name, skipped in LightningCLI.subcommands().items() if name != "predict"}
         return own | {"plan": {"model", "datamodule"}}
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """Look at the checkpoint that a run is to go on from before anything is built."""
+        """Check the checkpoint that a run resumes from before anything is built."""
         super().parse_arguments(parser, args)
         options = self.config[self.config.subcommand]
         data, model = (options.get(f"{name}.init_args") or {} for name in ("data", "model"))
@@ -63,7 +63,7 @@ class IETCLI(LightningCLI):
             outline(Path(path), argument="ckpt_path")
 
     def before_fit(self) -> None:
-        """Find where a run goes on, and whether its folder can be written: now, not after hours of training."""
+        """Find where a run resumes, and check that its folder can be written, before hours of training."""
         if self.trainer.fast_dev_run:  # type: ignore[attr-defined]  # Lightning would write last.ckpt all the same
             for checkpointing in self.trainer.checkpoint_callbacks:
                 checkpointing.save_last = False  # type: ignore[attr-defined]
@@ -81,7 +81,7 @@ class IETCLI(LightningCLI):
         return super().instantiate_trainer(**kwargs)
 
     def instantiate_classes(self) -> None:
-        """Split the training data into as many shards as are averaged."""
+        """Build trainer, model and data, and split the training data into the shards that are averaged."""
         try:
             super().instantiate_classes()
         except ValueError as error:

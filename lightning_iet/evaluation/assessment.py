@@ -147,7 +147,7 @@ def sample_images(
         >>> sample_images(trainer, count, 5, batch_size=2, device=torch.device("cpu")).flatten()
         tensor([0, 1, 2, 3, 4])
     """
-    part = ceil(num / trainer.world_size)  # equal parts; what is too much is cut off
+    part = ceil(num / trainer.world_size)  # equal parts; what is too much is dropped
     first = part * trainer.global_rank
     step = min(batch_size, ceil(part / 8))  # some steps, so that the time left can be told early
     batches = []

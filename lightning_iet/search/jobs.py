@@ -1,4 +1,4 @@
-"""Runs of a sweep: programs of their own, several at a time."""
+"""Runs of a sweep: each is a process, several at a time."""
 
 import os
 import shutil
@@ -38,22 +38,22 @@ class Job:
         return (self.folder / self.result).is_file()
 
     def run(self, *, threads: int) -> str | None:
-        """Run to the end; what a run that was cut off has left is removed first.
+        """Run to the end; files of an interrupted run are removed first.
 
         Args:
-            threads: that the program may use.
+            threads: that the program may use, unless ``OMP_NUM_THREADS`` is set.
 
         Returns:
-            ``None``, or the last line of what a failed run has said.
+            ``None``, or the last line of a failed run's output.
         """
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True)
         log = self.folder.with_suffix(f"{self.folder.suffix}.log")
         # The same Python, whatever the path finds first.
         program = [sys.executable, "-m", "lightning_iet"] if self.command[0] == _PROGRAM else [self.command[0]]
-        environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+        environment = {"OMP_NUM_THREADS": str(threads), **os.environ}  # the user's choice, if there is one
         with log.open("w", encoding="utf-8") as file:
-            ended = subprocess.run(  # noqa: S603  the user's own file says what is run
+            ended = subprocess.run(  # noqa: S603 (the command of the user's file)
                 [*program, *self.command[1:], *_place(self.folder)],
                 stdin=subprocess.DEVNULL,
                 stdout=file,
@@ -64,8 +64,8 @@ class Job:
         if ended.returncode == 0 and self.is_finished:
             log.replace(self.folder / _LOG)
             return None
-        said = log.read_text(encoding="utf-8", errors="replace").replace("\r", "\n").strip().splitlines()
-        return f"{said[-1] if said else f'exit status {ended.returncode}'} (see {log})"
+        output = log.read_text(encoding="utf-8", errors="replace").replace("\r", "\n").strip().splitlines()
+        return f"{output[-1] if output else f'exit status {ended.returncode}'} (see {log})"
 
 
 def _place(folder: Path) -> list[str]:
@@ -82,9 +82,9 @@ def run_jobs(jobs: Iterable[Job], number: int, *, ended: Callable[[Job, str | No
     """Run jobs, ``number`` at a time, each on its part of the cores.
 
     Args:
-        jobs: taken one by one, when there is room for the next.
+        jobs: the next is taken when a process is free.
         number: of jobs at a time.
-        ended: called with every job, and with ``None`` or why it failed.
+        ended: called with each job when it has ended, and with ``None`` or its error.
     """
     threads = max(1, (os.cpu_count() or 1) // number)
     running: dict[Future[str | None], Job] = {}

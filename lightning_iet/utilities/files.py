@@ -283,7 +283,7 @@ def _same(one: Path, other: Path) -> bool:
 
 @contextmanager
 def remedies(kept: Path) -> Iterator[None]:
-    """Say, where a long job is cut off, how to go on.
+    """Say, when a long job is interrupted, how to resume it.
 
     Args:
         kept: where finished work lies.

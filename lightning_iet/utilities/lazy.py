@@ -12,7 +12,7 @@ from typing import Any
 def lazy_exports(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
     """Return ``__getattr__`` and ``__dir__`` that make the imports under a package's ``if TYPE_CHECKING:`` on demand.
 
-    Type checkers and completion read these imports as they stand; at run time each is made when somebody asks for its
+    Type checkers and completion read these imports as they stand; at run time each is made on the first access to its
     name. Submodules are found likewise, so that ``lightning_iet.metrics`` works after ``import lightning_iet``.
 
     Args:

@@ -17,7 +17,7 @@ def percent(share: float | None) -> str:
 
 
 def three_digits(number: float | None) -> str:
-    """Write a number with three significant digits, which is more than an FID is worth.
+    """Write a number with three significant digits.
 
     Example:
         >>> [three_digits(number) for number in (1.4, 0.01234, 123.4, None)]

@@ -55,7 +55,8 @@ def calls(tmp_path):
     return sorted((tmp_path / "out" / "try" / "calls").read_text().splitlines())
 
 
-def test_a_failed_run_does_not_end_the_sweep_and_is_tried_again(tmp_path, file, capsys):
+def test_a_failed_run_does_not_end_the_sweep_and_is_tried_again(tmp_path, file, capsys, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     sweep([file()], jobs=2, out=tmp_path / "out")
     threads = max(1, (os.cpu_count() or 1) // 2)
     assert calls(tmp_path) == [f"{a} {seed} {threads}" for a in (0.3, 0.5, 0.7) for seed in (1, 2)]
@@ -77,6 +78,12 @@ def test_a_failed_run_does_not_end_the_sweep_and_is_tried_again(tmp_path, file, 
     sweep([file()], jobs=1, out=tmp_path / "out")
     assert len(calls(tmp_path)) == 8  # the two that had failed, and no other
     assert len(list(folder.glob("*/metrics.json"))) == 6
+
+
+def test_the_number_of_threads_that_the_user_has_set_is_kept(tmp_path, file, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    sweep([file(parameters={"model.a": {"values": [0.3]}, "seed": {"value": 1}})], jobs=2, out=tmp_path / "out")
+    assert calls(tmp_path) == ["0.3 1 3"]
 
 
 @pytest.mark.parametrize("method", ["random", "bayes"])
