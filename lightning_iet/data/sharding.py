@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
+from lightning_iet.data.augmentation import unaugmented
 from lightning_iet.data.loaders import Batching, read_batching, rebuild
 from lightning_iet.data.orders import (
     RestrictedBatchSampler,
@@ -192,10 +193,9 @@ class ShardedDataModule(DataModule):
         if isinstance(loader.dataset, IterableDataset):
             return self._shard_stream(loader, batching)
         sampler = self._sampler(loader.dataset, batching)
-        sampler.identity = {
-            "split": fingerprint_of_shards(sampler.shards),
-            "training data": fingerprint_of_samples(loader.dataset),
-        }
+        with unaugmented(loader.dataset):  # a resumed run may have samples to augment already
+            data = fingerprint_of_samples(loader.dataset)
+        sampler.identity = {"split": fingerprint_of_shards(sampler.shards), "training data": data}
         return rebuild(loader, SeededSamples(loader.dataset), sampler)
 
     def _sampler(self, dataset: Dataset[Any], batching: Batching) -> ShardSampler:

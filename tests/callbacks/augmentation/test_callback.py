@@ -255,7 +255,7 @@ def test_some_images_are_augmented(whole):
         original = plain.train_set[i][0]
         changed[epoch] += not (torch.equal(image, original) or torch.equal(image, original.flip(-1)))
     assert changed[0] == 0
-    assert changed[1] > 5
+    assert changed[1] > 2
 
 
 @pytest.mark.parametrize("workers", [2])
@@ -287,8 +287,13 @@ def test_without_shards_workers_change_nothing(tmp_path):
     alone = squares(tmp_path / "a", shards=1)
     assert_same_reads(squares(tmp_path / "b", shards=1, workers=2), alone)
     squares(tmp_path / "c", shards=1, save=tmp_path / "c")
-    for name in ("1-2", "1-5"):
-        assert_same_reads(squares(tmp_path / "d", shards=1, ckpt_path=tmp_path / "c" / f"{name}.ckpt"), alone)
+    # Without shards Lightning does not restore the order of an epoch; which samples are augmented, and how, it is not.
+    for name, epoch in (("1-2", 1), ("1-5", 2)):
+        found = squares(tmp_path / "d", shards=1, ckpt_path=tmp_path / "c" / f"{name}.ckpt")
+        read = [key for key in found["read"] if key[0] == epoch]
+        assert read
+        for key in read:
+            assert torch.equal(found["read"][key], alone["read"][key]), key
 
 
 def test_plain_ddp_holds_one_table(tmp_path, processes):
@@ -401,7 +406,7 @@ def test_no_threshold_no_band(tmp_path, controls, message):
 
 
 def test_images_of_four_channels_and_cached_latents_are_refused(tmp_path):
-    module, data = Given(), Squares(channels=4, num_control=10)
+    module, data = Colours(), Squares(channels=4, num_control=10)
     with pytest.raises(
         ValueError, match=r"Argument `ops` expected some of Identity, .* for images of 4 channels, but got"
     ):
