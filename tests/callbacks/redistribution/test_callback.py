@@ -316,7 +316,7 @@ def test_zero_is_a_run_without_it_and_keeps_the_shards_of_a_checkpoint(tmp_path)
     off, without = diffusion(tmp_path, fraction=0.0), diffusion(tmp_path, without=True)
     assert_equal(off, without)
     assert set(off["tables"]) == {"counts"}
-    diffusion(tmp_path, save_to=tmp_path / "all", epochs=1)
+    before = diffusion(tmp_path, save_to=tmp_path / "all", epochs=3)
     with pytest.warns(UserWarning, match=r"other settings than the checkpoint's: fraction 0.25 to 0.0"):
         found = diffusion(tmp_path, ckpt_path=tmp_path / "all" / "2-end.ckpt", fraction=0.0)
     assert before["tables"]["moves"].sum() > 0
