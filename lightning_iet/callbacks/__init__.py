@@ -8,8 +8,9 @@ if TYPE_CHECKING:
     from lightning_iet.callbacks.anti_gradient_control import AntiGradientControl
     from lightning_iet.callbacks.evaluation import Evaluation
     from lightning_iet.callbacks.parameter_averaging import ParameterAveragingCallback
+    from lightning_iet.callbacks.parameter_selection import ParameterSelection
     from lightning_iet.callbacks.progress import RunProgressBar
 else:
     __getattr__, __dir__ = lazy_exports(__name__)
 
-__all__ = ["AntiGradientControl", "Evaluation", "ParameterAveragingCallback", "RunProgressBar"]
+__all__ = ["AntiGradientControl", "Evaluation", "ParameterAveragingCallback", "ParameterSelection", "RunProgressBar"]

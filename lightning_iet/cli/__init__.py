@@ -49,7 +49,8 @@ examples
   {PROGRAM} sweep configs/sweeps/agc_threshold.yaml --jobs 2
 
 {PROGRAM} COMMAND --help lists the options of a command. Methods are groups of options of `fit`: --agc.*,
---averaging.*, --evaluation.*; --agc.threshold 0 and --averaging.num_shards 1 switch them off.
+--averaging.*, --selection.*, --evaluation.*; --agc.threshold 0, --averaging.num_shards 1 and --selection.family all
+switch them off.
 Set {TRACEBACK_VARIABLE}=1 to see the traceback of an error.
 """
 

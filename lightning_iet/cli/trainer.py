@@ -8,7 +8,13 @@ import lightning.pytorch as pl
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 from lightning_iet import callbacks, data, modules
-from lightning_iet.callbacks import AntiGradientControl, Evaluation, ParameterAveragingCallback, RunProgressBar
+from lightning_iet.callbacks import (
+    AntiGradientControl,
+    Evaluation,
+    ParameterAveragingCallback,
+    ParameterSelection,
+    RunProgressBar,
+)
 from lightning_iet.callbacks.interruptions import StopSignal, resume_from
 from lightning_iet.cli import PROGRAM
 from lightning_iet.cli.tools import HelpFormatter, OneLineErrors
@@ -27,9 +33,10 @@ class IETCLI(LightningCLI):
     """LightningCLI with one group of options for each method; its neutral value switches the method off."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add ``--agc.*``, ``--averaging.*`` and ``--evaluation.*``: flat keys, also for sweeps."""
+        """Add ``--agc.*``, ``--averaging.*``, ``--selection.*`` and ``--evaluation.*``: flat keys, also for sweeps."""
         parser.add_lightning_class_args(AntiGradientControl, "agc")
         parser.add_lightning_class_args(ParameterAveragingCallback, "averaging")
+        parser.add_lightning_class_args(ParameterSelection, "selection")
         parser.add_lightning_class_args(Evaluation, "evaluation")
         parser.set_defaults({"agc.threshold": 0.0, "averaging.num_shards": 1})
         parser.add_argument("--sharding.partition", type=Partition, default="stratified", help="by class, or iid")
@@ -78,6 +85,8 @@ class IETCLI(LightningCLI):
             if error.__cause__ is None or "of the Union subtypes" not in str(error):
                 raise
             raise error.__cause__ from None  # what a class has to say, without all that jsonargparse tried
+        # First, for callbacks of a configuration may copy the module in `setup`.
+        self.trainer.callbacks.sort(key=lambda callback: not isinstance(callback, ParameterSelection))  # type: ignore[attr-defined]
         averaging = find_callback(self.trainer, ParameterAveragingCallback)
         assert averaging is not None  # noqa: S101 (a group of options)
         shards = self.trainer.world_size if averaging.num_shards is None else averaging.num_shards
