@@ -565,7 +565,7 @@ def adapted_layer(network: nn.Module) -> str | None:
     """
     offsets = (DIFFFIT_OFFSET, DIFFFIT_BRANCH_OFFSET)
     for name, layer in network.named_modules():
-        shift = parametrize.is_parametrized(layer, "weight") and hasattr(layer.parametrizations.weight[0], "shift")  # type: ignore[index,union-attr,operator]
+        shift = parametrize.is_parametrized(layer, "weight") and hasattr(layer.parametrizations.weight[0], "shift")
         if shift or hasattr(layer, "lora_A") or any(offset in layer._parameters for offset in offsets):
             return name
     return None

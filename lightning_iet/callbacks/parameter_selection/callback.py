@@ -305,12 +305,12 @@ def find_denoiser(module: nn.Module, name: str | None = None, *, any_network: bo
                 f"{children}, but got {name!r}."
             ) from None
     copies = averaged_modules(module)
-    children = {
+    networks = {
         child: part
         for child, part in module.named_children()
         if not isinstance(part, AveragedModel) and not any(part is copy for copy in copies)
     }
-    fitting = {child: part for child, part in children.items() if any_network or has_blocks(part)}
+    fitting = {child: part for child, part in networks.items() if any_network or has_blocks(part)}
     found = {child: part for child, part in fitting.items() if _is_trained(part)} or fitting
     if len(found) > 1:
         raise ValueError(
@@ -374,7 +374,8 @@ def _copy_parameters(network: nn.Module, copy: nn.Module, names: frozenset[str])
 
 
 def _check_averages(trainer: Trainer) -> None:
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    for callback in callbacks:
         if isinstance(callback, lightning_classes("callbacks.WeightAveraging")) and callback._average_model is not None:
             raise MisconfigurationException(
                 f"ParameterSelection expected to come before {type(callback).__name__} in the trainer's callbacks, for "

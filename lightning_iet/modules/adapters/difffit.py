@@ -68,7 +68,7 @@ def fold_difffit(network: nn.Module) -> None:
     for layer in network.modules():
         for offset in _offsets(layer):
             scale = 1 + offset
-            layer.weight.mul_(scale.reshape(-1, *[1] * (layer.weight.ndim - 1)))  # type: ignore[operator,union-attr]
+            layer.weight.mul_(scale.reshape(-1, *[1] * (layer.weight.ndim - 1)))
             if layer.bias is not None:
                 layer.bias.mul_(scale)  # type: ignore[operator]
     remove_difffit(network)

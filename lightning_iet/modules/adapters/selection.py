@@ -205,7 +205,7 @@ def parameter_groups(network: nn.Module, *, norm_lr_scale: float = 1e-2) -> list
         >>> optimizer = torch.optim.Adam([{"params": group["params"]} for group in groups], lr=1e-4)
         >>> for group, options in zip(groups, optimizer.param_groups, strict=True):
         ...     options["lr"] *= group["lr_scale"]
-        >>> [options["lr"] for options in optimizer.param_groups]
+        >>> [round(options["lr"], 9) for options in optimizer.param_groups]
         [0.0001, 1e-06]
     """
     slow = {

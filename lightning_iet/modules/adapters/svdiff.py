@@ -54,13 +54,17 @@ class SpectralBasis:
         Args:
             weight: Of any shape with as many elements; this waits for the device.
         """
-        if weight.dtype == self.dtype:
-            return checksum(weight) == self.checksum
+        if weight.dtype == self.dtype and checksum(weight) == self.checksum:
+            return True
+        types = (torch.bfloat16, torch.float16)  # also of a weight that was read from such a checkpoint
+        rounded = next((t for t in types if torch.equal(weight.to(t).to(weight.dtype), weight)), None)
+        if rounded is None:
+            return False
         u, s, vh = self.on(weight.device)
         matrix = weight.detach().reshape(len(u), -1).to(vh.dtype)
         largest = matrix.abs().max()
         error = ((u * s) @ vh - matrix).abs()
-        return bool((error <= torch.finfo(weight.dtype).eps * matrix.abs() + 1e-5 * largest).all())
+        return bool((error <= torch.finfo(rounded).eps * matrix.abs() + 1e-5 * largest).all())
 
     def move(self, device: torch.device) -> None:
         """Keep the decomposition on one device only."""
@@ -166,7 +170,7 @@ def add_svdiff(network: nn.Module, layers: Iterable[str], *, folder: Path | str 
         >>> [name for name, parameter in network.named_parameters() if parameter.requires_grad]
         ['0.bias', '0.parametrizations.weight.0.shift']
     """
-    found = {name: network.get_submodule(name) for name in layers}
+    found: dict[str, Any] = {name: network.get_submodule(name) for name in layers}
     users: dict[int, list[str]] = {}
     for name, layer in network.named_modules():
         for parameter in layer._parameters.values():
@@ -183,17 +187,13 @@ def add_svdiff(network: nn.Module, layers: Iterable[str], *, folder: Path | str 
             raise ValueError(f"'{name}': {error}") from None
     for name, layer in found.items():
         parametrize.register_parametrization(layer, "weight", shifts[name], unsafe=True)
-        layer.parametrizations.weight.original.requires_grad_(False)  # type: ignore[index,union-attr,operator]
+        layer.parametrizations.weight.original.requires_grad_(False)
         layer.register_load_state_dict_post_hook(_rebuild)
 
 
 def spectral_shifts(network: nn.Module) -> dict[str, SpectralShift]:
     """The spectral shifts in a network, by the name of the layer."""
-    return {
-        name: layer.parametrizations.weight[0]  # type: ignore[index,union-attr,operator]
-        for name, layer in network.named_modules()
-        if _has_shift(layer)
-    }
+    return {name: layer.parametrizations.weight[0] for name, layer in network.named_modules() if _has_shift(layer)}
 
 
 def fold_svdiff(network: nn.Module) -> None:
@@ -221,14 +221,14 @@ def rebuild_bases(network: nn.Module) -> list[str]:
     return [
         name
         for name, layer in network.named_modules()
-        if _has_shift(layer) and layer.parametrizations.weight[0].rebuild(layer.parametrizations.weight.original)  # type: ignore[index,union-attr,operator]
+        if _has_shift(layer) and layer.parametrizations.weight[0].rebuild(layer.parametrizations.weight.original)
     ]
 
 
 def _rebuild(layer: nn.Module, incompatible_keys: Any) -> None:
     """Decompose the weight that a state dict has brought, unless it is the one of before."""
     if _has_shift(layer):
-        layer.parametrizations.weight[0].rebuild(layer.parametrizations.weight.original)  # type: ignore[index,union-attr,operator]
+        layer.parametrizations.weight[0].rebuild(layer.parametrizations.weight.original)
 
 
 def share_bases(network: nn.Module, copy: nn.Module) -> None:
@@ -250,25 +250,22 @@ def checksum(weight: Tensor) -> tuple[int, int, int]:
 
 
 def _remove(network: nn.Module, *, folded: bool) -> None:
-    for layer in list(network.modules()):
-        if _has_shift(layer):
-            is_trained = layer.parametrizations.weight.original.requires_grad  # type: ignore[index,union-attr,operator]
-            with torch.no_grad():
-                parametrize.remove_parametrizations(layer, "weight", leave_parametrized=folded)
-            layer.weight.requires_grad_(is_trained)
-            # As layers are made: the weight comes first, also in the order of parameters and state dicts.
-            weight = layer._parameters.pop("weight")
-            layer._parameters = {"weight": weight, **layer._parameters}  # type: ignore[assignment]
-            hooks = layer._load_state_dict_post_hooks
-            for number in [number for number, hook in hooks.items() if hook is _rebuild]:
-                del hooks[number]
+    adapted: list[Any] = [layer for layer in network.modules() if _has_shift(layer)]
+    for layer in adapted:
+        is_trained = layer.parametrizations.weight.original.requires_grad
+        with torch.no_grad():
+            parametrize.remove_parametrizations(layer, "weight", leave_parametrized=folded)
+        layer.weight.requires_grad_(is_trained)
+        # As layers are made: the weight comes first, also in the order of parameters and state dicts.
+        weight = layer._parameters.pop("weight")
+        layer._parameters = {"weight": weight, **layer._parameters}
+        hooks = layer._load_state_dict_post_hooks
+        for number in [number for number, hook in hooks.items() if hook is _rebuild]:
+            del hooks[number]
 
 
 def _has_shift(layer: nn.Module) -> bool:
-    return parametrize.is_parametrized(layer, "weight") and isinstance(
-        layer.parametrizations.weight[0],  # type: ignore[index,union-attr,operator]
-        SpectralShift,
-    )
+    return parametrize.is_parametrized(layer, "weight") and isinstance(layer.parametrizations.weight[0], SpectralShift)
 
 
 def _check_layer(name: str, layer: nn.Module, users: dict[int, list[str]]) -> None:
@@ -283,7 +280,7 @@ def _check_layer(name: str, layer: nn.Module, users: dict[int, list[str]]) -> No
             f"{type(layer).__name__}. Leave it out."
         )
     weight = layer.weight
-    if not isinstance(weight, nn.Parameter) or not weight.is_floating_point():  # type: ignore[unreachable]
+    if not isinstance(weight, nn.Parameter) or not weight.is_floating_point():
         raise ValueError(
             f"SV-DIFF expected a weight of floating-point numbers in '{name}', but got {weight.dtype}: quantised "
             "weights have no singular values to train. Load the network in float32, bfloat16 or float16."
@@ -307,7 +304,7 @@ def _decompose(weight: Tensor, folder: Path | None) -> tuple[Tensor, Tensor, Ten
             kept = load_file(file)
         except Exception as error:  # safetensors raises errors of its own on a damaged file
             raise ValueError(f"SV-DIFF expected a decomposition in '{file}', but got {error}. Delete it.") from error
-        return tuple(kept[name].to(weight.device) for name in ("u", "s", "vh"))  # type: ignore[return-value]
+        return tuple(kept[name].to(weight.device) for name in ("u", "s", "vh"))
     if not weight.is_meta and not torch.isfinite(matrix).all():
         raise ValueError("SV-DIFF expected a weight of finite numbers, but got NaN or infinity.")
     if len(matrix) == 1:  # a row is its own decomposition
