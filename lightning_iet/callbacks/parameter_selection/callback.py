@@ -374,9 +374,10 @@ def _copy_parameters(network: nn.Module, copy: nn.Module, names: frozenset[str])
 
 
 def _check_averages(trainer: Trainer) -> None:
-    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    kinds = lightning_classes("callbacks.WeightAveraging")
+    callbacks: list[Any] = [c for c in trainer.callbacks if isinstance(c, kinds)]  # type: ignore[attr-defined]
     for callback in callbacks:
-        if isinstance(callback, lightning_classes("callbacks.WeightAveraging")) and callback._average_model is not None:
+        if callback._average_model is not None:
             raise MisconfigurationException(
                 f"ParameterSelection expected to come before {type(callback).__name__} in the trainer's callbacks, for "
                 "that one copies the module, but got it before. Exchange them."

@@ -65,12 +65,13 @@ def fold_difffit(network: nn.Module) -> None:
         >>> torch.equal(network(torch.ones(1, 1)), scaled), list(network.state_dict())
         (True, ['0.weight', '0.bias'])
     """
-    for layer in network.modules():
+    layers: list[Any] = list(network.modules())
+    for layer in layers:
         for offset in _offsets(layer):
             scale = 1 + offset
             layer.weight.mul_(scale.reshape(-1, *[1] * (layer.weight.ndim - 1)))
             if layer.bias is not None:
-                layer.bias.mul_(scale)  # type: ignore[operator]
+                layer.bias.mul_(scale)
     remove_difffit(network)
 
 

@@ -225,7 +225,7 @@ def rebuild_bases(network: nn.Module) -> list[str]:
     ]
 
 
-def _rebuild(layer: nn.Module, incompatible_keys: Any) -> None:
+def _rebuild(layer: Any, incompatible_keys: Any) -> None:
     """Decompose the weight that a state dict has brought, unless it is the one of before."""
     if _has_shift(layer):
         layer.parametrizations.weight[0].rebuild(layer.parametrizations.weight.original)
@@ -264,7 +264,7 @@ def _remove(network: nn.Module, *, folded: bool) -> None:
             del hooks[number]
 
 
-def _has_shift(layer: nn.Module) -> bool:
+def _has_shift(layer: Any) -> bool:
     return parametrize.is_parametrized(layer, "weight") and isinstance(layer.parametrizations.weight[0], SpectralShift)
 
 
