@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lightning_iet.audit.cache import BlockCache, Progress, in_blocks
 from lightning_iet.audit.reading import ImageSet, image_set
 from lightning_iet.modules import DiffusionModule
+from lightning_iet.modules.base import averaged_network
 from lightning_iet.modules.pretrained import PIPELINES, SCHEDULERS, load_any_module, specify
 from lightning_iet.modules.sampling import Sampler
 from lightning_iet.utilities.errors import first_line
@@ -56,6 +57,8 @@ def load_checkpoint(path: Path, *, use_ema: bool = True) -> Generator:
             f"which is one of a {type(module).__name__}."
         )
     network = module.ema if use_ema and module.ema is not None else module.unet
+    if module.selection is not None:  # adapters, or an average of a part: neither says all about the network
+        network = averaged_network(module.unet, module.ema if use_ema else None)
     return Generator(module, str(path), _hash(module, network), use_ema and module.ema is not None)
 
 

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from lightning_iet.callbacks.augmentation import ThresholdAwareAugmentation
     from lightning_iet.callbacks.evaluation import Evaluation
     from lightning_iet.callbacks.parameter_averaging import ParameterAveragingCallback
+    from lightning_iet.callbacks.parameter_selection import ParameterSelection
     from lightning_iet.callbacks.progress import RunProgressBar
     from lightning_iet.callbacks.redistribution import Redistribution
 else:
@@ -18,6 +19,7 @@ __all__ = [
     "AntiGradientControl",
     "Evaluation",
     "ParameterAveragingCallback",
+    "ParameterSelection",
     "Redistribution",
     "RunProgressBar",
     "ThresholdAwareAugmentation",

@@ -49,8 +49,9 @@ examples
   {PROGRAM} sweep configs/sweeps/agc_threshold.yaml --jobs 2
 
 {PROGRAM} COMMAND --help lists the options of a command. Methods are groups of options of `fit`: --agc.*,
---averaging.*, --redistribution.*, --augmentation.*, --evaluation.*; --agc.threshold 0, --averaging.num_shards 1,
---redistribution.fraction 0 and --augmentation.max_magnitude 0, the defaults, switch them off.
+--averaging.*, --selection.*, --redistribution.*, --augmentation.*, --evaluation.*; --agc.threshold 0,
+--averaging.num_shards 1, --selection.family all, --redistribution.fraction 0 and --augmentation.max_magnitude 0, the
+defaults, switch them off.
 Set {TRACEBACK_VARIABLE}=1 to see the traceback of an error.
 """
 

@@ -12,6 +12,7 @@ from lightning_iet.callbacks import (
     AntiGradientControl,
     Evaluation,
     ParameterAveragingCallback,
+    ParameterSelection,
     Redistribution,
     RunProgressBar,
     ThresholdAwareAugmentation,
@@ -37,6 +38,7 @@ class IETCLI(LightningCLI):
         """Add a group of options for each method, such as ``--agc.*``: flat keys, also for sweeps."""
         parser.add_lightning_class_args(AntiGradientControl, "agc")
         parser.add_lightning_class_args(ParameterAveragingCallback, "averaging")
+        parser.add_lightning_class_args(ParameterSelection, "selection")
         parser.add_lightning_class_args(Evaluation, "evaluation")
         parser.add_lightning_class_args(Redistribution, "redistribution")
         parser.add_lightning_class_args(ThresholdAwareAugmentation, "augmentation")
@@ -88,6 +90,8 @@ class IETCLI(LightningCLI):
             if error.__cause__ is None or "of the Union subtypes" not in str(error):
                 raise
             raise error.__cause__ from None  # what a class has to say, without all that jsonargparse tried
+        # First, for callbacks of a configuration may copy the module in `setup`.
+        self.trainer.callbacks.sort(key=lambda callback: not isinstance(callback, ParameterSelection))  # type: ignore[attr-defined]
         averaging = find_callback(self.trainer, ParameterAveragingCallback)
         assert averaging is not None  # noqa: S101 (a group of options)
         shards = self.trainer.world_size if averaging.num_shards is None else averaging.num_shards

@@ -1,6 +1,8 @@
 """What both diffusion modules share: losses, optimizer, average of the weights, random numbers, checkpoints."""
 
+import copy
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, Self
 
 import lightning.pytorch as pl
@@ -16,7 +18,9 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from lightning_iet.functional.checks import check_number
 from lightning_iet.functional.diffusion import mean_loss, prediction_target, sample_losses
+from lightning_iet.functional.parameter_groups import ParameterGroups, adapted_layer
 from lightning_iet.functional.seeding import derive_seed
+from lightning_iet.modules.adapters import Selection, fold_adapters, parameter_groups, select_parameters
 from lightning_iet.modules.pretrained import check_same_architecture
 from lightning_iet.utilities.random import seed_rng
 
@@ -93,6 +97,34 @@ class ExponentialMovingAverage(AveragedModel):
         return functional_call(network, self.weights(), args, kwargs)
 
 
+def averaged_network(network: nn.Module, ema: ExponentialMovingAverage | None) -> nn.Module:
+    """Return a network with its averaged weights and without adapters; a copy, unless it is at hand.
+
+    Args:
+        network: With or without adapters.
+        ema: Its average; ``None`` = its own weights.
+
+    Example:
+        >>> network = nn.Sequential(nn.Linear(1, 1).requires_grad_(False), nn.Linear(1, 1, bias=False))
+        >>> average = ExponentialMovingAverage(network, decay=0.5, trainable_only=True)
+        >>> start = network[1].weight.item()
+        >>> _ = network[1].weight.data.fill_(3.0)
+        >>> averaged_network(network, average)[1].weight.item() == start
+        True
+        >>> averaged_network(network, None) is network
+        True
+    """
+    if ema is not None and ema.names is None:
+        return ema.module
+    if ema is None and adapted_layer(network) is None:
+        return network
+    own = copy.deepcopy(network)
+    if ema is not None:
+        own.load_state_dict(ema.weights(), strict=False)
+    fold_adapters(own)
+    return own
+
+
 class DenoisingModule(pl.LightningModule):
     """Base of the diffusion modules: trains ``unet``, with an average of its weights and one loss for each sample.
 
@@ -124,6 +156,8 @@ class DenoisingModule(pl.LightningModule):
         self.warmup_steps = warmup_steps
         self.ema_decay = ema_decay
         self.guidance_scale = guidance_scale
+        self.selection: Selection | None = None
+        self.norm_lr_scale = 1.0
         self.loss_reducer: Callable[[Tensor, Tensor], Tensor] = mean_loss
 
     def average_weights(self, *, trainable_only: bool = False) -> None:
@@ -131,6 +165,35 @@ class DenoisingModule(pl.LightningModule):
         self.ema = None
         if self.ema_decay:
             self.ema = ExponentialMovingAverage(self.unet, decay=self.ema_decay, trainable_only=trainable_only)
+
+    def select_parameters(
+        self, selection: Selection, *, bases: Path | None = None, norm_lr_scale: float = 1e-2
+    ) -> tuple[ParameterGroups, frozenset[str]]:
+        """Add adapters to ``unet`` and freeze the rest; the average starts anew, of what trains alone.
+
+        :class:`~lightning_iet.callbacks.ParameterSelection` calls it before training starts.
+
+        Args:
+            selection: What trains.
+            bases: Folder for SV-DIFF's decompositions, see :func:`~lightning_iet.modules.adapters.add_svdiff`.
+            norm_lr_scale: Factor of the learning rate of SV-DIFF's shifts of norms.
+
+        Returns:
+            See :func:`~lightning_iet.modules.adapters.select_parameters`.
+
+        Raises:
+            ValueError: If the selection does not fit ``unet``, or there is another one already.
+        """
+        if self.selection is None:
+            self._selected = select_parameters(self.unet, selection, bases=bases)
+            self.selection, self.norm_lr_scale = selection, norm_lr_scale
+            self.average_weights(trainable_only=True)
+        elif self.selection != selection:
+            raise ValueError(
+                f"{type(self).__name__} expected one selection of parameters, but got a second one, of the family "
+                f"'{selection.family}' after '{self.selection.family}'. Start from a module without."
+            )
+        return self._selected
 
     @property
     def num_timesteps(self) -> int:
@@ -199,7 +262,13 @@ class DenoisingModule(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Make the optimizer over those parameters of ``unet`` that require gradients, and the warm-up."""
-        optimizer = self.optimizer([parameter for parameter in self.unet.parameters() if parameter.requires_grad])
+        groups = parameter_groups(self.unet, norm_lr_scale=self.norm_lr_scale)
+        if len(groups) == 1:
+            optimizer = self.optimizer(groups[0]["params"])
+        else:
+            optimizer = self.optimizer([{"params": group["params"]} for group in groups])
+        for group, options in zip(groups, optimizer.param_groups, strict=True):
+            options["lr"] = options["lr"] * group["lr_scale"]
         if not self.warmup_steps:
             return optimizer
         # LinearLR starts at a factor > 0: step 1 of n has 1/n of the rate.
@@ -271,7 +340,34 @@ class DenoisingModule(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what is needed to build the module again."""
-        checkpoint["specification"] = self.specification()
+        checkpoint["specification"] = self.specification() | self._selection_specification()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Select the parameters that the checkpoint's run selected, unless training resumes.
+
+        Raises:
+            ValueError: If training is to resume with another selection.
+        """
+        saved = checkpoint.get("specification", {}).get("selection")
+        own = self._selection_specification().get("selection")
+        if saved == own:
+            return
+        trainer: Any = self._trainer
+        if own is None and (trainer is None or trainer.state.fn != "fit"):
+            options = dict(saved)
+            scale = options.pop("norm_lr_scale")
+            self.select_parameters(Selection(**options), norm_lr_scale=scale)
+            return
+        there, here = ("everything" if found is None else f"a part ('{found['family']}')" for found in (saved, own))
+        raise ValueError(
+            f"The checkpoint expected a module of which {there} is trained, but got one of which {here} is. Use the "
+            "selection of the run that wrote it."
+        )
+
+    def _selection_specification(self) -> dict[str, Any]:
+        if self.selection is None:
+            return {}
+        return {"selection": self.selection.specification() | {"norm_lr_scale": self.norm_lr_scale}}
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Load weights.
@@ -293,5 +389,7 @@ class DenoisingModule(pl.LightningModule):
             **kwargs: Arguments of the constructor that win over those of the checkpoint.
         """
         checkpoint = torch.load(checkpoint_path, map_location="cpu", weights_only=True, mmap=True)
-        arguments = cls.constructor_arguments(checkpoint.get("specification", {}), checkpoint_path, kwargs)
+        specification = dict(checkpoint.get("specification", {}))
+        specification.pop("selection", None)  # on_load_checkpoint takes it, once the module is there
+        arguments = cls.constructor_arguments(specification, checkpoint_path, kwargs)
         return super().load_from_checkpoint(checkpoint_path, map_location, weights_only=True, **arguments)

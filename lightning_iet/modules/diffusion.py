@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lightning_iet.data.samples import labels_of
 from lightning_iet.functional.checks import check_number
-from lightning_iet.modules.base import DenoisingModule
+from lightning_iet.modules.base import DenoisingModule, averaged_network
 from lightning_iet.modules.conditioning import (
     Labels,
     check_denoiser,
@@ -270,7 +270,7 @@ class DiffusionModule(DenoisingModule):
         Raises:
             TypeError: If the denoiser is none of diffusers'.
         """
-        denoiser = self.unet if self.ema is None or not use_ema else self.ema.module
+        denoiser = averaged_network(self.unet, self.ema if use_ema else None)
         return make_pipeline(denoiser, make_sampler(sampler, self.scheduler))
 
     # --- checkpoints -----------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ from typing import Any, Literal
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, SchedulerMixin
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from lightning_iet.functional.diffusion import guide
 from lightning_iet.functional.seeding import derive_seed
@@ -89,10 +90,11 @@ def sample_images(
             noise = torch.stack([torch.randn(shape, generator=generator) for generator in generators])
             images = noise.to(weight) * scheduler.init_noise_sigma
             told = conditions(numbers)
-            for timestep in scheduler.timesteps:
-                timesteps = timestep.to(images.device).expand(len(images))
-                prediction = guided(denoise, images, timesteps, told, add_null=add_null, scale=guidance_scale)
-                images = scheduler.step(prediction, timestep, images, generator=generators).prev_sample
+            with parametrize.cached():  # SV-DIFF forms its weights once, not in each step
+                for timestep in scheduler.timesteps:
+                    timesteps = timestep.to(images.device).expand(len(images))
+                    prediction = guided(denoise, images, timesteps, told, add_null=add_null, scale=guidance_scale)
+                    images = scheduler.step(prediction, timestep, images, generator=generators).prev_sample
             batches.append(decode(images).float().cpu())
             if progress is not None:
                 progress(len(numbers))

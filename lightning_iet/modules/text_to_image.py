@@ -13,6 +13,8 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 
 from lightning_iet.functional.checks import check_number
+from lightning_iet.functional.parameter_groups import ParameterGroups
+from lightning_iet.modules.adapters import Selection, add_lora, fold_adapters
 from lightning_iet.modules.base import DenoisingModule
 from lightning_iet.modules.latent_diffusion.encoders import (
     CaptionEncoder,
@@ -21,7 +23,6 @@ from lightning_iet.modules.latent_diffusion.encoders import (
     check_captioned,
     fingerprint,
 )
-from lightning_iet.modules.latent_diffusion.lora import add_lora, fuse_lora
 from lightning_iet.modules.latent_diffusion.pipelines import open_pipeline
 from lightning_iet.modules.pretrained import check_same_architecture
 from lightning_iet.modules.sampling import Sampler, make_sampler, sample_images
@@ -120,13 +121,7 @@ class TextToImageModule(DenoisingModule):
             # Only then: Lightning warns of this hook wherever there is a data module.
             self.on_before_batch_transfer = self._look_up  # type: ignore[method-assign]
             warnings.filterwarnings("ignore", message=".*overridden `on_before_batch_transfer` in `LightningModule`.*")
-        frozen = {
-            name: parameter
-            for name, parameter in self.named_parameters()
-            if not parameter.requires_grad and not name.startswith("ema.")
-        }
-        self._frozen_names = frozenset(frozen)
-        self._specification = {
+        self._specification: dict[str, Any] = {
             "module": "TextToImageModule",
             "pretrained": None if pretrained is None else str(pretrained),
             "synthetic": synthetic,
@@ -139,8 +134,36 @@ class TextToImageModule(DenoisingModule):
             "caption_dropout": caption_dropout,
             "sample_prompts": sample_prompts if isinstance(sample_prompts, str | None) else list(sample_prompts),
             "guidance_scale": guidance_scale,
-            "frozen": fingerprint(frozen),
         }
+        self._note_frozen()
+
+    def _note_frozen(self) -> None:
+        """List the weights that a checkpoint leaves out, and fingerprint them."""
+        frozen = {
+            name: parameter
+            for name, parameter in self.named_parameters()
+            if not parameter.requires_grad and not name.startswith("ema.")
+        }
+        self._frozen_names = frozenset(frozen)
+        self._specification["frozen"] = fingerprint(frozen)
+
+    def select_parameters(
+        self, selection: Selection, *, bases: Path | None = None, norm_lr_scale: float = 1e-2
+    ) -> tuple[ParameterGroups, frozenset[str]]:
+        """Add adapters to ``unet`` and freeze the rest, see :class:`~lightning_iet.modules.base.DenoisingModule`.
+
+        Raises:
+            ValueError: Also if the module was made with ``lora_rank``.
+        """
+        if self._specification["lora_rank"] is not None:
+            raise ValueError(
+                f"Argument `lora_rank` expected None beside a selection of parameters, but got "
+                f"{self._specification['lora_rank']} and the family '{selection.family}'. Use --selection.family lora "
+                "with --selection.lora_rank, or no selection."
+            )
+        selected = super().select_parameters(selection, bases=bases, norm_lr_scale=norm_lr_scale)
+        self._note_frozen()
+        return selected
 
     # --- training --------------------------------------------------------------------------------------------------
 
@@ -272,8 +295,7 @@ class TextToImageModule(DenoisingModule):
         unet = parts["unet"]
         if use_ema and self.ema is not None:
             unet.load_state_dict(self.ema.weights(), strict=False)
-        if getattr(unet, "peft_config", None):
-            fuse_lora(unet)
+        fold_adapters(unet)
         _, height, width = self._latent_shape
         unet.register_to_config(sample_size=height if height == width else (height, width))
         parts["scheduler"] = make_sampler(sampler, self.scheduler)
@@ -351,6 +373,7 @@ class TextToImageModule(DenoisingModule):
         Raises:
             ValueError: If they do not.
         """
+        super().on_load_checkpoint(checkpoint)
         saved = checkpoint.get("specification", {})
         for name in ("lora_rank", "lora_alpha", "lora_targets"):
             if name in saved and saved[name] != self._specification[name]:

@@ -19,8 +19,10 @@ from torch import nn
 from lightning_iet.callbacks.anti_gradient_control.callback import AntiGradientControl
 from lightning_iet.callbacks.parameter_averaging.callback import ParameterAveragingCallback
 from lightning_iet.callbacks.parameter_averaging.checks import check_trainer, limit_per_shard
+from lightning_iet.callbacks.parameter_selection import ParameterSelection
 from lightning_iet.data.shard_sampler import ShardPlan, ShardSampler
 from lightning_iet.data.sharding import ShardedDataModule
+from lightning_iet.modules.adapters.svdiff import spectral_shifts
 from lightning_iet.shards.layout import frozen_tensors, shard_tensors
 from lightning_iet.utilities.lightning import find_callback
 
@@ -36,6 +38,8 @@ class ModelSize:
         optimizer: Bytes of the optimizer's state, once it has taken a step; None where it cannot be told.
         gradients: Bytes of the gradients.
         shared: Bytes of what shards share.
+        bases: Bytes of SV-DIFF's decompositions, which shards share as well.
+        forming: Floating-point operations that form SV-DIFF's weights once.
     """
 
     trained: int
@@ -44,6 +48,8 @@ class ModelSize:
     optimizer: int | None
     gradients: int
     shared: int
+    bases: int = 0
+    forming: int = 0
 
     @property
     def shard(self) -> int:
@@ -62,13 +68,14 @@ def model_size(module: nn.Module) -> ModelSize:
         >>> module = nn.Linear(9, 1)
         >>> module.optimizer = torch.optim.Adam
         >>> model_size(module)
-        ModelSize(trained=10, frozen=0, averaged=40, optimizer=80, gradients=40, shared=0)
+        ModelSize(trained=10, frozen=0, averaged=40, optimizer=80, gradients=40, shared=0, bases=0, forming=0)
     """
     trained = [p for p in module.parameters() if p.requires_grad]
     floats, _ = shard_tensors(module)
     others = frozen_tensors(module)
     number, gradients = sum(p.numel() for p in trained), _bytes(trained)
     make = getattr(module, "optimizer", None)
+    bases = {id(shift.basis): shift.basis for shift in spectral_shifts(module).values()}.values()
     return ModelSize(
         trained=number,
         frozen=sum(tensor.numel() for tensor in others.values()),
@@ -76,6 +83,8 @@ def model_size(module: nn.Module) -> ModelSize:
         optimizer=None if make is None else round(_state_per_parameter(make) * number),
         gradients=gradients,
         shared=_bytes(others.values()),
+        bases=sum(basis.nbytes for basis in bases),
+        forming=sum(basis.flops for basis in bases),
     )
 
 
@@ -168,7 +177,7 @@ class Cost:
     @property
     def memory(self) -> int:
         """Bytes in each process: states of its shards, gradients, what is shared; without activations."""
-        return self.schedule.hosted * self.size.shard + self.size.gradients + self.size.shared
+        return self.schedule.hosted * self.size.shard + self.size.gradients + self.size.shared + self.size.bases
 
     @property
     def sent(self) -> float:
@@ -188,7 +197,10 @@ def cost_table(cost: Cost) -> Table:
     size, schedule = cost.size, cost.schedule
     shards, averagings = len(schedule.shard_sizes), schedule.averagings
     table = Table("what", "how much", "made up of", title="What this run will cost")
-    table.add_row("trained parameters", _count(size.trained), f"{_count(size.frozen)} frozen ones beside them")
+    share = f" ({100 * size.trained / (size.trained + size.frozen):.3g} %)" if size.frozen else ""
+    table.add_row(
+        "trained parameters", f"{_count(size.trained)}{share}", f"{_count(size.frozen)} frozen ones beside them"
+    )
     sizes = sorted(set(schedule.shard_sizes))
     table.add_row("shards", str(shards), f"{' to '.join(f'{n:,}' for n in (sizes[0], sizes[-1])[: len(sizes)])} images")
     table.add_row("processes", str(schedule.processes), f"{schedule.hosted} shard(s) on each, in turn")
@@ -200,7 +212,10 @@ def cost_table(cost: Cost) -> Table:
     optimizer = "of the optimizer: not known" if size.optimizer is None else f"optimizer {_memory(size.optimizer)}"
     made = f"{schedule.hosted} × (weights, averages {_memory(size.averaged)} + {optimizer})"
     made += f" + gradients {_memory(size.gradients)}" + (f" + frozen {_memory(size.shared)}" if size.shared else "")
+    made += f" + SV-DIFF's bases {_memory(size.bases)}" if size.bases else ""
     table.add_row("memory of a process", _memory(cost.memory), f"{made}; activations come on top")
+    if size.bases:
+        table.add_row("SV-DIFF", f"{size.forming / 1e12:.3g} TFLOP", "in each forward pass, and as many backward")
     if cost.peak is not None:
         table.add_row("measured peak", _memory(cost.peak), f"memory of {cost.device}, with activations")
     if shards > 1:
@@ -295,6 +310,9 @@ class PlanningTrainer(pl.Trainer):
             check_trainer(
                 self, model, round_steps=averaging.every_n_train_steps
             )  # a run that would be refused has no cost
+        selection = find_callback(self, ParameterSelection)
+        if selection is not None and not selection.apply(model):
+            raise ValueError("Argument `family` expected a model whose denoiser is there from the start, but got none.")
         datamodule.prepare_data()
         datamodule.setup("fit")
         cost = Cost(model_size(model), schedule_of(self, datamodule), device=str(self.strategy.root_device))
@@ -369,7 +387,7 @@ def _measured(
     """Train for a few steps of the first shard, as the run would begin; nothing but the methods is called."""
     accumulated = trainer.accumulate_grad_batches
     clock = _Clock((steps + 2) * accumulated)
-    methods = (AntiGradientControl, ParameterAveragingCallback)
+    methods = (AntiGradientControl, ParameterAveragingCallback, ParameterSelection)
     trainer.callbacks = [*(c for c in trainer.callbacks if isinstance(c, methods)), clock]  # type: ignore[attr-defined]
     trainer.loggers = []
     trainer.limit_val_batches = trainer.num_sanity_val_steps = 0
