@@ -24,7 +24,7 @@ from lightning_iet.functional.sharding import from_assignment, partition
 from tests.helpers.models import quiet_trainer, tiny_diffusion
 from tests.helpers.weights import assert_same_bits, state_of
 
-SEED, THRESHOLD, DECAY, TIMESTEPS = 3, 0.7, 0.8, 2
+SEED, THRESHOLD, DECAY, TIMESTEPS = 3, 0.7, 0.3, 2
 
 
 class Given(pl.LightningModule):
