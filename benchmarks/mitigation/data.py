@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 from benchmarks.mitigation.rows import Row
 from benchmarks.mitigation.settings import Setting
 from lightning_iet.data import FashionMNISTDataModule, IndexedImages
+from lightning_iet.data.augmentation import Augmented
 from lightning_iet.data.duplicates import repeat_images
 from lightning_iet.data.samples import RandomFlips
 from lightning_iet.data.splits import select_disjoint
@@ -88,6 +89,8 @@ class Sets(pl.LightningDataModule):
             self.train_set = IndexedImages(pixels[kept], self.every_image.targets[kept])
         anchors = unseen[: row.num_anchors]
         self.anchor_set = IndexedImages(images[anchors], labels[anchors]) if row.num_anchors else None
+        if row.max_magnitude:
+            self.train_set = Augmented(self.train_set)
         self.batch_size = setting.batch_size
         self.flip = row.flip
 

@@ -24,6 +24,8 @@ class Row:
         train_factor: times the setting's number of training images.
         epsilon: that DP-SGD may spend until its end; 0 = ordinary training.
         agc: further options of anti-gradient control, as pairs of name and value.
+        exchange: how samples move between shards: ``"most_skipped"``, ``"random"``, or ``""`` = not at all.
+        max_magnitude: of threshold-aware augmentation; 0 = off.
         deduplicated: share of the near-duplicates in an uneven training set that are removed before training.
         only: the settings' sources that the row is for; empty = all.
     """
@@ -43,6 +45,8 @@ class Row:
     train_factor: float = 1
     epsilon: float = 0.0
     agc: tuple[tuple[str, Any], ...] = ()
+    exchange: str = ""
+    max_magnitude: int = 0
     deduplicated: float = 0.0
     only: tuple[str, ...] = ()
 
@@ -109,6 +113,15 @@ ROWS = (
     Row(
         "half_deduplicated_record_weights", "half removed, then weights 0.03",
         agc=_options(criterion="record", eta=0.03), deduplicated=0.5, **_RECORD,
+    ),
+    *(
+        Row(name, f"IET-AGC, K = 4, {what}", exchange=exchange, max_magnitude=magnitude, only=_UNEVEN, **_IET_AGC)
+        for name, what, exchange, magnitude in (
+            ("iet_agc_random", "samples exchanged at random", "random", 0),
+            ("iet_agc_msr", "most skipped samples exchanged", "most_skipped", 0),
+            ("iet_agc_taa", "augmentation near the threshold", "", 5),
+            ("iet_agc_plus", "both: IET-AGC+", "most_skipped", 5),
+        )
     ),
     Row("dp_sgd", "DP-SGD, ε = 10, δ = 0.001, at 1 ×", epsilon=10.0, **_DIGITS),
     # Where the methods help: rounds of other lengths, a higher threshold with shards, fewer images.

@@ -17,8 +17,11 @@ from lightning_iet.evaluation.membership import mean_losses, spread_timesteps
 from lightning_iet.evaluation.memorization import RATIO, below, measure_closeness
 from lightning_iet.functional.checks import unit_interval
 from lightning_iet.functional.membership_inference import membership_inference
+from lightning_iet.functional.memorization import nearest_ratio
+from lightning_iet.functional.neighbors import nearest_neighbors
 from lightning_iet.metrics import frechet_distance
 
+FIDS = {"fid": "reference", "fid_selection": "selection"}  # to which real images
 MQ = (0.15, 0.3)
 TIMESTEPS = 10  # at which an image's loss is taken
 NON_MEMBERS = 200  # control images that the attack tells from training images
@@ -63,13 +66,17 @@ class Judge:
 
     def of_images(self, images: Tensor) -> dict[str, float]:
         """Quality, and closeness to training images: shares of the images, and of training images that were copied."""
-        train = _images(self.sets.train_set).to(self.device)
+        train = _images(self.sets.every_image).to(self.device)
+        if self.setting.is_uneven:
+            found = nearest_neighbors(images.to(self.device), train, min(2 * self.setting.repeats + 10, len(train)))
+            copies = copies_by_source(*found, self.sets.source, num_repeated=self.setting.num_repeated)
+            quality = {name: self._fid(images, f"{set_}_set") for name, set_ in FIDS.items()}
+            return quality | copies
         # Of what was trained on mirrored images, the image or its mirror image, whichever is nearer.
         closeness = measure_closeness(images, train, min(50, len(train)), mirrored=self.row.flip)
         counts = closeness.count(thresholds=MQ)
         return {
-            "fid": self._fid(images, "reference_set"),
-            "fid_selection": self._fid(images, "selection_set"),
+            **{name: self._fid(images, f"{set_}_set") for name, set_ in FIDS.items()},
             "memorized_fraction": counts.memorized_fraction,
             "copied_images": len(closeness.nearest[below(closeness.ratio, RATIO)].unique()) / len(train),
             **{f"mq_{threshold}": share for threshold, share in counts.mq.items()},
@@ -92,7 +99,7 @@ class Judge:
 
     def _losses(self, module: DiffusionModule, images: IndexedImages) -> Tensor:
         timesteps = spread_timesteps(TIMESTEPS, module.num_timesteps)
-        places = torch.arange(min(len(images), max(NON_MEMBERS, len(self.sets.train_set))))
+        places = torch.arange(min(len(images), max(NON_MEMBERS, len(self.sets.every_image))))
         return mean_losses(module, _images(images)[places], places, timesteps)
 
     def _fid(self, images: Tensor, name: str) -> float:
@@ -104,6 +111,39 @@ class Judge:
     @cached_property
     def _frechet(self) -> dict[str, ImageMeasures]:
         return {}
+
+
+def copies_by_source(sq_distances: Tensor, nearest: Tensor, source: Tensor, *, num_repeated: int) -> dict[str, float]:
+    """Shares of drawn images that copy a repeated training image, and one that occurs once.
+
+    The occurrences of an image count as one: the ratio is that of the distance to the nearest training image and to the
+    nearest one that shows another image.
+
+    Args:
+        sq_distances: squared, to the ``k`` nearest training images, shape ``(Q, k)``, with k above the number of
+            occurrences of any image.
+        nearest: their positions, shape ``(Q, k)``.
+        source: what each training image shows, shape ``(N,)``.
+        num_repeated: the sources below this number occur many times.
+
+    Example:
+        >>> copies_by_source(torch.tensor([[1.0, 1.0, 100.0]]), torch.tensor([[0, 2, 1]]), torch.tensor([0, 1, 0]),
+        ...     num_repeated=1)["copies_repeated"]
+        1.0
+    """
+    shown = source.to(nearest.device)[nearest]
+    is_other = shown != shown[:, :1]
+    if not is_other.any(dim=1).all():
+        raise ValueError("Argument `nearest` expected an image of another source in each row; look at more neighbours.")
+    second = sq_distances.gather(1, is_other.int().argmax(dim=1, keepdim=True))[:, 0]
+    ratio = nearest_ratio(torch.stack([sq_distances[:, 0], second], dim=1))
+    is_repeated = shown[:, 0] < num_repeated
+    found = {"nearest_repeated": float(is_repeated.double().mean())}
+    for name, limit in (("", 1 / 3), ("_half", 1 / 2)):
+        for kind, chosen in (("repeated", is_repeated), ("once", ~is_repeated)):
+            found[f"copies_{kind}{name}"] = float(((ratio < limit) & chosen).double().mean())
+    found["memorized_fraction"] = found["copies_repeated"] + found["copies_once"]
+    return found
 
 
 def _images(images: IndexedImages) -> Tensor:

@@ -110,8 +110,8 @@ FASHION = Setting(
 )  # fmt: skip
 
 _UNEVEN = {
-    "num_train": 400, "num_repeated": 10, "batch_size": 32, "stop": 1_600, "lengths": (0.5, 1, 1.5, 2, 3),
-    "plain_lengths": (0.5, 1, 1.5, 2, 3), "num_control": 300, "num_selection": 300, "ema_decay": 0.995,
+    "num_train": 400, "num_repeated": 10, "batch_size": 32, "stop": 1_600, "lengths": (0.5, 1, 1.5, 2),
+    "plain_lengths": (0.5, 1, 1.5, 2), "num_control": 300, "num_selection": 300, "ema_decay": 0.995,
 }  # fmt: skip
 UNEVEN_DIGITS = replace(DIGITS, name="uneven_digits", **_UNEVEN)
 UNEVEN_FASHION = replace(
@@ -147,7 +147,8 @@ _FASHION_ROWS = (
 _UNEVEN_ROWS = (
     "plain", "plain_with_unseen", "dropout_flips", "deduplicated", "half_deduplicated", "agc_0.5", "agc_0.8",
     "anchored_64", "quantile", "record_1", "record_0.5", "record_median", "record_weights", "record_weights_0.1",
-    "half_deduplicated_record_weights", "iet_4", "iet_agc_4",
+    "half_deduplicated_record_weights", "iet_4", "iet_agc_4", "iet_agc_random", "iet_agc_msr",
+    "iet_agc_taa", "iet_agc_plus",
 )  # fmt: skip
 
 PRESETS = {

@@ -15,7 +15,14 @@ from benchmarks.mitigation.data import Sets
 from benchmarks.mitigation.denoiser import make_denoiser
 from benchmarks.mitigation.rows import Row
 from benchmarks.mitigation.settings import Setting
-from lightning_iet import AntiGradientControl, DiffusionModule, ParameterAveragingCallback, ShardedDataModule
+from lightning_iet import (
+    AntiGradientControl,
+    DiffusionModule,
+    ParameterAveragingCallback,
+    Redistribution,
+    ShardedDataModule,
+    ThresholdAwareAugmentation,
+)
 from lightning_iet.utilities.files import write_atomically
 
 LAST = "last.ckpt"
@@ -141,12 +148,16 @@ def _methods(setting: Setting, row: Row) -> list[pl.Callback]:
     if row.threshold:
         anchored = row.reference != "train"
         every = {"reference_every": row.reference_every} if row.reference_every else {}
-        bins = None if anchored else setting.num_bins
+        bins = None if anchored or row.agc else setting.num_bins
         options = every | dict(row.agc)
         callbacks.append(AntiGradientControl(row.threshold, reference=row.reference, num_bins=bins, **options))
     if row.num_shards > 1:
         rounds = row.round_epochs or setting.round_epochs
         callbacks.append(ParameterAveragingCallback(row.num_shards, every_n_epochs=rounds))
+    if row.exchange:
+        callbacks.append(Redistribution(choose=row.exchange))
+    if row.max_magnitude:
+        callbacks.append(ThresholdAwareAugmentation(row.max_magnitude))
     return callbacks
 
 

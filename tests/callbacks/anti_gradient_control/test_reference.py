@@ -625,7 +625,7 @@ def test_other_shards_of_a_stream_are_refused(tmp_path):
     [
         (
             {"reference": "test"},
-            "Argument `reference` expected one of 'train', 'held_out', 'other_shards', but got 'te",
+            "Argument `reference` expected one of 'training', 'held_out', 'other_shards', 'train', but got 'te",
         ),
         ({"normalize": "mean"}, "Argument `normalize` expected one of None, 'kept', 'batch', but got 'mean'"),
         ({"reference_every": 0}, "Argument `reference_every` expected at least 1, but got 0"),

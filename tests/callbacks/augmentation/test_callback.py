@@ -285,7 +285,14 @@ def test_workers_of_a_resumed_run_read_what_was_decided(tmp_path, whole):
 
 def test_without_shards_workers_change_nothing(tmp_path):
     alone = squares(tmp_path / "a", shards=1)
-    assert_same_reads(squares(tmp_path / "b", shards=1, workers=2), alone)
+    # From the second epoch on, a loader that keeps its workers leaves torch's generator, and with it Lightning's training
+    # noise, in another state than one without workers; so the magnitudes of later epochs come from other losses.
+    found = squares(tmp_path / "b", shards=1, workers=2)
+    early = {key: image for key, image in alone["read"].items() if key[0] < 2}
+    assert len(early) == 80
+    assert any(not torch.equal(early[0, i], early[1, i]) for i in range(40))  # some were augmented in the second epoch
+    for key, image in early.items():
+        assert torch.equal(found["read"][key], image), key
     squares(tmp_path / "c", shards=1, save=tmp_path / "c")
     # Without shards Lightning does not restore the order of an epoch; which samples are augmented, and how, it is not.
     for name, epoch in (("1-2", 1), ("1-5", 2)):
