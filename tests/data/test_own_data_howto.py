@@ -14,6 +14,9 @@ from lightning_iet.data import ImageDataModule
 from tests.helpers.models import quiet_trainer, tiny_diffusion
 from tests.helpers.pictures import write_pictures
 
+for _name in lightning_iet.data.__all__:  # configurations name classes by their bare names, once they are imported
+    getattr(lightning_iet.data, _name)
+
 PAGE = (Path(__file__).parents[2] / "docs" / "howto" / "own-data.md").read_text()
 WRAPPED, OWN = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 CONFIGURATIONS = [yaml.safe_load(block)["data"] for block in re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)]

@@ -215,6 +215,7 @@ def squares(folder, world_size=1, *, workers=0, shards=2, ckpt_path=None, save=N
     )
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*yielded None.*")
+        warnings.filterwarnings("ignore", message=".*dataloader is not resumable.*")  # plain training's order
         wrapped = data if shards == 1 else ShardedDataModule(data, shards)
         trainer.fit(module, wrapped, ckpt_path=ckpt_path, weights_only=True if ckpt_path else None)
     read = {(epoch, i): image for epoch, rows in module.read.items() for i, image in rows}
@@ -285,8 +286,8 @@ def test_workers_of_a_resumed_run_read_what_was_decided(tmp_path, whole):
 
 def test_without_shards_workers_change_nothing(tmp_path):
     alone = squares(tmp_path / "a", shards=1)
-    # From the second epoch on, a loader that keeps its workers leaves torch's generator, and with it Lightning's training
-    # noise, in another state than one without workers; so the magnitudes of later epochs come from other losses.
+    # From the second epoch on, a loader that keeps its workers leaves torch's generator, and with it the noise of plain
+    # training, in another state than one without workers; so the magnitudes of later epochs come from other losses.
     found = squares(tmp_path / "b", shards=1, workers=2)
     early = {key: image for key, image in alone["read"].items() if key[0] < 2}
     assert len(early) == 80

@@ -157,18 +157,21 @@ def test_equals_a_walk_by_hand(tmp_path, name, labelled):
 
 
 def test_more_than_one_round_in_an_epoch_exchange_once(tmp_path):
-    read, *_ = run(tmp_path, Redistribution(0.5), rounds={"every_n_train_steps": 1}, epochs=2)
+    read, *_ = run(tmp_path, Redistribution(0.5), rounds={"every_n_train_steps": 1}, epochs=5)
     oracle = Oracle(
         given_losses(31),
         partition(31, 3, labels=Labelled(31).targets, seed=0),
         Labelled(31).targets.tolist(),
         fraction=0.5,
     )
-    for shard in range(3):
-        for batch in read[0, shard]:
-            oracle.batch(shard, batch)
-    assert oracle.exchange() > 0
-    assert [sorted(chain(*read[1, shard])) for shard in range(3)] == oracle.shards
+    moved = []
+    for epoch in range(4):
+        for shard in range(3):
+            for batch in read[epoch, shard]:
+                oracle.batch(shard, batch)
+        moved.append(oracle.exchange())
+        assert [sorted(chain(*read[epoch + 1, shard])) for shard in range(3)] == oracle.shards
+    assert sum(moved) > 0
 
 
 @pytest.mark.parametrize("settings", [{"within": "shard"}, {"min_skips": 3}, {"fraction": 0.5}])
@@ -187,11 +190,13 @@ def test_settings(tmp_path, settings):
 
 
 def test_at_random_as_many_move(tmp_path):
-    by_skips, _, trainer = run(tmp_path / "a", Redistribution(0.25, within="shard"), epochs=2)
-    at_random, *_ = run(tmp_path / "b", Redistribution(0.25, within="shard", choose="random"), epochs=2)
+    rounds = {"every_n_epochs": 8}  # the exchange comes after 4 epochs, in which enough samples are skipped
+    by_skips, _, trainer = run(tmp_path / "a", Redistribution(0.25, within="shard"), epochs=5, rounds=rounds)
+    random = Redistribution(0.25, within="shard", choose="random")
+    at_random, *_ = run(tmp_path / "b", random, epochs=5, rounds=rounds)
     left = []
     for read in (by_skips, at_random):
-        before, after = ([set(chain(*read[epoch, shard])) for shard in range(3)] for epoch in (0, 1))
+        before, after = ([set(chain(*read[epoch, shard])) for shard in range(3)] for epoch in (3, 4))
         left.append([sorted(a - b) for a, b in zip(before, after, strict=True)])
     assert [len(samples) for samples in left[0]] == [len(samples) for samples in left[1]]
     assert sum(map(len, left[0])) == trainer.callback_metrics["agc/moved"] > 3
@@ -200,7 +205,7 @@ def test_at_random_as_many_move(tmp_path):
 
 def test_what_is_logged(tmp_path, caplog):
     with caplog.at_level(logging.INFO, logger="lightning.pytorch.utilities.rank_zero"):
-        read, _, trainer = run(tmp_path, Redistribution(0.5), epochs=3)
+        read, _, trainer = run(tmp_path, Redistribution(0.5), epochs=14, rounds={"every_n_epochs": 8})
     oracle = Oracle(
         given_losses(31),
         partition(31, 3, labels=Labelled(31).targets, seed=0),
@@ -208,15 +213,15 @@ def test_what_is_logged(tmp_path, caplog):
         fraction=0.5,
     )
     told = []
-    for epoch in range(3):
+    for epoch in range(14):
         for shard in range(3):
             for batch in read[epoch, shard]:
                 oracle.batch(shard, batch)
-        if epoch % 2 == 0:
+        if epoch in (3, 11):  # in the middle of each round
             before, skips = oracle.shards, dict(oracle.skips)
             moved = oracle.exchange()
             changed = [i for a, b in zip(before, oracle.shards, strict=True) for i in set(a) - set(b)]
-            draws = 1 if epoch == 0 else 2  # since the last exchange
+            draws = 4 if epoch == 3 else 8  # since the last exchange
             told.append((moved, changed, skips, draws))
     (first, moved_first, _, _), (second, moved_second, skips, draws) = told
     metrics = trainer.callback_metrics
