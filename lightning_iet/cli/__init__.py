@@ -21,6 +21,7 @@ COMMANDS = {
         "validate": "measure the loss of a checkpoint on the validation images",
         "test": "measure the loss of a checkpoint on the test images",
         "plan": "say what `fit` with the same options will cost: steps, memory, time",
+        "configs": "list the configurations that come with the package, and copy one to edit",
         "sample": "sample images from a checkpoint",
         "export": "write a checkpoint as a folder that diffusers loads, with a model card",
     },

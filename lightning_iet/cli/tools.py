@@ -14,6 +14,7 @@ from lightning_iet.cli import PROGRAM
 from lightning_iet.utilities.errors import TRACEBACK_VARIABLE, fail
 
 _BOOLEANS = ("true", "false", "yes", "no")
+_FIRST = ("ckpt", "name")  # arguments that may be given as the first word, without their option
 
 
 class HelpFormatter(DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -56,6 +57,9 @@ def run_tool(tool: Callable[..., object], args: Sequence[str]) -> None:
     for name in positional:
         parser.add_argument(name, nargs="+", type=Path, metavar=name.upper(), help="folders, see above")
     parser.add_function_arguments(tool, skip=positional, as_group=False)
+    first = next((name for name in _FIRST if name in parameters), None)
+    if first is not None and args and not args[0].startswith("-"):
+        args = [f"--{first}", *args]
     tool(**parser.parse_args(_with_underscores(args, parser.get_defaults().as_dict())).as_dict())
 
 

@@ -1,8 +1,9 @@
 """LightningCLI with the options of the methods: ``fit``, ``validate``, ``test`` and ``plan``."""
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning.pytorch as pl
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
@@ -24,6 +25,7 @@ from lightning_iet.data import ShardedDataModule
 from lightning_iet.functional.sharding import Partition
 from lightning_iet.tools.plan import PlanningTrainer
 from lightning_iet.utilities.checkpoints import outline
+from lightning_iet.utilities.configurations import find_configuration
 from lightning_iet.utilities.files import check_writable, run_folder
 from lightning_iet.utilities.lightning import find_callback, order_callbacks
 
@@ -54,8 +56,9 @@ class IETCLI(LightningCLI):
         return own | {"plan": {"model", "datamodule"}}
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """Check the checkpoint that a run resumes from before anything is built."""
-        super().parse_arguments(parser, args)
+        """Find configurations by name, and check the checkpoint that a run resumes from before anything is built."""
+        arguments = sys.argv[1:] if args is None else args
+        self.config = parser.parse_args(with_configurations(cast("Sequence[str]", arguments)))
         options = self.config[self.config.subcommand]
         data, model = (options.get(f"{name}.init_args") or {} for name in ("data", "model"))
         if data.get("synthetic") and "synthetic" in model:  # a run without the data is one without the weights, too
@@ -102,6 +105,23 @@ class IETCLI(LightningCLI):
                 partition=self._get(self.config, "sharding.partition"),
                 seed=self._get(self.config, "sharding.seed"),
             )
+
+
+def with_configurations(arguments: Sequence[str]) -> list[str]:
+    """Write the paths of configurations in the place of their names.
+
+    Example:
+        >>> with_configurations(["fit", "--config", "digits/iet", "--trainer.max_epochs=1"])
+        ['fit', '--config', '...iet.yaml', '--trainer.max_epochs=1']
+    """
+    found: list[str] = []
+    for argument in arguments:
+        if found and found[-1] in ("-c", "--config"):
+            argument = str(find_configuration(argument))
+        elif argument.startswith("--config="):
+            argument = f"--config={find_configuration(argument.removeprefix('--config='))}"
+        found.append(argument)
+    return found
 
 
 class _Parser(OneLineErrors, LightningArgumentParser):

@@ -12,6 +12,7 @@ from lightning_iet.evaluation.assessment import Scores, objective
 from lightning_iet.evaluation.report import read_metrics
 from lightning_iet.search import Job, Search, SweepFile, grid_points, read_sweep, run_jobs
 from lightning_iet.tools.compare import compare
+from lightning_iet.utilities.configurations import shipped_configuration
 from lightning_iet.utilities.files import METRICS, check_writable, write_csv
 from lightning_iet.utilities.progress import progress_bar
 
@@ -40,7 +41,7 @@ def sweep(
     """
     if jobs < 1:
         raise ValueError(f"Argument `jobs` expected an integer ≥ 1, but got {jobs}.")
-    sweeps = [read_sweep(Path(file)) for file in files]
+    sweeps = [read_sweep(_file(Path(file))) for file in files]
     for plan in sweeps:
         if plan.method != "grid" and count is None and plan.cap is None:
             raise ValueError(f"Argument `count` expected a number of runs for '{plan.path}', but got none.")
@@ -48,6 +49,11 @@ def sweep(
         folder = Path(out) / plan.name
         check_writable(folder, argument="out", remedy="Give another folder with `--out`.")
         _run(plan, folder, jobs=jobs, count=count or plan.cap, seed=seed)
+
+
+def _file(path: Path) -> Path:
+    """A file of that path, or the sweep of that name that comes with the package."""
+    return path if path.is_file() else shipped_configuration(path) or path
 
 
 def _run(plan: SweepFile, folder: Path, *, jobs: int, count: int | None, seed: int) -> None:
