@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise, product
-from math import ceil, sqrt
+from math import ceil, isfinite, sqrt
 from pathlib import Path
 from statistics import fmean
-from typing import cast
+from typing import Any, cast
 
 import torch
 from matplotlib.axes import Axes
@@ -387,6 +387,104 @@ def memorization_against_fid(
     return figure
 
 
+def selection_front(
+    points: Sequence[tuple[float, float]],
+    front: Sequence[tuple[float, float]],
+    *,
+    courses: Mapping[str, Sequence[Sequence[tuple[float, float]]]],
+    chosen: tuple[float, float] | None,
+    controls: tuple[float | None, float | None],
+    labels: tuple[str, str],
+    titles: tuple[str, str] = ("", ""),
+) -> Figure:
+    """Draws what a search for a selection has tried: quality to the right, memorization upwards.
+
+    Args:
+        points: of all masks at all checkpoints.
+        front: those that no other one dominates, in the order of the first figure.
+        courses: by name, of what the search is compared with: for each training its points in the order of steps.
+        chosen: the point that was chosen.
+        controls: the two figures of held-out images, drawn as lines where they are known.
+        labels: of the axes.
+        titles: left and right above the chart, such as which side is better.
+
+    Returns:
+        The figure. An axis is logarithmic where its figures are positive and more than 30 times apart.
+    """
+    figure = Figure(figsize=(7.4, 4.8), dpi=DPI, facecolor="white", layout="constrained")
+    axes = _chart(figure.subplots(), title=titles[0], xlabel=labels[0], ylabel=labels[1])
+    axes.set_title(titles[1], fontsize=8.5, color=QUIET, loc="right")
+    lines: dict[str, Any] = {"color": CONTROL, "linewidth": 1.2, "linestyle": (0, (4, 3))}
+    if controls[0] is not None:
+        axes.axvline(controls[0], **lines)
+    if controls[1] is not None:
+        axes.axhline(controls[1], **lines)
+    if any(control is not None for control in controls):
+        axes.plot([], [], label="held-out real images (control)", **lines)
+    styles = ((INK, "s", "-"), ("#5b7f3a", "^", "-"), (QUIET, "D", ""))
+    for (name, trials), (colour, marker, line) in zip(courses.items(), styles, strict=False):
+        for number, course in enumerate(trials):
+            axes.plot(
+                *zip(*course, strict=True), color=colour, marker=marker, linestyle=line, markersize=4.5, linewidth=0.9,
+                alpha=0.85, label=name if number == 0 else None,
+            )  # fmt: skip
+    if points:
+        axes.scatter(
+            [x for x, _ in points],
+            [y for _, y in points],
+            s=16,
+            color=GENERATED,
+            alpha=0.35,
+            linewidths=0,
+            label="masks tried",
+        )
+    if front:
+        axes.plot(*zip(*front, strict=True), color=GENERATED, marker="o", markersize=6, linewidth=1.6, label="front")
+    if chosen is not None:
+        ring: dict[str, Any] = {"marker": "o", "markersize": 13, "markeredgewidth": 1.8, "markerfacecolor": "none"}
+        axes.plot(*chosen, linestyle="", markeredgecolor=GENERATED, label="chosen", **ring)
+    every = [*points, *(point for trials in courses.values() for course in trials for point in course)]
+    for axis, figures in zip("xy", zip(*every, strict=True), strict=True):
+        if min(figures) > 0 and max(figures) > 30 * min(figures):
+            _log_axis(axes, axis=axis)
+    figure.legend(frameon=False, fontsize=8.5, loc="outside lower center", ncols=3)
+    return figure
+
+
+def effect_bars(
+    names: Sequence[str], effects: Mapping[str, tuple[Sequence[float], Sequence[float]]], *, note: str = ""
+) -> Figure:
+    """Draws the effect of switching on each of some groups, one panel for each figure.
+
+    Args:
+        names: of the groups, top to bottom.
+        effects: by the name of a figure, the effect of each group and half the width of its interval; NaN where it is
+            not known.
+        note: above the first panel.
+
+    Returns:
+        The figure; effects whose interval holds 0 are pale.
+    """
+    size = (3.2 + 3.1 * len(effects), 1.1 + 0.24 * len(names))
+    figure = Figure(figsize=size, dpi=DPI, facecolor="white", layout="constrained")
+    panels = figure.subplots(1, len(effects), squeeze=False, sharey=True)[0]
+    for panel, (figure_name, (values, widths)) in zip(panels, effects.items(), strict=True):
+        _chart(panel, title=note if panel is panels[0] else "", xlabel=figure_name, ylabel="")
+        panel.grid(visible=False, axis="y")
+        panel.grid(axis="x", color="#e6e6e6", linewidth=0.8)
+        panel.axvline(0, color=QUIET, linewidth=1)
+        for row, (value, width) in enumerate(zip(values, widths, strict=True)):
+            if isfinite(value):
+                alpha = 1.0 if isfinite(width) and abs(value) > width else 0.4
+                panel.barh(row, value, height=0.62, color=GENERATED, alpha=alpha)
+            if isfinite(value) and isfinite(width):
+                panel.plot([value - width, value + width], [row, row], color=INK, linewidth=1.1)
+        panel.xaxis.set_major_locator(MaxNLocator(5))
+    panels[0].set_yticks(range(len(names)), list(names))
+    panels[0].set_ylim(len(names) - 0.4, -0.6)
+    return figure
+
+
 def _chart(axes: Axes, *, title: str, xlabel: str, ylabel: str) -> Axes:
     """Give axes the look that all charts share."""
     axes.set_title(title, fontsize=10, color=INK, loc="left")
@@ -404,11 +502,12 @@ def _percent(share: float, _position: float) -> str:
     return f"{100 * share:.3g}%"
 
 
-def _log_axis(axes: Axes) -> None:
-    axes.set_yscale("log")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.yaxis.set_major_formatter("{x:g}")
-    axes.yaxis.set_minor_formatter(NullFormatter())
+def _log_axis(axes: Axes, *, axis: str = "y") -> None:
+    axes.set(**{f"{axis}scale": "log"})
+    scale = axes.xaxis if axis == "x" else axes.yaxis
+    scale.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    scale.set_major_formatter("{x:g}")
+    scale.set_minor_formatter(NullFormatter())
 
 
 def _smooth(values: Sequence[float], window: int) -> list[float]:

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from math import inf, isnan
 from pathlib import Path
@@ -22,6 +22,7 @@ from lightning_iet.evaluation.assessment import (
     Assessment,
     Assessor,
     Scores,
+    check_captions,
     check_images,
     check_losses,
     check_module,
@@ -29,7 +30,7 @@ from lightning_iet.evaluation.assessment import (
     real_sets,
     sample_images,
 )
-from lightning_iet.evaluation.measures import Measure, MembershipMeasure, check_measures
+from lightning_iet.evaluation.measures import Measure, MembershipMeasure, TextNorm, check_measures
 from lightning_iet.evaluation.report import Report, make_report, publish
 from lightning_iet.metrics.frechet import frechet_distance
 from lightning_iet.utilities.files import check_writable, run_folder
@@ -164,7 +165,9 @@ class Evaluation(pl.Callback):
         num_samples: images to sample; 0 switches the evaluation off. The control has at most as many, since FID depends
             on the number. *(our choice: 512, which small runs can afford; 50,000 is usual for published FIDs, and
             65,536 was published for MQ)*
-        every_n_epochs: evaluate also after every so many epochs, for the loggers. ``None`` = at the end alone.
+        every_n_epochs: evaluate also after every so many epochs, for the loggers and for ``course`` in
+            ``metrics.json``. ``None`` = at the end alone.
+        every_n_steps: likewise after every so many optimizer steps.
         keep_best: keep the checkpoint of the least FID at these evaluations, among those whose images copy no more than
             held-out ones do (by ``copied_fraction``; one image more is let through), as ``best_without_copies.ckpt``.
         patience: with ``keep_best``, end training after so many evaluations without a better one. ``None`` = never.
@@ -182,6 +185,7 @@ class Evaluation(pl.Callback):
             compare features do it in ``features``.
         measure_weights: files for measures with a network of their own, ``clean_fid`` and ``sscd_similarity``.
         num_pairs: images that ``nearest.png`` shows.
+        pictures: whether to make the four plots, which takes seconds.
         batch_size: at most so many images are sampled at once.
 
     Attributes:
@@ -206,6 +210,7 @@ class Evaluation(pl.Callback):
         num_samples: int = 512,
         *,
         every_n_epochs: int | None = None,
+        every_n_steps: int | None = None,
         keep_best: bool = False,
         patience: int | None = None,
         sampler: Literal["ddim", "ddpm"] = "ddim",
@@ -219,12 +224,13 @@ class Evaluation(pl.Callback):
         measures: Sequence[Measure] = (),
         measure_weights: Mapping[str, Path] | None = None,
         num_pairs: int = 16,
+        pictures: bool = True,
         batch_size: int = 256,
     ) -> None:
         super().__init__()
         check_settings(
-            num_samples, sampler, every_n_epochs=every_n_epochs, num_inference_steps=num_inference_steps,
-            num_pairs=num_pairs, batch_size=batch_size, patience=patience,
+            num_samples, sampler, every_n_epochs=every_n_epochs, every_n_steps=every_n_steps,
+            num_inference_steps=num_inference_steps, num_pairs=num_pairs, batch_size=batch_size, patience=patience,
         )  # fmt: skip
         for name, value in (("keep_best", keep_best), ("patience", patience)):
             if value and not (every_n_epochs if name == "keep_best" else keep_best):
@@ -234,6 +240,7 @@ class Evaluation(pl.Callback):
         self.patience = patience
         self.num_samples = num_samples
         self.every_n_epochs = every_n_epochs
+        self.every_n_steps = every_n_steps
         self.sampler = sampler
         self.num_inference_steps = num_inference_steps
         self.use_ema = use_ema
@@ -245,10 +252,12 @@ class Evaluation(pl.Callback):
         self.measures = list(check_measures(measures))
         self.measure_weights = measure_weights
         self.num_pairs = num_pairs
+        self.pictures = pictures
         self.batch_size = batch_size
         self.report: Report | None = None
         self._history = RunHistory()
         self._outcome: _Outcome | None = None
+        self._course: list[dict[str, Any]] = []  # step and scores of each evaluation
         self._best: dict[str, Any] = {}
         self._waited = 0
 
@@ -259,6 +268,7 @@ class Evaluation(pl.Callback):
         if stage == "fit":
             order_callbacks(trainer)
             self._history = RunHistory()
+            self._course = []
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Find out whether the evaluation can work, before hours of training go into it."""
@@ -279,13 +289,32 @@ class Evaluation(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Take the batch's losses into the curve."""
+        """Take the batch's losses into the curve, and evaluate if it is time."""
         self._history.add(outputs, epoch=trainer.current_epoch)
+        if not self.num_samples or self.every_n_steps is None or _is_dev_run(trainer):
+            return
+        step = trainer.global_step
+        evaluated = self._outcome is not None and self._outcome.step == step  # a step of several batches counts once
+        if step and step % self.every_n_steps == 0 and not evaluated:
+            self._evaluate_in_between(trainer, pl_module)
+            for logger in trainer.loggers:
+                logger.log_metrics(self._figures(), step=step)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Evaluate if it is time."""
         if not self._is_due(trainer):
             return
+        if self._outcome is None or self._outcome.step != trainer.global_step:
+            self._evaluate_in_between(trainer, pl_module)
+        assert self._outcome is not None  # noqa: S101
+        pl_module.log_dict(self._figures(), sync_dist=True)
+        if self.keep_best:
+            self._history.pause()
+            self._keep_if_best(trainer, self._outcome.assessment.scores)
+            self._history.start()
+
+    def _evaluate_in_between(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Evaluate while training goes on."""
         self._history.pause()
         # A progress bar may just have summed values over processes, on the first one alone. All processes ask for them
         # now, the others for the first time, or the next exchange between processes would mix both up.
@@ -294,10 +323,12 @@ class Evaluation(pl.Callback):
         engine = None if averaging is None else averaging.engine
         with nullcontext() if engine is None else engine.average_shown():  # a round may still be going on
             self._outcome = self._evaluate(trainer, pl_module)
-        pl_module.log_dict(self._assessor.named(self._outcome.assessment.scores), sync_dist=True)
-        if self.keep_best:
-            self._keep_if_best(trainer, self._outcome.assessment.scores)
         self._history.start()
+
+    def _figures(self) -> dict[str, float]:
+        """Measures of the last evaluation, by the names that loggers know."""
+        assert self._outcome is not None  # noqa: S101
+        return self._assessor.named(self._outcome.assessment.scores)
 
     def _keep_if_best(self, trainer: pl.Trainer, scores: Scores) -> None:
         """Save a checkpoint that is better than all before without copying; stop when none has come for long."""
@@ -333,24 +364,28 @@ class Evaluation(pl.Callback):
             settings={name: getattr(self, name) for name in _SETTINGS} | {"num_samples": self._num(trainer)},
             run=run,
             curves=curves_of_run(trainer, self._history),
+            course=self._course,
         )
-        measures = {**self._assessor.named(assessment.scores), "eval/skip_rate": run["skip_rate"]}
+        measures = {**self._figures(), "eval/skip_rate": run["skip_rate"]}
         for logger in trainer.loggers:
             logger.log_metrics(measures, step=trainer.global_step)
         if trainer.is_global_zero:
-            publish(trainer, self.report, assessment=assessment, train=self._assessor.train, num_pairs=self.num_pairs)
+            publish(
+                trainer, self.report, assessment=assessment, train=self._assessor.train,
+                num_pairs=self.num_pairs if self.pictures else None,
+            )  # fmt: skip
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Free the images."""
         self._outcome = None
-        for name in ("_assessor", "_membership"):
+        for name in ("_assessor", "_membership", "_text_norm"):
             self.__dict__.pop(name, None)
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Save curve and time so far; all processes take part."""
-        checkpoint["evaluation"] = self._history.state_dict(trainer.strategy)
+        checkpoint["evaluation"] = {**self._history.state_dict(trainer.strategy), "course": self._course}
         if self.keep_best:
             checkpoint["evaluation"] |= {"best": self._best, "waited": self._waited}
 
@@ -360,6 +395,7 @@ class Evaluation(pl.Callback):
         """Restore them."""
         if "evaluation" in checkpoint:
             self._history.load_state_dict(checkpoint["evaluation"])
+            self._course = list(checkpoint["evaluation"].get("course", []))
             self._best = dict(checkpoint["evaluation"].get("best", {}))
             self._waited = checkpoint["evaluation"].get("waited", 0)
 
@@ -379,6 +415,9 @@ class Evaluation(pl.Callback):
         if "membership_inference" in self.measures:
             check_losses(trainer.lightning_module)
             self._membership = MembershipMeasure(train, control)
+        if "text_norm" in self.measures:
+            check_captions(trainer.lightning_module)
+            self._text_norm = TextNorm(train, control)
         return Assessor(
             train,
             control,
@@ -402,6 +441,9 @@ class Evaluation(pl.Callback):
             assessment = self._assessor.to(device).assess(images)
             if "membership_inference" in self.measures:
                 assessment.scores.further.update(self._membership(module, use_ema=self.use_ema))
+            if "text_norm" in self.measures:
+                assessment.scores.further.update(self._text_norm(module, use_ema=self.use_ema))
+        self._course.append({"step": trainer.global_step, **asdict(assessment.scores)})
         return _Outcome(trainer.global_step, assessment, time.monotonic() - began)
 
     def _sample(self, module: pl.LightningModule, num: int, *, start: int, batch_size: int, steps: int) -> Tensor:

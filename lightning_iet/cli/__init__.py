@@ -31,6 +31,7 @@ COMMANDS = {
     },
     "search": {
         "compare": "write one table and one plot over several runs",
+        "memcontrol": "search which part of a model to fine-tune, so that it memorises little",
         "sweep": "run the points of a sweep's file on this machine",
     },
 }
@@ -47,6 +48,7 @@ examples
   {PROGRAM} sample --ckpt CHECKPOINT --num 64 --out images
   {PROGRAM} audit --generated DIR --train DIR --held-out DIR --out audit
   {PROGRAM} compare RUN RUN --out comparison
+  {PROGRAM} memcontrol --config configs/digits/finetune.yaml --trials 20 --jobs 2 --out search
   {PROGRAM} sweep configs/sweeps/agc_threshold.yaml --jobs 2
 
 {PROGRAM} COMMAND --help lists the options of a command. Methods are groups of options of `fit`: --agc.*,

@@ -2,11 +2,13 @@
 
 import argparse
 import inspect
+import json
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
+from itertools import takewhile
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, cast
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
@@ -43,7 +45,8 @@ class _ToolParser(OneLineErrors, ArgumentParser):
 def run_tool(tool: Callable[..., object], args: Sequence[str]) -> None:
     """Run a function as a command: a sequence as positional arguments, everything else as options.
 
-    Options are written with dashes or with underscores, and a switch alone means true: ``--held-out DIR --strict``.
+    Options are written with dashes or with underscores, a switch alone means true, and the values of a sequence follow
+    one another: ``--held-out DIR --strict --objectives fid memorized_fraction``.
 
     Args:
         tool: The function; its docstring and type hints are the command's help.
@@ -69,15 +72,27 @@ def _with_underscores(args: Sequence[str], defaults: Mapping[str, object]) -> li
     Example:
         >>> _with_underscores(["--held-out", "a-b", "--strict", "--k=5"], {"strict": False})
         ['--held_out', 'a-b', '--strict', 'true', '--k=5']
+        >>> _with_underscores(["--lr", "1e-5", "1e-3", "--jobs", "2"], {"lr": (0.0, 1.0)})
+        ['--lr', '[1e-5, 1e-3]', '--jobs', '2']
     """
     found: list[str] = []
+    taken = 0  # position of the first argument that is no value of the last option
     for position, argument in enumerate(args):
+        if position < taken:
+            continue
         name, equals, value = argument.partition("=")
         if not name.startswith("--"):
             found.append(argument)
             continue
         key = name[2:].replace("-", "_")
         found.append(f"--{key}{equals}{value}")
+        values = list(takewhile(lambda word: not word.startswith("--"), args[position + 1 :]))
+        if isinstance(defaults.get(key), list | tuple) and not equals and values and not values[0].startswith("["):
+            known = cast("Sequence[object]", defaults[key])
+            words = all(isinstance(value, str) for value in known)  # a mask is no number
+            found.append(json.dumps(values) if words else f"[{', '.join(values)}]")
+            taken = position + 1 + len(values)
+            continue
         alone = not equals and "".join(args[position + 1 : position + 2]).lower() not in _BOOLEANS
         if alone and isinstance(defaults.get(key), bool):
             found.append("true")

@@ -1,5 +1,7 @@
 """scikit-learn's handwritten digits: 1,797 images of 8 × 8, shipped with that library."""
 
+from collections.abc import Sequence
+
 import torch
 
 from lightning_iet.data.duplicates import Duplication
@@ -21,9 +23,10 @@ class DigitsDataModule(ImageDataModule):
         num_workers: Processes that read ahead; the images lie in memory, so 0 is fastest.
         seed: Seed of the split.
         duplicates, repeated_images, repeats: See :class:`~lightning_iet.data.ImageDataModule`.
+        classes: Digits to take; None = all ten. A network can learn some of them first, and be fine-tuned on others.
 
     Raises:
-        ValueError: If there are not that many images.
+        ValueError: If there are not that many images, or no such digits.
 
     Example:
         >>> digits = DigitsDataModule(num_train=64)
@@ -43,6 +46,7 @@ class DigitsDataModule(ImageDataModule):
         duplicates: Duplication = "keep",
         repeated_images: int = 0,
         repeats: int = 20,
+        classes: Sequence[int] | None = None,
     ) -> None:
         super().__init__(
             batch_size=batch_size,
@@ -51,6 +55,9 @@ class DigitsDataModule(ImageDataModule):
             repeated_images=repeated_images,
             repeats=repeats,
         )
+        if classes is not None and (not classes or not set(classes) <= set(range(10))):
+            raise ValueError(f"Argument `classes` expected digits from 0 to 9, at least one, but got {list(classes)}.")
+        self.classes = classes
         self.num_train = num_train
         self.num_control = num_control
         self.seed = seed
@@ -62,6 +69,9 @@ class DigitsDataModule(ImageDataModule):
         pixels, classes = load_digits(return_X_y=True)
         images = torch.tensor(pixels, dtype=torch.float32).view(-1, 1, 8, 8) / 16
         labels = torch.tensor(classes)
+        if self.classes is not None:
+            chosen = torch.isin(labels, torch.tensor(list(self.classes)))
+            images, labels = images[chosen], labels[chosen]
         rest = len(labels) - self.num_train - self.num_control
         sets = select_disjoint(labels, [self.num_train, self.num_control, rest], seed=self.seed)
         train, self.control_set, self.reference_set = (IndexedImages(images[i], labels[i]) for i in sets)

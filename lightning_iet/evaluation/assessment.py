@@ -106,6 +106,22 @@ def check_losses(module: nn.Module) -> None:
         )
 
 
+def check_captions(module: nn.Module) -> None:
+    """Refuses a module that does not predict from captions.
+
+    Raises:
+        TypeError: it lacks what :class:`~lightning_iet.evaluation.measures.TextNorm` asks it for.
+    """
+    missing = [
+        name for name in ("latents", "captions", "scheduler", "num_timesteps") if getattr(module, name, None) is None
+    ]
+    if missing:
+        raise TypeError(
+            f"Argument `measures` expected a TextToImageModule for text_norm, but got {type(module).__name__}, which "
+            f"has no `{missing[0]}`. Leave this measure out."
+        )
+
+
 def check_images(images: Tensor, train: Tensor) -> None:
     """Refuse images, ``(N, C, H, W)``, that cannot be compared with those of training, ``(M, C, H, W)``.
 

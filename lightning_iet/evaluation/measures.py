@@ -9,8 +9,10 @@ from torch.utils.data import Dataset, Subset
 from torchmetrics import Metric
 
 from lightning_iet.data.samples import labels_of
-from lightning_iet.evaluation.membership import choose_images, mean_losses, spread_timesteps
+from lightning_iet.evaluation.membership import choose_images, mean_losses, noise_of, spread_timesteps
+from lightning_iet.functional.checks import unit_interval
 from lightning_iet.functional.membership_inference import membership_inference
+from lightning_iet.functional.text_norm import text_norm
 from lightning_iet.metrics import (
     AverageMinimumDistance,
     CleanFID,
@@ -34,6 +36,7 @@ Measure = Literal[
     "nearest_training_distance",
     "precision_recall",
     "sscd_similarity",
+    "text_norm",
 ]
 
 _AGAINST_TRAINING: dict[str, Callable[..., Metric]] = {
@@ -214,3 +217,72 @@ class MembershipMeasure:
             for images, places, labels in self._sets
         ]
         return {f"membership_inference_{name}": float(value) for name, value in membership_inference(*scores).items()}
+
+
+class TextNorm:
+    """Measures how much captions change the predictions of a text-to-image model, on training and held-out images.
+
+    The measure of memorization inside MemControl's search, see :func:`~lightning_iet.functional.text_norm.text_norm`.
+    *(our choice: the published one takes a single random timestep for each image, which makes it noise; here it is the
+    mean over four timesteps, 0.2, 0.4, 0.6 and 0.8 of the schedule, with the same noise at every evaluation, of at most
+    256 images of each set)*
+
+    Args:
+        train: the training set, yielding ``(image in [0, 1], caption, index)``.
+        held_out: captioned images that are not trained on, likewise.
+        num_images: of each set, at most.
+        batch_size: images at once.
+
+    Raises:
+        ValueError: if a set has less than two images.
+    """
+
+    TIMESTEPS = (0.2, 0.4, 0.6, 0.8)
+
+    def __init__(
+        self, train: Dataset[Any], held_out: Dataset[Any], *, num_images: int = 256, batch_size: int = 32
+    ) -> None:
+        self.sets = {"": train, "_control": held_out}
+        self.places = {}
+        for suffix, images in self.sets.items():
+            if len(images) < 2:  # type: ignore[arg-type]
+                raise ValueError(
+                    "Argument `measures` expected sets of at least 2 images for text_norm, but got "
+                    f"{len(images)}. Hold out more images, or leave this measure out."  # type: ignore[arg-type]
+                )
+            self.places[suffix] = choose_images(len(images), num_images).split(batch_size)  # type: ignore[arg-type]
+
+    @torch.no_grad()
+    def __call__(self, module: Any, *, use_ema: bool) -> dict[str, float]:
+        """Return mean and 0.9-quantile of both sets, and the standard error of the held-out mean.
+
+        Args:
+            module: a :class:`~lightning_iet.TextToImageModule`, or one with its ``latents``, ``captions``,
+                ``scheduler``, ``num_timesteps`` and ``forward``.
+            use_ema: whether the averaged weights predict.
+        """
+        found: dict[str, float] = {}
+        for suffix, images in self.sets.items():
+            module.eval()
+            norms = torch.cat([self._norms(module, images, part, use_ema) for part in self.places[suffix]])
+            found[f"text_norm{suffix}"] = float(norms.mean())
+            found[f"text_norm_quantile_90{suffix}"] = float(norms.quantile(0.9))
+        found["text_norm_control_standard_error"] = float(norms.std() / len(norms) ** 0.5)
+        return found
+
+    def _norms(self, module: Any, images: Dataset[Any], places: Tensor, use_ema: bool) -> Tensor:
+        """Mean over the timesteps for each image, float64, shape ``(B,)``."""
+        device = next(module.parameters()).device
+        batch = [images[place] for place in places.tolist()]
+        clean = torch.stack([unit_interval(image) for image, *_ in batch]).to(device)
+        captions = module.captions([caption for _, caption, *_ in batch])
+        null = captions.replaced(torch.ones(len(batch), dtype=torch.bool, device=device), module.captions.null())
+        latents = module.latents(clean, at_mean=True)
+        total = torch.zeros(len(batch), dtype=torch.float64, device=device)
+        for draw, part in enumerate(self.TIMESTEPS):
+            noise = torch.stack([noise_of(place, draw, latents.shape[1:], seed=0) for place in places.tolist()])
+            steps = torch.full((len(batch),), int(part * module.num_timesteps), device=device)
+            noisy = module.scheduler.add_noise(latents, noise.to(latents), steps)
+            conditional, unconditional = (module(noisy, steps, words, use_ema=use_ema) for words in (captions, null))
+            total += text_norm(conditional, unconditional).double()
+        return total.cpu() / len(self.TIMESTEPS)

@@ -1,7 +1,7 @@
 """The report of an evaluation: metrics.json, the table in the terminal, the plots."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -33,6 +33,7 @@ def make_report(
     settings: Mapping[str, Any],
     run: Mapping[str, Any],
     curves: Mapping[str, Any],
+    course: Sequence[Mapping[str, Any]] = (),
 ) -> Report:
     """Gather all measures of a run.
 
@@ -42,11 +43,13 @@ def make_report(
         settings: of the evaluation.
         run: what is known of the training, of :func:`~lightning_iet.callbacks.evaluation.describe_run`.
         curves: what ``curves.png`` shows, of :func:`~lightning_iet.callbacks.evaluation.curves_of_run`.
+        course: step and scores of every evaluation of the run, the last one included.
 
     Returns:
         Plain numbers and text: ``kind`` and ``version``; ``settings``, with the limit of ``d1 / d2``; ``data``, sizes
         and fingerprints of the real sets; ``run``; ``generated`` and ``control``, where ``mq`` are shares and
-        ``mq_count`` are numbers of images; ``train``, the FID of the training images themselves; and ``curves``.
+        ``mq_count`` are numbers of images; ``train``, the FID of the training images themselves; ``curves``;
+        and ``course``.
     """
     train, reference = assessor.train, assessor.reference
     return {
@@ -68,6 +71,7 @@ def make_report(
         "control": _score_entries(assessor.control),
         "train": {"num_images": len(train), "fid": assessor.train_fid},
         "curves": curves,
+        "course": list(course),
     }
 
 
@@ -195,7 +199,9 @@ def _sampling(settings: Mapping[str, Any]) -> str:
     return f"{settings['sampler']}, {settings['num_inference_steps']} steps, {weights} weights, seed {settings['seed']}"
 
 
-def publish(trainer: "pl.Trainer", report: Report, *, assessment: "Assessment", train: Tensor, num_pairs: int) -> None:
+def publish(
+    trainer: "pl.Trainer", report: Report, *, assessment: "Assessment", train: Tensor, num_pairs: int | None
+) -> None:
     """Print the table and write the files of a run; of a ``fast_dev_run`` nothing is kept.
 
     Args:
@@ -203,7 +209,7 @@ def publish(trainer: "pl.Trainer", report: Report, *, assessment: "Assessment", 
         report: of :func:`~lightning_iet.evaluation.report.make_report`.
         assessment: the generated images and their measures.
         train: the training images, ``(M, C, H, W)``.
-        num_pairs: number of generated images to show beside their nearest training image.
+        num_pairs: number of generated images to show beside their nearest training image; None = make no plots.
     """
     console = rich.get_console()
     if trainer.fast_dev_run:  # type: ignore[attr-defined]
@@ -215,13 +221,14 @@ def publish(trainer: "pl.Trainer", report: Report, *, assessment: "Assessment", 
     folder = run_folder(trainer)
     _write(report, folder, assessment=assessment, train=train, num_pairs=num_pairs)
     for logger in trainer.loggers:
-        if hasattr(logger, "log_image"):  # Weights & Biases
+        if hasattr(logger, "log_image") and num_pairs is not None:  # Weights & Biases
             for plot in PLOTS:
                 logger.log_image(f"eval/{Path(plot).stem}", [str(folder / plot)])
-    files = ", ".join((METRICS, *PLOTS))
+    files = ", ".join((METRICS, *(PLOTS if num_pairs is not None else ())))
     console.print(f"Written to {folder}: {files}", soft_wrap=True, highlight=False)
 
 
-def _write(report: Report, folder: Path, *, assessment: "Assessment", train: Tensor, num_pairs: int) -> None:
+def _write(report: Report, folder: Path, *, assessment: "Assessment", train: Tensor, num_pairs: int | None) -> None:
     write_json(folder / METRICS, report)
-    write_pictures(report, folder, assessment=assessment, train=train, num_pairs=num_pairs)
+    if num_pairs is not None:
+        write_pictures(report, folder, assessment=assessment, train=train, num_pairs=num_pairs)

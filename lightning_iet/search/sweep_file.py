@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeAlias, cast, get_args
 
 import yaml
 
+from lightning_iet.search.shared_study import SharedStudy, named_sampler, open_storage
 from lightning_iet.utilities.errors import require
 
 Method: TypeAlias = Literal["grid", "random", "bayes"]
@@ -161,60 +162,36 @@ def grid_points(parameters: Mapping[str, Parameter]) -> Iterator[dict[str, Any]]
         yield dict(zip(parameters, values, strict=True))
 
 
-class Search:
-    """Draws points by Optuna, at random or by its tree-structured Parzen estimator for ``bayes``.
+def open_study(sweep: SweepFile, folder: Path, *, trials: int, seed: int = 0) -> SharedStudy:
+    """Return the study that points of a sweep are drawn from, at random or by Optuna's TPE for ``bayes``.
 
-    What was tried is kept in a file, so that a search goes on where it was cut off.
+    What was tried is kept in ``search.db``, so that a sweep goes on where it was cut off.
 
     Args:
         sweep: the sweep, of method ``random`` or ``bayes``.
         folder: where the file goes.
+        trials: number of points in all.
         seed: of the draws.
 
     Raises:
         ModuleNotFoundError: without Optuna.
+        ValueError: if the file holds a sweep with other parameters.
     """
-
-    def __init__(self, sweep: SweepFile, folder: Path, *, seed: int = 0) -> None:
-        optuna = require("optuna", "sweep")
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self._distributions = {name: _distribution(optuna, kind) for name, kind in sweep.parameters.items()}
-        kind = optuna.samplers.TPESampler if sweep.method == "bayes" else optuna.samplers.RandomSampler
-        self._study = optuna.create_study(
-            storage=f"sqlite:///{folder.absolute() / 'search.db'}",
-            study_name=sweep.name,
-            load_if_exists=True,
-            direction="maximize" if sweep.maximize else "minimize",
-        )
-        self._study.sampler = kind(seed=seed + len(self._study.trials))
-        waiting = optuna.trial.TrialState.RUNNING
-        self._states = optuna.trial.TrialState
-        self._cut_off = self._study.get_trials(deepcopy=False, states=(waiting,))
-
-    @property
-    def finished(self) -> int:
-        """Number of points that were tried to their end, in this search or before."""
-        ended = (self._states.COMPLETE, self._states.FAIL)
-        return len(self._study.get_trials(deepcopy=False, states=ended))
-
-    def next(self) -> tuple[int, dict[str, Any]]:
-        """Return a point's number and values: first those that an interruption cut off."""
-        if self._cut_off:
-            trial = self._cut_off.pop(0)
-            return trial.number, dict(trial.params)
-        trial = self._study.ask(self._distributions)
-        return trial.number, dict(trial.params)
-
-    def tell(self, number: int, value: float | None) -> None:
-        """Take in a point's figure, or ``None`` if its run failed."""
-        if value is None:
-            self._study.tell(number, state=self._states.FAIL)
-        else:
-            self._study.tell(number, value)
+    kinds = require("optuna", "sweep").distributions
+    space = {name: _distribution(kinds, parameter) for name, parameter in sweep.parameters.items()}
+    make, _ = named_sampler("tpe" if sweep.method == "bayes" else "random", trials=trials)
+    return SharedStudy(
+        open_storage(None, folder),
+        sweep.name,
+        space=space,
+        objectives={sweep.metric: "maximize" if sweep.maximize else "minimize"},
+        facts={"parameters": {name: kinds.distribution_to_json(kind) for name, kind in space.items()}},
+        sampler=make,
+        seed=seed,
+    )
 
 
-def _distribution(optuna: Any, parameter: Parameter) -> Any:
-    kinds = optuna.distributions
+def _distribution(kinds: Any, parameter: Parameter) -> Any:
     if parameter.distribution == "categorical":
         return kinds.CategoricalDistribution(parameter.values)
     if parameter.distribution == "int_uniform":

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from lightning_iet.evaluation.assessment import Scores, objective
 from lightning_iet.evaluation.report import read_metrics
-from lightning_iet.search import Job, Search, SweepFile, grid_points, read_sweep, run_jobs
+from lightning_iet.search import Job, SweepFile, grid_points, open_study, read_sweep, run_jobs
 from lightning_iet.tools.compare import compare
 from lightning_iet.utilities.configurations import shipped_configuration
 from lightning_iet.utilities.files import METRICS, check_writable, write_csv
@@ -48,7 +48,7 @@ def sweep(
     for plan in sweeps:
         folder = Path(out) / plan.name
         check_writable(folder, argument="out", remedy="Give another folder with `--out`.")
-        _run(plan, folder, jobs=jobs, count=count or plan.cap, seed=seed)
+        _run(plan, folder, jobs=jobs, count=count or plan.cap or 0, seed=seed)
 
 
 def _file(path: Path) -> Path:
@@ -56,28 +56,34 @@ def _file(path: Path) -> Path:
     return path if path.is_file() else shipped_configuration(path) or path
 
 
-def _run(plan: SweepFile, folder: Path, *, jobs: int, count: int | None, seed: int) -> None:
-    search = None if plan.method == "grid" else Search(plan, folder, seed=seed)
-    points = list(enumerate(grid_points(plan.parameters))) if search is None else []
-    total = len(points) if search is None else (count or 0)
+def _run(plan: SweepFile, folder: Path, *, jobs: int, count: int, seed: int) -> None:
     errors: dict[Path, str] = {}
-    with progress_bar(f"Runs of {plan.name}", total) as bar:
-
-        def ended(job: Job, error: str | None) -> None:
-            bar.advance()
-            if error is not None:
-                errors[job.folder] = error
-            if search is not None:
-                search.tell(job.number, None if error else figures(job.folder)[plan.metric.removeprefix("eval/")])
-
-        if search is None:
-            planned = [_job(plan, folder, *point) for point in points]
+    if plan.method == "grid":
+        planned = [_job(plan, folder, *point) for point in enumerate(grid_points(plan.parameters))]
+        with progress_bar(f"Runs of {plan.name}", len(planned)) as bar:
             bar.advance(sum(job.is_finished for job in planned))
+
+            def ended(job: Job, error: str | None) -> None:
+                bar.advance()
+                if error is not None:
+                    errors[job.folder] = error
+
             run_jobs((job for job in planned if not job.is_finished), jobs, ended=ended)
-        else:
-            bar.advance(search.finished)
-            new = range(total - search.finished)
-            run_jobs((_job(plan, folder, *search.next()) for _ in new), jobs, ended=ended)
+    else:
+        study = open_study(plan, folder, trials=count, seed=seed)
+        with study, progress_bar(f"Runs of {plan.name}", count) as bar:
+            bar.advance(sum(trial.state in ("complete", "failed") for trial in study.trials()))
+
+            def told(job: Job, error: str | None) -> None:
+                bar.advance()
+                if error is None:
+                    study.tell(job.number, [figures(job.folder)[plan.metric.removeprefix("eval/")]], None)
+                else:
+                    study.fail(job.number, error)
+                    errors[job.folder] = error
+
+            drawn = iter(lambda: study.next(count), None)
+            run_jobs((_job(plan, folder, trial.number, trial.parameters) for trial in drawn), jobs, ended=told)
     _publish(plan, folder, errors)
 
 

@@ -255,6 +255,45 @@ def test_an_evaluation_at_the_last_epoch_is_not_done_again(tmp_path):
     assert sum(num for _, num in module.draws[1:]) == 4
 
 
+def test_every_few_steps_the_course_goes_on(tmp_path):
+    logger = CSVLogger(tmp_path, name="digits")
+    evaluation = Evaluation(10, every_n_steps=3, every_n_epochs=3)
+    settings = {"max_epochs": 4, "logger": logger, "log_every_n_steps": 1}
+    _, module = fit(tmp_path, evaluation, trainer=settings)
+    course = evaluation.report["course"]
+    assert [entry["step"] for entry in course] == [3, 6, 8]  # two steps an epoch; the third epoch ends with the sixth
+    assert sum(num for _, num in module.draws[1:]) == 30
+    assert course[-1] == {"step": 8} | {k: v for k, v in evaluation.report["generated"].items() if k != "mq_count"}
+    rows = {row["step"]: row for row in rows_of(logger) if row["eval/fid"]}
+    assert float(rows["3"]["eval/fid"]) == course[0]["fid"]
+    written = json.loads((tmp_path / "digits" / "version_0" / "metrics.json").read_text())
+    assert [entry["step"] for entry in written["course"]] == [3, 6, 8]
+
+
+def test_steps_of_several_batches_are_evaluated_once(tmp_path):
+    evaluation = Evaluation(4, every_n_steps=1)
+    _, module = fit(tmp_path, evaluation, trainer={"accumulate_grad_batches": 2, "max_epochs": 3})
+    assert [entry["step"] for entry in evaluation.report["course"]] == [1, 2, 3]
+    assert sum(num for _, num in module.draws[1:]) == 12
+
+
+def test_a_run_that_is_taken_up_keeps_its_course(tmp_path):
+    checkpointing = ModelCheckpoint(tmp_path, filename="first", save_top_k=-1)
+    settings = {"max_epochs": 1, "enable_checkpointing": True}
+    fit(tmp_path, Evaluation(4, every_n_steps=1), callbacks=[checkpointing], trainer=settings)
+    evaluation = Evaluation(4, every_n_steps=1)
+    settings["max_epochs"] = 2
+    again = ModelCheckpoint(tmp_path, filename="second", save_top_k=-1)
+    fit(tmp_path, evaluation, callbacks=[again], trainer=settings, ckpt_path=checkpointing.best_model_path)
+    assert [entry["step"] for entry in evaluation.report["course"]] == [1, 2, 3, 4]
+
+
+def test_pictures_can_be_left_out(tmp_path, pictures):
+    fit(tmp_path, Evaluation(4, pictures=False))
+    assert (tmp_path / "metrics.json").is_file()
+    assert not list(tmp_path.glob("*.png"))
+
+
 @pytest.mark.parametrize("rounds", [2, 3])
 def test_evaluation_in_mid_round_sees_the_average_and_leaves_the_shards(tmp_path, rounds):
     def run(folder, evaluation):

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger
@@ -10,6 +11,7 @@ from sklearn.metrics import roc_auc_score
 from lightning_iet import DigitsDataModule
 from lightning_iet.callbacks.evaluation import Evaluation
 from lightning_iet.evaluation import report as publishing
+from lightning_iet.evaluation.measures import TextNorm
 from lightning_iet.functional.seeding import derive_seed
 from lightning_iet.metrics import (
     AverageMinimumDistance,
@@ -20,8 +22,10 @@ from lightning_iet.metrics import (
     PrecisionRecall,
     feature_extractor,
 )
+from lightning_iet.modules import TextToImageModule
 from tests.helpers.evaluations import Untrained, fit, images_of, rows_of
 from tests.helpers.models import tiny_diffusion
+from tests.helpers.text_to_image import Captioned, CaptionedData
 
 OF_IMAGES = (
     "average_minimum_distance", "density_coverage", "extraction_attack", "mifid", "nearest_training_distance",
@@ -100,6 +104,65 @@ def test_membership_inference_is_a_loop_over_images(tmp_path):
     assert module.training
 
 
+def naive_text_norms(module, dataset):
+    """One image and one timestep at a time."""
+    means = []
+    for index in range(len(dataset)):
+        image, caption, _ = dataset[index]
+        latents = module.latents(image[None], at_mean=True)
+        words, nothing = module.captions([caption]), module.captions([""])
+        norms = []
+        for draw, part in enumerate((0.2, 0.4, 0.6, 0.8)):
+            generator = torch.Generator().manual_seed(derive_seed(0, index, 1 + draw))
+            noise = torch.randn(latents.shape[1:], generator=generator)[None]
+            timestep = torch.tensor([int(part * module.num_timesteps)])
+            noisy = module.scheduler.add_noise(latents, noise, timestep)
+            with_words, without = (module(noisy, timestep, c, use_ema=True) for c in (words, nothing))
+            norms.append(float(((with_words - without) ** 2).sum() ** 0.5 / latents.numel() ** 0.5))
+        means.append(sum(norms) / 4)
+    return np.array(means)
+
+
+def text_to_image():
+    return TextToImageModule(
+        synthetic=True, image_size=16, ema_decay=0.5, optimizer=lambda parameters: torch.optim.Adam(parameters, lr=1e-2)
+    )
+
+
+def test_text_norm_is_a_loop_over_captions():
+    module, train, held_out = text_to_image(), Captioned(8), Captioned(5)
+    found = TextNorm(train, held_out, batch_size=3)(module, use_ema=True)
+    with torch.no_grad():
+        expected, control = (naive_text_norms(module.eval(), part) for part in (train, held_out))
+    assert found == pytest.approx(
+        {
+            "text_norm": expected.mean(),
+            "text_norm_quantile_90": np.quantile(expected, 0.9),
+            "text_norm_control": control.mean(),
+            "text_norm_quantile_90_control": np.quantile(control, 0.9),
+            "text_norm_control_standard_error": control.std(ddof=1) / 5**0.5,
+        },
+        rel=1e-4,
+    )
+    assert expected.std() > 0
+    with pytest.raises(ValueError, match="at least 2 images for text_norm, but got 1"):
+        TextNorm(train, Captioned(1))
+
+
+def test_text_norm_is_measured_at_every_evaluation(tmp_path):
+    evaluation = Evaluation(
+        4, measures=["text_norm"], num_inference_steps=2, k=3, features="efficientnet", every_n_steps=2
+    )
+    module, data = text_to_image(), CaptionedData(8)
+    fit(tmp_path, evaluation, module=module, data=data, trainer={"max_epochs": 1})
+    first, last = evaluation.report["course"]
+    assert first["further"].keys() == last["further"].keys()
+    assert first["further"] != last["further"]
+    with torch.no_grad():
+        expected = naive_text_norms(module.eval(), data.train_set)
+    assert last["further"]["text_norm"] == pytest.approx(expected.mean(), rel=1e-4)
+
+
 def test_the_table_and_the_file_hold_them(tmp_path, capsys):
     fit(tmp_path, Evaluation(6, measures=["precision_recall"]), trainer={"max_epochs": 1})
     assert "recall" in capsys.readouterr().out
@@ -114,6 +177,7 @@ def test_the_table_and_the_file_hold_them(tmp_path, capsys):
         ({"measures": "mifid"}, "`measures` expected a list of .*, but got 'mifid'"),
         ({"measures": ["mifid"], "measure_weights": {"clean_fid": "x.pt"}}, "for mifid, but got one for clean_fid"),
         ({"measures": ["membership_inference"]}, "`measures` expected a module with .* but got Untrained"),
+        ({"measures": ["text_norm"]}, "expected a TextToImageModule for text_norm, but got Untrained"),
     ],
 )
 def test_what_cannot_be_measured_is_refused_before_training(tmp_path, settings, message):

@@ -1,0 +1,234 @@
+"""What a search for a selection has found: its points, their front, and the one that is chosen."""
+
+import csv
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from statistics import fmean
+from typing import Any, Literal, TypeAlias
+
+import torch
+
+from lightning_iet.functional.pareto import Choice, choose_point, pareto_front
+from lightning_iet.search.objectives import Objective
+from lightning_iet.utilities.files import write_atomically
+
+Figures: TypeAlias = Mapping[str, float]
+Kind: TypeAlias = Literal["mask", "plain", "pretrained"]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """What a trial is to train.
+
+    Attributes:
+        name: of the trial, fit for a folder: ``trial-007``, ``plain-1``, ``pretrained-0``.
+        kind: ``mask``; ``plain`` for fine-tuning of every parameter of the network, the course to compare with; or
+            ``pretrained`` for the network as it was, to be measured without training.
+        mask: one character for each group, ``1`` if it trains; empty for the other kinds.
+        learning_rate: of the optimizer; 0 for ``pretrained``.
+
+    Example:
+        >>> Candidate("trial-007", "mask", "0110", 1e-4).trained(["a", "b", "c", "rest"])
+        ['b', 'c']
+    """
+
+    name: str
+    kind: Kind
+    mask: str
+    learning_rate: float
+
+    def trained(self, groups: Sequence[str]) -> list[str]:
+        """Return the groups that train."""
+        return [group for group, bit in zip(groups, self.mask, strict=False) if bit == "1"]
+
+
+@dataclass(frozen=True)
+class Point:
+    """A trial at one of its checkpoints.
+
+    Attributes:
+        candidate: what was trained.
+        number: of the trial.
+        step: optimizer steps so far.
+        values: of the objectives, in their order.
+        figures: all that was measured, by name.
+        trained: number of trained parameters; None where the sizes of the groups are not known.
+        share: trained parameters over those of the original network; None where that is not known.
+        seconds: of the whole trial.
+        last: whether it is the last checkpoint of its trial.
+        copied_from: trial with the same mask and learning rate whose figures these are.
+    """
+
+    candidate: Candidate
+    number: int
+    step: int
+    values: tuple[float, ...]
+    figures: Figures
+    trained: int | None = None
+    share: float | None = None
+    seconds: float = 0.0
+    last: bool = True
+    copied_from: str = ""
+
+
+@dataclass(frozen=True)
+class SelectionSearch:
+    """What a search has found so far.
+
+    Attributes:
+        groups: names of the groups, one for each character of a mask.
+        sizes: number of parameters of each group; empty if not known.
+        objectives: quality first.
+        points: of masks, by trial and step.
+        references: points of plain fine-tuning and of the pretrained network.
+        failures: why trials failed, by name.
+        settings: of the search, by name, for the report.
+        running: trials that other programs run now.
+    """
+
+    groups: tuple[str, ...]
+    objectives: tuple[Objective, ...]
+    points: tuple[Point, ...]
+    references: tuple[Point, ...] = ()
+    failures: Mapping[str, str] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    sizes: tuple[int, ...] = ()
+    running: int = 0
+
+    @property
+    def all_points(self) -> tuple[Point, ...]:
+        """Points of masks, then those of the references."""
+        return (*self.points, *self.references)
+
+    def costs(self, points: Sequence[Point]) -> torch.Tensor:
+        """Return the objectives of points, all to be minimised, float64, shape ``(N, p)``."""
+        rows = [[o.cost(v) for o, v in zip(self.objectives, point.values, strict=True)] for point in points]
+        return torch.tensor(rows, dtype=torch.float64).reshape(-1, len(self.objectives))
+
+    @cached_property
+    def front(self) -> tuple[Point, ...]:
+        """Points of masks that no other one dominates, best quality first; what was copied counts once."""
+        seen, own = set(), []
+        for point in sorted(self.points, key=lambda point: bool(point.copied_from)):
+            key = (point.candidate.mask, point.step, point.values)
+            if not point.copied_from or key not in seen:
+                own.append(point)
+            seen.add(key)
+        keep = pareto_front(self.costs(own)).tolist() if own else []
+        found = [point for point, stays in zip(own, keep, strict=True) if stays]
+        return tuple(sorted(found, key=lambda point: (self.objectives[0].cost(point.values[0]), point.number)))
+
+    @property
+    def controls(self) -> tuple[float | None, ...]:
+        """Value of each objective for held-out images, the mean over all trials, None where it was not measured."""
+        return tuple(_mean([o.control(point.figures) for point in self.all_points]) for o in self.objectives)
+
+    @property
+    def limits(self) -> tuple[float | None, ...]:
+        """What each objective of memorization may cost at most: its control and one standard error of that."""
+        errors = (_mean([o.control_error(point.figures) for point in self.all_points]) for o in self.objectives)
+        parts = zip(self.objectives, self.controls, errors, strict=True)
+        costs = [None if control is None else o.cost(control) + (error or 0.0) for o, control, error in parts]
+        return tuple(costs[1:])
+
+    @cached_property
+    def choice(self) -> tuple[Point, Choice] | None:
+        """The point that :func:`~lightning_iet.functional.pareto.choose_point` takes, among those that train."""
+        able = [point for point in self.points if point.candidate.kind == "mask" and not point.copied_from]
+        if not able:
+            return None
+        limits = [limit for limit in self.limits if limit is not None]
+        choice = choose_point(
+            self.costs(able),
+            limits=limits if len(limits) == len(self.objectives) - 1 else None,
+            trained=[point.trained or 0 for point in able],
+        )
+        return able[choice.point], choice
+
+    def course(self, *, kind: Kind, mask: str = "") -> dict[str, list[Point]]:
+        """Return points by trial, in the order of their steps: of plain fine-tuning, or of one mask.
+
+        Args:
+            kind: of the trials.
+            mask: which mask, for kind ``mask``.
+        """
+        trials: dict[str, list[Point]] = {}
+        for point in self.all_points:
+            if point.candidate.kind == kind and point.candidate.mask == mask and not point.copied_from:
+                trials.setdefault(point.candidate.name, []).append(point)
+        return trials
+
+    def at_quality(self, points: Sequence[Point], quality: float) -> Point | None:
+        """Return the point that memorizes least among those of at least this quality, None if there is none.
+
+        Args:
+            points: to choose from.
+            quality: cost of the first objective.
+        """
+        costs = self.costs(points)
+        able = [(row[1:], point) for row, point in zip(costs.tolist(), points, strict=True) if row[0] <= quality]
+        return min(able, key=lambda pair: pair[0])[1] if able else None
+
+
+def described(candidate: Candidate) -> str:
+    """Say in a few words what a candidate trains.
+
+    Example:
+        >>> described(Candidate("trial-007", "mask", "0110", 1e-4))
+        '2 of 4 groups at learning rate 0.0001'
+    """
+    if candidate.kind == "pretrained":
+        return "the pretrained network"
+    groups = f"{candidate.mask.count('1')} of {len(candidate.mask)} groups"
+    return f"{'all parameters' if candidate.kind == 'plain' else groups} at learning rate {candidate.learning_rate:.2g}"
+
+
+def duration(seconds: float) -> str:
+    """Write a time to the precision that matters.
+
+    Example:
+        >>> duration(0.4), duration(75), duration(3600)
+        ('0.4 s', '75 s', '60 min')
+    """
+    for limit, size, digits, unit in ((10, 1, 1, "s"), (100, 1, 0, "s"), (6000, 60, 0, "min"), (360000, 3600, 1, "h")):
+        if seconds < limit:
+            return f"{seconds / size:.{digits}f} {unit}"
+    return f"{seconds / 86400:.1f} d"
+
+
+def labels(search: SelectionSearch) -> list[str]:
+    """How the objectives are called."""
+    return [objective.label for objective in search.objectives]
+
+
+def write_points(search: SelectionSearch, path: Path) -> None:
+    """Write one row for each point and each failed trial."""
+    figures = sorted({name for point in search.all_points for name in point.figures})
+    front, chosen = set(map(id, search.front)), search.choice[0] if search.choice else None
+    rows: list[dict[str, Any]] = [
+        {
+            "trial": point.candidate.name, "kind": point.candidate.kind, "mask": point.candidate.mask,
+            "learning_rate": f"{point.candidate.learning_rate:.6g}", "step": point.step,
+            **{o.label: value for o, value in zip(search.objectives, point.values, strict=True)},
+            "trained": point.trained, "share": point.share, "seconds": f"{point.seconds:.2f}",
+            "state": "copied" if point.copied_from else "complete", "note": point.copied_from,
+            "front": int(id(point) in front), "chosen": int(point is chosen),
+            **{name: point.figures.get(name) for name in figures if name not in labels(search)},
+        }
+        for point in search.all_points
+    ]  # fmt: skip
+    failed: list[dict[str, Any]] = [
+        {"trial": name, "state": "failed", "note": reason} for name, reason in search.failures.items()
+    ]
+    columns = list(dict.fromkeys(name for row in [*rows, *failed] for name in row))
+    with write_atomically(path) as unfinished, unfinished.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows([*rows, *failed])
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return fmean(known) if known else None

@@ -1,0 +1,362 @@
+"""Search which part of a model to fine-tune, so that it memorizes little."""
+
+import copy
+import gc
+import json
+import logging
+import runpy
+import shutil
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from hashlib import sha256
+from inspect import signature
+from math import sqrt
+from pathlib import Path
+from typing import Any, Literal, TextIO
+
+import lightning.pytorch as pl
+import torch
+import yaml
+from lightning.pytorch.cli import LightningArgumentParser
+
+from lightning_iet.callbacks.parameter_selection.callback import ParameterSelection, find_denoiser
+from lightning_iet.functional.parameter_groups import Family, Granularity, ParameterGroups
+from lightning_iet.search import Candidate, SelectionSearch, search_selection
+from lightning_iet.utilities.errors import first_line
+from lightning_iet.utilities.files import METRICS, check_writable
+
+TRIALS, TRIAL_CONFIG, LOG = "trials", "trial.yaml", "output.log"
+LR_OPTION = "model.init_args.optimizer.init_args.lr"
+_LOGGERS = ("lightning.pytorch", "lightning.fabric", "pytorch_lightning", "lightning_fabric")
+
+
+def memcontrol(
+    config: Path,
+    *,
+    family: Family = "svdiff",
+    granularity: Granularity = "block",
+    trials: int = 50,
+    jobs: int = 1,
+    out: Path = Path("runs/memcontrol"),
+    objectives: Sequence[str] = ("fid", "memorized_fraction"),
+    minus_control: bool = True,
+    lr: Sequence[float] = (1e-5, 1e-3),
+    steps: int | None = None,
+    checkpoints: int = 3,
+    subset: int | None = None,
+    repeat: Sequence[int] = (0, 1),
+    sampler: Literal["tpe", "nsga2", "random"] = "tpe",
+    storage: str | None = None,
+    enqueue: Sequence[str] = (),
+    repeat_duplicates: bool = False,
+    lr_option: str = LR_OPTION,
+    seed: int = 0,
+) -> SelectionSearch:
+    """Search which part of a model to fine-tune, and how fast, so that it is good and memorizes little.
+
+    MemControl (Dutt et al. 2025): every trial is a short fine-tuning of some blocks of the denoiser, drawn by Optuna
+    and judged by two or more figures of the evaluation, each beside that of held-out images. The search begins with
+    what it must be compared with: plain fine-tuning, the whole family, and the model as it was. The same command goes
+    on with a search that was cut off; several machines with one `--storage` share the work.
+
+    Writes points.csv, front.png, masks/*.json, chosen.json, and report.html, which says what was found. The mask is
+    used by `fit --config CONFIG --selection.file OUT/chosen.json`.
+
+    Args:
+        config: A configuration of `fit` that fine-tunes a model, with its evaluation. Options of its group `selection`
+            that are not given here stay.
+        family: What can train at all: svdiff, difffit, attention, norm, bias, norm_bias, lora or all.
+        granularity: What one bit of a mask switches: block, attention or published.
+        trials: Masks to try; the references come on top.
+        jobs: Trials at a time, each on its part of the cores, in a process that serves for all its trials.
+        out: Folder for the search.
+        objectives: Figures to improve, quality first, then memorization: any of those that loggers know as eval/NAME;
+            max:NAME for distances, which are to be large.
+        minus_control: Whether of memorization only what exceeds that of held-out images counts.
+        lr: Lowest and highest learning rate; twice the same keeps it fixed.
+        steps: Optimizer steps of a trial; by default the configuration's max_steps.
+        checkpoints: How often a trial is measured, in equal distances; every time is a point of its own.
+        subset: Training images of a trial; by default all.
+        repeat: How many of these occur how often, to provoke memorization in a short training; it is then measured on
+            them. The published search repeats a subset 50 times beside one percent of the data.
+        sampler: What draws masks: tpe, nsga2, or random, which is what the published search comes to.
+        storage: Where trials are kept: the URL of a database, a file ending in .journal, or an SQLite file.
+        enqueue: Masks to try first.
+        repeat_duplicates: Whether a mask is trained again that was tried with about the same learning rate.
+        lr_option: Where the configuration has the learning rate.
+        seed: Of the search; trainings have the configuration's seed.
+
+    Returns:
+        What was found.
+
+    Raises:
+        FileNotFoundError: If there is no such configuration.
+        ValueError: If the configuration or an option cannot be used, or the trials fail.
+    """
+    settings = _read(config, lr_option=lr_option)
+    steps = _steps(settings, steps, checkpoints)
+    if len(lr) != 2:
+        raise ValueError(f"Argument `lr` expected two numbers, the lowest and the highest, but got {list(lr)}.")
+    if len(repeat) != 2:
+        raise ValueError(f"Argument `repeat` expected two numbers, of images and of times, but got {list(repeat)}.")
+    if subset is not None or tuple(repeat) != (0, 1):
+        provoked = {"data": settings["data"], "subset": subset, "repeated": repeat[0], "times": repeat[1]}
+        settings["data"] = {"class_path": "lightning_iet.data.RepeatedSubset", "init_args": provoked}
+    out = Path(out)
+    check_writable(out, argument="out", remedy="Give another folder with `--out`.")
+    options = {
+        **{name: value for name, value in (settings.get("selection") or {}).items() if name not in ("mask", "file")},
+        "family": family, "granularity": granularity,
+    }  # fmt: skip
+    if family == "svdiff":
+        options.setdefault("bases", str((out / "bases").absolute()))
+    selection, groups = _find_groups(settings, options)
+    training = Training(_for_trials(settings, steps, checkpoints), options, lr_option, out / TRIALS)
+    facts = {
+        "config": f"{Path(config).name} ({_digest(training.settings)})",
+        "network": groups.network, "family": family, "granularity": granularity,
+        "steps of a trial": steps, "checkpoints": checkpoints, "training images": subset or "all",
+        "repeated images": f"{repeat[0]}, {repeat[1]} times" if repeat[0] else "none",
+    }  # fmt: skip
+    return search_selection(
+        training,
+        groups,
+        out=out,
+        objectives=objectives,
+        minus_control=minus_control,
+        trials=trials,
+        jobs=jobs,
+        learning_rates=(float(lr[0]), float(lr[1])),
+        sampler=sampler,
+        storage=storage,
+        enqueue=enqueue,
+        repeat_duplicates=repeat_duplicates,
+        settings=facts,
+        seed=seed,
+        selection=selection.selection,
+    )
+
+
+@dataclass(frozen=True)
+class Training:
+    """Runs `fit` in this process, for a candidate of a search.
+
+    Attributes:
+        settings: the configuration of every trial.
+        selection: options of :class:`~lightning_iet.callbacks.ParameterSelection` but for the mask.
+        lr_option: where the configuration has the learning rate.
+        folder: of all trials.
+    """
+
+    settings: Mapping[str, Any]
+    selection: Mapping[str, Any]
+    lr_option: str
+    folder: Path
+
+    def __call__(self, candidate: Candidate) -> list[dict[str, float]]:
+        """Train, measure, and return the figures of each checkpoint.
+
+        Raises:
+            RuntimeError: With the last line of a run that failed.
+        """
+        folder = self.folder / candidate.name
+        shutil.rmtree(folder, ignore_errors=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        config, log = folder.with_suffix(".yaml"), folder.with_suffix(".log")  # the folder is the logger's, until then
+        config.write_text(yaml.safe_dump(self.configuration(candidate), sort_keys=False))
+        _fit(config, log)
+        config.rename(folder / TRIAL_CONFIG)
+        log.rename(folder / LOG)
+        report = json.loads((folder / METRICS).read_text(encoding="utf-8"))
+        untrained = candidate.kind == "pretrained"
+        return [{**figures_at(report, point), **({"step": 0} if untrained else {})} for point in report["course"]]
+
+    def configuration(self, candidate: Candidate) -> dict[str, Any]:
+        """The configuration of one trial."""
+        settings = copy.deepcopy(dict(self.settings))
+        folder = (self.folder / candidate.name).absolute()
+        logger = {"save_dir": str(folder.parent), "name": "", "version": folder.name}
+        settings["trainer"]["logger"] = {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": logger}
+        settings.pop("selection", None)
+        if candidate.kind == "mask":
+            settings["selection"] = {**self.selection, "mask": candidate.mask}
+        if candidate.kind == "pretrained":
+            # One step at a learning rate of 0 leaves every weight, and the run measures as any other does.
+            settings["trainer"]["max_steps"] = 1
+            settings["evaluation"].pop("every_n_steps")
+        _replace(settings, self.lr_option, candidate.learning_rate)
+        return settings
+
+
+def figures_at(report: Mapping[str, Any], point: Mapping[str, Any]) -> dict[str, float]:
+    r"""Return the figures of a run at one of its evaluations, with those of the control.
+
+    Args:
+        report: what ``metrics.json`` holds.
+        point: an entry of its ``course``.
+
+    Returns:
+        ``step``; ``fid``, ``memorized_fraction``, ``copied_fraction``, ``mq_0.15`` … and further measures, each with
+        ``_control`` where there is one; and of shares ``_control_standard_error``, :math:`\sqrt{p(1 - p)/(n + 2)}`
+        with :math:`p = (c + 1)/(n + 2)`, for ``c`` of ``n`` images *(our choice: not 0 where none of them counts)*.
+        The AUC of membership inference has the control 0.5, that of a model that never saw the training images.
+    """
+    found: dict[str, float] = {"step": point["step"], "fid_train": report["train"]["fid"]}
+    for suffix, part in (("", point), ("_control", report["control"])):
+        found |= {f"{name}{suffix}": part[name] for name in ("fid", "memorized_fraction", "copied_fraction")}
+        found |= {f"mq_{threshold}{suffix}": share for threshold, share in part["mq"].items()}
+        found |= {f"{name}{suffix}": value for name, value in part["further"].items()}
+    total = report["control"]["num_images"]
+    for name in ("memorized_fraction", "copied_fraction", *(f"mq_{threshold}" for threshold in point["mq"])):
+        share = (found[f"{name}_control"] * total + 1) / (total + 2)
+        found[f"{name}_control_standard_error"] = sqrt(share * (1 - share) / (total + 2))
+    if "membership_inference_auc" in found:
+        found.setdefault("membership_inference_auc_control", 0.5)
+    return {name: float("nan") if value is None else value for name, value in found.items()}
+
+
+def _read(config: Path, *, lr_option: str) -> dict[str, Any]:
+    """Read a configuration of `fit`, and refuse one that cannot be searched."""
+    if not Path(config).is_file():
+        raise FileNotFoundError(f"Argument `config` expected a file, but got '{config}', which does not exist.")
+    try:
+        settings = yaml.safe_load(Path(config).read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"Argument `config` expected YAML, but got '{config}' ({first_line(error)}).") from error
+    if not isinstance(settings, dict) or "model" not in settings or "data" not in settings:
+        raise ValueError(
+            f"Argument `config` expected a configuration of `fit` with model and data, but got '{config}'."
+        )
+    settings.setdefault("trainer", {})
+    settings["evaluation"] = dict(settings.get("evaluation") or {})
+    if settings["evaluation"].get("num_samples") == 0:
+        raise ValueError(
+            "Argument `config` expected an evaluation, but got num_samples 0. A search needs its figures: at least 2."
+        )
+    try:
+        _replace(copy.deepcopy(settings), lr_option, 0.0)
+    except KeyError as error:
+        raise ValueError(
+            f"Argument `lr_option` expected where '{config}' has its learning rate, but got {lr_option!r}, and there "
+            f"is no {error.args[0]!r}. Write an optimizer with a learning rate into the file, or name its place."
+        ) from None
+    return settings
+
+
+def _replace(settings: dict[str, Any], option: str, value: Any) -> None:
+    """Set an entry that is there, by its dotted name; KeyError with the part of the name that is not."""
+    entries: Any = settings
+    names = option.split(".")
+    for number, name in enumerate(names, 1):
+        if not isinstance(entries, dict) or name not in entries:
+            raise KeyError(".".join(names[:number]))
+        if number < len(names):
+            entries = entries[name]
+    entries[names[-1]] = value
+
+
+def _steps(settings: Mapping[str, Any], steps: int | None, checkpoints: int) -> int:
+    """Length of a trial; refuse one that cannot be divided."""
+    if steps is None:
+        steps = settings["trainer"].get("max_steps", -1)
+        if not isinstance(steps, int) or steps < 1:
+            raise ValueError(
+                "Argument `steps` expected an integer ≥ 1, but got none, and the configuration's trainer has no "
+                "max_steps. Give the length of a trial with `--steps`."
+            )
+    if steps < 1 or checkpoints < 1 or steps % checkpoints:
+        raise ValueError(
+            f"Arguments `steps` and `checkpoints` expected integers ≥ 1, of which the second divides the first, but "
+            f"got {steps} and {checkpoints}."
+        )
+    return steps
+
+
+def _for_trials(settings: Mapping[str, Any], steps: int, checkpoints: int) -> dict[str, Any]:
+    """The configuration as trials run it: short, measured on the way, and without checkpoints on disk."""
+    changed = copy.deepcopy(dict(settings))
+    trainer, evaluation = changed["trainer"], changed["evaluation"]
+    callbacks = trainer.get("callbacks") or []
+    callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
+    trainer["callbacks"] = [one for one in callbacks if not str(one.get("class_path")).endswith("ModelCheckpoint")]
+    trainer |= {
+        "max_steps": steps, "max_epochs": -1, "enable_checkpointing": False, "enable_progress_bar": False,
+        "num_sanity_val_steps": 0,
+    }  # fmt: skip
+    evaluation |= {"every_n_steps": steps // checkpoints, "pictures": False}
+    evaluation.pop("every_n_epochs", None)
+    return changed
+
+
+def _digest(settings: Mapping[str, Any]) -> str:
+    return sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:12]
+
+
+def _find_groups(settings: Mapping[str, Any], options: Mapping[str, Any]) -> tuple[ParameterSelection, ParameterGroups]:
+    """Build the model once, to see which groups it has."""
+    unknown = set(options) - set(signature(ParameterSelection).parameters)
+    if unknown:
+        raise ValueError(f"Argument `config` expected options of ParameterSelection in `selection`, but got {unknown}.")
+    selection = ParameterSelection(**options)
+    parser = LightningArgumentParser(exit_on_error=False)
+    parser.add_lightning_class_args(pl.LightningModule, "model", subclass_mode=True)
+    model = copy.deepcopy(settings["model"])
+    data = (settings["data"] or {}).get("init_args") or {}
+    parsed = parser.parse_object({"model": model})
+    if data.get("synthetic") and "synthetic" in (parsed.model.init_args or {}):
+        parsed.model.init_args.synthetic = True
+    make = getattr(parser, "instantiate", None) or parser.instantiate_classes  # the name since jsonargparse 4.49
+    module = make(parsed).model
+    network = find_denoiser(module, selection.denoiser, any_network=selection.selection.groups is not None)
+    if network is None:
+        raise ValueError(
+            f"Argument `config` expected a model with a denoiser that has blocks, but {type(module).__name__} has "
+            "none. Say where it is with `denoiser` in the configuration's `selection`, or name groups there."
+        )
+    return selection, selection.selection.find(network)
+
+
+def _fit(config: Path, log: Path) -> None:
+    """Run `lightning-iet fit` in this process: what it has imported stays for the next trial.
+
+    Raises:
+        RuntimeError: If it fails, with its last line.
+    """
+    arguments = sys.argv
+    with log.open("w", encoding="utf-8") as file:
+        try:
+            with _logged(file):
+                sys.argv = ["lightning-iet", "fit", f"--config={config}"]
+                runpy.run_module("lightning_iet", run_name="__main__")
+        except SystemExit as end:
+            if end.code:
+                file.flush()
+                said = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+                raise RuntimeError(f"{said[-1] if said else f'exit status {end.code}'} (see {log})") from None
+        finally:
+            sys.argv = arguments
+            gc.collect()  # modules and trainers hold each other
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+
+
+@contextmanager
+def _logged(file: TextIO) -> Iterator[None]:
+    """Send all that a run prints and logs to a file."""
+    handlers = {  # one may belong to several loggers
+        handler
+        for name in _LOGGERS
+        for handler in logging.getLogger(name).handlers
+        if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler)
+    }
+    streams = {handler: handler.stream for handler in handlers}
+    for handler in handlers:
+        handler.setStream(file)
+    try:
+        with redirect_stdout(file), redirect_stderr(file):
+            yield
+    finally:
+        for handler, stream in streams.items():
+            handler.setStream(stream)

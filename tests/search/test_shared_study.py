@@ -1,0 +1,242 @@
+"""Studies that several programs share, and what killed ones leave."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import optuna
+import pytest
+
+from lightning_iet.search import shared_study
+from lightning_iet.search.shared_study import SharedStudy, named_sampler, open_storage, shown_storage
+from tests.helpers.distributed import forking
+
+SPACE = {
+    "a": optuna.distributions.CategoricalDistribution((0, 1)),
+    "x": optuna.distributions.FloatDistribution(1e-5, 1e-3, log=True),
+}
+
+
+def opened(folder, storage=None, *, facts=None, objectives=None, seed=0, sampler="random"):
+    make, _ = named_sampler(sampler, trials=20)
+    return SharedStudy(
+        open_storage(storage, folder),
+        "test",
+        space=SPACE,
+        objectives=objectives or {"cost": "minimize", "gain": "maximize"},
+        facts={"family": "svdiff"} if facts is None else facts,
+        sampler=make,
+        seed=seed,
+    )
+
+
+def told(study, total):
+    """Run trials whose objectives follow from their parameters; returns the parameters."""
+    while (trial := study.next(total)) is not None:
+        study.tell(trial.number, [trial.parameters["x"], trial.parameters["a"]], {"from": trial.number})
+    return [trial.parameters for trial in study.trials()]
+
+
+@pytest.mark.parametrize("sampler", ["random", "tpe", "nsga2"])
+def test_a_seed_draws_the_same_trials_in_one_go_or_in_parts(tmp_path, sampler):
+    with opened(tmp_path / "one", sampler=sampler, seed=3) as study:
+        whole = told(study, 16)
+    for total in (1, 5, 16):
+        with opened(tmp_path / "parts", sampler=sampler, seed=3) as study:
+            parts = told(study, total)
+    with opened(tmp_path / "other", sampler=sampler, seed=4) as study:
+        other = told(study, 16)
+    assert whole == parts
+    assert len({parameters["x"] for parameters in whole}) > 8  # evolution may hand a rate down
+    assert other != whole
+
+
+def test_results_come_back_as_they_were_told(tmp_path):
+    with opened(tmp_path) as study:
+        good, bad = study.next(2), study.next(2)
+        study.tell(good.number, [1.0, 2.0], {"points": [1, (2, 3)], "nested": {"b": None}})
+        study.fail(bad.number, "fid is nan")
+        assert study.next(2) is None
+    with opened(tmp_path) as study:
+        first, second = study.trials()
+    assert (first.state, first.result) == ("complete", {"points": [1, [2, 3]], "nested": {"b": None}})
+    assert (second.state, second.reason, second.result) == ("failed", "fid is nan", None)
+
+
+def test_enqueued_trials_come_first_and_once(tmp_path):
+    point = {"a": 1, "x": 1e-4}
+    for _ in range(2):
+        with opened(tmp_path) as study:
+            study.enqueue(point)
+            study.enqueue(point)
+            trial = study.next()
+            if trial is not None:
+                assert trial.parameters == point
+                study.tell(trial.number, [1.0, 1.0], None)
+            assert study.next() is None
+    assert len(study.trials()) == 1
+
+
+def test_a_failed_point_can_be_enqueued_again(tmp_path):
+    point = {"a": 1, "x": 1e-4}
+    with opened(tmp_path) as study:
+        study.enqueue(point)
+        study.fail(study.next().number, "no memory")
+        study.enqueue(point)
+        assert study.next().parameters == point
+
+
+def _die_after(folder, storage, stage):
+    """A program that is killed: after the storage has made a trial, or while it runs one."""
+    shared_study.UNCLAIMED = 0.1
+    study = opened(Path(folder), storage)
+    if stage == "drawn":
+        study._claim = lambda number: os.kill(os.getpid(), signal.SIGKILL)
+    with study:
+        study.next(5)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize("storage", [None, "trials.journal", "sqlite:///{}/other.db"])
+@pytest.mark.parametrize("stage", ["drawn", "running"])
+def test_what_a_killed_program_has_left_is_run_again(tmp_path, monkeypatch, storage, stage):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(shared_study, "UNCLAIMED", 0.1)
+    storage = storage and storage.format(tmp_path)
+    for _ in range(2):
+        process = forking().Process(target=_die_after, args=(tmp_path, storage, stage))
+        process.start()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+    with opened(tmp_path, storage) as study:
+        parts = told(study, 5)
+        assert study.num_elsewhere == 0
+    with opened(tmp_path / "undisturbed") as study:
+        assert told(study, 5) == parts
+
+
+def test_an_interrupted_program_gives_its_trials_back(tmp_path):
+    with pytest.raises(KeyboardInterrupt), opened(tmp_path) as study:  # noqa: PT012
+        first = study.next(3)
+        raise KeyboardInterrupt
+    with opened(tmp_path) as study:
+        assert study.next(3) == first
+
+
+def test_a_trial_that_runs_elsewhere_is_left_alone_until_it_shows_no_life(tmp_path, monkeypatch):
+    with opened(tmp_path) as theirs, opened(tmp_path) as ours:
+        first = theirs.next(2)
+        second = ours.next(2)
+        assert second.number != first.number
+        assert ours.next(2) is None
+        assert ours.num_elsewhere == 1
+        later = time.time() + shared_study.STALE + 1
+        with monkeypatch.context() as patch:  # this machine lost power
+            patch.setattr(time, "time", lambda: later)
+            assert ours.next(2) == first
+        ours.tell(first.number, [1.0, 1.0], "ours")
+        theirs.tell(first.number, [2.0, 2.0], "theirs")  # too late, which is no error
+        assert ours.trials()[first.number].result == "ours"
+
+
+def test_a_sign_of_life_keeps_a_long_trial(tmp_path, monkeypatch):
+    monkeypatch.setattr(shared_study, "BEAT", 0.01)
+    with opened(tmp_path) as study:
+        number = study.next(1).number
+
+        def beat():
+            return study._study.trials[number].user_attrs["claim"]["beat"]
+
+        first, end = beat(), time.monotonic() + 30
+        while beat() == first and time.monotonic() < end:
+            time.sleep(0.01)
+        assert beat() > first
+
+
+def test_a_process_number_that_was_given_again_is_no_life(tmp_path):
+    claim = shared_study._claim("token")
+    assert shared_study._is_alive(claim)
+    assert not shared_study._is_alive(claim | {"started": claim["started"] - 60})
+    assert not shared_study._is_alive(claim | {"pid": 2**22 + 1})
+    assert shared_study._is_alive(claim | {"pid": 2**22 + 1, "host": "another"})
+    assert not shared_study._is_alive(None)
+
+
+def _work(folder, storage):
+    with opened(Path(folder), storage) as study:
+        while (trial := study.next(12)) is not None:
+            time.sleep(0.02)
+            study.tell(trial.number, [1.0, 1.0], os.getpid())
+
+
+@pytest.mark.parametrize("storage", [None, "shared.journal"])
+def test_two_programs_share_a_storage(tmp_path, monkeypatch, storage):
+    monkeypatch.chdir(tmp_path)
+    opened(tmp_path, storage)
+    processes = [forking().Process(target=_work, args=(tmp_path, storage)) for _ in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0
+    with opened(tmp_path, storage) as study:
+        trials = study.trials()
+    assert {trial.state for trial in trials} == {"complete"}
+    assert 12 <= len(trials) <= 13  # both may ask for the last one at the same moment
+    assert {trial.result for trial in trials} == {process.pid for process in processes}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"facts": {"family": "bias"}}, "expected family svdiff, with which it was begun, but got bias"),
+        ({"facts": {"family": "svdiff", "steps": 3}}, "expected steps nothing, with which it was begun, but got 3"),
+        ({"objectives": {"cost": "minimize", "other": "maximize"}}, "expected objectives.gain maximize"),
+        (
+            {"objectives": {"cost": "minimize", "gain": "minimize"}},
+            "expected objectives.gain maximize, .* got minimize",
+        ),
+        (
+            {"objectives": {"cost": "minimize", "gain": "maximize", "more": "minimize"}},
+            "expected objectives.more nothing",
+        ),
+    ],
+)
+def test_another_search_in_the_storage_is_refused(tmp_path, changes, message):
+    opened(tmp_path)
+    with pytest.raises(ValueError, match=message) as error:
+        opened(tmp_path, **changes)
+    assert "\n" not in str(error.value)
+
+
+def test_a_study_of_somebody_else_is_refused(tmp_path):
+    theirs = optuna.create_study(
+        storage=f"sqlite:///{tmp_path}/search.db", study_name="test", directions=["minimize", "maximize"]
+    )
+    theirs.ask()
+    with pytest.raises(ValueError, match="was made by another program"):
+        opened(tmp_path)
+
+
+def test_storages_that_cannot_be_opened(tmp_path):
+    for url, message in (
+        ("nodatabase://me:secret@host/x", "nodatabase://me:\\*\\*\\*@host/x"),
+        (f"sqlite:///{tmp_path}/no/such/folder/x.db", "unable to open database file"),
+    ):
+        with pytest.raises(ValueError, match=message) as error:
+            open_storage(url, tmp_path)
+        assert "secret" not in str(error.value)
+        assert "\n" not in str(error.value)
+    assert shown_storage(tmp_path / "a.journal") == str(tmp_path / "a.journal")
+
+
+def test_samplers_are_named_with_their_options():
+    made, said = named_sampler("tpe", trials=100)
+    assert said == "TPESampler(n_startup_trials=20, multivariate=True, group=False, constant_liar=True)"
+    assert isinstance(made(1), optuna.samplers.TPESampler)
+    assert isinstance(named_sampler("random", trials=3)[0](1), optuna.samplers.RandomSampler)
+    # At least three generations, the first of which is drawn at random.
+    assert [named_sampler("nsga2", trials=n)[0](0)._population_size for n in (3, 30, 100)] == [2, 10, 20]
+    with pytest.raises(ValueError, match="one of tpe, nsga2, random, but got 'anneal'"):
+        named_sampler("anneal", trials=3)

@@ -1,0 +1,233 @@
+"""The search by short runs of fit, on a network of a few thousand parameters."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+
+from lightning_iet import DiffusionModule, DigitsDataModule
+from lightning_iet.callbacks.parameter_selection import read_mask
+from lightning_iet.cli import main
+from lightning_iet.evaluation.assessment import Assessor
+from lightning_iet.functional.parameter_groups import find_groups
+from lightning_iet.metrics.frechet import frechet_distance
+from lightning_iet.search import Candidate
+from lightning_iet.tools.memcontrol import Training, figures_at, memcontrol
+
+QUICK = {"trials": 7, "steps": 4, "checkpoints": 2, "objectives": ["fid", "memorized_fraction"]}
+
+
+@pytest.fixture(scope="session")
+def pretrained(tmp_path_factory):
+    torch.manual_seed(0)
+    unet = UNet2DModel(
+        sample_size=8, in_channels=1, out_channels=1, layers_per_block=1, block_out_channels=(8, 8),
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"), up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+        attention_head_dim=4, norm_num_groups=4,
+    )  # fmt: skip
+    folder = tmp_path_factory.mktemp("pretrained")
+    DDPMPipeline(unet, DDPMScheduler()).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def config(pretrained, tmp_path, monkeypatch):
+    """A configuration of fine-tuning, in an empty folder; ``config(trainer={…})`` writes another."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["lightning-iet"])
+
+    def write(**changes):
+        settings = {
+            "seed_everything": 0,
+            "model": {
+                "class_path": "DiffusionModule",
+                "init_args": {
+                    "pretrained": str(pretrained),
+                    "ema_decay": 0.5,
+                    "optimizer": {"class_path": "torch.optim.Adam", "init_args": {"lr": 1e-3}},
+                },
+            },
+            "data": {
+                "class_path": "DigitsDataModule",
+                "init_args": {"classes": [8, 9], "num_train": 20, "num_control": 30, "batch_size": 10},
+            },
+            "evaluation": {"num_samples": 12, "num_inference_steps": 2, "k": 5},
+            "trainer": {
+                "accelerator": "cpu",
+                "limit_val_batches": 0,
+                "callbacks": [{"class_path": "lightning.pytorch.callbacks.ModelCheckpoint"}],
+            },
+        }
+        for name, change in changes.items():
+            settings[name] = {**settings.get(name, {}), **change} if isinstance(change, dict) else change
+        Path("finetune.yaml").write_text(yaml.safe_dump(settings))
+        return Path("finetune.yaml")
+
+    return write
+
+
+def test_a_search_from_the_command_line_and_the_use_of_its_mask(config, pretrained, capsys):
+    options = [f"--{name}={value}" for name, value in QUICK.items() if name != "objectives"]
+    command = ["memcontrol", "--config", str(config()), "--family", "bias", "--out", "search", "--lr", "1e-4", "1e-2"]
+    main([*command, *options, "--objectives", "eval/fid", "memorized_fraction"])
+    said = capsys.readouterr().out
+    assert "plain-0: all parameters at learning rate 0.001: fid" in said
+    assert "epoch" not in said.lower()  # what the trainings say goes to their logs
+    groups = find_groups(UNet2DModel.from_pretrained(pretrained, subfolder="unet"), "bias")
+    chosen = read_mask(Path("search/chosen.json"))
+    chosen.check(groups)
+    assert Path("search/report.html").is_file()
+    trials = sorted(path.name for path in Path("search/trials").iterdir())
+    assert trials[:4] == ["plain-0", "plain-1", "plain-2", "pretrained-3"]
+    assert "output.log" in {path.name for path in Path("search/trials/plain-0").iterdir()}
+    assert not list(Path("search").rglob("*.ckpt"))
+
+    main([*command, *options, "--objectives", "fid", "memorized_fraction"])  # nothing is left to do
+    assert "plain-0" not in capsys.readouterr().out.split("Chosen")[0]
+
+    main(["fit", "--config", "finetune.yaml", "--selection.file=search/chosen.json", "--trainer.max_steps=2"])
+    (checkpoint,) = Path("runs").rglob("*.ckpt")
+    state = torch.load(checkpoint, weights_only=True)["state_dict"]
+    before = UNet2DModel.from_pretrained(pretrained, subfolder="unet").state_dict()
+    moved = {name for name, value in before.items() if not torch.equal(value, state[f"unet.{name}"])}
+    mask = chosen.selection
+    switches = groups.switches(mask.mask, rest=mask.rest)
+    named = {group.name: group.parameters for group in groups.groups} | {"rest": groups.rest}
+    trained = {name for group, on in switches.items() if on for name in named[group]}
+    assert moved
+    assert moved <= trained
+
+
+def test_a_trial_is_the_run_that_its_configuration_says(config):
+    result = memcontrol(config(), family="norm", out=Path("search"), **QUICK)
+    point = next(p for p in result.points if p.candidate.kind == "mask" and p.last)
+    file = Path("search/trials") / point.candidate.name / "trial.yaml"
+    settings = yaml.safe_load(file.read_text())
+    assert settings["selection"] | {"family": "norm", "mask": point.candidate.mask} == settings["selection"]
+    assert settings["model"]["init_args"]["optimizer"]["init_args"]["lr"] == point.candidate.learning_rate
+    settings["trainer"]["logger"]["init_args"] |= {"save_dir": str(Path.cwd()), "version": "again"}
+    Path("again.yaml").write_text(yaml.safe_dump(settings))
+    main(["fit", "--config", "again.yaml"])
+    report = json.loads(Path("again/metrics.json").read_text())
+    assert [entry["step"] for entry in report["course"]] == [2, 4]
+    assert figures_at(report, report["course"][-1]) == {**point.figures, "step": 4}
+    assert report["generated"]["fid"] == point.values[0]
+
+
+def test_the_pretrained_network_is_measured_as_it_is(config, pretrained):
+    result = memcontrol(config(), family="svdiff", out=Path("search"), **QUICK)
+    point = next(p for p in result.references if p.candidate.kind == "pretrained")
+    assert (point.step, point.trained) == (0, 0)
+    digits = DigitsDataModule(20, num_control=30, classes=[8, 9])
+    digits.setup("fit")
+    sets = (digits.train_set, digits.control_set, digits.reference_set)
+    assessor = Assessor(*sets, fid=frechet_distance("digits"), k=5, num_control=12)
+    images = DiffusionModule(pretrained=str(pretrained)).sample(12, num_inference_steps=2, seed=0)
+    assert point.values[0] == pytest.approx(assessor.assess(images).scores.fid, rel=1e-5)
+    zeros = [p for p in result.points if "1" not in p.candidate.mask]
+    assert {p.values for p in zeros} == {point.values}
+    plain = next(p for p in result.references if p.candidate.kind == "plain")
+    assert plain.share == 1.0
+    assert list(Path("search/bases").iterdir())  # decompositions are kept from trial to trial
+
+
+def test_options_of_the_selection_stay(config):
+    file = config(selection={"groups": {"conv": "conv_in|conv_out"}, "denoiser": "unet"})
+    result = memcontrol(file, family="all", out=Path("search"), **QUICK)
+    assert result.groups == ("conv", "rest")
+    assert read_mask(Path("search/chosen.json")).selection.groups == {"conv": "conv_in|conv_out"}
+
+
+def test_memorization_is_provoked_by_images_that_repeat(config):
+    result = memcontrol(config(), family="bias", out=Path("search"), subset=12, repeat=(6, 5), **QUICK)
+    assert result.settings["repeated images"] == "6, 5 times"
+    report = json.loads(Path("search/trials/plain-0/metrics.json").read_text())
+    assert report["data"]["num_train"] == 6  # what memorization is measured on
+    trained = yaml.safe_load(Path("search/trials/plain-0/trial.yaml").read_text())["data"]["init_args"]
+    assert (trained["subset"], trained["repeated"], trained["times"]) == (12, 6, 5)
+
+
+def test_figures_of_an_evaluation():
+    part = {
+        "fid": 2.0, "memorized_fraction": 0.5, "copied_fraction": 0.25, "mq": {"0.3": 0.25},
+        "further": {"membership_inference_auc": 0.7},
+    }  # fmt: skip
+    control = {
+        "num_images": 98, "fid": 1.0, "memorized_fraction": 0.0, "copied_fraction": 0.0, "mq": {"0.3": 0.5},
+        "further": {},
+    }  # fmt: skip
+    found = figures_at({"control": control, "train": {"fid": None}}, {"step": 7, **part})
+    assert found["step"] == 7
+    assert found["fid_train"] != found["fid_train"]
+    assert (found["fid"], found["fid_control"], found["mq_0.3"], found["mq_0.3_control"]) == (2.0, 1.0, 0.25, 0.5)
+    assert found["memorized_fraction_control_standard_error"] == pytest.approx((0.01 * 0.99 / 100) ** 0.5)
+    assert found["mq_0.3_control_standard_error"] == pytest.approx(0.05)
+    assert (found["membership_inference_auc"], found["membership_inference_auc_control"]) == (0.7, 0.5)
+
+
+def test_a_candidate_becomes_a_configuration():
+    settings = {
+        "model": {"init_args": {"optimizer": {"init_args": {"lr": 1.0}}}}, "selection": {"family": "old"},
+        "trainer": {"max_steps": 8}, "evaluation": {"every_n_steps": 4},
+    }  # fmt: skip
+    training = Training(settings, {"family": "bias"}, "model.init_args.optimizer.init_args.lr", Path("x"))
+    masked, plain, untouched = (
+        training.configuration(Candidate(kind, kind, mask, rate))
+        for kind, mask, rate in (("mask", "01", 0.1), ("plain", "", 0.2), ("pretrained", "", 0.0))
+    )
+    assert masked["selection"] == {"family": "bias", "mask": "01"}
+    assert "selection" not in plain
+    rates = [c["model"]["init_args"]["optimizer"]["init_args"]["lr"] for c in (masked, plain, untouched)]
+    assert rates == [0.1, 0.2, 0.0]
+    assert (untouched["trainer"]["max_steps"], untouched["evaluation"]) == (1, {})
+    assert settings["selection"] == {"family": "old"}
+
+
+def test_trainings_that_fail_say_why(config, capsys):
+    file = config(data={"init_args": {"num_train": 20, "num_control": 30, "batch_size": 10, "classes": [8]}})
+    settings = yaml.safe_load(file.read_text())
+    settings["evaluation"]["k"] = 50  # of 20 training images
+    file.write_text(yaml.safe_dump(settings))
+    with pytest.raises(ValueError, match=r"the first 3 failed, .*`k` expected .*output.log"):
+        memcontrol(file, family="bias", out=Path("search"), **QUICK)
+    with pytest.raises(SystemExit) as end:
+        main(["memcontrol", "--config", str(file), "--family=bias", "--out=other", "--trials=1", "--steps=4"])
+    assert end.value.code == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "options", "message"),
+    [
+        ({}, {"config": "none.yaml"}, "`config` expected a file, but got 'none.yaml', which does not exist"),
+        ({"model": {"init_args": {"pretrained": "x"}}}, {}, "no 'model.init_args.optimizer'. Write an optimizer"),
+        ({}, {"lr_option": "model.init_args.rate"}, "no 'model.init_args.rate'"),
+        ({"evaluation": {"num_samples": 0}}, {}, "expected an evaluation, but got num_samples 0"),
+        ({}, {"steps": 5}, "of which the second divides the first, but got 5 and 2"),
+        ({}, {"steps": None}, "`steps` expected an integer ≥ 1, but got none"),
+        ({}, {"lr": [1e-3]}, "`lr` expected two numbers"),
+        ({}, {"repeat": [3]}, "`repeat` expected two numbers"),
+        ({}, {"lr": [1e-3, 1e-5]}, "0 < lowest ≤ highest"),
+        ({}, {"family": "svd"}, "svd"),
+        ({}, {"granularity": "published"}, "'published'"),
+        ({}, {"enqueue": ["01"]}, "`enqueue` expected masks of 13 characters"),
+        ({"selection": {"famly": "svdiff"}}, {}, "options of ParameterSelection in `selection`, but got {'famly'}"),
+        ({}, {"objectives": ["fid"]}, "at least two figures"),
+    ],
+)
+def test_bad_input_is_refused_before_the_first_training(config, changes, options, message):
+    options = {"config": config(**changes), "family": "bias", "out": Path("search"), **QUICK, **options}
+    with pytest.raises((ValueError, FileNotFoundError), match=message) as error:
+        memcontrol(**options)
+    assert "\n" not in str(error.value)
+    assert not Path("search/trials").exists()
+
+
+def test_a_file_that_is_no_configuration(config):
+    for text, message in (("a: [", "expected YAML"), ("[1]", "with model and data"), ("model: 1", "with model")):
+        Path("bad.yaml").write_text(text)
+        with pytest.raises(ValueError, match=message):
+            memcontrol(Path("bad.yaml"))
