@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from diffusers import UNet2DModel
+from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 
 from lightning_iet.cli import main
 
@@ -64,9 +64,22 @@ def quick(config):
     return overrides
 
 
+@pytest.fixture(scope="session")
+def pretrained(tmp_path_factory):
+    """What digits/pretrain.yaml and `export` leave, with random weights."""
+    settings = yaml.safe_load((FOLDER / "digits" / "pretrain.yaml").read_text())
+    folder = tmp_path_factory.mktemp("pretrained")
+    unet = UNet2DModel(**settings["model"]["init_args"]["unet"]["init_args"])
+    DDPMPipeline(unet, DDPMScheduler()).save_pretrained(folder)
+    return folder
+
+
 @pytest.mark.parametrize("config", CONFIGS, ids=name)
-def test_every_configuration_runs(config):
-    main(["fit", "--config", str(config), "--trainer.fast_dev_run=1", *quick(config)])
+def test_every_configuration_runs(config, pretrained):
+    overrides = quick(config)
+    if str(yaml.safe_load(config.read_text())["model"]["init_args"].get("pretrained")).startswith("runs/"):
+        overrides.append(f"--model.pretrained={pretrained}")
+    main(["fit", "--config", str(config), "--trainer.fast_dev_run=1", *overrides])
     assert not [path for path in Path().rglob("*") if path.is_file()]
 
 
