@@ -112,3 +112,17 @@ def test_the_example_runs(tmp_path, monkeypatch, version):
     for agc in callbacks:
         assert agc.run_statistics.seen.sum() == 1797
         assert "denoiser `model` (UNet), timesteps from its argument `time`" in agc.losses.description
+
+
+# --- fine-tuning -----------------------------------------------------------------------------------------------------
+
+
+def test_a_search_from_python_prints_its_mask(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (code,) = blocks("fine-tune-without-memorising.md", "python")
+    exec(code, {})
+    mask, rule = capsys.readouterr().out.strip().splitlines()[-1].split()
+    assert re.fullmatch("[01]{3}", mask)
+    assert mask.count("1") == 1  # more exceeds the control, and less has no better quality
+    assert rule == "control"
+    assert (tmp_path / "search" / "report.html").is_file()

@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from lightning_iet.data.folders import CaptionFolderDataModule, ImageFolderDataModule
     from lightning_iet.data.hugging_face import HuggingFaceDataModule
     from lightning_iet.data.images import ImageDataModule, IndexedImages
-    from lightning_iet.data.repeated import RepeatedSubset
     from lightning_iet.data.samples import WithIndex
     from lightning_iet.data.shard_sampler import SeededSamples, ShardBatch, ShardPlan, ShardSampler
     from lightning_iet.data.sharding import ShardedDataModule
@@ -31,7 +30,6 @@ __all__ = [
     "ImageDataModule",
     "ImageFolderDataModule",
     "IndexedImages",
-    "RepeatedSubset",
     "SeededSamples",
     "ShardBatch",
     "ShardPlan",

@@ -47,10 +47,7 @@ def repeat_images(
         >>> images.shape, source
         (torch.Size([5, 1, 8, 8]), tensor([0, 1, 2, 0, 0]))
     """
-    if not 0 <= repeated <= len(images):
-        raise ValueError(f"Argument `repeated` expected an integer from 0 to {len(images)}, but got {repeated}.")
-    if repeats < 1:
-        raise ValueError(f"Argument `repeats` expected an integer ≥ 1, but got {repeats}.")
+    _check_repeats(len(images), repeated, repeats)
     if change not in get_args(Change):
         raise ValueError(f"Argument `change` expected one of {get_args(Change)}, but got {change!r}.")
     images = unit_interval(images)
@@ -58,6 +55,13 @@ def repeat_images(
     generator = torch.Generator().manual_seed(seed)
     others = _changed(images[source], change, generator)
     return torch.cat([images, others]), torch.cat([torch.arange(len(images)), source])
+
+
+def _check_repeats(images: int, repeated: int, repeats: int) -> None:
+    if not 0 <= repeated <= images:
+        raise ValueError(f"Argument `repeated` expected an integer from 0 to {images}, but got {repeated}.")
+    if repeats < 1:
+        raise ValueError(f"Argument `repeats` expected an integer ≥ 1, but got {repeats}.")
 
 
 def _changed(images: Tensor, change: Change, generator: torch.Generator) -> Tensor:
@@ -75,6 +79,35 @@ def _changed(images: Tensor, change: Change, generator: torch.Generator) -> Tens
     theta[:, :, 2] = shift
     grid = F.affine_grid(theta, list(images.shape), align_corners=False)
     return F.grid_sample(images, grid, padding_mode="border", align_corners=False).clamp(0, 1)
+
+
+class Repeated(Dataset[tuple[Tensor, Any, int]]):
+    """Samples of which the first ones occur many times, in exact copies; nothing is read before it is asked for.
+
+    Args:
+        samples: Yields tuples that begin with image and condition, and end with the index.
+        repeated: Number of samples, the first ones, that occur ``repeats`` times; the others occur once.
+        repeats: How often, ≥ 1.
+
+    Raises:
+        ValueError: For numbers out of range.
+
+    Example:
+        >>> samples = Repeated([("cat", "a cat", 0), ("dog", "a dog", 1)], repeated=1, repeats=3)
+        >>> [samples[i] for i in range(len(samples))]
+        [('cat', 'a cat', 0), ('dog', 'a dog', 1), ('cat', 'a cat', 2), ('cat', 'a cat', 3)]
+    """
+
+    def __init__(self, samples: Any, *, repeated: int, repeats: int) -> None:
+        self.samples = samples
+        _check_repeats(len(samples), repeated, repeats)
+        self.places = [*range(len(samples)), *(place for place in range(repeated) for _ in range(repeats - 1))]
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Any, int]:
+        return (*self.samples[self.places[index]][:-1], index)
 
 
 class OncePerGroup(Dataset[tuple[Tensor, Any, int]]):

@@ -15,6 +15,7 @@ from lightning_iet.data.duplicates import (
     Duplication,
     FirstOfGroups,
     OncePerGroup,
+    Repeated,
     images_of,
     repeat_images,
     write_groups,
@@ -144,7 +145,8 @@ class ImageDataModule(pl.LightningDataModule):
         duplicates: What becomes of near-duplicates among the training images, found by pixels as the audit finds them:
             ``"keep"``; ``"drop"`` trains on one image of each group; ``"balance"`` draws each group as often as one
             image, by one of its members at random. Groups are listed in ``duplicates.csv`` of the run folder.
-        repeated_images: A stress test: so many training images occur ``repeats`` times, slightly changed. 0 = none.
+        repeated_images: A stress test: so many training images occur ``repeats`` times, slightly changed
+            (with captions: in exact copies). 0 = none.
         repeats: How often each of them occurs.
 
     Attributes:
@@ -297,19 +299,20 @@ class ImageDataModule(pl.LightningDataModule):
             train: Yields ``(image, condition, index)``.
 
         Raises:
-            ValueError: If images are to be repeated whose conditions are captions.
+            ValueError: If more images are to be repeated than there are.
         """
         if self.repeated_images:
             labels = labels_of(train)
             if labels is None and self.captioned:
-                raise ValueError("Argument `repeated_images` expected 0 for images with captions, but got others.")
-            images = images_of(train)
-            labels = torch.zeros(len(images), dtype=torch.int64) if labels is None else labels
-            order = deal(labels, seed=self.seed)  # the classes in turn
-            images, source = repeat_images(
-                images[order], repeated=self.repeated_images, repeats=self.repeats, seed=self.seed
-            )
-            train = IndexedImages(images, labels[order][source])
+                train = Repeated(train, repeated=self.repeated_images, repeats=self.repeats)
+            else:
+                images = images_of(train)
+                labels = torch.zeros(len(images), dtype=torch.int64) if labels is None else labels
+                order = deal(labels, seed=self.seed)  # the classes in turn
+                images, source = repeat_images(
+                    images[order], repeated=self.repeated_images, repeats=self.repeats, seed=self.seed
+                )
+                train = IndexedImages(images, labels[order][source])
         if self.duplicates == "keep":
             return train
         self.duplicate_groups = duplicate_groups(images_of(train))

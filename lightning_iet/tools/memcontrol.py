@@ -19,6 +19,7 @@ from typing import Any, Literal, TextIO
 import lightning.pytorch as pl
 import torch
 import yaml
+from jsonargparse import ArgumentError
 from lightning.pytorch.cli import LightningArgumentParser
 
 from lightning_iet.callbacks.parameter_selection.callback import ParameterSelection, find_denoiser
@@ -79,8 +80,8 @@ def memcontrol(
         steps: Optimizer steps of a trial; by default the configuration's max_steps.
         checkpoints: How often a trial is measured, in equal distances; every time is a point of its own.
         subset: Training images of a trial; by default all.
-        repeat: How many of these occur how often, to provoke memorization in a short training; it is then measured on
-            them. The published search repeats a subset 50 times beside one percent of the data.
+        repeat: How many of these occur how often, to provoke memorization in a short training. The published search
+            repeats a subset 50 times beside one percent of the data.
         sampler: What draws masks: tpe, nsga2, or random, which is what the published search comes to.
         storage: Where trials are kept: the URL of a database, a file ending in .journal, or an SQLite file.
         enqueue: Masks to try first.
@@ -101,9 +102,7 @@ def memcontrol(
         raise ValueError(f"Argument `lr` expected two numbers, the lowest and the highest, but got {list(lr)}.")
     if len(repeat) != 2:
         raise ValueError(f"Argument `repeat` expected two numbers, of images and of times, but got {list(repeat)}.")
-    if subset is not None or tuple(repeat) != (0, 1):
-        provoked = {"data": settings["data"], "subset": subset, "repeated": repeat[0], "times": repeat[1]}
-        settings["data"] = {"class_path": "lightning_iet.data.RepeatedSubset", "init_args": provoked}
+    settings["data"] = _provoking(settings["data"], subset, repeat, objectives)
     out = Path(out)
     check_writable(out, argument="out", remedy="Give another folder with `--out`.")
     options = {
@@ -245,6 +244,51 @@ def _read(config: Path, *, lr_option: str) -> dict[str, Any]:
     return settings
 
 
+def _provoking(
+    data: Mapping[str, Any], subset: int | None, repeat: Sequence[int], objectives: Sequence[str]
+) -> dict[str, Any]:
+    """The data module's settings with a smaller training set, some of whose images occur many times."""
+    if repeat[0] < 0 or repeat[1] < 1 or (subset is not None and not max(1, repeat[0]) <= subset):
+        raise ValueError(
+            f"Arguments `subset` and `repeat` expected at least 1 image, and no more that repeat than there are, but "
+            f"got {subset} and {list(repeat)}."
+        )
+    if repeat[0] and any(objective.endswith("memorized_fraction") for objective in objectives):
+        raise ValueError(
+            "Argument `objectives` expected a figure that sees copies of images that repeat, but got "
+            "memorized_fraction, which does not. Take copied_fraction."
+        )
+    _parse(pl.LightningDataModule, "data", data)
+    changed = copy.deepcopy(dict(data))
+    wanted: list[tuple[str, tuple[dict[str, int], ...]]] = []
+    if subset is not None:
+        wanted.append(("subset", ({"subset": subset}, {"num_train": subset})))
+    if repeat[0]:
+        wanted.append(("repeat", ({"repeated_images": repeat[0], "repeats": repeat[1]},)))
+    for argument, spellings in wanted:
+        for options in spellings:
+            tried = {**changed, "init_args": {**(changed.get("init_args") or {}), **options}}
+            try:
+                _parse(pl.LightningDataModule, "data", tried)
+            except (ArgumentError, ValueError, TypeError, KeyError):
+                continue
+            changed = tried
+            break
+        else:
+            raise ValueError(
+                f"Argument `{argument}` expected a data module with options {' or '.join(map(', '.join, spellings))}, "
+                f"but got {data['class_path']}, which has none. Make its training set in the configuration."
+            )
+    return changed
+
+
+def _parse(base: type, name: str, settings: Mapping[str, Any]) -> tuple[LightningArgumentParser, Any]:
+    """Read the settings of a module as `fit` does, without making it; the parser makes it."""
+    parser = LightningArgumentParser(exit_on_error=False)
+    parser.add_lightning_class_args(base, name, subclass_mode=True)
+    return parser, parser.parse_object({name: copy.deepcopy(settings)})
+
+
 def _replace(settings: dict[str, Any], option: str, value: Any) -> None:
     """Set an entry that is there, by its dotted name; KeyError with the part of the name that is not."""
     entries: Any = settings
@@ -300,11 +344,8 @@ def _find_groups(settings: Mapping[str, Any], options: Mapping[str, Any]) -> tup
     if unknown:
         raise ValueError(f"Argument `config` expected options of ParameterSelection in `selection`, but got {unknown}.")
     selection = ParameterSelection(**options)
-    parser = LightningArgumentParser(exit_on_error=False)
-    parser.add_lightning_class_args(pl.LightningModule, "model", subclass_mode=True)
-    model = copy.deepcopy(settings["model"])
     data = (settings["data"] or {}).get("init_args") or {}
-    parsed = parser.parse_object({"model": model})
+    parser, parsed = _parse(pl.LightningModule, "model", settings["model"])
     if data.get("synthetic") and "synthetic" in (parsed.model.init_args or {}):
         parsed.model.init_args.synthetic = True
     make = getattr(parser, "instantiate", None) or parser.instantiate_classes  # the name since jsonargparse 4.49

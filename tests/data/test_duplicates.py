@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import CSVLogger
 
-from lightning_iet.data import DigitsDataModule, IndexedImages, ShardedDataModule
-from lightning_iet.data.duplicates import FirstOfGroups, OncePerGroup, repeat_images
+from lightning_iet.data import DigitsDataModule, ImageDataModule, IndexedImages, ShardedDataModule
+from lightning_iet.data.duplicates import FirstOfGroups, OncePerGroup, Repeated, repeat_images
+from lightning_iet.data.images import SyntheticImages
 from tests.helpers.models import tiny_diffusion
 
 
@@ -145,6 +146,33 @@ def test_groups_are_listed_in_the_run_folder(tmp_path):
     lines = (next(tmp_path.rglob("duplicates.csv"))).read_text().splitlines()
     assert lines[0] == "group,images,name,kept_by_drop"
     assert [line.split(",")[1] for line in lines[1:11]] == ["5"] * 10
+
+
+class Captioned(ImageDataModule):
+    """Noise with captions, which is read when it is asked for."""
+
+    captioned = True
+
+    def load(self):
+        return SyntheticImages(30, channels=1, size=(4, 4), captioned=True)
+
+
+def test_images_with_captions_repeat_in_exact_copies():
+    plain, uneven = Captioned(num_control=5), Captioned(num_control=5, repeated_images=3, repeats=4)
+    for data in (plain, uneven):
+        data.setup("fit")
+    assert len(uneven.train_set) == 20 + 3 * 3
+    source = [*range(20), 0, 0, 0, 1, 1, 1, 2, 2, 2]
+    for index, place in enumerate(source):
+        (image, caption, number), (other, words, _) = uneven.train_set[index], plain.train_set[place]
+        assert torch.equal(image, other)
+        assert (caption, number) == (words, index)
+
+
+@pytest.mark.parametrize("numbers", [(4, 1), (-1, 1), (1, 0)])
+def test_more_copies_than_there_can_be(numbers):
+    with pytest.raises(ValueError, match=r"Argument `repeat(ed|s)` expected an integer"):
+        Repeated([("a", 0, 0)] * 3, repeated=numbers[0], repeats=numbers[1])
 
 
 @pytest.mark.parametrize(

@@ -231,6 +231,15 @@ def test_storages_that_cannot_be_opened(tmp_path):
     assert shown_storage(tmp_path / "a.journal") == str(tmp_path / "a.journal")
 
 
+def test_a_database_file_does_not_wait_for_the_disk(tmp_path):
+    with open_storage(None, tmp_path).engine.connect() as connection:
+        found = [connection.exec_driver_sql(f"PRAGMA {name}").scalar() for name in ("journal_mode", "synchronous")]
+    assert found == ["wal", 1]
+    (tmp_path / "text.db").write_text("no database, however long it is. " * 99)
+    with pytest.raises(ValueError, match="file is not a database"):
+        open_storage(tmp_path / "text.db", tmp_path)
+
+
 def test_samplers_are_named_with_their_options():
     made, said = named_sampler("tpe", trials=100)
     assert said == "TPESampler(n_startup_trials=20, multivariate=True, group=False, constant_liar=True)"

@@ -18,7 +18,8 @@ from lightning_iet.metrics.frechet import frechet_distance
 from lightning_iet.search import Candidate
 from lightning_iet.tools.memcontrol import Training, figures_at, memcontrol
 
-QUICK = {"trials": 7, "steps": 4, "checkpoints": 2, "objectives": ["fid", "memorized_fraction"]}
+BARE = "lightning.pytorch.demos.boring_classes.BoringDataModule"
+QUICK = {"trials": 4, "steps": 4, "checkpoints": 2, "objectives": ["fid", "memorized_fraction"], "lr": [1e-3, 1e-3]}
 
 
 @pytest.fixture(scope="session")
@@ -71,7 +72,7 @@ def config(pretrained, tmp_path, monkeypatch):
 
 
 def test_a_search_from_the_command_line_and_the_use_of_its_mask(config, pretrained, capsys):
-    options = [f"--{name}={value}" for name, value in QUICK.items() if name != "objectives"]
+    options = ["--trials=7", "--steps=4", "--checkpoints=2"]
     command = ["memcontrol", "--config", str(config()), "--family", "bias", "--out", "search", "--lr", "1e-4", "1e-2"]
     main([*command, *options, "--objectives", "eval/fid", "memorized_fraction"])
     said = capsys.readouterr().out
@@ -143,12 +144,13 @@ def test_options_of_the_selection_stay(config):
 
 
 def test_memorization_is_provoked_by_images_that_repeat(config):
-    result = memcontrol(config(), family="bias", out=Path("search"), subset=12, repeat=(6, 5), **QUICK)
+    options = {**QUICK, "objectives": ["fid", "copied_fraction"]}
+    result = memcontrol(config(), family="bias", out=Path("search"), subset=12, repeat=(6, 5), **options)
     assert result.settings["repeated images"] == "6, 5 times"
     report = json.loads(Path("search/trials/plain-0/metrics.json").read_text())
-    assert report["data"]["num_train"] == 6  # what memorization is measured on
+    assert report["data"]["num_train"] == 12 + 6 * 4
     trained = yaml.safe_load(Path("search/trials/plain-0/trial.yaml").read_text())["data"]["init_args"]
-    assert (trained["subset"], trained["repeated"], trained["times"]) == (12, 6, 5)
+    assert (trained["num_train"], trained["repeated_images"], trained["repeats"]) == (12, 6, 5)
 
 
 def test_figures_of_an_evaluation():
@@ -210,6 +212,17 @@ def test_trainings_that_fail_say_why(config, capsys):
         ({}, {"steps": None}, "`steps` expected an integer ≥ 1, but got none"),
         ({}, {"lr": [1e-3]}, "`lr` expected two numbers"),
         ({}, {"repeat": [3]}, "`repeat` expected two numbers"),
+        ({}, {"repeat": [3, 0]}, r"no more that repeat than there are, but got None and \[3, 0\]"),
+        ({}, {"repeat": [-1, 2]}, "no more that repeat than there are"),
+        ({}, {"repeat": [9, 2], "subset": 8}, r"no more that repeat than there are, but got 8 and \[9, 2\]"),
+        ({}, {"subset": 0}, "expected at least 1 image"),
+        ({}, {"repeat": [3, 2]}, "memorized_fraction, which does not. Take copied_fraction"),
+        (
+            {"data": {"class_path": BARE, "init_args": {}}},
+            {"repeat": [3, 2], "objectives": ["fid", "copied_fraction"]},
+            "`repeat` expected a data module with options repeated_images, repeats, but got .*which has none",
+        ),
+        ({"data": {"class_path": BARE, "init_args": {}}}, {"subset": 3}, "with options subset or num_train, but got"),
         ({}, {"lr": [1e-3, 1e-5]}, "0 < lowest ≤ highest"),
         ({}, {"family": "svd"}, "svd"),
         ({}, {"granularity": "published"}, "'published'"),

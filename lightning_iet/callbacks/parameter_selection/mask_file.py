@@ -181,4 +181,6 @@ def read_mask(path: Path | str) -> MaskFile:
 
 
 def _refusal(path: Path, got: str) -> ValueError:
-    return ValueError(f"Argument `file` expected a file of a mask, as `write_mask` writes it, but got '{path}', {got}.")
+    return ValueError(
+        f"Argument `file` expected a file of a mask, as `lightning-iet memcontrol` writes it, but got '{path}', {got}."
+    )
