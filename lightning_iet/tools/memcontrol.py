@@ -25,6 +25,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 from lightning_iet.callbacks.parameter_selection.callback import ParameterSelection, find_denoiser
 from lightning_iet.functional.parameter_groups import Family, Granularity, ParameterGroups
 from lightning_iet.search import Candidate, SelectionSearch, search_selection
+from lightning_iet.utilities.configurations import find_configuration
 from lightning_iet.utilities.errors import first_line
 from lightning_iet.utilities.files import METRICS, check_writable
 
@@ -66,8 +67,8 @@ def memcontrol(
     used by `fit --config CONFIG --selection.file OUT/chosen.json`.
 
     Args:
-        config: A configuration of `fit` that fine-tunes a model, with its evaluation. Options of its group `selection`
-            that are not given here stay.
+        config: A configuration of `fit` that fine-tunes a model, with its evaluation, or the name of one that comes
+            with the package. Options of its group `selection` that are not given here stay.
         family: What can train at all: svdiff, difffit, attention, norm, bias, norm_bias, lora or all.
         granularity: What one bit of a mask switches: block, attention or published.
         trials: Masks to try; the references come on top.
@@ -96,6 +97,7 @@ def memcontrol(
         FileNotFoundError: If there is no such configuration.
         ValueError: If the configuration or an option cannot be used, or the trials fail.
     """
+    config = find_configuration(config)
     settings = _read(config, lr_option=lr_option)
     steps = _steps(settings, steps, checkpoints)
     if len(lr) != 2:
@@ -114,7 +116,7 @@ def memcontrol(
     selection, groups = _find_groups(settings, options)
     training = Training(_for_trials(settings, steps, checkpoints), options, lr_option, out / TRIALS)
     facts = {
-        "config": f"{Path(config).name} ({_digest(training.settings)})",
+        "config": f"{config.name} ({_digest(training.settings)})",
         "network": groups.network, "family": family, "granularity": granularity,
         "steps of a trial": steps, "checkpoints": checkpoints, "training images": subset or "all",
         "repeated images": f"{repeat[0]}, {repeat[1]} times" if repeat[0] else "none",
@@ -218,10 +220,8 @@ def figures_at(report: Mapping[str, Any], point: Mapping[str, Any]) -> dict[str,
 
 def _read(config: Path, *, lr_option: str) -> dict[str, Any]:
     """Read a configuration of `fit`, and refuse one that cannot be searched."""
-    if not Path(config).is_file():
-        raise FileNotFoundError(f"Argument `config` expected a file, but got '{config}', which does not exist.")
     try:
-        settings = yaml.safe_load(Path(config).read_text(encoding="utf-8"))
+        settings = yaml.safe_load(config.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"Argument `config` expected YAML, but got '{config}' ({first_line(error)}).") from error
     if not isinstance(settings, dict) or "model" not in settings or "data" not in settings:

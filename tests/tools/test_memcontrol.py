@@ -204,7 +204,7 @@ def test_trainings_that_fail_say_why(config, capsys):
 @pytest.mark.parametrize(
     ("changes", "options", "message"),
     [
-        ({}, {"config": "none.yaml"}, "`config` expected a file, but got 'none.yaml', which does not exist"),
+        ({}, {"config": "none.yaml"}, "--config expected a file or the name of a configuration .* but got 'none.yaml'"),
         ({"model": {"init_args": {"pretrained": "x"}}}, {}, "no 'model.init_args.optimizer'. Write an optimizer"),
         ({}, {"lr_option": "model.init_args.rate"}, "no 'model.init_args.rate'"),
         ({"evaluation": {"num_samples": 0}}, {}, "expected an evaluation, but got num_samples 0"),
