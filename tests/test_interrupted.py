@@ -1,6 +1,7 @@
 """The command line goes on with runs that were cut off."""
 
 import csv
+import enum
 import errno
 import json
 import os
@@ -8,12 +9,16 @@ import signal
 import sys
 from pathlib import Path
 
+import lightning.pytorch as pl
+import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from lightning_iet.cli import main
 from tests.helpers.command_line import fails
 from tests.helpers.launched import callback, weights, write_config
+from tests.helpers.models import DictModule
 from tests.helpers.weights import assert_same_bits
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*exists and is not empty.*:UserWarning")
@@ -134,3 +139,67 @@ def test_the_curve_of_a_resumed_run_begins_with_the_first_part():
         assert json.loads((checkpoint(version).parents[1] / "metrics.json").read_text())
     losses = torch.load(checkpoint(1))["evaluation"]["losses"]
     assert list(losses) == [0, 1, 2, 3]
+
+
+class Speed(enum.Enum):
+    FAST = 1
+
+
+class WithSettings(DictModule):
+    """A user's own module that saves hyperparameters, of a kind that the command line chooses."""
+
+    def __init__(self, kind: str = "plain"):
+        super().__init__()
+        values = {
+            "plain": {"width": 8, "folder": Path("cache")},
+            "numpy": {"mean": np.float64(0.5), "std": np.array([0.2]), "state": np.random.default_rng(0)},
+            "omegaconf": OmegaConf.create({"width": 8, "levels": [1, 2]}),
+            "enumeration": {"speed": Speed.FAST},
+            "network": {"loss": torch.nn.MSELoss()},
+        }
+        self.save_hyperparameters(values[kind])
+
+
+class Numbers(pl.LightningDataModule):
+    def train_dataloader(self):
+        numbers = torch.utils.data.TensorDataset(torch.rand(8, 3, dtype=torch.float64))
+        return torch.utils.data.DataLoader(numbers, batch_size=4)
+
+
+def fit_own(kind, epochs, *arguments):
+    logger = ["--trainer.logger=CSVLogger", "--trainer.logger.save_dir=runs", f"--trainer.logger.name={kind}"]
+    shown = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false", "--trainer.accelerator=cpu"]
+    own = [f"--model={__name__}.WithSettings", f"--model.kind={kind}", f"--data={__name__}.Numbers"]
+    off = ["--evaluation.num_samples=0", f"--trainer.max_epochs={epochs}", *logger, *shown, *arguments]
+    main(["fit", *own, *off])
+
+
+@pytest.mark.parametrize("kind", ["plain", "numpy", "omegaconf", "enumeration"])
+@pytest.mark.parametrize("given", ["last", "path"])
+def test_a_users_hyperparameters_do_not_keep_a_run_from_going_on(kind, given, caplog):
+    fit_own(kind, 1, "--ckpt_path=last")
+    (path,) = Path(f"runs/{kind}/version_0/checkpoints").glob("*.ckpt")
+    caplog.set_level("INFO", "lightning.pytorch.utilities.rank_zero")
+    fit_own(kind, 2, f"--ckpt_path={'last' if given == 'last' else path}")
+    (after,) = Path(f"runs/{kind}/version_1/checkpoints").glob("*.ckpt")
+    assert after.name == "epoch=1-step=4.ckpt"
+    assert given == "path" or f"Going on from '{path}', step 2." in caplog.text
+
+
+@pytest.mark.filterwarnings("ignore:Attribute 'loss' is an instance of:UserWarning")
+def test_hyperparameters_that_could_run_code_are_named_at_once_and_stop_the_next_part(capsys):
+    with pytest.warns(
+        UserWarning, match=r"was written, but no run can go on from it: its `hyper_parameters\.loss` is a"
+    ):
+        fit_own("network", 1, "--ckpt_path=last")
+    (path,) = Path("runs/network/version_0/checkpoints").glob("*.ckpt")
+    for given in ("last", str(path)):
+        with pytest.raises(SystemExit):
+            fit_own("network", 2, f"--ckpt_path={given}")
+        error = capsys.readouterr().err
+        assert f"'{path}': its `hyper_parameters.loss` is a torch.nn.modules.loss.MSELoss" in error
+        assert "--trust-checkpoint" in error
+        assert not Path("runs/network/version_1/checkpoints").exists()
+    with pytest.warns(UserWarning, match="no run can go on from it"):
+        fit_own("network", 2, "--ckpt_path=last", "--trust-checkpoint")
+    assert [file.name for file in Path("runs/network").rglob("epoch=1-*.ckpt")] == ["epoch=1-step=4.ckpt"]

@@ -123,7 +123,7 @@ class Resumption(Callback):
             loop.reset_restart_stage()
 
 
-def resume_from(trainer: Trainer, ckpt_path: str | Path | None) -> str | Path | None:
+def resume_from(trainer: Trainer, ckpt_path: str | Path | None, *, trusted: bool = False) -> str | Path | None:
     """Prepare a trainer to write checkpoints and to go on from one; an interrupted run then ends in the same weights.
 
     The command line calls this, :class:`~lightning_iet.callbacks.ParameterAveragingCallback` calls it, and a program
@@ -134,12 +134,14 @@ def resume_from(trainer: Trainer, ckpt_path: str | Path | None) -> str | Path | 
     Args:
         trainer: A trainer that has not begun to train.
         ckpt_path: ``"last"``, any other path or word that ``trainer.fit`` takes, or ``None`` to start afresh.
+        trusted: Whether checkpoints may run code when they are read: they are the user's own.
 
     Returns:
-        What to pass to ``trainer.fit(…, ckpt_path=…, weights_only=True)``.
+        What to pass to ``trainer.fit(…, ckpt_path=…, weights_only=not trusted)``.
 
     Raises:
-        ValueError: For ``"last"``, if the run folder is a remote address.
+        ValueError: For ``"last"``, if the run folder is a remote address, or there are checkpoints and none can be
+            used.
 
     Example:
         >>> trainer = Trainer(logger=False, default_root_dir="nowhere", accelerator="cpu")
@@ -149,4 +151,4 @@ def resume_from(trainer: Trainer, ckpt_path: str | Path | None) -> str | Path | 
     use_atomic_checkpoints(trainer)
     if find_callback(trainer, Resumption) is None:
         order_callbacks(trainer, Resumption())
-    return last_checkpoint(trainer) if ckpt_path == "last" else ckpt_path
+    return last_checkpoint(trainer, trusted=trusted) if ckpt_path == "last" else ckpt_path

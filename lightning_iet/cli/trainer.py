@@ -1,11 +1,13 @@
 """LightningCLI with the options of the methods: ``fit``, ``validate``, ``test`` and ``plan``."""
 
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import lightning.pytorch as pl
+import yaml
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 from lightning_iet import callbacks, data, modules
@@ -26,10 +28,12 @@ from lightning_iet.functional.sharding import Partition
 from lightning_iet.tools.plan import PlanningTrainer
 from lightning_iet.utilities.checkpoints import outline
 from lightning_iet.utilities.configurations import find_configuration
+from lightning_iet.utilities.errors import yaml_fault
 from lightning_iet.utilities.files import check_writable, run_folder
 from lightning_iet.utilities.lightning import find_callback, order_callbacks
 
 _WORDS = ("best", "last", "hpc", "registry")  # of Lightning's own, in the place of a checkpoint's path
+_LOGGER_EXTRAS = ("tensorboard",)
 _LOGGER = {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"save_dir": "runs", "name": "run"}}
 
 
@@ -47,6 +51,9 @@ class IETCLI(LightningCLI):
         parser.set_defaults({"agc.threshold": 0.0, "averaging.num_shards": 1})
         parser.set_defaults({"redistribution.fraction": 0.0, "augmentation.max_magnitude": 0})
         parser.add_argument("--sharding.partition", type=Partition, default="stratified", help="by class, or iid")
+        parser.add_argument(
+            "--trust_checkpoint", type=bool, default=False, help="read a ckpt_path of your own that may run code"
+        )
         parser.add_argument("--sharding.seed", type=int, default=0, help="seed of the split into shards")
 
     @staticmethod
@@ -63,9 +70,23 @@ class IETCLI(LightningCLI):
         data, model = (options.get(f"{name}.init_args") or {} for name in ("data", "model"))
         if data.get("synthetic") and "synthetic" in model:  # a run without the data is one without the weights, too
             model["synthetic"] = True
-        path = self.config[self.config.subcommand].get("ckpt_path")
+        trusted, path = options.get("trust_checkpoint"), options.get("ckpt_path")
+        if trusted:
+            options["weights_only"] = False
         if path and path not in _WORDS:
-            outline(Path(path), argument="ckpt_path")
+            outline(Path(path), argument="ckpt_path", trusted=trusted)
+
+    def _parse_ckpt_path(self) -> None:
+        """Take hyperparameters over from a checkpoint only where LightningCLI has put them there.
+
+        Others, which a module has made itself, are no options of the command line, and Lightning would fail on them.
+        """
+        options = self.config[self.config.subcommand]
+        path, trusted = options.get("ckpt_path"), options.get("trust_checkpoint")
+        if path and path not in _WORDS and not trusted:
+            saved = outline(Path(path), argument="ckpt_path").get("hyper_parameters", {})
+            if "_class_path" in saved:
+                super()._parse_ckpt_path()
 
     def before_fit(self) -> None:
         """Find where a run resumes, and check that its folder can be written, before hours of training."""
@@ -74,7 +95,7 @@ class IETCLI(LightningCLI):
                 checkpointing.save_last = False  # type: ignore[attr-defined]
         order_callbacks(self.trainer, StopSignal())
         options = self.config_init[self.subcommand]
-        options["ckpt_path"] = resume_from(self.trainer, options["ckpt_path"])
+        options["ckpt_path"] = resume_from(self.trainer, options["ckpt_path"], trusted=options["trust_checkpoint"])
         if self.trainer.is_global_zero and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             remedy = "Give another one as `save_dir` of the logger, or with `--trainer.default_root_dir`."
             check_writable(run_folder(self.trainer), argument="save_dir", remedy=remedy, make=False)
@@ -89,7 +110,8 @@ class IETCLI(LightningCLI):
         """Build trainer, model and data, and split the training data into the shards that are averaged."""
         try:
             super().instantiate_classes()
-        except ValueError as error:
+        except (ValueError, ImportError) as error:
+            _name_extra(error)
             if error.__cause__ is None or "of the Union subtypes" not in str(error):
                 raise
             raise error.__cause__ from None  # what a class has to say, without all that jsonargparse tried
@@ -124,6 +146,21 @@ def with_configurations(arguments: Sequence[str]) -> list[str]:
     return found
 
 
+def _name_extra(error: BaseException | None) -> None:
+    """Say which extra of this package brings the logger's package that an error says is missing.
+
+    Raises:
+        ModuleNotFoundError: If the error, or what caused it, says so.
+    """
+    while error is not None:
+        for extra in _LOGGER_EXTRAS:
+            if isinstance(error, ImportError) and extra in str(error):
+                raise ModuleNotFoundError(
+                    f"`{extra}` is not installed. Run: pip install 'lightning-iet[{extra}]'", name=extra
+                ) from error
+        error = error.__cause__ or error.__context__
+
+
 class _Parser(OneLineErrors, LightningArgumentParser):
     """LightningCLI's parser with errors in one line."""
 
@@ -134,6 +171,8 @@ def run_trainer(args: Sequence[str] | None) -> None:
     Args:
         args: Command-line arguments, the command among them; ``None`` = those of the process.
     """
+    given = sys.argv[1:] if args is None else list(args)
+    _check_configurations(given)
     for package in (callbacks, data, modules):  # configurations may name a class that is imported without its module
         for name in package.__all__:
             getattr(package, name)
@@ -149,5 +188,37 @@ def run_trainer(args: Sequence[str] | None) -> None:
         parser_class=_Parser,
         parser_kwargs={"prog": PROGRAM, "formatter_class": HelpFormatter},
         save_config_kwargs={"overwrite": True},  # a logger without versions: the newest run's file stays
-        args=None if args is None else list(args),
+        args=_with_flags(given),
     )
+
+
+def _check_configurations(args: Sequence[str]) -> None:
+    """Refuse a configuration that is no YAML by its name, which the parser's own message leaves out.
+
+    Raises:
+        ValueError: Naming file, line and column.
+    """
+    for argument in args:
+        path = Path(argument.partition("=")[2] if argument.startswith("-") else argument)
+        if path.suffix not in (".yaml", ".yml") or not path.is_file():
+            continue
+        try:
+            yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ValueError(f"Argument `config` expected YAML, but got '{path}': {yaml_fault(error)}.") from error
+
+
+def _with_flags(args: Sequence[str]) -> list[str]:
+    """Write the one switch of these commands as the parser knows it.
+
+    Example:
+        >>> _with_flags(["fit", "--trust-checkpoint", "--ckpt_path", "last"])
+        ['fit', '--trust_checkpoint=true', '--ckpt_path', 'last']
+    """
+    switch = "--trust_checkpoint"
+    named = [re.sub("^--trust-checkpoint(?=$|=)", switch, argument) for argument in args]
+    followed = [*named[1:], ""]
+    return [
+        f"{switch}=true" if argument == switch and after.lower() not in ("true", "false") else argument
+        for argument, after in zip(named, followed, strict=True)
+    ]

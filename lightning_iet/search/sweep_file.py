@@ -1,6 +1,7 @@
 """Which points of a sweep are tried."""
 
 import json
+import re
 import string
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -11,12 +12,14 @@ from typing import Any, Literal, TypeAlias, cast, get_args
 import yaml
 
 from lightning_iet.search.shared_study import SharedStudy, named_sampler, open_storage
-from lightning_iet.utilities.errors import require
+from lightning_iet.utilities.errors import require, yaml_fault
 
 Method: TypeAlias = Literal["grid", "random", "bayes"]
 Distribution: TypeAlias = Literal["categorical", "uniform", "int_uniform", "log_uniform_values"]
 _ARGUMENTS = "${args}"
 _KEYS = ("value", "values", "distribution", "min", "max")
+# What Weights & Biases reads at the top of a file, but for what changes which runs there are.
+_TOP = ("method", "metric", "command", "parameters", "run_cap", "name", "program", "project", "entity", "description")
 
 
 @dataclass(frozen=True)
@@ -95,15 +98,23 @@ def read_sweep(path: Path) -> SweepFile:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise _unfit(path, "YAML", str(error).splitlines()[0]) from error
+        raise _unfit(path, "YAML", yaml_fault(error)) from error
     if not isinstance(content, dict):
         raise _unfit(path, "a mapping", repr(content))
+    if others := [str(key) for key in content if key not in _TOP]:
+        hint = " All runs go to their end here: remove it." if "early_terminate" in others else " Remove it."
+        raise _unfit(path, f"{', '.join(_TOP)} only", f"`{others[0]}`", hint)
     method = cast(Method, content.get("method"))
     if method not in get_args(Method):
         raise _unfit(path, "`method` grid, random or bayes", repr(method))
     metric = content.get("metric") or {}
     if not isinstance(metric.get("name"), str) or metric.get("goal", "minimize") not in ("minimize", "maximize"):
         raise _unfit(path, "`metric` with a `name` and a `goal`, minimize or maximize", repr(metric))
+    if others := [key for key in metric if key not in ("name", "goal")]:
+        raise _unfit(path, "`metric` with a `name` and a `goal` only", f"`{others[0]}`")
+    cap = content.get("run_cap")
+    if cap is not None and (not isinstance(cap, int) or isinstance(cap, bool) or cap < 1):
+        raise _unfit(path, "`run_cap`, an integer ≥ 1", repr(cap), _written_out(cap))
     parameters = content.get("parameters")
     if not isinstance(parameters, dict) or not parameters:
         raise _unfit(path, "`parameters`", repr(parameters))
@@ -115,7 +126,7 @@ def read_sweep(path: Path) -> SweepFile:
         parameters={name: _parameter(path, name, given, method) for name, given in parameters.items()},
         metric=metric["name"],
         maximize=metric.get("goal") == "maximize",
-        cap=content.get("run_cap"),
+        cap=cap,
     )
 
 
@@ -143,12 +154,27 @@ def _parameter(path: Path, name: str, given: Any, method: Method) -> Parameter:
     kind = given.get("distribution", "int_uniform" if whole else "uniform")
     if method == "grid" or not numbers or kind not in get_args(Distribution)[1:]:
         wanted = "values" if method == "grid" else "values, or min < max and a uniform distribution"
-        raise _unfit(path, f"parameter `{name}` with {wanted}", repr(given))
+        hint = "" if method == "grid" else _written_out(low) or _written_out(high)
+        raise _unfit(path, f"parameter `{name}` with {wanted}", repr(given), hint)
     return Parameter(distribution=cast(Distribution, kind), low=low, high=high)
 
 
-def _unfit(path: Path, expected: str, got: str) -> ValueError:
-    return ValueError(f"Sweep '{path}' expected {expected}, but got {got}.")
+def _unfit(path: Path, expected: str, got: str, hint: str = "") -> ValueError:
+    return ValueError(f"Sweep '{path}' expected {expected}, but got {got}.{hint}")
+
+
+def _written_out(value: Any) -> str:
+    """Say how to write a number that YAML 1.1 reads as text, for it has no point; empty if it is something else.
+
+    Example:
+        >>> _written_out("1e-5"), _written_out("-2E4"), _written_out("1_0e3"), _written_out("much")
+        (' YAML reads 1e-5 as text: write 1.0e-5.', ' YAML reads -2E4 as text: write -2.0e+4.', ...
+    """
+    match = re.fullmatch(r"([-+]?[\d_]+)(\.[\d_]*)?[eE]([-+]?)(\d+)", value) if isinstance(value, str) else None
+    if match is None:
+        return ""
+    whole, part, sign, power = match.groups()
+    return f" YAML reads {value} as text: write {whole}{part or '.0'}e{sign or '+'}{power}."
 
 
 def grid_points(parameters: Mapping[str, Parameter]) -> Iterator[dict[str, Any]]:

@@ -22,7 +22,9 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lightning_iet.utilities.files import write_atomically
+from lightning_iet.utilities.plain_types import allow_imported_types, allow_plain_types, unreadable_entries
 
+allow_plain_types()
 log = logging.getLogger(__name__)
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -34,7 +36,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     Whenever the process is killed or the machine loses power, the file is the old one or the new one, whole. There is
     no second copy in memory, and nothing is moved from one disk to another. Unfinished files of killed processes of
     this host are removed when the next checkpoint is saved into the folder. Remote addresses (``s3://…``) are written
-    by Lightning, and reading is Lightning's.
+    by Lightning.
+
+    The first file that a process writes is read back as a run that goes on from it would read it, without running code:
+    a warning then names what cannot be read, not the next part of the run. Only the outline is read, no weights.
 
     Example:
         >>> import tempfile
@@ -43,6 +48,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         ...     [path.name for path in Path(folder).iterdir()], torch.load(f"{folder}/last.ckpt")
         (['last.ckpt'], {'step': 3})
     """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._is_checked = False
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
         """Save a checkpoint.
@@ -76,6 +85,27 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 f"The checkpoint '{place}' could not be written ({cause}); a file that had this name is untouched. "
                 "Make room or give another folder, then start the same command with `--ckpt_path last`."
             ) from error
+        if not self._is_checked:
+            self._is_checked = True
+            if fault := _unreadable(place):
+                rank_zero_warn(f"The checkpoint '{place}' was written, but no run can go on from it: {fault}")
+
+    def load_checkpoint(
+        self, path: Any, map_location: Any = lambda storage, location: storage, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Load a checkpoint.
+
+        Args:
+            path: Its file.
+            map_location: As for ``torch.load``.
+            weights_only: Whether nothing in the file may run code; ``None`` = so it is for a local file.
+
+        Raises:
+            ValueError: If such a file holds something that could run code.
+        """
+        if weights_only is not False and Path(path).is_file() and (fault := _unreadable(Path(path))):
+            raise ValueError(f"Argument `ckpt_path` expected a checkpoint of plain values, but got '{path}': {fault}")
+        return super().load_checkpoint(path, map_location, weights_only)
 
 
 def use_atomic_checkpoints(trainer: Trainer) -> None:
@@ -146,14 +176,40 @@ def check_whole(path: Path, *, argument: str) -> None:
     )
 
 
-def outline(path: Path, *, argument: str) -> dict[str, Any]:
+class UnreadableCheckpointError(ValueError):
+    """Raised for a whole checkpoint that holds what is not read without running code."""
+
+
+def _unreadable(path: Path) -> str | None:
+    """Say what in a checkpoint is not read without running code, and what to do; ``None`` = all of it is read."""
+    allow_imported_types(path)
+    try:
+        torch.load(path, map_location="meta", mmap=True, weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError) as error:
+        entries = unreadable_entries(path)
+        # torch's own text advises to run such a file's code all the same; only what is wrong is kept of it.
+        reason = next((line for line in str(error).splitlines() if "GLOBAL" in line or "nsupported" in line), "")
+        if not entries:
+            return f"it holds something else than tensors and plain values. {reason.strip()}"
+        (key, kind), more = entries[0], len(entries) - 1
+        others = f" (and {more} more: {', '.join(name for name, _ in entries[1:4])})" if more else ""
+        return (
+            f"its `{key}` is a {kind}{others}, which is not read, for that could run code. In checkpoints to come keep "
+            "a plain value in its place, or leave it out (save_hyperparameters(ignore=[…])). If you wrote this file "
+            "yourself, add --trust-checkpoint."
+        )
+    return None
+
+
+def outline(path: Path, *, argument: str, trusted: bool = False) -> dict[str, Any]:
     """Check a checkpoint, and return its content with tensors on the ``meta`` device: no weights are loaded.
 
-    No code in the file is run.
+    No code in the file is run, unless it is trusted.
 
     Args:
         path: The file.
         argument: The argument by which the user gave it.
+        trusted: Whether the file may run code: it is the user's own.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -168,15 +224,11 @@ def outline(path: Path, *, argument: str) -> dict[str, Any]:
         (7, torch.Size([2, 3]), device(type='meta'))
     """
     check_whole(path, argument=argument)
-    try:
-        content = torch.load(path, map_location="meta", mmap=True, weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError) as error:
-        # torch's own text advises to run such a file's code all the same; only what is wrong is kept of it.
-        reason = next((line for line in str(error).splitlines() if "GLOBAL" in line or "nsupported" in line), "")
-        raise ValueError(
-            f"Argument `{argument}` expected a checkpoint of tensors and plain values, but got '{path}', "
-            f"which holds something else and is not opened. {reason.strip()}"
-        ) from error
+    if not trusted and (fault := _unreadable(path)):
+        raise UnreadableCheckpointError(
+            f"Argument `{argument}` expected a checkpoint of tensors and plain values, but got '{path}': {fault}"
+        )
+    content = torch.load(path, map_location="meta", mmap=True, weights_only=not trusted)
     if not isinstance(content, dict):
         raise ValueError(
             f"Argument `{argument}` expected a checkpoint of Lightning, but got '{path}', "
@@ -185,7 +237,7 @@ def outline(path: Path, *, argument: str) -> dict[str, Any]:
     return content
 
 
-def last_checkpoint(trainer: Trainer) -> Path | None:
+def last_checkpoint(trainer: Trainer, *, trusted: bool = False) -> Path | None:
     """Return the newest whole checkpoint of a run, in any of its versions.
 
     The folders searched are those that the trainer's callbacks will write to: ``save_dir/name/version_*/checkpoints``
@@ -198,17 +250,20 @@ def last_checkpoint(trainer: Trainer) -> Path | None:
 
     A file that is truncated, damaged or not a checkpoint is named in a warning, and the one before it is used; likewise
     one that was written when an error or Ctrl-C had interrupted a step, or when other processes with their shards had
-    ended. Files of weights alone are passed over: they hold no optimizer state.
+    ended. Files of weights alone are passed over: they hold no optimizer state. If no file is left, the run is not
+    started afresh in their place.
 
     Args:
         trainer: A trainer that has not started.
+        trusted: Whether files may run code: they are the user's own.
 
     Returns:
         The file, for ``trainer.fit(…, ckpt_path=…, weights_only=True)``; ``None`` if there is none, so that the same
         program starts a run and goes on with it. Which of both is logged.
 
     Raises:
-        ValueError: If the run folder is a remote address.
+        ValueError: If the run folder is a remote address; if the newest file holds what is not read without running
+            code, or there are files and none can be used. Both name the file and what to do.
 
     Example:
         >>> trainer = Trainer(logger=False, default_root_dir="nowhere", accelerator="cpu")
@@ -223,14 +278,22 @@ def last_checkpoint(trainer: Trainer) -> Path | None:
                 f"'{folder}'. Give the address of the checkpoint itself."
             )
     files = {path for folder in folders for path in Path(folder).glob("*.ckpt")}
-    for path, content in _whole_ones(files):
+    faults: list[str] = []
+    for path, content in _whole_ones(files, faults, trusted=trusted):
         if "optimizer_states" not in content:
             continue
         if fault := _fault(content, trainer):
-            _warn(f"'{path}' {fault}.")
+            faults.append(f"'{path}' {fault}.")
+            _warn(faults[-1])
             continue
         rank_zero_info(f"Going on from '{path}', step {content['global_step']}.")
         return path
+    if faults:
+        raise ValueError(
+            f"Argument `ckpt_path` expected a checkpoint to go on from, but none of the {len(faults)} that the run has "
+            f"can be used. The newest: {faults[0]} To start afresh all the same, remove them or give the run another "
+            "name."
+        )
     rank_zero_info("There is no checkpoint to go on from yet: the run starts afresh.")
     return None
 
@@ -251,8 +314,8 @@ def _folders(trainer: Trainer) -> Iterator[str | Path]:
         yield from home.glob("version_*/checkpoints")
 
 
-def _whole_ones(files: Iterable[Path]) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """Yield the readable files, newest first, with their outlines; warn of the others."""
+def _whole_ones(files: Iterable[Path], faults: list[str], *, trusted: bool) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Yield the readable files, newest first, with their outlines; warn of the others and list what they lack."""
     times = {}
     for path in files:
         with suppress(FileNotFoundError):  # removed meanwhile
@@ -261,8 +324,13 @@ def _whole_ones(files: Iterable[Path]) -> Iterator[tuple[Path, dict[str, Any]]]:
         found = []
         for path in sorted(at_once):
             try:
-                found.append((path, outline(path, argument="ckpt_path")))
+                found.append((path, outline(path, argument="ckpt_path", trusted=trusted)))
+            except UnreadableCheckpointError:
+                # Neither damaged nor unfinished: the run's next checkpoint will not be read either. To go on from an
+                # older one would repeat the same steps in every part of the run.
+                raise
             except (OSError, ValueError) as error:
+                faults.append(str(error).partition("but got ")[2].removesuffix(" Use the one before it."))
                 _warn(str(error))
         yield from sorted(found, key=lambda one: one[1].get("global_step", -1), reverse=True)
 

@@ -62,6 +62,23 @@ def first_line(error: BaseException) -> str:
     return next(iter(str(error).strip().splitlines()), "") or type(error).__name__
 
 
+def yaml_fault(error: BaseException) -> str:
+    r"""What is wrong in a YAML file, and where; the file's name is the caller's to say.
+
+    Example:
+        >>> import yaml
+        >>> try:
+        ...     yaml.safe_load("a: [1, 2\nb: 3")
+        ... except yaml.YAMLError as error:
+        ...     yaml_fault(error)
+        "expected ',' or ']', but got ':' (line 2, column 2)"
+    """
+    mark = getattr(error, "problem_mark", None)
+    if mark is None:
+        return first_line(error)
+    return f"{getattr(error, 'problem', None) or 'something else'} (line {mark.line + 1}, column {mark.column + 1})"
+
+
 def is_connection_lost(error: BaseException) -> bool:
     """Whether an error says that another process of the run, or the network to it, is gone.
 

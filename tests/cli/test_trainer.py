@@ -210,3 +210,17 @@ def test_no_progress_bar_where_none_is_wanted(capsys):
     config = Path(__file__).parents[2] / "configs" / "digits" / "baseline.yaml"
     main(["fit", "--config", str(config), "--trainer.enable_progress_bar=false", "--trainer.fast_dev_run=1"])
     assert "step/s" not in "".join(capsys.readouterr())
+
+
+@pytest.mark.parametrize("given", [["--config", "broken.yaml"], ["--config=broken.yaml"], ["-c", "broken.yaml"]])
+def test_a_configuration_that_is_no_yaml_is_named_with_its_line(capsys, given):
+    Path("broken.yaml").write_text("model:\n  a: [1, 2\nb: 3\n")
+    assert "`config` expected YAML, but got 'broken.yaml': expected ',' or ']'" in fails(capsys, "fit", *given)
+
+
+def test_the_extra_of_a_missing_logger_is_named(capsys, monkeypatch):
+    monkeypatch.setattr("lightning.fabric.loggers.tensorboard._TENSORBOARD_AVAILABLE", False)
+    monkeypatch.setattr("lightning.fabric.loggers.tensorboard._TENSORBOARDX_AVAILABLE", False)
+    logger = ["--trainer.logger", "TensorBoardLogger", "--trainer.logger.save_dir", "x"]
+    error = fails(capsys, "fit", "--config", str(CONFIGS[0]), *logger)
+    assert "`tensorboard` is not installed. Run: pip install 'lightning-iet[tensorboard]'" in error

@@ -49,12 +49,49 @@ def test_a_grid_is_every_combination(tmp_path):
         ({"parameters": {"a": {"parameters": {}}}}, "parameter `a` with value, values"),
         ({"method": "random", "parameters": {"a": {"min": 1, "max": 0}}}, "min < max"),
         ({"method": "random", "parameters": {"a": {"min": 0, "max": 1, "distribution": "beta"}}}, "a uniform"),
+        ({"method": "random", "parameters": {"a": {"min": "1e-5", "max": 0.1}}}, r"as text: write 1\.0e-5"),
+        ({"method": "bayes", "parameters": {"a": {"min": 0.1, "max": "2E3"}}}, r"as text: write 2\.0e\+3"),
+        ({"method": "random", "parameters": {"a": {"min": 1, "max": "much"}}}, r"'max': 'much', 'min': 1\}\.$"),
+        ({"run_cap": "1e2"}, r"`run_cap`, an integer ≥ 1, but got '1e2'\. YAML reads 1e2 as text: write 1\.0e\+2"),
+        ({"run_cap": 0}, "`run_cap`, an integer ≥ 1, but got 0"),
+        ({"run_cap": True}, "`run_cap`, an integer ≥ 1, but got True"),
+        ({"early_terminate": {"type": "hyperband", "min_iter": 3}}, "but got `early_terminate`. All runs go to their"),
+        ({"controller": {"type": "local"}}, "but got `controller`"),
+        ({"paramters": {}}, "but got `paramters`"),
+        ({"metric": {"name": "eval/fid", "target": 3}}, "only, but got `target`"),
     ],
 )
 def test_what_is_no_sweep_is_refused_in_one_line(tmp_path, changes, message):
     with pytest.raises(ValueError, match=message) as error:
         read_sweep(written(tmp_path, **changes))
     assert "\n" not in str(error.value)
+
+
+def test_what_yaml_reads_as_text_is_passed_on_as_it_stands(tmp_path):
+    path = tmp_path / "sweep.yaml"
+    path.write_text(
+        yaml.safe_dump({**SWEEP, "parameters": {}}).replace("parameters: {}", "parameters: {lr: {values: [1e-4]}}")
+    )
+    sweep = read_sweep(path)
+    assert sweep.arguments(next(grid_points(sweep.parameters)))[-1] == "--lr=1e-4"
+
+
+@pytest.mark.parametrize(
+    ("text", "place"), [("method: grid\nmetric: [1, 2\nb: 3\n", "line 3"), ("method:\n\tgrid\n", "line 2")]
+)
+def test_an_error_of_yaml_names_file_and_line(tmp_path, text, place):
+    path = tmp_path / "broken.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=place) as error:
+        read_sweep(path)
+    assert f"Sweep '{path}' expected YAML, but got" in str(error.value)
+
+
+def test_what_wandb_itself_reads_is_accepted(tmp_path):
+    sweep = read_sweep(
+        written(tmp_path, name="x", program="train.py", project="p", entity="e", description="d", run_cap=3)
+    )
+    assert (sweep.name, sweep.cap) == ("x", 3)
 
 
 def test_files_that_cannot_be_read(tmp_path):

@@ -2,10 +2,12 @@ import csv
 import itertools
 import os
 
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
+from omegaconf import OmegaConf
 
 from lightning_iet import ParameterAveragingCallback, ShardedDataModule
 from lightning_iet.callbacks.interruptions import resume_from
@@ -72,22 +74,27 @@ def test_progress_decides_between_files_of_one_moment(found, runs):
     assert found() == newest
 
 
-@pytest.mark.parametrize("harm", ["torn", "empty", "damaged", "text", "code"])
-def test_a_harmed_file_is_named_and_the_one_before_is_used(found, runs, harm, caplog, tmp_path):
+@pytest.mark.parametrize("harm", ["torn", "empty", "damaged", "text"])
+def test_a_harmed_file_is_named_and_the_one_before_is_used(found, runs, harm, caplog):
     before = write(runs(0) / "epoch=0-step=1.ckpt")
     path = write(runs(1) / "last.ckpt", step=2)
     content = bytearray(path.read_bytes())
     if harm == "damaged":
         content[len(content) // 2] ^= 1
-    elif harm == "code":
-        torch.save({"state_dict": Evil(tmp_path / "evil")}, path)
-        content = path.read_bytes()
     else:
         content = {"torn": content[:-30], "empty": b"", "text": b"hello"}[harm]
     path.write_bytes(bytes(content))
     assert found() == before
-    assert f"Passed over: Argument `ckpt_path` expected a {'checkpoint' if harm == 'code' else 'whole'}" in caplog.text
+    assert "Passed over: Argument `ckpt_path` expected a whole" in caplog.text
     assert str(path) in caplog.text
+
+
+def test_a_file_with_code_stops_the_run_and_runs_nothing(found, runs, tmp_path):
+    path = write(runs(1) / "last.ckpt", step=2)
+    torch.save({"state_dict": Evil(tmp_path / "evil")}, path)
+    with pytest.raises(ValueError, match=r"its `state_dict` is a posix\.mkdir") as error:
+        found()
+    assert str(path) in str(error.value)
     assert not (tmp_path / "evil").exists()
 
 
@@ -224,3 +231,39 @@ def test_processes_that_found_different_checkpoints_refuse_all_together(tmp_path
         first = f"'{one}' of step 1" if starts[0] else "none"
         assert f"same last checkpoint, but got {first} on process 0 and '{other}' of step 2 on process 1" in results[0]
     assert processes(2).run(start_together, tmp_path, (one, one)) == ["trained", "trained"]
+
+
+def test_where_none_can_be_used_the_run_does_not_start_afresh(found, runs):
+    path = write(runs(0) / "last.ckpt")
+    path.write_bytes(path.read_bytes()[:-30])
+    other = write(runs(0) / "epoch=0-step=2.ckpt", step=2, ready=3)
+    with pytest.raises(
+        ValueError, match=r"none of the 2 that the run has can be used\. The newest: '.*last\.ckpt'"
+    ) as error:
+        found()
+    assert "cut off or no checkpoint. To start afresh" in str(error.value)
+    assert "remove them or give the run another name" in str(error.value)
+    path.unlink()
+    with pytest.raises(ValueError, match=r"none of the 1 .*in the middle of a step") as error:
+        found()
+    assert str(other) in str(error.value)
+
+
+def test_weights_alone_are_no_reason_to_stop(found, runs):
+    write(runs(0) / "weights.ckpt", weights_only=True)
+    assert found() is None
+
+
+@pytest.mark.parametrize("value", [np.float64(0.5), np.array([0.2]), OmegaConf.create({"a": [1]})])
+def test_plain_hyperparameters_are_read(found, runs, value):
+    path = write(runs(0) / "last.ckpt", callbacks={"settings": value})
+    assert found() == path
+
+
+def test_what_cannot_be_read_stops_the_run_though_an_older_file_can(found, runs, tmp_path):
+    write(runs(0) / "epoch=0-step=1.ckpt")
+    path = write(runs(0) / "last.ckpt", step=2, callbacks={"loss": torch.nn.MSELoss()})
+    with pytest.raises(ValueError, match=r"its `callbacks\.loss` is a torch\.nn\.modules\.loss\.MSELoss") as error:
+        found()
+    assert str(path) in str(error.value)
+    assert last_checkpoint(trainer_of(tmp_path), trusted=True) == path
