@@ -13,8 +13,8 @@ from lightning_iet.audit.cache import BlockCache, Progress, in_blocks
 from lightning_iet.audit.reading import ImageSet, image_set
 from lightning_iet.modules import DiffusionModule
 from lightning_iet.modules.base import averaged_network
-from lightning_iet.modules.pretrained import PIPELINES, SCHEDULERS, load_any_module, specify
-from lightning_iet.modules.sampling import Sampler
+from lightning_iet.modules.noise_processes import Sampler, scheduler_class
+from lightning_iet.modules.pretrained import PIPELINES, load_any_module, specify
 from lightning_iet.utilities.errors import first_line
 from lightning_iet.utilities.fingerprints import digest, hash_weights
 
@@ -91,11 +91,10 @@ def load_pipeline(folder: Path) -> Generator:
 def _scheduler(folder: Path) -> Any:
     index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
     scheduler = index.get("scheduler", [None, None])[1]
-    # Classes are picked from a list of ours: a file must not name code to run.
-    for name, known in ((index.get("_class_name"), PIPELINES), (scheduler, SCHEDULERS)):
-        if name not in known:
-            raise ValueError(f"{name} is none of {', '.join(known)}.")
-    return getattr(diffusers, scheduler).from_pretrained(folder, subfolder="scheduler", local_files_only=True)
+    # Classes are picked from lists of ours: a file must not name code to run.
+    if index.get("_class_name") not in PIPELINES:
+        raise ValueError(f"{index.get('_class_name')} is none of {', '.join(PIPELINES)}.")
+    return scheduler_class(scheduler).from_pretrained(folder, subfolder="scheduler", local_files_only=True)
 
 
 def _check_unconditional(unet: Any) -> None:
@@ -126,7 +125,7 @@ class Drawing:
     Attributes:
         num_samples: number of images.
         seed: seed of the run of images; image i depends on it and on i alone.
-        sampler: ``"ddim"`` or ``"ddpm"``.
+        sampler: ``"ddim"``, ``"ddpm"`` or ``"own"``, the model's own scheduler.
         num_inference_steps: denoiser calls for each image.
         batch_size: images at once; what is drawn is kept after each of these.
     """

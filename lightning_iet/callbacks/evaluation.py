@@ -171,7 +171,8 @@ class Evaluation(pl.Callback):
         keep_best: keep the checkpoint of the least FID at these evaluations, among those whose images copy no more than
             held-out ones do (by ``copied_fraction``; one image more is let through), as ``best_without_copies.ckpt``.
         patience: with ``keep_best``, end training after so many evaluations without a better one. ``None`` = never.
-        sampler: ``"ddim"`` or ``"ddpm"``, the ancestral sampler (published MQ: with 1,000 steps, raw weights).
+        sampler: ``"ddim"``; ``"ddpm"``, the ancestral sampler (published MQ: with 1,000 steps, raw weights); or
+            ``"own"``, the module's own scheduler, which flow matching and EDM use for ``"ddim"`` too.
         num_inference_steps: denoiser calls per image.
         use_ema: sample with the averaged weights, where the module has them.
         seed: of the images.
@@ -213,7 +214,7 @@ class Evaluation(pl.Callback):
         every_n_steps: int | None = None,
         keep_best: bool = False,
         patience: int | None = None,
-        sampler: Literal["ddim", "ddpm"] = "ddim",
+        sampler: Literal["ddim", "ddpm", "own"] = "ddim",
         num_inference_steps: int = 50,
         use_ema: bool = True,
         seed: int = 0,

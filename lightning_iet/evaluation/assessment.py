@@ -35,8 +35,8 @@ def check_settings(num_samples: int, sampler: str, **at_least_one: int | None) -
         raise ValueError(
             f"Argument `num_samples` expected an integer ≥ 2, or 0 for no evaluation, but got {num_samples}."
         )
-    if sampler not in ("ddim", "ddpm"):
-        raise ValueError(f"Argument `sampler` expected 'ddim' or 'ddpm', but got {sampler!r}.")
+    if sampler not in ("ddim", "ddpm", "own"):
+        raise ValueError(f"Argument `sampler` expected 'ddim', 'ddpm' or 'own', but got {sampler!r}.")
     for name, value in at_least_one.items():
         if value is not None and value < 1:
             raise ValueError(f"Argument `{name}` expected an integer ≥ 1, but got {value}.")

@@ -1,7 +1,8 @@
 """The denoising loss, one number per sample."""
 
-from typing import Literal
+from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 PredictionType = Literal["epsilon", "sample", "v_prediction"]
@@ -31,7 +32,6 @@ def prediction_target(
         ValueError: For another prediction type.
 
     Example:
-        >>> import torch
         >>> x, noise, t = torch.zeros(1, 1), torch.ones(1, 1), torch.tensor([0])
         >>> prediction_target(x, noise, t, torch.tensor([0.25]), "v_prediction")
         tensor([[0.5000]])
@@ -59,7 +59,6 @@ def sample_losses(prediction: Tensor, target: Tensor) -> Tensor:
         Losses ≥ 0, shape ``(B,)``.
 
     Example:
-        >>> import torch
         >>> sample_losses(torch.zeros(2, 3), torch.tensor([[1.0, 1.0, 1.0], [0.0, 0.0, 3.0]]))
         tensor([1., 3.])
     """
@@ -70,7 +69,6 @@ def mean_loss(sample_loss: Tensor, timesteps: Tensor) -> Tensor:
     """Return the mean, the default reducer, whatever the timesteps.
 
     Example:
-        >>> import torch
         >>> mean_loss(torch.tensor([1.0, 3.0]), torch.tensor([5, 7]))
         tensor(2.)
     """
@@ -92,8 +90,95 @@ def guide(conditional: Tensor, unconditional: Tensor, *, scale: float) -> Tensor
         The guided prediction, the same shape.
 
     Example:
-        >>> import torch
         >>> guide(torch.tensor([2.0]), torch.tensor([1.0]), scale=3)
         tensor([4.])
     """
     return unconditional + scale * (conditional - unconditional)
+
+
+FlowWeighting = Literal["none", "logit_normal", "mode", "sigma_sqrt", "cosmap"]
+"""How flow matching draws noise levels, or weights their losses; see `draw_flow_levels` and `flow_weights`."""
+
+
+def draw_flow_levels(num: int, weighting: FlowWeighting, *, device: Any = None) -> Tensor:
+    r"""Draw where in the noise schedule flow matching trains, as shares of the schedule in [0, 1).
+
+    ``"logit_normal"``: :math:`u = \mathrm{sigmoid}(z)`, z standard normal; ``"mode"``:
+    :math:`u = 1 - v - 1.29\,(\cos^2(\pi v / 2) - 1 + v)`, v uniform; otherwise u is uniform.
+
+    Source: Esser et al. 2024, *Scaling Rectified Flow Transformers for High-Resolution Image Synthesis*, section 3.1,
+    https://arxiv.org/abs/2403.03206, with the constants of diffusers' ``train_dreambooth_sd3.py``.
+
+    Args:
+        num: How many, B.
+        weighting: Which distribution.
+        device: Where the numbers are.
+
+    Returns:
+        Shape ``(B,)``.
+
+    Example:
+        >>> _ = torch.manual_seed(0)
+        >>> bool((draw_flow_levels(1000, "logit_normal") - 0.5).abs().mean() < 0.2)
+        True
+    """
+    if weighting == "logit_normal":
+        return torch.randn(num, device=device).sigmoid().clamp(max=1 - 2**-24)
+    level = torch.rand(num, device=device)
+    if weighting == "mode":
+        level = 1 - level - 1.29 * ((torch.pi * level / 2).cos().square() - 1 + level)
+    return level.clamp(0, 1 - 2**-24)
+
+
+def flow_weights(sigmas: Tensor, weighting: FlowWeighting) -> Tensor | None:
+    r"""Return the weights of flow-matching losses by noise level.
+
+    ``"sigma_sqrt"``: :math:`\sigma^{-2}`; ``"cosmap"``: :math:`2 / (\pi\,(1 - 2\sigma + 2\sigma^2))`; otherwise 1.
+
+    Source: as for :func:`draw_flow_levels`.
+
+    Args:
+        sigmas: Noise levels in (0, 1], any shape.
+        weighting: Which.
+
+    Returns:
+        The weights, of the same shape; ``None`` = all are 1.
+
+    Example:
+        >>> flow_weights(torch.tensor([0.5, 1.0]), "sigma_sqrt")
+        tensor([4., 1.])
+    """
+    if weighting == "sigma_sqrt":
+        return sigmas**-2
+    if weighting == "cosmap":
+        return 2 / (torch.pi * (1 - 2 * sigmas + 2 * sigmas.square()))
+    return None
+
+
+def edm_coefficients(
+    sigmas: Tensor, *, sigma_data: float, prediction_type: PredictionType
+) -> tuple[Tensor, Tensor, Tensor]:
+    r"""Return how EDM scales what a denoiser F sees and says: :math:`D(x) = c_{skip}\,x + c_{out}\,F(c_{in}\,x)`.
+
+    :math:`c_{skip} = \sigma_d^2 / (\sigma^2 + \sigma_d^2)`, :math:`c_{in} = 1 / \sqrt{\sigma^2 + \sigma_d^2}`,
+    :math:`c_{out} = \pm\,\sigma\,\sigma_d / \sqrt{\sigma^2 + \sigma_d^2}`, negative for ``"v_prediction"``.
+
+    Source: Karras et al. 2022, *Elucidating the Design Space of Diffusion-Based Generative Models*, table 1,
+    https://arxiv.org/abs/2206.00364; the sign is that of ``diffusers.EDMEulerScheduler``.
+
+    Args:
+        sigmas: Noise levels, any shape.
+        sigma_data: :math:`\sigma_d`, the standard deviation of the data.
+        prediction_type: ``"epsilon"`` or ``"v_prediction"``.
+
+    Returns:
+        ``(c_skip, c_out, c_in)``, each of that shape.
+
+    Example:
+        >>> c_skip, c_out, c_in = edm_coefficients(torch.tensor(0.5), sigma_data=0.5, prediction_type="epsilon")
+        >>> round(float(c_skip), 3), round(float(c_out), 3), round(float(c_in), 3)
+        (0.5, 0.354, 1.414)
+    """
+    total = sigmas.square() + sigma_data**2
+    c_out = sigmas * sigma_data / total.sqrt()
+    return sigma_data**2 / total, -c_out if prediction_type == "v_prediction" else c_out, total.rsqrt()

@@ -17,10 +17,11 @@ from torch.optim.lr_scheduler import LinearLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from lightning_iet.functional.checks import check_number
-from lightning_iet.functional.diffusion import mean_loss, prediction_target, sample_losses
+from lightning_iet.functional.diffusion import FlowWeighting, mean_loss
 from lightning_iet.functional.parameter_groups import ParameterGroups, adapted_layer
 from lightning_iet.functional.seeding import derive_seed
 from lightning_iet.modules.adapters import Selection, fold_adapters, parameter_groups, select_parameters
+from lightning_iet.modules.noise_processes import NoiseProcess, noise_process
 from lightning_iet.modules.pretrained import check_same_architecture
 from lightning_iet.utilities.random import seed_rng
 
@@ -143,6 +144,7 @@ class DenoisingModule(pl.LightningModule):
 
     unet: Any
     scheduler: Any
+    flow_weighting: FlowWeighting | None = None
     ema: ExponentialMovingAverage | None
 
     def __init__(
@@ -158,6 +160,7 @@ class DenoisingModule(pl.LightningModule):
         self.guidance_scale = guidance_scale
         self.selection: Selection | None = None
         self.norm_lr_scale = 1.0
+        self._process: NoiseProcess | None = None
         self.loss_reducer: Callable[[Tensor, Tensor], Tensor] = mean_loss
 
     def average_weights(self, *, trainable_only: bool = False) -> None:
@@ -196,6 +199,17 @@ class DenoisingModule(pl.LightningModule):
         return self._selected
 
     @property
+    def process(self) -> NoiseProcess:
+        """How the module is trained and sampled with ``scheduler``.
+
+        Raises:
+            ValueError: If it has no noise schedule to train with.
+        """
+        if self._process is None or self._process.scheduler is not self.scheduler:
+            self._process = noise_process(self.scheduler, flow_weighting=self.flow_weighting)
+        return self._process
+
+    @property
     def num_timesteps(self) -> int:
         """T, the number of timesteps of training."""
         return int(self.scheduler.config.num_train_timesteps)
@@ -217,11 +231,11 @@ class DenoisingModule(pl.LightningModule):
         Returns:
             Shape ``(B,)``.
         """
-        noisy = self.scheduler.add_noise(images, noise, timesteps)
-        target = prediction_target(
-            images, noise, timesteps, self.scheduler.alphas_cumprod, self.scheduler.config.prediction_type
-        )
-        return sample_losses(self(noisy, timesteps, condition, use_ema=use_ema), target)
+
+        def predict(noisy: Tensor, times: Tensor) -> Tensor:
+            return self(noisy, times, condition, use_ema=use_ema)
+
+        return self.process.losses(predict, images, timesteps, noise)
 
     def reduced(self, losses: Tensor, timesteps: Tensor) -> dict[str, Tensor]:
         """Reduce and log the losses of a training step.

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lightning_iet.data.samples import labels_of
 from lightning_iet.functional.checks import check_number
+from lightning_iet.functional.diffusion import FlowWeighting
 from lightning_iet.modules.base import DenoisingModule, averaged_network
 from lightning_iet.modules.conditioning import (
     Labels,
@@ -22,8 +23,9 @@ from lightning_iet.modules.conditioning import (
     find_conditioning,
     image_shape_of,
 )
+from lightning_iet.modules.noise_processes import Sampler
 from lightning_iet.modules.pretrained import build, given_or_pretrained, make_pipeline, specify
-from lightning_iet.modules.sampling import Sampler, make_sampler, sample_images
+from lightning_iet.modules.sampling import sample_images
 
 
 class DiffusionModule(DenoisingModule):
@@ -42,8 +44,13 @@ class DiffusionModule(DenoisingModule):
             ``diffusers.UNet2DModel``. To sample images, it needs a ``config`` with ``in_channels`` and ``sample_size``.
         pretrained: Instead of ``unet``: where to take a published one from, with its scheduler; a folder of a diffusers
             pipeline or U-Net, or its id on the Hugging Face hub.
-        scheduler: Noise schedule; prediction type and betas are taken from its ``config``. Default: that of the
+        scheduler: Noise schedule, a scheduler of diffusers with betas, for flow matching
+            (``FlowMatchEulerDiscreteScheduler``) or EDM (``EDMEulerScheduler``); what it sets for training is taken
+            from its ``config``, any other is refused. Default: that of the
             pretrained model, or ``DDPMScheduler()``: linear betas 1e-4 … 0.02, T = 1000, epsilon-prediction (DDPM).
+        flow_weighting: Of flow matching, how noise levels are drawn or their losses weighted: ``"logit_normal"`` (the
+            default), ``"mode"``, ``"sigma_sqrt"``, ``"cosmap"`` or ``"none"``, see
+            :func:`~lightning_iet.functional.diffusion.draw_flow_levels`.
         ema_decay: Decay of the exponential moving average of the weights, in [0, 1); 0 = no average is kept.
         optimizer: Makes the optimizer from the parameters. Default: Adam with learning rate 2e-4.
         warmup_steps: Optimizer steps (of each shard), n, over which the learning rate rises linearly; the first has
@@ -75,6 +82,7 @@ class DiffusionModule(DenoisingModule):
         *,
         pretrained: str | None = None,
         scheduler: SchedulerMixin | None = None,
+        flow_weighting: FlowWeighting | None = None,
         ema_decay: float = 0.9999,
         optimizer: OptimizerCallable = lambda parameters: torch.optim.Adam(parameters, lr=2e-4),
         warmup_steps: int = 0,
@@ -95,7 +103,10 @@ class DiffusionModule(DenoisingModule):
         disable_label_dropout(unet)
         self.memory_format = torch.channels_last if channels_last else torch.preserve_format
         self.unet = unet.to(memory_format=torch.channels_last) if channels_last else unet
-        self.scheduler = scheduler or published or DDPMScheduler()
+        found = (one for one in (scheduler, published, DDPMScheduler()) if one is not None)  # some have no truth value
+        self.scheduler = next(found)
+        self.flow_weighting = flow_weighting
+        _ = self.process  # which refuses a scheduler that it cannot train with
         self.label_dropout = label_dropout
         self.is_to_compile = compile
         self.average_weights()
@@ -154,7 +165,7 @@ class DiffusionModule(DenoisingModule):
     def training_step(self, batch: Any, batch_idx: int = 0) -> dict[str, Tensor]:
         """Take one step; return ``loss`` with the losses and timesteps of its samples."""
         images, condition = self.inputs(batch, training=True)
-        timesteps = torch.randint(self.num_timesteps, (len(images),), device=images.device)
+        timesteps = self.process.draw(len(images), device=images.device)
         noise = torch.randn_like(images)
         if self.conditioning is not None and self.label_dropout:
             condition = self.conditioning.drop(condition, self.label_dropout)
@@ -208,7 +219,8 @@ class DiffusionModule(DenoisingModule):
             seed: Seed of the run of images.
             start: Number of the first image.
             batch_size: Images at once.
-            sampler: ``"ddim"`` (deterministic given the first noise) or ``"ddpm"`` (ancestral).
+            sampler: ``"ddim"`` (deterministic given the first noise), ``"ddpm"`` (ancestral), or ``"own"``, see
+                :func:`~lightning_iet.modules.sampling.make_sampler`.
             num_inference_steps: Denoiser calls per image, at most T.
             use_ema: Whether the averaged weights are used (if any are kept).
             labels: What the images show, if the denoiser takes conditions: one label for all, or one for each image.
@@ -240,7 +252,7 @@ class DiffusionModule(DenoisingModule):
             }
         return sample_images(
             partial(self, use_ema=use_ema),
-            make_sampler(sampler, self.scheduler),
+            self.process.sampler(sampler),
             self.image_shape,
             num,
             module=self,
@@ -253,25 +265,30 @@ class DiffusionModule(DenoisingModule):
             **conditions,
         )
 
-    def pipeline(self, *, use_ema: bool = True, sampler: Sampler = "ddpm") -> "diffusers.DDPMPipeline":
+    def pipeline(self, *, use_ema: bool = True, sampler: Sampler | None = None) -> "diffusers.DiffusionPipeline":
         """Return the model as a pipeline of diffusers, for whoever does not have this package.
 
         With the same seeds it samples the images of :meth:`sample`, to rounding: image i with the generator
         ``torch.Generator().manual_seed(derive_seed(seed, i))``. The pipeline of a class-conditional model can be saved
         and loaded, but diffusers' own call of it gives no labels: call its ``unet`` with ``class_labels=``.
 
+        Its class is ``DDPMPipeline``; where the scheduler scales what the denoiser sees (EDM, Euler), which that class
+        leaves out, ``ConsistencyModelPipeline``, whose loop is the same one with that scaling.
+
         Args:
             use_ema: Whether it gets the averaged weights (if any are kept).
-            sampler: Its scheduler: ``"ddpm"`` or ``"ddim"``.
+            sampler: Its scheduler: ``"ddpm"``, ``"ddim"`` or ``"own"``. Default: ``"own"`` for flow matching and EDM,
+                otherwise ``"ddpm"``.
 
         Returns:
             A pipeline with weights of its own, on the CPU.
 
         Raises:
             TypeError: If the denoiser is none of diffusers'.
+            ValueError: If the model cannot be sampled in that way.
         """
         denoiser = averaged_network(self.unet, self.ema if use_ema else None)
-        return make_pipeline(denoiser, make_sampler(sampler, self.scheduler))
+        return make_pipeline(denoiser, self.process.sampler(sampler or self.process.default_sampler))
 
     # --- checkpoints -----------------------------------------------------------------------------------------------
 
@@ -281,6 +298,7 @@ class DiffusionModule(DenoisingModule):
             "module": "DiffusionModule",
             "unet": specify(self.unet),
             "scheduler": specify(self.scheduler),
+            "flow_weighting": self.flow_weighting,
             "ema_decay": self.ema_decay,
             "warmup_steps": self.warmup_steps,
             "num_classes": None if self.conditioning is None else self.conditioning.num_classes,

@@ -4,6 +4,7 @@ import copy
 import json
 from collections.abc import Mapping
 from importlib import import_module
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,13 @@ import torch
 from diffusers import SchedulerMixin
 from torch import Tensor, nn
 
+from lightning_iet.modules.noise_processes import scheduler_class
 from lightning_iet.utilities.checkpoints import outline
 from lightning_iet.utilities.errors import first_line
 
 # Classes are looked up in these lists only: a file must not name code to run.
-PIPELINES = ("DDPMPipeline", "DDIMPipeline")
-SCHEDULERS = ("DDPMScheduler", "DDIMScheduler")
+PIPELINES = ("DDPMPipeline", "DDIMPipeline", "ConsistencyModelPipeline")
+_SCALING = ("EDMEulerScheduler", "EDMDPMSolverMultistepScheduler")
 DENOISERS = ("UNet2DModel", "DiTTransformer2DModel")
 _MODULES = {
     "DiffusionModule": "lightning_iet.modules.diffusion",
@@ -136,7 +138,8 @@ def read_folder(folder: Path) -> tuple[nn.Module, SchedulerMixin | None]:
     """Load from a folder; nothing is fetched.
 
     Args:
-        folder: Of an unconditional or class-conditional ``DDPMPipeline`` or ``DDIMPipeline`` (``model_index.json``,
+        folder: Of an unconditional or class-conditional ``DDPMPipeline`` or ``DDIMPipeline``, or what an export makes
+            of EDM (``model_index.json``,
             with its parts in ``unet`` and ``scheduler`` or, as in the first published ones, beside it), or of a
             denoiser alone (``config.json``).
 
@@ -155,7 +158,8 @@ def read_folder(folder: Path) -> tuple[nn.Module, SchedulerMixin | None]:
             folder / part if (folder / part).is_dir() else folder  # as in the first published ones
             for part in ("unet", "scheduler")
         )
-        kind = _named_class(scheduler / "scheduler_config.json", SCHEDULERS)
+        config = json.loads((scheduler / "scheduler_config.json").read_text(encoding="utf-8"))
+        kind = scheduler_class(config.get("_class_name"))
         return _read_denoiser(unet), kind.from_pretrained(scheduler, local_files_only=True)
     except Exception as error:  # damaged files make diffusers raise anything
         raise ValueError(f"{wanted} of diffusers, but got '{folder}': {first_line(error)}") from error
@@ -184,8 +188,10 @@ def _named_class(config: Path, known: tuple[str, ...]) -> Any:
     return getattr(diffusers, name)
 
 
-def make_pipeline(denoiser: nn.Module, scheduler: SchedulerMixin) -> "diffusers.DDPMPipeline":
+def make_pipeline(denoiser: nn.Module, scheduler: SchedulerMixin) -> "diffusers.DiffusionPipeline":
     """Make a ``DDPMPipeline`` of a copy of a denoiser, and a scheduler.
+
+    A scheduler that scales what the denoiser sees gets a ``ConsistencyModelPipeline``: ``DDPMPipeline`` does not scale.
 
     Args:
         denoiser: A U-Net or transformer of diffusers.
@@ -196,6 +202,7 @@ def make_pipeline(denoiser: nn.Module, scheduler: SchedulerMixin) -> "diffusers.
 
     Raises:
         TypeError: If the denoiser is another one.
+        ValueError: If no pipeline of diffusers samples images with that scheduler alone.
 
     Example:
         >>> from diffusers import DDPMScheduler
@@ -210,10 +217,17 @@ def make_pipeline(denoiser: nn.Module, scheduler: SchedulerMixin) -> "diffusers.
             f"Argument `unet` expected a {' or '.join(DENOISERS)} of diffusers to make a pipeline of, "
             f"but got {type(denoiser).__name__}. Keep its checkpoint instead."
         )
+    if "generator" not in signature(scheduler.step).parameters:
+        raise ValueError(
+            f"Argument `sampler` expected 'ddim' or 'ddpm' for a pipeline, but got 'own', a {type(scheduler).__name__},"
+            " whose images no pipeline of diffusers draws without a prompt. Swap the scheduler after loading."
+        )
     own = copy.deepcopy(denoiser).cpu().float().eval().requires_grad_(False)
     # Files of weights hold them row by row, whatever order training had them in (`channels_last`).
     own = own.to(memory_format=torch.contiguous_format)
-    pipeline = diffusers.DDPMPipeline(unet=own, scheduler=scheduler)
+    scales = float(getattr(scheduler, "init_noise_sigma", 1.0)) != 1.0 or type(scheduler).__name__ in _SCALING
+    kind = diffusers.ConsistencyModelPipeline if scales else diffusers.DDPMPipeline
+    pipeline = kind(unet=own, scheduler=scheduler)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

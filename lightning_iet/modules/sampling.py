@@ -1,32 +1,36 @@
 """Sampling images from a denoiser, batch by batch, with classifier-free guidance."""
 
 from collections.abc import Callable
-from typing import Any, Literal
+from inspect import signature
+from typing import Any
 
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler, SchedulerMixin
+from diffusers import SchedulerMixin
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from lightning_iet.functional.diffusion import guide
 from lightning_iet.functional.seeding import derive_seed
-
-Sampler = Literal["ddim", "ddpm"]
+from lightning_iet.modules.noise_processes import Sampler, noise_process
 
 
 def make_sampler(sampler: Sampler, trained: SchedulerMixin) -> SchedulerMixin:
     """Make the scheduler that samples, with the noise schedule of training.
 
     Args:
-        sampler: ``"ddim"`` (deterministic given the first noise) or ``"ddpm"`` (ancestral).
+        sampler: ``"ddim"`` (deterministic given the first noise), ``"ddpm"`` (ancestral), or ``"own"``: the class of
+            the scheduler of training, with its settings. For flow matching and EDM ``"ddim"`` is that class too.
         trained: The scheduler of training.
 
+    Raises:
+        ValueError: If the model cannot be sampled in that way.
+
     Example:
+        >>> from diffusers import DDPMScheduler
         >>> type(make_sampler("ddim", DDPMScheduler())).__name__
         'DDIMScheduler'
     """
-    kind = DDIMScheduler if sampler == "ddim" else DDPMScheduler
-    return kind.from_config(trained.config)
+    return noise_process(trained).sampler(sampler)
 
 
 @torch.no_grad()
@@ -62,7 +66,8 @@ def sample_images(
         seed: Seed of the run of images.
         start: Number of the first image.
         batch_size: Images at once.
-        num_inference_steps: Denoiser calls per image, at most those of training.
+        num_inference_steps: Steps of the scheduler, at most those of training; one denoiser call each, except for
+            schedulers of second order (Heun, KDPM2), which take two.
         progress: Called with the number of images of each finished batch.
 
     Returns:
@@ -77,7 +82,8 @@ def sample_images(
             raise ValueError(f"Argument `{name}` expected an integer ≥ 1, but got {value}.")
     if num_inference_steps > most:
         raise ValueError(f"Argument `num_inference_steps` expected at most {most}, but got {num_inference_steps}.")
-    scheduler.set_timesteps(num_inference_steps)
+    scale = getattr(scheduler, "scale_model_input", None)
+    is_random = "generator" in signature(scheduler.step).parameters
     weight = next(module.parameters())
     was_training = module.training
     module.eval()
@@ -88,13 +94,16 @@ def sample_images(
             generators = [torch.Generator().manual_seed(derive_seed(seed, number)) for number in numbers]
             # Noise comes from the CPU, so that a seed means the same images on every device.
             noise = torch.stack([torch.randn(shape, generator=generator) for generator in generators])
-            images = noise.to(weight) * scheduler.init_noise_sigma
+            scheduler.set_timesteps(num_inference_steps)  # anew: many count their steps, or remember earlier ones
+            images = noise.to(weight) * getattr(scheduler, "init_noise_sigma", 1.0)
             told = conditions(numbers)
             with parametrize.cached():  # SV-DIFF forms its weights once, not in each step
                 for timestep in scheduler.timesteps:
                     timesteps = timestep.to(images.device).expand(len(images))
-                    prediction = guided(denoise, images, timesteps, told, add_null=add_null, scale=guidance_scale)
-                    images = scheduler.step(prediction, timestep, images, generator=generators).prev_sample
+                    seen = images if scale is None else scale(images, timestep)
+                    prediction = guided(denoise, seen, timesteps, told, add_null=add_null, scale=guidance_scale)
+                    random = {"generator": generators} if is_random else {}
+                    images = scheduler.step(prediction, timestep, images, **random).prev_sample
             batches.append(decode(images).float().cpu())
             if progress is not None:
                 progress(len(numbers))

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from diffusers import DDPMScheduler
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 
 from lightning_iet.functional.checks import check_number
+from lightning_iet.functional.diffusion import FlowWeighting
 from lightning_iet.functional.parameter_groups import ParameterGroups
 from lightning_iet.modules.adapters import Selection, add_lora, fold_adapters
 from lightning_iet.modules.base import DenoisingModule
@@ -24,8 +24,9 @@ from lightning_iet.modules.latent_diffusion.encoders import (
     fingerprint,
 )
 from lightning_iet.modules.latent_diffusion.pipelines import open_pipeline
+from lightning_iet.modules.noise_processes import Sampler, rebuilt
 from lightning_iet.modules.pretrained import check_same_architecture
-from lightning_iet.modules.sampling import Sampler, make_sampler, sample_images
+from lightning_iet.modules.sampling import sample_images
 
 
 class TextToImageModule(DenoisingModule):
@@ -33,7 +34,8 @@ class TextToImageModule(DenoisingModule):
 
     With random latents :math:`z` of an image, encoded by the pipeline's autoencoder, and its caption :math:`c`, the
     loss of a sample is :math:`l = \mathrm{mean}_{CHW} (f(z_t, t, c) - y)^2`, where y is the noise or the velocity, as
-    the pipeline was trained. Losses stay per sample until ``self.loss_reducer(sample_loss, timesteps)``, the place of
+    the pipeline was trained (with betas, flow matching or EDM).
+    Losses stay per sample until ``self.loss_reducer(sample_loss, timesteps)``, the place of
     :class:`~lightning_iet.callbacks.AntiGradientControl` (published with threshold 0.8 for this).
 
     Autoencoder and text encoders stay as they are, in evaluation mode. They, and with LoRA the U-Net's own weights,
@@ -56,6 +58,8 @@ class TextToImageModule(DenoisingModule):
         ema_decay: Decay of the exponential moving average of what is trained, in [0, 1); 0 = none is kept.
         caption_dropout: Share of captions that training leaves out, so that guidance keeps working. *(our choice: 0.1,
             as Stable Diffusion itself was trained; the publication says nothing of it)*
+        flow_weighting: Of pipelines with a flow-matching scheduler, as for
+            :class:`~lightning_iet.modules.DiffusionModule`.
         cache_latents: Keep the latents of training images: ``"none"``, ``"memory"``, or a folder. An
             image that is sometimes mirrored is kept twice; one that is never the same twice is refused.
         cache_text: The same for captions.
@@ -90,6 +94,7 @@ class TextToImageModule(DenoisingModule):
         warmup_steps: int = 0,
         ema_decay: float = 0.9999,
         caption_dropout: float = 0.1,
+        flow_weighting: FlowWeighting | None = None,
         cache_latents: str = "none",
         cache_text: str = "none",
         gradient_checkpointing: bool = False,
@@ -106,7 +111,10 @@ class TextToImageModule(DenoisingModule):
         self.unet = pipeline.unet.train()  # which comes in evaluation mode, and Lightning leaves modes alone
         self.latents = LatentEncoder(pipeline.vae, cache=cache_latents)
         self.captions = CaptionEncoder(pipeline, cache=cache_text)
-        self.scheduler = DDPMScheduler.from_config(pipeline.scheduler.config, clip_sample=False)
+        # Latents are not clipped, whatever a scheduler that was made for images says.
+        self.scheduler = rebuilt(pipeline.scheduler, clip_sample=False)
+        self.flow_weighting = flow_weighting
+        _ = self.process  # which refuses a scheduler that it cannot train with
         self.image_shape = _image_shape(image_size, unet=self.unet, scale=self.latents.scale)
         self.unet.requires_grad_(True)
         if lora_rank is not None:
@@ -132,6 +140,7 @@ class TextToImageModule(DenoisingModule):
             "warmup_steps": warmup_steps,
             "ema_decay": ema_decay,
             "caption_dropout": caption_dropout,
+            "flow_weighting": flow_weighting,
             "sample_prompts": sample_prompts if isinstance(sample_prompts, str | None) else list(sample_prompts),
             "guidance_scale": guidance_scale,
         }
@@ -202,7 +211,7 @@ class TextToImageModule(DenoisingModule):
     def training_step(self, batch: Any, batch_idx: int = 0) -> dict[str, Tensor]:
         """Take one step; return ``loss`` with the losses and timesteps of its samples."""
         latents, conditions = self.inputs(batch, training=True)
-        timesteps = torch.randint(self.num_timesteps, (len(latents),), device=latents.device)
+        timesteps = self.process.draw(len(latents), device=latents.device)
         return self.reduced(self.losses(latents, timesteps, torch.randn_like(latents), conditions), timesteps)
 
     def on_fit_start(self) -> None:
@@ -243,7 +252,8 @@ class TextToImageModule(DenoisingModule):
             seed: Seed of the run of images.
             start: Number of the first image.
             batch_size: Images at once.
-            sampler: ``"ddim"`` (deterministic given the first noise) or ``"ddpm"`` (ancestral).
+            sampler: ``"ddim"`` (deterministic given the first noise), ``"ddpm"`` (ancestral), or ``"own"``, the
+                pipeline's.
             num_inference_steps: Denoiser calls per image, at most T.
             use_ema: Whether the averaged weights are used (if any are kept).
             progress: Called with the number of images finished, after each batch.
@@ -260,7 +270,7 @@ class TextToImageModule(DenoisingModule):
         prompt_of = self._prompts(prompts)
         return sample_images(
             partial(self, use_ema=use_ema),
-            make_sampler(sampler, self.scheduler),
+            self.process.sampler(sampler),
             self._latent_shape,
             num,
             module=self,
@@ -275,7 +285,7 @@ class TextToImageModule(DenoisingModule):
             progress=progress,
         )
 
-    def pipeline(self, *, use_ema: bool = True, sampler: Sampler = "ddim") -> Any:
+    def pipeline(self, *, use_ema: bool = True, sampler: Sampler | None = None) -> Any:
         """Return the model as a pipeline of the class that it came from, for whoever does not have this package.
 
         Adapters are worked into the weights *(our choice: it loads without peft)*. With the same seeds it samples the
@@ -283,7 +293,7 @@ class TextToImageModule(DenoisingModule):
 
         Args:
             use_ema: Whether it gets the averaged weights (if any are kept).
-            sampler: Its scheduler: ``"ddim"`` or ``"ddpm"``.
+            sampler: Its scheduler: ``"ddim"`` (the default), ``"ddpm"`` or ``"own"``.
 
         Returns:
             A pipeline with weights of its own, on the CPU in float32; ``save_pretrained`` writes it.
@@ -298,7 +308,7 @@ class TextToImageModule(DenoisingModule):
         fold_adapters(unet)
         _, height, width = self._latent_shape
         unet.register_to_config(sample_size=height if height == width else (height, width))
-        parts["scheduler"] = make_sampler(sampler, self.scheduler)
+        parts["scheduler"] = self.process.sampler(sampler or "ddim")
         options = {  # of the class, beside its parts
             name: self._pipeline.config[name]
             for name in ("requires_safety_checker", "force_zeros_for_empty_prompt")

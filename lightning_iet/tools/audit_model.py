@@ -10,7 +10,7 @@ from lightning_iet.audit.generator import Drawing, Generator, draw, load_checkpo
 from lightning_iet.audit.losses import Probing, measure_losses
 from lightning_iet.audit.reading import ImageSet
 from lightning_iet.evaluation.membership import Membership, infer_membership, spread_timesteps
-from lightning_iet.modules.sampling import Sampler
+from lightning_iet.modules.noise_processes import Sampler
 from lightning_iet.tools.audit import AuditJob
 
 
@@ -46,7 +46,8 @@ def audit_model(
         pipeline: A folder of diffusers; nothing is fetched from a network.
         num_samples: Number of images to draw. Image i depends on the model, the seed and i alone.
         seed: Seed of the images, and of the noise that losses are measured with.
-        sampler: "ddim" (50 steps suffice) or "ddpm" (ancestral, with as many steps as in training for best quality).
+        sampler: "ddim" (50 steps suffice), "ddpm" (ancestral, with as many steps as in training for best quality), or
+            "own", the model's scheduler. Flow matching and EDM have the last alone, for "ddim" too.
         num_inference_steps: Denoiser calls per image.
         use_ema: Whether the averaged weights are audited rather than the last ones.
         batch_size: Images at once; finished work is kept after each of these.

@@ -10,8 +10,8 @@ from huggingface_hub import ModelCard, ModelCardData
 from omegaconf import OmegaConf
 
 from lightning_iet.evaluation.report import read_metrics
+from lightning_iet.modules.noise_processes import Sampler
 from lightning_iet.modules.pretrained import load_any_module
-from lightning_iet.modules.sampling import Sampler
 from lightning_iet.utilities.checkpoints import outline
 from lightning_iet.utilities.errors import first_line
 from lightning_iet.utilities.files import METRICS, check_writable, whole_folder
@@ -25,7 +25,14 @@ _TASKS = {"text": "text-to-image"}  # on the hub, class-conditional models go un
 
 
 def model_card(
-    module: Any, *, ckpt: Path, use_ema: bool, sampler: Sampler, audit: Path | None = None, name: str
+    module: Any,
+    *,
+    ckpt: Path,
+    use_ema: bool,
+    sampler: Sampler,
+    name: str,
+    audit: Path | None = None,
+    pipeline: str = "DDPMPipeline",
 ) -> str:
     """Write the card of an exported model.
 
@@ -34,8 +41,9 @@ def model_card(
         ckpt: Its checkpoint; ``config.yaml`` and ``metrics.json`` are looked for in its folder and the one above.
         use_ema: Whether the averaged weights were exported.
         sampler: The pipeline's sampler.
-        audit: Folder of an audit's report.
         name: What the model is called.
+        audit: Folder of an audit's report.
+        pipeline: Class of the pipeline.
 
     Returns:
         Markdown, behind the header that the Hugging Face hub reads.
@@ -64,6 +72,8 @@ def model_card(
         kind=kind,
         num_classes=getattr(classes, "num_classes", None),
         null=getattr(classes, "null", None),
+        pipeline=pipeline,
+        scales=pipeline == "ConsistencyModelPipeline",
         shape=module.image_shape,
         steps=module.num_timesteps if sampler == "ddpm" else min(50, module.num_timesteps),
         training=list(_training(config)),
@@ -206,7 +216,7 @@ def export(
     *,
     out: Path,
     use_ema: bool = True,
-    sampler: Sampler = "ddpm",
+    sampler: Sampler | None = None,
     audit: Path | None = None,
     overwrite: bool = False,
     push_to_hub: str | None = None,
@@ -222,7 +232,8 @@ def export(
         ckpt: A checkpoint, such as runs/digits/iet_agc/version_0/checkpoints/last.ckpt.
         out: The folder; it appears whole, or not at all.
         use_ema: Whether the averaged weights are exported rather than the last ones.
-        sampler: The scheduler of the pipeline, "ddpm" or "ddim".
+        sampler: The scheduler of the pipeline: "ddpm" (the default), "ddim", or "own", the model's, which is the
+            default for flow matching and EDM.
         audit: Folder of a report of `lightning-iet audit` or `audit-model`, whose figures the card is to show.
         overwrite: Whether an earlier export in that folder is replaced.
         push_to_hub: Name of a repository on the Hugging Face hub, USER/NAME, that gets the folder too.
@@ -240,9 +251,11 @@ def export(
     _check_free(folder, overwrite=overwrite)
     check_writable(folder.absolute().parent, argument="out", remedy="Give another folder with `--out`.", make=False)
     module = load_any_module(ckpt)
+    sampler = sampler or module.process.default_sampler
     pipeline = module.pipeline(use_ema=use_ema, sampler=sampler)
     name = push_to_hub or folder.name
-    card = model_card(module, ckpt=ckpt, use_ema=use_ema, sampler=sampler, audit=audit, name=name)
+    kind = type(pipeline).__name__
+    card = model_card(module, ckpt=ckpt, use_ema=use_ema, sampler=sampler, audit=audit, name=name, pipeline=kind)
     with whole_folder(folder) as unfinished:
         pipeline.save_pretrained(unfinished)
         (unfinished / CARD_FILE).write_text(card, encoding="utf-8")

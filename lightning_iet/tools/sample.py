@@ -6,8 +6,8 @@ from pathlib import Path
 from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
 
+from lightning_iet.modules.noise_processes import Sampler
 from lightning_iet.modules.pretrained import load_any_module
-from lightning_iet.modules.sampling import Sampler
 from lightning_iet.plots import image_grid, save_figure
 from lightning_iet.utilities.devices import usable_device
 from lightning_iet.utilities.files import check_writable, free_folder, write_atomically
@@ -39,7 +39,8 @@ def sample(
         num: Number of images.
         out: Folder for the images.
         seed: Seed of the images.
-        sampler: "ddim" (50 steps suffice) or "ddpm" (ancestral, with as many steps as in training for best quality).
+        sampler: "ddim" (50 steps suffice), "ddpm" (ancestral, with as many steps as in training for best quality), or
+            "own", the model's scheduler. Flow matching and EDM have the last alone, for "ddim" too.
         num_inference_steps: Denoiser calls per image.
         use_ema: Whether the averaged weights are used rather than the last ones.
         batch_size: Images at once.

@@ -103,8 +103,8 @@ def edited(folder, file="model_index.json", **changes):
     [
         (lambda folder: shutil.rmtree(folder), "which has no model_index.json"),
         (lambda folder: edited(folder, _class_name="StableDiffusionPipeline"), "StableDiffusionPipeline is none of"),
-        (lambda folder: edited(folder, scheduler=["diffusers", "PNDMScheduler"]), "PNDMScheduler is none of"),
-        (lambda folder: edited(folder, scheduler=["os", "system"]), "system is none of"),
+        (lambda folder: edited(folder, scheduler=["diffusers", "KarrasVeScheduler"]), "KarrasVeScheduler has no"),
+        (lambda folder: edited(folder, scheduler=["os", "system"]), "system has no noise schedule"),
         (lambda folder: (folder / "model_index.json").write_text("{"), "line 1 column 2"),
         (lambda folder: (folder / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"x"), "pipeline"),
         (lambda folder: (folder / "unet" / "diffusion_pytorch_model.safetensors").unlink(), "pipeline"),

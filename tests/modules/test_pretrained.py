@@ -3,9 +3,19 @@ import shutil
 
 import pytest
 import torch
-from diffusers import DDIMPipeline, DDIMScheduler, DDPMPipeline, DDPMScheduler, UNet2DModel
+from diffusers import (
+    DDIMPipeline,
+    DDIMScheduler,
+    DDPMPipeline,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    PNDMScheduler,
+    UNet2DModel,
+)
 
 from lightning_iet import DiffusionModule, DigitsDataModule
+from lightning_iet.audit.generator import load_pipeline
 from lightning_iet.functional.seeding import derive_seed
 from lightning_iet.modules.pretrained import load_pretrained
 from tests.helpers.models import quiet_trainer, tiny_diffusion, tiny_unet
@@ -103,8 +113,8 @@ def edit(file, **values):
         (lambda f: edit(f / "unet/config.json", _class_name="Evil"), "Evil is none of UNet2DModel"),
         (lambda f: edit(f / "model_index.json", _class_name="StableDiffusionPipeline"), "StableDiffusionPipeline is"),
         (
-            lambda f: edit(f / "scheduler/scheduler_config.json", _class_name="PNDMScheduler"),
-            "PNDMScheduler is none of",
+            lambda f: edit(f / "scheduler/scheduler_config.json", _class_name="KarrasVeScheduler"),
+            "KarrasVeScheduler has no noise schedule",
         ),
         (lambda f: edit(f / "unet/config.json", layers_per_block=2), "weights are of another architecture"),
         (lambda f: edit(f / "unet/config.json", block_out_channels=[4]), ""),
@@ -146,3 +156,15 @@ def test_another_architecture_is_one_line(tmp_path):
     with pytest.raises(ValueError, match=r"is missing there, and of shape"):
         module.load_state_dict({})
     assert module.load_state_dict({}, strict=False).missing_keys
+
+
+@pytest.mark.parametrize("kind", [PNDMScheduler, EulerDiscreteScheduler, DPMSolverMultistepScheduler])
+@pytest.mark.filterwarnings("ignore:.*__array_(_|wrap).*:DeprecationWarning")  # of diffusers with numpy 2
+def test_a_scheduler_swapped_for_sampling_says_what_was_trained_with(tmp_path, kind):
+    trained = DDPMScheduler(beta_schedule="scaled_linear", beta_start=0.001)
+    DDPMPipeline(unet=tiny_unet(), scheduler=kind.from_config(trained.config)).save_pretrained(tmp_path)
+    module = DiffusionModule(pretrained=str(tmp_path), ema_decay=0)
+    assert isinstance(module.scheduler, kind)
+    assert torch.equal(module.process.sampler("ddim").alphas_cumprod, trained.alphas_cumprod)
+    assert module.sample(1, num_inference_steps=2).shape == (1, 1, 8, 8)
+    assert type(load_pipeline(tmp_path).module.scheduler) is kind

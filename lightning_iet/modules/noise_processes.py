@@ -1,0 +1,390 @@
+r"""How a model is trained and sampled with a scheduler of diffusers: which noise it sees, and what it predicts.
+
+A scheduler of diffusers is a sampler first. What a model was, or is to be, trained with is read from its configuration:
+
+- *betas* (DDPM, DDIM, PNDM, DPM-Solver, UniPC, DEIS, Euler, Heun, LMS, …): trained by DDPM's forward process with the
+  same :math:`\bar\alpha_t` and prediction type, whatever the class itself understands by ``add_noise``: some scale
+  differently, some give the noisiest image to every timestep until a sampler is set up;
+- *flow matching* (``FlowMatchEulerDiscreteScheduler`` and its relatives): trained on straight lines to the noise;
+- *EDM* (``EDMEulerScheduler``, ``EDMDPMSolverMultistepScheduler``): trained by preconditioned denoising.
+
+Others have no such schedule and are refused by name. Timesteps are 0 … T - 1 in all three, from the least noise to the
+most, so that losses, bins of :class:`~lightning_iet.callbacks.AntiGradientControl` and measures mean the same by them.
+"""
+
+import inspect
+from collections.abc import Callable
+from typing import Any, Literal, get_args
+
+import diffusers
+import torch
+from diffusers import DDIMScheduler, DDPMScheduler, SchedulerMixin
+from torch import Tensor
+
+from lightning_iet.functional.diffusion import (
+    FlowWeighting,
+    draw_flow_levels,
+    edm_coefficients,
+    flow_weights,
+    prediction_target,
+    sample_losses,
+)
+
+Sampler = Literal["ddim", "ddpm", "own"]
+"""Deterministic, ancestral, or the class of the scheduler that was given, with its settings."""
+
+Predict = Callable[[Tensor, Tensor], Tensor]
+"""``(noisy (B, ...), what the denoiser is told of the time (B,)) -> prediction (B, ...)``."""
+
+_FLOW = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler", "FlowMatchLCMScheduler")
+_EDM = ("EDMEulerScheduler", "EDMDPMSolverMultistepScheduler")
+# Schedulers that draw images from noise alone, with one denoiser call for each of their timesteps.
+_SAMPLERS = (
+    *("DDPMScheduler", "DDPMParallelScheduler", "DDIMScheduler", "DDIMParallelScheduler", "PNDMScheduler"),
+    *("DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler", "DPMSolverSDEScheduler"),
+    *("UniPCMultistepScheduler", "DEISMultistepScheduler", "SASolverScheduler", "LCMScheduler", "TCDScheduler"),
+    *("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "HeunDiscreteScheduler", "LMSDiscreteScheduler"),
+    *("KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler"),
+    *_FLOW,
+    *_EDM,
+)
+_OTHERS = ("UnCLIPScheduler", "RePaintScheduler", "DDIMInverseScheduler", "DPMSolverMultistepInverseScheduler")
+SCHEDULERS = (*_SAMPLERS, *_OTHERS, "CogVideoXDDIMScheduler", "CogVideoXDPMScheduler")
+"""Classes of diffusers whose noise schedule is known how to train with."""
+
+
+def effective_config(scheduler: SchedulerMixin) -> dict[str, Any]:
+    """Return all settings of a scheduler, those left at the defaults of its class among them.
+
+    ``from_config`` of diffusers leaves such settings out, and the class that is made takes its own defaults instead.
+
+    Example:
+        >>> from diffusers import LCMScheduler
+        >>> ours = DDIMScheduler.from_config(effective_config(LCMScheduler()))
+        >>> ours.config.beta_schedule, DDIMScheduler.from_config(LCMScheduler().config).config.beta_schedule
+        ('scaled_linear', 'linear')
+    """
+    return {name: value for name, value in dict(scheduler.config).items() if not name.startswith("_")}
+
+
+def rebuilt(scheduler: SchedulerMixin, **changes: Any) -> SchedulerMixin:
+    """Return a new scheduler of the same class and settings, as it is before any sampling.
+
+    Args:
+        scheduler: The one.
+        **changes: Settings that differ.
+    """
+    return type(scheduler).from_config(_for(type(scheduler), effective_config(scheduler) | changes))
+
+
+class NoiseProcess:
+    """How a model is trained and sampled with one scheduler.
+
+    Args:
+        scheduler: The scheduler that was given; it is not changed.
+
+    Attributes:
+        scheduler: The same.
+        num_timesteps: T.
+    """
+
+    default_sampler: Sampler = "ddpm"
+
+    def __init__(self, scheduler: SchedulerMixin) -> None:
+        self.scheduler = scheduler
+        self.num_timesteps = int(scheduler.config.num_train_timesteps)
+
+    def draw(self, num: int, *, device: torch.device) -> Tensor:
+        """Draw the timesteps of a training batch, 0 … T - 1, shape ``(num,)``."""
+        return torch.randint(self.num_timesteps, (num,), device=device)
+
+    def losses(self, predict: Predict, images: Tensor, timesteps: Tensor, noise: Tensor) -> Tensor:
+        """Return the loss of each sample.
+
+        Args:
+            predict: Calls the denoiser.
+            images: Clean ones, about [-1, 1] or of unit variance, shape ``(B, ...)``.
+            timesteps: 0 … T - 1, shape ``(B,)``.
+            noise: Standard normal, shape ``(B, ...)``.
+
+        Returns:
+            Shape ``(B,)``.
+        """
+        raise NotImplementedError
+
+    def sampler(self, name: Sampler) -> SchedulerMixin:
+        """Make the scheduler that samples.
+
+        Args:
+            name: Which.
+
+        Raises:
+            ValueError: If the model cannot be sampled by it.
+        """
+        if name not in get_args(Sampler):
+            raise ValueError(f"Argument `sampler` expected 'ddim', 'ddpm' or 'own', but got {name!r}.")
+        kind = type(self.scheduler)
+        if name == "own" and kind.__name__ not in _SAMPLERS:
+            raise ValueError(f"Argument `sampler` expected 'ddim' or 'ddpm' with a {kind.__name__}, but got 'own'.")
+        return rebuilt(self.scheduler)
+
+
+class BetaProcess(NoiseProcess):
+    r"""DDPM's forward process, :math:`x_t = \sqrt{\bar\alpha_t}\,x_0 + \sqrt{1 - \bar\alpha_t}\,\epsilon`.
+
+    Source: Ho et al. 2020, https://arxiv.org/abs/2006.11239. With ``rescale_betas_zero_snr`` (Lin et al. 2024,
+    https://arxiv.org/abs/2305.08891) the noisiest image holds nothing of x_0, and the noise is no target.
+
+    Raises:
+        ValueError: For a prediction type or time scale that this process does not have.
+
+    Example:
+        >>> process = BetaProcess(diffusers.DPMSolverMultistepScheduler())
+        >>> type(process.sampler("own")).__name__, type(process.sampler("ddim")).__name__
+        ('DPMSolverMultistepScheduler', 'DDIMScheduler')
+    """
+
+    def __init__(self, scheduler: SchedulerMixin) -> None:
+        super().__init__(scheduler)
+        name, config = type(scheduler).__name__, effective_config(scheduler)
+        self._prediction_type = config.get("prediction_type", "epsilon")
+        if self._prediction_type not in ("epsilon", "sample", "v_prediction"):
+            raise ValueError(
+                f"Argument `scheduler` expected a prediction_type 'epsilon', 'sample' or 'v_prediction', but got a "
+                f"{name} with {self._prediction_type!r}."
+            )
+        if config.get("use_flow_sigmas"):
+            raise ValueError(
+                f"Argument `scheduler` expected a FlowMatchEulerDiscreteScheduler for flow matching, but got a {name} "
+                "with use_flow_sigmas. Sample with it once the model is trained."
+            )
+        if config.get("timestep_type", "discrete") != "discrete":
+            raise ValueError(
+                f"Argument `scheduler` expected an EDMEulerScheduler for continuous times, but got a {name} with "
+                f"timestep_type={config['timestep_type']!r}."
+            )
+        if config.get("rescale_betas_zero_snr") and self._prediction_type == "epsilon":
+            raise ValueError(
+                "Argument `scheduler` expected prediction_type 'v_prediction' or 'sample' with rescale_betas_zero_snr, "
+                f"but got a {name} with 'epsilon': at the last timestep there is nothing but noise to predict it from."
+            )
+        self._config = _common_settings(scheduler, config)
+        is_exact = isinstance(scheduler, DDPMScheduler | DDIMScheduler)
+        # Theirs, for what was saved and measured with these two; others differ in how they add noise.
+        self.forward: Any = scheduler if is_exact else DDPMScheduler.from_config(_for(DDPMScheduler, self._config))
+
+    def losses(self, predict: Predict, images: Tensor, timesteps: Tensor, noise: Tensor) -> Tensor:
+        """Return the loss of each sample, the squared error of the noise, the image or the velocity."""
+        noisy = self.forward.add_noise(images, noise, timesteps)
+        target = prediction_target(images, noise, timesteps, self.forward.alphas_cumprod, self._prediction_type)
+        return sample_losses(predict(noisy, timesteps), target)
+
+    def sampler(self, name: Sampler) -> SchedulerMixin:
+        """Make the scheduler that samples, with the betas of training."""
+        if name == "own":
+            return super().sampler(name)
+        if name not in get_args(Sampler):
+            raise ValueError(f"Argument `sampler` expected 'ddim', 'ddpm' or 'own', but got {name!r}.")
+        kind = DDIMScheduler if name == "ddim" else DDPMScheduler
+        return kind.from_config(_for(kind, self._config))
+
+
+def _common_settings(scheduler: SchedulerMixin, config: dict[str, Any]) -> dict[str, Any]:
+    """Settings that give DDPM and DDIM the schedule of another class."""
+    settings = {"clip_sample": False} | config  # a class that does not know clipping does not clip
+    if settings.get("variance_type", 0) is None:
+        del settings["variance_type"]
+    own = scheduler.alphas_cumprod.float()
+    try:
+        found = DDPMScheduler.from_config(_for(DDPMScheduler, settings)).alphas_cumprod
+        is_same = torch.allclose(found, own, rtol=1e-4, atol=1e-6)
+    except NotImplementedError:  # a beta schedule that DDPM does not have
+        is_same = False
+    if not is_same:
+        before = torch.cat([torch.ones(1), own[:-1]])
+        betas = (1 - own.double() / before.double()).clamp(0, 1)
+        settings |= {"trained_betas": betas.tolist(), "rescale_betas_zero_snr": False}
+    return settings
+
+
+def _for(kind: Any, settings: dict[str, Any]) -> dict[str, Any]:
+    known = inspect.signature(kind.__init__).parameters
+    return {name: value for name, value in settings.items() if name in known}
+
+
+class FlowProcess(NoiseProcess):
+    r"""Flow matching, :math:`x_\sigma = (1 - \sigma)\,x_0 + \sigma\,\epsilon`, with :math:`\epsilon - x_0` as target.
+
+    Sources: Lipman et al. 2023, https://arxiv.org/abs/2210.02747, and Esser et al. 2024,
+    https://arxiv.org/abs/2403.03206; noise levels, weights and the time that the denoiser is told, :math:`T\,\sigma`,
+    are those of diffusers' ``train_dreambooth_sd3.py`` (without ``--precondition_outputs``).
+
+    Args:
+        scheduler: With ``shift``; what it sets of its sampler holds for sampling alone.
+        weighting: See :func:`~lightning_iet.functional.diffusion.draw_flow_levels`.
+
+    Raises:
+        ValueError: For settings that other pipelines compute for each image.
+
+    Example:
+        >>> process = FlowProcess(diffusers.FlowMatchEulerDiscreteScheduler())
+        >>> x, noise = torch.zeros(2, 1), torch.ones(2, 1)
+        >>> process.losses(lambda noisy, time: noisy, x, torch.tensor([499, 999]), noise)
+        tensor([0.2500, 0.0000])
+    """
+
+    default_sampler: Sampler = "own"
+
+    def __init__(self, scheduler: SchedulerMixin, weighting: FlowWeighting = "logit_normal") -> None:
+        super().__init__(scheduler)
+        if weighting not in get_args(FlowWeighting):
+            known = ", ".join(repr(name) for name in get_args(FlowWeighting))
+            raise ValueError(f"Argument `flow_weighting` expected one of {known}, but got {weighting!r}.")
+        for name in ("use_dynamic_shifting", "invert_sigmas"):
+            if scheduler.config.get(name):
+                raise ValueError(
+                    f"Argument `scheduler` expected a {type(scheduler).__name__} with a fixed `shift`, but got one "
+                    f"with {name}. Set {name}=False, and `shift` as the images' size needs it."
+                )
+        self.weighting: FlowWeighting = weighting
+        self._table = _Table(rebuilt(scheduler), self.num_timesteps)
+
+    def draw(self, num: int, *, device: torch.device) -> Tensor:
+        """Draw the timesteps of a training batch, 0 … T - 1, shape ``(num,)``."""
+        # diffusers counts from the most noise down.
+        below = (draw_flow_levels(num, self.weighting, device=device) * self.num_timesteps).long()
+        return self.num_timesteps - 1 - below
+
+    def losses(self, predict: Predict, images: Tensor, timesteps: Tensor, noise: Tensor) -> Tensor:
+        """Return the loss of each sample, the weighted squared error of the velocity."""
+        sigmas, times = self._table.at(timesteps, images)
+        level = sigmas.view(-1, *[1] * (images.ndim - 1))
+        losses = sample_losses(predict((1 - level) * images + level * noise, times), noise - images)
+        weights = flow_weights(sigmas, self.weighting)
+        return losses if weights is None else weights * losses
+
+    def sampler(self, name: Sampler) -> SchedulerMixin:
+        """Make the scheduler that samples: that which was given, for its Euler steps are DDIM's of this process."""
+        _refuse_ancestral(name, self.scheduler)
+        return super().sampler("own")
+
+
+class EDMProcess(NoiseProcess):
+    r"""EDM, :math:`x_\sigma = x_0 + \sigma\,\epsilon`, with the loss :math:`(D - x_0)^2` of a preconditioned D.
+
+    Source: Karras et al. 2022, https://arxiv.org/abs/2206.00364, as diffusers' ``train_dreambooth_lora_sdxl.py``
+    trains with ``--do_edm_style_training``: levels of the scheduler's own :math:`\sigma` schedule, drawn uniformly by
+    their number; no weights; the denoiser is told :math:`\ln(\sigma) / 4`.
+
+    Raises:
+        ValueError: For another prediction type than ``"epsilon"`` and ``"v_prediction"``.
+
+    Example:
+        >>> process = EDMProcess(diffusers.EDMEulerScheduler())
+        >>> process.losses(lambda noisy, time: noisy, torch.zeros(1, 1), torch.tensor([0]), torch.ones(1, 1)).shape
+        torch.Size([1])
+    """
+
+    default_sampler: Sampler = "own"
+
+    def __init__(self, scheduler: SchedulerMixin) -> None:
+        super().__init__(scheduler)
+        config = scheduler.config
+        if config.prediction_type not in ("epsilon", "v_prediction"):
+            raise ValueError(
+                f"Argument `scheduler` expected a prediction_type 'epsilon' or 'v_prediction', but got a "
+                f"{type(scheduler).__name__} with {config.prediction_type!r}."
+            )
+        self._scaling = {"sigma_data": config.sigma_data, "prediction_type": config.prediction_type}
+        self._table = _Table(rebuilt(scheduler), self.num_timesteps)
+
+    def losses(self, predict: Predict, images: Tensor, timesteps: Tensor, noise: Tensor) -> Tensor:
+        """Return the loss of each sample, the squared error of the denoised image."""
+        sigmas, times = self._table.at(timesteps, images)
+        sigmas = sigmas.view(-1, *[1] * (images.ndim - 1))
+        noisy = images + sigmas * noise
+        c_skip, c_out, c_in = edm_coefficients(sigmas, **self._scaling)
+        return sample_losses(c_skip * noisy + c_out * predict(c_in * noisy, times), images)
+
+    def sampler(self, name: Sampler) -> SchedulerMixin:
+        """Make the scheduler that samples: that which was given, for its Euler steps are DDIM's of this process."""
+        _refuse_ancestral(name, self.scheduler)
+        return super().sampler("own")
+
+
+class _Table:
+    """Noise level, and what the denoiser is told of it, for each timestep; on the device of the images."""
+
+    def __init__(self, fresh: Any, num_timesteps: int) -> None:
+        # diffusers lists them from the most noise down; EDM's list has an end of its own.
+        self._both = torch.stack([fresh.sigmas[:num_timesteps].float(), fresh.timesteps[:num_timesteps].float()])
+        self._both = self._both.flip(1)
+
+    def at(self, timesteps: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
+        if self._both.device != images.device:
+            self._both = self._both.to(images.device)
+        sigmas, times = self._both[:, timesteps]
+        return sigmas.to(images.dtype), times
+
+
+def _refuse_ancestral(name: Sampler, scheduler: SchedulerMixin) -> None:
+    if name == "ddpm":
+        raise ValueError(
+            f"Argument `sampler` expected 'own' or 'ddim' with a {type(scheduler).__name__}, but got 'ddpm', which is "
+            "the ancestral sampler of models that were trained with betas."
+        )
+
+
+def noise_process(scheduler: SchedulerMixin, *, flow_weighting: FlowWeighting | None = None) -> NoiseProcess:
+    """Return how a model is trained and sampled with a scheduler.
+
+    Args:
+        scheduler: Of diffusers, or any with ``alphas_cumprod`` and a ``config``.
+        flow_weighting: Of flow matching; ``None`` = ``"logit_normal"`` there, nothing elsewhere.
+
+    Raises:
+        ValueError: For a scheduler without a noise schedule to train with, by name, or settings that do not fit.
+
+    Example:
+        >>> noise_process(diffusers.KarrasVeScheduler())
+        Traceback (most recent call last):
+        ...
+        ValueError: Argument `scheduler` expected one with betas (such as DDPMScheduler),
+        FlowMatchEulerDiscreteScheduler or EDMEulerScheduler, but got KarrasVeScheduler, which has no noise schedule to
+        train with.
+    """
+    names = [kind.__name__ for kind in type(scheduler).__mro__]
+    is_flow = any(name in _FLOW for name in names)
+    if flow_weighting is not None and not is_flow:
+        raise ValueError(
+            f"Argument `flow_weighting` expected None with a {names[0]}, but got {flow_weighting!r}. It is for "
+            "FlowMatchEulerDiscreteScheduler."
+        )
+    if is_flow:
+        return FlowProcess(scheduler, flow_weighting or "logit_normal")
+    if any(name in _EDM for name in names):
+        return EDMProcess(scheduler)
+    has_betas = isinstance(getattr(scheduler, "alphas_cumprod", None), Tensor)
+    if has_betas and "num_train_timesteps" in getattr(scheduler, "config", {}):
+        return BetaProcess(scheduler)
+    raise ValueError(
+        "Argument `scheduler` expected one with betas (such as DDPMScheduler), FlowMatchEulerDiscreteScheduler or "
+        f"EDMEulerScheduler, but got {names[0]}, which has no noise schedule to train with."
+    )
+
+
+def scheduler_class(name: object) -> Any:
+    """Return a scheduler class of diffusers by the name that a file gives, one of :data:`SCHEDULERS`.
+
+    Raises:
+        ValueError: For another name: a file must not name code to run.
+
+    Example:
+        >>> scheduler_class("KarrasVeScheduler")
+        Traceback (most recent call last):
+        ...
+        ValueError: KarrasVeScheduler has no noise schedule to train with (known: DDPMScheduler, ...
+    """
+    if name not in SCHEDULERS:
+        raise ValueError(f"{name} has no noise schedule to train with (known: {', '.join(SCHEDULERS)}).")
+    return getattr(diffusers, str(name))
