@@ -22,6 +22,7 @@ import yaml
 from jsonargparse import ArgumentError
 from lightning.pytorch.cli import LightningArgumentParser
 
+from lightning_iet import data, modules
 from lightning_iet.callbacks.parameter_selection.callback import ParameterSelection, find_denoiser
 from lightning_iet.functional.parameter_groups import Family, Granularity, ParameterGroups
 from lightning_iet.search import Candidate, SelectionSearch, search_selection
@@ -245,7 +246,7 @@ def _read(config: Path, *, lr_option: str) -> dict[str, Any]:
 
 
 def _provoking(
-    data: Mapping[str, Any], subset: int | None, repeat: Sequence[int], objectives: Sequence[str]
+    known: Mapping[str, Any], subset: int | None, repeat: Sequence[int], objectives: Sequence[str]
 ) -> dict[str, Any]:
     """The data module's settings with a smaller training set, some of whose images occur many times."""
     if repeat[0] < 0 or repeat[1] < 1 or (subset is not None and not max(1, repeat[0]) <= subset):
@@ -258,8 +259,8 @@ def _provoking(
             "Argument `objectives` expected a figure that sees copies of images that repeat, but got "
             "memorized_fraction, which does not. Take copied_fraction."
         )
-    _parse(pl.LightningDataModule, "data", data)
-    changed = copy.deepcopy(dict(data))
+    _parse(pl.LightningDataModule, "data", known)
+    changed = copy.deepcopy(dict(known))
     wanted: list[tuple[str, tuple[dict[str, int], ...]]] = []
     if subset is not None:
         wanted.append(("subset", ({"subset": subset}, {"num_train": subset})))
@@ -277,13 +278,16 @@ def _provoking(
         else:
             raise ValueError(
                 f"Argument `{argument}` expected a data module with options {' or '.join(map(', '.join, spellings))}, "
-                f"but got {data['class_path']}, which has none. Make its training set in the configuration."
+                f"but got {known['class_path']}, which has none. Make its training set in the configuration."
             )
     return changed
 
 
 def _parse(base: type, name: str, settings: Mapping[str, Any]) -> tuple[LightningArgumentParser, Any]:
     """Read the settings of a module as `fit` does, without making it; the parser makes it."""
+    for package in (data, modules):  # a class without its module is found among those that are imported
+        for exported in package.__all__:
+            getattr(package, exported)
     parser = LightningArgumentParser(exit_on_error=False)
     parser.add_lightning_class_args(base, name, subclass_mode=True)
     return parser, parser.parse_object({name: copy.deepcopy(settings)})
@@ -344,9 +348,9 @@ def _find_groups(settings: Mapping[str, Any], options: Mapping[str, Any]) -> tup
     if unknown:
         raise ValueError(f"Argument `config` expected options of ParameterSelection in `selection`, but got {unknown}.")
     selection = ParameterSelection(**options)
-    data = (settings["data"] or {}).get("init_args") or {}
+    of_data = (settings["data"] or {}).get("init_args") or {}
     parser, parsed = _parse(pl.LightningModule, "model", settings["model"])
-    if data.get("synthetic") and "synthetic" in (parsed.model.init_args or {}):
+    if of_data.get("synthetic") and "synthetic" in (parsed.model.init_args or {}):
         parsed.model.init_args.synthetic = True
     make = getattr(parser, "instantiate", None) or parser.instantiate_classes  # the name since jsonargparse 4.49
     module = make(parsed).model
