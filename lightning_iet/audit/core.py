@@ -1,14 +1,17 @@
 """The audit itself: from sets of images to what there is to say about them. It knows of no files."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lightning_iet.audit.cache import BlockCache
+from lightning_iet.audit.disguises import Matches, find_disguised, undo
+from lightning_iet.audit.evidence import LARGEST, Evidence, weigh
 from lightning_iet.audit.features import CLASS_LIKE, PIXELS, Features, build_features, check_comparable, extract
+from lightning_iet.audit.planted import KINDS, Planted, plant
 from lightning_iet.audit.reading import ImageSet
 from lightning_iet.audit.search import (
     Invariance,
@@ -22,34 +25,61 @@ from lightning_iet.audit.search import (
 from lightning_iet.functional.duplicates import Duplicates, find_duplicates, without_self
 from lightning_iet.functional.memorization import distinct_ratio, memorization_ratio, nearest_ratio
 
+SEARCHES = ("plain", "recoloured", "moved")
+LEAST_SIDE = 16  # pixels below which images are too small to be registered
+AFFORDABLE = 15 * 60  # seconds on one core that a search for moved copies may take by default
+SECONDS = 0.008, 0.06  # for each training image and for each image that is searched for, on one core
+GPU_TIMES = 20  # how much less they take on a GPU
+
 
 @dataclass(frozen=True, eq=False)
 class Copies:
-    """A set of ``Q`` images beside their nearest training images.
+    """A set of ``Q`` images beside the training images that they are the most like.
 
     Attributes:
-        neighbors: the training images nearest to each.
+        neighbors: the training images nearest to each by plain distances.
         ratios: by name of the measure, shape ``(Q,)`` each, in [0, 1]; the lower, the more like a copy. ``"nearest"``
             is ``d1 / d2``, ``"mean"`` the ratio of the memorized quantity, ``"distinct"`` that of
-            :func:`~lightning_iet.functional.duplicates.distinct_ratio`, where near-duplicates were looked for.
-        identical: whether an image equals its nearest training image in every pixel, bool, shape ``(Q,)``.
+            :func:`~lightning_iet.functional.memorization.distinct_ratio`, where near-duplicates were looked for.
+        identical: whether an image equals a training image in every pixel, bool, shape ``(Q,)``.
         cosine: cosine distance to the training image nearest in direction, shape ``(Q,)``, of a network's features.
+        matches: what the searches for disguised copies found, by their names.
+        scores: the lowest ratio of all searches, shape ``(Q,)``: what images are judged by.
+        search: which of :data:`SEARCHES` it comes from, int64, shape ``(Q,)``.
+        sources: position of the training image that it is the ratio to, int64, shape ``(Q,)``.
+        maps: from coordinates of the image to those of the training image, shape ``(Q, 2, 3)``.
+        distances: to that training image, in units of that search, shape ``(Q,)``.
+        noise: peak signal-to-noise ratio to it once the disguise is undone, in dB, shape ``(Q,)``; NaN for images whose
+            score is above 0.5.
+        blank: whether an image shows one colour only, bool, shape ``(Q,)``.
+        least_distances: of each search the least distance of all images, shape ``(S,)``.
     """
 
     neighbors: Neighbors
     ratios: Mapping[str, Tensor]
     identical: Tensor
-    cosine: Tensor | None = None
+    cosine: Tensor | None
+    matches: Mapping[str, Matches]
+    scores: Tensor
+    search: Tensor
+    sources: Tensor
+    maps: Tensor
+    distances: Tensor
+    noise: Tensor
+    blank: Tensor
+    least_distances: Tensor
 
 
 def find_copies(
     images: ImageSet,
     train: ImageSet,
     neighbors: Neighbors,
+    matches: Mapping[str, Matches],
     *,
     views: Mapping[str, View],
     duplicates: Duplicates | None = None,
     cosine: Tensor | None = None,
+    plain: bool = True,
 ) -> Copies:
     """Measure how much closer each image is to one training image than to others.
 
@@ -57,9 +87,11 @@ def find_copies(
         images: ``Q`` images.
         train: the training images.
         neighbors: the training images nearest to each.
+        matches: what the searches for disguised copies found.
         views: versions of an image that were searched for.
         duplicates: groups of training images, where they are known.
         cosine: cosine distances, where they were measured.
+        plain: whether plain distances tell single images apart, rather than classes.
 
     Returns:
         The ratios of each image.
@@ -70,7 +102,54 @@ def find_copies(
     }
     if duplicates is not None:
         ratios = {"distinct": distinct_ratio(neighbors.sq_distances, neighbors.indices, duplicates.group)} | ratios
-    return Copies(neighbors, ratios, _identical(images.pixels, train.pixels, neighbors, views), cosine)
+    identical = _identical(images.pixels, train.pixels, neighbors, views)
+    for found in matches.values():
+        identical |= _equal(images.pixels, train.pixels, found.indices)
+    main = next(iter(ratios.values()))
+    found = Matches(
+        neighbors.sq_distances[:, 0].sqrt(),
+        main if plain else torch.ones_like(main),
+        neighbors.indices[:, 0],
+        _maps(neighbors.views[:, 0], list(views)),
+    )
+    by_search = [found, *(matches[name] for name in SEARCHES[1:] if name in matches)]
+    # Of equal ratios the first: an exact copy is one by plain distances.
+    scores, search = torch.stack([part.ratios for part in by_search]).min(dim=0)
+    rows = torch.arange(len(images))
+    distances, _, sources, maps = (torch.stack(parts)[search, rows] for parts in zip(*by_search, strict=True))
+    noise = torch.full((len(images),), torch.nan)
+    for places in (scores <= LARGEST).nonzero().flatten().split(256):
+        noise[places] = undo(images.pixels[places], train.pixels[sources[places]], maps[places])[1]
+    flat = images.pixels.flatten(1)
+    return Copies(
+        neighbors,
+        ratios,
+        identical,
+        cosine,
+        matches,
+        scores=scores,
+        search=search,
+        sources=sources,
+        maps=maps,
+        distances=distances,
+        noise=noise,
+        blank=flat.amax(dim=1) == flat.amin(dim=1),
+        least_distances=torch.stack([part.distances.min() for part in by_search]),
+    )
+
+
+def _equal(images: Tensor, train: Tensor, indices: Tensor) -> Tensor:
+    """Tell which images equal the training images of these positions, without a copy of all of them."""
+    pairs = zip(images.split(1024), indices.split(1024), strict=True)
+    return torch.cat([(part == train[places]).flatten(1).all(dim=1) for part, places in pairs])
+
+
+def _maps(versions: Tensor, names: list[str]) -> Tensor:
+    """Maps of the versions of an image: those that begin with a mirrored one turn x around."""
+    maps = torch.eye(2, 3).repeat(len(versions), 1, 1)
+    mirrored = torch.tensor([name.startswith("mirrored") for name in names])[versions]
+    maps[mirrored, 0, 0] = -1
+    return maps
 
 
 def most_copied(nearest: Tensor, copied: Tensor) -> list[tuple[int, list[int]]]:
@@ -109,15 +188,20 @@ class Settings:
 
     Attributes:
         k: neighbours in the mean of the memorized quantity.
-        ratio: ``d1 / d2`` below which an image counts as a copy.
-        invariance: versions of an image that are compared as well.
+        ratio: ``d1 / d2`` below which an image counts as a copy, as published.
+        invariance: versions of an image that are compared by plain distances as well.
         duplicates: whether near-duplicates inside the training set are looked for.
+        moved: whether moved copies are looked for; ``None`` = where it takes less than about 15 minutes.
+        false_finds: the expected share of innocent images among those that are named as copies by comparison with
+            held-out images.
     """
 
     k: int = 50
     ratio: float = 1 / 3
     invariance: Invariance = "none"
     duplicates: bool = True
+    moved: bool | None = None
+    false_finds: float = 0.05
 
     def __post_init__(self) -> None:
         """Refuse settings out of range."""
@@ -126,6 +210,11 @@ class Settings:
         if not 0 < self.ratio <= 1:
             raise ValueError(
                 f"Argument `ratio` expected a number in (0, 1], but got {self.ratio}. The published one is 1/3."
+            )
+        if not 0 < self.false_finds < 1:
+            raise ValueError(
+                f"Argument `false_finds` expected a share between 0 and 1, but got {self.false_finds}. The usual one "
+                "is 0.05."
             )
 
 
@@ -139,13 +228,21 @@ class Audit:
         sets: ``"generated"``, ``"train"`` and perhaps ``"held_out"`` images.
         copies: of the ``"generated"`` and perhaps the ``"held_out"`` images.
         duplicates: near-duplicates inside the training set, if they were looked for.
+        evidence: what the scores say about the generated images.
+        planted: copies that were planted, and searched for with the rest.
+        planted_copies: what was found of them.
+        not_moved: why moved copies were not looked for; empty if they were.
     """
 
     settings: Settings
     features: Features
     sets: Mapping[str, ImageSet]
     copies: Mapping[str, Copies]
-    duplicates: Duplicates | None = field(default=None)
+    duplicates: Duplicates | None
+    evidence: Evidence
+    planted: Planted
+    planted_copies: Copies
+    not_moved: str = ""
 
 
 def audit_images(
@@ -199,8 +296,6 @@ def audit_images(
     if features.name != PIXELS:
         check_comparable(rows["train"], name=features.name)
     references = References.of(rows["train"], train.sha256)
-    versions = views(settings.invariance)
-    tools: dict[str, Any] = {"features": features, "cache": cache}
 
     duplicates = None
     if settings.duplicates and len(train) > 2:
@@ -211,14 +306,51 @@ def audit_images(
             *without_self(itself.sq_distances, itself.indices), ratio=settings.ratio, features=judge.name
         )
 
+    searched = sum(len(images) for name, images in sets.items() if name != "train")
+    not_moved = "" if settings.moved else _why_not_moved(train, searched, settings, features)
+    kinds = tuple(kind for kind in KINDS if kind != "moved" or not not_moved)
+    planted = plant(train, sets["generated"], kinds=kinds, searched=searched)
+    sets["planted"] = planted.images
+    rows["planted"] = extract(planted.images, features, cache, argument="planted")
+
     copies = {}
-    for name in (name for name in sets if name != "train"):
-        options: dict[str, Any] = {"k": settings.k, "views": versions, "argument": name, "rows": rows[name]}
-        found, cosine = nearest_references(sets[name], references, **options, **tools), None
+    for name, images in sets.items():
+        if name == "train":
+            continue
+        shared: dict[str, Any] = {"features": features, "cache": cache, "argument": name}
+        versions = views(settings.invariance)
+        near = nearest_references(images, references, k=settings.k, views=versions, rows=rows[name], **shared)
+        cosine = None
         if features.name != PIXELS:  # the direction of pixels says little
-            cosine = cosine_distances(sets[name], rows[name], references, argument=name, **tools)
-        copies[name] = find_copies(sets[name], train, found, views=versions, duplicates=duplicates, cosine=cosine)
-    return Audit(settings, features, sets, copies, duplicates)
+            cosine = cosine_distances(images, rows[name], references, **shared)
+        matches = find_disguised(images, train, cache=cache, argument=name, device=features.device, moved=not not_moved)
+        copies[name] = find_copies(
+            images,
+            train,
+            near,
+            matches,
+            views=versions,
+            duplicates=duplicates,
+            cosine=cosine,
+            plain=features.name not in CLASS_LIKE,
+        )
+    found = copies.pop("planted")
+    del sets["planted"]
+    evidence = weigh(copies["generated"], copies.get("held_out"), level=settings.false_finds)
+    return Audit(settings, features, sets, copies, duplicates, evidence, planted, found, not_moved)
+
+
+def _why_not_moved(train: ImageSet, searched: int, settings: Settings, features: Features) -> str:
+    """Say why moved copies are not looked for unless it is asked for; nothing if they are."""
+    if settings.moved is False:
+        return "it was switched off"
+    if min(train.pixels.shape[2:]) < LEAST_SIDE:
+        return f"images of fewer than {LEAST_SIDE} pixels are too small for it"
+    seconds = SECONDS[0] * len(train) + SECONDS[1] * searched
+    seconds /= GPU_TIMES if features.device != "cpu" else 1
+    if seconds > AFFORDABLE:
+        return f"it would take about {max(1, round(seconds / 60)):,} minutes on one core; ask for it with --moved true"
+    return ""
 
 
 def check_sets(sets: Mapping[str, ImageSet], k: int) -> None:

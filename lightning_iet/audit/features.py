@@ -31,11 +31,13 @@ class Features:
         name: as the user gave it.
         sha256: hash of the weights; empty for pixels.
         rows: maps images, uint8 of shape ``(N, C, H, W)``, to rows, shape ``(N, D)``, uint8 for pixels, else float32.
+        device: where the rows are.
     """
 
     name: str
     sha256: str
     rows: Callable[[Tensor], Tensor]
+    device: str = "cpu"
 
 
 def build_features(name: str, *, weights: Path | None = None, device: str = "cpu") -> Features:
@@ -61,9 +63,9 @@ def build_features(name: str, *, weights: Path | None = None, device: str = "cpu
     if name == PIXELS:
         if weights is not None:
             raise ValueError(f"Argument `weights` expected None with features='{PIXELS}', but got '{weights}'.")
-        return Features(PIXELS, "", lambda images: image_rows(images).to(device))
+        return Features(PIXELS, "", lambda images: image_rows(images).to(device), device)
     network = feature_extractor(name, weights=weights).to(device).eval()
-    return Features(name, _hash(name, network), _Rows(name, network, device))
+    return Features(name, _hash(name, network), _Rows(name, network, device), device)
 
 
 def extract(images: ImageSet, features: Features, cache: BlockCache, *, argument: str) -> Tensor:

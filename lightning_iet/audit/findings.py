@@ -1,25 +1,44 @@
 """The figures of an audit, plain numbers and words only: what goes into ``metrics.json``, the table and the report."""
 
+import os
 import platform
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
 from importlib.metadata import version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_iet.audit.core import Audit, Copies, most_copied
+from lightning_iet.audit.cache import gather
+from lightning_iet.audit.comparability import Difference, compare_distances, compare_sets, unvaried
+from lightning_iet.audit.core import SEARCHES, Audit, Copies, most_copied
 from lightning_iet.audit.features import SSCD
-from lightning_iet.audit.reading import ImageSet
-from lightning_iet.audit.statistics import Excess, Share, excess, share
+from lightning_iet.audit.pairs import pair_rows
+from lightning_iet.audit.reading import ImageSet, Origin
+from lightning_iet.audit.statistics import (
+    Excess,
+    Nearer,
+    Share,
+    excess,
+    fewer_than,
+    least_share,
+    nearer_distances,
+    nearer_share,
+    share,
+)
 from lightning_iet.data.samples import Skip
 from lightning_iet.evaluation.membership import Membership
 from lightning_iet.evaluation.memorization import Closeness, below
+from lightning_iet.functional.copy_tests import Scan, held_out_needed
 from lightning_iet.functional.duplicates import Duplicates
 from lightning_iet.functional.sscd_similarity import similarity_summary
 from lightning_iet.utilities.files import printable
+
+if TYPE_CHECKING:
+    from lightning_iet.audit.verdict import Verdict
 
 PACKAGES = ("lightning-iet", "torch", "numpy", "pillow")
 LISTED = 100  # groups of duplicates and training images copied most that are listed by name
@@ -27,7 +46,10 @@ LISTED = 100  # groups of duplicates and training images copied most that are li
 
 @dataclass(frozen=True)
 class SetFacts:
-    """What a set of images consists of. ``found`` = ``used`` + the number of ``skipped``."""
+    """What a set of images consists of. ``found`` = ``used`` + the number of ``skipped``.
+
+    ``one_colour`` counts the images that show one colour only, ``repeated`` those that equal an earlier one of the set.
+    """
 
     location: str
     found: int
@@ -37,6 +59,9 @@ class SetFacts:
     channels: int
     sha256: str
     skipped: list[Skip]
+    origin: Origin
+    one_colour: int
+    repeated: int
 
 
 @dataclass(frozen=True)
@@ -99,6 +124,51 @@ class DuplicateFacts:
 
 
 @dataclass(frozen=True)
+class EvidenceFindings:
+    """What the scores of the generated images say; see :class:`~lightning_iet.audit.evidence.Evidence`.
+
+    Attributes:
+        named: generated images that are named as copies.
+        sure: those that need no statistics.
+        discovered: those that are named by comparison with held-out images.
+        by_search: named images by what they are: ``"identical"``, or the search that found them.
+        noticed: images below ``noticed_below``, where an innocent one seldom lies.
+        noticed_below: the score.
+        held_out_noticed: held-out images below it; ``None`` without held-out images.
+        beyond: generated images nearer than every held-out image.
+        scan: the test of whether the generator copies; ``None`` without held-out images.
+        held_out_needed: held-out images that would decide whether those noticed are copies; ``None`` if there are
+            none, or all of them are named.
+        false_finds: the expected share of innocent images among those discovered.
+    """
+
+    named: Share
+    sure: int
+    discovered: int
+    by_search: dict[str, int]
+    noticed: Share
+    noticed_below: float
+    held_out_noticed: int | None
+    beyond: int
+    scan: Scan | None
+    held_out_needed: int | None
+    false_finds: float
+
+
+@dataclass(frozen=True)
+class PlantedFindings:
+    """How well copies of one kind that the audit planted itself were found; ``least`` is the lower limit of the share.
+
+    A copy is found if its score lies below ``noticed_below`` and the search names its original.
+    """
+
+    kind: str
+    found: int
+    planted: int
+    least: float
+
+
+@dataclass(frozen=True)
 class Findings:
     """All figures of an audit.
 
@@ -113,7 +183,20 @@ class Findings:
         originals: number of training images with at least one copy.
         duplicates: near-duplicates inside the training set, if they were looked for.
         membership: whether the generator's loss tells training images from others, if it was measured.
+        evidence: what the scores of the generated images say.
+        planted: how well copies were found that the audit planted itself.
+        not_moved: why moved copies were not looked for; empty if they were.
+        fewer_than: with 95 % confidence, the share of the generator's images that are copies of the kinds that were
+            found, is less; it allows for copies that are not found. ``None`` where images were noticed.
+        differences: properties in which generated images differ from training images, or lie farther from them than
+            held-out images do.
+        nearer: measures in which generated images lie nearer to training images than held-out images do.
+        title: the title that the user gave the audit.
+        date: when it was made, ISO 8601.
+        command: the command that was given, or ``""``.
         versions: of the software.
+        pairs: every generated image with its nearest training images, as
+            :func:`~lightning_iet.audit.pairs.pair_rows`; ``pandas.DataFrame`` takes them as they are.
     """
 
     settings: dict[str, Any]
@@ -126,15 +209,62 @@ class Findings:
     originals: int
     duplicates: DuplicateFacts | None
     membership: Membership | None
+    evidence: EvidenceFindings
+    planted: list[PlantedFindings]
+    not_moved: str
+    fewer_than: float | None
+    differences: list[Difference]
+    nearer: list[Nearer]
+    title: str
+    date: str
+    command: str
     versions: dict[str, str]
 
+    pairs: list[dict[str, Any]] = field(default_factory=list, repr=False)
+
     def as_dict(self) -> dict[str, Any]:
-        """Return plain dictionaries, lists, numbers and strings, for JSON."""
-        return {"kind": "audit", **_plain(asdict(self))}
+        """Return plain dictionaries, lists, numbers and strings, for JSON; pairs are in a file of their own."""
+        answer = self.verdict
+        words = {name: getattr(answer, name) for name in ("level", "headline", "details")}
+        figures = _plain(asdict(replace(self, pairs=[])))
+        del figures["pairs"]
+        return {"kind": "audit", "verdict": words, **figures}
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """The figures as plain dictionaries, as in ``metrics.json``."""
+        return self.as_dict()
+
+    @property
+    def verdict(self) -> "Verdict":
+        """The answer in words."""
+        from lightning_iet.audit.verdict import verdict
+
+        return verdict(self)
+
+    @property
+    def exit_status(self) -> int:
+        """Status of the command: 0, or with ``--fail-on-copies`` 3 for copies and 4 where nothing is decided."""
+        allowed = self.settings.get("fail_on_copies", False)
+        if allowed is False:
+            return 0
+        level, evidence = self.verdict.level, self.evidence
+        share_of_copies = evidence.named.share
+        if level == "copies" and not evidence.named.count and evidence.scan is not None and self.held_out is not None:
+            scan = evidence.scan
+            share_of_copies = scan.generated / evidence.named.total - scan.held_out / self.held_out.copies.total
+        if level == "copies" and (allowed is True or share_of_copies > allowed):
+            return 3
+        return 4 if level == "open" else 0
 
 
 def make_findings(
-    audit: Audit, *, settings: Mapping[str, Any] | None = None, membership: Membership | None = None
+    audit: Audit,
+    *,
+    settings: Mapping[str, Any] | None = None,
+    membership: Membership | None = None,
+    title: str = "",
+    command: str = "",
 ) -> Findings:
     """Work out the figures of an audit.
 
@@ -142,6 +272,8 @@ def make_findings(
         audit: what was found.
         settings: further settings to put on record, such as the size that images were brought to.
         membership: what the generator's loss gives away, if it was measured.
+        title: a title to put on record.
+        command: the command to put on record.
 
     Returns:
         The figures.
@@ -149,10 +281,12 @@ def make_findings(
     ratio = audit.settings.ratio
     copies = audit.copies["generated"]
     measure = next(iter(copies.ratios))
-    copied = below(copies.ratios[measure], ratio)
-    originals = most_copied(copies.neighbors.indices[:, 0], copied)
+    copied = below(copies.ratios[measure], ratio) | audit.evidence.named
+    originals = most_copied(copies.sources, copied)
     figures = {name: _set_findings(found, ratio, measure, audit.features.name) for name, found in audit.copies.items()}
     generated, held_out = figures["generated"], figures.get("held_out")
+    planted = judge_planted(audit)
+    evidence = _evidence(audit)
     return Findings(
         settings={"features": audit.features.name, "features_sha256": audit.features.sha256}
         | asdict(audit.settings)
@@ -166,7 +300,101 @@ def make_findings(
         originals=len(originals),
         duplicates=None if audit.duplicates is None else _duplicates(audit.duplicates, audit.sets["train"], originals),
         membership=membership,
+        evidence=evidence,
+        planted=planted,
+        not_moved=audit.not_moved,
+        fewer_than=_fewer_than(evidence, planted),
+        differences=compare_sets(audit.sets) + _farther(audit),
+        nearer=_nearer(audit, generated, held_out),
+        title=printable(title),
+        date=gather(_now())[0],  # the same on every process
+        command=printable(command),
         versions={name: version(name) for name in PACKAGES} | {"python": platform.python_version()},
+        pairs=pair_rows(audit),
+    )
+
+
+def _now() -> str:
+    """Return the time, or the one that the variable SOURCE_DATE_EPOCH fixes for builds that can be repeated."""
+    fixed = os.environ.get("SOURCE_DATE_EPOCH")
+    now = datetime.fromtimestamp(int(fixed), UTC) if fixed else datetime.now(UTC)
+    return now.isoformat(timespec="seconds")
+
+
+def _evidence(audit: Audit) -> EvidenceFindings:
+    evidence, copies, held_out = audit.evidence, audit.copies["generated"], audit.copies.get("held_out")
+    total = len(copies.scores)
+    noticed, named = int(evidence.noticed.sum()), evidence.named
+    kinds = {"identical": int((named & copies.identical).sum())}
+    for number, name in enumerate(SEARCHES):
+        kinds[name] = int((named & ~copies.identical & (copies.search == number)).sum())
+    unnamed = int((evidence.noticed & ~named).sum())
+    return EvidenceFindings(
+        named=share(int(named.sum()), total),
+        sure=int(evidence.sure.sum()),
+        discovered=int(evidence.discovered.sum()),
+        by_search=kinds,
+        noticed=share(noticed, total),
+        noticed_below=evidence.noticed_below,
+        held_out_noticed=None if held_out is None else int((held_out.scores < evidence.noticed_below).sum()),
+        beyond=int(evidence.beyond.sum()),
+        scan=evidence.scan,
+        held_out_needed=held_out_needed(noticed, total, level=audit.settings.false_finds) if unnamed else None,
+        false_finds=audit.settings.false_finds,
+    )
+
+
+def judge_planted(audit: Audit) -> list[PlantedFindings]:
+    """Count the planted copies that were found: noticed, and traced back to their original or to an equal image.
+
+    Args:
+        audit: what was found.
+
+    Returns:
+        By kind, in the order in which they were planted.
+    """
+    copies, planted, train = audit.planted_copies, audit.planted, audit.sets["train"].pixels
+    traced = copies.sources == planted.sources
+    traced |= (train[copies.sources] == train[planted.sources]).flatten(1).all(dim=1)
+    if audit.duplicates is not None:
+        traced |= audit.duplicates.group[copies.sources] == audit.duplicates.group[planted.sources]
+    found = (traced & (copies.scores < audit.evidence.noticed_below)).tolist()
+    findings = []
+    for kind in dict.fromkeys(planted.kinds):
+        own = [hit for hit, other in zip(found, planted.kinds, strict=True) if other == kind]
+        findings.append(PlantedFindings(kind, sum(own), len(own), least_share(sum(own), len(own))))
+    return findings
+
+
+def claimed(planted: Sequence[PlantedFindings]) -> list[PlantedFindings]:
+    """Kinds of copies of which at least half were found: only these the audit claims to find."""
+    return [part for part in planted if 2 * part.found >= part.planted]
+
+
+def _fewer_than(evidence: EvidenceFindings, planted: Sequence[PlantedFindings]) -> float | None:
+    kinds = claimed(planted)
+    if evidence.noticed.count or not kinds:
+        return None
+    return min(1.0, fewer_than(evidence.noticed.total) / min(part.least for part in kinds))
+
+
+def _nearer(audit: Audit, generated: SetFindings, held_out: SetFindings | None) -> list[Nearer]:
+    if held_out is None:
+        return []
+    distances = [audit.copies[name].neighbors.sq_distances[:, 0].sqrt() for name in ("generated", "held_out")]
+    pairs = [
+        nearer_share(f"memorized quantity at {a}", generated.memorized_quantity[a], held_out.memorized_quantity[a])
+        for a in ("0.15", "0.3")
+    ]
+    found = [*pairs, nearer_distances("median distance to the nearest training image", *distances)]
+    return [part for part in found if part is not None]
+
+
+def _farther(audit: Audit) -> list[Difference]:
+    if "held_out" not in audit.copies:
+        return []
+    return compare_distances(
+        *(audit.copies[name].neighbors.sq_distances[:, 0].sqrt() for name in ("generated", "held_out"))
     )
 
 
@@ -195,7 +423,9 @@ def _facts(images: ImageSet) -> SetFacts:
     channels, height, width = images.pixels.shape[1:]
     used, skipped = len(images), [Skip(printable(name), reason) for name, reason in images.skipped]
     location = printable(images.location)
-    return SetFacts(location, used + len(skipped), used, height, width, channels, images.sha256, skipped)
+    found = used + len(skipped)
+    varied = unvaried(images)
+    return SetFacts(location, found, used, height, width, channels, images.sha256, skipped, images.origin, *varied)
 
 
 def _copied(audit: Audit, index: int, places: list[int]) -> CopiedImage:

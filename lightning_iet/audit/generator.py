@@ -3,7 +3,7 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_args
 
 import diffusers
 import torch
@@ -11,10 +11,12 @@ from torch import Tensor, nn
 
 from lightning_iet.audit.cache import BlockCache, Progress, in_blocks
 from lightning_iet.audit.reading import ImageSet, image_set
+from lightning_iet.data.decoding import Fit
 from lightning_iet.modules import DiffusionModule
 from lightning_iet.modules.base import averaged_network
 from lightning_iet.modules.noise_processes import Sampler, scheduler_class
 from lightning_iet.modules.pretrained import PIPELINES, load_any_module, specify
+from lightning_iet.utilities.checkpoints import outline
 from lightning_iet.utilities.errors import first_line
 from lightning_iet.utilities.fingerprints import digest, hash_weights
 
@@ -28,12 +30,14 @@ class Generator:
         location: where it comes from, for people.
         sha256: hash of all that its images depend on: the weights that draw, and how they are used.
         use_ema: whether the averaged weights are meant.
+        fit: how training images of another shape were brought to the model's, if it is known.
     """
 
     module: DiffusionModule
     location: str
     sha256: str
     use_ema: bool
+    fit: Fit | None = None
 
 
 def load_checkpoint(path: Path, *, use_ema: bool = True) -> Generator:
@@ -59,7 +63,16 @@ def load_checkpoint(path: Path, *, use_ema: bool = True) -> Generator:
     network = module.ema if use_ema and module.ema is not None else module.unet
     if module.selection is not None:  # adapters, or an average of a part: neither says all about the network
         network = averaged_network(module.unet, module.ema if use_ema else None)
-    return Generator(module, str(path), _hash(module, network), use_ema and module.ema is not None)
+    use_ema = use_ema and module.ema is not None
+    return Generator(module, str(path), _hash(module, network), use_ema, _fit_of(path))
+
+
+def _fit_of(path: Path) -> Fit | None:
+    """Find out from the state of the data module how images were brought to one size."""
+    for state in outline(path, argument="ckpt").values():
+        if isinstance(state, dict) and state.get("fit") in get_args(Fit) and "image_size" in state:
+            return cast(Fit, state["fit"])
+    return None
 
 
 def load_pipeline(folder: Path) -> Generator:

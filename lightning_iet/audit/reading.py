@@ -1,10 +1,12 @@
-"""Reads images on all cores; what cannot be read is counted and listed, never left out in silence."""
+"""Read sets of images on all cores, bring them to 8 bits by one range, and keep account of what was read."""
 
+import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import psutil
@@ -14,12 +16,39 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_iet.audit.cache import BlockCache, all_or_none, gather, rank, world_size
-from lightning_iet.data.decoding import Fit, Pixels, Size, decode
+from lightning_iet.data.decoding import RANGES, Background, Decoded, Fit, Page, Range, Size, decode_stored
 from lightning_iet.data.samples import Skip, reason_of
-from lightning_iet.data.sources import Source
+from lightning_iet.data.sources import Data, PagedSource, Source
 from lightning_iet.utilities.files import printable
 from lightning_iet.utilities.fingerprints import digest
 from lightning_iet.utilities.progress import progress_bar
+
+BLOCK = 256  # images that are read, stored and looked up together
+FEW = 4  # blocks up to which starting processes takes longer than reading
+DEPTHS = (8, 10, 12, 14, 16)  # bits that integers in files of 16 bits are taken to have
+
+
+@dataclass(frozen=True)
+class Origin:
+    """How the images of a set were stored.
+
+    Attributes:
+        kinds: Number of images by format, such as ``{"PNG": 60}``; ``"array"`` for those of an array.
+        sizes: Number of images by height and width before resizing, as ``"96x64"`` (width x height).
+        deep: Number of images of more than 8 bits.
+        transparent: Number of images with transparency.
+        pages: Number of images that are one of several pages of a file.
+        value_range: Values that became black and white, where there are images of more than 8 bits.
+        values: Least and largest value stored in these.
+    """
+
+    kinds: dict[str, int] = field(default_factory=dict)
+    sizes: dict[str, int] = field(default_factory=dict)
+    deep: int = 0
+    transparent: int = 0
+    pages: int = 0
+    value_range: Range | None = None
+    values: Range | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,10 +57,12 @@ class ImageSet:
 
     Attributes:
         pixels: uint8, shape ``(N, C, H, W)``, grey or RGB.
-        names: one for each.
-        location: where they come from, for people.
-        sha256: hash of their content and their order.
-        skipped: what could not be read, beside the ``N``.
+        names: One for each.
+        location: Where they come from, for people.
+        sha256: Hash of their content and their order.
+        skipped: What could not be read, beside the ``N``.
+        hashes: SHA-256 of the file or the array of each image; empty for images that were never stored.
+        origin: How they were stored.
     """
 
     pixels: Tensor
@@ -39,6 +70,8 @@ class ImageSet:
     location: str
     sha256: str
     skipped: Sequence[Skip] = field(default=())
+    hashes: Sequence[str] = field(default=())
+    origin: Origin = field(default_factory=Origin)
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -49,7 +82,7 @@ def image_set(pixels: Tensor, *, location: str) -> ImageSet:
 
     Args:
         pixels: uint8, shape ``(N, C, H, W)``, grey or RGB.
-        location: where they come from, for people.
+        location: Where they come from, for people.
 
     Returns:
         The set; its images are named by their position.
@@ -64,64 +97,90 @@ def image_set(pixels: Tensor, *, location: str) -> ImageSet:
     return ImageSet(pixels=pixels, names=names, location=location, sha256=sha256)
 
 
-BLOCK = 256  # images that are read, stored and looked up together
-FEW = 4  # blocks up to which starting processes takes longer than reading
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """How images are read.
+
+    Attributes:
+        size: Height and width to resize to; ``None`` wants images of one size.
+        fit: Whether an image of another shape is stretched or its middle is cropped; ``None`` refuses such images.
+        value_range: Values of black and white in images of more than 8 bits; ``None`` finds them out, see
+            :func:`choose_ranges`.
+        background: Colour under transparent pixels.
+        strict: Refuse what cannot be read, instead of listing it.
+        workers: Processes that decode; 0 = this one alone, ``None`` = one for each core.
+    """
+
+    size: Size | None = None
+    fit: Fit | None = None
+    value_range: Range | None = None
+    background: Background = "white"
+    strict: bool = False
+    workers: int | None = None
 
 
-def read_images(
-    source: Source,
-    cache: BlockCache,
-    *,
-    argument: str,
-    location: str,
-    size: Size | None = None,
-    fit: Fit = "stretch",
-    strict: bool = False,
-    workers: int | None = None,
-) -> ImageSet:
-    """Read all images of a source, together with the other processes.
+def read_sets(
+    sources: Mapping[str, Source], cache: BlockCache, *, locations: Mapping[str, str], reading: Reading
+) -> dict[str, ImageSet]:
+    """Read all images of several sources, together with the other processes.
 
     Blocks of images that were decoded before are taken from the cache if the bytes are still the same.
 
     Args:
-        source: where they come from.
-        cache: where their pixels go.
-        argument: the name under which the user gave the source.
-        location: where it lies, for people.
-        size: height and width to resize to; ``None`` wants images of one size.
-        fit: as :func:`~lightning_iet.data.decoding.decode`.
-        strict: refuse what cannot be read, instead of listing it.
-        workers: processes that decode; 0 = this one alone, ``None`` = one for each core.
+        sources: Where they come from, by the names of the arguments.
+        cache: Where their pixels go.
+        locations: Where they lie, for people.
+        reading: How to read them.
 
     Returns:
-        The images, in the order of the source; grey if all of them are.
+        The images, in the order of the sources; grey if all of a set are.
 
     Raises:
-        ValueError: if no image can be read, their sizes differ without ``size``, or ``strict`` meets an unreadable one.
+        ValueError: No image of a set can be read; sizes differ without ``size``; shapes would change without ``fit``;
+            ``strict`` meets an unreadable image; or memory does not suffice.
     """
-    if size is not None:
-        _check_memory(len(source), size)
-    blocks: list[_Block] = []
-    dataset = _Blocks(source, cache, size, fit)
-    with all_or_none(), progress_bar(f"Reading {argument} images", len(source), hidden=rank() > 0) as bar:
-        for block in _loader(dataset, workers):
-            if isinstance(block, OSError):
-                raise block
-            _check_sizes([*blocks[:1], block], source, argument)
-            blocks.append(block)
-            bar.show(min(block.first + len(block.hashes), len(source)))
-    blocks = sorted((block for part in gather(blocks) for block in part), key=lambda block: block.first)
-    _check_sizes(blocks, source, argument)
-    skipped = [Skip(source.name(index), reason) for block in blocks for index, reason in block.skipped]
-    kept = [source.name(index) for block in blocks for index in block.kept]
-    _check_readable(kept, skipped, argument=argument, location=location, strict=strict)
-    return ImageSet(
-        pixels=_join(blocks, cache),
-        names=kept,
-        location=location,
-        sha256=digest(size, fit, *(item for block in blocks for item in block.hashes)),
-        skipped=skipped,
-    )
+    if reading.size is not None:
+        _check_memory(sum(map(len, sources.values())), reading.size)
+    found = {name: _read_blocks(source, cache, name, locations[name], reading) for name, source in sources.items()}
+    limits = {name: _limits(blocks) for name, blocks in found.items()}
+    ranges: dict[str, Range | None] = dict.fromkeys(found, reading.value_range)
+    if reading.value_range is None:
+        ranges |= choose_ranges({name: values for name, (values, integers) in limits.items() if integers})
+    return {
+        name: _join(sources[name], blocks, cache, locations[name], ranges[name], limits[name][0], reading)
+        for name, blocks in found.items()
+    }
+
+
+def read_images(
+    source: Source, cache: BlockCache, *, argument: str, location: str, reading: Reading | None = None
+) -> ImageSet:
+    """Read one set; see :func:`read_sets`."""
+    return read_sets({argument: source}, cache, locations={argument: location}, reading=reading or Reading())[argument]
+
+
+def choose_ranges(values: Mapping[str, Range]) -> dict[str, Range]:
+    """Find out what is black and white in files of 16 bits, which often hold fewer.
+
+    Scanners write 10 or 12 bits into files of 16 *(our choice: the least of 8, 10, 12, 14 and 16 bits that holds every
+    value of the set)*. Sets whose largest values differ by less than a factor of 4 are taken to be of one kind, and
+    share a range: so a set whose brightest image happens to be dark is not brightened.
+
+    Args:
+        values: By set the least and the largest value, from 0 to 65535.
+
+    Returns:
+        By set the values of black and white.
+
+    Example:
+        >>> choose_ranges({"train": (0, 4095), "held_out": (0, 1500), "generated": (0, 65535)})
+        {'train': (0, 4095), 'held_out': (0, 4095), 'generated': (0, 65535)}
+    """
+    ranges: dict[str, Range] = {}
+    for name, (_, high) in values.items():
+        shared = max(other for _, other in values.values() if other < 4 * max(high, 1))
+        ranges[name] = 0, next(2**bits - 1 for bits in DEPTHS if shared < 2**bits)
+    return ranges
 
 
 class _Block(NamedTuple):
@@ -134,13 +193,14 @@ class _Block(NamedTuple):
     skipped: list[tuple[int, str]]
     sizes: dict[Size, int]  # of each size the first image
     channels: int
+    facts: dict[str, Any]
 
 
 class _Blocks(Dataset[_Block | OSError]):
     """A data set whose samples are blocks; pixels go to the cache, so that little passes between processes."""
 
-    def __init__(self, source: Source, cache: BlockCache, size: Size | None, fit: Fit) -> None:
-        self.source, self.cache, self.size, self.fit = source, cache, size, fit
+    def __init__(self, source: Source, cache: BlockCache, reading: Reading) -> None:
+        self.source, self.cache, self.reading = source, cache, reading
 
     def __len__(self) -> int:
         return -(-len(self.source) // BLOCK)
@@ -154,7 +214,10 @@ class _Blocks(Dataset[_Block | OSError]):
     def _block(self, first: int) -> _Block:
         data = [self._read(index) for index in range(first, min(first + BLOCK, len(self.source)))]
         hashes = [_hash(item) for item in data]
-        key = digest("images", pillow_version, self.size, self.fit, *hashes)
+        how = self.reading
+        known = how.value_range is not None
+        pages = [item.number if isinstance(item, Page) else 0 for item in data]
+        key = digest("images", 3, pillow_version, how.size, how.fit, how.background, known, *hashes, *pages)
         stored = self.cache.load(key)
         if stored is None:
             stored = _pack([self._decode(item) for item in data])
@@ -168,19 +231,105 @@ class _Blocks(Dataset[_Block | OSError]):
             skipped=[(first + offset, reason) for offset, reason in notes["skipped"]],
             sizes={(height, width): first + offset for height, width, offset in notes["sizes"]},
             channels=notes["channels"],
+            facts=notes["facts"],
         )
 
-    def _read(self, index: int) -> bytes | Pixels | Exception:
+    def _read(self, index: int) -> Data | Exception:
         try:
             return self.source.read(index)
         except Exception as error:
             return error
 
-    def _decode(self, data: bytes | Pixels | Exception) -> Pixels | Exception:
+    def _decode(self, data: Data | Exception) -> Decoded | Exception:
+        how = self.reading
+        options: dict[str, Any] = {"size": how.size, "fit": how.fit or "crop", "background": how.background}
         try:
-            return data if isinstance(data, Exception) else decode(data, size=self.size, fit=self.fit)
+            return data if isinstance(data, Exception) else decode_stored(data, value_range=how.value_range, **options)
         except Exception as error:  # decoders raise whatever damaged bytes provoke
             return error
+
+
+def _read_blocks(source: Source, cache: BlockCache, argument: str, location: str, reading: Reading) -> Sequence[_Block]:
+    """Decode a set, and refuse it if it cannot be compared."""
+    blocks: list[_Block] = []
+    dataset = _Blocks(source, cache, reading)
+    with all_or_none(), progress_bar(f"Reading {argument} images", len(source), hidden=rank() > 0) as bar:
+        for block in _loader(dataset, reading.workers):
+            if isinstance(block, OSError):
+                raise block
+            _check_sizes([*blocks[:1], block], source, argument)
+            blocks.append(block)
+            bar.show(min(block.first + len(block.hashes), len(source)))
+    blocks = sorted((block for part in gather(blocks) for block in part), key=lambda block: block.first)
+    _check_sizes(blocks, source, argument)
+    _check_readable(blocks, source, argument=argument, location=location, strict=reading.strict)
+    if reading.size is not None and reading.fit is None:
+        _check_shapes(blocks, source, reading.size, argument)
+    return blocks
+
+
+def _limits(blocks: Sequence[_Block]) -> tuple[Range, bool]:
+    """Least and largest value of the images of more than 8 bits, and whether they are integers of an unknown range."""
+    values = [block.facts["values"] for block in blocks if block.facts["values"]]
+    low, high = (min(v[0] for v in values), max(v[1] for v in values)) if values else (0.0, 0.0)
+    return (low, high), any(block.facts["integers"] for block in blocks)
+
+
+def _join(
+    source: Source,
+    blocks: Sequence[_Block],
+    cache: BlockCache,
+    location: str,
+    value_range: Range | None,
+    values: Range,
+    reading: Reading,
+) -> ImageSet:
+    """Put all blocks into one tensor, filled block by block so that there is never a second copy of all."""
+    channels = max(block.channels for block in blocks)
+    height, width = next(size for block in blocks for size in block.sizes)
+    pixels = torch.empty(sum(len(block.kept) for block in blocks), channels, height, width, dtype=torch.uint8)
+    deep = sum(block.facts["deep"] for block in blocks)
+    used = value_range or RANGES["floating point"]
+    start = 0
+    for block in blocks:
+        if block.kept:
+            stored = cache.require(block.key)
+            part = stored["pixels"]
+            if part.is_floating_point():
+                low, high = used
+                scaled = ((part.double() - low) * (255 / (high - low))).clamp(0, 255).round()
+                part = torch.where(stored["deep"].bool()[:, None, None, None], scaled, part).to(torch.uint8)
+            # Grey blocks of an RGB set are repeated over the channels.
+            pixels[start : start + len(block.kept)] = part
+            start += len(block.kept)
+    files = [block.hashes[index - block.first] for block in blocks for index in block.kept]
+    how = (reading.size, reading.fit, reading.background, used if deep else None)
+    items = source.items if isinstance(source, PagedSource) else []
+    numbers = [items[index] for block in blocks for index in block.kept] if items else []
+    return ImageSet(
+        pixels=pixels,
+        names=[source.name(index) for block in blocks for index in block.kept],
+        location=location,
+        sha256=digest(*how, *(item for block in blocks for item in block.hashes), *(page for _, page in numbers)),
+        skipped=[Skip(source.name(index), reason) for block in blocks for index, reason in block.skipped],
+        hashes=files,
+        origin=Origin(
+            kinds=_sum(blocks, "kinds"),
+            sizes=_sum(blocks, "sizes"),
+            deep=deep,
+            transparent=sum(block.facts["transparent"] for block in blocks),
+            pages=sum(page is not None for _, page in numbers),
+            value_range=used if deep else None,
+            values=values if deep else None,
+        ),
+    )
+
+
+def _sum(blocks: Sequence[_Block], name: Literal["kinds", "sizes"]) -> dict[str, int]:
+    total: Counter[str] = Counter()
+    for block in blocks:
+        total.update(block.facts[name])
+    return dict(total.most_common())
 
 
 def _check_memory(number: int, size: Size) -> None:
@@ -192,29 +341,45 @@ def _check_memory(number: int, size: Size) -> None:
         )
 
 
-def _hash(data: bytes | Pixels | Exception) -> str:
+def _hash(data: Data | Exception) -> str:
+    """SHA-256 of a file, as ``sha256sum`` gives it; of an array and of a reason with what it is."""
     if isinstance(data, np.ndarray):
         return digest(data.dtype.str, *data.shape, data.tobytes())
-    return digest(data if isinstance(data, bytes) else reason_of(data))
+    content = data.data if isinstance(data, Page) else data
+    return hashlib.sha256(content).hexdigest() if isinstance(content, bytes) else digest(reason_of(content))
 
 
-def _pack(decoded: Sequence[Pixels | Exception]) -> dict[str, Tensor]:
+def _pack(decoded: Sequence[Decoded | Exception]) -> dict[str, Tensor]:
     """Put the images of a block into one tensor, and what is known of them into another."""
     images = {offset: item for offset, item in enumerate(decoded) if not isinstance(item, Exception)}
     sizes: dict[Size, int] = {}
     for offset, image in images.items():
-        sizes.setdefault((image.shape[0], image.shape[1]), offset)
-    channels = max((image.shape[2] for image in images.values()), default=1)
+        sizes.setdefault((image.pixels.shape[0], image.pixels.shape[1]), offset)
+    channels = max((image.pixels.shape[2] for image in images.values()), default=1)
+    deep = [image for image in images.values() if image.depth != "8 bits"]
+    facts = {
+        "kinds": Counter(image.kind for image in images.values()),
+        "sizes": Counter(f"{image.size[1]}x{image.size[0]}" for image in images.values()),
+        "deep": len(deep),
+        "integers": any(image.depth == "integers" for image in deep),
+        "transparent": sum(image.transparent for image in images.values()),
+        "values": [min(float(i.pixels.min()) for i in deep), max(float(i.pixels.max()) for i in deep)] if deep else [],
+    }
     notes = {
         "kept": list(images),
         "skipped": [(offset, reason_of(item)) for offset, item in enumerate(decoded) if isinstance(item, Exception)],
         "sizes": [(*size, offset) for size, offset in sizes.items()],
         "channels": channels,
+        "facts": facts,
     }
     packed = {"notes": torch.frombuffer(bytearray(json.dumps(notes).encode()), dtype=torch.uint8)}
     if len(sizes) == 1:
-        stacked = np.stack([np.broadcast_to(image, (*image.shape[:2], channels)) for image in images.values()])
+        arrays = [image.pixels for image in images.values()]
+        stacked = np.stack([np.broadcast_to(array, (*array.shape[:2], channels)) for array in arrays])
         packed["pixels"] = torch.from_numpy(stacked).permute(0, 3, 1, 2)
+        if deep:
+            flags = [image.depth != "8 bits" for image in images.values()]
+            packed["deep"] = torch.tensor(flags, dtype=torch.uint8)
     return packed
 
 
@@ -243,28 +408,30 @@ def _check_sizes(blocks: Sequence[_Block], source: Source, argument: str) -> Non
         )
 
 
-def _check_readable(
-    kept: Sequence[str], skipped: Sequence[Skip], *, argument: str, location: str, strict: bool
-) -> None:
-    if skipped and (strict or not kept):
-        name, reason = skipped[0]
-        wanted = "images that can all be read" if strict and kept else "at least one readable image"
-        remedy = "Remove it, or leave out --strict to list and skip it." if strict and kept else "Check the path."
-        raise ValueError(
-            f"Argument `{argument}` expected {wanted}, but got '{location}' with {len(skipped)} of "
-            f"{len(kept) + len(skipped)} unreadable, the first '{printable(name)}' ({reason}). {remedy}"
-        )
+def _check_shapes(blocks: Sequence[_Block], source: Source, size: Size, argument: str) -> None:
+    """Refuse to change the shape of an image, for nobody has said how the generator's images came by theirs."""
+    for name in _sum(blocks, "sizes"):
+        width, height = map(int, name.split("x"))
+        scale = max(size[0] / height, size[1] / width)
+        if max(height * scale - size[0], width * scale - size[1]) > 1:
+            raise ValueError(
+                f"Argument `{argument}` expected images of the shape of {size[1]}x{size[0]}, but got some of {name}. "
+                "Say as the generator was trained: --fit crop takes the middle (as `lightning-iet fit` does), --fit "
+                "stretch changes their proportions."
+            )
 
 
-def _join(blocks: Sequence[_Block], cache: BlockCache) -> Tensor:
-    """Put all blocks into one tensor, filled block by block so that there is never a second copy of all."""
-    channels = max(block.channels for block in blocks)
-    height, width = next(size for block in blocks for size in block.sizes)
-    pixels = torch.empty(sum(len(block.kept) for block in blocks), channels, height, width, dtype=torch.uint8)
-    start = 0
-    for block in blocks:
-        if block.kept:
-            # Grey blocks of an RGB set are repeated over the channels.
-            pixels[start : start + len(block.kept)] = cache.require(block.key)["pixels"]
-            start += len(block.kept)
-    return pixels
+def _check_readable(blocks: Sequence[_Block], source: Source, *, argument: str, location: str, strict: bool) -> None:
+    skipped = [item for block in blocks for item in block.skipped]
+    kept = sum(len(block.kept) for block in blocks)
+    if not skipped or (kept and not strict):
+        return
+    index, reason = skipped[0]
+    wanted = "images that can all be read" if strict and kept else "at least one readable image"
+    remedy = "Remove it, or leave out --strict to list and skip it." if strict and kept else "Check the path."
+    if "black and white is not known" in reason:
+        remedy = "Say with --range LOW:HIGH which values are black and white, such as --range 0:255."
+    raise ValueError(
+        f"Argument `{argument}` expected {wanted}, but got '{location}' with {len(skipped)} of "
+        f"{kept + len(skipped)} unreadable, the first '{printable(source.name(index))}' ({reason}). {remedy}"
+    )

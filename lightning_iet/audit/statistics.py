@@ -2,7 +2,11 @@
 
 from dataclasses import dataclass
 
-from scipy.stats import binomtest, fisher_exact
+from scipy.stats import binomtest, fisher_exact, mannwhitneyu
+from torch import Tensor
+
+SIGNIFICANT = 0.01
+LARGER = 0.1  # by how much a share has to be larger, and to what part a median distance has to shrink, to be spoken of
 
 
 @dataclass(frozen=True)
@@ -72,3 +76,73 @@ def excess(first: Share, second: Share) -> Excess:
     table = [[part.count, part.total - part.count] for part in (first, second)]
     p_value = float(fisher_exact(table, alternative="greater").pvalue)
     return Excess(difference, difference - down, difference + up, p_value)
+
+
+@dataclass(frozen=True)
+class Nearer:
+    """A measure by which generated images lie nearer to training images than held-out images do.
+
+    Attributes:
+        name: the measure.
+        generated: its value of the generated images.
+        held_out: likewise.
+        is_share: whether the values are shares.
+        p_value: probability of such a difference if both sets were alike.
+    """
+
+    name: str
+    generated: float
+    held_out: float
+    is_share: bool
+    p_value: float
+
+
+def nearer_share(name: str, generated: Share, held_out: Share) -> Nearer | None:
+    """Compare two shares; return nothing if the first is not larger by 10 percentage points and by more than chance.
+
+    Example:
+        >>> found = nearer_share("MQ", share(70, 100), share(10, 100))
+        >>> found.generated, found.p_value < 1e-9, nearer_share("MQ", share(12, 100), share(10, 100))
+        (0.7, True, None)
+    """
+    p_value = excess(generated, held_out).p_value
+    if generated.share < held_out.share + LARGER or p_value >= SIGNIFICANT:
+        return None
+    return Nearer(name, generated.share, held_out.share, True, p_value)
+
+
+def nearer_distances(name: str, generated: Tensor, held_out: Tensor) -> Nearer | None:
+    """Compare two sets of distances; return nothing if the first's median is not smaller by a tenth, beyond chance.
+
+    Args:
+        name: the measure.
+        generated: shape ``(m,)``.
+        held_out: shape ``(n,)``.
+    """
+    medians = float(generated.quantile(0.5)), float(held_out.quantile(0.5))
+    p_value = float(mannwhitneyu(generated.numpy(), held_out.numpy(), alternative="less").pvalue)
+    if medians[0] > (1 - LARGER) * medians[1] or p_value >= SIGNIFICANT:
+        return None
+    return Nearer(name, *medians, False, p_value)
+
+
+def fewer_than(total: int) -> float:
+    """Return the upper 97.5 % limit of a share of which none of ``total`` images showed anything.
+
+    Example:
+        >>> round(fewer_than(500), 5)
+        0.00735
+    """
+    return 1 - 0.025 ** (1 / total)
+
+
+def least_share(found: int, planted: int) -> float:
+    """Return the lower 97.5 % limit of the share of planted copies that are found (Clopper and Pearson 1934).
+
+    With :func:`fewer_than`, whose limit is divided by it, an error has a probability of 5 %.
+
+    Example:
+        >>> round(least_share(20, 20), 3), least_share(0, 20)
+        (0.832, 0.0)
+    """
+    return float(binomtest(found, planted, alternative="greater").proportion_ci(0.975, method="exact").low)

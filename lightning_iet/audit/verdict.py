@@ -1,37 +1,54 @@
-"""The figures of an audit in the terminal."""
+"""The answer of an audit in words, and its figures in the terminal."""
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
 
 from rich.table import Table
 
-from lightning_iet.audit.findings import Findings, SetFindings
-from lightning_iet.audit.statistics import Excess, Share
+from lightning_iet.audit.comparability import FAR, Difference
+from lightning_iet.audit.evidence import SIGNIFICANT
+from lightning_iet.audit.findings import Findings, PlantedFindings, SetFacts, SetFindings, claimed
+from lightning_iet.audit.statistics import Nearer, Share
+from lightning_iet.data.samples import listed
 from lightning_iet.evaluation.membership import Membership
 from lightning_iet.utilities.text import percent
 
-SIGNIFICANT = 0.01
+Level = Literal["copies", "control", "none", "open"]
+
+UNSEEN = "copies of a part of an image, and copies that were drawn anew"
 
 
 class Verdict(NamedTuple):
     """An audit in words.
 
     Attributes:
-        level: ``"copies"``, ``"control"`` (no more than held-out images), ``"none"`` or ``"open"`` (no control).
-        headline: the answer.
+        level: ``"copies"``; ``"open"``, where nothing can be known; ``"control"``, where images pass for copies by the
+            published measure, but no more than held-out ones do; or ``"none"``.
+        answer: the answer, one sentence.
+        looked_for: what was looked for, and how well it was found.
+        also: what the losses and other measures say, where it is significant.
         details: how sure it is.
     """
 
-    level: str
-    headline: str
+    level: Level
+    answer: str
+    looked_for: str
+    also: str
     details: str
+
+    @property
+    def headline(self) -> str:
+        """The answer, what was looked for, and what else there is to know."""
+        return " ".join(part for part in (self.answer, self.looked_for, self.also) if part)
 
 
 def verdict(findings: Findings) -> Verdict:
     """Say in plain words whether the generated images are copies.
 
-    A rate counts as larger than that of held-out images if chance would give such a difference in fewer than one of a
-    hundred audits *(our choice)*. Images that equal a training image in every pixel need no statistics, as long as no
-    held-out image does.
+    *Copies*: some images are named as copies, or the scan of all thresholds finds more images near to single training
+    images than chance gives in one of a hundred audits *(our choice)*. Else *open* if something was noticed that is not
+    decided, if the sets cannot be compared, or if the audit did not find what it planted itself. Else *none*, or
+    *control* if images pass for copies by the published measure as held-out images do.
 
     Args:
         findings: the figures.
@@ -39,40 +56,60 @@ def verdict(findings: Findings) -> Verdict:
     Returns:
         The verdict.
     """
-    copies = findings.generated.copies
-    control = None if findings.held_out is None else findings.held_out.copies
-    counted = f"{copies.count:,} of {copies.total:,} generated images ({percent(copies.share)})"
-    are = "is a copy" if copies.count == 1 else "are copies"
-    if copies.count == 0:
-        headline = f"No copies found among {copies.total:,} generated images."
-        details = f"With 95 % confidence, fewer than {percent(copies.high)} of this generator's images are copies."
-        return Verdict("none", headline, details + _control(control))
-    if findings.excess is not None and findings.excess.p_value < SIGNIFICANT:
-        headline = f"The generator copies: {counted} {are} of training images."
-        return Verdict(
-            "copies", headline, f"{_control(control).strip()} {_difference(findings.excess)}{_known(findings)}"
+    evidence = findings.evidence
+    named, total = evidence.named, evidence.named.total
+    also = " ".join([*map(_sentence, _nearer(findings.nearer)), *_loss(findings.membership)])
+    control = _control(findings)
+    looked_for = planted_words(findings.planted)
+    scan = evidence.scan
+    if named.count:
+        are = "is a copy" if named.count == 1 else "are copies"
+        answer = f"The generator copies: {_counted(named)} {are} of training images."
+        return Verdict("copies", answer, looked_for, also, f"{_kinds(findings)}{control}{_contaminated(findings)}")
+    if scan is not None and scan.p_value < SIGNIFICANT:
+        answer = (
+            f"The generator copies: {scan.generated:,} of {total:,} generated images lie nearer to one training image "
+            f"than {scan.threshold:.2f} times the next, but only {scan.held_out:,} of {_held_out(findings):,} held-out "
+            "ones do."
         )
-    identical = findings.generated.identical
-    same = (
-        f"{identical:,} of {copies.total:,} generated images {'equals' if identical == 1 else 'equal'} a training image"
-    )
-    if identical and not (findings.held_out and findings.held_out.identical):
-        headline = f"The generator copies: {same} in every pixel."
-        return Verdict("copies", headline, f"In all, {counted} {are} by this measure.{_control(control)}")
-    if identical and control is not None:
-        headline = f"{same} in every pixel, but so do held-out images: they are no control."
-        return Verdict("open", headline, f"In all, {counted} {are} by this measure.{_known(findings)}")
-    if control is None:
-        headline = f"{counted} {are} of training images by this measure."
         details = (
-            "Without held-out images nobody can tell how many of them are chance: on data of low variety, "
-            "even images that nobody copied lie close to a training image. Add --held-out."
+            f"If both sets were alike, chance would give so large an excess in {_probability(scan.p_value)} audits. "
+            "Which images are copies cannot be told one by one: they are those first in the list of pairs."
         )
-        return Verdict("open", headline, details)
-    known = _known(findings)
-    headline = f"No sure sign of copying: {counted} pass for {'a copy' if copies.count == 1 else 'copies'}."
-    details = "The difference is within what chance gives; a few copies may hide in it, so look at the pairs."
-    return Verdict("control", headline, f"{_control(control).strip()} {details}{known}")
+        return Verdict("copies", answer, looked_for, also, f"{details}{_contaminated(findings)}")
+    open_for = _reasons(findings)
+    if open_for:
+        rest = " ".join(map(_sentence, open_for[1:]))
+        details = f"{rest} {_bound_or_control(findings)}".strip()
+        also = " ".join(_loss(findings.membership)) if _sentence(open_for[0]) in also else also
+        return Verdict("open", f"Not decided: {open_for[0]}", looked_for, also, f"{details}{_contaminated(findings)}")
+    passing = findings.generated.copies
+    if passing.count:
+        verb = "passes for a copy" if passing.count == 1 else "pass for copies"
+        answer = f"No sure sign of copying: {_counted(passing)} {verb} by the published measure."
+        if findings.held_out is not None:
+            answer = f"{answer[:-1]}, and so do {_counted(findings.held_out.copies, 'held-out images')}."
+        return Verdict("control", answer, looked_for, also, f"{_bound_or_control(findings)}{_contaminated(findings)}")
+    answer = f"No copies found among {total:,} generated images."
+    return Verdict("none", answer, looked_for, also, f"{_bound_or_control(findings)}{_contaminated(findings)}")
+
+
+def planted_words(planted: Sequence[PlantedFindings]) -> str:
+    """Say what was looked for, and how many of the copies that the audit planted itself were found.
+
+    Example:
+        >>> planted_words([PlantedFindings("exact", 20, 20, 0.8), PlantedFindings("moved", 17, 20, 0.6)])
+        'Looked for exact (20 of 20 planted found) and moved copies (17 of 20).'
+    """
+    counts = [f"{part.found:,} of {part.planted:,}" for part in planted]
+    words = []
+    for position, part in enumerate(planted):
+        noun = part.kind if position + 1 < len(planted) else f"{part.kind} copies"
+        if counts[position + 1 : position + 2] == counts[position : position + 1]:  # said once, behind the last of them
+            words.append(noun)
+        else:
+            words.append(f"{noun} ({counts[position]}{'' if '(' in ''.join(words) else ' planted found'})")
+    return f"Looked for {_listed(words, 'and')}." if words else ""
 
 
 def membership_words(membership: Membership) -> str:
@@ -95,34 +132,198 @@ def membership_words(membership: Membership) -> str:
     )
 
 
-def _difference(larger: Excess) -> str:
-    difference, low, high = (100 * value for value in (larger.difference, larger.low, larger.high))
-    return f"The share is larger by {difference:.2g} percentage points (95 % interval {low:.2g} to {high:.2g})."
+def difference_words(difference: Difference) -> str:
+    """Say in one sentence how the sets differ, with the remedy."""
+    values = f"{difference.generated:.3g} against {difference.train:.3g}"
+    if difference.name == "transparency":
+        values = f"{percent(difference.generated)} against {percent(difference.train)} of the images"
+    if difference.name == FAR:
+        return (
+            "generated images lie much farther from training images than held-out images do (median distance "
+            f"{values}). {difference.remedy}"
+        )
+    return f"generated and training images differ in {difference.name} ({values}). {difference.remedy}"
 
 
-def _known(findings: Findings) -> str:
+def _reasons(findings: Findings) -> list[str]:
+    """List why nothing is decided, the weightiest first."""
+    evidence, generated, held_out = findings.evidence, findings.sets["generated"], findings.held_out
+    reasons = []
+    if evidence.noticed.count and held_out is None:
+        reasons.append(
+            f"{_counted(evidence.noticed)} {'lies' if evidence.noticed.count == 1 else 'lie'} as near to one training "
+            "image as copies do, but without held-out images nobody can tell how many of them are chance: on data of "
+            "low variety, images that nobody copied lie so near as well. Add --held-out."
+        )
+    elif evidence.noticed.count:
+        needed = (
+            f" About {evidence.held_out_needed:,} held-out images would decide." if evidence.held_out_needed else ""
+        )
+        reasons.append(
+            f"{_counted(evidence.noticed)} {'is' if evidence.noticed.count == 1 else 'are'} far nearer to one training "
+            f"image than real images are; {evidence.beyond:,} nearer than any of {_held_out(findings):,} held-out "
+            f"images.{needed} Look at the pairs."
+        )
+    elif findings.generated.identical and held_out is not None and held_out.identical:
+        own, control = findings.generated.identical, held_out.identical
+        reasons.append(
+            f"{own:,} of {generated.used:,} generated images {'equals' if own == 1 else 'equal'} a training image in "
+            f"every pixel, but so {'does' if control == 1 else 'do'} {control:,} of the held-out images: they are no "
+            "control."
+        )
+    reasons += _uniform(generated, "generated")
+    if held_out is not None:
+        reasons += _uniform(findings.sets["held_out"], "held-out")
+    exact = next((part for part in findings.planted if part.kind == "exact"), None)
+    if exact is not None and exact.found < 0.9 * exact.planted:
+        cause = "Training images are too much alike."
+        if held_out is not None:
+            cause = "Some held-out images are training images, or there are too few of them."
+        reasons.append(f"only {exact.found:,} of {exact.planted:,} exact copies that were planted were found. {cause}")
+    reasons += [difference_words(difference) for difference in findings.differences]
+    reasons += _nearer([part for part in findings.nearer if part.is_share])
+    return reasons
+
+
+def _uniform(images: SetFacts, kind: str) -> list[str]:
+    """Say that most images show one colour, or are equal to one another."""
+    if 2 * images.one_colour > images.used:
+        return [f"{images.one_colour:,} of {images.used:,} {kind} images show one colour only."]
+    if 2 * images.repeated > images.used and images.used > 2:
+        return [f"{images.repeated:,} of {images.used:,} {kind} images equal another one of them."]
+    return []
+
+
+def _bound_or_control(findings: Findings) -> str:
+    """Say what share of copies there may be all the same, of which kinds, and what was not looked for."""
+    kinds = [part.kind for part in claimed(findings.planted)]
+    weak = [part for part in findings.planted if part.kind not in kinds] if kinds else []
+    sentences = []
+    if findings.fewer_than is not None:
+        sentences.append(
+            f"With 95 % confidence, fewer than {percent(findings.fewer_than)} of this generator's images are "
+            f"{_listed(kinds, 'or')} copies; this allows for the share of planted copies that is not found."
+        )
+    for part in weak:
+        sentences.append(
+            f"Nothing is said of {part.kind} copies: {part.found:,} of {part.planted:,} planted were found."
+        )
+    if findings.not_moved:
+        sentences.append(f"Moved copies (shifted, turned, zoomed, blurred) were not looked for: {findings.not_moved}.")
+    sentences.append(f"Not looked for are {UNSEEN}.")
+    return " ".join(sentences) + _control(findings)
+
+
+def _kinds(findings: Findings) -> str:
+    """Break the named images down by what they are."""
+    rest = {
+        "identical": "a training image in every pixel",
+        "plain": "near to one in its place and colours",
+        "recoloured": "mirrored or recoloured",
+        "moved": "shifted, turned, zoomed or blurred",
+    }
+    parts = []
+    for name, words in rest.items():
+        count = findings.evidence.by_search.get(name, 0)
+        verbs = ("equals", "equal") if name == "identical" else ("is", "are")
+        if count:
+            parts.append(f"{count:,} {verbs[count != 1]} {words}")
+    text = f"{_sentence(', '.join(parts))}."
+    if findings.evidence.discovered:
+        text += (
+            f" {findings.evidence.discovered:,} of them were named by comparison with held-out images; of such, at "
+            f"most {percent(findings.evidence.false_finds)} are false on average."
+        )
+    return text
+
+
+def _control(findings: Findings) -> str:
+    if findings.held_out is None or findings.evidence.held_out_noticed is None:
+        return ""
+    return (
+        f" Of {_held_out(findings):,} held-out images, which nobody copied, {findings.evidence.held_out_noticed:,} lie "
+        f"nearer to one training image than {findings.evidence.noticed_below:.2f} times the next."
+    )
+
+
+def _contaminated(findings: Findings) -> str:
     """Warn of held-out images that are training images."""
     found = findings.held_out.identical if findings.held_out else 0
     if not found:
         return ""
-    these = "of them equals a training image" if found == 1 else "of them equal a training image"
+    images = "held-out image equals" if found == 1 else "held-out images equal"
     return (
-        f" Beware: {found:,} {these} in every pixel. What was trained on is no control, and hides copies: remove such "
-        "images from --held-out, and audit again."
+        f" Beware: {found:,} {images} a training image in every pixel. What was trained on is no control, and hides "
+        "copies: remove such images from --held-out, and audit again."
     )
 
 
-def _interval(part: Share) -> str:
-    return f"{percent(part.share)}, 95 % interval {percent(part.low)} to {percent(part.high)}"
+def _nearer(nearer: Sequence[Nearer]) -> list[str]:
+    if not nearer:
+        return []
+    first = nearer[0]
+    values = [percent(value) if first.is_share else f"{value:.3g}" for value in (first.generated, first.held_out)]
+    compared = f"{first.name}: {values[0]} against {values[1]}"
+    return [f"the images lie nearer to training images than held-out images do ({compared})."]
 
 
-def _control(control: Share | None) -> str:
-    if control is None:
-        return ""
-    return (
-        f" Of {control.total:,} held-out images, which nobody copied, {control.count:,} ({_interval(control)}) "
-        f"look{'s' if control.count == 1 else ''} the same way."
-    )
+def _loss(membership: Membership | None) -> list[str]:
+    if membership is None or membership.auc_low <= 0.5:
+        return []
+    return [f"Loss: gives its training images away, AUC {membership.auc:.3f}."]
+
+
+def _counted(part: Share, noun: str = "generated images") -> str:
+    return f"{part.count:,} of {part.total:,} {noun} ({percent(part.share)})"
+
+
+def _held_out(findings: Findings) -> int:
+    return 0 if findings.held_out is None else findings.held_out.copies.total
+
+
+def _probability(p_value: float) -> str:
+    times = 1 / p_value if p_value > 0 else float("inf")
+    return "fewer than 1 of 1,000,000" if times >= 1e6 else f"1 of {round(times):,}"
+
+
+def _listed(words: Sequence[str], joint: str) -> str:
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} {joint} {words[-1]}"
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def remarks(facts: SetFacts) -> list[str]:
+    """Say how a set was read, where that is not plain: pages, ranges, what could not be read.
+
+    Args:
+        facts: of the set.
+
+    Returns:
+        Sentences without the name of the set.
+    """
+    origin, lines = facts.origin, []
+    if origin.pages:
+        lines.append(
+            f"{origin.pages:,} images are pages of files that hold several; --pages first takes the first ones."
+        )
+    if origin.value_range is not None and origin.values is not None and origin.value_range != (0, 1):
+        (low, high), (least, most) = origin.value_range, origin.values
+        lines.append(
+            f"{origin.deep:,} images of more than 8 bits, with values from {least:g} to {most:g}, were read with black "
+            f"at {low:g} and white at {high:g}; --range says otherwise."
+        )
+    if facts.one_colour:
+        lines.append(f"{facts.one_colour:,} of {facts.used:,} images show one colour only.")
+    if 2 * facts.repeated > facts.used > 2:
+        lines.append(f"{facts.repeated:,} of {facts.used:,} images equal another one of them.")
+    if facts.skipped:
+        lines.append(f"{len(facts.skipped):,} of {facts.found:,} could not be read: {listed(facts.skipped)}.")
+    return lines
+
+
+# --- the table --------------------------------------------------------------------------------------------------------
 
 
 def findings_table(findings: Findings) -> Table:
@@ -150,11 +351,14 @@ def findings_table(findings: Findings) -> Table:
 def rows(findings: Findings) -> list[list[str]]:
     """Return a header and the lines of the table, as text."""
     sets = [findings.generated] + ([] if findings.held_out is None else [findings.held_out])
-    ratio = f"{findings.settings['ratio']:.2g}"
+    ratio, evidence = f"{findings.settings['ratio']:.3g}", findings.evidence
     lines = [["", "generated", "held-out"][: len(sets) + 1]]
     lines.append(["images", *(f"{part.copies.total:,}" for part in sets)])
+    lines.append(["named as copies", _cell(evidence.named), *[""] * (len(sets) - 1)])
+    noticed = [_cell(evidence.noticed)] + ([] if len(sets) == 1 else [f"{evidence.held_out_noticed:,}"])
+    lines.append([f"lowest ratio of all searches < {evidence.noticed_below:.2f}", *noticed])
     if findings.measure == "distinct":
-        lines.append([f"copies: d1/d2 < {ratio}, near-duplicates counted once", *(_cell(part.copies) for part in sets)])
+        lines.append([f"d1/d2 < {ratio}, near-duplicates counted once", *(_cell(part.copies) for part in sets)])
     lines.append([f"d1/d2 < {ratio} (memorized fraction)", *(_cell(part.memorized_fraction) for part in sets)])
     for threshold in ("0.15", "0.3"):
         shares = (_cell(part.memorized_quantity[threshold]) for part in sets)

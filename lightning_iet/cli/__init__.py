@@ -11,6 +11,7 @@ from typing import cast
 
 from lightning_iet import __version__
 from lightning_iet.utilities.errors import TRACEBACK_VARIABLE, one_line_errors
+from lightning_iet.utilities.text import write_plain_text
 
 PROGRAM = "lightning-iet"
 
@@ -68,6 +69,7 @@ def main(args: Sequence[str] | None = None) -> None:
     Raises:
         SystemExit: With status 2 and one line on standard error for bad input; with status 0 after help.
     """
+    write_plain_text(sys.stdout, sys.stderr)
     arguments = list(sys.argv[1:] if args is None else args)
     command = arguments[0].replace("_", "-") if arguments else ""
     known = [name for group in COMMANDS.values() for name in group]

@@ -5,6 +5,7 @@ import inspect
 import json
 import os
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from itertools import takewhile
 from pathlib import Path
@@ -45,8 +46,9 @@ class _ToolParser(OneLineErrors, ArgumentParser):
 def run_tool(tool: Callable[..., object], args: Sequence[str]) -> None:
     """Run a function as a command: a sequence as positional arguments, everything else as options.
 
-    Options are written with dashes or with underscores, a switch alone means true, and the values of a sequence follow
-    one another: ``--held-out DIR --strict --objectives fid memorized_fraction``.
+    Options are written with dashes or with underscores. A switch alone means true, with ``no-`` before it false, and
+    the values of a sequence follow one another: ``--held-out DIR --strict --no-images --objectives fid
+    memorized_fraction``. If the result has an ``exit_status`` other than 0, the program ends with it.
 
     Args:
         tool: The function; its docstring and type hints are the command's help.
@@ -63,15 +65,18 @@ def run_tool(tool: Callable[..., object], args: Sequence[str]) -> None:
     first = next((name for name in _FIRST if name in parameters), None)
     if first is not None and args and not args[0].startswith("-"):
         args = [f"--{first}", *args]
-    tool(**parser.parse_args(_with_underscores(args, parser.get_defaults().as_dict())).as_dict())
+    result = tool(**parser.parse_args(_with_underscores(args, parser.get_defaults().as_dict())).as_dict())
+    status = getattr(result, "exit_status", 0)
+    if status:
+        sys.exit(status)
 
 
 def _with_underscores(args: Sequence[str], defaults: Mapping[str, object]) -> list[str]:
     """Write options as the parser knows them.
 
     Example:
-        >>> _with_underscores(["--held-out", "a-b", "--strict", "--k=5"], {"strict": False})
-        ['--held_out', 'a-b', '--strict', 'true', '--k=5']
+        >>> _with_underscores(["--held-out", "a-b", "--strict", "--no-images"], {"strict": False, "images": True})
+        ['--held_out', 'a-b', '--strict', 'true', '--images', 'false']
         >>> _with_underscores(["--lr", "1e-5", "1e-3", "--jobs", "2"], {"lr": (0.0, 1.0)})
         ['--lr', '[1e-5, 1e-3]', '--jobs', '2']
     """
@@ -85,6 +90,9 @@ def _with_underscores(args: Sequence[str], defaults: Mapping[str, object]) -> li
             found.append(argument)
             continue
         key = name[2:].replace("-", "_")
+        if not equals and key not in defaults and defaults.get(key.removeprefix("no_")) is True:
+            found += [f"--{key.removeprefix('no_')}", "false"]
+            continue
         found.append(f"--{key}{equals}{value}")
         values = list(takewhile(lambda word: not word.startswith("--"), args[position + 1 :]))
         if isinstance(defaults.get(key), list | tuple) and not equals and values and not values[0].startswith("["):
@@ -93,7 +101,8 @@ def _with_underscores(args: Sequence[str], defaults: Mapping[str, object]) -> li
             found.append(json.dumps(values) if words else f"[{', '.join(values)}]")
             taken = position + 1 + len(values)
             continue
-        alone = not equals and "".join(args[position + 1 : position + 2]).lower() not in _BOOLEANS
+        following = "".join(args[position + 1 : position + 2]).lower()
+        alone = not equals and following not in _BOOLEANS and not re.fullmatch(r"[\d.]+(e-?\d+)?", following)
         if alone and isinstance(defaults.get(key), bool):
             found.append("true")
     return found

@@ -3,7 +3,7 @@
 import warnings
 from dataclasses import dataclass
 from io import BytesIO
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -13,34 +13,124 @@ from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
+from lightning_iet.functional.checks import TOLERANCE
+
 Pixels: TypeAlias = NDArray[np.uint8]
 Size: TypeAlias = tuple[int, int]
 Fit: TypeAlias = Literal["stretch", "crop"]
 Channels: TypeAlias = Literal[1, 3, 4]
+Background: TypeAlias = Literal["white", "black"]
+Range: TypeAlias = tuple[float, float]
+Depth: TypeAlias = Literal["8 bits", "integers", "floating point"]
+Stored: TypeAlias = "bytes | Page | NDArray[Any] | Image.Image"
+
+RANGES: dict[str, Range] = {"integers": (0, 65535), "floating point": (0, 1)}
 
 RULES = (
-    "the first frame of an animation",
+    "every page of a file is an image, such as those of a TIFF stack or the frames of an animation",
     "turned as the EXIF orientation says",
-    "transparency over white",
+    "transparency over one colour, white unless another is given",
     "palettes and CMYK to RGB, without colour profiles",
-    "16-bit grey divided by 257, floating point times 255, both rounded to 8 bits",
+    "images of more than 8 bits from their range to 0 ... 255, rounded",
     "grey images stay grey where all images are",
 )
 
 _16_BITS = ("I;16", "I;16L", "I;16B", "I;16N", "I")
+_PAGED = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"GIF8", b"RIFF")
+
+
+class Page(NamedTuple):
+    """One of the images in a file."""
+
+    data: bytes
+    number: int
+
+
+class Decoded(NamedTuple):
+    """An image before it is brought to 8 bits.
+
+    Attributes:
+        pixels: Shape ``(H, W, C)``: uint8, or float32 with the stored values where there are more than 8 bits.
+        depth: ``"8 bits"``, ``"integers"`` or ``"floating point"``.
+        size: Height and width as stored, before resizing.
+        kind: Pillow's name of the file's format, or ``"array"``.
+        transparent: Whether a pixel is transparent.
+    """
+
+    pixels: NDArray[Any]
+    depth: Depth
+    size: Size
+    kind: str
+    transparent: bool
+
+
+def may_have_pages(start: bytes) -> bool:
+    """Tell from the first bytes of a file, 4,096 of them suffice, whether it may hold several images.
+
+    Example:
+        >>> may_have_pages(b"GIF89a"), may_have_pages(b"BM")
+        (True, False)
+    """
+    if start.startswith(b"\x89PNG"):  # an animated one says so before its first data
+        data = start.find(b"IDAT")
+        return b"acTL" in (start if data < 0 else start[:data])
+    return start.startswith(_PAGED) and not (start.startswith(b"RIFF") and start[8:12] != b"WEBP")
+
+
+def page_numbers(data: bytes) -> list[int]:
+    """List the pages of a file that are images: ``[0]`` for most files, and for those that cannot be read.
+
+    Pages of a TIFF that its tags call a smaller version or a mask of another one are left out.
+
+    Args:
+        data: The file's bytes.
+
+    Returns:
+        Numbers for :class:`Page`.
+
+    Example:
+        >>> file, frame = BytesIO(), Image.new("L", (2, 2))
+        >>> frame.save(file, "tiff", save_all=True, append_images=[frame, frame])
+        >>> page_numbers(file.getvalue())
+        [0, 1, 2]
+    """
+    if not may_have_pages(data):
+        return [0]
+    try:
+        with warnings.catch_warnings(action="ignore"), _opened(data) as image:
+            numbers = list(range(getattr(image, "n_frames", 1)))
+            if image.format == "TIFF":
+                numbers = [number for number in numbers if not _page_tag(image, number) & 0b101]
+            return numbers or [0]
+    except Exception:  # decoders raise whatever damaged bytes provoke; decoding tells what it is
+        return [0]
+
+
+def _page_tag(image: Image.Image, number: int) -> int:
+    image.seek(number)
+    return int(image.tag_v2.get(254, 0))  # type: ignore[attr-defined]  # NewSubfileType
 
 
 def decode(
-    data: bytes | NDArray[Any] | Image.Image, *, size: Size | None = None, fit: Fit = "stretch", alpha: bool = False
+    data: Stored,
+    *,
+    size: Size | None = None,
+    fit: Fit = "stretch",
+    alpha: bool = False,
+    background: Background = "white",
+    value_range: Range | None = None,
 ) -> Pixels:
     """Decode one image to pixels of 8 bits, by the :data:`RULES`.
 
     Args:
-        data: An encoded file; or an array ``(H, W)`` or ``(H, W, C)`` with 1, 3 or 4 channels, uint8, uint16, or
-            floating point in [0, 1]; or an image of Pillow's.
+        data: An encoded file, of which the first page is taken, or a :class:`Page` of one; or an array ``(H, W)`` or
+            ``(H, W, C)`` with 1, 3 or 4 channels, of integers or floating point; or an image of Pillow's.
         size: Height and width to resize to, by Pillow's bicubic filter with antialiasing; ``None`` leaves the size.
         fit: ``"stretch"`` to that size, or ``"crop"`` the middle after scaling the shorter side.
-        alpha: Keep transparency as a fourth channel, where there is any, instead of laying it over white.
+        alpha: Keep transparency as a fourth channel, where there is any, instead of laying it over the background.
+        background: Colour under transparent pixels.
+        value_range: Values of black and white in images of more than 8 bits; by default 0 and 65535 for integers, 0
+            and 1 for floating point. Values beyond them become black or white.
 
     Returns:
         Shape ``(H, W, 1)`` for grey images, else ``(H, W, 3)``, or ``(H, W, 4)`` with ``alpha``.
@@ -53,72 +143,134 @@ def decode(
         >>> decode(np.array([[0, 65535], [257, 514]], dtype=np.uint16)).squeeze()
         array([[  0, 255],
                [  1,   2]], dtype=uint8)
+        >>> decode(np.array([[0, 4095]], dtype=np.uint16), value_range=(0, 4095)).squeeze()
+        array([  0, 255], dtype=uint8)
     """
-    image = _open(data, alpha=alpha) if isinstance(data, bytes) else _eight_bits(_image(data), alpha=alpha)
-    if size is not None and image.size != (size[1], size[0]):
-        resize = ImageOps.fit if fit == "crop" else Image.Image.resize
-        image = resize(image, (size[1], size[0]), Image.Resampling.BICUBIC)
-    pixels = np.asarray(image)
-    return pixels[..., None] if pixels.ndim == 2 else pixels
+    if isinstance(data, np.ndarray) and data.dtype.kind in "ui" and data.dtype.itemsize > 2 and value_range is None:
+        raise ValueError(f"pixels of type {data.dtype} have no known range")  # 0 ... 255 in 64 bits would be black
+    found = decode_stored(data, size=size, fit=fit, alpha=alpha, background=background, value_range=value_range)
+    return found.pixels if found.depth == "8 bits" else to_eight_bits(found.pixels, value_range or RANGES[found.depth])
 
 
-def _open(data: bytes, *, alpha: bool) -> Image.Image:
-    """Decode a file."""
+def decode_stored(
+    data: Stored,
+    *,
+    size: Size | None = None,
+    fit: Fit = "stretch",
+    alpha: bool = False,
+    background: Background = "white",
+    value_range: Range | None = None,
+) -> Decoded:
+    """Decode one image, and leave values of more than 8 bits as they are stored; see :func:`decode`."""
+    kind = "array"
+    image: NDArray[Any] | Image.Image
+    if isinstance(data, bytes | Page):
+        image, kind = _open(data)
+    else:
+        image = data if isinstance(data, Image.Image) else _image(data)
+    pixels, depth, transparent = _native(image, alpha=alpha, background=background)
+    if depth != "8 bits":
+        _check_values(pixels, depth, value_range)
+    stored: Size = pixels.shape[0], pixels.shape[1]
+    if size is not None and stored != size:
+        pixels = _resize(pixels, size, fit)
+    return Decoded(pixels, depth, stored, kind, transparent)
+
+
+def to_eight_bits(values: NDArray[Any], value_range: Range) -> Pixels:
+    """Map values from a range to 0 … 255; those beyond its ends become black or white.
+
+    Example:
+        >>> to_eight_bits(np.array([-1.0, 0.0, 0.5, 1.0]), (-1, 1))
+        array([  0, 128, 191, 255], dtype=uint8)
+    """
+    low, high = value_range
+    scaled = (values.astype(np.float64) - low) * (255 / (high - low))
+    return np.rint(scaled.clip(0, 255)).astype(np.uint8)
+
+
+def _opened(data: bytes) -> Image.Image:
+    Image.init()
+    formats = [name for name in Image.ID if name != "EPS"]  # for which Pillow would run Ghostscript on the file
+    return Image.open(BytesIO(data), formats=formats)
+
+
+def _open(data: bytes | Page) -> tuple[Image.Image, str]:
+    """Decode a page of a file."""
+    data, number = data if isinstance(data, Page) else (data, 0)
     if not data:
         raise ValueError("the file is empty")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of what Pillow reads all the same, such as damaged EXIF data
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        Image.init()
-        formats = [name for name in Image.ID if name != "EPS"]  # for which Pillow would run Ghostscript on the file
-        with Image.open(BytesIO(data), formats=formats) as image:
+        with _opened(data) as image:
+            kind = image.format or "unknown"
+            if number:
+                image.seek(number)
             image.load()
-            return _eight_bits(ImageOps.exif_transpose(image), alpha=alpha)
+            return ImageOps.exif_transpose(image), kind
 
 
-def _image(array: NDArray[Any] | Image.Image) -> Image.Image:
-    """Bring an array to 8 bits."""
-    if isinstance(array, Image.Image):
-        return array
+def _image(array: NDArray[Any]) -> NDArray[Any] | Image.Image:
+    """Check the shape and the type of an array."""
     channels = array.shape[2] if array.ndim == 3 else 1
-    if array.ndim not in (2, 3) or channels not in (1, 3, 4):
+    if array.ndim not in (2, 3) or channels not in (1, 3, 4) or not array.size:
         raise ValueError(f"an array of shape {array.shape} is no image")
-    if array.dtype == np.uint16:
-        array = _rounded(array / 257)
-    elif array.dtype.kind == "f":
-        array = _from_float(array)
-    elif array.dtype != np.uint8:
+    if array.dtype == bool:
+        array = array.astype(np.uint8) * 255
+    if array.dtype.kind not in "uif":
         raise ValueError(f"pixels of type {array.dtype} have no known range")
+    if channels == 4 and array.dtype != np.uint8:  # transparency needs 8 bits
+        array = to_eight_bits(array, RANGES["floating point" if array.dtype.kind == "f" else "integers"])
+    if array.dtype != np.uint8:
+        return array
     return Image.fromarray(array[..., 0] if array.ndim == 3 and channels == 1 else array)
 
 
-def _eight_bits(image: Image.Image, *, alpha: bool) -> Image.Image:
-    """Bring an image of any mode to L or RGB, or to RGBA if its transparency is to be kept."""
-    if image.mode in ("L", "RGB") and not image.has_transparency_data:
-        return image
-    if image.mode in _16_BITS:
-        integers = np.asarray(image)
-        if integers.min() < 0 or integers.max() > 65535:
-            raise ValueError("32-bit pixels outside 0 … 65535 have no known range")
-        return Image.fromarray(_rounded(integers / 257))
-    if image.mode == "F":
-        return Image.fromarray(_from_float(np.asarray(image)))
+def _native(
+    image: NDArray[Any] | Image.Image, *, alpha: bool, background: Background
+) -> tuple[NDArray[Any], Depth, bool]:
+    """Bring an image of any mode to L, RGB, or RGBA if its transparency is to be kept; deep ones to their values."""
+    if isinstance(image, Image.Image) and (image.mode in _16_BITS or image.mode == "F"):
+        image = np.asarray(image)
+    if not isinstance(image, Image.Image):
+        depth: Depth = "floating point" if image.dtype.kind == "f" else "integers"
+        return image.reshape(*image.shape[:2], -1).astype(np.float32), depth, False
+    transparent = False
     if image.has_transparency_data:
         image = image.convert("RGBA")
-        return image if alpha else Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image.convert("L" if image.mode == "1" else "RGB")
+        transparent = bool(np.asarray(image.getchannel("A")).min() < 255)
+        if not alpha:
+            image = Image.alpha_composite(Image.new("RGBA", image.size, background), image).convert("RGB")
+    elif image.mode not in ("L", "RGB"):
+        image = image.convert("L" if image.mode == "1" else "RGB")
+    pixels = np.asarray(image)
+    return pixels.reshape(*pixels.shape[:2], -1), "8 bits", transparent
 
 
-def _from_float(array: NDArray[Any]) -> Pixels:
-    if not np.isfinite(array).all():
+def _check_values(values: NDArray[Any], depth: Depth, value_range: Range | None) -> None:
+    """Refuse values of which nobody can tell how bright they are."""
+    if not np.isfinite(values).all():
         raise ValueError("pixels are NaN or infinite")
-    if array.min() < 0 or array.max() > 1:
-        raise ValueError(f"floating-point pixels lie in [{array.min():.4g}, {array.max():.4g}], not in [0, 1]")
-    return _rounded(array * 255)
+    low, high = RANGES[depth]
+    slack = TOLERANCE if depth == "floating point" else 0
+    if value_range is None and (values.min() < low - slack or values.max() > high + slack):
+        name = "floating-point" if depth == "floating point" else "integer"
+        raise ValueError(
+            f"{name} pixels lie in [{values.min():.4g}, {values.max():.4g}], not in [{low:g}, {high:g}]: "
+            "which of them are black and white is not known"
+        )
 
 
-def _rounded(array: NDArray[Any]) -> Pixels:
-    return np.rint(array).astype(np.uint8)
+def _resize(pixels: NDArray[Any], size: Size, fit: Fit) -> NDArray[Any]:
+    """Resize by Pillow: colours together, deep values channel by channel."""
+    if pixels.dtype == np.uint8:
+        planes = [Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)]
+    else:
+        planes = [Image.fromarray(pixels[..., channel]) for channel in range(pixels.shape[2])]
+    resize = ImageOps.fit if fit == "crop" else Image.Image.resize
+    done = [np.asarray(resize(plane, (size[1], size[0]), Image.Resampling.BICUBIC)) for plane in planes]
+    return done[0].reshape(*size, -1) if len(done) == 1 else np.stack(done, axis=2)
 
 
 @dataclass(frozen=True)
@@ -150,7 +302,7 @@ class Preparation:
             image = torch.tensor(decode(image, alpha=self.channels == 4)).permute(2, 0, 1)
         if self.size is not None and tuple(image.shape[-2:]) != self.size:
             image = self._resize(image, self.size)
-        return to_channels(F.to_dtype(image, torch.float32, scale=True), self.channels)
+        return to_channels(within_unit_interval(F.to_dtype(image, torch.float32, scale=True)), self.channels)
 
     def _resize(self, image: Tensor, size: Size) -> Tensor:
         target = size
@@ -162,6 +314,20 @@ class Preparation:
         # Bicubic weights are negative in places: floating point can leave [0, 1], 8 bits cannot.
         resized = resized.clamp(0, 1) if resized.is_floating_point() else resized
         return F.center_crop(resized, list(size))
+
+
+def within_unit_interval(images: Tensor) -> Tensor:
+    """Round values that lie outside [0, 1] by a rounding error into it; others are left for checks to refuse.
+
+    Example:
+        >>> within_unit_interval(torch.tensor([0.5, 1.0001])), within_unit_interval(torch.tensor([0.5, 1.1]))
+        (tensor([0.5000, 1.0000]), tensor([0.5000, 1.1000]))
+    """
+    if not images.numel():
+        return images
+    low, high = (float(value) for value in images.aminmax())
+    is_near = min(low, 0) >= -TOLERANCE and max(high, 1) <= 1 + TOLERANCE
+    return images.clamp(0, 1) if is_near and (low < 0 or high > 1) else images
 
 
 def to_channels(image: Tensor, channels: Channels) -> Tensor:

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 from lightning_iet.data.images import ImageDataModule
 from lightning_iet.data.samples import Skip, listed
-from lightning_iet.data.sources import Data, FolderSource, Source
+from lightning_iet.data.sources import Data, FolderSource, Source, with_pages
 from lightning_iet.utilities.files import printable
 
 log = logging.getLogger(__name__)
@@ -130,6 +130,8 @@ class ImageFiles(FolderSource):
 class ImageFolderDataModule(StoredDataModule):
     """Images in a folder; if they lie in sub-folders, the first level of these are the classes, in order of name.
 
+    Every page of a file is an image, such as the slices of a TIFF stack.
+
     AFHQ's dogs are ``root: afhq/train/dog`` with ``held_out: afhq/val/dog``.
 
     Args:
@@ -161,14 +163,15 @@ class ImageFolderDataModule(StoredDataModule):
         """Open the images of a folder."""
         if not path.is_dir():
             raise ValueError(f"Argument `{argument}` expected {self.expected}, but got '{path}', which is none.")
-        source = ImageFiles(path)
-        folders = [Path(name).parts[0] if len(Path(name).parts) > 1 else "" for name in source.names]
+        source = with_pages(ImageFiles(path))
+        names = [source.name(index) for index in range(len(source))]
+        folders = [Path(name).parts[0] if len(Path(name).parts) > 1 else "" for name in names]
         if argument == "root":
             self.classes = sorted(set(folders) - {""})
         if not self.classes:
             return StoredSamples(source)
         numbers = {name: number for number, name in enumerate(self.classes)}
-        for name, folder in zip(source.names, folders, strict=True):
+        for name, folder in zip(names, folders, strict=True):
             if folder not in numbers:
                 raise ValueError(
                     f"Argument `{argument}` expected all images in folders named after the classes "

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_iet.data.augmentation import Augmented, Magnitudes
-from lightning_iet.data.decoding import Channels, Fit, Preparation, Size
+from lightning_iet.data.decoding import Channels, Fit, Preparation, Size, within_unit_interval
 from lightning_iet.data.duplicates import (
     Duplication,
     FirstOfGroups,
@@ -37,7 +37,7 @@ class IndexedImages(Dataset[tuple[Tensor, Tensor, int]]):
 
     Args:
         images: Float in [0, 1], or uint8, which takes a quarter of the memory; shape ``(n, C, H, W)``.
-        labels: Classes, shape ``(n,)``.
+        labels: Classes, shape ``(n,)``; by default all 0.
 
     Raises:
         ValueError: If numbers disagree, or images are not in [0, 1].
@@ -48,12 +48,14 @@ class IndexedImages(Dataset[tuple[Tensor, Tensor, int]]):
         (torch.Size([1, 2, 2]), 8, 1)
     """
 
-    def __init__(self, images: Tensor, labels: Tensor) -> None:
+    def __init__(self, images: Tensor, labels: Tensor | None = None) -> None:
+        labels = torch.zeros(len(images), dtype=torch.int64) if labels is None else labels
         if images.ndim != 4 or len(images) != len(labels):
             raise ValueError(
                 f"Argument `images` expected shape (n, C, H, W) with one label each, but got {tuple(images.shape)} "
                 f"and {len(labels)} labels."
             )
+        images = images if images.dtype == torch.uint8 else within_unit_interval(images)
         checked = len(images) > 0 and images.dtype != torch.uint8
         if checked and not (images.isfinite().all() and images.min() >= 0 and images.max() <= 1):
             raise ValueError("Argument `images` expected finite values in [0, 1], but got others. Divide 8-bit by 255.")
@@ -353,6 +355,10 @@ class ImageDataModule(pl.LightningDataModule):
             seed=self.seed,
         )
         return SetSizes(*numbers), images
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return how images were prepared, so that an audit of the model prepares them in the same way."""
+        return {"image_size": self.image_size, "fit": self.fit, "channels": self.channels}
 
     def train_dataloader(self) -> DataLoader[Any]:
         """The training images, shuffled."""

@@ -5,16 +5,20 @@ import stat
 import tarfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from lightning_iet.data.decoding import Page, may_have_pages, page_numbers
 from lightning_iet.utilities.errors import require
 
-Data: TypeAlias = bytes | NDArray[Any]
-"""What a source holds of an image: a file's bytes, or an array."""
+Data: TypeAlias = bytes | Page | NDArray[Any]
+"""What a source holds of an image: a file's bytes, a page of a file, or an array."""
+
+
+HEAD = 4096  # bytes that tell whether a file may have several pages
 
 
 class Source(Protocol):
@@ -107,6 +111,14 @@ class FolderSource:
         with open(path, "rb") as file:
             return file.read()
 
+    def head(self, index: int) -> bytes:
+        """Return the first bytes of a file."""
+        path = os.path.join(self.path, self.names[index])
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise ValueError("not a regular file")
+        with open(path, "rb") as file:
+            return file.read(HEAD)
+
 
 def _walk(folder: str, visited: set[tuple[int, int]]) -> Iterator[str]:
     """Paths of the files in a folder and below."""
@@ -195,8 +207,8 @@ class Member(NamedTuple):
     size: int
     is_link: bool = False
 
-    def read(self) -> bytes:
-        """Return its bytes.
+    def read(self, most: int | None = None) -> bytes:
+        """Return its bytes, or the first of them.
 
         Raises:
             ValueError: If it is a link.
@@ -205,7 +217,7 @@ class Member(NamedTuple):
             raise ValueError("a link inside an archive, not a file")
         with self.path.open("rb") as file:
             file.seek(self.offset)
-            return file.read(self.size)
+            return file.read(self.size if most is None else min(most, self.size))
 
 
 def tar_members(path: Path) -> Iterator[Member]:
@@ -266,14 +278,73 @@ class TarSource:
         """Return the bytes of a member."""
         return self.members[index].read()
 
+    def head(self, index: int) -> bytes:
+        """Return the first bytes of a member."""
+        return self.members[index].read(HEAD)
 
-def open_source(path: Path, *, argument: str) -> Source:
+
+class PagedSource:
+    """The pages of the files of a source: every slice of a TIFF stack, every frame of an animation.
+
+    Args:
+        source: The files.
+
+    Attributes:
+        items: For every image the position of its file, and the number of its page where the file has several.
+
+    Example:
+        >>> PagedSource(ArraySource(np.zeros((2, 8, 8), dtype=np.uint8))).name(1)
+        '1'
+    """
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self.items: list[tuple[int, int | None]] = []
+        for index in range(len(source)):
+            numbers = self._pages(index)
+            self.items += [(index, number if numbers != [0] else None) for number in numbers]
+
+    def _pages(self, index: int) -> list[int]:
+        """List the pages of a file; of most files a look at the first bytes tells that there is one."""
+        if isinstance(self.source, ArraySource):
+            return [0]
+        try:
+            start = self.source.head(index) if isinstance(self.source, FolderSource | TarSource) else None
+            if start is not None and not may_have_pages(start):
+                return [0]
+            data = self.source.read(index)
+        except Exception:  # what cannot be read is listed when it is its turn
+            return [0]
+        return page_numbers(data) if isinstance(data, bytes) else [0]
+
+    @property
+    def names(self) -> list[str]:
+        """Names of all images."""
+        return [self.name(index) for index in range(len(self))]
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def name(self, index: int) -> str:
+        """Return the name of the file, with the number of the page where it has several."""
+        file, page = self.items[index]
+        return self.source.name(file) if page is None else f"{self.source.name(file)}, page {page + 1}"
+
+    def read(self, index: int) -> Data:
+        """Return the file, or one page of it."""
+        file, page = self.items[index]
+        data = self.source.read(file)
+        return Page(data, page) if page is not None and isinstance(data, bytes) else data
+
+
+def open_source(path: Path, *, argument: str, pages: Literal["all", "first"] = "all") -> Source:
     """Find out what a path holds, and open it.
 
     Args:
         path: A folder of images (with folders in it), of WebDataset archives, or of a Hugging Face data set; or a file
             ``.npy``, ``.npz`` or ``.tar``.
         argument: The name under which the user gave the path.
+        pages: Whether every page of a file is an image, or only the first.
 
     Returns:
         The source; it holds at least one item.
@@ -295,7 +366,13 @@ def open_source(path: Path, *, argument: str) -> Source:
         raise ValueError(f"{wanted}, but got '{path}', which cannot be read ({_reason(error)}).") from error
     if not len(source):
         raise ValueError(f"{wanted}, but got '{path}', which holds none. Check the path.")
-    return source
+    return source if pages == "first" else with_pages(source)
+
+
+def with_pages(source: Source) -> Source:
+    """Return a source of all pages of its files; the source itself where no file has more than one."""
+    paged = PagedSource(source)
+    return source if len(paged) == len(source) else paged
 
 
 def _reason(error: Exception) -> str:

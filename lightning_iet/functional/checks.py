@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-_TOLERANCE = 1e-3
+TOLERANCE = 1e-3  # of values outside [0, 1]: what a cubic filter or a change of units leaves
 """How far floating-point images may leave [0, 1]: a quarter of one of 256 levels, which is rounding, not scale."""
 
 
@@ -52,7 +52,7 @@ def _check_unit_interval(images: Tensor, name: str) -> None:
     if images.numel() == 0:
         return
     low, high = (value.item() for value in images.aminmax())
-    if not (low >= -_TOLERANCE and high <= 1 + _TOLERANCE):  # written so that NaN, which compares false, is refused
+    if not (low >= -TOLERANCE and high <= 1 + TOLERANCE):  # written so that NaN, which compares false, is refused
         found = "NaN" if low != low else f"values from {low:.4g} to {high:.4g}"
         raise ValueError(f"Argument `{name}` expected values in [0, 1], but got {found}. {_range_remedy(low, high)}")
 
@@ -61,7 +61,7 @@ def _range_remedy(low: float, high: float) -> str:
     """Return what brings values of that range to [0, 1]."""
     if low >= 0 and 2 < high <= 255:
         return "Scale them by images / 255, or pass .to(torch.uint8)."
-    if low >= -1 - _TOLERANCE and high <= 1 + _TOLERANCE:
+    if low >= -1 - TOLERANCE and high <= 1 + TOLERANCE:
         return "Scale them by (images + 1) / 2."
     if low == low and high - low < torch.inf:
         return "Scale them by the range that they were made for, the same for all sets."

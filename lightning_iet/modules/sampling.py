@@ -74,7 +74,7 @@ def sample_images(
         Images in [0, 1] on the CPU, shape ``(num, C, H, W)``.
 
     Raises:
-        ValueError: For numbers out of range.
+        ValueError: For numbers out of range; for images that are not finite.
     """
     most = scheduler.config.num_train_timesteps
     for name, value in (("num", num), ("batch_size", batch_size), ("num_inference_steps", num_inference_steps)):
@@ -104,12 +104,24 @@ def sample_images(
                     prediction = guided(denoise, seen, timesteps, told, add_null=add_null, scale=guidance_scale)
                     random = {"generator": generators} if is_random else {}
                     images = scheduler.step(prediction, timestep, images, **random).prev_sample
-            batches.append(decode(images).float().cpu())
+            batches.append(_finite(decode(images).float().cpu()))
             if progress is not None:
                 progress(len(numbers))
         return torch.cat(batches)
     finally:
         module.train(was_training)
+
+
+def _finite(images: Tensor) -> Tensor:
+    """Return images, or refuse what is none: NaN would become black in a file, and pass for an image."""
+    broken = int((~images.isfinite().flatten(1).all(dim=1)).sum())
+    if broken:
+        raise ValueError(
+            f"Sampling expected finite images, but got NaN or infinity in {broken} of {len(images)}. The model has "
+            "diverged, or its scheduler does not fit it (zero terminal SNR needs prediction_type: v_prediction): use "
+            "an earlier checkpoint, or another scheduler."
+        )
+    return images
 
 
 def guided(

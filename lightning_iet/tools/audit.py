@@ -2,81 +2,64 @@
 
 import os
 import re
+import shlex
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 
 from lightning_iet.audit.cache import BlockCache, all_or_none, process_group, rank
 from lightning_iet.audit.core import Audit, Settings, audit_images
-from lightning_iet.audit.features import Features, build_features
+from lightning_iet.audit.features import PIXELS, Features, build_features
 from lightning_iet.audit.findings import Findings, make_findings
-from lightning_iet.audit.reading import ImageSet, read_images
+from lightning_iet.audit.pairs import Review, apply_review, read_review
+from lightning_iet.audit.reading import ImageSet, Reading, read_sets
 from lightning_iet.audit.report import write_report
 from lightning_iet.audit.search import Invariance
-from lightning_iet.audit.verdict import findings_table
-from lightning_iet.data.decoding import Fit, Size
+from lightning_iet.audit.verdict import findings_table, remarks
+from lightning_iet.data.decoding import Background, Fit, Range, Size
 from lightning_iet.data.sources import open_source
 from lightning_iet.evaluation.membership import Membership
 from lightning_iet.utilities.devices import usable_device
-from lightning_iet.utilities.files import (
-    FILES,
-    METRICS,
-    check_apart,
-    check_free,
-    check_writable,
-    remedies,
-    whole_folder,
-)
+from lightning_iet.utilities.files import FILES, check_apart, check_free, check_writable, remedies, whole_folder
+
+AUTO = "auto"
+Pages = Literal["all", "first"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class AuditJob:
-    """Options of an audit.
+    """What all audits share: options, reading, searching and publishing. The options are those of :func:`audit`."""
 
-    Args:
-        out: Folder for the report.
-        features: What distances are measured in: pixels, or a network: efficientnet, sscd, clip, inception,
-            clean-inception, digits, or a TorchScript file (.ts).
-        weights: The network's weight file.
-        resize: Size to bring all images to, such as 64 or 64x48 (width x height); without it all must have one size.
-        fit: Whether resizing stretches an image or crops its middle.
-        invariance: Versions of a generated image that are compared too: mirrored (twice the time), shifted by one
-            pixel (9 times), both (18 times).
-        k: Neighbours in the mean of the memorized quantity.
-        ratio: An image counts as a copy if its nearest training image is nearer than this times the next.
-        duplicates: Look for near-duplicates inside the training set.
-        pairs: Generated images, nearest to training images first, that the report shows.
-        strict: Refuse images that cannot be read, instead of listing them.
-        overwrite: Replace an earlier report.
-        cache: Folder to keep finished work in, for further audits; by default it lies in OUT.partial until the report
-            is written.
-        workers: Processes that decode images; by default one for each core.
-        device: "cpu", "cuda", "cuda:1" ...; "auto" = a GPU if there is one.
-
-    Raises:
-        ValueError: For values out of range, or if the report cannot be written.
-    """
-
-    out: Path = Path("audit")
-    features: str = "pixels"
-    weights: Path | None = None
-    resize: str | None = None
-    fit: Fit = "stretch"
-    invariance: Invariance = "none"
-    k: int = 50
-    ratio: float = 1 / 3
-    duplicates: bool = True
-    pairs: int = 100
-    strict: bool = False
-    overwrite: bool = False
-    cache: Path | None = None
-    workers: int | None = None
-    device: str = "auto"
+    out: Path
+    features: str
+    weights: Path | None
+    resize: str | None
+    fit: Fit | None
+    range: str | None
+    background: Background
+    pages: Pages
+    moved: bool | None
+    invariance: Invariance
+    k: int
+    ratio: float
+    duplicates: bool
+    false_finds: float
+    review: Path | None
+    title: str
+    images: bool
+    pairs: int
+    fail_on_copies: bool | float
+    strict: bool
+    overwrite: bool
+    cache: Path | None
+    workers: int | None
+    device: str
 
     def __post_init__(self) -> None:
         """Find out now what would end a long job later."""
@@ -84,7 +67,9 @@ class AuditJob:
             value = getattr(self, name)
             if value is not None and value < 0:
                 raise ValueError(f"Argument `{name}` expected an integer ≥ 0, but got {value}.")
-        _ = self.size, self.settings, self.on
+        if not 0 <= self.fail_on_copies <= 1:
+            raise ValueError(f"Argument `fail_on_copies` expected a share from 0 to 1, but got {self.fail_on_copies}.")
+        _ = self.reading, self.settings, self.on, self.reviewed
         check_free(self.folder, overwrite=self.overwrite)
         if self.cache is not None and Path(self.cache).exists() and not Path(self.cache).is_dir():
             raise ValueError(f"Argument `cache` expected a folder, but got '{self.cache}', which is something else.")
@@ -104,7 +89,45 @@ class AuditJob:
     @cached_property
     def settings(self) -> Settings:
         """What counts as a copy."""
-        return Settings(k=self.k, ratio=self.ratio, invariance=self.invariance, duplicates=self.duplicates)
+        return Settings(
+            k=self.k,
+            ratio=self.ratio,
+            invariance=self.invariance,
+            duplicates=self.duplicates,
+            moved=False if self.moved is None and self.features == PIXELS else self.moved,
+            false_finds=self.false_finds,
+        )
+
+    @cached_property
+    def reviewed(self) -> Review | None:
+        """What a person has decided about pairs of an earlier audit."""
+        return None if self.review is None else read_review(Path(self.review))
+
+    @cached_property
+    def reading(self) -> Reading:
+        """How images are read."""
+        return Reading(
+            size=self.size,
+            fit=self.fit,
+            value_range=self.value_range,
+            background=self.background,
+            strict=self.strict,
+            workers=self.workers,
+        )
+
+    @cached_property
+    def value_range(self) -> Range | None:
+        """Values of black and white, from ``LOW:HIGH``."""
+        if self.range is None:
+            return None
+        number = r"[+-]?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?"
+        match = re.fullmatch(rf"({number}):({number})", self.range)
+        if match is None or not float(match[1]) < float(match[2]):
+            raise ValueError(
+                f"Argument `range` expected the values of black and white, such as 0:4095 or -1:1, but got "
+                f"'{self.range}'."
+            )
+        return float(match[1]), float(match[2])
 
     @cached_property
     def size(self) -> Size | None:
@@ -126,28 +149,28 @@ class AuditJob:
     @cached_property
     def network(self) -> Features:
         """What distances are measured in."""
-        return build_features(self.features, weights=self.weights, device=self.on)
+        return build_features(PIXELS if self.features == AUTO else self.features, weights=self.weights, device=self.on)
 
     @contextmanager
-    def images(self, given: Mapping[str, Path | None]) -> Iterator[dict[str, ImageSet]]:
+    def read(
+        self, given: Mapping[str, Path | None], *, reading: Reading | None = None
+    ) -> Iterator[dict[str, ImageSet]]:
         """Read images; when the block has ended well, finished work is no longer kept.
 
         Args:
-            given: where they are, by the names of the arguments.
+            given: Where they are, by the names of the arguments.
+            reading: How to read them, if not as the options say.
 
         Yields:
             The images, without those that were not given.
         """
         paths = {name: Path(path) for name, path in given.items() if path is not None}
         check_apart({"out": self.folder, "cache": self.blocks.folder}, paths)
-        sources = {name: open_source(path, argument=name) for name, path in paths.items()}
+        sources = {name: open_source(path, argument=name, pages=self.pages) for name, path in paths.items()}
         _ = self.network
-        reading: dict[str, Any] = {"size": self.size, "fit": self.fit, "strict": self.strict, "workers": self.workers}
+        locations = {name: str(path) for name, path in paths.items()}
         with process_group(), remedies(self.blocks.folder):
-            yield {
-                name: read_images(source, self.blocks, argument=name, location=str(paths[name]), **reading)
-                for name, source in sources.items()
-            }
+            yield read_sets(sources, self.blocks, locations=locations, reading=reading or self.reading)
             done = rank() == 0
         if self.cache is None and done:
             self.blocks.clear()
@@ -163,15 +186,25 @@ class AuditJob:
 
         Args:
             sets: ``"generated"``, ``"train"`` and perhaps ``"held_out"`` images.
-            settings: further settings to put on record.
-            membership: what the generator's loss gives away, if it was measured.
+            settings: Further settings to put on record.
+            membership: What the generator's loss gives away, if it was measured.
 
         Returns:
             The figures, on every process.
         """
         found = audit_images(**sets, features=self.network, cache=self.blocks, settings=self.settings)
-        reading = {"resize": self.resize, "fit": self.fit}
-        findings = make_findings(found, settings=reading | dict(settings or {}), membership=membership)
+        if self.reviewed is not None:
+            found = apply_review(found, self.reviewed)
+        options = ("resize", "fit", "range", "background", "pages", "fail_on_copies")
+        findings = make_findings(
+            found,
+            settings={name: getattr(self, name) for name in options} | dict(settings or {}),
+            membership=membership,
+            title=self.title,
+            command=shlex.join(["lightning-iet", *sys.argv[1:]])
+            if sys.argv[1:2] in (["audit"], ["audit-model"])
+            else "",
+        )
         with all_or_none():
             if rank() == 0:
                 self._publish(found, findings)
@@ -179,24 +212,58 @@ class AuditJob:
 
     def _publish(self, found: Audit, findings: Findings) -> None:
         with whole_folder(self.folder, check=lambda: check_free(self.folder, overwrite=self.overwrite)) as folder:
-            write_report(found, findings, folder, pairs=self.pairs)
+            write_report(found, findings, folder, pairs=self.pairs, images=self.images)
         console = Console()
         console.print(findings_table(findings))
         for name, facts in findings.sets.items():
-            if facts.skipped:
-                console.print(
-                    f"{name}: {len(facts.skipped)} of {facts.found} could not be read, see {METRICS}", style="bold"
-                )
-        line = f"Written to {self.out}: {', '.join(FILES)}"
+            for line in remarks(facts):
+                console.print(f"{name}: {line}", style="bold", highlight=False, markup=False)
+        line = f"Written to {self.out}: {', '.join(name for name in FILES if (self.folder / name).exists())}"
         console.print(line, style="dim", soft_wrap=True, highlight=False, markup=False)
 
 
-def audit(generated: Path, train: Path, *, held_out: Path | None = None, **options: Any) -> Findings:
+def _command() -> str:
+    """Return the command line, if this is one of an audit."""
+    is_command = sys.argv[1:2] in (["audit"], ["audit-model"], ["audit_model"])
+    return shlex.join(["lightning-iet", *sys.argv[1:]]) if is_command else ""
+
+
+def audit(
+    generated: Path,
+    train: Path,
+    *,
+    held_out: Path | None = None,
+    out: Path = Path("audit"),
+    features: str = AUTO,
+    weights: Path | None = None,
+    resize: str | None = None,
+    fit: Fit | None = None,
+    range: str | None = None,
+    background: Background = "white",
+    pages: Pages = "all",
+    moved: bool | None = None,
+    invariance: Invariance = "none",
+    k: int = 50,
+    ratio: float = 1 / 3,
+    duplicates: bool = True,
+    false_finds: float = 0.05,
+    review: Path | None = None,
+    title: str = "",
+    images: bool = True,
+    pairs: int = 100,
+    fail_on_copies: bool | float = False,
+    strict: bool = False,
+    overwrite: bool = False,
+    cache: Path | None = None,
+    workers: int | None = None,
+    device: str = "auto",
+) -> Findings:
     """Find out whether generated images are copies of training images.
 
     Each of the three sets of images is a folder (with folders in it) of files that Pillow reads, a .npy or .npz file,
-    a WebDataset .tar or a folder of such shards, or a Hugging Face data set (a folder of save_to_disk, or Parquet).
+    a WebDataset .tar or a folder of such archives, or a Hugging Face data set (a folder of save_to_disk, or Parquet).
 
+    Looks for exact, mirrored, recoloured and moved copies, and plants some of its own to see how well they are found.
     Prints a table and writes report.html (one file that needs no network), pairs.csv (every generated image with its
     nearest training images), metrics.json and two pictures. An audit that is interrupted goes on when the same command
     is given again; several processes of torchrun share the work and find the same figures.
@@ -205,15 +272,48 @@ def audit(generated: Path, train: Path, *, held_out: Path | None = None, **optio
         generated: The images to judge.
         train: The images that may have been copied.
         held_out: Real images that the generator was not trained on: what the figures look like without copies.
-        options: Those of :class:`~lightning_iet.tools.audit.AuditJob`.
+        out: Folder for the report.
+        features: What the published measures are taken in: pixels, or a network: efficientnet, sscd, clip, inception,
+            clean-inception, digits, or a TorchScript file (.ts). auto = pixels, and moved copies are looked for by a
+            small network; pixels = without it.
+        weights: The network's weight file.
+        resize: Size to bring all images to, such as 64 or 64x48 (width x height); without it all must have one size.
+        fit: Whether resizing crops the middle of an image of another shape, as `fit` does, or stretches it; without it
+            such images are refused.
+        range: Values of black and white in images of more than 8 bits, such as 0:4095 or -1:1; without it 0 to the
+            least of 8, 10, 12, 14 and 16 bits that holds all integers, and 0:1 for floating point.
+        background: Colour under transparent pixels.
+        pages: Whether every page of a file (TIFF stack, animation) is an image, or only the first.
+        moved: Look for shifted, turned, zoomed and blurred copies; by default where that takes less than about 15
+            minutes.
+        invariance: Versions of a generated image that the published measures compare too: mirrored (twice the time),
+            shifted by one pixel (9 times), both (18 times).
+        k: Neighbours in the mean of the memorized quantity.
+        ratio: By the published measure an image counts as a copy if its nearest training image is nearer than this
+            times the next.
+        duplicates: Look for near-duplicates inside the training set.
+        false_finds: Expected share of innocent images among those that are named by comparison with held-out images.
+        review: File of confirmed and dismissed pairs that was saved in the page of an earlier report.
+        title: Title of the report.
+        images: Show images in the report. Without them it holds names and figures only.
+        pairs: Generated images, nearest to training images first, that the report shows.
+        fail_on_copies: Exit with status 3 if more than this share of the images are copies (alone: any), with 4 if it
+            cannot be decided.
+        strict: Refuse images that cannot be read, instead of listing them.
+        overwrite: Replace an earlier report.
+        cache: Folder to keep finished work in, for further audits; by default it lies in OUT.partial until the report
+            is written.
+        workers: Processes that decode images; by default one for each core.
+        device: "cpu", "cuda", "cuda:1" ...; "auto" = a GPU if there is one.
 
     Returns:
-        The figures, as in metrics.json.
+        The figures, as in metrics.json, with ``verdict``, ``pairs`` and ``metrics``.
 
     Raises:
         FileNotFoundError: If there are no such images.
-        ValueError: If images cannot be used, or the report cannot be written.
+        ValueError: If images cannot be used, an option is out of range, or the report cannot be written.
     """
+    options = {name: value for name, value in locals().items() if name not in ("generated", "train", "held_out")}
     job = AuditJob(**options)
-    with job.images({"generated": generated, "train": train, "held_out": held_out}) as sets:
+    with job.read({"generated": generated, "train": train, "held_out": held_out}) as sets:
         return job.finish(sets)

@@ -1,17 +1,22 @@
 """Find out whether a diffusion model copies, and what its loss gives away of its training images."""
 
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import cast
+
+import torch
 
 from lightning_iet.audit.core import check_sets
 from lightning_iet.audit.findings import Findings
 from lightning_iet.audit.generator import Drawing, Generator, draw, load_checkpoint, load_pipeline
 from lightning_iet.audit.losses import Probing, measure_losses
 from lightning_iet.audit.reading import ImageSet
+from lightning_iet.audit.search import Invariance
+from lightning_iet.data.decoding import Background, Channels, Fit, to_channels
 from lightning_iet.evaluation.membership import Membership, infer_membership, spread_timesteps
 from lightning_iet.modules.noise_processes import Sampler
-from lightning_iet.tools.audit import AuditJob
+from lightning_iet.tools.audit import AUTO, AuditJob, Pages
+from lightning_iet.utilities.fingerprints import digest
 
 
 def audit_model(
@@ -28,7 +33,30 @@ def audit_model(
     batch_size: int = 256,
     loss_images: int | None = 10_000,
     loss_timesteps: int = 20,
-    **options: Any,
+    out: Path = Path("audit"),
+    features: str = AUTO,
+    weights: Path | None = None,
+    resize: str | None = None,
+    fit: Fit | None = None,
+    range: str | None = None,
+    background: Background = "white",
+    pages: Pages = "all",
+    moved: bool | None = None,
+    invariance: Invariance = "none",
+    k: int = 50,
+    ratio: float = 1 / 3,
+    duplicates: bool = True,
+    false_finds: float = 0.05,
+    review: Path | None = None,
+    title: str = "",
+    images: bool = True,
+    pairs: int = 100,
+    fail_on_copies: bool | float = False,
+    strict: bool = False,
+    overwrite: bool = False,
+    cache: Path | None = None,
+    workers: int | None = None,
+    device: str = "auto",
 ) -> Findings:
     """Find out whether a diffusion model copies its training images.
 
@@ -53,7 +81,39 @@ def audit_model(
         batch_size: Images at once; finished work is kept after each of these.
         loss_images: At most so many images of each set whose loss is measured, chosen at random; null = all.
         loss_timesteps: Timesteps at which the loss of each image is measured.
-        options: Those of :class:`~lightning_iet.tools.audit.AuditJob`.
+        out: Folder for the report.
+        features: What the published measures are taken in: pixels, or a network: efficientnet, sscd, clip, inception,
+            clean-inception, digits, or a TorchScript file (.ts). auto = pixels, and moved copies are looked for by a
+            small network; pixels = without it.
+        weights: The network's weight file.
+        resize: Size to bring all images to; by default that of the images that the model samples.
+        fit: Whether resizing crops the middle of an image of another shape or stretches it; by default as the model was
+            trained, if its checkpoint says so.
+        range: Values of black and white in images of more than 8 bits, such as 0:4095 or -1:1; without it 0 to the
+            least of 8, 10, 12, 14 and 16 bits that holds all integers, and 0:1 for floating point.
+        background: Colour under transparent pixels.
+        pages: Whether every page of a file (TIFF stack, animation) is an image, or only the first.
+        moved: Look for shifted, turned, zoomed and blurred copies; by default where that takes less than about 15
+            minutes.
+        invariance: Versions of a generated image that the published measures compare too: mirrored (twice the time),
+            shifted by one pixel (9 times), both (18 times).
+        k: Neighbours in the mean of the memorized quantity.
+        ratio: By the published measure an image counts as a copy if its nearest training image is nearer than this
+            times the next.
+        duplicates: Look for near-duplicates inside the training set.
+        false_finds: Expected share of innocent images among those that are named by comparison with held-out images.
+        review: File of confirmed and dismissed pairs that was saved in the page of an earlier report.
+        title: Title of the report.
+        images: Show images in the report. Without them it holds names and figures only.
+        pairs: Generated images, nearest to training images first, that the report shows.
+        fail_on_copies: Exit with status 3 if more than this share of the images are copies (alone: any), with 4 if it
+            cannot be decided.
+        strict: Refuse images that cannot be read, instead of listing them.
+        overwrite: Replace an earlier report.
+        cache: Folder to keep finished work in, for further audits; by default it lies in OUT.partial until the report
+            is written.
+        workers: Processes that decode images; by default one for each core.
+        device: "cpu", "cuda", "cuda:1" ...; "auto" = a GPU if there is one.
 
     Returns:
         The figures, as in metrics.json.
@@ -62,6 +122,8 @@ def audit_model(
         FileNotFoundError: If there is no such model, or there are no such images.
         ValueError: If the model or the images cannot be used, or the report cannot be written.
     """
+    names = [field.name for field in fields(AuditJob)]
+    options = {name: value for name, value in locals().items() if name in names}
     job = AuditJob(**options)
     drawing = Drawing(
         num_samples=num_samples,
@@ -75,8 +137,9 @@ def audit_model(
     _check_steps(drawing, generator)
     _check_resize(job, generator)
     generator.module.to(job.on)
-    with job.images({"train": train, "held_out": held_out}) as sets:
-        sets = {name: _fitting(images, generator, name) for name, images in sets.items()}
+    reading = replace(job.reading, size=generator.module.image_shape[1:], fit=job.fit or generator.fit)
+    with job.read({"train": train, "held_out": held_out}, reading=reading) as sets:
+        sets = {name: _fitting(images, generator) for name, images in sets.items()}
         check_sets(sets, job.k)
         membership = _membership(generator, sets, probing, job)
         sets["generated"] = draw(generator, drawing, cache=job.blocks)
@@ -116,21 +179,14 @@ def _check_resize(job: AuditJob, generator: Generator) -> None:
         )
 
 
-def _fitting(images: ImageSet, generator: Generator, argument: str) -> ImageSet:
-    """Refuse images of another size; grey ones for a model of colours have their channel repeated."""
-    channels, height, width = images.pixels.shape[1:]
-    wanted = generator.module.image_shape
-    if (height, width) != wanted[1:]:
-        raise ValueError(
-            f"Argument `{argument}` expected images of {_size(generator)} pixels, as the model draws, but got "
-            f"{width}x{height}. Bring them to that size with --resize {_size(generator)}."
-        )
-    if channels > wanted[0]:
-        raise ValueError(
-            f"Argument `{argument}` expected grey images, as the model draws, but got images in colour. "
-            "Give the images as the model was trained on them."
-        )
-    return replace(images, pixels=images.pixels.expand(-1, wanted[0], -1, -1).contiguous())
+def _fitting(images: ImageSet, generator: Generator) -> ImageSet:
+    """Give images the channels that the model samples, as a data module does for training."""
+    channels = cast("Channels", generator.module.image_shape[0])
+    if images.pixels.shape[1] == channels:
+        return images
+    parts = [torch.stack([to_channels(image / 255, channels) for image in part]) for part in images.pixels.split(256)]
+    pixels = torch.cat([part.mul(255).round().to(torch.uint8) for part in parts])
+    return replace(images, pixels=pixels, sha256=digest("channels", channels, images.sha256))
 
 
 def _size(generator: Generator) -> str:

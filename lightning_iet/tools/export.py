@@ -10,6 +10,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from omegaconf import OmegaConf
 
 from lightning_iet.evaluation.report import read_metrics
+from lightning_iet.modules import DiffusionModule
 from lightning_iet.modules.noise_processes import Sampler
 from lightning_iet.modules.pretrained import load_any_module
 from lightning_iet.utilities.checkpoints import outline
@@ -244,7 +245,8 @@ def export(
 
     Raises:
         FileNotFoundError: If there is no such checkpoint or report.
-        ValueError: If the file is something else, or the folder holds something, or the hub cannot be reached.
+        ValueError: If the file is something else, or draws NaN, or the folder holds something, or the hub cannot be
+            reached.
         TypeError: If the denoiser is none of diffusers'.
     """
     ckpt, folder = Path(ckpt), Path(out)
@@ -253,6 +255,7 @@ def export(
     module = load_any_module(ckpt)
     sampler = sampler or module.process.default_sampler
     pipeline = module.pipeline(use_ema=use_ema, sampler=sampler)
+    _check_drawing(module, sampler=sampler, use_ema=use_ema)
     name = push_to_hub or folder.name
     kind = type(pipeline).__name__
     card = model_card(module, ckpt=ckpt, use_ema=use_ema, sampler=sampler, audit=audit, name=name, pipeline=kind)
@@ -263,6 +266,12 @@ def export(
     if push_to_hub is not None:
         print(f"Uploaded to {_upload(folder, push_to_hub, private=private)}")
     return folder
+
+
+def _check_drawing(module: Any, *, sampler: Sampler, use_ema: bool) -> None:
+    """Draw one image in a few steps, which refuses a model that draws NaN."""
+    prompts = {} if isinstance(module, DiffusionModule) else {"prompts": [""]}
+    module.sample(1, num_inference_steps=min(3, module.num_timesteps), sampler=sampler, use_ema=use_ema, **prompts)
 
 
 def _check_free(folder: Path, *, overwrite: bool) -> None:

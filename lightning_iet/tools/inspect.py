@@ -11,7 +11,7 @@ from rich.table import Table
 from torch import Tensor
 
 from lightning_iet.audit.cache import BlockCache
-from lightning_iet.audit.reading import ImageSet, read_images
+from lightning_iet.audit.reading import ImageSet, Reading, read_images
 from lightning_iet.data.decoding import Fit
 from lightning_iet.data.duplicates import write_groups
 from lightning_iet.data.sources import open_source
@@ -92,8 +92,7 @@ def inspect(
             BlockCache(Path(work)),
             argument="train",
             location=str(train),
-            size=None if resize is None else (resize, resize),
-            fit=fit,
+            reading=Reading(size=None if resize is None else (resize, resize), fit=fit),
         )
         return inspect_images(images, folder, ratio=ratio, k=k)
 

@@ -1,4 +1,8 @@
-"""Numbers in the text that people read."""
+"""Text that people read: numbers in words, and terminals that know few characters."""
+
+import codecs
+import unicodedata
+from typing import Any
 
 
 def percent(share: float | None) -> str:
@@ -24,3 +28,41 @@ def three_digits(number: float | None) -> str:
         ['1.40', '0.0123', '123', '–']
     """
     return "–" if number is None else f"{number:#.3g}".rstrip(".")
+
+
+_PLAIN = {
+    "\u00a0": " ", "×": "x", "≥": ">=", "≤": "<=", "…": "...", "–": "-", "—": "-", "‘": "'", "’": "'", "“": '"',
+    "”": '"', "·": "-", "²": "^2", "√": "sqrt", "→": "->", "±": "+-", "ρ": "rho", "α": "alpha", "σ": "sigma",
+}  # fmt: skip
+
+
+def write_plain_text(*streams: Any) -> None:
+    """Let streams that cannot encode a character write a plainer one, instead of ending the program.
+
+    A terminal in ASCII, or Windows writing into a file, gets ``x`` for ``×`` and ``>=`` for ``≥``.
+
+    Args:
+        streams: such as ``sys.stdout``; those that are no text files of Python's are left alone.
+
+    Example:
+        >>> from io import BytesIO, TextIOWrapper
+        >>> stream = TextIOWrapper(BytesIO(), encoding="ascii")
+        >>> write_plain_text(stream)
+        >>> _ = stream.write("64×48, naïve, ≥ 2"); stream.flush()
+        >>> stream.buffer.getvalue()
+        b'64x48, naive, >= 2'
+    """
+    codecs.register_error("lightning_iet.plain", _plainer)
+    for stream in streams:
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="lightning_iet.plain")
+
+
+def _plainer(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    found = ""
+    for character in error.object[error.start : error.end]:
+        decomposed = unicodedata.normalize("NFKD", character).encode("ascii", "ignore").decode()
+        found += _PLAIN.get(character) or decomposed or "?"
+    return found, error.end

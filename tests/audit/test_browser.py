@@ -61,8 +61,9 @@ def press(page, *keys):
     page.find_element(By.ID, "threshold").send_keys(*keys)
 
 
-def count(audited, threshold, measure="distinct"):
-    return int((audited.copies["generated"].ratios[measure] < threshold).sum())
+def count(audited, threshold, measure="score"):
+    copies = audited.copies["generated"]
+    return int(({"score": copies.scores, **copies.ratios}[measure] < threshold).sum())
 
 
 def test_the_slider_moves_the_count_of_all_images(page, audited):
@@ -77,7 +78,7 @@ def test_the_slider_moves_the_count_of_all_images(page, audited):
     press(page, Keys.END)
     assert text(page, "threshold-value") == "1.00"
     assert text(page, "count-generated") == str(count(audited, 1.0))
-    assert text(page, "count-held_out") == str(int((audited.copies["held_out"].ratios["distinct"] < 1).sum()))
+    assert text(page, "count-held_out") == str(int((audited.copies["held_out"].scores < 1).sum()))
     assert page.find_element(By.ID, "threshold").get_attribute("aria-valuetext") == "1.00"
 
 
@@ -88,10 +89,10 @@ def test_another_measure_brings_its_own_counts_and_histogram(page, audited):
     page.find_element(By.CSS_SELECTOR, "input[value=mean]").click()
     assert text(page, "threshold-value") == "0.15"
     assert text(page, "count-generated") == str(count(audited, 0.15, "mean"))
-    assert charts() == [False, False, True]
+    assert charts() == [False, False, False, True]
     page.find_element(By.CSS_SELECTOR, "input[value=distinct]").click()
     assert text(page, "threshold-value") == "0.33"
-    assert charts() == [True, False, False]
+    assert charts() == [False, True, False, False]
 
 
 def test_the_gallery_is_filtered_and_sorted(page, audited):
@@ -113,6 +114,44 @@ def test_the_gallery_is_filtered_and_sorted(page, audited):
     field.clear()
     field.send_keys(Keys.SPACE, Keys.BACKSPACE)
     assert len(visible(page)) == total
+
+
+def test_a_click_shows_a_pair_side_by_side_with_its_difference(page):
+    button = page.find_element(By.CSS_SELECTOR, "button.images")
+    page.execute_script("arguments[0].scrollIntoView({block: 'center'})", button)
+    button.click()
+    dialog = page.find_element(By.ID, "large")
+    assert dialog.is_displayed()
+    shown = [image for image in dialog.find_elements(By.TAG_NAME, "img") if image.is_displayed()]
+    assert [image.get_attribute("src") for image in shown] == [
+        image.get_attribute("src") for image in button.find_elements(By.TAG_NAME, "img")
+    ]
+    assert len(shown) == 4
+    assert visible(page)[0].get_attribute("data-source") in text(page, "large-names")
+    dialog.find_element(By.TAG_NAME, "button").click()
+    assert not dialog.is_displayed()
+
+
+def test_a_review_is_saved_for_the_next_audit(page):
+    """What would be downloaded is caught on its way, and read as the next audit reads it."""
+    page.execute_script(
+        "URL.createObjectURL = (blob) => { blob.text().then((text) => { window.saved = text; }); return '#'; };"
+        "HTMLAnchorElement.prototype.click = () => {};"
+    )
+    save = page.find_element(By.ID, "save")
+    assert not save.is_enabled()
+    first, second, third = visible(page)[:3]
+    for card, decision in ((first, "confirmed"), (second, "dismissed"), (third, "dismissed"), (third, "dismissed")):
+        button = card.find_element(By.CSS_SELECTOR, f"button[value={decision}]")
+        page.execute_script("arguments[0].scrollIntoView({block: 'center'})", button)
+        button.click()
+    assert first.find_element(By.CSS_SELECTOR, "[aria-pressed=true]").get_attribute("value") == "confirmed"
+    page.execute_script("arguments[0].scrollIntoView({block: 'center'})", save)
+    save.click()
+    saved = page.execute_async_script("setTimeout(() => arguments[0](window.saved), 200)")
+    decided = {pair["sha256"]: pair["decision"] for pair in json.loads(saved)["pairs"]}
+    hashes = [card.get_attribute("data-sha256") for card in (first, second)]
+    assert decided == dict(zip(hashes, ("confirmed", "dismissed"), strict=True))  # the third was taken back
 
 
 def test_pictures_load(page):
@@ -140,7 +179,7 @@ def test_every_control_is_reached_by_keyboard(page):
     page.execute_script("document.body.focus(); window.scrollTo(0, 0)")
     body, reached = page.find_element(By.TAG_NAME, "body"), set()
     body.send_keys(Keys.TAB)
-    for _ in range(40):
+    for _ in range(len(page.find_elements(By.CSS_SELECTOR, "a, button, input, select, summary, [tabindex]"))):
         active = page.switch_to.active_element
         reached.add(active.get_attribute("id") or active.get_attribute("name") or active.get_attribute("class"))
         active.send_keys(Keys.TAB)

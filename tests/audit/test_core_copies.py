@@ -5,7 +5,6 @@ from lightning_iet.audit import Settings, audit_images, image_set, make_findings
 from lightning_iet.audit.cache import BlockCache
 from lightning_iet.audit.features import build_features
 from lightning_iet.audit.report.page import limits
-from lightning_iet.audit.verdict import verdict
 from lightning_iet.functional.memorization import memorized_fraction, memorized_quantity
 from tests.helpers.image_folders import random_pixels, random_set
 
@@ -87,37 +86,6 @@ def test_grey_images_are_compared_with_coloured_ones(run):
     train.pixels[11] = grey.pixels[4]
     findings = make_findings(run(grey, train))
     assert [(item.index, item.copies) for item in findings.most_copied] == [(11, ["4"])]
-
-
-@pytest.mark.parametrize(
-    ("copied", "control", "level"),
-    [(20, 0, "copies"), (20, None, "open"), (0, 0, "none"), (0, None, "none"), (1, 1, "control"), (3, 20, "control")],
-)
-def test_the_verdict_says_whether_there_are_more_copies_than_chance(run, copied, control, level):
-    train = random_set(80)
-    held_out = None
-    if control is not None:
-        held_out = image_set(torch.cat([faded(train, control), random_pixels(100, seed=8)]), location="held-out")
-    findings = make_findings(run(planted(train, faded(train, copied)), train, held_out))
-    assert findings.generated.identical == 0
-    words = verdict(findings)
-    assert words.level == level
-    assert f"{copied} of {100 + copied}" in words.headline or copied == 0
-    assert ("--held-out" in words.details) == (level == "open")
-
-
-@pytest.mark.parametrize(("control", "level"), [(None, "copies"), (0, "copies"), (1, "open")])
-def test_identical_images_need_no_statistics_unless_held_out_images_are_identical_too(run, control, level):
-    train = random_set(80)
-    held_out = None
-    if control is not None:
-        pixels = torch.cat([train.pixels[70 : 70 + control], random_pixels(100, seed=8)])
-        held_out = image_set(pixels, location="held-out")
-    words = verdict(make_findings(run(planted(train, train.pixels[:1]), train, held_out)))
-    assert words.level == level
-    assert "1 of 101 generated images equals a training image in every pixel" in words.headline
-    assert ("are no control" in words.headline) == (level == "open")
-    assert ("1 of them equals a training image" in words.details) == (level == "open")
 
 
 def faded(train, count):

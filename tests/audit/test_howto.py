@@ -27,9 +27,15 @@ COMMANDS = [shlex.split(block.replace("\\\n", "")) for block in blocks("bash")]
 def test_the_python_of_the_page_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     train = random_pixels(60)
+    for name, pixels in (("samples", train[:4]), ("train", train), ("held_out", random_pixels(60, seed=2))):
+        write_images(tmp_path / name, pixels)
     names = {"generated": train[:4], "train": train}
     exec(compile("\n".join(blocks("python")), str(PAGE), "exec"), names)  # our own page
-    assert capsys.readouterr().out.startswith("The generator copies: 4 of 4 generated images")
+    printed = capsys.readouterr().out
+    assert "copies The generator copies: 4 of 4 generated images" in printed
+    assert printed.splitlines()[-1].startswith("The generator copies: 4 of 4 generated images")
+    assert names["copies"] == [f"{number:05d}.png" for number in range(4)]
+    assert names["quantity"] == 1
 
 
 def main_in(folder, arguments):

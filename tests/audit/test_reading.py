@@ -1,11 +1,16 @@
+import hashlib
+import tarfile
+
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from lightning_iet.audit import reading
 from lightning_iet.audit.cache import BlockCache
-from lightning_iet.audit.reading import read_images
+from lightning_iet.audit.reading import Reading, choose_ranges, read_images, read_sets
 from lightning_iet.data.sources import open_source
 from tests.helpers.image_folders import random_pixels, write_images
 
@@ -19,7 +24,8 @@ def _small_blocks(monkeypatch):
 def read(tmp_path):
     def get(path, **options):
         source = open_source(path, argument="train")
-        return read_images(source, BlockCache(tmp_path / "cache"), argument="train", location=str(path), **options)
+        how = Reading(**options)
+        return read_images(source, BlockCache(tmp_path / "cache"), argument="train", location=str(path), reading=how)
 
     return get
 
@@ -75,7 +81,7 @@ def test_mixed_sizes_need_a_size(tmp_path, read):
     folder = write_images(tmp_path / "images", random_pixels(5, size=9), start=5)
     with pytest.raises(ValueError, match=r"one size, but got '0000\d.png' with 8x8 .* '0000\d.png' with 9x9.*--resize"):
         read(folder)
-    found = read(folder, size=(4, 6))
+    found = read(folder, size=(4, 6), fit="stretch")
     assert found.pixels.shape == (10, 1, 4, 6)
     with Image.open(folder / "00007.png") as image:
         assert np.array_equal(found.pixels[7, 0], np.asarray(image.resize((6, 4), Image.Resampling.BICUBIC)))
@@ -83,8 +89,8 @@ def test_mixed_sizes_need_a_size(tmp_path, read):
 
 def test_images_are_decoded_once_and_again_when_their_bytes_change(tmp_path, read, monkeypatch):
     calls = []
-    decode = reading.decode
-    monkeypatch.setattr(reading, "decode", lambda data, **kwargs: calls.append(1) or decode(data, **kwargs))
+    decode = reading.decode_stored
+    monkeypatch.setattr(reading, "decode_stored", lambda data, **kwargs: calls.append(1) or decode(data, **kwargs))
     folder = write_images(tmp_path / "images", random_pixels(9))
     first = read(folder)
     assert len(calls) == 9
@@ -123,7 +129,7 @@ def test_floating_point_images_with_nan_are_listed(tmp_path, read):
 def read_shared(folder, cache):
     reading.BLOCK = 4
     source = open_source(folder, argument="train")
-    found = read_images(source, BlockCache(cache), argument="train", location="here", workers=0)
+    found = read_images(source, BlockCache(cache), argument="train", location="here", reading=Reading(workers=0))
     return found.pixels, list(found.names), list(found.skipped), found.sha256
 
 
@@ -141,3 +147,116 @@ def test_processes_share_the_work(tmp_path, processes):
     for found in processes(2).run(run_shared, folder, tmp_path / "shared"):
         assert torch.equal(found[0], alone[0])
         assert found[1:] == alone[1:]
+
+
+# --- more than 8 bits, pages, shapes, transparency -------------------------------------------------------------------
+
+
+def save_deep(folder, pixels, top):
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, image in enumerate(pixels):
+        Image.fromarray(np.rint(image * top).astype(np.uint16)).save(folder / f"{number:03d}.png")
+    return folder
+
+
+@pytest.mark.parametrize("top", [100, 255, 600, 1023, 4095, 16383, 65535])
+def test_files_of_16_bits_with_fewer_in_them_keep_their_contrast(tmp_path, read, top):
+    images = np.random.default_rng(0).random((6, 8, 8))
+    images[0, 0, :2] = 0, 1
+    found = read(save_deep(tmp_path / "deep", images, top))
+    full = next(2**bits - 1 for bits in (8, 10, 12, 14, 16) if top < 2**bits)
+    assert found.origin.value_range == (0, full)
+    assert found.origin.values == (0, top)
+    assert found.origin.deep == 6
+    expected = np.rint(np.rint(images * top) * 255 / full)
+    assert np.array_equal(found.pixels[:, 0], expected)
+
+
+def test_sets_of_one_kind_share_a_range_and_others_have_their_own(tmp_path):
+    images = np.random.default_rng(0).random((4, 8, 8))
+    images[:, 0, 0] = 1
+    tops = {"generated": 65535, "train": 4095, "held_out": 2000}
+    sources = {name: open_source(save_deep(tmp_path / name, images, top), argument=name) for name, top in tops.items()}
+    locations = dict.fromkeys(sources, "here")
+    found = read_sets(sources, BlockCache(tmp_path / "cache"), locations=locations, reading=Reading())
+    ranges = {name: images.origin.value_range for name, images in found.items()}
+    assert ranges == {"generated": (0, 65535), "train": (0, 4095), "held_out": (0, 4095)}
+    assert int(found["held_out"].pixels.max()) == round(2000 / 4095 * 255)
+
+
+@given(st.dictionaries(st.sampled_from("abcd"), st.integers(0, 65535), min_size=1))
+def test_a_range_holds_every_value(tops):
+    ranges = choose_ranges({name: (0, top) for name, top in tops.items()})
+    for name, top in tops.items():
+        assert top <= ranges[name][1] <= max(65535, top)
+        assert ranges[name][1] in (255, 1023, 4095, 16383, 65535)
+        assert ranges[name][1] < 16 * max(top, 64)  # at most a rung too wide for the brightest of its kind
+
+
+def test_a_range_that_is_given_counts_for_deep_images_only(tmp_path, read):
+    np.save(tmp_path / "x.npy", np.array([[[-1.0, 0.0], [0.5, 1.0]]], dtype=np.float32))
+    with pytest.raises(ValueError, match=r"1 of 1 unreadable, .* \(floating-point pixels .*--range LOW:HIGH"):
+        read(tmp_path / "x.npy")
+    assert read(tmp_path / "x.npy", value_range=(-1, 1)).pixels.flatten().tolist() == [0, 128, 191, 255]
+    folder = write_images(tmp_path / "plain", random_pixels(3))
+    assert torch.equal(read(folder, value_range=(0, 4095)).pixels, random_pixels(3))
+
+
+def test_integers_of_a_scanner_are_read_by_the_range_that_is_given(tmp_path, read):
+    np.save(tmp_path / "ct.npy", np.array([[[-1024, 3071], [0, 9999]]], dtype=np.int16))
+    with pytest.raises(ValueError, match="integer pixels lie in"):
+        read(tmp_path / "ct.npy")
+    assert read(tmp_path / "ct.npy", value_range=(-1024, 3071)).pixels.flatten().tolist() == [0, 255, 64, 255]
+
+
+@pytest.mark.parametrize(("kind", "options"), [("tif", {}), ("gif", {}), ("webp", {"lossless": True}), ("png", {})])
+def test_every_page_of_a_file_is_an_image(tmp_path, read, kind, options):
+    pages = [Image.fromarray(page[0].numpy()).convert("RGB") for page in random_pixels(5, size=16) // 128 * 128]
+    (tmp_path / "stacks").mkdir()
+    pages[0].save(tmp_path / f"stacks/a.{kind}", save_all=True, append_images=pages[1:], **options)
+    pages[0].save(tmp_path / f"stacks/b.{kind}", **options)
+    found = read(tmp_path / "stacks")
+    assert list(found.names) == [*(f"a.{kind}, page {number}" for number in range(1, 6)), f"b.{kind}"]
+    assert found.origin.pages == 5
+    for number, page in enumerate(pages):
+        assert np.array_equal(found.pixels[number].permute(1, 2, 0), np.asarray(page))
+    assert len(set(found.hashes)) == 2  # those of the two files
+    source = open_source(tmp_path / "stacks", argument="train", pages="first")
+    assert [source.name(index) for index in range(len(source))] == [f"a.{kind}", f"b.{kind}"]
+
+
+def test_pages_in_archives_are_images_too(tmp_path, read):
+    pages = [Image.fromarray(page[0].numpy()) for page in random_pixels(3)]
+    pages[0].save(tmp_path / "a.tif", save_all=True, append_images=pages[1:])
+    with tarfile.open(tmp_path / "set.tar", "w") as archive:
+        archive.add(tmp_path / "a.tif", arcname="a.tif")
+    assert torch.equal(read(tmp_path / "set.tar").pixels, random_pixels(3))
+
+
+def test_shapes_are_changed_only_as_asked(tmp_path, read):
+    folder = tmp_path / "wide"
+    folder.mkdir()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)).save(folder / "a.png")
+    with pytest.raises(ValueError, match=r"of the shape of 32x32, but got some of 96x64. .*--fit crop .*--fit stretch"):
+        read(folder, size=(32, 32))
+    crop, stretch = (read(folder, size=(32, 32), fit=fit).pixels for fit in ("crop", "stretch"))
+    assert not torch.equal(crop, stretch)
+    assert read(folder, size=(32, 48)).pixels.shape == (1, 3, 32, 48)
+    assert read(folder, size=(43, 64)).origin.sizes == {"96x64": 1}  # a third of a pixel is no other shape
+
+
+def test_transparent_pixels_show_the_background(tmp_path, read):
+    (tmp_path / "clear").mkdir()
+    Image.new("RGBA", (4, 4), (9, 9, 9, 0)).save(tmp_path / "clear" / "a.png")
+    Image.new("RGBA", (4, 4), (9, 9, 9, 255)).save(tmp_path / "clear" / "b.png")
+    for colour, value in (("white", 255), ("black", 0)):
+        found = read(tmp_path / "clear", background=colour)
+        assert found.pixels[:, 0, 0, 0].tolist() == [value, 9]
+        assert found.origin.transparent == 1
+
+
+def test_hashes_are_those_of_the_files(tmp_path, read):
+    folder = write_images(tmp_path / "images", random_pixels(5))
+    found = read(folder)
+    assert found.hashes[3] == hashlib.sha256((folder / "00003.png").read_bytes()).hexdigest()
+    assert found.origin.kinds == {"PNG": 5}

@@ -3,6 +3,7 @@ import csv
 import hashlib
 import json
 import re
+from datetime import datetime
 from html.parser import HTMLParser
 from io import BytesIO
 from itertools import pairwise
@@ -12,6 +13,7 @@ import torch
 from PIL import Image
 
 from lightning_iet.audit import make_findings
+from lightning_iet.audit.pairs import for_spreadsheets
 from lightning_iet.audit.report import write_report
 from lightning_iet.audit.report.images import shares
 from lightning_iet.evaluation.membership import infer_membership
@@ -30,7 +32,8 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag, attributes):
         self.elements.append((tag, dict(attributes)))
-        self.open.append(tag)
+        if tag not in ("wbr", "img", "input", "meta", "br"):  # these have no end
+            self.open.append(tag)
 
     def handle_endtag(self, tag):
         while self.open and self.open.pop() != tag:
@@ -86,9 +89,17 @@ def test_the_table_of_pairs_has_every_generated_image(report, audited):
         rows = list(csv.DictReader(file))
     copies = audited.copies["generated"]
     assert len(rows) == 74
-    assert rows[0]["name"] == printable(NASTY)
-    for i, row in enumerate(rows):
-        assert int(row["index"]) == i
+    assert sorted(int(row["index"]) for row in rows) == list(range(74))
+    order = [(-int(row["named"]), float(row["score"]), int(row["index"])) for row in rows]
+    assert order == sorted(order)  # what is named, then the nearest, first
+    names, train = audited.sets["generated"].names, audited.sets["train"].names
+    for row in rows:
+        i = int(row["index"])
+        assert row["name"] == for_spreadsheets(names[i])
+        assert float(row["score"]) == pytest.approx(float(copies.scores[i]), rel=1e-6)
+        assert row["source"] == for_spreadsheets(train[int(row["source_index"])])
+        assert int(row["source_index"]) == copies.sources[i]
+        assert (int(row["named"]), int(row["noticed"])) == (audited.evidence.named[i], audited.evidence.noticed[i])
         for j in range(5):
             assert int(row[f"train_index_{j + 1}"]) == copies.neighbors.indices[i, j]
             expected = float(copies.neighbors.sq_distances[i, j]) ** 0.5
@@ -105,7 +116,7 @@ def test_names_are_escaped_everywhere(report, page):
     assert "\\xff" in text
     assert len(page.all("script")) == 2
     shown = printable(NASTY)
-    assert any(shown in text for text in page.texts["span"])
+    assert shown in "".join(page.texts["span"])  # with places to break it in between
     assert any(shown in attributes["alt"] for attributes in page.all("img"))
     assert any(shown in attributes.get("data-names", "") for attributes in page.all("li"))
 
@@ -130,10 +141,10 @@ def test_nothing_is_loaded_and_only_our_script_may_run(report, page):
 
 def test_counts_for_every_stop_of_the_slider_are_those_of_all_images(page, audited):
     data = json.loads(next(text for text in page.texts["script"] if text.startswith("{")))
-    assert len(data["stops"]) == 102
+    assert 102 <= len(data["stops"]) <= 103
     for name, copies in audited.copies.items():
         assert data["sets"][name]["total"] == len(copies.identical)
-        for measure, ratios in copies.ratios.items():
+        for measure, ratios in {"score": copies.scores, **copies.ratios}.items():
             for stop, count in zip(data["stops"], data["sets"][name]["below"][measure], strict=True):
                 limit = torch.tensor(stop)
                 assert count == sum(bool(ratio < limit) for ratio in ratios)
@@ -183,6 +194,30 @@ def test_one_timestep_is_a_point(audited, tmp_path):
     one = infer_membership(torch.rand(5, 1), torch.rand(5, 1), torch.tensor([500]))
     write_report(audited, make_findings(audited, membership=one), tmp_path)
     assert 'class="line"' in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+def test_without_images_the_page_has_names_and_figures_only(audited, membership, tmp_path):
+    findings = make_findings(audited, membership=membership, title="Ward 7", command="lightning-iet audit")
+    write_report(audited, findings, tmp_path, pairs=20, images=False)
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "data:image" not in text
+    assert not Page(text).all("img")
+    assert "Ward 7" in text
+    assert "lightning-iet audit" in text
+    assert {file.name for file in tmp_path.iterdir()} == {"report.html", "pairs.csv", "metrics.json", "ratios.png"}
+
+
+def test_the_record_says_what_was_found_and_how(report, audited):
+    metrics = json.loads((report / "metrics.json").read_text())
+    assert metrics["kind"] == "audit"
+    assert metrics["verdict"]["level"] == "copies"
+    assert metrics["verdict"]["headline"].startswith("The generator copies:")
+    assert datetime.fromisoformat(metrics["date"]).tzinfo is not None
+    assert metrics["evidence"]["named"]["count"] == int(audited.evidence.named.sum())
+    kinds = [part["kind"] for part in metrics["planted"]]
+    assert kinds[:3] == ["exact", "mirrored", "recoloured"]
+    assert ("moved" in kinds) == (not metrics["not_moved"])
+    assert metrics["sets"]["train"]["repeated"] == 1
 
 
 def test_membership_is_silent_where_losses_were_not_measured(audited, tmp_path):

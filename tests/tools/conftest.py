@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from tests.helpers.audits import DATE
 from tests.helpers.image_folders import random_pixels, write_images
 
 
@@ -10,6 +11,7 @@ from tests.helpers.image_folders import random_pixels, write_images
 def here(tmp_path, monkeypatch):
     """Folders of training, generated (3 copies among 40) and held-out images."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", DATE)
     train = random_pixels(60)
     write_images(tmp_path / "train", train)
     write_images(tmp_path / "generated", torch.cat([train[:3], random_pixels(37, seed=1)]))

@@ -12,7 +12,7 @@ from lightning_iet.audit import search
 from lightning_iet.audit.cache import BlockCache
 from lightning_iet.cli import main
 from lightning_iet.tools.audit_model import audit_model
-from tests.helpers.audits import FILES, QUICK_MODEL, metrics
+from tests.helpers.audits import DATE, FILES, QUICK_MODEL, metrics
 from tests.helpers.digit_models import digit_pixels, fresh_model, overfitted_model, save_checkpoint, save_pipeline
 from tests.helpers.image_folders import random_pixels, write_images
 
@@ -24,6 +24,7 @@ COMMAND += ["--train", "train", "--held-out", "held_out", "--out", "report"]
 def here(tmp_path, monkeypatch):
     """Training and held-out digits, and a model that has seen none of them."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", DATE)
     write_images(tmp_path / "train", digit_pixels(0, 30))
     write_images(tmp_path / "held_out", digit_pixels(100, 140))
     save_checkpoint(fresh_model(), tmp_path / "model.ckpt")
@@ -113,14 +114,23 @@ def test_grey_images_for_a_model_of_colours(here):
     assert {facts["channels"] for facts in metrics()["sets"].values()} == {3}
 
 
-def test_images_are_resized_when_asked(here, capsys):
-    write_images(here / "large", random_pixels(30, size=16))
-    line = fails(capsys, "--ckpt", "model.ckpt", "--train", "large")
-    assert "Argument `train` expected images of 8x8 pixels, as the model draws, but got 16x16" in line
-    assert "--resize 8x8" in line
-    assert "report" not in left_behind(here)
-    main(["audit-model", *COMMAND, "--ckpt", "model.ckpt", "--train", "large", "--resize", "8"])
-    assert metrics()["sets"]["train"]["width"] == 8
+def test_images_are_brought_to_what_the_model_samples(here, capsys):
+    """Size and channels; a shape is changed as the model was trained, and refused where its checkpoint does not say."""
+    write_images(here / "large", random_pixels(30, size=16, channels=3))
+    main(["audit-model", *COMMAND, "--ckpt", "model.ckpt", "--train", "large"])
+    facts = metrics()["sets"]["train"]
+    assert [facts[name] for name in ("channels", "height", "width")] == [1, 8, 8]
+    wide = random_pixels(30, size=16)[..., :8]
+    write_images(here / "wide", wide)
+    line = fails(capsys, "--ckpt", "model.ckpt", "--train", "wide", "--out", "other")
+    assert "expected images of the shape of 8x8, but got some of 8x16" in line
+    assert "other" not in left_behind(here)
+    content = torch.load("model.ckpt", weights_only=True)
+    trained = {"image_size": (8, 8), "fit": "crop", "channels": 1}
+    torch.save({**content, "ImageFolderDataModule": trained}, "trained.ckpt")
+    run(ckpt=Path("trained.ckpt"), train=Path("wide"), out=Path("by_checkpoint"))
+    run(train=Path("wide"), out=Path("by_option"), fit="crop")
+    assert metrics("by_checkpoint")["generated"] == metrics("by_option")["generated"]
 
 
 @pytest.mark.parametrize(
@@ -137,7 +147,6 @@ def test_images_are_resized_when_asked(here, capsys):
         (["--ckpt", "model.ckpt", "--loss-timesteps", "0"], "Argument `loss_timesteps` expected an integer ≥ 1"),
         (["--ckpt", "model.ckpt", "--loss-images", "1"], "Argument `loss_images` expected an integer ≥ 2"),
         (["--ckpt", "model.ckpt", "--resize", "16"], "Argument `resize` expected 8x8, the size of the model's images"),
-        (["--ckpt", "model.ckpt", "--train", "colours"], "Argument `train` expected grey images, as the model draws"),
         (["--ckpt", "model.ckpt", "--held-out", "train"], "expected other images than `train`, but got the same ones"),
         (["--ckpt", "model.ckpt", "--held-out", "one"], "Argument `held_out` expected at least 2 images"),
         (["--ckpt", "model.ckpt", "--k", "31"], "Argument `train` expected at least k = 31 images, but got 30"),
@@ -147,7 +156,6 @@ def test_images_are_resized_when_asked(here, capsys):
 )
 def test_bad_input_is_one_clear_line_before_anything_is_drawn(here, capsys, monkeypatch, arguments, message):
     Path("other.ckpt").write_text("x")
-    write_images(here / "colours", random_pixels(30, channels=3))
     write_images(here / "one", random_pixels(1))
     broken = fresh_model()
     broken.ema.module.conv_in.weight.data.fill_(torch.nan)
@@ -198,6 +206,7 @@ def test_other_thresholds_draw_and_search_nothing_anew(here, monkeypatch):
 
 def run_shared(folder):
     os.chdir(folder)
+    os.environ["SOURCE_DATE_EPOCH"] = DATE
     torch.set_num_threads(1)
     return json.dumps(run(out=Path("shared")).as_dict())
 

@@ -198,3 +198,13 @@ def test_an_export_can_be_audited_and_the_report_fits_the_card(tmp_path):
     body = header(export(tmp_path / "model.ckpt", out=folder, audit=tmp_path / "report", overwrite=True))[1]
     assert "An audit of 20 generated images found" in body
     assert "with an AUC of 0." in body
+
+
+def test_a_model_that_draws_nan_is_not_exported(tmp_path):
+    broken = tiny_diffusion()
+    broken.unet.conv_out.bias.data.fill_(torch.nan)
+    save_checkpoint(broken, tmp_path / "model.ckpt")
+    for sampler in ("ddpm", "ddim"):
+        with pytest.raises(ValueError, match=r"Sampling expected finite images, but got NaN or infinity in 1 of 1"):
+            export(tmp_path / "model.ckpt", out=tmp_path / "out", use_ema=False, sampler=sampler)
+    assert not (tmp_path / "out").exists()

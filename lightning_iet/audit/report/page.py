@@ -1,24 +1,27 @@
 """``report.html``: one file that is complete in itself."""
 
+import re
 from base64 import b64encode
+from calendar import month_name
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from hashlib import sha256
 from importlib.resources import files
 from typing import Any
 
 import torch
 from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from lightning_iet.audit.core import Audit, most_copied
+from lightning_iet.audit.disguises import undo
 from lightning_iet.audit.features import PIXELS
 from lightning_iet.audit.findings import Findings
 from lightning_iet.audit.report.images import BOTTOM, HEIGHT, LEFT, PIXELATED, RIGHT, TOP, WIDTH, chart, data_uri
-from lightning_iet.audit.search import views
-from lightning_iet.audit.statistics import Share
-from lightning_iet.audit.verdict import membership_words, rows, verdict
+from lightning_iet.audit.statistics import Share, share
+from lightning_iet.audit.verdict import difference_words, membership_words, remarks, rows, verdict
 from lightning_iet.data.decoding import RULES
 from lightning_iet.evaluation.membership import Membership, TimestepGap
 from lightning_iet.evaluation.memorization import below
@@ -42,18 +45,11 @@ def limits(findings: Findings) -> list[str]:
         "images drawn in the same way; other prompts, guidance or samplers may bring out other copies.",
         "A training image that no generated image resembles may still be memorized.",
     ]
-    if settings["features"] == PIXELS:
-        unseen = {
-            "none": "mirrored, moved by a few pixels,",
-            "flip": "moved by a few pixels,",
-            "shift": "mirrored, moved by more than one pixel,",
-            "flip+shift": "moved by more than one pixel,",
-        }[settings["invariance"]]
-        found.append(
-            f"Distances between pixels miss copies that are {unseen} cropped, rotated, recoloured, or copied in part. "
-            "Features of a network made for copy detection find more of them."
-        )
-    else:
+    found.append(
+        "Only copies of the kinds that were planted and found are ruled out. A copy of a part of an image, or one that "
+        "was drawn anew with small changes everywhere, may go unseen."
+    )
+    if settings["features"] != PIXELS:
         found.append(
             "Distances between features find what the network was trained to see. Small details, such as a face or a "
             "text in the background, may be copied unnoticed."
@@ -155,54 +151,91 @@ def _range(parts: Sequence[Sequence[float]]) -> tuple[float, float]:
 ORIGINALS, GROUPS, STRIP = 24, 24, 6  # training images copied most, groups of duplicates, images in a row
 
 
-def cards(audit: Audit, *, pairs: int) -> list[dict[str, Any]]:
-    """Describe the generated images with the lowest ratios by any measure, in the order of the main one.
+def cards(audit: Audit, findings: Findings, *, pairs: int, images: bool) -> list[dict[str, Any]]:
+    """Describe the generated images that are nearest to a training image, and those that are by another measure.
 
     Args:
         audit: what was found.
+        findings: its figures.
         pairs: images for each measure.
+        images: whether images are shown.
 
     Returns:
-        What the template needs of each pair.
+        What the template needs of each pair, in the order of ``pairs.csv``.
     """
-    ratios = audit.copies["generated"].ratios
-    main = next(iter(ratios.values()))
-    lowest = torch.cat([values.sort(stable=True).indices[:pairs] for values in ratios.values()]).unique()
-    return [_card(audit, index) for index in lowest[main[lowest].sort(stable=True).indices].tolist()]
+    copies = audit.copies["generated"]
+    order = torch.tensor([row["index"] for row in findings.pairs], dtype=torch.int64)
+    lowest = [values.sort(stable=True).indices[:pairs] for values in copies.ratios.values()]
+    chosen = set(torch.cat([order[:pairs], *lowest]).tolist())
+    rows = [row for row in findings.pairs if row["index"] in chosen]
+    places = torch.tensor([row["index"] for row in rows], dtype=torch.int64)
+    sources, maps = copies.sources[places], copies.maps[places]
+    generated, train = audit.sets["generated"].pixels[places], audit.sets["train"].pixels[sources]
+    undone, _ = undo(generated, train, maps)
+    return [
+        _card(audit, row, *pixels, images=images) for row, *pixels in zip(rows, generated, train, undone, strict=True)
+    ]
 
 
-def originals(audit: Audit) -> list[dict[str, Any]]:
+def _card(
+    audit: Audit, row: Mapping[str, Any], generated: Tensor, train: Tensor, undone: Tensor, *, images: bool
+) -> dict[str, Any]:
+    copies, index = audit.copies["generated"], row["index"]
+    remarks = ["identical" if row["identical"] else SEARCH_WORDS[row["search"]]]
+    if row["noise"] not in ("", float("inf")):
+        remarks.append(f"{row['noise']:.0f} dB")
+    pictures = {}
+    if images:
+        difference = (generated.int() - undone.int()).abs().to(torch.uint8)
+        pixels = {"image": generated, "train_image": train, "undone": undone, "difference": difference}
+        pictures = {name: data_uri(picture) for name, picture in pixels.items()}
+    return {
+        "index": index,
+        "train_index": row["source_index"],
+        "name": row["name"],
+        "train": row["source"],
+        "sha256": row["sha256"],
+        "source_sha256": row["source_sha256"],
+        "pictures": pictures,
+        "distance": float(copies.distances[index]),
+        "ratios": {"score": row["score"]} | {name: float(values[index]) for name, values in copies.ratios.items()},
+        "ratio": row["score"],
+        "named": bool(row["named"]),
+        "remark": ", ".join(remarks),
+    }
+
+
+def originals(audit: Audit, *, images: bool) -> list[dict[str, Any]]:
     """Describe the training images with the most copies, each before the first of its copies.
 
     Args:
         audit: what was found.
+        images: whether images are shown.
 
     Returns:
         What the template needs of each.
     """
     generated, train, copies = audit.sets["generated"], audit.sets["train"], audit.copies["generated"]
-    copied = below(next(iter(copies.ratios.values())), audit.settings.ratio)
-    found = most_copied(copies.neighbors.indices[:, 0], copied)[:ORIGINALS]
-    return [
-        {
-            "count": f"{len(places):,}",
-            "name": printable(train.names[index]),
-            "images": [_image(train.pixels[index], f"Training image {printable(train.names[index])}")]
-            + [
-                _image(generated.pixels[place], f"Generated image {printable(generated.names[place])}")
-                for place in places[: STRIP - 1]
-            ],
-        }
-        for index, places in found
-    ]
+    copied = below(next(iter(copies.ratios.values())), audit.settings.ratio) | audit.evidence.named
+    found = most_copied(copies.sources, copied)[:ORIGINALS]
+    described = []
+    for index, places in found:
+        shown = [_image(train.pixels[index], f"Training image {printable(train.names[index])}", images=images)]
+        shown += [
+            _image(generated.pixels[place], f"Generated image {printable(generated.names[place])}", images=images)
+            for place in places[: STRIP - 1]
+        ]
+        described.append({"count": f"{len(places):,}", "name": printable(train.names[index]), "images": shown})
+    return described
 
 
-def duplicate_groups(audit: Audit, findings: Findings) -> dict[str, Any] | None:
+def duplicate_groups(audit: Audit, findings: Findings, *, images: bool) -> dict[str, Any] | None:
     """Describe the largest groups of near-duplicates inside the training set.
 
     Args:
         audit: what was found.
         findings: its figures.
+        images: whether images are shown.
 
     Returns:
         What the template needs, or ``None`` if they were not looked for.
@@ -221,48 +254,33 @@ def duplicate_groups(audit: Audit, findings: Findings) -> dict[str, Any] | None:
     return {
         "summary": summary,
         "groups_found": facts.groups_found,
-        "groups": [_group(train.pixels, train.names, group) for group in audit.duplicates.members[:GROUPS]],
+        "groups": [
+            _group(train.pixels, train.names, group, images=images) for group in audit.duplicates.members[:GROUPS]
+        ],
     }
 
 
-def _card(audit: Audit, index: int) -> dict[str, Any]:
-    generated, train, copies = audit.sets["generated"], audit.sets["train"], audit.copies["generated"]
-    nearest = int(copies.neighbors.indices[index, 0])
-    distance = float(copies.neighbors.sq_distances[index, 0].sqrt())
-    version = list(views(audit.settings.invariance))[int(copies.neighbors.views[index, 0])]
-    remark = "identical" if copies.identical[index] else f"distance {distance:.3g}"
-    ratios = {name: float(values[index]) for name, values in copies.ratios.items()}
-    return {
-        "index": index,
-        "train_index": nearest,
-        "name": printable(generated.names[index]),
-        "train": printable(train.names[nearest]),
-        "image": data_uri(generated.pixels[index]),
-        "train_image": data_uri(train.pixels[nearest]),
-        "distance": distance,
-        "ratios": ratios,
-        "ratio": next(iter(ratios.values())),
-        "remark": remark if version == "as it is" else f"{version}, {remark}",
-    }
-
-
-def _group(pixels: Tensor, names: Sequence[str], group: list[int]) -> dict[str, Any]:
+def _group(pixels: Tensor, names: Sequence[str], group: list[int], *, images: bool) -> dict[str, Any]:
     shown = group[:STRIP]
     listed = ", ".join(printable(names[index]) for index in shown)
     return {
         "count": f"{len(group):,}",
         "names": listed if len(shown) == len(group) else f"{listed}, …",
-        "images": [_image(pixels[index], f"Training image {printable(names[index])}") for index in shown],
+        "images": [
+            _image(pixels[index], f"Training image {printable(names[index])}", images=images) for index in shown
+        ],
     }
 
 
-def _image(pixels: Tensor, text: str) -> dict[str, str]:
-    return {"data": data_uri(pixels, largest=128), "text": text}
+def _image(pixels: Tensor, text: str, *, images: bool) -> dict[str, str]:
+    return {"data": data_uri(pixels, largest=128) if images else "", "text": text}
 
 
 SKIPS = 200  # images that could not be read, of each set
 LABELS = {"generated": "generated images", "held_out": "held-out images", "train": "training images"}
+SEARCH_WORDS = {"plain": "as it is", "recoloured": "mirrored or recoloured", "moved": "moved or blurred"}
 MEASURES = {
+    "score": ("Lowest ratio of all searches", "what images are judged by; our choice"),
     "distinct": ("Nearest over next, near-duplicates counted once", "d1/d2 of distances; our choice"),
     "nearest": ("Nearest over second nearest", "d1/d2 of distances; Yoon et al. 2023, Gu et al. 2023"),
     "mean": ("Nearest over the mean of the {k} nearest", "squared distances; memorized quantity, Liu et al. 2024"),
@@ -270,6 +288,7 @@ MEASURES = {
 SECTIONS = (
     ("how-many", "How many"),
     ("which", "Which images"),
+    ("checks", "Checks"),
     ("most-copied", "Copied most"),
     ("duplicates", "Duplicates"),
     ("membership", "Membership"),
@@ -279,7 +298,7 @@ SECTIONS = (
 )
 
 
-def render_page(audit: Audit, findings: Findings, *, pairs: int) -> str:
+def render_page(audit: Audit, findings: Findings, *, pairs: int, images: bool = True) -> str:
     """Write the report of an audit.
 
     Every name is escaped, and what the page may do is fixed by a content security policy: it loads nothing, and runs
@@ -289,37 +308,47 @@ def render_page(audit: Audit, findings: Findings, *, pairs: int) -> str:
         audit: what was found.
         findings: its figures.
         pairs: generated images to show, for each measure those with the lowest ratios.
+        images: whether images are shown, rather than names and figures only.
 
     Returns:
         HTML.
     """
     css, js = _resource("report.css"), _resource("report.js")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["breakable"] = breakable
     template = environment.from_string(_resource("report.html.j2"))
-    stops = sorted({step / 100 for step in range(101)} | {audit.settings.ratio})
-    ratios = {name: copies.ratios for name, copies in audit.copies.items()}
+    limit = round(findings.evidence.noticed_below, 2)
+    stops = sorted({step / 100 for step in range(101)} | {audit.settings.ratio, limit})
+    ratios = {name: {"score": copies.scores, **copies.ratios} for name, copies in audit.copies.items()}
     measures = list(ratios["generated"])
-    defaults = {name: stops.index(0.15 if name == "mean" else audit.settings.ratio) for name in measures}
+    thresholds = {"score": limit, "mean": 0.15}
+    defaults = {name: stops.index(thresholds.get(name, audit.settings.ratio)) for name in measures}
+    answer = verdict(findings)
+    shown = cards(audit, findings, pairs=pairs, images=images)
     return template.render(
         css=Markup(css),  # noqa: S704 (our own files)
         js=Markup(js),  # noqa: S704
         policy=_policy(css, js),
-        verdict=verdict(findings),
+        findings=findings,
+        date=_date(findings.date),
+        verdict=answer,
         rates=_rates(findings),
-        sections=[section for section in SECTIONS if section[0] != "membership" or findings.membership],
+        sections=_sections(findings),
         measures=[_measure(name, defaults[name], audit.settings.k) for name in measures],
         stops=stops,
-        counts=_counts(findings),
+        counts=_counts(ratios, limit),
         charts=[_chart_of_page(name, ratios, stops[defaults[name]], audit.settings.k) for name in measures],
         held_out=findings.held_out,
-        cards=cards(audit, pairs=pairs),
-        any_below=findings.generated.copies.count > 0,
+        cards=shown,
+        any_below=any(card["ratio"] < limit for card in shown),
+        images=images,
         pixelated=max(audit.sets["train"].pixels.shape[2:]) <= PIXELATED,
-        originals=originals(audit),
+        originals=originals(audit, images=images) if _several_copies(findings) else [],
         originals_found=f"{findings.originals:,}",
         originals_total=findings.originals,
-        duplicates=duplicate_groups(audit, findings),
+        duplicates=duplicate_groups(audit, findings, images=images),
         membership=membership_section(findings.membership),
+        checks=_checks(findings),
         table=rows(findings),
         sets=[_set(findings, name) for name in audit.sets],
         settings=_settings(findings),
@@ -328,6 +357,70 @@ def render_page(audit: Audit, findings: Findings, *, pairs: int) -> str:
         version=findings.versions["lightning-iet"],
         data=_data(ratios, stops, defaults),
     )
+
+
+def _date(stamp: str) -> str:
+    """Write a time in UTC for people.
+
+    Example:
+        >>> _date("2026-03-01T09:05:00+00:00")
+        '1 March 2026, 09:05 UTC'
+    """
+    time = datetime.fromisoformat(stamp)
+    return f"{time.day} {month_name[time.month]} {time:%Y, %H:%M} UTC"
+
+
+def _several_copies(findings: Findings) -> bool:
+    """Tell whether some training image has more than one copy: a list of single copies says nothing."""
+    return any(image.count > 1 for image in findings.most_copied)
+
+
+def _sections(findings: Findings) -> list[tuple[str, str]]:
+    absent = set() if findings.membership else {"membership"}
+    absent |= set() if _several_copies(findings) else {"most-copied"}
+    return [section for section in SECTIONS if section[0] not in absent]
+
+
+def _checks(findings: Findings) -> dict[str, Any]:
+    """Describe the positive control, the comparison of the sets, and the tests."""
+    evidence, scan = findings.evidence, findings.evidence.scan
+    tests = []
+    if scan is not None:
+        where = "" if scan.threshold != scan.threshold else f", below {scan.threshold:.2f}"
+        tests.append(
+            f"Does the generator copy? Scan of all thresholds up to 0.5: p = {scan.p_value:.2g} ({scan.generated:,} "
+            f"generated and {scan.held_out:,} held-out images{where})."
+        )
+        tests.append(
+            f"Which images are copies? {evidence.discovered:,} are named by conformal p-values; of such, at most "
+            f"{percent(evidence.false_finds)} are false on average."
+        )
+    tests.append(
+        f"{evidence.sure:,} are sure copies: equal to a training image, or nearly so once the disguise is undone, and "
+        "far nearer than held-out images."
+    )
+    if evidence.held_out_needed:
+        tests.append(
+            f"About {evidence.held_out_needed:,} held-out images would decide on the images that were noticed."
+        )
+    return {
+        "planted": [
+            (part.kind, f"{part.found:,} of {part.planted:,}", percent(part.least)) for part in findings.planted
+        ],
+        "not_moved": findings.not_moved,
+        "tests": tests,
+        "differences": [difference_words(part) for part in findings.differences],
+    }
+
+
+def breakable(name: str) -> Markup:
+    """Let a long name wrap after what joins its words, rather than within one.
+
+    Example:
+        >>> breakable("some_long-name.png")
+        Markup('some_<wbr>long-<wbr>name.<wbr>png')
+    """
+    return Markup(re.sub(r"([_\-./ ,])(?=.)", r"\1<wbr>", str(escape(name))))  # noqa: S704 (escaped before)
 
 
 def _resource(name: str) -> str:
@@ -356,9 +449,10 @@ def _data(
 
 
 def _rates(findings: Findings) -> list[dict[str, Any]]:
-    shares = {"generated": findings.generated.copies}
-    if findings.held_out is not None:
-        shares["held_out"] = findings.held_out.copies
+    evidence = findings.evidence
+    shares = {"generated": evidence.noticed}
+    if findings.held_out is not None and evidence.held_out_noticed is not None:
+        shares["held_out"] = share(evidence.held_out_noticed, findings.held_out.copies.total)
     widest = max(part.high for part in shares.values())
     return [_rate(name, part, widest) for name, part in shares.items()]
 
@@ -374,19 +468,24 @@ def _rate(name: str, part: Share, widest: float) -> dict[str, Any]:
         "total": f"{part.total:,}",
         "low": percent(part.low),
         "high": percent(part.high),
+        "end": percent(widest),
     }
+
+
+def _counts(ratios: Mapping[str, Mapping[str, Tensor]], limit: float) -> list[dict[str, str]]:
+    counts = []
+    for name, by_measure in ratios.items():
+        total = len(by_measure["score"])
+        count = int(count_below(by_measure["score"], (limit,)))
+        kind = "generated" if name == "generated" else "control"
+        figures = {"count": f"{count:,}", "total": f"{total:,}", "share": percent(count / total)}
+        counts.append({"name": name, "kind": kind, "label": LABELS[name], **figures})
+    return counts
 
 
 def _measure(name: str, default: int, k: int) -> dict[str, Any]:
     title, source = MEASURES[name]
     return {"name": name, "title": title.format(k=k), "source": source, "default": default}
-
-
-def _counts(findings: Findings) -> list[dict[str, str]]:
-    return [
-        {**rate, "name": name, "label": LABELS[name]}
-        for rate, name in zip(_rates(findings), ("generated", "held_out"), strict=False)
-    ]
 
 
 def _chart_of_page(
@@ -405,6 +504,8 @@ def _set(findings: Findings, name: str) -> dict[str, Any]:
         "used": f"{facts.used:,}",
         "size": f"{facts.width} × {facts.height} pixels, {'grey' if facts.channels == 1 else 'RGB'}",
         "sha256": facts.sha256,
+        "remarks": remarks(facts),
+        "stored": ", ".join(f"{count:,} {kind}" for kind, count in facts.origin.kinds.items()),
         "skipped": facts.skipped[:SKIPS],
         "more": len(facts.skipped[SKIPS:]),
     }

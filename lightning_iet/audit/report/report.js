@@ -9,7 +9,7 @@
 
   const percent = (share) => {
     const value = 100 * share;
-    return (value === 0 ? "0" : value >= 10 ? String(+value.toPrecision(3)) : String(+value.toPrecision(2))) + "\u00a0%";
+    return (value > 0 && value < 0.1 ? String(+value.toPrecision(2)) : value.toFixed(1)) + "%";
   };
 
   // Counts of all images were worked out beforehand, for every stop of the slider: they are exact, and few.
@@ -66,6 +66,48 @@
   for (const [name, event] of gallery ? [["filter", "input"], ["show", "change"], ["sort", "change"]] : []) {
     find(name).addEventListener(event, showCards);
   }
+  // What a reviewer has decided about pairs, saved as a file for the next audit.
+  const decisions = new Map();
+  for (const button of document.querySelectorAll(".review button")) {
+    button.addEventListener("click", () => {
+      const card = button.closest("li");
+      const undo = decisions.get(card) === button.value;
+      if (undo) decisions.delete(card); else decisions.set(card, button.value);
+      for (const other of card.querySelectorAll(".review button")) {
+        other.setAttribute("aria-pressed", String(!undo && other === button));
+      }
+      find("save").disabled = decisions.size === 0;
+    });
+  }
+  if (gallery) find("save").addEventListener("click", () => {
+    const pairs = [...decisions].map(([card, decision]) => ({
+      name: card.dataset.name, sha256: card.dataset.sha256,
+      source: card.dataset.source, source_sha256: card.dataset.sourceSha256, decision,
+    }));
+    const link = document.createElement("a");
+    link.href = URL.createObjectURL(new Blob([JSON.stringify({ kind: "review", pairs }, null, 2)], { type: "application/json" }));
+    link.download = "review.json";
+    link.click();
+    URL.revokeObjectURL(link.href);
+  });
+
+  // A pair, enlarged.
+  const large = find("large");
+  for (const button of large ? document.querySelectorAll("button.images") : []) {
+    button.addEventListener("click", () => {
+      const images = [...button.querySelectorAll("img")].map((image) => image.cloneNode());
+      [...large.querySelectorAll("figure")].forEach((figure, number) => {
+        figure.querySelector("img")?.remove();
+        images[number].hidden = false;
+        figure.prepend(images[number]);
+      });
+      const card = button.closest("li");
+      find("large-names").textContent = `${card.dataset.name} and ${card.dataset.source}`;
+      large.showModal();
+    });
+  }
+  if (large) large.addEventListener("click", (event) => { if (event.target === large) large.close(); });
+
   window.addEventListener("beforeprint", () => {
     for (const part of document.querySelectorAll("details")) part.open = true;
   });

@@ -57,7 +57,7 @@ def feature_extractor(
     ``digits``          8x8 grey digits                                         64       in this package
     ``inception``       photographs; FID as published                           2048     ``weights`` or ``download``
     ``clean-inception`` photographs; FID as clean-fid computes it               2048     ``weights``
-    ``efficientnet``    photographs and small pictures                          1280     extra ``efficientnet``
+    ``efficientnet``    photographs and small pictures                          1280     in a package
     ``sscd``            copies of photographs                                   512      ``weights`` or the variable
                                                                                          ``LIGHTNING_IET_SSCD``
     ``clip``            meaning                                                 config's ``weights``: a folder

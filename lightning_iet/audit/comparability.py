@@ -1,0 +1,191 @@
+"""Whether sets of images can be compared at all: a copy in another range, or over another background, is not seen."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from scipy.stats import ks_2samp
+from torch import Tensor
+
+from lightning_iet.audit.reading import ImageSet
+
+DIFFERENT = 0.6  # Kolmogorov-Smirnov distance: so large a share of one set lies where the other one is not
+TIMES = 2.0  # how much farther apart than held-out and training images
+FEW_LEVELS = 64
+SAMPLE = 2000  # images of each set that are looked at, spread evenly
+SIGNIFICANT = 1e-3  # p-value of the distance, so that small sets do not differ by chance
+FARTHER = 1.5  # how much farther from training images than held-out images generated ones lie, to be spoken of
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A property in which generated images differ from training images.
+
+    Attributes:
+        name: The property.
+        generated: Its median, or its value.
+        train: Likewise; of :data:`FAR` that of held-out images.
+        distance: Kolmogorov-Smirnov distance of the two distributions; 1 where it is a fact of the whole set.
+        control: Distance of held-out from training images; without held-out images, of two halves of these.
+        remedy: What to do about it.
+    """
+
+    name: str
+    generated: float
+    train: float
+    distance: float
+    control: float
+    remedy: str
+
+
+LEVELS = "grey levels in an image"
+FAR = "distance to the nearest training image"
+_REMEDIES = {
+    "brightness": "If they were scaled or saved in another way, say so with --range or --background.",
+    "contrast": "If they were scaled in another way, say so with --range.",
+    LEVELS: "Files of more than 8 bits may have been read in the wrong range: say it with --range.",
+    "sharpness": "If they were enlarged, bring all images to the smaller size with --resize.",
+    "colourfulness": "Give all sets in the same colours.",
+    FAR: "They show, or went through, something else: check the paths, --range, --background and --fit.",
+}
+
+
+def compare_sets(sets: Mapping[str, ImageSet]) -> list[Difference]:
+    """Look for properties in which generated and training images differ more than real images do among themselves.
+
+    Of every image: mean, standard deviation, number of grey levels, sharpness (mean absolute Laplacian over the
+    standard deviation), colourfulness (mean standard deviation over the channels, where both sets are in colour). Two
+    distributions differ if their Kolmogorov-Smirnov distance is at least 0.6 and twice that of held-out and training
+    images, beyond chance *(our choice: a generator of middling quality must pass, a wrong range must not)*.
+
+    Args:
+        sets: ``"generated"``, ``"train"`` and perhaps ``"held_out"`` images.
+
+    Returns:
+        The differences, the largest first.
+
+    Example:
+        >>> from lightning_iet.audit.reading import image_set
+        >>> train, generated = torch.randint(256, (200, 1, 8, 8), dtype=torch.uint8).split(100)
+        >>> sets = {"train": image_set(train, location=""), "generated": image_set(generated // 16, location="")}
+        >>> {difference.name for difference in compare_sets(sets)} >= {"brightness", "contrast"}
+        True
+    """
+    sample = {name: _spread(images.pixels) for name, images in sets.items()}
+    found = {name: properties(pixels) for name, pixels in sample.items()}
+    held_out = found.get("held_out", {name: values[1::2] for name, values in found["train"].items()})
+    train = found["train"] if "held_out" in found else {name: v[::2] for name, v in found["train"].items()}
+    grey = {name: _is_grey(pixels) for name, pixels in sample.items()}
+    differences = []
+    for name, values in found["generated"].items():
+        if name == "colourfulness" and (grey["generated"] or grey["train"]):
+            continue  # the searches are in grey
+        if name == LEVELS and values.median() >= found["train"][name].median():
+            continue  # a generator of smooth shades may be trained on images of few
+        distance, p_value = _distance(values, found["train"][name])
+        control, _ = _distance(held_out[name], train[name])
+        if distance >= DIFFERENT and distance >= TIMES * control and p_value < SIGNIFICANT:
+            medians = float(values.median()), float(found["train"][name].median())
+            differences.append(Difference(name, *medians, distance, control, _REMEDIES[name]))
+    return sorted([*differences, *_of_whole_sets(sets)], key=lambda difference: -difference.distance)
+
+
+def compare_distances(generated: Tensor, held_out: Tensor) -> list[Difference]:
+    """Tell whether generated images lie much farther from training images than held-out images do.
+
+    They do if their median is 1.5 times as large and the Kolmogorov-Smirnov distance at least 0.6, beyond chance *(our
+    choice)*: so far away are images of another kind, with a frame or in other places, but seldom those of a poor
+    generator.
+
+    Args:
+        generated: Distances to the nearest training image, shape ``(Q,)``.
+        held_out: Likewise.
+
+    Returns:
+        The difference, or nothing.
+
+    Example:
+        >>> near = torch.linspace(1, 2, 50)
+        >>> len(compare_distances(2 * near, near)), len(compare_distances(1.2 * near, near))
+        (1, 0)
+    """
+    medians = float(generated.median()), float(held_out.median())
+    distance, p_value = _distance(generated, held_out)
+    if medians[0] < FARTHER * medians[1] or distance < DIFFERENT or p_value >= SIGNIFICANT:
+        return []
+    return [Difference(FAR, *medians, distance, 0.0, _REMEDIES[FAR])]
+
+
+def properties(pixels: Tensor) -> dict[str, Tensor]:
+    """Measure properties of every image.
+
+    Args:
+        pixels: uint8, shape ``(N, C, H, W)``.
+
+    Returns:
+        By name, shape ``(N,)`` each; brightness and contrast in units of 0 to 255.
+
+    Example:
+        >>> properties(torch.tensor([[[[0, 255], [255, 0]]]], dtype=torch.uint8))["brightness"]
+        tensor([127.5000])
+    """
+    grey = pixels.float().mean(dim=1, keepdim=True)
+    spread = grey.flatten(1).std(dim=1, unbiased=False)
+    padded = F.pad(grey, (1, 1, 1, 1), mode="replicate")
+    around = padded[..., :-2, 1:-1] + padded[..., 2:, 1:-1] + padded[..., 1:-1, :-2] + padded[..., 1:-1, 2:]
+    edges = (around - 4 * grey).abs().flatten(1).mean(dim=1)
+    ordered = pixels[:, 0].flatten(1).sort(dim=1).values
+    return {
+        "brightness": grey.flatten(1).mean(dim=1),
+        "contrast": spread,
+        LEVELS: 1 + (ordered[:, 1:] != ordered[:, :-1]).sum(dim=1).float(),
+        "sharpness": torch.where(spread > 0, edges / spread.clamp(min=1e-6), 0),
+        "colourfulness": pixels.float().std(dim=1, unbiased=False).flatten(1).mean(dim=1),
+    }
+
+
+def _of_whole_sets(sets: Mapping[str, ImageSet]) -> list[Difference]:
+    """Differences in the number of grey levels and in transparency, which are those of a file format."""
+    found = []
+    levels = {
+        name: int((torch.bincount(s.pixels.flatten().long(), minlength=256) > 0).sum()) for name, s in sets.items()
+    }
+    if levels["generated"] < min(FEW_LEVELS, levels["train"] / 4):
+        remedy = _REMEDIES[LEVELS]
+        found.append(Difference("grey levels in the set", levels["generated"], levels["train"], 1.0, 0.0, remedy))
+    shares = {name: s.origin.transparent / len(s) for name, s in sets.items()}
+    if abs(shares["generated"] - shares["train"]) > DIFFERENT:
+        remedy = "Say with --background what colour the generator saw under transparent pixels."
+        found.append(Difference("transparency", shares["generated"], shares["train"], 1.0, 0.0, remedy))
+    return found
+
+
+def unvaried(images: ImageSet) -> tuple[int, int]:
+    """Count the images of one colour, and those that equal an earlier image of the set.
+
+    Example:
+        >>> from lightning_iet.audit.reading import image_set
+        >>> unvaried(image_set(torch.zeros(3, 1, 4, 4, dtype=torch.uint8), location=""))
+        (3, 2)
+    """
+    rows = images.pixels.flatten(1)
+    blank = int((rows.amax(dim=1) == rows.amin(dim=1)).sum())
+    return blank, len(rows) - len({row.numpy().tobytes() for row in rows.cpu()})
+
+
+def _spread(pixels: Tensor) -> Tensor:
+    step = max(1, -(-len(pixels) // SAMPLE))
+    return pixels[::step].cpu()
+
+
+def _is_grey(pixels: Tensor) -> bool:
+    return pixels.shape[1] == 1 or bool((pixels == pixels[:, :1]).all())
+
+
+def _distance(one: Tensor, other: Tensor) -> tuple[float, float]:
+    """Return the Kolmogorov-Smirnov distance of two samples, and its p-value."""
+    if not min(len(one), len(other)):
+        return 0.0, 1.0
+    found = ks_2samp(one.numpy(), other.numpy(), method="asymp")
+    return float(found.statistic), float(found.pvalue)

@@ -1,0 +1,381 @@
+"""Copies that hide behind a change: recoloured, mirrored, shifted, turned, zoomed, cropped or blurred ones.
+
+Two searches stand beside the one by plain distances. Held-out images go through both in the same way, so that how near
+an innocent image comes by all these liberties is known.
+
+*Recoloured*: grey images, mean removed and norm one, compared by the absolute correlation as they are, mirrored, upside
+down and turned by 180 degrees. Brightness, contrast, inversion and the order of channels make no difference; gamma and
+JPEG little.
+
+*Moved*: candidates from features that a shift, a turn or a zoom changes little, each registered with the image (see
+:mod:`~lightning_iet.functional.registration`). Its distance is that over the overlap.
+
+Both judge by the ratio to the next training image that shows something else, since clothes, faces and scans of one kind
+are more alike than a photograph and its JPEG copy.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lightning_iet.audit.cache import BlockCache, Progress, in_blocks
+from lightning_iet.audit.reading import ImageSet
+from lightning_iet.functional.registration import COARSE, correlate_templates, grey_images, register
+from lightning_iet.metrics.features.efficientnet import EfficientNetFeatures
+from lightning_iet.utilities.devices import full_precision
+from lightning_iet.utilities.fingerprints import digest
+
+FLIPS = ((1, 1), (-1, 1), (1, -1), (-1, -1))  # of x and y: as it is, mirrored, upside down, turned by 180 degrees
+SIDE, JUDGED = 32, 64  # pixels of the images that are searched for and of those that are judged
+CANDIDATES = 16  # of the recoloured search, judged exactly
+LEAST_SPREAD = 0.25 / 255  # standard deviation below which an image shows one colour only
+
+NETWORK_SIDE = 64  # pixels: at 224 the network takes 40 times as long and finds hardly more
+BY_NETWORK, BY_SPECTRUM, BY_THUMBNAIL, BY_COLOUR = 16, 8, 8, 4  # candidates of the search for moved copies
+REGISTERED = 8  # of them, those that correlate best, are registered
+BLOCK, MOVED_BLOCK, NETWORK_BLOCK = 512, 64, 256  # images that are worked on, and kept, together
+CHUNK = 8192  # training images in one matrix product
+VERSION = 3  # to be raised when results change
+
+
+class Matches(NamedTuple):
+    """The training image that each of ``Q`` images is the most alike once a disguise is undone.
+
+    Attributes:
+        distances: ``sqrt(1 - c²)`` with their correlation ``c``, in [0, 1], shape ``(Q,)``.
+        ratios: the distance over that to the next training image that shows something else, in [0, 1], shape ``(Q,)``.
+        indices: positions of the training images, int64, shape ``(Q,)``.
+        maps: from coordinates of the image to those of the training image, both from -1 to 1, shape ``(Q, 2, 3)``.
+    """
+
+    distances: Tensor
+    ratios: Tensor
+    indices: Tensor
+    maps: Tensor
+
+
+class _Candidates(NamedTuple):
+    """What is known of the ``K`` candidates of each of ``Q`` images, shape ``(Q, K)`` and ``(Q, K, 2, 3)``."""
+
+    distances: Tensor
+    indices: Tensor
+    maps: Tensor
+
+
+def find_disguised(
+    images: ImageSet, train: ImageSet, *, cache: BlockCache, argument: str, device: str = "cpu", moved: bool = True
+) -> dict[str, Matches]:
+    """Search for recoloured and perhaps for moved copies.
+
+    Returns:
+        The matches, by ``"recoloured"`` and ``"moved"``.
+    """
+    recoloured, candidates = find_recoloured(images, train, cache=cache, argument=argument, device=device)
+    if not moved:
+        return {"recoloured": recoloured}
+    found = find_moved(images, train, candidates, cache=cache, argument=argument, device=device)
+    return {"recoloured": recoloured, "moved": found}
+
+
+def find_recoloured(
+    images: ImageSet, train: ImageSet, *, cache: BlockCache, argument: str, device: str = "cpu"
+) -> tuple[Matches, Tensor]:
+    """Search for copies whose colours were changed or that were mirrored.
+
+    Args:
+        images: the images to search for.
+        train: the images to search among.
+        cache: where finished blocks go.
+        argument: what the images are, for the bar.
+        device: where to compute.
+
+    Returns:
+        The matches, and the nearest candidates of each image, int64, shape ``(Q, min(4, N))``, on the CPU.
+    """
+    references = _recoloured_rows(train.pixels, device)
+    count = min(CANDIDATES, len(train))
+
+    def search(place: slice, _: Progress) -> dict[str, Tensor]:
+        pixels = images.pixels[place]
+        with full_precision(torch.device(device).type):
+            indices, flips = _correlated(_recoloured_rows(pixels, device), references, count, _side(pixels))
+        maps = torch.zeros(*indices.shape, 2, 3)
+        chosen = torch.tensor(FLIPS, dtype=torch.float32)[flips.cpu()]
+        maps[..., 0, 0], maps[..., 1, 1] = chosen.unbind(dim=-1)
+        found = _judge_flipped(pixels, train.pixels, indices.cpu(), maps)
+        return {**_nearest(pixels, train.pixels, found)._asdict(), "candidates": found.indices[:, :BY_COLOUR]}
+
+    blocks = in_blocks(
+        f"Looking for recoloured copies among {argument} images",
+        [digest("recoloured", VERSION, *_key(train), *_key(images), start) for start in range(0, len(images), BLOCK)],
+        search,
+        cache=cache,
+        total=len(images),
+        block=BLOCK,
+    )
+    joined = {name: torch.cat([block[name] for block in blocks]) for name in blocks[0]}
+    return Matches(*(joined[name] for name in Matches._fields)), joined["candidates"]
+
+
+def find_moved(
+    images: ImageSet,
+    train: ImageSet,
+    candidates: Tensor,
+    *,
+    cache: BlockCache,
+    argument: str,
+    device: str = "cpu",
+) -> Matches:
+    """Search for copies that were shifted, turned, zoomed, cropped or blurred.
+
+    Args:
+        images: the images to search for.
+        train: the images to search among.
+        candidates: further candidates of each image, as :func:`find_recoloured` returns them, shape ``(Q, K)``.
+        cache: where finished blocks go.
+        argument: what the images are, for the bar.
+        device: where to compute.
+
+    Returns:
+        The matches, on the CPU.
+    """
+    references = moved_rows(train, cache=cache, argument="train", device=device)
+    rows, mirrored = (
+        moved_rows(part, cache=cache, argument=argument, device=device) for part in (images, _mirrored(images))
+    )
+    counts = [min(count, len(train)) for count in (BY_NETWORK, BY_SPECTRUM, BY_THUMBNAIL)]
+
+    def search(place: slice, _: Progress) -> dict[str, Tensor]:
+        near = [candidates[place]]
+        for own, other, reference, count in zip(rows, mirrored, references, counts, strict=True):
+            likeness = (own[place].to(device) @ reference.to(device).T).abs()
+            likeness = torch.maximum(likeness, (other[place].to(device) @ reference.to(device).T).abs())
+            near.append(likeness.topk(count, dim=1).indices.cpu())
+        found = _register(images.pixels[place], train.pixels, torch.cat(near, dim=1), device)
+        return _nearest(images.pixels[place], train.pixels, found)._asdict()
+
+    starts = range(0, len(images), MOVED_BLOCK)
+    blocks = in_blocks(
+        f"Looking for moved copies among {argument} images",
+        [digest("moved", VERSION, *_key(train), *_key(images), start) for start in starts],
+        search,
+        cache=cache,
+        total=len(images),
+        block=MOVED_BLOCK,
+    )
+    return Matches(*(torch.cat([block[name] for block in blocks]) for name in Matches._fields))
+
+
+def moved_rows(images: ImageSet, *, cache: BlockCache, argument: str, device: str) -> Sequence[Tensor]:
+    """Describe images by features that a shift, a turn or a zoom changes little.
+
+    Args:
+        images: ``N`` images.
+        cache: where finished blocks go.
+        argument: what the images are, for the bar.
+        device: where the network runs.
+
+    Returns:
+        Rows of norm one: features of EfficientNet at 64 x 64 pixels, amplitudes of the Fourier transform, thumbnails of
+        8 x 8 pixels; shape ``(N, D)`` each, float32.
+    """
+    network: list[EfficientNetFeatures] = []  # built only if something is missing in the cache
+
+    def describe(place: slice, _: Progress) -> dict[str, Tensor]:
+        if not network:
+            network.append(EfficientNetFeatures(size=NETWORK_SIDE).to(device))
+        pixels = images.pixels[place].to(device)
+        with full_precision(torch.device(device).type), torch.inference_mode():
+            parts = {"network": network[0](pixels), "spectrum": _spectrum(pixels), "thumbnail": _thumbnail(pixels)}
+        return {name: F.normalize(rows.float()).cpu() for name, rows in parts.items()}
+
+    blocks = in_blocks(
+        f"Describing {argument} images",
+        [digest("describing", VERSION, *_key(images), start) for start in range(0, len(images), NETWORK_BLOCK)],
+        describe,
+        cache=cache,
+        total=len(images),
+        block=NETWORK_BLOCK,
+    )
+    return [torch.cat([block[name] for block in blocks]) for name in ("network", "spectrum", "thumbnail")]
+
+
+def undo(images: Tensor, originals: Tensor, maps: Tensor) -> tuple[Tensor, Tensor]:
+    """Bring training images into the place and the colours of the images that may be copies of them.
+
+    Colours are fitted by least squares: every channel of the image as a linear function of all channels of the
+    original, over the overlap. So the order of channels, inversion, brightness and contrast of each are undone.
+
+    Args:
+        images: uint8, shape ``(B, C, H, W)``.
+        originals: the training images, likewise.
+        maps: of :class:`Matches`, shape ``(B, 2, 3)``.
+
+    Returns:
+        The originals as the images would show them, uint8, shape ``(B, C, H, W)``, black outside the overlap; and the
+        peak signal-to-noise ratio over the overlap, in dB, shape ``(B,)``: infinite where nothing differs.
+
+    Example:
+        >>> image = torch.arange(64, dtype=torch.uint8).view(1, 1, 8, 8)
+        >>> undo(2 * image.flip(-1) + 1, image, torch.tensor([[[-1.0, 0, 0], [0, 1, 0]]]))[1]
+        tensor([inf])
+    """
+    batch, channels, height, width = images.shape
+    if not batch:
+        return images, torch.empty(0)
+    grid = F.affine_grid(maps, [batch, 1, height, width], align_corners=False)
+    warped = F.grid_sample(originals.float(), grid, padding_mode="border", align_corners=False)
+    inside = (grid.abs() <= 1 + 1e-4).all(dim=-1).flatten(1).double()[:, :, None]
+    ones = torch.ones(batch, height * width, 1, dtype=torch.double, device=images.device)
+    known = torch.cat([warped.flatten(2).mT.double(), ones], dim=2) * inside
+    target = images.flatten(2).mT.double() * inside
+    normal = known.mT @ known
+    normal = normal + 1e-6 * torch.eye(channels + 1, device=images.device).double()
+    fitted = (known @ torch.linalg.solve(normal, known.mT @ target)).round().clamp(0, 255) * inside
+    error = (fitted - target).square().sum(dim=(1, 2)) / (inside.sum(dim=(1, 2)) * channels).clamp(min=1)
+    noise = torch.where(error > 0, 10 * torch.log10(255**2 / error.clamp(min=1e-12)), torch.inf)
+    return fitted.mT.view(images.shape).to(torch.uint8), noise.float()
+
+
+def _key(images: ImageSet) -> tuple[object, ...]:
+    return images.sha256, *images.pixels.shape
+
+
+def _mirrored(images: ImageSet) -> ImageSet:
+    return ImageSet(images.pixels.flip(-1), images.names, images.location, digest("mirrored", images.sha256))
+
+
+def _side(pixels: Tensor, largest: int = SIDE) -> tuple[int, int]:
+    height, width = pixels.shape[-2:]
+    return (height, width) if max(height, width) <= largest else (largest, largest)
+
+
+def _recoloured_rows(pixels: Tensor, device: str) -> Tensor:
+    """Grey images with mean 0 and norm 1, shape ``(N, D)``; zeros for images of one colour."""
+    size = _side(pixels)
+    return torch.cat([_standardized(grey_images(part.to(device), size).flatten(1)) for part in pixels.split(CHUNK)])
+
+
+def _standardized(rows: Tensor) -> Tensor:
+    rows = rows - rows.mean(dim=1, keepdim=True)
+    norms = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+    return torch.where(norms > LEAST_SPREAD * rows.shape[1] ** 0.5, rows / norms.clamp(min=1e-12), 0)
+
+
+def _correlated(queries: Tensor, references: Tensor, count: int, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Indices of the references with the largest absolute correlation, and which flip of the query has it."""
+    pictures = queries.view(-1, *size)
+    dims = [[axis for axis, sign in zip((2, 1), flip, strict=True) if sign < 0] for flip in FLIPS]
+    versions = [pictures.flip(axes).flatten(1) if axes else queries for axes in dims]
+    best = torch.full((len(queries), 0), 0.0, device=queries.device)
+    indices = flips = best.long()
+    for start in range(0, len(references), CHUNK):
+        part = references[start : start + CHUNK]
+        likeness, version = torch.stack([(rows @ part.T).abs() for rows in versions]).max(dim=0)
+        near, place = likeness.topk(min(count, len(part)), dim=1)
+        best = torch.cat([best, near], dim=1)
+        indices = torch.cat([indices, place + start], dim=1)
+        flips = torch.cat([flips, version.gather(1, place)], dim=1)
+        keep = best.topk(min(count, best.shape[1]), dim=1).indices
+        best, indices, flips = (values.gather(1, keep) for values in (best, indices, flips))
+    return indices, flips
+
+
+def _judge_flipped(pixels: Tensor, train: Tensor, indices: Tensor, maps: Tensor) -> _Candidates:
+    """Correlate images with their candidates in double precision, at 64 pixels."""
+    size = _side(pixels, JUDGED)
+    target = _standardized(grey_images(pixels, size).flatten(1).double())
+    parts = []
+    for column in range(indices.shape[1]):
+        aligned = _aligned(train[indices[:, column]], maps[:, column], size)[0]
+        other = _standardized(aligned.flatten(1).double())
+        cosine = (target * other).sum(dim=1)
+        # 1 - c² of rows that are nearly equal: from their difference, which does not cancel.
+        closeness = (target - torch.where(cosine < 0, -1.0, 1.0)[:, None] * other).square().sum(dim=1) / 2
+        blank = ~(target.any(dim=1) & other.any(dim=1))
+        parts.append(torch.where(blank, 1.0, (closeness * (2 - closeness)).clamp(0, 1).sqrt()).float())
+    distances, order = torch.stack(parts, dim=1).sort(dim=1, stable=True)
+    return _Candidates(distances, indices.gather(1, order), _gather(maps, order))
+
+
+def _register(pixels: Tensor, train: Tensor, indices: Tensor, device: str) -> _Candidates:
+    """Register images with the candidates that correlate best, each of them once."""
+    ordered, order = indices.sort(dim=1, stable=True)
+    again = torch.zeros_like(ordered, dtype=torch.bool)
+    again[:, 1:] = ordered[:, 1:] == ordered[:, :-1]
+    coarse = grey_images(train[ordered.flatten()], (COARSE, COARSE)).view(*ordered.shape, COARSE, COARSE)
+    with full_precision(torch.device(device).type), torch.inference_mode():
+        queries = grey_images(pixels, (COARSE, COARSE)).to(device)
+        likeness, maps = (part.cpu() for part in correlate_templates(queries, coarse.to(device)))
+        likeness = likeness.amax(dim=2).masked_fill(again, -1)
+        best = likeness.topk(min(REGISTERED, len(train), ordered.shape[1]), dim=1).indices
+        chosen = ordered.gather(1, best)
+        maps = maps.gather(1, best[:, :, None, None, None].expand(-1, -1, 2, 2, 3))
+        images, others = pixels.repeat_interleave(best.shape[1], dim=0), train[chosen.flatten()]
+        starts = maps.flatten(0, 1).to(device)
+        found = register(images.to(device), others.to(device), starts, side=JUDGED)
+    # A candidate that stands twice fills up the list only where there are too few others.
+    repeated = again.gather(1, best)
+    distances = found.distances.cpu().view(best.shape).masked_fill(repeated, 1)
+    distances, order = distances.sort(dim=1, stable=True)
+    return _Candidates(distances, chosen.gather(1, order), _gather(found.maps.cpu().view(*best.shape, 2, 3), order))
+
+
+def _nearest(pixels: Tensor, train: Tensor, found: _Candidates) -> Matches:
+    """Take the nearest candidate, and compare it with the next one that shows something else.
+
+    A candidate shows the same as the nearest one if the two, both brought into the place of the image, differ by less
+    than a third of the root mean square of all candidates' distances *(our choice, as in the search for near-duplicates
+    inside the training set)*. Where all do, the next image is taken to be uncorrelated.
+    """
+    size = _side(pixels, JUDGED)
+    first, covered = _aligned(train[found.indices[:, 0]], found.maps[:, 0], size)
+    scale = found.distances.square().mean(dim=1).sqrt()
+    following = torch.ones(len(pixels))
+    for column in reversed(range(1, found.indices.shape[1])):
+        other, mask = _aligned(train[found.indices[:, column]], found.maps[:, column], size)
+        apart = _unlikeness(first.flatten(1), other.flatten(1), (covered & mask).flatten(1))
+        is_other = (apart >= scale / 3) & (found.indices[:, column] != found.indices[:, 0])
+        following = torch.where(is_other, found.distances[:, column], following)
+    nearest = found.distances[:, 0]
+    ratios = torch.where(following > 0, nearest / following.clamp(min=1e-12), 0).clamp(max=1)
+    return Matches(nearest, ratios, found.indices[:, 0].clone(), found.maps[:, 0].clone())
+
+
+def _aligned(train: Tensor, maps: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Grey training images in the place of the images, and where they are known, shape ``(B, H, W)`` each."""
+    grid = F.affine_grid(maps, [len(train), 1, *size], align_corners=False)
+    warped = F.grid_sample(grey_images(train, size), grid, padding_mode="border", align_corners=False)
+    return warped[:, 0], (grid.abs() <= 1 + 1e-4).all(dim=-1)
+
+
+def _unlikeness(one: Tensor, other: Tensor, mask: Tensor) -> Tensor:
+    weights = mask.double()
+    size = weights.sum(dim=1, keepdim=True).clamp(min=1)
+    one, other = ((part - (part * weights).sum(dim=1, keepdim=True) / size) * weights for part in (one, other))
+    norms = torch.linalg.vector_norm(one, dim=1) * torch.linalg.vector_norm(other, dim=1)
+    correlation = (one * other).sum(dim=1) / norms.clamp(min=1e-12)
+    return (1 - correlation.square()).clamp(0, 1).sqrt().float()
+
+
+def _gather(maps: Tensor, order: Tensor) -> Tensor:
+    return maps.gather(1, order[:, :, None, None].expand(-1, -1, 2, 3))
+
+
+def _spectrum(pixels: Tensor) -> Tensor:
+    """Amplitudes of the Fourier transform of an image and its mirror image together, which shifts do not change."""
+    grey = grey_images(pixels, _side(pixels))[:, 0]
+    grey = grey - grey.mean(dim=(1, 2), keepdim=True)
+    windows = [torch.hann_window(n + 2, periodic=False, device=pixels.device)[1:-1] for n in grey.shape[1:]]
+    amplitudes = torch.fft.rfft2(grey * (windows[0][:, None] * windows[1]).sqrt()).abs().sqrt()
+    amplitudes = amplitudes + amplitudes.flip(1).roll(1, dims=1)
+    smooth = F.avg_pool2d(amplitudes[:, None], 3, 1, 1).flatten(1)
+    return smooth - smooth.mean(dim=1, keepdim=True)
+
+
+def _thumbnail(pixels: Tensor) -> Tensor:
+    rows = F.adaptive_avg_pool2d(grey_images(pixels, _side(pixels)), 8).flatten(1)
+    return rows - rows.mean(dim=1, keepdim=True)

@@ -1,0 +1,204 @@
+"""Pairs of generated images and the training images that they are the most like: rows for people and spreadsheets."""
+
+import csv
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_iet.audit.core import SEARCHES, Audit
+from lightning_iet.audit.evidence import Evidence
+from lightning_iet.audit.reading import ImageSet
+from lightning_iet.audit.search import views
+from lightning_iet.evaluation.memorization import below
+from lightning_iet.utilities.files import printable
+from lightning_iet.utilities.fingerprints import digest
+
+NEAREST = 5  # training images listed for each generated one
+_FORMULA = (
+    "=",
+    "+",
+    "-",
+    "@",
+    "＝",
+    "＋",
+    "－",
+    "＠",
+)  # what spreadsheets take for a formula; the wide ones count as well
+
+
+def pair_rows(audit: Audit) -> list[dict[str, Any]]:
+    """List every generated image with the training images that it is the most like, the nearest first.
+
+    Args:
+        audit: What was found.
+
+    Returns:
+        A row for each: ``index``, ``name`` and ``sha256`` of the image; ``score``, the lowest ratio of all searches,
+        and ``search``, which one it is; ``named`` as a copy and ``noticed``, 0 or 1; ``noise``, the signal-to-noise
+        ratio in dB once the disguise is undone, empty for scores above 0.5; ``source``, ``source_index`` and
+        ``source_sha256`` of the training image; ``ratio_…`` by each published measure; ``identical`` and ``copy`` (by
+        the published ratio); ``version`` that is nearest by plain distances; then ``train_i``, ``train_index_i`` and
+        ``distance_i`` (l2, not squared) of the training images nearest by plain distances.
+    """
+    copies, generated, train = audit.copies["generated"], audit.sets["generated"], audit.sets["train"]
+    neighbors, measures = copies.neighbors, list(copies.ratios)
+    count = min(NEAREST, neighbors.indices.shape[1])
+    versions = list(views(audit.settings.invariance))
+    copied = below(copies.ratios[measures[0]], audit.settings.ratio).tolist()
+    named, noticed = audit.evidence.named.tolist(), audit.evidence.noticed.tolist()
+    ratios = {measure: values.tolist() for measure, values in copies.ratios.items()}
+    distances, indices = neighbors.sq_distances[:, :count].sqrt().tolist(), neighbors.indices[:, :count].tolist()
+    scores, sources, noise = copies.scores.tolist(), copies.sources.tolist(), copies.noise.tolist()
+    rows = []
+    # Sure copies first, then by score: of equal scores the one that was named.
+    order = sorted(range(len(scores)), key=lambda i: (not named[i], scores[i], i))
+    for i in order:
+        row: dict[str, Any] = {
+            "index": i,
+            "name": printable(generated.names[i]),
+            "sha256": image_hash(generated, i),
+            "score": scores[i],
+            "search": SEARCHES[int(copies.search[i])],
+            "named": int(named[i]),
+            "noticed": int(noticed[i]),
+            "noise": "" if noise[i] != noise[i] else noise[i],
+            "source": printable(train.names[sources[i]]),
+            "source_index": sources[i],
+            "source_sha256": image_hash(train, sources[i]),
+        }
+        row |= {f"ratio_{measure}": ratios[measure][i] for measure in measures}
+        row |= {"identical": int(copies.identical[i]), "copy": int(copied[i])}
+        row["version"] = versions[int(neighbors.views[i, 0])]
+        for number, (j, distance) in enumerate(zip(indices[i], distances[i], strict=True), 1):
+            row |= {
+                f"train_{number}": printable(train.names[j]),
+                f"train_index_{number}": j,
+                f"distance_{number}": distance,
+            }
+        rows.append(row)
+    return rows
+
+
+def write_pairs(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """Write ``pairs.csv``. A name that a spreadsheet would take for a formula gets an apostrophe before it.
+
+    Args:
+        rows: of :func:`pair_rows`.
+        path: The file.
+    """
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows({name: _cell(name, value) for name, value in row.items()} for row in rows)
+
+
+def image_hash(images: ImageSet, index: int) -> str:
+    """Return the SHA-256 of the file that an image was read from, or of its pixels if it was never stored."""
+    if images.hashes:
+        return images.hashes[index]
+    pixels = images.pixels[index].contiguous()
+    return digest(*pixels.shape, pixels.numpy().tobytes())
+
+
+def for_spreadsheets(name: str) -> str:
+    """Write a name so that no spreadsheet takes it for a formula: with an apostrophe before it, where it needs one.
+
+    Names that begin with an apostrophe get one as well, so that taking one away always gives the name.
+
+    Args:
+        name: any name.
+
+    Returns:
+        As :func:`printable`, safe in a cell.
+
+    Example:
+        >>> for_spreadsheets("=1+1.png"), for_spreadsheets("'.png"), for_spreadsheets("1.png")
+        ("'=1+1.png", "''.png", '1.png')
+    """
+    shown = printable(name)
+    return f"'{shown}" if shown.startswith((*_FORMULA, "'")) else shown
+
+
+def _cell(name: str, value: object) -> object:
+    if isinstance(value, float):
+        return f"{value:.7g}"
+    return for_spreadsheets(value) if isinstance(value, str) and name != "version" else value
+
+
+# --- what a reviewer has decided --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Review:
+    """Pairs that a person has looked at, by the hashes of the generated and the training image.
+
+    Attributes:
+        confirmed: Pairs that are copies.
+        dismissed: Pairs that are none.
+    """
+
+    confirmed: frozenset[tuple[str, str]] = field(default=frozenset())
+    dismissed: frozenset[tuple[str, str]] = field(default=frozenset())
+
+
+def read_review(path: Path) -> Review:
+    """Read the file that the report's page saves.
+
+    Args:
+        path: A JSON file with a list ``"pairs"`` of objects with ``"sha256"``, ``"source_sha256"`` and ``"decision"``,
+            ``"confirmed"`` or ``"dismissed"``.
+
+    Returns:
+        The decisions.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It holds something else.
+    """
+    wanted = "Argument `review` expected a file that was saved in the page of a report"
+    if not path.is_file():
+        raise FileNotFoundError(f"{wanted}, but got '{path}', which does not exist. Check its name.")
+    try:
+        pairs = json.loads(path.read_text(encoding="utf-8"))["pairs"]
+        decided = {(pair["sha256"], pair["source_sha256"]): pair["decision"] for pair in pairs}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{wanted}, but got '{path}', which holds something else. Save it anew.") from error
+    groups = {name: frozenset(pair for pair, found in decided.items() if found == name) for name in decided.values()}
+    unknown = set(groups) - {"confirmed", "dismissed"}
+    if unknown:
+        raise ValueError(f"{wanted}, but got '{path}' with a decision {min(unknown)!r}. Save it anew.")
+    return Review(groups.get("confirmed", frozenset()), groups.get("dismissed", frozenset()))
+
+
+def apply_review(audit: Audit, review: Review) -> Audit:
+    """Name the pairs that a person has confirmed, and no longer name or notice those that were dismissed.
+
+    Args:
+        audit: What was found.
+        review: What a person has decided.
+
+    Returns:
+        The audit with other evidence.
+    """
+    copies, evidence = audit.copies["generated"], audit.evidence
+    pairs = [
+        (image_hash(audit.sets["generated"], i), image_hash(audit.sets["train"], source))
+        for i, source in enumerate(copies.sources.tolist())
+    ]
+    confirmed, dismissed = (_members(pairs, decided) for decided in (review.confirmed, review.dismissed))
+    decided: Evidence = replace(
+        evidence,
+        sure=(evidence.sure | confirmed) & ~dismissed,
+        discovered=evidence.discovered & ~dismissed,
+        noticed=(evidence.noticed | confirmed) & ~dismissed,
+    )
+    return replace(audit, evidence=decided)
+
+
+def _members(pairs: Sequence[tuple[str, str]], decided: frozenset[tuple[str, str]]) -> Tensor:
+    return torch.tensor([pair in decided for pair in pairs], dtype=torch.bool)

@@ -1,0 +1,114 @@
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torchvision.transforms.functional import gaussian_blur
+
+from lightning_iet.audit.comparability import FAR, compare_distances, compare_sets, properties, unvaried
+from lightning_iet.audit.reading import Origin, image_set
+from tests.helpers.image_folders import random_pixels, random_set
+from tests.helpers.phantoms import eight_bits, phantoms
+
+
+def sets(generated, *, held_out=True, count=100):
+    found = {"train": eight_bits(phantoms(200, channels=3)), "generated": generated}
+    if held_out:
+        found["held_out"] = eight_bits(phantoms(count, seed=1, channels=3))
+    return {name: image_set(pixels, location=name) for name, pixels in found.items()}
+
+
+FRESH = phantoms(100, seed=2, channels=3)
+
+
+@pytest.mark.parametrize("held_out", [True, False])
+@pytest.mark.parametrize(
+    "change", [lambda x: x, lambda x: 0.9 * x, lambda x: x**1.2, lambda x: x + 0.02 * torch.randn_like(x)]
+)
+def test_images_of_the_same_kind_pass(change, held_out):
+    assert compare_sets(sets(eight_bits(change(FRESH)), held_out=held_out)) == []
+
+
+@pytest.mark.parametrize("held_out", [True, False])
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        (lambda x: x / 16, "brightness"),
+        (lambda x: x / 16, "contrast"),
+        (lambda x: 0.5 + x / 2, "brightness"),
+        (lambda x: 0.4 + 0.1 * x, "contrast"),
+        (lambda x: (3 * x).round() / 3, "grey levels in the set"),
+        (lambda x: gaussian_blur(x, [9, 9], [2.0, 2.0]), "sharpness"),
+    ],
+)
+def test_other_ranges_and_filters_are_noticed(change, name, held_out):
+    found = compare_sets(sets(eight_bits(change(FRESH)), held_out=held_out))
+    assert name in {difference.name for difference in found}
+    assert all(difference.remedy.endswith(".") for difference in found)
+    assert [d.distance for d in found] == sorted((d.distance for d in found), reverse=True)
+
+
+def test_few_images_do_not_differ_by_chance():
+    for seed in range(40):
+        few = eight_bits(phantoms(8, seed=10 + seed, channels=3))
+        assert compare_sets(sets(few)) == []
+
+
+def test_grey_images_beside_colours_are_not_held_against_them():
+    grey = FRESH.mean(dim=1, keepdim=True).expand(-1, 3, -1, -1)
+    assert "colourfulness" not in {difference.name for difference in compare_sets(sets(eight_bits(grey)))}
+
+
+def test_transparency_of_one_set_only():
+    found = sets(eight_bits(FRESH))
+    found["generated"] = replace(found["generated"], origin=Origin(transparent=100))
+    (difference,) = compare_sets(found)
+    assert (difference.name, difference.generated, difference.train) == ("transparency", 1.0, 0.0)
+    assert "--background" in difference.remedy
+
+
+@given(st.integers(1, 3).filter(lambda c: c != 2), st.integers(0, 99))
+@settings(deadline=None, max_examples=15)
+def test_properties_one_by_one(channels, seed):
+    pixels = random_pixels(4, channels=channels, seed=seed)
+    found = properties(pixels)
+    for i, image in enumerate(pixels.double()):
+        grey = image.mean(dim=0)
+        around = torch.nn.functional.pad(grey[None, None], (1, 1, 1, 1), mode="replicate")[0, 0]
+        edges = [
+            abs(around[y, x + 1] + around[y + 2, x + 1] + around[y + 1, x] + around[y + 1, x + 2] - 4 * grey[y, x])
+            for y in range(8)
+            for x in range(8)
+        ]
+        assert float(found["brightness"][i]) == pytest.approx(float(grey.mean()), rel=1e-5)
+        assert float(found["contrast"][i]) == pytest.approx(float(grey.std(unbiased=False)), rel=1e-4)
+        assert float(found["sharpness"][i]) == pytest.approx(
+            float(sum(edges) / 64 / grey.std(unbiased=False)), rel=1e-4
+        )
+        assert int(found["grey levels in an image"][i]) == len(pixels[i, 0].unique())
+        spread = float(image.std(dim=0, unbiased=False).mean())
+        assert float(found["colourfulness"][i]) == pytest.approx(spread, rel=1e-4, abs=1e-6)
+
+
+def test_images_of_one_colour_and_repeated_ones_are_counted():
+    images = random_set(10)
+    images.pixels[2] = images.pixels[7] = 5
+    images.pixels[9] = images.pixels[1]
+    assert unvaried(images) == (2, 2)
+
+
+@pytest.mark.parametrize(("times", "far"), [(1.0, False), (0.3, False), (1.4, False), (1.6, True), (5.0, True)])
+def test_generated_images_far_from_all_training_images_are_noticed(times, far):
+    near = 1 + 0.1 * torch.rand(80, generator=torch.Generator().manual_seed(0))
+    found = compare_distances(times * near.flip(0), near)
+    assert bool(found) == far
+    for difference in found:
+        assert difference.name == FAR
+        assert difference.generated == pytest.approx(times * difference.train, rel=0.1)
+
+
+def test_few_distances_or_wide_ones_do_not_differ():
+    near = torch.rand(200, generator=torch.Generator().manual_seed(0))
+    assert compare_distances(2 * near[:4], near[4:8]) == []  # by chance
+    assert compare_distances(1.6 * near[:100] + 0.3, 1.6 * near[100:]) == []  # mostly among the others

@@ -1,0 +1,149 @@
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lightning_iet.audit.cache import BlockCache
+from lightning_iet.audit.disguises import FLIPS, find_moved, find_recoloured, moved_rows, undo
+from lightning_iet.audit.reading import image_set
+from tests.helpers.image_folders import random_pixels
+from tests.helpers.phantoms import eight_bits, moved, phantoms
+
+
+def flipped(image, flip):
+    return image.flip([axis for axis, sign in zip((-1, -2), flip, strict=True) if sign < 0]) if -1 in flip else image
+
+
+def naive(images, train):
+    """Every image in every flip against every training image: sqrt(1 - c²) of the channels' mean, by numpy's rule."""
+    distances, nearest = [], []
+    for image in images:
+        found = []
+        for other in train:
+            least = 1.0
+            for flip in FLIPS:
+                pair = torch.stack([image.double().mean(0).flatten(), flipped(other.double().mean(0), flip).flatten()])
+                least = min(least, math.sqrt(max(0, 1 - float(torch.corrcoef(pair)[0, 1]) ** 2)))
+            found.append(least)
+        distances.append(sorted(found)[:2])
+        nearest.append(found.index(min(found)))
+    return distances, nearest
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_recoloured_matches_equal_those_of_a_naive_search(tmp_path, channels):
+    images, train = random_pixels(7, channels=channels), random_pixels(12, seed=1, channels=channels)
+    found, candidates = find_recoloured(
+        image_set(images, location="a"),
+        image_set(train, location="b"),
+        cache=BlockCache(tmp_path),
+        argument="generated",
+    )
+    distances, nearest = naive(images, train)
+    assert found.indices.tolist() == nearest
+    assert found.distances.tolist() == pytest.approx([first for first, _ in distances], abs=1e-4)
+    assert found.ratios.tolist() == pytest.approx([first / second for first, second in distances], abs=1e-4)
+    assert torch.equal(candidates[:, 0], found.indices)
+
+
+@given(st.integers(0, 3), st.floats(0.2, 1), st.booleans(), st.integers(0, 50))
+@settings(deadline=None, max_examples=20)
+def test_a_recoloured_copy_is_its_originals(tmp_path_factory, flip, contrast, inverted, seed):
+    train = eight_bits(phantoms(20, seed=seed))
+    copy = contrast * flipped(train[4:5].float() / 255, FLIPS[flip])
+    copy = 1 - copy if inverted else copy
+    sets = image_set(eight_bits(copy), location="a"), image_set(train, location="b")
+    found, _ = find_recoloured(*sets, cache=BlockCache(tmp_path_factory.mktemp("c")), argument="generated")
+    assert int(found.indices) == 4
+    assert float(found.ratios) < 0.15
+    undone, noise = undo(sets[0].pixels, train[found.indices], found.maps)
+    assert float(noise) > 40
+    assert int((undone.int() - sets[0].pixels.int()).abs().max()) <= 3
+
+
+def test_images_of_one_colour_are_like_nothing(tmp_path):
+    train = eight_bits(phantoms(20))
+    train[3] = 0
+    images = torch.cat([torch.full_like(train[:1], shade) for shade in (0, 7, 255)])
+    sets = image_set(images, location="a"), image_set(train, location="b")
+    found, candidates = find_recoloured(*sets, cache=BlockCache(tmp_path), argument="generated")
+    assert found.distances.tolist() == found.ratios.tolist() == [1, 1, 1]
+    again = find_moved(*sets, candidates, cache=BlockCache(tmp_path), argument="generated")
+    assert again.distances.tolist() == again.ratios.tolist() == [1, 1, 1]
+    assert bool(again.maps.isfinite().all())
+
+
+def test_a_moved_copy_is_its_originals(tmp_path):
+    train = phantoms(40)
+    changes = [{"dx": 4 / 24}, {"angle": 8}, {"zoom": 1.12}, {"dx": -0.15, "dy": 0.1}]
+    copies = torch.cat([moved(train[7:8], **change) for change in changes])
+    sets = image_set(eight_bits(copies), location="a"), image_set(eight_bits(train), location="b")
+    candidates = torch.zeros(len(copies), 1, dtype=torch.int64)
+    found = find_moved(*sets, candidates, cache=BlockCache(tmp_path), argument="generated")
+    assert found.indices.tolist() == [7] * 4
+    assert float(found.ratios.max()) < 0.4
+    assert float(found.maps[0, 0, 2]) == pytest.approx(4 / 24, abs=0.02)
+
+
+@pytest.mark.parametrize("count", [2, 3, 9])
+def test_small_training_sets_have_few_candidates(tmp_path, count):
+    train = eight_bits(phantoms(count))
+    sets = image_set(train[:2].flip(-1), location="a"), image_set(train, location="b")
+    found, candidates = find_recoloured(*sets, cache=BlockCache(tmp_path), argument="generated")
+    assert found.indices.tolist() == [0, 1]
+    again = find_moved(*sets, candidates, cache=BlockCache(tmp_path), argument="generated")
+    assert again.indices.tolist() == [0, 1]
+    assert float(again.ratios.max()) < 0.1
+
+
+def test_near_duplicates_count_once(tmp_path):
+    """The next image is the next that shows something else, mirrored and darker duplicates aside."""
+    train = eight_bits(phantoms(30))
+    train[10], train[11] = train[2].flip(-1), train[2] // 2
+    noise = torch.randint(-6, 7, train[2:3].shape, generator=torch.Generator().manual_seed(0))
+    copy = (train[2:3].int() + noise).clamp(0, 255).to(torch.uint8)
+    sets = image_set(copy, location="a"), image_set(train, location="b")
+    found, _ = find_recoloured(*sets, cache=BlockCache(tmp_path), argument="generated")
+    assert int(found.indices) in (2, 10, 11)
+    assert float(found.ratios) < 0.4
+
+
+def test_features_do_not_depend_on_the_mirror_or_the_order_of_channels(tmp_path):
+    pixels = random_pixels(3, channels=3, size=24)
+    rows = [
+        moved_rows(image_set(part, location="x"), cache=BlockCache(tmp_path), argument="x", device="cpu")
+        for part in (pixels, pixels.flip(-1).contiguous(), pixels.flip(1).contiguous())
+    ]
+    assert torch.allclose(rows[0][1], rows[1][1], atol=1e-4)  # amplitudes of an image and its mirror image together
+    for number in (1, 2):
+        assert torch.allclose(rows[0][number], rows[2][number], atol=1e-5)
+    for part in rows[0]:
+        assert torch.allclose(torch.linalg.vector_norm(part, dim=1), torch.ones(3), atol=1e-5)
+
+
+def test_undoing_fits_each_channel_by_all_channels():
+    original = random_pixels(4, channels=3)
+    weights = torch.tensor([[0.2, 0.5, 0.1], [0.6, 0.1, 0.2], [0.1, 0.1, 0.7]])
+    mixed = (torch.einsum("ij,bjhw->bihw", weights, original.float()) + 10).round().to(torch.uint8)
+    undone, noise = undo(mixed, original, torch.eye(2, 3).expand(4, 2, 3))
+    assert float(noise.min()) > 45
+    assert int((undone.int() - mixed.int()).abs().max()) <= 1
+    unlike = undo(random_pixels(4, seed=9, channels=3), original, torch.eye(2, 3).expand(4, 2, 3))[1]
+    assert float(unlike.max()) < 15
+
+
+def test_finished_blocks_are_kept(tmp_path, monkeypatch):
+    from lightning_iet.audit import disguises
+
+    sets = image_set(eight_bits(phantoms(5, seed=3)), location="a"), image_set(eight_bits(phantoms(20)), location="b")
+    cache = BlockCache(tmp_path)
+    first, candidates = find_recoloured(*sets, cache=cache, argument="generated")
+    moved_first = find_moved(*sets, candidates, cache=cache, argument="generated")
+    for name in ("EfficientNetFeatures", "register", "_correlated"):
+        monkeypatch.setattr(disguises, name, None)
+    again, _ = find_recoloured(*sets, cache=cache, argument="generated")
+    moved_again = find_moved(*sets, candidates, cache=cache, argument="generated")
+    for one, other in zip((*first, *moved_first), (*again, *moved_again), strict=True):
+        assert torch.equal(one, other)

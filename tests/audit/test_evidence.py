@@ -1,0 +1,125 @@
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from lightning_iet.audit.evidence import weigh
+from lightning_iet.functional.copy_tests import conformal_p_values, false_discoveries, noticeable_below, scan_test
+
+
+def copies(scores, **changes):
+    """What searches might have found: by the recoloured search, unless it is said otherwise."""
+    scores = torch.tensor(scores)
+    count = len(scores)
+    found = {
+        "scores": scores,
+        "search": torch.ones(count, dtype=torch.int64),
+        "distances": 0.4 * scores,
+        "noise": torch.where(scores < 0.1, 40.0, 20.0),
+        "identical": torch.zeros(count, dtype=torch.bool),
+        "blank": torch.zeros(count, dtype=torch.bool),
+    }
+    found |= changes
+    least = torch.full((3,), torch.inf)
+    for search in range(3):
+        own = found["distances"][found["search"] == search]
+        least[search] = own.min() if len(own) else 0.3
+    return SimpleNamespace(**found, least_distances=found.pop("least_distances", least))
+
+
+def innocent(count, low=0.56, seed=0):
+    return (low + (1 - low) * torch.rand(count, generator=torch.Generator().manual_seed(seed))).tolist()
+
+
+def test_six_copies_among_900_are_named_though_ranks_cannot_name_them():
+    """The case of row 6: ratios of 0.03, and all of 1,000 held-out images above 0.56."""
+    evidence = weigh(copies([0.03] * 6 + innocent(894)), copies(innocent(1000, seed=1)), level=0.05)
+    assert evidence.named.nonzero().flatten().tolist() == list(range(6))
+    assert not evidence.discovered.any()
+    assert evidence.scan.p_value > 0.01  # six of 1,900 are too few for a test of ranks
+    assert evidence.noticed[:6].all()
+    assert evidence.beyond[:6].all()
+
+
+def test_copies_that_are_not_sure_are_noticed():
+    """Where the difference is larger, as of a JPEG of low quality, they are not named, but never passed over."""
+    evidence = weigh(copies([0.2] * 6 + innocent(894)), copies(innocent(1000, seed=1)), level=0.05)
+    assert not evidence.named.any()
+    assert evidence.noticed.nonzero().flatten().tolist() == list(range(6))
+
+
+def test_many_copies_are_discovered_by_ranks():
+    generated, held_out = copies([0.2] * 30 + innocent(870)), copies(innocent(1000, seed=1))
+    evidence = weigh(generated, held_out, level=0.05)
+    expected = false_discoveries(conformal_p_values(generated.scores, held_out.scores)) & (generated.scores <= 0.5)
+    assert torch.equal(evidence.discovered, expected)
+    assert int(evidence.discovered.sum()) == 30
+    assert evidence.scan == scan_test(generated.scores, held_out.scores, largest=0.5)
+    assert evidence.scan.p_value < 1e-6
+
+
+def test_what_is_noticed_is_what_the_tail_of_held_out_scores_says():
+    generated, held_out = copies(innocent(50)), copies(innocent(200, seed=1))
+    evidence = weigh(generated, held_out, level=0.05)
+    assert evidence.noticed_below == min(0.5, noticeable_below(held_out.scores, 50))
+
+
+def test_a_generator_nearer_in_the_bulk_is_no_copier():
+    """Blurred images may lie nearer to everything; above a score of 0.5 that says nothing of copies."""
+    generated = copies(innocent(500, low=0.55))
+    evidence = weigh(generated, copies(innocent(500, low=0.8, seed=1)), level=0.05)
+    assert not evidence.named.any()
+    assert evidence.scan.p_value == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({}, True),
+        ({"noise": torch.full((1,), 30.0)}, False),  # too unlike
+        ({"blank": torch.ones(1, dtype=torch.bool)}, False),  # one colour
+        ({"distances": torch.full((1,), 0.2)}, False),  # not three times nearer than held-out images
+        ({"noise": torch.full((1,), torch.nan), "identical": torch.ones(1, dtype=torch.bool)}, True),
+    ],
+)
+def test_what_makes_a_copy_a_sure_one(changes, named):
+    held_out = copies(innocent(30, seed=1))
+    evidence = weigh(copies([0.01], **changes), held_out, level=0.05)
+    assert bool(evidence.sure) == named
+
+
+def test_identical_images_are_not_sure_if_held_out_images_are_identical_too():
+    identical = torch.ones(1, dtype=torch.bool)
+    held_out = copies([0.0, *innocent(30)], identical=torch.tensor([True] + [False] * 30))
+    evidence = weigh(copies([0.0], identical=identical), held_out, level=0.05)
+    assert not evidence.named.any()
+    assert evidence.noticed_below == 0
+
+
+@pytest.mark.parametrize(
+    ("score", "distance", "search", "named", "noticed"),
+    [
+        (0.01, 0.01, 1, True, True),
+        (0.01, 0.2, 1, False, True),  # nearer than the next, but not near
+        (0.01, 3.0, 0, True, True),  # plain distances have no scale
+        (0.3, 0.05, 2, False, True),
+        (0.4, 0.05, 2, False, False),
+    ],
+)
+def test_without_held_out_images(score, distance, search, named, noticed):
+    found = copies([score], distances=torch.tensor([distance]), search=torch.tensor([search]))
+    evidence = weigh(found, None, level=0.05)
+    assert (bool(evidence.named), bool(evidence.noticed)) == (named, noticed)
+    assert evidence.scan is None
+    assert evidence.noticed_below == pytest.approx(1 / 3)
+
+
+def test_false_finds_stay_below_the_promise():
+    """Over 200 seeds of innocent images of low variety; 5 % of the audits may name one."""
+    wrong = 0
+    for seed in range(200):
+        torch.manual_seed(seed)
+        scores = torch.rand(260) ** (1 / 6)  # ratios of points in six dimensions
+        evidence = weigh(copies(scores[:130].tolist()), copies(scores[130:].tolist()), level=0.05)
+        wrong += bool(evidence.named.any()) or evidence.scan.p_value < 0.01
+    assert wrong <= 10

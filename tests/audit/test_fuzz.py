@@ -1,0 +1,134 @@
+"""Truncated, hostile and mixed files: nothing but a reason for each, and a count that is right."""
+
+import struct
+import zlib
+from io import BytesIO
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from lightning_iet.audit.cache import BlockCache
+from lightning_iet.audit.reading import Reading, read_images
+from lightning_iet.data.decoding import decode, page_numbers
+from lightning_iet.data.samples import reason_of
+from lightning_iet.data.sources import open_source
+
+
+def encoded(kind, mode="RGB", pages=1, **options):
+    generator = np.random.default_rng(len(kind) + pages)
+    frames = [
+        Image.fromarray(generator.integers(0, 256, (9, 7, 3), dtype=np.uint8)).convert(mode) for _ in range(pages)
+    ]
+    more = {"save_all": True, "append_images": frames[1:]} if pages > 1 else {}
+    file = BytesIO()
+    frames[0].save(file, kind, **more, **options)
+    return file.getvalue()
+
+
+def attempt(function, *arguments, **options):
+    """The result and no error, or no result and the error."""
+    try:
+        return function(*arguments, **options), None
+    except Exception as error:
+        return None, error
+
+
+def chunk(kind, data):
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def bomb():
+    """A PNG that says it has 60,000 x 60,000 pixels."""
+    header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"0")) + chunk(b"IEND", b"")
+
+
+def endless_tiff():
+    """A TIFF whose list of pages leads back to its beginning."""
+    data = bytearray(encoded("tiff", pages=3))
+    first = struct.unpack_from("<I", data, 4)[0]
+    count = struct.unpack_from("<H", data, first)[0]
+    struct.pack_into("<I", data, first + 2 + 12 * count, first)
+    return bytes(data)
+
+
+WHOLE = {
+    "a.png": encoded("png"),
+    "b.jpg": encoded("jpeg"),
+    "c.tif": encoded("tiff", pages=3),
+    "d.gif": encoded("gif", pages=4),
+    "e.webp": encoded("webp", pages=2),
+    "f.png": encoded("png", mode="P"),
+    "g.png": encoded("png", pages=2),
+    "h.bmp": encoded("bmp"),
+    "i.tif": encoded("tiff", compression="tiff_lzw"),
+    "j.ico": encoded("ico", sizes=[(7, 7)]),
+    "k.ppm": encoded("ppm"),
+    "l.tga": encoded("tga"),
+}
+
+
+@given(
+    st.sampled_from(sorted(WHOLE)),
+    st.integers(0, 10**6),
+    st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), max_size=6),
+)
+@settings(max_examples=300, deadline=None)
+def test_any_bytes_decode_to_an_image_or_raise_an_exception(name, cut, changes):
+    data = bytearray(WHOLE[name])
+    for place, value in changes:
+        data[place % len(data)] = value
+    data = bytes(data[: 1 + cut % len(data)] if cut % 3 else data)
+    numbers = page_numbers(data)
+    assert numbers
+    assert numbers == sorted(set(numbers))
+    pixels, error = attempt(decode, data)
+    if error is None:
+        assert pixels.dtype == np.uint8
+        assert pixels.ndim == 3
+        assert pixels.shape[2] in (1, 3)
+    else:
+        assert reason_of(error)
+
+
+@given(st.binary(max_size=200))
+@settings(max_examples=100, deadline=None)
+def test_bytes_that_begin_like_an_image(tail):
+    for head in (b"", b"II*\0", b"MM\0*", b"GIF89a", b"RIFF\0\0\0\0WEBP", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"):
+        assert page_numbers(head + tail)
+        assert attempt(decode, head + tail[:20])[1] is not None
+
+
+@pytest.mark.parametrize("data", [bomb(), endless_tiff()], ids=["bomb", "endless tiff"])
+def test_hostile_files_end(data):
+    assert len(page_numbers(data)) <= 3
+    _, error = attempt(decode, data)
+    assert error is None or type(error).__name__ in ("DecompressionBombError", "ValueError", "OSError")
+
+
+@given(st.lists(st.tuples(st.sampled_from(sorted(WHOLE)), st.integers(0, 3), st.booleans()), min_size=1, max_size=8))
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_folder_of_whole_and_damaged_files_is_counted_right(tmp_path_factory, files):
+    """Whatever lies in a folder: what is used and what is skipped make up all of it, and whole files are all used."""
+    folder = tmp_path_factory.mktemp("mixed")
+    (folder / "images").mkdir()
+    whole = 0
+    for number, (name, cut, extra) in enumerate(files):
+        data = WHOLE[name]
+        (folder / "images" / f"{number}{name}").write_bytes(data if cut else data[: len(data) // 2])
+        whole += len(page_numbers(data)) if cut else 0
+        if extra:
+            (folder / "images" / f"{number}.txt").write_text("no image")
+    source = open_source(folder / "images", argument="train")
+    cache, how = BlockCache(folder / "cache"), Reading(workers=0, size=(4, 4), fit="stretch")
+    found, error = attempt(read_images, source, cache, argument="train", location="here", reading=how)
+    if error is not None:
+        assert "at least one readable image" in str(error)
+        assert not whole
+        return
+    assert len(found) + len(found.skipped) == len(source)
+    assert len(found) >= whole
+    assert len(found.names) == len(found.hashes) == len(found.pixels)

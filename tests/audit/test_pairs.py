@@ -1,0 +1,76 @@
+import hashlib
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from lightning_iet.audit import Settings, audit_images, image_set, make_findings
+from lightning_iet.audit.cache import BlockCache
+from lightning_iet.audit.features import build_features
+from lightning_iet.audit.pairs import Review, apply_review, image_hash, pair_rows, read_review
+from lightning_iet.audit.verdict import verdict
+from tests.helpers.image_folders import random_pixels, random_set
+
+
+@pytest.fixture
+def audited(tmp_path):
+    train = random_set(60)
+    pixels = torch.cat([train.pixels[:2], (train.pixels[5:6].float() * 0.9).to(torch.uint8), random_pixels(40, seed=3)])
+    sets = {"generated": image_set(pixels, location="g"), "train": train, "held_out": random_set(50, seed=4)}
+    cache = BlockCache(tmp_path / "cache")
+    return audit_images(**sets, features=build_features("pixels"), cache=cache, settings=Settings(k=20))
+
+
+def test_rows_are_those_of_a_table(audited):
+    pandas = pytest.importorskip("pandas")
+    rows = pair_rows(audited)
+    table = pandas.DataFrame(rows)
+    assert list(table["named"]) == [1] * 3 + [0] * 40
+    assert list(table["source_index"][:3]) == [0, 1, 5]
+    assert table["score"].iloc[2:].is_monotonic_increasing
+    assert make_findings(audited).pairs == rows
+
+
+def test_a_review_is_kept_and_counts(audited, tmp_path):
+    rows = pair_rows(audited)
+    decisions = [(rows[0], "dismissed"), (rows[5], "confirmed")]
+    pairs = [row | {"decision": decision} for row, decision in decisions]
+    (tmp_path / "review.json").write_text(json.dumps({"kind": "review", "pairs": pairs}))
+    reviewed = apply_review(audited, read_review(tmp_path / "review.json"))
+    changed = (reviewed.evidence.named != audited.evidence.named).nonzero().flatten().tolist()
+    assert sorted(changed) == sorted([rows[0]["index"], rows[5]["index"]])
+    assert not reviewed.evidence.noticed[rows[0]["index"]]
+    assert reviewed.evidence.noticed[rows[5]["index"]]
+    assert "3 of 43 generated images" in verdict(make_findings(reviewed)).answer
+
+
+def test_all_dismissed(audited):
+    named = [row for row in pair_rows(audited) if row["noticed"]]
+    dismissed = frozenset((row["sha256"], row["source_sha256"]) for row in named)
+    words = verdict(make_findings(apply_review(audited, Review(dismissed=dismissed))))
+    assert words.level != "copies"
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"pairs": [{}]}', '{"pairs": 5}', "\x00"])
+def test_files_that_are_no_review(tmp_path, content):
+    (tmp_path / "review.json").write_text(content)
+    with pytest.raises(ValueError, match=r"^Argument `review` expected a file that was saved .* something else"):
+        read_review(tmp_path / "review.json")
+
+
+def test_a_decision_that_is_none(tmp_path):
+    pair = {"sha256": "a", "source_sha256": "b", "decision": "perhaps"}
+    (tmp_path / "review.json").write_text(json.dumps({"pairs": [pair]}))
+    with pytest.raises(ValueError, match="with a decision 'perhaps'"):
+        read_review(tmp_path / "review.json")
+    with pytest.raises(FileNotFoundError, match=r"^Argument `review` expected .* does not exist"):
+        read_review(tmp_path / "nowhere.json")
+
+
+def test_the_hash_of_an_image_is_that_of_its_file_or_of_its_pixels():
+    images = random_set(3)
+    assert image_hash(images, 1) != image_hash(images, 2)
+    assert image_hash(images, 1) == image_hash(random_set(3), 1)
+    stored = replace(images, hashes=[hashlib.sha256(bytes([n])).hexdigest() for n in range(3)])
+    assert image_hash(stored, 2) == hashlib.sha256(b"\x02").hexdigest()

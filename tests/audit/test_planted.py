@@ -1,0 +1,65 @@
+from dataclasses import replace
+
+import pytest
+import torch
+
+from lightning_iet.audit.planted import KINDS, as_generated, plant, reencode
+from lightning_iet.audit.reading import Origin, image_set
+from tests.helpers.image_folders import random_pixels, random_set
+from tests.helpers.phantoms import eight_bits, phantoms
+
+
+@pytest.mark.parametrize("searched", [10, 1000, 100_000])
+def test_copies_are_a_twentieth_of_the_work_and_at_least_ten_of_a_kind(searched):
+    train = random_set(200)
+    planted = plant(train, train, kinds=KINDS, searched=searched)
+    each = max(10, min(20, searched // 80))
+    assert len(planted.images) == len(planted.sources) == len(planted.kinds) == 4 * each
+    assert [planted.kinds.count(kind) for kind in KINDS] == [each] * 4
+    assert len(set(planted.sources.tolist())) == 4 * each
+    again = plant(train, train, kinds=KINDS, searched=searched)
+    assert again.images.sha256 == planted.images.sha256
+
+
+def test_what_is_done_to_each_kind():
+    train = image_set(eight_bits(phantoms(200, channels=3)), location="train")
+    planted = plant(train, train, kinds=KINDS, searched=10)
+    pixels, originals = planted.images.pixels, train.pixels[planted.sources]
+    exact, mirrored, recoloured, moved = (torch.tensor([kind == name for name in planted.kinds]) for kind in KINDS)
+    assert torch.equal(pixels[exact], originals[exact])
+    assert torch.equal(pixels[mirrored], originals[mirrored].flip(-1))
+    assert torch.equal(pixels[recoloured][5], originals[recoloured][5].flip(0))  # the order of the channels
+    assert torch.equal(pixels[recoloured][2], 255 - originals[recoloured][2])
+    assert not (pixels[moved] == originals[moved]).flatten(1).all(dim=1).any()
+
+
+def test_images_of_one_colour_are_not_copied():
+    train = random_set(60)
+    train.pixels[:35] = 7
+    planted = plant(train, train, kinds=KINDS, searched=10)
+    assert int(planted.sources.min()) >= 35
+    assert len(plant(random_set(3), train, kinds=KINDS, searched=10).images) == 12  # three of each kind
+
+
+@pytest.mark.parametrize(
+    ("origin", "change"),
+    [
+        (Origin(kinds={"PNG": 5}, sizes={"8x8": 5}), lambda x: x),
+        (Origin(kinds={"JPEG": 4, "PNG": 1}), lambda x: reencode(x, quality=75)),
+        (Origin(), lambda x: x),
+    ],
+)
+def test_copies_go_through_what_generated_images_went_through(origin, change):
+    pixels = random_pixels(5)
+    like = replace(random_set(5, seed=1), origin=origin)
+    assert torch.equal(as_generated(pixels, like), change(pixels))
+
+
+def test_copies_are_as_small_and_as_coarse_as_generated_images():
+    pixels = eight_bits(phantoms(5, size=32))
+    small = as_generated(pixels, replace(random_set(5, size=32), origin=Origin(sizes={"8x8": 5})))
+    assert small.shape == pixels.shape
+    detail = [(x.float()[..., 1:] - x.float()[..., :-1]).abs().mean() for x in (small, pixels)]
+    assert detail[0] < 0.7 * detail[1]
+    few = as_generated(pixels, image_set(random_pixels(5, size=32) // 64 * 85, location="few"))
+    assert set(few.unique().tolist()) <= {0, 85, 170, 255}

@@ -1,0 +1,225 @@
+from dataclasses import replace
+
+import pytest
+import torch
+
+from lightning_iet.audit import Settings, audit_images, image_set, make_findings
+from lightning_iet.audit.cache import BlockCache
+from lightning_iet.audit.comparability import Difference
+from lightning_iet.audit.features import build_features
+from lightning_iet.audit.findings import PlantedFindings
+from lightning_iet.audit.reading import Origin
+from lightning_iet.audit.statistics import Nearer
+from lightning_iet.audit.verdict import planted_words, remarks, verdict
+from lightning_iet.data.samples import Skip
+from lightning_iet.evaluation.membership import Membership
+from tests.helpers.image_folders import random_pixels, random_set
+
+
+@pytest.fixture
+def judge(tmp_path):
+    def run(generated, train, held_out=None, **settings):
+        settings = Settings(**{"k": 20} | settings)
+        cache = BlockCache(tmp_path / "cache")
+        sets = {"generated": generated, "train": train, "held_out": held_out}
+        return make_findings(audit_images(**sets, features=build_features("pixels"), cache=cache, settings=settings))
+
+    return run
+
+
+def planted(train, *copies, count=100):
+    return image_set(torch.cat([*copies, random_pixels(count, seed=7)]), location="generated")
+
+
+def faded(train, count, by=0.97):
+    return (train.pixels[:count].float() * by).to(torch.uint8)
+
+
+def rough(train, count, amount=60):
+    """Copies that are no sure ones: with much noise."""
+    noise = torch.randint(-amount, amount + 1, (count, 1, 8, 8), generator=torch.Generator().manual_seed(4))
+    return (train.pixels[:count].int() + noise).clamp(0, 255).to(torch.uint8)
+
+
+def held_out_set(*copies):
+    return image_set(torch.cat([*copies, random_pixels(100, seed=8)]), location="held-out")
+
+
+@pytest.mark.parametrize(
+    ("copied", "control", "level"),
+    [
+        (20, 0, "copies"),
+        (20, None, "copies"),  # so near that they need no control
+        (1, 0, "copies"),
+        (0, 0, "none"),
+        (0, None, "none"),
+        (1, 1, "none"),  # held-out images come as near: what is seen is no copy by itself
+    ],
+)
+def test_the_level(judge, copied, control, level):
+    train = random_set(80)
+    held_out = None if control is None else held_out_set(faded(train, control))
+    words = verdict(judge(planted(train, faded(train, copied)), train, held_out))
+    assert words.level == level if control != 1 else words.level in ("none", "open", "control")
+    if level == "copies":
+        is_one = copied == 1
+        assert words.answer == (
+            f"The generator copies: {copied} of {100 + copied} generated images "
+            f"({copied / (100 + copied):.1%}) {'is a copy' if is_one else 'are copies'} of training images."
+        )
+        assert words.details.startswith(f"{copied} {'is' if is_one else 'are'} ")
+
+
+def test_copies_without_a_control_that_are_not_sure_stay_open(judge):
+    train = random_set(80)
+    words = verdict(judge(planted(train, rough(train, 20, 50)), train))
+    assert words.level == "open"
+    assert "Add --held-out" in words.answer
+    assert "17 of 120 generated images" in words.answer
+    words = verdict(judge(planted(train, rough(train, 20, 50)), train, held_out_set()))
+    assert words.level == "copies"
+
+
+def test_few_rough_copies_are_never_within_chance(judge):
+    """Ranks cannot name 4 of 104 beside 100 held-out images: the verdict says how many would decide."""
+    train = random_set(80)
+    findings = judge(planted(train, rough(train, 4, 50)), train, held_out_set())
+    words = verdict(findings)
+    assert words.level == "open"
+    assert "4 of 104 generated images (3.8%) are far nearer to one training image than real images are" in words.answer
+    assert f"About {findings.evidence.held_out_needed:,} held-out images would decide" in words.answer
+    assert findings.evidence.held_out_needed == 519
+
+
+def test_identical_images_in_the_control_are_told_of(judge):
+    train = random_set(80)
+    words = verdict(judge(planted(train, train.pixels[:1]), train, held_out_set(train.pixels[70:71])))
+    assert words.level == "open"
+    assert "1 of 101 generated images equals a training image in every pixel, but so does 1 of the held" in words.answer
+    assert "Beware: 1 held-out image equals a training image in every pixel" in words.details
+
+
+def test_what_was_looked_for_and_the_bound(judge):
+    train = random_set(80)
+    findings = judge(planted(train), train, held_out_set())
+    words = verdict(findings)
+    assert words.headline.startswith("No copies found among 100 generated images. Looked for exact, mirrored and")
+    assert "recoloured copies (10 of 10 planted found)." in words.headline
+    # 1 - 0.025 ** (1 / 100) of images below the score, over the 69 % of planted copies that are found at least
+    assert findings.fewer_than == pytest.approx((1 - 0.025 ** (1 / 100)) / 0.025 ** (1 / 10))
+    assert "fewer than 5.2% of this generator's images are exact, mirrored or recoloured copies" in words.details
+    assert (
+        "Moved copies (shifted, turned, zoomed, blurred) were not looked for: images of fewer than 16" in words.details
+    )
+
+
+@pytest.fixture
+def clean(judge):
+    train = random_set(80)
+    return judge(planted(train), train, held_out_set())
+
+
+def test_sets_that_differ_are_not_compared_in_silence(clean):
+    difference = Difference("brightness", 3.1, 120.0, 1.0, 0.1, "Say so with --range.")
+    words = verdict(replace(clean, differences=[difference]))
+    assert words.level == "open"
+    assert words.answer == (
+        "Not decided: generated and training images differ in brightness (3.1 against 120). Say so with --range."
+    )
+
+
+def test_a_control_that_fails_decides_nothing(clean):
+    failed = [PlantedFindings("exact", 3, 10, 0.07), *clean.planted[1:]]
+    words = verdict(replace(clean, planted=failed))
+    assert words.level == "open"
+    assert "only 3 of 10 exact copies that were planted were found" in words.answer
+
+
+def test_kinds_that_are_not_found_are_not_claimed(clean):
+    weak = [*clean.planted[:2], PlantedFindings("recoloured", 4, 10, 0.12)]
+    words = verdict(replace(clean, planted=weak))
+    assert words.level == "none"
+    assert "Nothing is said of recoloured copies: 4 of 10 planted were found." in words.details
+    assert "are exact or mirrored copies" in words.details
+
+
+def test_most_images_of_one_colour_or_equal_to_one_another(judge):
+    train = random_set(80)
+    blank = image_set(torch.cat([torch.zeros(60, 1, 8, 8, dtype=torch.uint8), random_pixels(40, seed=7)]), location="g")
+    words = verdict(judge(blank, train, held_out_set()))
+    assert words.level == "open"
+    assert "60 of 100 generated images show one colour only" in f"{words.answer} {words.details}"
+    same = image_set(random_pixels(1, seed=7).expand(100, 1, 8, 8).contiguous(), location="g")
+    words = verdict(judge(same, train, held_out_set()))
+    assert words.level == "open"
+    assert "99 of 100 generated images equal another one of them" in f"{words.answer} {words.details}"
+    words = verdict(judge(held_out_set(), train, blank))
+    assert words.level == "open"
+    assert "60 of 100 held-out images show one colour only" in f"{words.answer} {words.details}"
+
+
+def test_generated_images_far_from_everything_are_not_called_innocent(judge):
+    train = image_set(random_pixels(80) // 8, location="train")
+    control = image_set(random_pixels(100, seed=8) // 8, location="held-out")
+    far = image_set(random_pixels(100, seed=7) // 8 * 7, location="generated")
+    words = verdict(judge(far, train, control))
+    assert words.level == "open"
+    said = f"{words.answer} {words.details}"
+    assert "enerated images lie much farther from training images than held-out images do" in said
+
+
+def test_other_measures_speak_in_the_headline(clean):
+    membership = Membership(100, 100, 0.994, 0.99, 0.998, {"0.01": 0.8}, [])
+    words = verdict(replace(clean, membership=membership))
+    assert words.level == "none"
+    assert words.headline.endswith("Loss: gives its training images away, AUC 0.994.")
+    unsure = replace(membership, auc=0.52, auc_low=0.47)
+    assert "Loss" not in verdict(replace(clean, membership=unsure)).headline
+    nearer = Nearer("memorized quantity at 0.15", 0.705, 0.098, True, 1e-20)
+    words = verdict(replace(clean, nearer=[nearer]))
+    assert words.level == "open"
+    assert words.answer == (
+        "Not decided: the images lie nearer to training images than held-out images do "
+        "(memorized quantity at 0.15: 70.5% against 9.8%)."
+    )
+
+
+def test_what_was_looked_for_in_words():
+    def words(*counts):
+        return planted_words([PlantedFindings(kind, found, 20, 0.5) for kind, found in counts])
+
+    assert words() == ""
+    assert words(("exact", 20)) == "Looked for exact copies (20 of 20 planted found)."
+    assert words(("exact", 20), ("mirrored", 19), ("recoloured", 19), ("moved", 17)) == (
+        "Looked for exact (20 of 20 planted found), mirrored, recoloured (19 of 20) and moved copies (17 of 20)."
+    )
+
+
+def test_remarks_on_how_a_set_was_read(clean):
+    facts = clean.sets["train"]
+    assert remarks(facts) == []
+    origin = Origin(pages=1140, deep=60, value_range=(0, 4095), values=(3, 4080))
+    skipped = [Skip("a.png", "the file is empty"), Skip("b.png", "cut off")]
+    lines = " ".join(remarks(replace(facts, origin=origin, skipped=skipped, one_colour=2, found=82)))
+    for part in ("1,140 images are pages", "from 3 to 4080", "white at 4095", "--range", "2 of 80 images show one"):
+        assert part in lines
+    assert "2 of 82 could not be read: 'a.png' (the file is empty), 'b.png' (cut off)." in lines
+
+
+@pytest.mark.parametrize(
+    ("allowed", "copied", "status"),
+    [(False, 20, 0), (True, 20, 3), (0.5, 20, 0), (0.1, 20, 3), (True, 0, 0), (0.0, 1, 3)],
+)
+def test_the_exit_status(judge, allowed, copied, status):
+    train = random_set(80)
+    findings = judge(planted(train, train.pixels[:copied]), train, held_out_set())
+    findings.settings["fail_on_copies"] = allowed
+    assert findings.exit_status == status
+
+
+def test_the_exit_status_of_what_is_not_decided(judge):
+    train = random_set(80)
+    findings = judge(planted(train, rough(train, 4, 50)), train, held_out_set())
+    assert findings.exit_status == 0
+    findings.settings["fail_on_copies"] = True
+    assert findings.exit_status == 4

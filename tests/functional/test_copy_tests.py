@@ -1,0 +1,135 @@
+import math
+from itertools import combinations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import chi2, hypergeom
+
+from lightning_iet.functional.copy_tests import (
+    conformal_p_values,
+    false_discoveries,
+    held_out_needed,
+    noticeable_below,
+    scan_test,
+)
+
+
+def statistic(labels, scores, largest):
+    """The smallest tail over all thresholds, one by one."""
+    m, total, least = sum(labels), len(labels), 1.0
+    for threshold in sorted(set(scores)):
+        below = [label for label, score in zip(labels, scores, strict=True) if score <= threshold]
+        if threshold <= largest and len(below) < total:
+            least = min(least, float(hypergeom.sf(sum(below) - 1, total, m, len(below))))
+    return least
+
+
+def exchanged(generated, held_out, largest):
+    """Over all ways to call ``m`` of the images generated, the share with so small a statistic."""
+    scores, m = generated + held_out, len(generated)
+    observed = statistic([i < m for i in range(len(scores))], scores, largest)
+    found = [
+        statistic([i in chosen for i in range(len(scores))], scores, largest)
+        for chosen in map(set, combinations(range(len(scores)), m))
+    ]
+    return sum(value <= observed * (1 + 1e-9) for value in found) / len(found)
+
+
+some_scores = st.lists(st.integers(0, 6).map(lambda i: i / 8), min_size=1, max_size=5)
+
+
+@given(some_scores, some_scores, st.sampled_from([0.3, 0.5, float("inf")]))
+@settings(deadline=None, max_examples=60)
+def test_the_p_value_is_that_of_all_exchanges_of_labels(generated, held_out, largest):
+    found = scan_test(torch.tensor(generated), torch.tensor(held_out), largest=largest)
+    assert found.p_value == pytest.approx(exchanged(generated, held_out, largest))
+    if found.threshold == found.threshold:
+        assert found.generated == sum(score <= found.threshold for score in generated)
+        assert found.held_out == sum(score <= found.threshold for score in held_out)
+
+
+def test_a_scan_that_looks_nowhere_finds_nothing():
+    found = scan_test(torch.tensor([0.9]), torch.tensor([0.8, 0.7]), largest=0.5)
+    assert (found.generated, found.held_out, found.p_value) == (0, 0, 1.0)
+
+
+def test_innocent_sets_are_seldom_called_copies():
+    """Over 300 seeds the level holds, whatever the sizes of the sets."""
+    rejected = 0
+    for seed in range(300):
+        torch.manual_seed(seed)
+        m, n = int(torch.randint(5, 400, ())), int(torch.randint(5, 400, ()))
+        rejected += scan_test(torch.rand(m), torch.rand(n), largest=0.5).p_value <= 0.05
+    assert rejected <= 26  # 15 are expected; more than 26 come up once in 300 times
+
+
+def test_copies_are_seen_where_one_threshold_would_miss_them():
+    torch.manual_seed(0)
+    held_out = 0.56 + 0.44 * torch.rand(1000)
+    copied = torch.cat([torch.full((20,), 0.5), 0.56 + 0.44 * torch.rand(880)])
+    assert scan_test(copied, held_out).p_value < 1e-5
+    assert scan_test(copied, held_out).generated == 20
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=20), st.lists(st.floats(0, 1), min_size=1, max_size=20))
+def test_conformal_p_values_by_counting(scores, held_out):
+    found = conformal_p_values(torch.tensor(scores, dtype=torch.double), torch.tensor(held_out, dtype=torch.double))
+    assert found.tolist() == [(1 + sum(h <= s for h in held_out)) / (len(held_out) + 1) for s in scores]
+
+
+@given(st.lists(st.floats(1e-6, 1), min_size=1, max_size=20), st.sampled_from([0.01, 0.05, 0.2]))
+def test_false_discoveries_by_the_step_up_rule(p_values, level):
+    ordered = sorted(torch.tensor(p_values, dtype=torch.double).tolist())
+    largest = max((p for i, p in enumerate(ordered, 1) if p <= level * i / len(ordered)), default=0)
+    found = false_discoveries(torch.tensor(p_values, dtype=torch.double), level=level)
+    close = [abs(p - level * i / len(ordered)) < 1e-12 for i, p in enumerate(ordered, 1)]
+    if not any(close):  # on the boundary rounding decides
+        assert found.tolist() == [p <= largest for p in p_values]
+
+
+@pytest.mark.parametrize(("copies", "generated"), [(6, 900), (18, 900), (1, 20), (5, 70), (3, 10_000)])
+def test_so_many_held_out_images_decide_and_one_less_does_not(copies, generated):
+    needed = held_out_needed(copies, generated)
+    for n, named in ((needed, copies), (needed - 1, 0)):
+        scores = torch.cat([torch.zeros(copies), torch.ones(generated - copies)])
+        assert int(false_discoveries(conformal_p_values(scores, torch.full((n,), 0.5))).sum()) == named
+
+
+@pytest.mark.parametrize("scores", [torch.empty(0), torch.tensor([0.1, torch.nan]), torch.rand(2, 2)])
+def test_scores_that_are_none(scores):
+    with pytest.raises(ValueError, match=r"^Argument `generated` expected one score for each"):
+        scan_test(scores, torch.rand(3))
+    with pytest.raises(ValueError, match=r"^Argument `held_out` expected one score for each"):
+        conformal_p_values(torch.rand(3), scores)
+
+
+def test_no_images_make_no_discoveries():
+    assert false_discoveries(torch.empty(0)).shape == (0,)
+
+
+@pytest.mark.parametrize("dimensions", [4, 12, 40])
+def test_innocent_images_seldom_lie_below_what_is_noticed(dimensions):
+    """Ratios to the nearest and the next of random points; in one audit of 20 an innocent image may be noticed."""
+    noticed = 0
+    for seed in range(200):
+        torch.manual_seed(seed)
+        train, held_out, innocent = (torch.randn(n, dimensions) for n in (400, 150, 200))
+        ratios = []
+        for points in (held_out, innocent):
+            nearest = torch.cdist(points, train).topk(2, largest=False).values
+            ratios.append(nearest[:, 0] / nearest[:, 1])
+        noticed += bool((ratios[1] < noticeable_below(ratios[0], 200)).any())
+    assert noticed <= 20  # 10 are allowed for; more than 20 would come up once in 600 times
+
+
+def test_what_is_noticed_by_the_formula():
+    scores = torch.tensor([0.4, 0.5, 0.6, 0.7, 0.8])
+    exponent = chi2.ppf(0.05, 8) / 2 / sum(math.log(0.8 / s) for s in (0.4, 0.5, 0.6, 0.7))
+    assert noticeable_below(scores, 10) == pytest.approx(0.8 * (0.05 * 5 / 40) ** (1 / exponent))
+
+
+@pytest.mark.parametrize("scores", [[0.5], [0.0, 0.4, 0.5, 0.6], [0.3, 0.5]])
+def test_held_out_scores_that_say_nothing(scores):
+    assert noticeable_below(torch.tensor(scores), 10) == 0
