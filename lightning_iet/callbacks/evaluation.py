@@ -12,6 +12,7 @@ from typing import Any, Literal
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.strategies import Strategy
+from lightning.pytorch.utilities import rank_zero_info
 from rich.progress import Progress
 from torch import Tensor
 
@@ -25,13 +26,14 @@ from lightning_iet.evaluation.assessment import (
     check_captions,
     check_images,
     check_losses,
-    check_module,
+    check_schedule,
     check_settings,
     real_sets,
     sample_images,
 )
 from lightning_iet.evaluation.measures import Measure, MembershipMeasure, TextNorm, check_measures
 from lightning_iet.evaluation.report import Report, make_report, publish
+from lightning_iet.evaluation.sampling import find_sample
 from lightning_iet.metrics.frechet import frechet_distance
 from lightning_iet.utilities.files import check_writable, run_folder
 from lightning_iet.utilities.lightning import Position, find_callback, order_callbacks
@@ -159,7 +161,8 @@ class Evaluation(pl.Callback):
 
     The data module needs ``train_set``, ``control_set`` and ``reference_set``; the module needs
     ``sample(num, *, seed, start, batch_size, sampler, num_inference_steps, use_ema)``, as
-    :class:`~lightning_iet.DiffusionModule` has it.
+    :class:`~lightning_iet.DiffusionModule` has it, or a pipeline of diffusers that needs no input (or its parts, a
+    ``UNet2DModel`` and a scheduler), which is found by itself. Another module is refused with the lines to write.
 
     Args:
         num_samples: images to sample; 0 switches the evaluation off. The control has at most as many, since FID depends
@@ -278,7 +281,10 @@ class Evaluation(pl.Callback):
         if trainer.is_global_zero and not _is_dev_run(trainer):
             remedy = "Give another one with `--trainer.default_root_dir`, or as `save_dir` of the logger."
             check_writable(run_folder(trainer), argument="default_root_dir", remedy=remedy)
-        check_module(pl_module, num_inference_steps=self.num_inference_steps)
+        check_schedule(pl_module, num_inference_steps=self.num_inference_steps)
+        self._sampling, said = find_sample(pl_module)
+        if said:
+            rank_zero_info(said)
         with isolated_module(pl_module):
             self._assessor = self._make_assessor(trainer)
             check_images(self._sample(pl_module, 1, start=0, batch_size=1, steps=1), self._assessor.train)
@@ -379,7 +385,7 @@ class Evaluation(pl.Callback):
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Free the images."""
         self._outcome = None
-        for name in ("_assessor", "_membership", "_text_norm"):
+        for name in ("_assessor", "_membership", "_text_norm", "_sampling"):
             self.__dict__.pop(name, None)
 
     def on_save_checkpoint(
@@ -448,7 +454,7 @@ class Evaluation(pl.Callback):
         return _Outcome(trainer.global_step, assessment, time.monotonic() - began)
 
     def _sample(self, module: pl.LightningModule, num: int, *, start: int, batch_size: int, steps: int) -> Tensor:
-        return module.sample(  # type: ignore[operator]
+        return self._sampling(
             num,
             seed=self.seed,
             start=start,

@@ -125,9 +125,9 @@ def unregistered_averages(module: nn.Module) -> tuple[list[Slot], list[Slot]]:
         for key, value in vars(part).items():
             if key not in _INTERNAL and key != "_trainer":
                 search.visit(Slot(f"{path}.{key}".lstrip("."), part, key), value, part)
-    copied = [part for part in averaged_modules(module) if not isinstance(part, AveragedModel)]
+    copied = {id(part) for part in averaged_modules(module) if not isinstance(part, AveragedModel)}
     for path, part in module.named_modules():
-        if any(child in copied for child in part.children()):
+        if any(id(child) in copied for child in part.children()):
             search.owners[id(part)] = path, part
     numbers = [
         Slot(f"{path}.{key}".lstrip("."), owner, key)
@@ -136,6 +136,23 @@ def unregistered_averages(module: nn.Module) -> tuple[list[Slot], list[Slot]]:
         if isinstance(value, bool | int | float) and not key.startswith("_") and key not in _INTERNAL
     ]
     return search.tensors, numbers
+
+
+def averages_beside(module: nn.Module, thing: Any) -> list[Slot]:
+    """Find averages of a module's weights in another object, such as a callback; see :func:`unregistered_averages`.
+
+    Example:
+        >>> class EMA:
+        ...     pass
+        >>> module, ema = nn.Sequential(nn.Linear(2, 2)), EMA()
+        >>> ema.copied = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+        >>> [slot.name for slot in averages_beside(module, ema)]
+        ['EMA.copied.0.weight', 'EMA.copied.0.bias']
+    """
+    search = _Search(module)
+    for key, value in vars(thing).items():
+        search.visit(Slot(f"{type(thing).__name__}.{key}", thing, key), value, thing)
+    return search.tensors
 
 
 class _Search:
@@ -181,7 +198,7 @@ class _Search:
                     owner,
                     slot,
                 )
-        elif _is_users_object(value):
+        elif is_users_object(value):
             self._seen.add(id(value))
             for key, entry in vars(value).items():
                 self.visit(Slot(f"{slot.name}.{key}", value, key), entry, value, depth + 1)
@@ -200,7 +217,7 @@ class _Search:
         return shapes <= self._shapes and all(map(torch.is_floating_point, tensors))
 
 
-def _is_users_object(value: Any) -> bool:
+def is_users_object(value: Any) -> bool:
     """Whether something may hold averages: an object of a class that is neither data nor Lightning's nor torch's."""
     if isinstance(value, type | Optimizer | Tensor) or not hasattr(value, "__dict__"):
         return False

@@ -1,7 +1,9 @@
 """The shard models of one process: which one is in the module, and how all of them are averaged."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import copy
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,7 +13,7 @@ from torch import Tensor
 
 from lightning_iet.functional.averaging import average_
 from lightning_iet.shards.layout import FlatLayout, shard_tensors
-from lightning_iet.shards.state import ShardState, ShardwiseCallback, capture, install, pack, unpack
+from lightning_iet.shards.state import ShardState, ShardwiseCallback, capture, group_options, install, pack, unpack
 from lightning_iet.shards.storage import Flat, Offload, make_storage
 
 
@@ -31,6 +33,8 @@ class ShardEngine:
             :class:`~lightning_iet.callbacks.ParameterAveragingCallback`.
 
     Attributes:
+        layout: Where each shard's floating tensors lie in its flat copy.
+        trained: Names of those that train, or have trained.
         active: The shard that is in the model; ``None`` before the first one is.
         agreed: Whether no shard has taken a step since the last averaging.
         is_averaging: Whether an averaging has begun and not ended: the states are then undefined.
@@ -56,8 +60,8 @@ class ShardEngine:
         self.is_averaging = False
         self._average_is_shown = False
         floats, counters = shard_tensors(module)
-        trained = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
-        self.layout = FlatLayout(floats, first=trained)
+        self.trained = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
+        self.layout = FlatLayout(floats, first=self.trained)
         self._counters = list(counters.values())
         first = capture(trainer, self.layout.flatten(), self._counters, callbacks)
         self._live = first.flat
@@ -125,6 +129,84 @@ class ShardEngine:
         """Show the active shard; where none is (the process only waits for others), the first."""
         shard = next(iter(self.states)) if self.active is None else self.active
         self._show(self.storage.load_flat(self.states[shard].flat))
+
+    # --- what trains from now on -------------------------------------------------------------------------------------
+
+    @property
+    def own_tensors(self) -> list[Tensor]:
+        """The live tensors that each shard has its own of."""
+        return [*self.layout.tensors.values(), *self._counters]
+
+    def options(self) -> list[list[dict[str, Any]]]:
+        """Return copies of the options (learning rate …) of all parameter groups, by optimizer."""
+        return [group_options(optimizer) for optimizer in self.trainer.optimizers]
+
+    def share_options(self, before: list[list[dict[str, Any]]]) -> None:
+        """Give to all shards what was changed in the options of the active one: parameter groups, and values.
+
+        Args:
+            before: What :meth:`options` returned before the changes.
+        """
+        for which, (old, new) in enumerate(zip(before, self.options(), strict=True)):
+            changes = [
+                {key: value for key, value in options.items() if key not in known or not _is_same(known[key], value)}
+                for known, options in zip(old, new, strict=False)
+            ]
+            for shard, state in self.states.items():
+                groups = state.optimizers[which][1]
+                if shard != self.active:
+                    for group, change in zip(groups, changes, strict=False):
+                        group.update(copy.deepcopy(change))
+                groups.extend(copy.deepcopy(new[len(groups) :]))
+
+    def extend(self, module: LightningModule) -> list[str]:
+        """Take in what has begun to train, such as layers that were unfrozen; all shards start it from the same values.
+
+        What does not train any more stays each shard's own.
+
+        Returns:
+            Names of the tensors that are new.
+        """
+        floats, counters = shard_tensors(module)
+        known = self.layout.tensors
+        found = [name for name in floats if name not in known]
+        own = {id(counter) for counter in self._counters}
+        others = {name: counter for name, counter in counters.items() if id(counter) not in own}
+        self.trained |= {name for name, parameter in module.named_parameters() if parameter.requires_grad}
+        if found or others:
+            self._replace_layout({**floats, **known}, list(others.values()))
+        return [*found, *others]
+
+    def extend_as(self, module: LightningModule, names: Sequence[str], trained: Collection[str]) -> None:
+        """Take in what had begun to train in the run of a checkpoint; does nothing if the model is another one.
+
+        Args:
+            module: The model.
+            names: Of the tensors in the checkpoint's flat copies, in order.
+            trained: Those that trained.
+        """
+        live = {**dict(module.named_parameters()), **dict(module.named_buffers()), **self.layout.tensors}
+        if set(names) >= set(self.layout.tensors) and set(names) <= set(live):
+            self.trained = set(trained)
+            self._replace_layout({name: live[name] for name in names}, [])
+
+    def _replace_layout(self, tensors: Mapping[str, Tensor], counters: Sequence[Tensor]) -> None:
+        self.hide_average()
+        self.park()
+        layout = FlatLayout(tensors, first=self.trained)
+        for shard, state in self.states.items():
+            flat = layout.flatten()
+            views = layout.views(flat)
+            for name, tensor in self.layout.views(state.flat).items():
+                views[name].copy_(tensor)
+            more = [counter.detach().clone() for counter in counters]
+            self.states[shard] = self.storage.store(shard, replace(state, flat=flat, counters=[*state.counters, *more]))
+        self.layout = layout
+        self._counters += counters
+        self._show_active()
+        if self.active is not None:
+            for live, counter in zip(self._counters, self.storage.load(self.states[self.active]).counters, strict=True):
+                live.data = counter
 
     # --- the average -------------------------------------------------------------------------------------------------
 
@@ -207,3 +289,10 @@ class ShardEngine:
         self._show_active()
         for live, counter in zip(self._counters, next(iter(self.states.values())).counters, strict=True):
             live.data = counter.to(live.device, copy=True)
+
+
+def _is_same(value: Any, other: Any) -> bool:
+    """Whether two options of a parameter group are equal; a learning rate may be a tensor."""
+    if isinstance(value, Tensor) and isinstance(other, Tensor):
+        return torch.equal(value, other)
+    return type(value) is type(other) and bool(value == other)

@@ -1,6 +1,6 @@
 """Which tensors of a model differ between shards, and how they lie in one flat tensor per dtype."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -60,11 +60,13 @@ def shard_tensors(module: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tenso
     return floats, {name: tensor for name, tensor in tensors.items() if name not in floats}
 
 
-def frozen_tensors(module: nn.Module) -> dict[str, Tensor]:
-    """Return the tensors that shards share, by name: all that :func:`shard_tensors` leaves out."""
-    kept = {id(tensor) for tensors in shard_tensors(module) for tensor in tensors.values()}
+def frozen_tensors(module: nn.Module, kept: Iterable[Tensor] | None = None) -> dict[str, Tensor]:
+    """Return the tensors that shards share, by name: all but ``kept``, by default those of :func:`shard_tensors`."""
+    if kept is None:
+        kept = [tensor for tensors in shard_tensors(module) for tensor in tensors.values()]
+    own = {id(tensor) for tensor in kept}
     tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-    return {name: tensor for name, tensor in tensors.items() if id(tensor) not in kept}
+    return {name: tensor for name, tensor in tensors.items() if id(tensor) not in own}
 
 
 def weight_averagings(trainer: Trainer | None) -> list[Any]:
@@ -77,6 +79,7 @@ class FrozenWatch:
 
     Args:
         module: About to be trained.
+        kept: The tensors that each shard has its own of; default: those of :func:`shard_tensors`.
 
     Example:
         >>> module = nn.Linear(2, 2).requires_grad_(False)
@@ -89,9 +92,9 @@ class FrozenWatch:
         lightning.fabric.utilities.exceptions.MisconfigurationException: ParameterAveragingCallback expected ...
     """
 
-    def __init__(self, module: nn.Module) -> None:
-        self._tensors = frozen_tensors(module)
-        self._before = self._checksums()
+    def __init__(self, module: nn.Module, kept: Iterable[Tensor] | None = None) -> None:
+        self._tensors = frozen_tensors(module, kept)
+        self._before = checksums(self._tensors.values())
 
     def check(self) -> None:
         """Compare the tensors with those at the start.
@@ -99,8 +102,14 @@ class FrozenWatch:
         Raises:
             MisconfigurationException: If one has changed.
         """
-        changed = (self._checksums() != self._before).tolist()
+        changed = (checksums(self._tensors.values()) != self._before).tolist()
         names = [name for name, change in zip(self._tensors, changed, strict=True) if change]
+        if unfrozen := [name for name in names if self._tensors[name].requires_grad]:
+            raise MisconfigurationException(
+                f"ParameterAveragingCallback expected what trains to change at the start of an epoch, for all shards "
+                f"alike, but got '{unfrozen[0]}', which began to train in the middle of one. Unfreeze it in "
+                "on_train_epoch_start, as Lightning's BaseFinetuning does, or before training."
+            )
         if names:
             raise MisconfigurationException(
                 f"ParameterAveragingCallback expected frozen tensors to stay as they are, but got changes of "
@@ -109,13 +118,14 @@ class FrozenWatch:
                 "a module that is trained."
             )
 
-    def _checksums(self) -> Tensor:
-        """Sum each tensor's bits, read as integers."""
-        sums = [torch.zeros((), dtype=torch.int64)]
-        for tensor in self._tensors.values():
-            flat = tensor.detach().contiguous().flatten()
-            sums.append(flat.view(_INTEGERS[flat.element_size()]).sum(dtype=torch.int64))
-        return torch.stack(sums)[1:]
+
+def checksums(tensors: Iterable[Tensor]) -> Tensor:
+    """Sum each tensor's bits, read as integers; shape (number of tensors,)."""
+    sums = [torch.zeros((), dtype=torch.int64)]
+    for tensor in tensors:
+        flat = tensor.detach().contiguous().flatten()
+        sums.append(flat.view(_INTEGERS[flat.element_size()]).sum(dtype=torch.int64))
+    return torch.stack(sums)[1:]
 
 
 # --- where they lie --------------------------------------------------------------------------------------------------
@@ -182,6 +192,11 @@ class FlatLayout:
     def shapes(self) -> dict[str, list[int]]:
         """Shape of each tensor, by name; two checkpoints of one model have the same."""
         return {name: list(place.size) for name, place in self._places.items()}
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """The live tensors, by name."""
+        return {name: place.tensor for name, place in self._places.items()}
 
     @property
     def nbytes(self) -> int:

@@ -90,7 +90,7 @@ def capture(
     return ShardState(
         flat=flat,
         counters=[counter.data for counter in counters],
-        optimizers=[(dict(optimizer.state), _options(optimizer)) for optimizer in trainer.optimizers],
+        optimizers=[(dict(optimizer.state), group_options(optimizer)) for optimizer in trainer.optimizers],
         schedulers=[copy.deepcopy(config.scheduler.state_dict()) for config in trainer.lr_scheduler_configs],
         scaler=scaler.state_dict() if scaler is not None else {},
         callbacks=[callback.shard_state() for callback in callbacks],
@@ -115,7 +115,7 @@ def install(
         callback.load_shard_state(saved)
 
 
-def _options(optimizer: Optimizer) -> list[dict[str, Any]]:
+def group_options(optimizer: Optimizer) -> list[dict[str, Any]]:
     """Copy the options of the parameter groups."""
     # A learning rate may be a tensor (capturable optimizers); a scheduler then changes it in place.
     return [

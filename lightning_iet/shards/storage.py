@@ -120,6 +120,7 @@ class Offloaded(Storage):
         if not name.startswith("flat/"):
             self._on_device[name] = tensor
             self._devices[name] = tensor.device
+        self._devices.setdefault(name, tensor.device)
         if memory is None or memory.shape != tensor.shape or memory.dtype != tensor.dtype:
             memory = self._stored[shard, name] = self._allocate(tensor.shape, tensor.dtype)
         return memory.copy_(tensor)

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from lightning_iet.utilities.modules import distinct_modules
+
 
 def seed_rng(seed: int, *, devices: bool = True) -> None:
     """Seed Python, NumPy and torch from one number, without a word.
@@ -87,10 +89,10 @@ def isolated_module(module: nn.Module, *, seed: int = 0) -> Iterator[None]:
         >>> model.training, model[0].training, model[1].training
         (True, True, False)
     """
-    modes = {part: part.training for part in module.modules()}
+    modes = [(part, part.training) for _, part in distinct_modules(module)]
     try:
         with isolated_rng(seed=seed):
             yield
     finally:
-        for part, mode in modes.items():
+        for part, mode in modes:
             part.training = mode

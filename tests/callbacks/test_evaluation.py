@@ -415,10 +415,6 @@ class WrongSize(Copier):
         return torch.zeros(1, 1, 16, 16)
 
 
-class Mute(Copier):
-    sample = None
-
-
 @pytest.mark.parametrize(
     ("evaluation", "change", "message"),
     [
@@ -427,7 +423,6 @@ class Mute(Copier):
         ({"num_inference_steps": 1001}, {}, "`num_inference_steps` expected at most 1000"),
         ({"feature_weights": "nowhere.safetensors"}, {}, "`weights` expected an existing file, but got nowhere"),
         ({}, {"module": WrongSize()}, r"draws images like those of training, \(1, 8, 8\), but got \(1, 16, 16\)"),
-        ({}, {"module": Mute()}, "expected a module with a method `sample`"),
         ({}, {"data": DigitsDataModule(64, num_control=1, batch_size=16)}, "`control_set` expected at least 2 images"),
     ],
 )  # fmt: skip

@@ -9,7 +9,7 @@ import lightning.pytorch as pl
 import torch
 import torch.distributed as dist
 from lightning.fabric import Fabric
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DistributedSampler
 
@@ -20,6 +20,7 @@ from lightning_iet.callbacks.anti_gradient_control.sample_record import (
     SampleCounts,
     SampleRecords,
     TrainingSet,
+    count_samples,
     extreme_mean,
     read_index,
     training_set,
@@ -192,6 +193,8 @@ class AntiGradientControl(Callback):
     augmentation: Augmentation | None = None
     _replicas: dist.ProcessGroup | None = None
     _batch_size: int = 0
+    _num_samples: int = 0  # of the last batch before the announcement
+    _num_losses: int = 0  # of that batch, and of all later ones
     _num_processes: int = 1
     _training_set: TrainingSet | None = None
     _index: Tensor | None = None
@@ -319,6 +322,8 @@ class AntiGradientControl(Callback):
     ) -> None:
         """Record what the module computes from now on."""
         self._num_steps += 1
+        if not self._is_announced:
+            self._num_samples, self._num_losses = count_samples(trainer, batch), 0
         self._index = None if self.counts is None else read_index(batch, self.sample_index)
         self._reference.begin_step(batch_idx)
         self.losses.begin_step()
@@ -343,6 +348,13 @@ class AntiGradientControl(Callback):
             self._is_announced = True
             message = f"AntiGradientControl: {self.losses.description}; {self.bins.describe()}. {self.losses.caution}"
             rank_zero_info(message.strip())
+            if 0 < self._num_losses < self._num_samples:
+                rank_zero_warn(
+                    f"AntiGradientControl expected a loss for each of the {self._num_samples} samples of a batch, but"
+                    f" got {self._num_losses}. If the step joins samples (the mean of some, say), those of one loss are"
+                    " left out together, and copies of a single image are hardly noticed: let it compute one loss per"
+                    " sample. If it drops samples on purpose, all is well."
+                )
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Add the epoch of all processes to the run, and log its skip rate."""
@@ -438,6 +450,7 @@ class AntiGradientControl(Callback):
             losses = torch.where(augmented, torch.nan, losses)  # kept, and counted nowhere, like a broken loss
         keep, weights = self._judge(losses, bins, index, augmented)
         self._batch_size = len(losses[own])
+        self._num_losses += self._batch_size
         self.epoch_statistics.update(losses[own], bins[own], keep=keep[own])
         self.last_skip_rate = 1 - keep[own].float().mean()
         if self.counts is not None and index is not None:

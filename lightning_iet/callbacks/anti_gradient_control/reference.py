@@ -1,8 +1,10 @@
 """Reference images, which a shard model does not train on, and their losses."""
 
+import copy
 import random
 import zlib
-from collections.abc import Callable, Hashable, Mapping, Sequence, Set
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, Literal, Protocol, TypeAlias
 
@@ -13,6 +15,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
+from torchmetrics import Metric
 
 from lightning_iet.callbacks.anti_gradient_control.losses import LossSource, UnsupportedModule
 from lightning_iet.data.augmentation import unaugmented
@@ -23,6 +26,7 @@ from lightning_iet.data.splits import select_disjoint
 from lightning_iet.data.streams import StreamedSamples
 from lightning_iet.functional.seeding import derive_seed
 from lightning_iet.utilities.lightning import patched_attribute
+from lightning_iet.utilities.modules import distinct_modules
 from lightning_iet.utilities.random import isolated_module, isolated_rng
 
 Reference: TypeAlias = Literal["training", "held_out", "other_shards", "train"]
@@ -294,7 +298,7 @@ class ReferenceLosses:
         seed = derive_seed(self._seed or 0, shard, self._num_steps, replica, _REFERENCE_SEED)
         before = None if self._is_checked else module_state(self.module)
         silent = partial(patched_attribute, self.module, replacement=_log_nothing)
-        with isolated_module(self.module, seed=seed), silent("log"):
+        with isolated_module(self.module, seed=seed), _kept_metrics(self.module), silent("log"):
             self.module.eval()
             try:
                 batch = self.images.draw(self.batch_size or batch_size, shard=shard, epoch=self.trainer.current_epoch)
@@ -360,6 +364,26 @@ class ReferenceLosses:
         self._seed = state_dict.get("seed")
 
 
+@contextmanager
+def _kept_metrics(module: nn.Module) -> Iterator[None]:
+    """Let the metrics of torchmetrics in a module be updated inside a block, and take that back after it."""
+    kept = []
+    for _, part in distinct_modules(module):
+        if isinstance(part, Metric):
+            names = [*part._defaults, "_update_count", "_computed", "_forward_cache"]
+            kept.append((part, {name: _copied(getattr(part, name, None)) for name in names}))
+    try:
+        yield
+    finally:
+        for part, values in kept:
+            for name, value in values.items():
+                setattr(part, name, value)
+
+
+def _copied(value: Any) -> Any:
+    return value.clone() if isinstance(value, Tensor) else copy.copy(value)
+
+
 def _log_nothing(*args: Any, **kwargs: Any) -> None:
     """Stand in for ``log`` while reference images are measured."""
 
@@ -381,7 +405,7 @@ def module_state(module: nn.Module) -> dict[str, Hashable]:
         >>> [name for name in before if before[name] != after[name]]
         ['running_mean', 'running_var', 'num_batches_tracked']
     """
-    parts = [(f"{path}." if path else "", part) for path, part in module.named_modules()]
+    parts = [(f"{path}." if path else "", part) for path, part in distinct_modules(module)]
     return {
         prefix + name: _summary(value, 4)
         for prefix, part in parts

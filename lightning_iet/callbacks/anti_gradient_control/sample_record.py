@@ -1,9 +1,10 @@
 """What is known of each training sample: how often it was drawn and left out, its record, and its weight."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import lightning.pytorch as pl
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -249,6 +250,23 @@ def read_index(batch: Any, where: int | str | None) -> Tensor | None:
     else:
         found = None
     return found if _is_index(found) else None
+
+
+def count_samples(trainer: pl.Trainer, batch: Any) -> int:
+    """Number of samples in a batch: the length on which its tensors agree; 0 if that cannot be told."""
+    found = list(_tensors_in(batch))
+    lengths = {len(tensor) if tensor.ndim else 0 for tensor in found}
+    # Without batches of the loader, a lone tensor may be one sample.
+    is_batched = getattr(trainer.train_dataloader, "batch_sampler", None) is not None or len(found) > 1
+    return lengths.pop() if len(lengths) == 1 and is_batched else 0
+
+
+def _tensors_in(batch: Any) -> Iterator[Tensor]:
+    if isinstance(batch, Tensor):
+        yield batch
+    elif isinstance(batch, Mapping | list | tuple):
+        for entry in batch.values() if isinstance(batch, Mapping) else batch:
+            yield from _tensors_in(entry)
 
 
 def _is_index(value: Any) -> bool:

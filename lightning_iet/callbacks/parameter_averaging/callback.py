@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from lightning_iet.callbacks.anti_gradient_control.callback import AntiGradientControl
@@ -31,6 +32,7 @@ from lightning_iet.data.sharding import ShardedDataModule
 from lightning_iet.functional.seeding import derive_seed
 from lightning_iet.shards import ShardEngine, ShardwiseCallback
 from lightning_iet.shards.groups import broadcast_model, check_same_everywhere, gather_shards, make_groups
+from lightning_iet.shards.late import LateWatch
 from lightning_iet.shards.layout import FrozenWatch
 from lightning_iet.shards.schedule import ShardSchedule, own_shard
 from lightning_iet.shards.storage import Offload
@@ -188,8 +190,11 @@ class ParameterAveragingCallback(Callback):
         self.engine = self._make_shards(trainer, pl_module)
         check_same_everywhere(self._identity(), trainer.world_size, remedy="Start all with the same command and data.")
         if trainer.ckpt_path is not None:
-            self._resume(trainer, self.engine)
-        self._frozen, self._steps_taken = FrozenWatch(pl_module), 0
+            self._resume(trainer, pl_module, self.engine)
+        self._frozen, self._steps_taken = FrozenWatch(pl_module, self.engine.own_tensors), 0
+        self._late = LateWatch(trainer, pl_module, self.engine.own_tensors)
+        self._options, self._epoch = self.engine.options(), -1
+        self._stack.callback(self._late.end_step)
         # Many modules update their average of the weights in this hook, which Lightning calls after all callbacks: too
         # late in the last batch of a round, when the shards are averaged already, and for checkpoints of the step.
         self._module_hook = pl_module.on_train_batch_end
@@ -239,8 +244,14 @@ class ParameterAveragingCallback(Callback):
             return
         at = self._schedule.at(trainer.current_epoch, batch_idx)
         assert at.shard is not None  # noqa: S101 (Lightning calls no hook for the batch None)
+        if at.first or self._steps_taken <= 2:
+            self._late.check(self._steps_taken)
         if at.first or self._steps_taken == 1:
             self._frozen.check()
+        if self._epoch != trainer.current_epoch:
+            self._epoch = trainer.current_epoch
+            self._take_in(self.engine, pl_module)
+        self._late.begin_step(self._steps_taken)
         self._steps_taken += 1
         self.engine.activate(at.shard)
         self.engine.agreed = False
@@ -264,6 +275,7 @@ class ParameterAveragingCallback(Callback):
             for average in self._averages:
                 average.step(trainer, pl_module, outputs, batch, batch_idx)
             self._module_hook(outputs, batch, batch_idx)
+        self._late.end_step()
         if self._schedule.count(at):
             for average in self._averages:
                 average.end_epoch(trainer, pl_module)
@@ -272,6 +284,26 @@ class ParameterAveragingCallback(Callback):
                 trainer.fit_loop.epoch_loop.update_lr_schedulers("epoch", update_plateau_schedulers=False)
         if at.averaging or (last and every is not None and (epoch + 1) % every == 0):
             self._average(self.engine)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note the options of the optimizers, which hooks behind this one may change."""
+        if self.engine is not None:
+            self._options = self.engine.options()
+
+    def _take_in(self, engine: ShardEngine, module: LightningModule) -> None:
+        """Give to all shards what hooks at the start of the epoch changed: what trains, and with which options."""
+        engine.share_options(self._options)
+        names = engine.extend(module)
+        if not names:
+            return
+        if self.groups.within is not None:
+            raise MisconfigurationException(
+                f"ParameterAveragingCallback expected what trains to stay the same where several processes train one "
+                f"shard, but got '{names[0]}' unfrozen: DDP does not reduce its gradients. Use at most "
+                f"{self._shards} processes, or unfreeze it before training."
+            )
+        self._frozen = FrozenWatch(module, engine.own_tensors)
+        rank_zero_info(f"Shards: {len(names)} more tensors train from epoch {self._epoch} on, '{names[0]}' the first.")
 
     def _average(self, engine: ShardEngine) -> None:
         self._frozen.check()
@@ -294,6 +326,7 @@ class ParameterAveragingCallback(Callback):
         return {
             "identity": self._identity(),
             "seed": self.seed,
+            "trained": sorted(self.engine.trained),
             **self._schedule.record(world_size),
             "agreed": self.engine.agreed,
             "whole": not self.engine.is_averaging,
@@ -317,7 +350,7 @@ class ParameterAveragingCallback(Callback):
             "model": self.engine.layout.shapes,
         }
 
-    def _resume(self, trainer: Trainer, engine: ShardEngine) -> None:
+    def _resume(self, trainer: Trainer, module: LightningModule, engine: ShardEngine) -> None:
         """Restore the shards of a checkpoint of the same run; without shards, continue from its weights."""
         # Data of its own on each process continue where the user's loader does.
         is_ours = isinstance(self._sampler, ShardSampler)
@@ -331,6 +364,9 @@ class ParameterAveragingCallback(Callback):
                 f"Argument `ckpt_path` expected a whole checkpoint, but got '{trainer.ckpt_path}', written in "
                 "the middle of an averaging that an error broke off. Use the one before it."
             )
+        names, trained = list(self._saved["identity"]["model"]), self._saved.get("trained", engine.trained)
+        if names != list(engine.layout.shapes) or set(trained) != engine.trained:
+            engine.extend_as(module, names, trained)
         check_same_run(self._saved["identity"], self._identity())
         engine.load_state_dict(self._saved.pop("shards"), agreed=self._saved["agreed"])
         self._log.load_state_dict(self._saved["log"], trainer)
@@ -387,6 +423,7 @@ class ParameterAveragingCallback(Callback):
         if self.engine is not None:
             self.engine.release()
             self.engine = None
+            self.__dict__.pop("_late", None)
             # What comes after must not depend on the process count, as the last step's seed does.
             seed_rng(derive_seed(self.seed, 1))
 

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import lightning.pytorch as pl
 import pytest
 import torch
+import torchmetrics
 from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 from torch._subclasses import FakeTensorMode
@@ -602,6 +603,25 @@ def test_what_changes_in_training_alone_is_fine(tmp_path):
     module = CountsInTraining()
     fit(tmp_path, module, make())
     assert module.num_steps == 12
+
+
+def test_metrics_in_the_module_see_training_alone(tmp_path):
+    class Measured(Dict):
+        def __init__(self):
+            super().__init__()
+            self.mean, self.every = torchmetrics.MeanMetric(), torchmetrics.CatMetric()
+
+        def training_step(self, batch, batch_idx):
+            outputs = super().training_step(batch, batch_idx)
+            self.mean(outputs["loss"].detach())
+            self.every.update(outputs["sample_loss"].detach())
+            return outputs
+
+    module, made = Measured(), make()
+    fit(tmp_path, module, made)
+    assert made.run_statistics.unseen.sum() == 24
+    assert module.mean.update_count == module.every.update_count == 12
+    assert len(module.every.compute()) == made.run_statistics.seen.sum()
 
 
 @pytest.mark.parametrize("own", [False, True])

@@ -1,13 +1,15 @@
 """The losses of modules that nobody adapted: forward hooks find the denoiser, tensor hooks mask its gradient."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NoReturn, Self
 
 import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import Node
 
 from lightning_iet.callbacks.anti_gradient_control.losses.denoiser_call import (
     CallError,
@@ -16,18 +18,19 @@ from lightning_iet.callbacks.anti_gradient_control.losses.denoiser_call import (
     NearMiss,
     Verdict,
     argument_names,
-    is_sample,
+    fixed_outputs,
     name_arguments,
-    one_per_row,
     read_call,
-    tensors_in,
 )
 from lightning_iet.callbacks.anti_gradient_control.losses.error_capture import (
     ErrorOperation,
     ErrorWatch,
     LossCapture,
+    calls_behind,
+    nodes_behind,
     owners_behind,
 )
+from lightning_iet.callbacks.anti_gradient_control.losses.origins import Origins
 from lightning_iet.callbacks.anti_gradient_control.losses.protocols import (
     LossSource,
     ReducerLosses,
@@ -36,6 +39,7 @@ from lightning_iet.callbacks.anti_gradient_control.losses.protocols import (
     UnsupportedModule,
 )
 from lightning_iet.utilities.lightning import patched_attribute
+from lightning_iet.utilities.modules import distinct_modules
 
 
 def open_losses(
@@ -116,13 +120,15 @@ class DenoiserLosses(LossSource):
         self.denoiser = denoiser
         self.several_optimizers = several_optimizers
         self._gradient_loss = _GradientLoss(select, scale)
-        self._targets = _FixedTargets()
+        self._origins = Origins()
         self._capture = LossCapture()
-        self._watch = ErrorWatch(self._notice, self._targets.watch)
-        self._hooks: dict[nn.Module, ExitStack] = {}
-        self._names: dict[nn.Module, str] = {}
-        self._arguments: dict[nn.Module, list[str]] = {}
+        self._watch = ErrorWatch(self._notice, self._origins.follow)
+        # By the id of each module: some hash by their state, or compare by other things than identity (torchmetrics).
+        self._hooks: dict[int, ExitStack] = {}
+        self._names: dict[int, str] = {}
+        self._arguments: dict[int, list[str]] = {}
         self._calls: list[DenoiserCall] = []
+        self._events: list[DenoiserCall | _Noticed] = []  # of the first step: calls, and errors behind them
         self._entered: list[Entry] = []
         self._doubts: list[str] = []
         self._failure: str | None = None
@@ -137,11 +143,12 @@ class DenoiserLosses(LossSource):
         """Hook the module while this lasts; after it nothing is left."""
         if self.several_optimizers and self.denoiser is None:
             self._refuse("it has several optimizers, and which of them trains the denoiser cannot be told")
-        self._names = _modules_to_hook(self.module, self.denoiser)
+        found = _modules_to_hook(self.module, self.denoiser)
+        self._names = {id(module): name for name, module in found.items()}
         try:
-            for module in self._names:
-                self._hooks[module] = ExitStack()
-                self._hooks[module].enter_context(_hooked(module, self._before_call, self._after_call))
+            for module in found.values():
+                self._hooks[id(module)] = ExitStack()
+                self._hooks[id(module)].enter_context(_hooked(module, self._before_call, self._after_call))
             yield self
         finally:
             self.close()
@@ -164,7 +171,8 @@ class DenoiserLosses(LossSource):
         self._watch.stop()
         self._recording = False
         self._drop_calls(0)
-        self._entered = []
+        self._entered, self._events = [], []
+        self._origins.clear()
         self._capture.begin([])
 
     def before_backward(self, loss: Tensor | None = None) -> None:
@@ -176,10 +184,13 @@ class DenoiserLosses(LossSource):
         if not calls:
             self._without_call()
             return
+        behind = None if self.description or loss is None else nodes_behind(loss)
+        if behind is not None:
+            self._leave_out_other_errors(behind)
         if failure := self._capture.failure or self._capture.incomplete():
             self._refuse(f"`{self._name(calls[-1])}` looks like it, but {failure}")
         if not self.description:
-            self._settle(calls, loss)
+            self._settle(calls, loss, behind)
         verdicts = {id(call.verdict): call.verdict for call in calls if call.verdict is not None}
         if verdicts:
             for verdict in verdicts.values():
@@ -221,10 +232,11 @@ class DenoiserLosses(LossSource):
         """A module is called. Nothing inside the denoiser is a loss; inside others there may be one."""
         if not self._is_watching():
             return
-        if len(self._hooks) == 1:
+        if len(self._hooks) == 1 or (not self.description and _is_compiled(module)):
             self._watch.stop()
         unmeasured = [call for call in self._calls if call.verdict is None]
-        self._entered.append(Entry(module, len(self._calls), unmeasured, self._capture.seen, self._failure))
+        counts = len(self._calls), len(self._events), self._capture.seen
+        self._entered.append(Entry(module, *counts, unmeasured, self._failure))
 
     def _after_call(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> None:
         """A module has returned: if it is the denoiser, losses come next."""
@@ -233,16 +245,16 @@ class DenoiserLosses(LossSource):
         entry = self._entered.pop()
         while entry.module is not module:  # an exception left that one
             entry = self._entered.pop()
-        if module not in self._arguments:
-            self._arguments[module] = argument_names(module)
-        arguments = name_arguments(self._arguments[module], args, kwargs)
+        if id(module) not in self._arguments:
+            self._arguments[id(module)] = argument_names(module)
+        arguments = name_arguments(self._arguments[id(module)], args, kwargs)
         if torch.is_grad_enabled():
             self._read(arguments, output, entry)
-        elif not self.description and self._targets.add(arguments, output):
+        elif not self.description and self._note_target(module, arguments, output):
             self._doubts.append(
-                f"`{self._names[module]}` was called without gradients (checkpointing of the old kind?)"
+                f"`{self._names[id(module)]}` was called without gradients (checkpointing of the old kind?)"
             )
-        if self._capture.pending:
+        if self._capture.pending or (self._origins and not self.description):
             self._watch.start()
 
     def _is_watching(self) -> bool:
@@ -253,21 +265,28 @@ class DenoiserLosses(LossSource):
         try:
             call = read_call(entry.module, arguments, output, timestep=self._argument)
         except NearMiss as doubt:
-            self._doubts.append(f"`{self._names[entry.module]}` looks like it, but {doubt}")
+            self._doubts.append(f"`{self._names[id(entry.module)]}` looks like it, but {doubt}")
             return
         except CallError as failure:
-            self._failure = f"`{self._names[entry.module]}` looks like it, but {failure}"
+            self._failure = f"`{self._names[id(entry.module)]}` looks like it, but {failure}"
             self._drop_calls(entry.num_calls)
+            del self._events[entry.num_events :]
             return
         if call is None:
+            if not self.description:
+                self._note_target(entry.module, arguments, output)
             return
         self._drop_calls(entry.num_calls)  # what was called inside it was a part of it
+        del self._events[entry.num_events :]
         self._failure = entry.failure
         if self._capture.seen > entry.num_errors:  # and what was computed inside it no loss
             self._capture = LossCapture()
             for other in entry.unmeasured:
                 other.verdict = None
         self._calls.append(call)
+        if not self.description:
+            self._events.append(call)
+            self._origins.add(call.module, call.outputs)
         for tensor in call.outputs:
             tensor.register_hook(partial(self._mask, call))
         if not self._gradient_loss.in_use:
@@ -278,10 +297,31 @@ class DenoiserLosses(LossSource):
             call.release()
         del self._calls[start:]
 
+    def _note_target(self, module: nn.Module, arguments: Mapping[str, Any], output: Any) -> bool:
+        """Remember what a call made that no gradient passes; return whether it looks like a denoiser's."""
+        made = fixed_outputs(arguments, output)
+        self._origins.add(module, made)
+        return bool(made)
+
     def _notice(self, error: ErrorOperation) -> None:
+        if not self.description and calls_behind(error, self._calls):
+            self._events.append(_Noticed.of(error, self._origins.foreign(error.result)))
         self._capture.notice(error)
-        if not self._capture.pending:
+        if not self._capture.pending and self.description:
             self._watch.stop()
+
+    def _leave_out_other_errors(self, behind: Collection[Node]) -> None:
+        """Look again for the losses of the first step, if errors were computed that its loss does not depend on."""
+        if all(event.node in behind for event in self._events if isinstance(event, _Noticed)):
+            return
+        self._capture, calls = LossCapture(), []
+        for event in self._events:
+            if isinstance(event, _Noticed):
+                self._capture.notice(event.error, counts=event.node in behind)
+                continue
+            event.verdict = event.row_map = None
+            calls.append(event)
+            self._capture.begin([call for call in calls if call.verdict is None])
 
     def _mask(self, call: DenoiserCall, gradient: Tensor) -> Tensor | None:
         if self._capture.probing or not self._recording:
@@ -292,16 +332,16 @@ class DenoiserLosses(LossSource):
             self._gradient_loss.measure(call, gradient)
         return call.mask(gradient)
 
-    def _settle(self, calls: list[DenoiserCall], loss: Tensor | None) -> None:
+    def _settle(self, calls: list[DenoiserCall], loss: Tensor | None, behind: Collection[Node] | None) -> None:
         """Make sure that the denoiser is found, and hook no other module any more."""
         measured = [call for call in calls if call.verdict is not None]
         masked = measured or calls[-1:]
-        names = {call.module: self._name(call) for call in masked}
+        names = {id(call.module): self._name(call) for call in masked}
         name = self._name(masked[-1])
         reason = ""
         if len(names) > 1:
             reason = f"there are {len(names)} candidates, {sorted(names.values())}"
-        elif self._targets.are_compared:
+        elif self._is_compared(masked[-1].module, behind):
             reason = "its output is compared with another output of a denoiser, as in consistency training"
         reason = reason or _why_loss_escapes(calls, masked, loss, name=name)
         if not measured:
@@ -310,46 +350,51 @@ class DenoiserLosses(LossSource):
             self._refuse(reason)
         for module in [module for module in self._hooks if module not in names]:
             self._hooks.pop(module).close()
-        self._watch.look = None
-        self._targets.clear()
+        self._watch.look, self._events = None, []
+        self._origins.clear()
         self._argument = masked[-1].argument
         self.description = _describe(masked[-1], name=name, loss=self._capture.description)
         self.caution = _eval_mode_caution(masked[-1], name=name)
 
+    def _is_compared(self, denoiser: nn.Module, behind: Collection[Node] | None) -> bool:
+        """Whether an error of the loss has something that another denoiser's call made, without a gradient, in it."""
+        size = _num_weights(denoiser)
+        return any(
+            10 * _num_weights(module) >= size  # not a small fixed operator, a blur say, *(our choice)*
+            for event in self._events
+            if isinstance(event, _Noticed) and (behind is None or event.node in behind)
+            for module in event.foreign
+        )
+
     def _name(self, call: DenoiserCall) -> str:
-        return self._names[call.module] or type(self.module).__name__
+        return self._names[id(call.module)] or type(self.module).__name__
 
     def _refuse(self, reason: str) -> NoReturn:
-        raise UnsupportedModule(_message(self.module, reason))
+        raise UnsupportedModule(_message(self.module, reason, denoiser=self.denoiser))
 
 
 # --- hooks -----------------------------------------------------------------------------------------------------------
 
 
-def _modules_to_hook(root: nn.Module, name: str | None = None) -> dict[nn.Module, str]:
+def _modules_to_hook(root: nn.Module, name: str | None = None) -> dict[str, nn.Module]:
     """All modules by name but those inside a compiled one, where a hook would be compiled too; or the one named."""
     if name is not None:
         try:
-            return {root.get_submodule(name): name}
+            return {name: root.get_submodule(name)}
         except AttributeError:
-            children = [child for child, _ in root.named_children()]
+            children = [child for child, part in root._modules.items() if part is not None]
             raise ValueError(
                 f"Argument `denoiser` expected the name of a module in {type(root).__name__}, such as one of"
                 f" {children}, but got {name!r}."
             ) from None
-    found: dict[nn.Module, str] = {}
-    inside: set[nn.Module] = set()
-
-    def visit(module: nn.Module, name: str) -> None:
-        found.setdefault(module, name)
-        if _is_compiled(module):
-            inside.update(part for part in module.modules() if part is not module)
-            return
-        for child_name, child in module.named_children():
-            visit(child, f"{name}.{child_name}" if name else child_name)
-
-    visit(root, "")
-    return {module: name for module, name in found.items() if module not in inside}
+    inside = {
+        id(part)
+        for _, module in distinct_modules(root)
+        if _is_compiled(module)
+        for _, part in distinct_modules(module)
+        if part is not module
+    }
+    return {name: module for name, module in distinct_modules(root) if id(module) not in inside}
 
 
 def _is_compiled(module: nn.Module) -> bool:
@@ -445,53 +490,42 @@ def _refuse_absolute_errors(rows: Tensor) -> None:
         )
 
 
-class _FixedTargets:
-    """Outputs that modules made without gradients; tells whether one is compared with the denoiser's output.
+@dataclass
+class _Noticed:
+    """An error in the first step, before it is known which the loss depends on."""
 
-    Attributes:
-        are_compared: Whether an operation had such an output and a tensor that needs a gradient.
-    """
+    error: ErrorOperation
+    node: Node | None
+    foreign: list[nn.Module]  # whose outputs it has in it, through operations that pass no gradient on
 
-    def __init__(self) -> None:
-        self.are_compared = False
-        self._outputs: list[Tensor] = []
+    @classmethod
+    def of(cls, error: ErrorOperation, foreign: list[nn.Module]) -> Self:
+        """Keep the elements as they are now: a step may change them in place."""
+        elements = error.elements().clone()
+        return cls(replace(error, elements=lambda: elements), error.result.grad_fn, foreign)
 
-    def add(self, arguments: Mapping[str, Any], output: Any) -> bool:
-        """Remember what a call without gradients returned; return whether it looks like a denoiser's."""
-        shapes = [value.shape for value in arguments.values() if is_sample(value)]
-        per_row = [
-            value
-            for value in arguments.values()
-            if isinstance(value, Tensor) and any(one_per_row(value, shape[0]) for shape in shapes)
-        ]
-        found = [tensor for tensor in tensors_in(output) if per_row and tensor.shape in shapes]
-        self._outputs += found
-        return bool(found)
 
-    def clear(self) -> None:
-        """Forget the outputs."""
-        self._outputs = []
-
-    def watch(self, arguments: Iterable[Any]) -> None:
-        """Look at the arguments of an operation behind the denoiser."""
-        tensors = [value for value in arguments if type(value) is Tensor]
-        if self._outputs and any(tensor.requires_grad for tensor in tensors):
-            places = {output.data_ptr() for output in self._outputs}
-            self.are_compared |= any(not tensor.requires_grad and tensor.data_ptr() in places for tensor in tensors)
+def _num_weights(module: nn.Module) -> int:
+    weights = [weight for _, part in distinct_modules(module) for weight in part._parameters.values()]
+    return sum(weight.numel() for weight in weights if weight is not None)
 
 
 # --- what is checked and said ----------------------------------------------------------------------------------------
 
 
-_REMEDY = (
-    'Name it, AntiGradientControl(denoiser="…", timestep="…"); or let training_step return'
-    ' {"loss", "sample_loss", "timesteps"}; or reduce its losses by an attribute loss_reducer(sample_loss, timesteps).'
+_NAMING = 'Name it, AntiGradientControl(denoiser="…", timestep="…"); or let'
+_RETURNING = (
+    ' training_step return {"loss", "sample_loss", "timesteps"}; or reduce its losses by an attribute'
+    " loss_reducer(sample_loss, timesteps)."
 )
 
 
-def _message(module: nn.Module, reason: str) -> str:
-    """One line: what is wrong with a module, and the three things that a user can do."""
-    return f"AntiGradientControl expected to find the denoiser of {type(module).__name__}, but {reason}. {_REMEDY}"
+def _message(module: nn.Module, reason: str, *, denoiser: str | None) -> str:
+    """One line: what is wrong with a module, and the things that a user can do besides what was done."""
+    kind = type(module).__name__
+    if denoiser is None:
+        return f"AntiGradientControl expected to find the denoiser of {kind}, but {reason}. {_NAMING}{_RETURNING}"
+    return f"AntiGradientControl expected to read the losses of `{denoiser}` in {kind}, but {reason}. Let{_RETURNING}"
 
 
 def _why_not_found(module: nn.Module, denoiser: str | None) -> str:

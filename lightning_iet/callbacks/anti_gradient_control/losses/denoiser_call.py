@@ -83,8 +83,9 @@ class Entry:
 
     module: nn.Module
     num_calls: int
-    unmeasured: list[DenoiserCall]
+    num_events: int
     num_errors: int
+    unmeasured: list[DenoiserCall]
     failure: str | None
 
 
@@ -141,6 +142,17 @@ def read_call(
             f"it returns an output of shape {lacking[0]}, which has no row for each of {batch_size} samples"
         )
     return DenoiserCall(module, name, per_row[name].detach().reshape(-1), outputs)
+
+
+def fixed_outputs(arguments: Mapping[str, Any], output: Any) -> list[Tensor]:
+    """What a call returned that needs no gradient, if it looks like one of a denoiser; else nothing."""
+    shapes = [value.shape for value in arguments.values() if is_sample(value)]
+    has_timesteps = any(
+        isinstance(value, Tensor) and any(one_per_row(value, shape[0]) for shape in shapes)
+        for value in arguments.values()
+    )
+    found = [tensor for tensor in tensors_in(output) if not tensor.requires_grad and tensor.shape in shapes]
+    return found if has_timesteps else []
 
 
 def _choose(per_row: Mapping[str, Tensor], others: Mapping[str, Tensor], rows: int, timestep: str | None) -> str | None:

@@ -1,7 +1,7 @@
 """Measuring each sample's loss at the first error behind the denoiser."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -34,6 +34,7 @@ class ErrorOperation:
     name: str
     operands: tuple[Tensor, ...]  # what goes in and needs a gradient
     elements: Callable[[], Tensor]  # makes the error of each element, with a graph if gradients are on
+    result: Tensor  # what the operation returned
     is_difference: bool = False  # whether it takes a difference itself; else one must have been taken before
 
 
@@ -53,9 +54,9 @@ def error_operation(
     is_power = name in _POWERS and not isinstance(other, Tensor) and other == 2
     is_product = name in _PRODUCTS and other is operand
     if name in _ELEMENTWISE or is_power or is_product:
-        return ErrorOperation(name, (operand,), lambda: result)
+        return ErrorOperation(name, (operand,), lambda: result, result)
     if name in _NORMS:
-        return ErrorOperation(name, (operand,), operand.square)
+        return ErrorOperation(name, (operand,), operand.square, result)
     return None
 
 
@@ -72,7 +73,7 @@ def _loss(name: str, args: Sequence[Any], kwargs: Mapping[str, Any], result: Ten
         return _LOSSES[name](prediction, target, reduction="none", **settings)
 
     operands = tuple(tensor for tensor in (prediction, target) if tensor.requires_grad)
-    return ErrorOperation(name, operands, elements, is_difference=True)
+    return ErrorOperation(name, operands, elements, result, is_difference=True)
 
 
 _DIFFERENCES = ("Sub", "Rsub", "Add", "Lerp", "Compiled")
@@ -85,7 +86,7 @@ class ErrorWatch(TorchFunctionMode):
 
     Args:
         notice: Takes each error that needs a gradient.
-        look: Takes the arguments of every operation, if given.
+        look: Takes every operation's function, positional and keyword arguments, and result, if given.
 
     Example:
         >>> names = []
@@ -97,9 +98,7 @@ class ErrorWatch(TorchFunctionMode):
         ['pow']
     """
 
-    def __init__(
-        self, notice: Callable[[ErrorOperation], None], look: Callable[[Iterable[Any]], None] | None = None
-    ) -> None:
+    def __init__(self, notice: Callable[[ErrorOperation], None], look: Callable[..., None] | None = None) -> None:
         super().__init__()
         self.notice = notice
         self.look = look
@@ -113,7 +112,7 @@ class ErrorWatch(TorchFunctionMode):
         if torch.compiler.is_compiling():
             return result
         if self.look is not None:
-            self.look((*args, *kwargs.values()))
+            self.look(func, args, kwargs, result)
         error = error_operation(func, args, kwargs, result)
         if error is not None:
             self.notice(error)
@@ -154,6 +153,27 @@ def owners_behind(tensor: Tensor, owners: Mapping[Node, int], *, after_differenc
         news = {(following, counts) for following, _ in node.next_functions} - seen
         seen |= news
         todo.extend(news)
+    return found
+
+
+def calls_behind(error: ErrorOperation, calls: Sequence[DenoiserCall]) -> list[DenoiserCall]:
+    """Those of some calls on whose outputs an error depends, through a difference."""
+    owners = {node: number for number, call in enumerate(calls) for node in call.nodes}
+    found: set[int] = set()
+    for operand in error.operands:
+        found |= owners_behind(operand, owners, after_difference=not error.is_difference)
+    return [calls[number] for number in sorted(found)]
+
+
+def nodes_behind(tensor: Tensor) -> set[Node]:
+    """All nodes of the graph that a tensor was computed from."""
+    found: set[Node] = set()
+    todo = [tensor.grad_fn]
+    while todo:
+        node = todo.pop()
+        if node is not None and node not in found:
+            found.add(node)
+            todo.extend(following for following, _ in node.next_functions)
     return found
 
 
@@ -290,14 +310,19 @@ class LossCapture:
         """Measure the losses of these calls, from the next error on."""
         self.pending, self._parts, self._place = calls, [], 0
 
-    def notice(self, error: ErrorOperation) -> Verdict | None:
-        """Take in an error; return the verdict to be when it completes the losses of the calls behind it."""
-        calls = self._calls_behind(error)
+    def notice(self, error: ErrorOperation, *, counts: bool = True) -> Verdict | None:
+        """Take in an error; return the verdict to be when it completes the losses of the calls behind it.
+
+        Args:
+            error: In a training step.
+            counts: Whether it may be one that the loss depends on; else only its place is taken.
+        """
+        calls = calls_behind(error, self.pending)
         if not calls or self.failure is not None:
             return None
         place, self._place = self._place, self._place + 1
         self.seen += 1
-        if self.description and place not in self._layouts:
+        if not counts or (self.description and place not in self._layouts):
             return None
         try:
             part = self._measure(error, calls, place)
@@ -326,13 +351,6 @@ class LossCapture:
             return True
         pairs = zip(part.maps, *(earlier.maps for earlier in self._parts), strict=True)
         return any(((new >= 0) & (torch.stack(known).amax(0) < 0)).any() for new, *known in pairs)
-
-    def _calls_behind(self, error: ErrorOperation) -> list[DenoiserCall]:
-        owners = {node: number for number, call in enumerate(self.pending) for node in call.nodes}
-        found: set[int] = set()
-        for operand in error.operands:
-            found |= owners_behind(operand, owners, after_difference=not error.is_difference)
-        return [self.pending[number] for number in sorted(found)]
 
     def _measure(self, error: ErrorOperation, calls: list[DenoiserCall], place: int) -> _Part | None:
         """Lay the samples out; None if no gradient passes."""

@@ -410,6 +410,39 @@ def test_timesteps_out_of_range_are_refused(tmp_path):
     assert_same(module, randint_and_mse.Project())
 
 
+class Joined(Style):
+    """Trains on the mean of each pair of images."""
+
+    def training_step(self, batch, batch_idx):
+        noisy, noise, t = self.noisy(batch[0].unflatten(0, (-1, 2)).mean(1))
+        return F.mse_loss(self.net(noisy, t), noise)
+
+
+class JoinedLosses(Style):
+    """Returns one loss for each pair."""
+
+    def training_step(self, batch, batch_idx):
+        noisy, noise, t = self.noisy(batch[0])
+        losses = rows((self.net(noisy, t) - noise) ** 2).unflatten(0, (-1, 2)).mean(1)
+        return {"loss": losses.mean(), "sample_loss": losses, "timesteps": t[::2]}
+
+
+class JoinedReducer(JoinedLosses):
+    def loss_reducer(self, sample_loss, timesteps):
+        return sample_loss.mean()
+
+    def training_step(self, batch, batch_idx):
+        outputs = super().training_step(batch, batch_idx)
+        return self.loss_reducer(outputs["sample_loss"], outputs["timesteps"])
+
+
+@pytest.mark.parametrize("style", [Joined, JoinedLosses, JoinedReducer])
+def test_samples_that_are_joined_are_warned_of_once(tmp_path, style):
+    with pytest.warns(UserWarning, match="a loss for each of the 8 samples of a batch, but got 4") as caught:
+        fit(tmp_path, style(), agc())
+    assert len(caught) == 1
+
+
 # --- precision -------------------------------------------------------------------------------------------------------
 
 
