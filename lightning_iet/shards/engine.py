@@ -35,6 +35,7 @@ class ShardEngine:
     Attributes:
         layout: Where each shard's floating tensors lie in its flat copy.
         trained: Names of those that train, or have trained.
+        is_extended: Whether something has begun to train since the start.
         active: The shard that is in the model; ``None`` before the first one is.
         agreed: Whether no shard has taken a step since the last averaging.
         is_averaging: Whether an averaging has begun and not ended: the states are then undefined.
@@ -60,7 +61,8 @@ class ShardEngine:
         self.is_averaging = False
         self._average_is_shown = False
         floats, counters = shard_tensors(module)
-        self.trained = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
+        self.trained = _trained(module)
+        self.is_extended = False
         self.layout = FlatLayout(floats, first=self.trained)
         self._counters = list(counters.values())
         first = capture(trainer, self.layout.flatten(), self._counters, callbacks)
@@ -172,21 +174,28 @@ class ShardEngine:
         found = [name for name in floats if name not in known]
         own = {id(counter) for counter in self._counters}
         others = {name: counter for name, counter in counters.items() if id(counter) not in own}
-        self.trained |= {name for name, parameter in module.named_parameters() if parameter.requires_grad}
+        self.trained |= _trained(module)
         if found or others:
             self._replace_layout({**floats, **known}, list(others.values()))
         return [*found, *others]
 
-    def extend_as(self, module: LightningModule, names: Sequence[str], trained: Collection[str]) -> None:
+    def extend_as(
+        self, module: LightningModule, names: Sequence[str], trained: Collection[str], training: Collection[str]
+    ) -> None:
         """Take in what had begun to train in the run of a checkpoint; does nothing if the model is another one.
 
         Args:
             module: The model.
             names: Of the tensors in the checkpoint's flat copies, in order.
-            trained: Those that trained.
+            trained: Those that trained at any time.
+            training: Those that trained when it was written.
         """
-        live = {**dict(module.named_parameters()), **dict(module.named_buffers()), **self.layout.tensors}
+        parameters = dict(module.named_parameters())
+        live = {**parameters, **dict(module.named_buffers()), **self.layout.tensors}
         if set(names) >= set(self.layout.tensors) and set(names) <= set(live):
+            for name, parameter in parameters.items():
+                parameter.requires_grad_(name in training)  # hooks that said so will not be called again
+            self.extend(module)
             self.trained = set(trained)
             self._replace_layout({name: live[name] for name in names}, [])
 
@@ -201,7 +210,7 @@ class ShardEngine:
                 views[name].copy_(tensor)
             more = [counter.detach().clone() for counter in counters]
             self.states[shard] = self.storage.store(shard, replace(state, flat=flat, counters=[*state.counters, *more]))
-        self.layout = layout
+        self.layout, self.is_extended = layout, True
         self._counters += counters
         self._show_active()
         if self.active is not None:
@@ -289,6 +298,10 @@ class ShardEngine:
         self._show_active()
         for live, counter in zip(self._counters, next(iter(self.states.values())).counters, strict=True):
             live.data = counter.to(live.device, copy=True)
+
+
+def _trained(module: LightningModule) -> set[str]:
+    return {name for name, parameter in module.named_parameters() if parameter.requires_grad}
 
 
 def _is_same(value: Any, other: Any) -> bool:

@@ -326,13 +326,18 @@ class ParameterAveragingCallback(Callback):
         return {
             "identity": self._identity(),
             "seed": self.seed,
-            "trained": sorted(self.engine.trained),
+            **({"trains": self._trains(self.engine)} if self.engine.is_extended else {}),
             **self._schedule.record(world_size),
             "agreed": self.engine.agreed,
             "whole": not self.engine.is_averaging,
             "log": self._log.state_dict(self.engine.trainer),
             "shards": gather_shards(states, world_size),
         }
+
+    def _trains(self, engine: ShardEngine) -> tuple[list[str], list[str]]:
+        """Names of what has trained at any time, and of what trains now."""
+        now = [name for name, p in engine.trainer.lightning_module.named_parameters() if p.requires_grad]
+        return sorted(engine.trained), now
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep what :meth:`state_dict` returned until the model and the optimizers are there."""
@@ -364,9 +369,8 @@ class ParameterAveragingCallback(Callback):
                 f"Argument `ckpt_path` expected a whole checkpoint, but got '{trainer.ckpt_path}', written in "
                 "the middle of an averaging that an error broke off. Use the one before it."
             )
-        names, trained = list(self._saved["identity"]["model"]), self._saved.get("trained", engine.trained)
-        if names != list(engine.layout.shapes) or set(trained) != engine.trained:
-            engine.extend_as(module, names, trained)
+        if trains := self._saved.get("trains"):
+            engine.extend_as(module, list(self._saved["identity"]["model"]), *trains)
         check_same_run(self._saved["identity"], self._identity())
         engine.load_state_dict(self._saved.pop("shards"), agreed=self._saved["agreed"])
         self._log.load_state_dict(self._saved["log"], trainer)
