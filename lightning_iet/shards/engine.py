@@ -63,6 +63,7 @@ class ShardEngine:
         floats, counters = shard_tensors(module)
         self.trained = _trained(module)
         self.is_extended = False
+        self._flags = [parameter.requires_grad for parameter in module.parameters()]
         self.layout = FlatLayout(floats, first=self.trained)
         self._counters = list(counters.values())
         first = capture(trainer, self.layout.flatten(), self._counters, callbacks)
@@ -169,6 +170,10 @@ class ShardEngine:
         Returns:
             Names of the tensors that are new.
         """
+        flags = [parameter.requires_grad for parameter in module.parameters()]
+        if flags == self._flags:
+            return []
+        self._flags = flags
         floats, counters = shard_tensors(module)
         known = self.layout.tensors
         found = [name for name in floats if name not in known]

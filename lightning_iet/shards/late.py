@@ -1,7 +1,7 @@
 """What shards would share without anybody noticing: averages, and other tensors, that are made after training began."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from lightning_iet.shards.ema import averages_beside, is_users_object, unregistered_averages
+from lightning_iet.shards.ema import Slot, averages_beside, is_users_object, unregistered_averages
 from lightning_iet.shards.layout import checksums
 from lightning_iet.shards.state import ShardwiseCallback
 from lightning_iet.utilities.lightning import Callback
@@ -43,8 +43,9 @@ class LateWatch:
         self._suspects: dict[str, tuple[Tensor, int]] = {}
         self._reading: _Reading | None = None
         self._stack = ExitStack()
-        self._of_callbacks: dict[str, Tensor] = {}
-        self._checksums = checksums([])
+        self._slots: list[Slot] = []
+        self._checksums: dict[str, int] = {}
+        self._outline: tuple[Any, ...] = ()
 
     def check(self, steps: int) -> None:
         """Look at what is there after some steps of this process; before the first step too.
@@ -52,10 +53,16 @@ class LateWatch:
         Raises:
             MisconfigurationException: If shards would share something.
         """
-        known = {id(tensor) for tensor in self._known.values()}
-        averages = _averages(self._module)
-        if late := [name for name, t in averages.items() if name not in self._known and id(t) not in known]:
-            _refuse(f"made '{late[0]}', which looks like an average of the weights, after training began")
+        callbacks = [
+            callback
+            for callback in self._trainer.callbacks  # type: ignore[attr-defined]
+            if is_users_object(callback) and not isinstance(callback, ShardwiseCallback | Callback)
+        ]
+        outline = tuple(_outline(thing) for thing in (*self._module.modules(), *callbacks))
+        if outline != self._outline:  # a search takes longer than a short turn of a shard
+            self._outline = outline
+            self._check_averages()
+            self._slots = [slot for callback in callbacks for slot in averages_beside(self._module, callback)]
         self._check_callbacks()
         if steps == 1:
             self._suspects = {
@@ -88,17 +95,22 @@ class LateWatch:
             if id(tensor) not in own and name not in self._found_before
         }
 
+    def _check_averages(self) -> None:
+        known = {id(tensor) for tensor in self._known.values()}
+        averages = _averages(self._module)
+        if late := [name for name, t in averages.items() if name not in self._known and id(t) not in known]:
+            _refuse(f"made '{late[0]}', which looks like an average of the weights, after training began")
+
     def _check_callbacks(self) -> None:
         """Refuse averages of a callback that change: it does not know of shards."""
-        found = {
-            slot.name: slot.get()
-            for callback in self._trainer.callbacks  # type: ignore[attr-defined]
-            if is_users_object(callback) and not isinstance(callback, ShardwiseCallback | Callback)
-            for slot in averages_beside(self._module, callback)
-        }
-        sums = checksums(found.values())
-        known = dict(zip(self._of_callbacks, self._checksums.tolist(), strict=True))
-        for name, value in zip(found, sums.tolist(), strict=True):
+        if not self._slots:
+            return
+        known, found = self._checksums, {}
+        for slot in self._slots:
+            with suppress(LookupError, AttributeError):  # a list may have become shorter
+                found[slot.name] = slot.get()
+        self._checksums = dict(zip(found, checksums(found.values()).tolist(), strict=True))
+        for name, value in self._checksums.items():
             if name in known and known[name] != value:
                 callback, _, attribute = name.partition(".")
                 raise MisconfigurationException(
@@ -107,7 +119,18 @@ class LateWatch:
                     "EMAWeightAveraging, or give it the methods of lightning_iet.shards.ShardwiseCallback, shard_state "
                     "and load_shard_state."
                 )
-        self._of_callbacks, self._checksums = found, sums
+
+
+def _outline(thing: Any, depth: int = 2) -> tuple[Any, ...]:
+    """The kinds of all attributes, and which containers are empty: where an average is made, this changes."""
+    values = vars(thing)
+    kinds = [
+        _outline(value, depth - 1)
+        if depth and is_users_object(value) and not isinstance(value, nn.Module)
+        else (type(value), bool(value) if isinstance(value, list | tuple | Mapping) else None)
+        for value in values.values()
+    ]
+    return *kinds, len(values.get("_parameters", ())), len(values.get("_modules", ()))
 
 
 def _averages(module: LightningModule) -> dict[str, Tensor]:

@@ -101,12 +101,14 @@ def test_the_number_of_processes_changes_nothing(tmp_path, processes):
         assert_same_bits(state, alone)
 
 
-@pytest.mark.parametrize("steps", [10, 14, 20])  # in epochs 1, 2 and 3; 6 steps in an epoch
-def test_a_cut_run_goes_on(tmp_path, steps):
+@pytest.mark.parametrize(  # in epochs 1, 2 and 3; 6 steps in an epoch
+    ("form", "steps"), [(BySwitch, 10), (BySwitch, 14), (BySwitch, 20), (Callback, 14), (WithCopy, 14)]
+)
+def test_a_cut_run_goes_on(tmp_path, form, steps):
     path = tmp_path / "cut.ckpt"
-    whole, resumed = BySwitch(), BySwitch()
-    fit(tmp_path, whole, SaveAfter(path, steps), every=3)
-    fit(tmp_path, resumed, every=3, ckpt_path=path)
+    whole, resumed = form(), form()
+    fit(tmp_path, whole, SaveAfter(path, steps), *others(form), every=3)
+    fit(tmp_path, resumed, *others(form), every=3, ckpt_path=path)
     assert_same_bits(state_of(resumed), state_of(whole))
 
 
