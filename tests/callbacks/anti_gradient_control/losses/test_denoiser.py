@@ -440,7 +440,7 @@ class JoinedReducer(JoinedLosses):
 def test_samples_that_are_joined_are_warned_of_once(tmp_path, style):
     with pytest.warns(UserWarning, match="a loss for each of the 8 samples of a batch, but got 4") as caught:
         fit(tmp_path, style(), agc())
-    assert len(caught) == 1
+    assert sum("AntiGradientControl" in str(warning.message) for warning in caught) == 1
 
 
 # --- precision -------------------------------------------------------------------------------------------------------
