@@ -11,9 +11,8 @@ from diffusers import (
     DDPMPipeline,
     DDPMScheduler,
     DiTPipeline,
+    DPMSolverMultistepScheduler,
     PNDMScheduler,
-    ScoreSdeVePipeline,
-    ScoreSdeVeScheduler,
 )
 
 from lightning_iet.callbacks.evaluation import Evaluation
@@ -38,6 +37,9 @@ class Project(pl.LightningModule):
         noise, t = torch.randn_like(images), torch.randint(1000, (len(images),))
         noisy = DDPMScheduler().add_noise(images, noise, t)
         return (self.unet(noisy, t).sample - noise).square().mean()
+
+    def validation_step(self, batch, batch_idx):
+        pass
 
     def configure_optimizers(self):
         return torch.optim.Adam(self.unet.parameters(), lr=1e-3)
@@ -83,18 +85,17 @@ def test_a_pipeline_or_its_parts_are_sampled_as_diffusers_does(make):
     assert "of the module, with the weights that are trained" in said
 
 
-@pytest.mark.parametrize(
-    ("kind", "scheduler"), [(DDPMPipeline, PNDMScheduler), (ScoreSdeVePipeline, ScoreSdeVeScheduler)]
-)
-def test_other_pipelines_are_called_as_they_are(kind, scheduler):
-    module = WithPipeline(kind, scheduler)
+@pytest.mark.parametrize("scheduler", [PNDMScheduler, DPMSolverMultistepScheduler])
+def test_other_pipelines_are_called_as_they_are(scheduler):
+    module = WithPipeline(DDPMPipeline, scheduler)
     sample, said = find_sample(module)
-    together = sample(3, seed=5, start=2, batch_size=3, **SETTINGS)
-    alone = sample(1, seed=5, start=3, batch_size=1, **SETTINGS)
+    settings = SETTINGS | {"num_inference_steps": 6}
+    together = sample(3, seed=5, start=2, batch_size=3, **settings)
+    module.pipe.scheduler = scheduler()  # this one remembers its last steps
+    alone = sample(1, seed=5, start=3, batch_size=1, **settings)
     assert together.shape == (3, 1, 8, 8)
-    assert 0 <= together.min() <= together.max() <= 1
-    if kind is DDPMPipeline:
-        torch.testing.assert_close(together[1:2], alone, rtol=0, atol=1e-6)
+    assert 0 <= together.min() < together.max() <= 1
+    torch.testing.assert_close(together[1:2], alone, rtol=0, atol=1e-5)
     assert said.endswith("`sampler` is left to it.")
 
 
