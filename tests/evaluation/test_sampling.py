@@ -84,6 +84,7 @@ def test_a_pipeline_or_its_parts_are_sampled_as_diffusers_does(make):
     assert "of the module, with the weights that are trained" in said
 
 
+@pytest.mark.filterwarnings("ignore:__array__ implementation")  # diffusers and NumPy
 def test_other_pipelines_are_called_as_they_are():
     module = WithPipeline(DDPMPipeline, DPMSolverMultistepScheduler)
     sample, said = find_sample(module)
