@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,12 +21,29 @@ _SKIPPED = frozenset(vars(nn.Module())) | {"_trainer", "_fabric", "_log_hyperpar
 _WRITES = ("__setitem__", "copy_", "zero_", "fill_")
 
 
+@dataclass
+class _Suspect:
+    """A tensor that was made or changed after training began."""
+
+    tensor: Tensor
+    version: int  # number of changes in place
+    steps_left: int  # in which it is looked for whether it is carried on
+    checksum: int | None = None  # of an average, which may be changed as ``tensor.data`` too
+
+    def is_changed(self, now: Tensor | None) -> bool:
+        """Whether it was replaced, or changed in place."""
+        if now is not self.tensor or now._version != self.version:
+            return True
+        return self.checksum is not None and checksums([now]).item() != self.checksum
+
+
 class LateWatch:
     """Refuses state of the module or of callbacks that one shard would take over from another.
 
-    Averages of weights are known by their shapes. Anything else is judged by the first two steps: a tensor that the
-    first step made or changed, that the second one read, and that it changed again, is carried from step to step.
-    Tables that are made once, and lists of losses for the log, are not; nor are metrics of torchmetrics.
+    What was made, or changed, after training began is looked at: a tensor that a step reads, and changes or replaces,
+    is carried from step to step. Copies of weights that are made once or overwritten, tables, and lists of losses for
+    the log are not; metrics of torchmetrics are let alone. Averages of weights, known by their shapes, are found
+    whenever they are made, and watched for ten steps *(our choice)*; anything else in the first two steps.
 
     Args:
         trainer: About to train; its callbacks are looked at, but those of Lightning and those that keep a state by
@@ -37,15 +55,20 @@ class LateWatch:
     def __init__(self, trainer: Trainer, module: LightningModule, kept: Iterable[Tensor]) -> None:
         self._trainer, self._module = trainer, module
         self._known = _averages(module)
-        self._kept = [*kept, *self._known.values()]
+        self._kept = {id(tensor): tensor for tensor in (*kept, *self._known.values())}
         self._found_before = {*self._known, *(name for name, _ in module.named_buffers())}
-        self._before = self._held()
-        self._suspects: dict[str, tuple[Tensor, int]] = {}
+        self._before = {name: (tensor, tensor._version) for name, tensor in self._held().items()}
+        self._suspects: dict[str, _Suspect] = {}
         self._reading: _Reading | None = None
         self._stack = ExitStack()
         self._slots: list[Slot] = []
         self._checksums: dict[str, int] = {}
         self._outline: tuple[Any, ...] = ()
+
+    @property
+    def is_watching(self) -> bool:
+        """Whether something is to be looked at after the next step."""
+        return bool(self._suspects)
 
     def check(self, steps: int) -> None:
         """Look at what is there after some steps of this process; before the first step too.
@@ -53,6 +76,7 @@ class LateWatch:
         Raises:
             MisconfigurationException: If shards would share something.
         """
+        self._check_suspects()
         callbacks = [
             callback
             for callback in self._trainer.callbacks  # type: ignore[attr-defined]
@@ -61,45 +85,61 @@ class LateWatch:
         outline = tuple(_outline(thing) for thing in (*self._module.modules(), *callbacks))
         if outline != self._outline:  # a search takes longer than a short turn of a shard
             self._outline = outline
-            self._check_averages()
+            self._find_averages()
             self._slots = [slot for callback in callbacks for slot in averages_beside(self._module, callback)]
         self._check_callbacks()
         if steps == 1:
-            self._suspects = {
-                name: seen for name, seen in self._held().items() if not _same(seen, self._before.get(name))
-            }
+            for name, tensor in self._held().items():
+                seen = self._before.get(name)
+                if name not in self._known and (seen is None or seen[0] is not tensor or seen[1] != tensor._version):
+                    self._suspects[name] = _Suspect(tensor, tensor._version, steps_left=1)
             self._before = {}
-        elif steps == 2 and self._reading is not None:
-            held, read = self._held(), self._reading.read
-            for name, (tensor, version) in self._suspects.items():
-                if id(tensor) in read and not _same((tensor, version), held.get(name)):
-                    _refuse(f"keeps '{name}', a tensor that is carried from step to step, outside of buffers")
-            self._suspects, self._reading = {}, None
 
-    def begin_step(self, steps: int) -> None:
-        """In the second step, look at what is read."""
-        if steps == 1 and self._suspects:
-            self._reading = _Reading({id(tensor) for tensor, _ in self._suspects.values()})
+    def begin_step(self) -> None:
+        """Look at what a step reads, if there is something to look for."""
+        if self._suspects:
+            self._reading = _Reading({id(suspect.tensor) for suspect in self._suspects.values()})
             self._stack.enter_context(self._reading)
 
     def end_step(self) -> None:
         """Look no longer."""
         self._stack.close()
 
-    def _held(self) -> dict[str, tuple[Tensor, int]]:
-        """Tensors of which nobody keeps one for each shard, with the number of changes in place."""
-        own = {id(tensor) for tensor in self._kept}
+    def _check_suspects(self) -> None:
+        if self._reading is None:
+            return
+        held, read = self._held() | _averages(self._module), self._reading.read
+        self._reading = None
+        for name, suspect in list(self._suspects.items()):
+            now = held.get(name)
+            if id(suspect.tensor) in read and suspect.is_changed(now):
+                raise MisconfigurationException(
+                    f"ParameterAveragingCallback expected to find what each shard has its own of when training starts,"
+                    f" but got '{name}' of the module, which was made or changed later and is carried from step to"
+                    " step: the next shard would go on with it. Make it in __init__, setup or on_fit_start: averages"
+                    " of the weights as a list or dict of copies, a deep copy, or an AveragedModel; anything else as a"
+                    " buffer (register_buffer) of a module that is trained."
+                )
+            if now is None or suspect.steps_left == 1:
+                del self._suspects[name]
+            else:
+                self._suspects[name] = _suspect_average(now, steps_left=suspect.steps_left - 1)
+
+    def _held(self) -> dict[str, Tensor]:
+        """Tensors of which nobody keeps one for each shard."""
         return {
-            name: (tensor, tensor._version)
+            name: tensor
             for name, tensor in held_tensors(self._module).items()
-            if id(tensor) not in own and name not in self._found_before
+            if id(tensor) not in self._kept and name not in self._found_before
         }
 
-    def _check_averages(self) -> None:
+    def _find_averages(self) -> None:
+        """Find those that are new, under other names than known ones too (a network that is wrapped is not)."""
         known = {id(tensor) for tensor in self._known.values()}
-        averages = _averages(self._module)
-        if late := [name for name, t in averages.items() if name not in self._known and id(t) not in known]:
-            _refuse(f"made '{late[0]}', which looks like an average of the weights, after training began")
+        for name, tensor in _averages(self._module).items():
+            if name not in self._known and id(tensor) not in known:
+                self._known[name] = tensor
+                self._suspects[name] = _suspect_average(tensor)
 
     def _check_callbacks(self) -> None:
         """Refuse averages of a callback that change: it does not know of shards."""
@@ -119,6 +159,10 @@ class LateWatch:
                     "EMAWeightAveraging, or give it the methods of lightning_iet.shards.ShardwiseCallback, shard_state "
                     "and load_shard_state."
                 )
+
+
+def _suspect_average(tensor: Tensor, steps_left: int = 10) -> _Suspect:
+    return _Suspect(tensor, tensor._version, steps_left, int(checksums([tensor]).item()))
 
 
 def _outline(thing: Any, depth: int = 2) -> tuple[Any, ...]:
@@ -200,16 +244,3 @@ class _Reading(TorchFunctionMode):
                 self._note(value)
             elif id(value) in self.watched:
                 self.read.add(id(value))
-
-
-def _same(seen: tuple[Tensor, int], other: tuple[Tensor, int] | None) -> bool:
-    return other is not None and seen[0] is other[0] and seen[1] == other[1]
-
-
-def _refuse(what: str) -> None:
-    raise MisconfigurationException(
-        f"ParameterAveragingCallback expected to find what each shard has its own of when training starts, but the "
-        f"module {what}: the next shard would go on with it. Make it in __init__, setup or on_fit_start: averages of "
-        "the weights as a list or dict of copies, a deep copy, or an AveragedModel; anything else as a buffer "
-        "(register_buffer) of a module that is trained."
-    )

@@ -244,14 +244,14 @@ class ParameterAveragingCallback(Callback):
             return
         at = self._schedule.at(trainer.current_epoch, batch_idx)
         assert at.shard is not None  # noqa: S101 (Lightning calls no hook for the batch None)
-        if at.first or self._steps_taken <= 2:
+        if at.first or self._steps_taken == 1 or self._late.is_watching:
             self._late.check(self._steps_taken)
         if at.first or self._steps_taken == 1:
             self._frozen.check()
         if self._epoch != trainer.current_epoch:
             self._epoch = trainer.current_epoch
             self._take_in(self.engine, pl_module)
-        self._late.begin_step(self._steps_taken)
+        self._late.begin_step()
         self._steps_taken += 1
         self.engine.activate(at.shard)
         self.engine.agreed = False
