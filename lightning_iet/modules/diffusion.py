@@ -46,8 +46,9 @@ class DiffusionModule(DenoisingModule):
             pipeline or U-Net, or its id on the Hugging Face hub.
         scheduler: Noise schedule, a scheduler of diffusers with betas, for flow matching
             (``FlowMatchEulerDiscreteScheduler``) or EDM (``EDMEulerScheduler``); what it sets for training is taken
-            from its ``config``, any other is refused. Default: that of the
-            pretrained model, or ``DDPMScheduler()``: linear betas 1e-4 … 0.02, T = 1000, epsilon-prediction (DDPM).
+            from its ``config``, any other is refused. Default: that of the pretrained model (which must be given if
+            that comes without), or for a new denoiser ``DDPMScheduler()``: linear betas 1e-4 … 0.02, T = 1000,
+            epsilon-prediction (DDPM).
         flow_weighting: Of flow matching, how noise levels are drawn or their losses weighted: ``"logit_normal"`` (the
             default), ``"mode"``, ``"sigma_sqrt"``, ``"cosmap"`` or ``"none"``, see
             :func:`~lightning_iet.functional.diffusion.draw_flow_levels`.
@@ -96,15 +97,14 @@ class DiffusionModule(DenoisingModule):
             optimizer=optimizer, warmup_steps=warmup_steps, ema_decay=ema_decay, guidance_scale=guidance_scale
         )
         check_number("label_dropout", label_dropout, "[0, 1]", "0.1 is usual; 0 = labels are always given.")
-        unet, published = given_or_pretrained(unet, pretrained)
+        unet, known = given_or_pretrained(unet, pretrained, scheduler)
         check_denoiser(unet)
         self.conditioning = find_conditioning(unet, num_classes=num_classes, label_dropout=label_dropout)
         check_guidance(self.conditioning, guidance_scale)
         disable_label_dropout(unet)
         self.memory_format = torch.channels_last if channels_last else torch.preserve_format
         self.unet = unet.to(memory_format=torch.channels_last) if channels_last else unet
-        found = (one for one in (scheduler, published, DDPMScheduler()) if one is not None)  # some have no truth value
-        self.scheduler = next(found)
+        self.scheduler = DDPMScheduler() if known is None else known  # some have no truth value
         self.flow_weighting = flow_weighting
         _ = self.process  # which refuses a scheduler that it cannot train with
         self.label_dropout = label_dropout

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import logging
 from collections.abc import Mapping
 from importlib import import_module
 from inspect import signature
@@ -11,11 +12,15 @@ from typing import Any
 import diffusers
 import torch
 from diffusers import SchedulerMixin
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from lightning_iet.modules.noise_processes import scheduler_class
+from lightning_iet.modules.weight_files import which_weights
 from lightning_iet.utilities.checkpoints import outline
 from lightning_iet.utilities.errors import first_line
+
+log = logging.getLogger(__name__)
 
 # Classes are looked up in these lists only: a file must not name code to run.
 PIPELINES = ("DDPMPipeline", "DDIMPipeline", "ConsistencyModelPipeline")
@@ -83,16 +88,31 @@ def check_same_architecture(saved: Mapping[str, Tensor], own: Mapping[str, Tenso
         )
 
 
-def given_or_pretrained(unet: nn.Module | None, pretrained: str | None) -> tuple[nn.Module, SchedulerMixin | None]:
+def given_or_pretrained(
+    unet: nn.Module | None, pretrained: str | None, scheduler: SchedulerMixin | None = None
+) -> tuple[nn.Module, SchedulerMixin | None]:
     """Return the denoiser that was given, or load the one that was named, with its scheduler.
 
+    Args:
+        unet: A denoiser, or None.
+        pretrained: Where to load one from, or None.
+        scheduler: The noise schedule that was given: it goes before that of a published model.
+
     Raises:
-        ValueError: If there are none or both, or see :func:`load_pretrained`.
+        ValueError: If there are none or both, if a published denoiser comes without the noise schedule that it was
+            trained with and none is given, or see :func:`load_pretrained`.
     """
     if pretrained is not None and unet is None:
-        return load_pretrained(pretrained)
+        denoiser, published = load_pretrained(pretrained)
+        if published is None and scheduler is None:
+            raise ValueError(
+                f"Argument `scheduler` expected the noise schedule that '{pretrained}' was trained with, since none "
+                "lies beside it, but got None. Give it (--model.scheduler diffusers.DDPMScheduler is linear, with "
+                "--model.scheduler.beta_schedule squaredcos_cap_v2 a cosine), or the folder of the whole pipeline."
+            )
+        return denoiser, published if scheduler is None else scheduler  # some have no truth value
     if unet is not None and pretrained is None:
-        return unet, None
+        return unet, scheduler
     raise ValueError(
         f"Arguments `unet` and `pretrained` expected one of them, but got {'neither' if unet is None else 'both'}. "
         "With --model.pretrained also give --model.unet null, if the configuration has a `unet`."
@@ -103,8 +123,8 @@ def load_pretrained(source: str) -> tuple[nn.Module, SchedulerMixin | None]:
     """Load a denoiser, and the noise schedule that it was trained with.
 
     Args:
-        source: A folder, see :func:`read_folder`, or the id of such a model on the Hugging Face hub, which is
-            downloaded unless it lies in the cache.
+        source: A folder, see :func:`read_folder`; a denoiser's ``.safetensors`` file with its ``config.json`` beside
+            it; or the id of such a model on the Hugging Face hub, which is downloaded unless it lies in the cache.
 
     Returns:
         The denoiser in training mode, and the scheduler; None if a denoiser comes without.
@@ -113,7 +133,7 @@ def load_pretrained(source: str) -> tuple[nn.Module, SchedulerMixin | None]:
         ValueError: If there is no such model, no network, or the folder holds something else.
     """
     folder = Path(source)
-    is_local = folder.is_dir()
+    is_local = folder.exists()
     if not is_local:
         try:
             from huggingface_hub import snapshot_download
@@ -127,7 +147,7 @@ def load_pretrained(source: str) -> tuple[nn.Module, SchedulerMixin | None]:
                 f" which is no folder here and could not be had from the hub ({first_line(error)}). Without network "
                 "give a local path: the folder of a pipeline, as its save_pretrained() writes it."
             ) from error
-    denoiser, scheduler = read_folder(folder)
+    denoiser, scheduler = read_file(folder) if folder.is_file() else read_folder(folder)
     for part in (denoiser, scheduler):
         if part is not None:  # a local path means nothing elsewhere
             part.register_to_config(_name_or_path="" if is_local else source)  # type: ignore[operator]
@@ -141,7 +161,7 @@ def read_folder(folder: Path) -> tuple[nn.Module, SchedulerMixin | None]:
         folder: Of an unconditional or class-conditional ``DDPMPipeline`` or ``DDIMPipeline``, or what an export makes
             of EDM (``model_index.json``,
             with its parts in ``unet`` and ``scheduler`` or, as in the first published ones, beside it), or of a
-            denoiser alone (``config.json``).
+            denoiser (``config.json``), whose scheduler may lie in the folder ``scheduler`` beside.
 
     Returns:
         See :func:`load_pretrained`.
@@ -152,24 +172,63 @@ def read_folder(folder: Path) -> tuple[nn.Module, SchedulerMixin | None]:
     wanted = f"Argument `pretrained` expected a folder with a {' or '.join(PIPELINES)}, or a {' or '.join(DENOISERS)}"
     try:
         if not (folder / "model_index.json").is_file():
-            return _read_denoiser(folder), None
+            return _read_denoiser(folder), _scheduler_beside(folder)
         _named_class(folder / "model_index.json", PIPELINES)
         unet, scheduler = (
             folder / part if (folder / part).is_dir() else folder  # as in the first published ones
             for part in ("unet", "scheduler")
         )
-        config = json.loads((scheduler / "scheduler_config.json").read_text(encoding="utf-8"))
-        kind = scheduler_class(config.get("_class_name"))
-        return _read_denoiser(unet), kind.from_pretrained(scheduler, local_files_only=True)
+        return _read_denoiser(unet), _read_scheduler(scheduler)
     except Exception as error:  # damaged files make diffusers raise anything
         raise ValueError(f"{wanted} of diffusers, but got '{folder}': {first_line(error)}") from error
 
 
+def read_file(file: Path) -> tuple[nn.Module, SchedulerMixin | None]:
+    """Load the weights of a denoiser from one file, with the ``config.json`` beside it.
+
+    Raises:
+        ValueError: If it is no ``.safetensors`` file, nothing says what network it belongs to, or another one.
+    """
+    wanted = f"Argument `pretrained` expected a folder, or a .safetensors file of a {' or '.join(DENOISERS)}"
+    config = file.with_name("config.json")
+    if file.suffix != ".safetensors" or not config.is_file():
+        raise ValueError(
+            f"{wanted} with its config.json beside it, but got '{file}', and "
+            + (f"there is no '{config}'" if file.suffix == ".safetensors" else "it is another file")
+            + ". Put it there; a single file of Stable Diffusion goes to TextToImageModule."
+        )
+    try:
+        denoiser = _named_class(config, DENOISERS).from_config(json.loads(config.read_text(encoding="utf-8")))
+        weights = load_file(file)
+        check_same_architecture(weights, denoiser.state_dict())
+        denoiser.load_state_dict(weights)
+        return denoiser.train(), _scheduler_beside(file.parent)
+    except Exception as error:  # damaged files make diffusers and safetensors raise anything
+        raise ValueError(f"{wanted}, but got '{file}': {first_line(error)}") from error
+
+
+def _read_scheduler(folder: Path) -> Any:
+    config = json.loads((folder / "scheduler_config.json").read_text(encoding="utf-8"))
+    return scheduler_class(config.get("_class_name")).from_pretrained(folder, local_files_only=True)
+
+
+def _scheduler_beside(folder: Path) -> Any:
+    """The noise schedule of a pipeline of which only the denoiser's folder was given; None where there is none."""
+    for scheduler in (folder, folder.resolve().parent / "scheduler"):
+        if (scheduler / "scheduler_config.json").is_file():
+            log.warning("The noise schedule of '%s' is taken from '%s'.", folder, scheduler)
+            return _read_scheduler(scheduler)
+    return None
+
+
 def _read_denoiser(folder: Path) -> Any:
     if not (folder / "config.json").is_file():
-        raise ValueError(f"there is no U-Net in it (no {folder / 'config.json'}).")
+        inside = [child.name for child in sorted(folder.iterdir()) if (child / "config.json").is_file()]
+        instead = f" Give one of its folders: {', '.join(inside)}." if inside else ""
+        raise ValueError(f"there is no U-Net in it (no {folder / 'config.json'}).{instead}")
     kind = _named_class(folder / "config.json", DENOISERS)
-    denoiser, found = kind.from_pretrained(folder, local_files_only=True, output_loading_info=True)
+    which = which_weights(folder)
+    denoiser, found = kind.from_pretrained(folder, local_files_only=True, output_loading_info=True, **which)
     # diffusers leaves what a file lacks at random values, and only logs it.
     for problem in ("missing_keys", "mismatched_keys", "error_msgs"):
         if found.get(problem):

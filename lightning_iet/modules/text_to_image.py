@@ -45,8 +45,8 @@ class TextToImageModule(DenoisingModule):
     Batches are ``(images (B, 3, H, W) in [0, 1], captions, …)``.
 
     Args:
-        pretrained: A folder, or a hub id (downloaded unless cached), of a ``StableDiffusionPipeline`` (1.x, 2.x) or
-            ``StableDiffusionXLPipeline``.
+        pretrained: A folder, a single ``.safetensors`` file in the original form, or a hub id (downloaded unless
+            cached), of a ``StableDiffusionPipeline`` (1.x, 2.x) or ``StableDiffusionXLPipeline``.
         synthetic: Put a tiny pipeline with random weights in its place, to try a run without the real one.
         image_size: Height and width of the images in pixels, multiples of the autoencoder's scale (8). Default: what
             the pipeline samples.

@@ -75,7 +75,7 @@ def test_parts_beside_the_index_as_in_the_first_published_models(published, tmp_
 
 def test_a_network_alone_and_a_schedule_of_ones_own(published):
     module = DiffusionModule(pretrained=str(published / "unet"))
-    assert module.scheduler.config.prediction_type == "epsilon"
+    assert module.scheduler.config.prediction_type == "v_prediction"  # the schedule beside it
     own = DDPMScheduler(num_train_timesteps=20)
     assert DiffusionModule(pretrained=str(published), scheduler=own).num_timesteps == 20
 
@@ -168,3 +168,63 @@ def test_a_scheduler_swapped_for_sampling_says_what_was_trained_with(tmp_path, k
     assert torch.equal(module.process.sampler("ddim").alphas_cumprod, trained.alphas_cumprod)
     assert module.sample(1, num_inference_steps=2).shape == (1, 1, 8, 8)
     assert type(load_pipeline(tmp_path).module.scheduler) is kind
+
+
+@pytest.mark.parametrize("options", [{}, {"safe_serialization": False}, {"max_shard_size": "20KB"}])
+@pytest.mark.parametrize("variant", [None, "fp16", "bf16"])
+def test_weights_of_which_only_a_variant_is_there(tmp_path, caplog, capfd, options, variant):
+    torch.manual_seed(1)
+    unet = tiny_unet()
+    DDPMPipeline(unet=unet, scheduler=DDPMScheduler()).save_pretrained(tmp_path, variant=variant, **options)
+    for source in (tmp_path, tmp_path / "unet"):
+        assert same_weights(DiffusionModule(pretrained=str(source)).unet, unet)
+    assert (f"holds weights of the variant '{variant}' alone" in caplog.text) == (variant is not None)
+    assert "error" not in capfd.readouterr().err.lower()
+
+
+def test_the_plain_weights_go_before_their_variants(tmp_path):
+    plain, half = tiny_unet(), tiny_unet()
+    for unet, variant in ((plain, None), (half, "fp16")):
+        unet.save_pretrained(tmp_path / "unet", variant=variant)
+    DDPMScheduler().save_pretrained(tmp_path / "scheduler")
+    assert same_weights(load_pretrained(str(tmp_path / "unet"))[0], plain)
+
+
+def test_several_variants_without_plain_weights_are_named(tmp_path):
+    for variant in ("fp16", "non_ema"):
+        tiny_unet().save_pretrained(tmp_path, variant=variant)
+    with pytest.raises(ValueError, match="variants fp16, non_ema and no plain ones"):
+        load_pretrained(str(tmp_path))
+
+
+def test_a_network_without_a_schedule_wants_one(published, tmp_path):
+    shutil.copytree(published / "unet", tmp_path / "alone" / "unet")
+    with pytest.raises(
+        ValueError, match=r"^Argument `scheduler` expected the noise schedule that '.*unet' was trained"
+    ):
+        DiffusionModule(pretrained=str(tmp_path / "alone" / "unet"))
+    module = DiffusionModule(pretrained=str(tmp_path / "alone" / "unet"), scheduler=DDPMScheduler(beta_end=0.01))
+    assert module.scheduler.config.beta_end == 0.01
+
+
+def test_a_folder_of_networks_names_them(published, tmp_path):
+    """As accelerate leaves them beside an optimizer: weights, and their average."""
+    for name in ("unet", "unet_ema"):
+        shutil.copytree(published / "unet", tmp_path / name)
+    with pytest.raises(ValueError, match=r"Give one of its folders: unet, unet_ema\."):
+        load_pretrained(str(tmp_path))
+
+
+def test_a_file_of_weights_beside_its_configuration(published, tmp_path):
+    shutil.copytree(published / "unet", tmp_path / "unet")
+    file = tmp_path / "unet" / "diffusion_pytorch_model.safetensors"
+    file.rename(file.with_name("mine.safetensors"))
+    module = DiffusionModule(pretrained=str(file.with_name("mine.safetensors")), scheduler=DDPMScheduler())
+    assert same_weights(module.unet, DDPMPipeline.from_pretrained(published).unet)
+    assert module.unet.training
+    edit(tmp_path / "unet" / "config.json", block_out_channels=[4])
+    with pytest.raises(ValueError, match=r"another architecture.* weights that differ"):
+        load_pretrained(str(file.with_name("mine.safetensors")))
+    (tmp_path / "unet" / "config.json").unlink()
+    with pytest.raises(ValueError, match=r"there is no '.*config.json'\. Put it there; .* TextToImageModule"):
+        load_pretrained(str(file.with_name("mine.safetensors")))

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import diffusers
+from safetensors import safe_open
 from torch import nn
 
 from lightning_iet.functional.diffusion import PredictionType
+from lightning_iet.modules.weight_files import which_weights
 from lightning_iet.utilities.errors import first_line, require
 from lightning_iet.utilities.random import isolated_rng
 
@@ -160,8 +162,9 @@ def load_pipeline(pretrained: str | Path) -> Any:
     """Load a pipeline of Stable Diffusion's class, in float32 and without a safety checker.
 
     Args:
-        pretrained: A folder as ``save_pretrained`` writes it, or the id of such a pipeline on the Hugging Face hub,
-            ``"org/name"``, which is downloaded unless it lies in the cache.
+        pretrained: A folder as ``save_pretrained`` writes it; a single ``.safetensors`` file of Stable Diffusion, see
+            :func:`load_single_file`; or the id of such a pipeline on the Hugging Face hub, ``"org/name"``, which is
+            downloaded unless it lies in the cache.
 
     Returns:
         A ``StableDiffusionPipeline`` (1.x and 2.x) or ``StableDiffusionXLPipeline``.
@@ -171,17 +174,7 @@ def load_pipeline(pretrained: str | Path) -> Any:
         ValueError: If the pipeline is of another class, lacks a part, or is damaged.
     """
     require("transformers", "text-to-image")
-    kind = _check_parts(_index(pretrained), pretrained)
-    none = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
-    try:
-        unet = _load_unet(pretrained)
-        pipeline = getattr(diffusers, kind).from_pretrained(
-            pretrained, unet=unet, **(none if kind == PIPELINES[0] else {})
-        )
-    except Exception as error:  # damaged and incomplete folders make diffusers and transformers raise anything
-        raise ValueError(
-            f"Argument `pretrained` expected a complete {kind}, but got '{pretrained}': {first_line(error)}"
-        ) from error
+    pipeline = load_single_file(Path(pretrained)) if Path(pretrained).is_file() else _load_folder(pretrained)
     _check_vae(pipeline.vae, pretrained)
     for part in pipeline.components.values():
         if isinstance(part, nn.Module):
@@ -190,8 +183,76 @@ def load_pipeline(pretrained: str | Path) -> Any:
     return pipeline
 
 
-def _load_unet(pretrained: str | Path) -> Any:
-    unet, found = diffusers.UNet2DConditionModel.from_pretrained(pretrained, subfolder="unet", output_loading_info=True)
+def load_single_file(file: Path) -> Any:
+    """Load a pipeline from one file in Stable Diffusion's original form, by diffusers' ``from_single_file``.
+
+    Args:
+        file: The ``.safetensors`` file. What its parts look like is read from the folder that it lies in, if that has
+            a ``model_index.json`` and the configurations of the parts (no weights); else diffusers fetches it from the
+            hub.
+
+    Raises:
+        FileNotFoundError: If nothing says what its parts look like, and there is no network.
+        ValueError: If it is something else, or lacks weights.
+    """
+    wanted = "Argument `pretrained` expected a single file of Stable Diffusion"
+    try:
+        with safe_open(file, framework="pt") as weights:
+            names = list(weights.keys())
+    except Exception as error:  # safetensors has kinds of its own
+        reason = first_line(error) if file.suffix == ".safetensors" else "it is no .safetensors file"
+        raise ValueError(f"{wanted}, but got '{file}': {reason}. Convert it, or give a folder.") from error
+    if not any(name.startswith("model.diffusion_model.") for name in names):
+        raise ValueError(
+            f"{wanted}, but got '{file}', which holds no U-Net in its original form (model.diffusion_model.…). Give "
+            "the folder of a pipeline, as its save_pretrained() writes it."
+        )
+    beside = (file.parent / "model_index.json").is_file()
+    kind = PIPELINES[any(name.startswith("conditioner.embedders.1.") for name in names)]
+    if beside:
+        kind = _check_parts(_index(file.parent), file.parent)
+    try:
+        pipeline = getattr(diffusers, kind).from_single_file(
+            str(file), config=str(file.parent) if beside else None, local_files_only=beside, **_without_checker(kind)
+        )
+    except OSError as error:
+        raise FileNotFoundError(
+            f"{wanted} with the configuration of its parts, but got '{file}', for which it could not be had "
+            f"({first_line(_root(error))}). Put model_index.json and the folders of the pipeline, which may be without "
+            "weights, beside it."
+        ) from error
+    except Exception as error:  # diffusers raises anything on a file of another architecture
+        raise ValueError(f"{wanted}, but got '{file}': {first_line(error)}") from error
+    for part, module in pipeline.components.items():
+        lacking = [n for n, p in module.named_parameters() if p.is_meta] if isinstance(module, nn.Module) else []
+        if lacking:
+            raise ValueError(
+                f"{wanted}, but got '{file}', which lacks {len(lacking)} weights of its {part}: {lacking[0]}."
+            )
+    return pipeline
+
+
+def _without_checker(kind: str) -> dict[str, Any]:
+    none = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+    return none if kind == PIPELINES[0] else {}
+
+
+def _load_folder(pretrained: str | Path) -> Any:
+    """The pipeline of a folder, or of the hub."""
+    kind = _check_parts(_index(pretrained), pretrained)
+    try:
+        which = which_weights(Path(pretrained)) if Path(pretrained).is_dir() else {}
+        unet = _load_unet(pretrained, which)
+        return getattr(diffusers, kind).from_pretrained(pretrained, unet=unet, **which, **_without_checker(kind))
+    except Exception as error:  # damaged and incomplete folders make diffusers and transformers raise anything
+        raise ValueError(
+            f"Argument `pretrained` expected a complete {kind}, but got '{pretrained}': {first_line(error)}"
+        ) from error
+
+
+def _load_unet(pretrained: str | Path, which: dict[str, Any]) -> Any:
+    kind = diffusers.UNet2DConditionModel
+    unet, found = kind.from_pretrained(pretrained, subfolder="unet", output_loading_info=True, **which)
     # diffusers leaves what a file lacks at random values, and only logs it.
     if found["missing_keys"]:
         raise ValueError(f"its U-Net lacks {len(found['missing_keys'])} weights, {found['missing_keys'][0]} the first.")
