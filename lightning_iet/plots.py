@@ -409,7 +409,7 @@ def selection_front(
         titles: left and right above the chart, such as which side is better.
 
     Returns:
-        The figure. An axis is logarithmic where its figures are positive and more than 30 times apart.
+        The figure. An axis is logarithmic where its figures and its control are positive and more than 30 times apart.
     """
     figure = Figure(figsize=(7.4, 4.8), dpi=DPI, facecolor="white", layout="constrained")
     axes = _chart(figure.subplots(), title=titles[0], xlabel=labels[0], ylabel=labels[1])
@@ -444,8 +444,9 @@ def selection_front(
         ring: dict[str, Any] = {"marker": "o", "markersize": 13, "markeredgewidth": 1.8, "markerfacecolor": "none"}
         axes.plot(*chosen, linestyle="", markeredgecolor=GENERATED, label="chosen", **ring)
     every = [*points, *(point for trials in courses.values() for course in trials for point in course)]
-    for axis, figures in zip("xy", zip(*every, strict=True), strict=True):
-        if min(figures) > 0 and max(figures) > 30 * min(figures):
+    for axis, figures, control in zip("xy", zip(*every, strict=True), controls, strict=True):
+        lowest = min(figures if control is None else (*figures, control))
+        if lowest > 0 and max(figures) > 30 * lowest:
             _log_axis(axes, axis=axis)
     figure.legend(frameon=False, fontsize=8.5, loc="outside lower center", ncols=3)
     return figure

@@ -109,6 +109,19 @@ def test_rows_of_the_front_and_of_what_it_is_compared_with():
     assert "trial-001" in console.export_text()
 
 
+def test_the_table_fits_a_terminal_and_cuts_no_name():
+    mask = "01" * 12
+    search = found([point("trial-100", mask, (2.0, 0.3), trained=30, share=0.000123), *MASKS])
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(front_table(search))
+    said = console.export_text()
+    assert max(map(len, said.splitlines())) <= 80
+    assert "…" not in said
+    assert "trial-100" in said
+    assert "0.0123 %" in said
+    assert said.count("0101") >= 4  # the mask, over some lines
+
+
 def test_effects_are_least_squares_over_the_last_points():
     generator = np.random.default_rng(0)
     masks = generator.integers(0, 2, (30, 3))

@@ -1,6 +1,7 @@
 """The search by short runs of fit, on a network of a few thousand parameters."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -243,7 +244,8 @@ def test_bad_input_is_refused_before_the_first_training(config, changes, options
 def test_classes_are_found_by_name_in_a_fresh_process(config):
     options = ["--config", str(config()), "--family", "bias", "--steps", "4", "--checkpoints", "2", "--lr", "1", "0.1"]
     command = [sys.executable, "-m", "lightning_iet", "memcontrol", *options]
-    ended = subprocess.run(command, capture_output=True, text=True, check=False)  # which has imported none of them
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert ended.returncode == 2
     assert "0 < lowest ≤ highest, but got 1 and 0.1" in ended.stderr  # what is looked at after the model
 

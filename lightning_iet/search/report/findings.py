@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from math import isfinite, log10
 
 import torch
+from rich import box
 from rich.table import Table
 from scipy.stats import t as student
 
@@ -100,16 +101,29 @@ def front_rows(search: SelectionSearch) -> list[list[str]]:
 
 
 def front_table(search: SelectionSearch) -> Table:
-    """Lay out the front for rich's console."""
+    """Lay out the front for rich's console, in 80 columns: what trains and long names go over several lines."""
     said = verdict(search)
-    table = Table(title=said.headline, caption="\n".join(said.details), title_justify="left", caption_justify="left")
+    table = Table(
+        title=said.headline, caption="\n".join(said.details), title_justify="left", caption_justify="left",
+        box=box.SIMPLE_HEAD, pad_edge=False,
+    )  # fmt: skip
     header, *rows = front_rows(search)
-    for column, text in enumerate(header):
-        table.add_column(text, justify="left" if column < 3 else "right")
+    shown = [column for column in range(len(header)) if header[column] != "share" or any(row[column] for row in rows)]
+    for column in shown:
+        free = header[column] in ("trains", *labels(search))  # to be broken anywhere
+        table.add_column(
+            "rate" if header[column] == "learning rate" else header[column],
+            justify="left" if column < 3 else "right",
+            no_wrap=not free,
+            overflow="fold" if free else "ellipsis",
+        )
     for number, row in enumerate(rows):
         following = rows[number + 1][0] if number + 1 < len(rows) else ""
+        marked = ["chosen" if row[0] == "chosen" else "", *row[1:]]
         table.add_row(
-            *row, style="bold" if row[0] == "chosen" else None, end_section=following == "reference" != row[0]
+            *(marked[column] for column in shown),
+            style="bold" if row[0] == "chosen" else None,
+            end_section=following == "reference" != row[0],
         )
     return table
 
