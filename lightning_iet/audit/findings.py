@@ -49,6 +49,7 @@ class SetFacts:
     """What a set of images consists of. ``found`` = ``used`` + the number of ``skipped``.
 
     ``one_colour`` counts the images that show one colour only, ``repeated`` those that equal an earlier one of the set.
+    ``left_alone`` says what other files lie beside them.
     """
 
     location: str
@@ -62,6 +63,7 @@ class SetFacts:
     origin: Origin
     one_colour: int
     repeated: int
+    left_alone: str = ""
 
 
 @dataclass(frozen=True)
@@ -425,7 +427,19 @@ def _facts(images: ImageSet) -> SetFacts:
     location = printable(images.location)
     found = used + len(skipped)
     varied = unvaried(images)
-    return SetFacts(location, found, used, height, width, channels, images.sha256, skipped, images.origin, *varied)
+    return SetFacts(
+        location,
+        found,
+        used,
+        height,
+        width,
+        channels,
+        images.sha256,
+        skipped,
+        images.origin,
+        *varied,
+        images.left_alone,
+    )
 
 
 def _copied(audit: Audit, index: int, places: list[int]) -> CopiedImage:

@@ -12,10 +12,12 @@ from torch import Tensor, nn
 from lightning_iet.audit.cache import BlockCache, Progress, in_blocks
 from lightning_iet.audit.reading import ImageSet, image_set
 from lightning_iet.data.decoding import Fit
+from lightning_iet.data.ranges import ValueRange, parse_range
 from lightning_iet.modules import DiffusionModule
 from lightning_iet.modules.base import averaged_network
 from lightning_iet.modules.noise_processes import Sampler, scheduler_class
 from lightning_iet.modules.pretrained import PIPELINES, load_any_module, specify
+from lightning_iet.modules.weight_files import which_weights
 from lightning_iet.utilities.checkpoints import outline
 from lightning_iet.utilities.errors import first_line
 from lightning_iet.utilities.fingerprints import digest, hash_weights
@@ -31,6 +33,7 @@ class Generator:
         sha256: hash of all that its images depend on: the weights that draw, and how they are used.
         use_ema: whether the averaged weights are meant.
         fit: how training images of another shape were brought to the model's, if it is known.
+        value_range: what was black and white in training images of more than 8 bits, likewise.
     """
 
     module: DiffusionModule
@@ -38,6 +41,7 @@ class Generator:
     sha256: str
     use_ema: bool
     fit: Fit | None = None
+    value_range: ValueRange | None = None
 
 
 def load_checkpoint(path: Path, *, use_ema: bool = True) -> Generator:
@@ -64,15 +68,15 @@ def load_checkpoint(path: Path, *, use_ema: bool = True) -> Generator:
     if module.selection is not None:  # adapters, or an average of a part: neither says all about the network
         network = averaged_network(module.unet, module.ema if use_ema else None)
     use_ema = use_ema and module.ema is not None
-    return Generator(module, str(path), _hash(module, network), use_ema, _fit_of(path))
+    return Generator(module, str(path), _hash(module, network), use_ema, *_prepared(path))
 
 
-def _fit_of(path: Path) -> Fit | None:
-    """Find out from the state of the data module how images were brought to one size."""
+def _prepared(path: Path) -> tuple[Fit | None, ValueRange | None]:
+    """Find out from the state of the data module how images were brought to one size and to 8 bits."""
     for state in outline(path, argument="ckpt").values():
         if isinstance(state, dict) and state.get("fit") in get_args(Fit) and "image_size" in state:
-            return cast(Fit, state["fit"])
-    return None
+            return cast(Fit, state["fit"]), parse_range(state["range"]) if "range" in state else None
+    return None, None
 
 
 def load_pipeline(folder: Path) -> Generator:
@@ -93,7 +97,8 @@ def load_pipeline(folder: Path) -> Generator:
         raise FileNotFoundError(f"{wanted}, but got '{folder}', which has no model_index.json. Check the path.")
     try:
         scheduler = _scheduler(folder)
-        unet = diffusers.UNet2DModel.from_pretrained(folder, subfolder="unet", local_files_only=True)
+        which = which_weights(folder / "unet") if (folder / "unet").is_dir() else {}
+        unet = diffusers.UNet2DModel.from_pretrained(folder, subfolder="unet", local_files_only=True, **which)
         _check_unconditional(unet)
     except Exception as error:  # damaged files make diffusers raise anything
         raise ValueError(f"{wanted}, but got '{folder}': {first_line(error)}") from error

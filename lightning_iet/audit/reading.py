@@ -16,16 +16,16 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_iet.audit.cache import BlockCache, all_or_none, gather, rank, world_size
-from lightning_iet.data.decoding import RANGES, Background, Decoded, Fit, Page, Range, Size, decode_stored
+from lightning_iet.data.decoding import Background, Decoded, Fit, Page, Size, decode_stored
+from lightning_iet.data.ranges import RANGES, Range, ValueRange, choose_ranges
 from lightning_iet.data.samples import Skip, reason_of
-from lightning_iet.data.sources import Data, PagedSource, Source
+from lightning_iet.data.sources import Data, PagedSource, Source, left_alone_by
 from lightning_iet.utilities.files import printable
 from lightning_iet.utilities.fingerprints import digest
 from lightning_iet.utilities.progress import progress_bar
 
 BLOCK = 256  # images that are read, stored and looked up together
 FEW = 4  # blocks up to which starting processes takes longer than reading
-DEPTHS = (8, 10, 12, 14, 16)  # bits that integers in files of 16 bits are taken to have
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,7 @@ class ImageSet:
         skipped: What could not be read, beside the ``N``.
         hashes: SHA-256 of the file or the array of each image; empty for images that were never stored.
         origin: How they were stored.
+        left_alone: What other files lie beside them, in words.
     """
 
     pixels: Tensor
@@ -72,6 +73,7 @@ class ImageSet:
     skipped: Sequence[Skip] = field(default=())
     hashes: Sequence[str] = field(default=())
     origin: Origin = field(default_factory=Origin)
+    left_alone: str = ""
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -104,8 +106,8 @@ class Reading:
     Attributes:
         size: Height and width to resize to; ``None`` wants images of one size.
         fit: Whether an image of another shape is stretched or its middle is cropped; ``None`` refuses such images.
-        value_range: Values of black and white in images of more than 8 bits; ``None`` finds them out, see
-            :func:`choose_ranges`.
+        value_range: Values of black and white in images of more than 8 bits, see
+            :func:`~lightning_iet.data.ranges.parse_range`.
         background: Colour under transparent pixels.
         strict: Refuse what cannot be read, instead of listing it.
         workers: Processes that decode; 0 = this one alone, ``None`` = one for each core.
@@ -113,7 +115,7 @@ class Reading:
 
     size: Size | None = None
     fit: Fit | None = None
-    value_range: Range | None = None
+    value_range: ValueRange = "auto"
     background: Background = "white"
     strict: bool = False
     workers: int | None = None
@@ -143,9 +145,13 @@ def read_sets(
         _check_memory(sum(map(len, sources.values())), reading.size)
     found = {name: _read_blocks(source, cache, name, locations[name], reading) for name, source in sources.items()}
     limits = {name: _limits(blocks) for name, blocks in found.items()}
-    ranges: dict[str, Range | None] = dict.fromkeys(found, reading.value_range)
-    if reading.value_range is None:
-        ranges |= choose_ranges({name: values for name, (values, integers) in limits.items() if integers})
+    given = reading.value_range
+    ranges: dict[str, Range | None] = dict.fromkeys(found, None if isinstance(given, str) else given)
+    integers = {name: values for name, (values, integers) in limits.items() if integers}
+    if given == "auto":
+        ranges |= choose_ranges(integers)
+    elif given == "full":
+        ranges |= dict.fromkeys(integers, RANGES["integers"])
     return {
         name: _join(sources[name], blocks, cache, locations[name], ranges[name], limits[name][0], reading)
         for name, blocks in found.items()
@@ -157,30 +163,6 @@ def read_images(
 ) -> ImageSet:
     """Read one set; see :func:`read_sets`."""
     return read_sets({argument: source}, cache, locations={argument: location}, reading=reading or Reading())[argument]
-
-
-def choose_ranges(values: Mapping[str, Range]) -> dict[str, Range]:
-    """Find out what is black and white in files of 16 bits, which often hold fewer.
-
-    Scanners write 10 or 12 bits into files of 16 *(our choice: the least of 8, 10, 12, 14 and 16 bits that holds every
-    value of the set)*. Sets whose largest values differ by less than a factor of 4 are taken to be of one kind, and
-    share a range: so a set whose brightest image happens to be dark is not brightened.
-
-    Args:
-        values: By set the least and the largest value, from 0 to 65535.
-
-    Returns:
-        By set the values of black and white.
-
-    Example:
-        >>> choose_ranges({"train": (0, 4095), "held_out": (0, 1500), "generated": (0, 65535)})
-        {'train': (0, 4095), 'held_out': (0, 4095), 'generated': (0, 65535)}
-    """
-    ranges: dict[str, Range] = {}
-    for name, (_, high) in values.items():
-        shared = max(other for _, other in values.values() if other < 4 * max(high, 1))
-        ranges[name] = 0, next(2**bits - 1 for bits in DEPTHS if shared < 2**bits)
-    return ranges
 
 
 class _Block(NamedTuple):
@@ -215,9 +197,9 @@ class _Blocks(Dataset[_Block | OSError]):
         data = [self._read(index) for index in range(first, min(first + BLOCK, len(self.source)))]
         hashes = [_hash(item) for item in data]
         how = self.reading
-        known = how.value_range is not None
+        known = how.value_range if isinstance(how.value_range, str) else "given"
         pages = [item.number if isinstance(item, Page) else 0 for item in data]
-        key = digest("images", 3, pillow_version, how.size, how.fit, how.background, known, *hashes, *pages)
+        key = digest("images", 4, pillow_version, how.size, how.fit, how.background, known, *hashes, *pages)
         stored = self.cache.load(key)
         if stored is None:
             stored = _pack([self._decode(item) for item in data])
@@ -322,6 +304,7 @@ def _join(
             value_range=used if deep else None,
             values=values if deep else None,
         ),
+        left_alone=left_alone_by(source),
     )
 
 

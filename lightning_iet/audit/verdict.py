@@ -304,6 +304,8 @@ def remarks(facts: SetFacts) -> list[str]:
         Sentences without the name of the set.
     """
     origin, lines = facts.origin, []
+    if facts.left_alone:
+        lines.append(f"Beside the {facts.found:,} images these were left alone: {facts.left_alone}.")
     if origin.pages:
         lines.append(
             f"{origin.pages:,} images are pages of files that hold several; --pages first takes the first ones."

@@ -13,6 +13,16 @@ from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
+from lightning_iet.data.formats import (
+    Values,
+    dicom_frames,
+    format_of,
+    nifti_slices,
+    open_heif,
+    read_dicom,
+    read_nifti,
+)
+from lightning_iet.data.ranges import RANGES, Range, ValueRange
 from lightning_iet.functional.checks import TOLERANCE
 
 Pixels: TypeAlias = NDArray[np.uint8]
@@ -20,17 +30,15 @@ Size: TypeAlias = tuple[int, int]
 Fit: TypeAlias = Literal["stretch", "crop"]
 Channels: TypeAlias = Literal[1, 3, 4]
 Background: TypeAlias = Literal["white", "black"]
-Range: TypeAlias = tuple[float, float]
 Depth: TypeAlias = Literal["8 bits", "integers", "floating point"]
 Stored: TypeAlias = "bytes | Page | NDArray[Any] | Image.Image"
-
-RANGES: dict[str, Range] = {"integers": (0, 65535), "floating point": (0, 1)}
 
 RULES = (
     "every page of a file is an image, such as those of a TIFF stack or the frames of an animation",
     "turned as the EXIF orientation says",
     "transparency over one colour, white unless another is given",
     "palettes and CMYK to RGB, without colour profiles",
+    "DICOM rescaled and shown in its first window, NIfTI slice by slice",
     "images of more than 8 bits from their range to 0 ... 255, rounded",
     "grey images stay grey where all images are",
 )
@@ -74,6 +82,8 @@ def may_have_pages(start: bytes) -> bool:
     if start.startswith(b"\x89PNG"):  # an animated one says so before its first data
         data = start.find(b"IDAT")
         return b"acTL" in (start if data < 0 else start[:data])
+    if format_of(start) is not None:
+        return True
     return start.startswith(_PAGED) and not (start.startswith(b"RIFF") and start[8:12] != b"WEBP")
 
 
@@ -97,6 +107,9 @@ def page_numbers(data: bytes) -> list[int]:
     if not may_have_pages(data):
         return [0]
     try:
+        counts = {"DICOM": dicom_frames, "NIfTI": nifti_slices}.get(str(format_of(data)))
+        if counts is not None:
+            return list(range(counts(data)))
         with warnings.catch_warnings(action="ignore"), _opened(data) as image:
             numbers = list(range(getattr(image, "n_frames", 1)))
             if image.format == "TIFF":
@@ -118,7 +131,7 @@ def decode(
     fit: Fit = "stretch",
     alpha: bool = False,
     background: Background = "white",
-    value_range: Range | None = None,
+    value_range: ValueRange = "full",
 ) -> Pixels:
     """Decode one image to pixels of 8 bits, by the :data:`RULES`.
 
@@ -129,8 +142,9 @@ def decode(
         fit: ``"stretch"`` to that size, or ``"crop"`` the middle after scaling the shorter side.
         alpha: Keep transparency as a fourth channel, where there is any, instead of laying it over the background.
         background: Colour under transparent pixels.
-        value_range: Values of black and white in images of more than 8 bits; by default 0 and 65535 for integers, 0
-            and 1 for floating point. Values beyond them become black or white.
+        value_range: Values of black and white in images of more than 8 bits: ``"full"`` = 0 and 65535 for integers, 0
+            and 1 for floating point. Values beyond them become black or white. ``"auto"`` refuses integers, whose range
+            only a look at all images tells.
 
     Returns:
         Shape ``(H, W, 1)`` for grey images, else ``(H, W, 3)``, or ``(H, W, 4)`` with ``alpha``.
@@ -146,10 +160,14 @@ def decode(
         >>> decode(np.array([[0, 4095]], dtype=np.uint16), value_range=(0, 4095)).squeeze()
         array([  0, 255], dtype=uint8)
     """
-    if isinstance(data, np.ndarray) and data.dtype.kind in "ui" and data.dtype.itemsize > 2 and value_range is None:
+    if isinstance(data, np.ndarray) and data.dtype.kind in "ui" and data.dtype.itemsize > 2 and value_range == "full":
         raise ValueError(f"pixels of type {data.dtype} have no known range")  # 0 ... 255 in 64 bits would be black
     found = decode_stored(data, size=size, fit=fit, alpha=alpha, background=background, value_range=value_range)
-    return found.pixels if found.depth == "8 bits" else to_eight_bits(found.pixels, value_range or RANGES[found.depth])
+    if found.depth == "8 bits":
+        return found.pixels
+    if value_range == "auto" and found.depth == "integers":
+        raise ValueError("pixels of more than 8 bits have no known range before all are read: give `range`")
+    return to_eight_bits(found.pixels, RANGES[found.depth] if isinstance(value_range, str) else value_range)
 
 
 def decode_stored(
@@ -159,18 +177,23 @@ def decode_stored(
     fit: Fit = "stretch",
     alpha: bool = False,
     background: Background = "white",
-    value_range: Range | None = None,
+    value_range: ValueRange = "auto",
 ) -> Decoded:
     """Decode one image, and leave values of more than 8 bits as they are stored; see :func:`decode`."""
     kind = "array"
-    image: NDArray[Any] | Image.Image
+    image: NDArray[Any] | Image.Image | Values
     if isinstance(data, bytes | Page):
-        image, kind = _open(data)
+        image, kind = _open(data, value_range)
     else:
         image = data if isinstance(data, Image.Image) else _image(data)
-    pixels, depth, transparent = _native(image, alpha=alpha, background=background)
+    pixels: NDArray[Any]
+    depth: Depth
+    if isinstance(image, Values):
+        pixels, depth, transparent = image.pixels[..., None], image.depth, False
+    else:
+        pixels, depth, transparent = _native(image, alpha=alpha, background=background)
     if depth != "8 bits":
-        _check_values(pixels, depth, value_range)
+        _check_values(pixels, depth, None if isinstance(value_range, str) else value_range)
     stored: Size = pixels.shape[0], pixels.shape[1]
     if size is not None and stored != size:
         pixels = _resize(pixels, size, fit)
@@ -190,16 +213,23 @@ def to_eight_bits(values: NDArray[Any], value_range: Range) -> Pixels:
 
 
 def _opened(data: bytes) -> Image.Image:
+    if format_of(data) == "HEIF":
+        return open_heif(data)
     Image.init()
     formats = [name for name in Image.ID if name != "EPS"]  # for which Pillow would run Ghostscript on the file
     return Image.open(BytesIO(data), formats=formats)
 
 
-def _open(data: bytes | Page) -> tuple[Image.Image, str]:
+def _open(data: bytes | Page, value_range: ValueRange) -> tuple[Image.Image | NDArray[Any] | Values, str]:
     """Decode a page of a file."""
     data, number = data if isinstance(data, Page) else (data, 0)
     if not data:
         raise ValueError("the file is empty")
+    if format_of(data) == "DICOM":
+        found = read_dicom(data, number, value_range)
+        return found if isinstance(found, Values) else _image(found), "DICOM"
+    if format_of(data) == "NIfTI":
+        return read_nifti(data, number), "NIfTI"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of what Pillow reads all the same, such as damaged EXIF data
         warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -285,6 +315,7 @@ class Preparation:
         size: Height and width; ``None`` leaves the size.
         fit: ``"crop"`` scales the image until it covers the size and takes the middle; ``"stretch"`` changes its
             proportions.
+        value_range: Values of black and white in images of more than 8 bits, see :func:`decode`.
 
     Example:
         >>> prepare = Preparation(channels=3, size=(4, 4))
@@ -295,11 +326,37 @@ class Preparation:
     channels: Channels
     size: Size | None = None
     fit: Fit = "crop"
+    value_range: ValueRange = "full"
 
     def __call__(self, image: Any) -> Tensor:
         """Prepare a tensor ``(C, H, W)``, or anything that :func:`decode` reads."""
+        image = _stored(image)
         if not isinstance(image, Tensor):
-            image = torch.tensor(decode(image, alpha=self.channels == 4)).permute(2, 0, 1)
+            pixels = decode(image, alpha=self.channels == 4, value_range=self.value_range)
+            return self._finish(torch.tensor(pixels).permute(2, 0, 1))
+        if image.is_floating_point() and not isinstance(self.value_range, str):
+            low, high = self.value_range
+            image = ((image - low) / (high - low)).clamp(0, 1)
+        return self._finish(image)
+
+    def measured(self, image: Any) -> tuple[Tensor, Depth, Range]:
+        """Prepare an image, and return its depth and its least and largest stored value besides.
+
+        Where the range is to be found out (``"auto"``), integers are prepared by their own.
+        """
+        image = _stored(image)
+        if isinstance(image, Tensor):
+            return self(image), "8 bits", (0, 255)
+        found = decode_stored(image, alpha=self.channels == 4, value_range=self.value_range)
+        values = float(found.pixels.min()), float(found.pixels.max())
+        if found.depth == "8 bits":
+            return self._finish(torch.tensor(found.pixels).permute(2, 0, 1)), found.depth, values
+        if self.value_range != "auto" or found.depth == "floating point":
+            return self(image), found.depth, values
+        pixels = to_eight_bits(found.pixels, (0, max(values[1], 1)))
+        return self._finish(torch.tensor(pixels).permute(2, 0, 1)), found.depth, values
+
+    def _finish(self, image: Tensor) -> Tensor:
         if self.size is not None and tuple(image.shape[-2:]) != self.size:
             image = self._resize(image, self.size)
         return to_channels(within_unit_interval(F.to_dtype(image, torch.float32, scale=True)), self.channels)
@@ -314,6 +371,13 @@ class Preparation:
         # Bicubic weights are negative in places: floating point can leave [0, 1], 8 bits cannot.
         resized = resized.clamp(0, 1) if resized.is_floating_point() else resized
         return F.center_crop(resized, list(size))
+
+
+def _stored(image: Any) -> Any:
+    """An array in the place of a tensor of integers of more than 8 bits, whose range is a question like a file's."""
+    if isinstance(image, Tensor) and not image.is_floating_point() and image.dtype not in (torch.uint8, torch.bool):
+        return image.permute(1, 2, 0).numpy() if image.ndim == 3 else image.numpy()
+    return image
 
 
 def within_unit_interval(images: Tensor) -> Tensor:

@@ -1,19 +1,23 @@
 """Folders of images, with labels or captions."""
 
-import json
 import logging
-from collections.abc import Mapping, Sequence
-from pathlib import Path, PurePosixPath
-from typing import Any, ClassVar
+import os
+import unicodedata
+from collections import Counter
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, cast
 
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from lightning_iet.data.captions import LIST_SUFFIXES, TEXTS, find_captions
+from lightning_iet.data.formats import suffix_of
 from lightning_iet.data.images import ImageDataModule
-from lightning_iet.data.samples import Skip, listed
-from lightning_iet.data.sources import Data, FolderSource, Source, with_pages
+from lightning_iet.data.listing import check_one_split, is_system_entry, left_alone, masks_among, without_excluded
+from lightning_iet.data.samples import Skip
+from lightning_iet.data.sources import Data, FolderSource, PagedSource, Source, with_pages
 from lightning_iet.utilities.files import printable
 
 log = logging.getLogger(__name__)
@@ -85,7 +89,7 @@ class StoredDataModule(ImageDataModule):
 
     def load(self) -> Dataset[Any] | tuple[Dataset[Any], Dataset[Any]]:
         """Open the training images, and the held-out ones."""
-        if self.root is not None and self.held_out is not None and self.held_out.exists():
+        if self.root is not None and self.held_out is not None and self.exists(self.held_out):
             inner, outer = sorted((self.held_out.resolve(), self.root.resolve()), key=lambda path: -len(path.parts))
             if inner.is_relative_to(outer):
                 raise ValueError(
@@ -96,13 +100,17 @@ class StoredDataModule(ImageDataModule):
         return train if self.held_out is None else (train, self._checked("held_out", self.held_out))
 
     def _checked(self, argument: str, path: Path | None) -> Dataset[Any]:
-        if path is None or not path.exists():
+        if path is None or not self.exists(path):
             found = "None" if path is None else f"{str(path)!r}, which does not exist"
             raise FileNotFoundError(
                 f"Argument `{argument}` expected {self.expected}, but got {found}. Give the right path, or try with "
                 "random images by `synthetic: true`."
             )
         return self.open(path, argument=argument)
+
+    def exists(self, path: Path) -> bool:
+        """Whether there is something at a path."""
+        return path.exists()
 
     def open(self, path: Path, *, argument: str) -> Dataset[Any]:
         """Open the images at a path that exists.
@@ -114,29 +122,51 @@ class StoredDataModule(ImageDataModule):
         raise NotImplementedError
 
 
-class ImageFiles(FolderSource):
-    """The files of a folder and below whose suffix is one of Pillow's.
+def open_folder(
+    path: Path, *, argument: str, exclude: Sequence[str] | str | None = None, used: Collection[str] = ()
+) -> FolderSource:
+    """Open the images of a folder to train on, and say what is left alone.
 
     Args:
         path: The folder.
-    """
+        argument: The name under which the user gave it.
+        exclude: Patterns of names that are left out; with ``None``, masks beside their pictures are refused.
+        used: Suffixes of files that are read for something else.
 
-    def __init__(self, path: Path) -> None:
-        super().__init__(path)
-        suffixes = set(Image.registered_extensions())
-        self.names = [name for name in self.names if Path(name).suffix.lower() in suffixes]
+    Raises:
+        ValueError: If it is no folder, splits lie side by side in it, or masks among the images.
+    """
+    if not path.is_dir():
+        raise ValueError(f"Argument `{argument}` expected a folder of images, but got '{path}', which is none.")
+    patterns = [exclude] if isinstance(exclude, str) else exclude or []
+    source = FolderSource(path, exclude=patterns, used=used)
+    check_one_split(source.names, path, argument=argument)
+    masked = None if exclude is not None else masks_among(source.names)
+    if masked is not None:
+        raise ValueError(
+            f"Argument `exclude` expected to say what to leave out of '{path}', where '{printable(masked[1])}' looks "
+            f"like the mask of '{printable(masked[0])}', but got None. Give patterns such as '*_mask.png' or "
+            "'masks/*', or [] to train on all."
+        )
+    if source.left_alone:
+        log.warning("Left alone in '%s': %s; %d images are read.", path, source.left_alone, len(source))
+    return source
 
 
 class ImageFolderDataModule(StoredDataModule):
     """Images in a folder; if they lie in sub-folders, the first level of these are the classes, in order of name.
 
-    Every page of a file is an image, such as the slices of a TIFF stack.
+    Every page of a file is an image, such as the slices of a TIFF stack. Other files are left alone, and counted in one
+    line; so are bins and thumbnails that systems and network drives keep (``$RECYCLE.BIN``, ``@eaDir``). HEIC needs the
+    extra ``heic``, DICOM and NIfTI ``medical``.
 
     AFHQ's dogs are ``root: afhq/train/dog`` with ``held_out: afhq/val/dog``.
 
     Args:
         root: The folder.
         held_out: A folder of held-out images with the same classes; ``None`` = hold out some of those in ``root``.
+        exclude: Patterns of names to leave out, such as ``*_mask.png`` or ``masks/*``; ``None`` = none, and masks that
+            lie beside their pictures are refused.
         **kwargs: See :class:`~lightning_iet.data.ImageDataModule`.
 
     Attributes:
@@ -144,7 +174,8 @@ class ImageFolderDataModule(StoredDataModule):
 
     Raises:
         FileNotFoundError: In ``setup``, if a folder does not exist.
-        ValueError: If it holds no images, or some cannot be used, or some lie beside the classes.
+        ValueError: If it holds no images, or some cannot be used, or some lie beside the classes, a class has none, or
+            folders of several splits (``train``, ``val``) lie side by side.
 
     Example:
         >>> dogs = ImageFolderDataModule(Path("afhq/train/dog"), image_size=64, flip=True, synthetic=True)
@@ -155,19 +186,28 @@ class ImageFolderDataModule(StoredDataModule):
 
     title: ClassVar[str] = "the folder"
 
-    def __init__(self, root: Path | None = None, *, held_out: Path | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        root: Path | None = None,
+        *,
+        held_out: Path | None = None,
+        exclude: str | list[str] | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(root, held_out=held_out, **kwargs)
+        self.exclude = exclude
         self.classes: list[str] = []
 
     def open(self, path: Path, *, argument: str) -> Dataset[Any]:
         """Open the images of a folder."""
-        if not path.is_dir():
-            raise ValueError(f"Argument `{argument}` expected {self.expected}, but got '{path}', which is none.")
-        source = with_pages(ImageFiles(path))
+        files = open_folder(path, argument=argument, exclude=self.exclude)
+        source = with_pages(files)
         names = [source.name(index) for index in range(len(source))]
-        folders = [Path(name).parts[0] if len(Path(name).parts) > 1 else "" for name in names]
+        folders = [_class(name) for name in names]
         if argument == "root":
             self.classes = sorted(set(folders) - {""})
+            if self.classes:
+                self._check_no_class_is_empty(path, files)
         if not self.classes:
             return StoredSamples(source)
         numbers = {name: number for number, name in enumerate(self.classes)}
@@ -180,113 +220,45 @@ class ImageFolderDataModule(StoredDataModule):
                 )
         return StoredSamples(source, [numbers[folder] for folder in folders])
 
-
-_CAPTION_FILES = ("metadata.jsonl", "captions.jsonl", "captions.json")
-_NAME_KEYS = ("file_name", "image", "file", "path")
-_TEXT_KEYS = ("text", "caption", "captions", "prompt")
-
-
-def read_captions(path: Path) -> dict[str, str]:
-    """Read the captions of a ``.jsonl`` file, or of a ``.json`` file.
-
-    A ``.jsonl`` file holds an object per line, such as ``{"file_name": "a.png", "text": "a dog"}``, the form of Hugging
-    Face's image folders. A ``.json`` file holds ``{"a.png": "a dog"}`` or ``{"a.png": ["a dog", "dog on grass"]}``, the
-    form of LAION-10k in studies of replication, or a list of objects as above. Of several captions the first is taken
-    *(our choice: the one that those studies train with)*. The loader of ``datasets`` for image folders reads the first
-    form alone, and leaves images without a caption out without a word.
-
-    Args:
-        path: The file.
-
-    Returns:
-        ``{name of the image: caption}``; an image whose caption is empty has none.
-
-    Raises:
-        ValueError: If it is something else, naming the line.
-    """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-        if path.suffix == ".jsonl":
-            entries: Any = [json.loads(line) for line in text.split("\n") if line.strip()]
-        else:
-            entries = json.loads(text)
-        pairs = entries.items() if isinstance(entries, Mapping) else [_pair(entry) for entry in entries]
-        captions = {str(name): _first_caption(found) for name, found in pairs}
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        reason = str(error) if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: {error}"
-        raise ValueError(
-            f"Argument `captions` expected a .jsonl file with `file_name` and `text`, or a .json file "
-            f"{{name: captions}}, but got '{path}', which is something else ({reason})."
-        ) from error
-    return {name: caption for name, caption in captions.items() if caption}
+    def _check_no_class_is_empty(self, path: Path, files: FolderSource) -> None:
+        """Refuse a folder without images: the classes after it would have other numbers than their order says."""
+        there = (child.name for child in sorted(path.iterdir()) if child.is_dir())
+        named = [name for name in there if not is_system_entry(name, is_folder=True)]
+        patterns = [self.exclude] if isinstance(self.exclude, str) else self.exclude or []
+        named = without_excluded([f"{name}/" for name in named], patterns)
+        empty = [name[:-1] for name in named if _class(f"{name}image") not in self.classes]
+        if empty:
+            inside = Counter(suffix_of(name) for name in files.listing.files if _class(name) == _class(f"{empty[0]}/x"))
+            found = f" (but {left_alone(inside)})" if inside else ""
+            raise ValueError(
+                f"Argument `root` expected images in each folder in '{path}', since folders are classes, but got none "
+                f"in {', '.join(repr(printable(name)) for name in empty[:5])}{found}. Remove it, or leave it out by "
+                f"`exclude: {empty[0]}/*`."
+            )
 
 
-def _pair(entry: Mapping[str, Any]) -> tuple[str, Any]:
-    """Name and captions in an object of a file."""
-    name = next((entry[key] for key in _NAME_KEYS if key in entry), None)
-    if name is None:
-        raise KeyError(f"an entry has none of {', '.join(_NAME_KEYS)}")
-    return name, next((entry[key] for key in _TEXT_KEYS if entry.get(key)), "")
-
-
-def _first_caption(captions: Any) -> str:
-    caption = captions[0] if isinstance(captions, list) and captions else captions or ""
-    if not isinstance(caption, str):
-        raise TypeError(f"a caption is {type(caption).__name__}, not text")
-    return caption.strip()
-
-
-class CaptionFile:
-    """Finds the caption of an image, and captions without an image.
-
-    Files made elsewhere often name images by paths of that machine: an image is looked up by its path below the folder,
-    or else by the end of a name, where no other name ends in the same way.
-
-    Args:
-        captions: ``{name: caption}``.
-
-    Example:
-        >>> file = CaptionFile({"/home/x/train/a.png": "a dog", "b.png": "a cat"})
-        >>> file.of("a.png"), file.of("b.png"), file.of("c.png"), file.unused
-        ('a dog', 'a cat', None, [])
-    """
-
-    def __init__(self, captions: Mapping[str, str]) -> None:
-        self.captions = captions
-        self._ends: dict[str, str | None] = {}
-        for name in captions:
-            parts = PurePosixPath(name).parts
-            for start in range(len(parts)):
-                end = str(PurePosixPath(*parts[start:]))
-                self._ends[end] = None if end in self._ends else name
-        self._used: set[str] = set()
-
-    def of(self, name: str) -> str | None:
-        """Return the caption of an image, by its path below the folder."""
-        named = name if name in self.captions else self._ends.get(PurePosixPath(name).as_posix())
-        if named is None:
-            return None
-        self._used.add(named)
-        return self.captions[named]
-
-    @property
-    def unused(self) -> list[str]:
-        """Return the names for which no image has been looked up."""
-        return [name for name in self.captions if name not in self._used]
+def _class(name: str) -> str:
+    """The outermost folder of a path, in Unicode's form NFC; empty for a file that lies in none."""
+    folder, slash, _ = name.partition(os.sep)
+    return unicodedata.normalize("NFC", folder) if slash else ""
 
 
 class CaptionFolderDataModule(StoredDataModule):
-    """Images with captions: ``metadata.jsonl``, or the JSON of captions that LAION-10k comes with.
+    """Images with captions: ``metadata.jsonl`` or ``.csv``, text files beside images, or LAION-10k's JSON of captions.
 
     Images without a caption are named and counted like images that cannot be read; captions without an image too, but
     they stop nothing.
 
     Args:
         root: Folder of the images, and of those below.
-        captions: The file of captions, see :func:`~lightning_iet.data.folders.read_captions`; ``None`` =
-            ``metadata.jsonl``, ``captions.jsonl`` or ``captions.json`` in the folder.
+        captions: The list of captions, see :func:`~lightning_iet.data.captions.read_captions`; ``None`` =
+            ``metadata`` or ``captions``, as ``.jsonl``, ``.csv``, ``.parquet`` or ``.json``, in the folder or in those
+            below, with names relative to their place; or else a file ``.txt`` or ``.caption`` beside each image.
         held_out: A folder of held-out images with captions; ``None`` = hold out some of those in ``root``.
-        held_out_captions: The file of theirs.
+        held_out_captions: The list of theirs.
+        caption_key: Which entry or column of a list is the caption; ``None`` = ``text``, ``caption``, ``captions`` or
+            ``prompt``, the first that there is.
+        exclude: See :class:`ImageFolderDataModule`.
         **kwargs: See :class:`~lightning_iet.data.ImageDataModule`.
 
     Raises:
@@ -310,30 +282,26 @@ class CaptionFolderDataModule(StoredDataModule):
         captions: Path | None = None,
         held_out: Path | None = None,
         held_out_captions: Path | None = None,
+        caption_key: str | None = None,
+        exclude: str | list[str] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(root, held_out=held_out, **kwargs)
+        self.exclude = exclude
         self.captions = {"root": captions, "held_out": held_out_captions}
+        self.caption_key = caption_key
 
     def open(self, path: Path, *, argument: str) -> Dataset[Any]:
         """Open the images of a folder, with their captions."""
-        file = CaptionFile(read_captions(self._file(path, argument)))
-        source = ImageFiles(path)
-        conditions = [file.of(name) for name in source.names]
-        if file.unused:  # no error, for one file may hold the captions of several folders
-            lost = [Skip(name, "no such image") for name in file.unused]
-            log.warning("%d captions belong to no image in '%s': %s.", len(lost), path, listed(lost))
+        files = open_folder(path, argument=argument, exclude=self.exclude, used=(*TEXTS, *LIST_SUFFIXES))
+        found = find_captions(
+            path,
+            files.names,
+            files.listing.files,
+            given=self.captions[argument],
+            key=self.caption_key,
+            option="captions" if argument == "root" else "held_out_captions",
+        )
+        source = with_pages(files)
+        conditions = found if source is files else [found[file] for file, _ in cast(PagedSource, source).items]
         return StoredSamples(source, conditions, missing="has no caption")
-
-    def _file(self, folder: Path, argument: str) -> Path:
-        given = self.captions[argument]
-        candidates = [folder / name for name in _CAPTION_FILES] if given is None else [Path(given)]
-        found = next((path for path in candidates if path.is_file()), None)
-        if found is None:
-            option = "captions" if argument == "root" else "held_out_captions"
-            tried = ", ".join(f"'{path}'" for path in candidates)
-            raise FileNotFoundError(
-                f"Argument `{option}` expected a file of captions, but got {given}, and there is no {tried}. "
-                "Give its path."
-            )
-        return found

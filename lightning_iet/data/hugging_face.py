@@ -1,33 +1,44 @@
 """Data sets of Hugging Face: from the hub, from ``save_to_disk``, or in Parquet files."""
 
+import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 from torch.utils.data import Dataset
 
+from lightning_iet.data.captions import TEXT_KEYS, first_caption
 from lightning_iet.data.downloads import one_line_download
 from lightning_iet.data.folders import StoredSamples
 from lightning_iet.data.images import ImageDataModule
 from lightning_iet.data.samples import reason_of
-from lightning_iet.data.sources import HuggingFaceSource, load_table
+from lightning_iet.data.tables import HuggingFaceSource, load_table, splits_at
 from lightning_iet.utilities.errors import require
 
+log = logging.getLogger(__name__)
+
 _LABELS = ("label", "labels", "fine_label")
-_CAPTIONS = ("text", "caption", "captions", "prompt")
 
 
 class HuggingFaceDataModule(ImageDataModule):
     """Images of a Hugging Face data set, with the labels or captions of another column.
+
+    Labels are integers, or in a column of labels words, which are numbered in order of name. Of several captions in a
+    row the first is taken.
 
     Args:
         root: A folder as ``save_to_disk`` writes it, a folder of Parquet files, or one such file; or a hub id
             (``user/name``), with ``download=True``.
         split: Name of the split to train on, where there are several.
         held_out_split: Name of the split that is held out; ``None`` = hold out some of the training images.
+        configuration: Which of several data sets that lie in one place, such as ``en`` beside ``de``.
         image_column: Of the images; ``None`` = the only one.
         condition_column: Of labels (integers) or captions (texts); ``None`` = the first that is there of ``label``,
             ``labels``, ``fine_label``, ``text``, ``caption``, ``captions`` and ``prompt``.
         **kwargs: See :class:`~lightning_iet.data.ImageDataModule`.
+
+    Attributes:
+        classes: Words of the labels, by number; empty where labels are numbers.
 
     Raises:
         ModuleNotFoundError: In ``setup``, without the package ``datasets``, which the extra ``audit`` brings.
@@ -51,6 +62,7 @@ class HuggingFaceDataModule(ImageDataModule):
         *,
         split: str = "train",
         held_out_split: str | None = None,
+        configuration: str | None = None,
         image_column: str | None = None,
         condition_column: str | None = None,
         **kwargs: Any,
@@ -58,9 +70,11 @@ class HuggingFaceDataModule(ImageDataModule):
         super().__init__(root, **kwargs)
         self.split = split
         self.held_out_split = held_out_split
+        self.configuration = configuration
+        self.classes: list[str] = []
         self.image_column = image_column
         self.condition_column = condition_column
-        self.captioned = condition_column in _CAPTIONS
+        self.captioned = condition_column in TEXT_KEYS
 
     def fetch(self) -> None:
         """Download what is no local path into the cache of the hub's client."""
@@ -70,7 +84,7 @@ class HuggingFaceDataModule(ImageDataModule):
     def load(self) -> Dataset[Any] | tuple[Dataset[Any], Dataset[Any]]:
         """Open the split to train on, and the one that is held out."""
         if self._path.exists() and self.held_out_split not in (None, self.split):
-            found = splits_at(self._path)
+            found = self._splits()
             held_out = found.get(str(self.held_out_split), [])
             if not held_out or set(held_out) & set(found.get(self.split, [])):  # one file holds several splits
                 raise ValueError(
@@ -98,15 +112,53 @@ class HuggingFaceDataModule(ImageDataModule):
             ) from error
         columns, column = table.column_names, self.condition_column
         if column is None:
-            column = next((name for name in (*_LABELS, *_CAPTIONS) if name in columns), None)
+            column = next((name for name in (*_LABELS, *TEXT_KEYS) if name in columns), None)
         elif column not in columns:
             raise ValueError(
                 f"Argument `condition_column` expected one of {', '.join(map(repr, columns))}, but got {column!r}."
             )
-        return StoredSamples(source, None if column is None else list(table[column]), missing=f"no {column}")
+        used = [source.column] + ([] if column is None else [column])
+        if set(columns) - set(used):
+            beside = ", ".join(repr(name) for name in columns if name not in used)
+            log.warning(
+                "Of '%s' columns %s are used; left alone: %s.", self.root, " and ".join(map(repr, used)), beside
+            )
+        return StoredSamples(
+            source, None if column is None else self._conditions(list(table[column]), column), missing=f"no {column}"
+        )
+
+    def _conditions(self, values: Sequence[Any], column: str) -> list[Any]:
+        """Labels as numbers, and of several captions the first."""
+        kinds = {type(value) for value in values if value is not None}
+        if column in _LABELS and kinds == {str}:
+            self.classes = self.classes or sorted({value for value in values if value is not None})
+            unknown = {value for value in values if value is not None} - set(self.classes)
+            if unknown:
+                raise ValueError(
+                    f"Argument `held_out_split` expected the labels of the training images, but got {min(unknown)!r}."
+                )
+            return [None if value is None else self.classes.index(value) for value in values]
+        if not kinds - {int, str}:
+            return [value if value != "" else None for value in values]
+        try:
+            return [first_caption(value) or None for value in values]
+        except TypeError as error:
+            raise ValueError(
+                f"Argument `condition_column` expected integers, texts, or lists of texts in {column!r}, but got "
+                f"others ({error}). Give another column."
+            ) from error
+
+    def _splits(self) -> dict[str, list[Path]]:
+        try:
+            return splits_at(self._path, self.configuration)
+        except ValueError as error:
+            raise ValueError(
+                f"Argument `configuration` expected one of those at '{self.root}', but got {self.configuration!r}: "
+                f"{error}."
+            ) from error
 
     def _from_files(self, split: str) -> Any:
-        found = splits_at(self._path)
+        found = self._splits()
         if split not in found:
             raise ValueError(
                 f"Argument `split` expected one of {', '.join(map(repr, found)) or 'none'} at '{self.root}', but got "
@@ -130,22 +182,5 @@ class HuggingFaceDataModule(ImageDataModule):
                 "a local copy, or try with random images by `synthetic: true`."
             )
         with one_line_download(f"'{self.root}'", None):
-            return require("datasets", "audit").load_dataset(str(self.root), split=split)
-
-
-def splits_at(path: Path) -> dict[str, list[Path]]:
-    """Return the splits at a path, each with what :func:`~lightning_iet.data.sources.load_table` reads.
-
-    Parquet files belong to the split that their name begins with, up to a hyphen, or that their folder is called;
-    where no file is of a split ``train``, all files are.
-    """
-    if (path / "dataset_dict.json").is_file():
-        return {folder.name: [folder] for folder in sorted(path.iterdir()) if folder.is_dir()}
-    if (path / "dataset_info.json").is_file():
-        return {"train": [path]}
-    files = [path] if path.is_file() else sorted(path.rglob("*.parquet"))
-    found: dict[str, list[Path]] = {}
-    for file in files:
-        name = file.parent.name if file.stem.isdigit() else file.stem.partition("-")[0]
-        found.setdefault(name, []).append(file)
-    return found if "train" in found or not files else {"train": files} | found
+            which = {} if self.configuration is None else {"name": self.configuration}
+            return require("datasets", "audit").load_dataset(str(self.root), split=split, **which)

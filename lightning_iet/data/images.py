@@ -1,6 +1,8 @@
 """The base of image data modules: a training set, and two held-out sets to evaluate with."""
 
 import logging
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
@@ -22,6 +24,7 @@ from lightning_iet.data.duplicates import (
 )
 from lightning_iet.data.inspection import CheckedSource, check_sizes, check_source
 from lightning_iet.data.loaders import IgnoreFirstSigterm
+from lightning_iet.data.ranges import RANGES, choose_ranges, format_range, parse_range
 from lightning_iet.data.samples import RandomFlips, Samples, Skip, labels_of
 from lightning_iet.data.splits import SetSizes, deal
 from lightning_iet.functional.checks import unit_interval
@@ -131,6 +134,9 @@ class ImageDataModule(pl.LightningDataModule):
         image_size: Height and width to bring images to, or one number for both; ``None`` = they have one size.
         fit: How: ``"crop"`` takes the middle of an image scaled to cover the size, ``"stretch"`` changes proportions.
         channels: 1, 3, or 4 (with transparency).
+        range: Values of black and white in images of more than 8 bits: ``"auto"`` = 0 and the least of 8, 10, 12, 14
+            and 16 bits that holds all integers, 0 and 1 for floating point; ``"full"`` = 0 and 65535 for integers; or
+            ``"LOW:HIGH"``, such as ``"0:4095"`` or ``"-1024:3071"``. What was found and done is said in one line.
         flip: Whether training images are mirrored left to right at random.
         subset: Number of training images; ``None`` = all that are not held out.
         num_control: Number of held-out images that stand in for generated ones; 0 = none.
@@ -196,6 +202,7 @@ class ImageDataModule(pl.LightningDataModule):
         image_size: int | tuple[int, int] | None = None,
         fit: Fit = "crop",
         channels: Channels = 3,
+        range: str = "auto",
         flip: bool = False,
         subset: int | None = None,
         num_control: int = 512,
@@ -241,6 +248,7 @@ class ImageDataModule(pl.LightningDataModule):
         self.image_size = None if size is None else (size[0], size[1])
         self.fit = fit
         self.channels = channels
+        self.value_range = parse_range(range)
         self.flip = flip
         self.set_sizes = SetSizes(subset, num_control, num_reference)
         self.num_classes = num_classes
@@ -276,11 +284,12 @@ class ImageDataModule(pl.LightningDataModule):
         """Make the three sets, once."""
         if "train_set" in vars(self):
             return
-        prepare = Preparation(self.channels, self.image_size, self.fit)
+        prepare = Preparation(self.channels, self.image_size, self.fit, self.value_range)
         sizes, loaded = self._synthetic() if self.synthetic else (self.set_sizes, self.load())
         parts = loaded if isinstance(loaded, tuple) else (loaded,)
         sources = [self._checked_source(part, prepare) for part in parts]
         self.skipped = [skip for source in sources for skip in source.skipped]
+        prepare = self._ranged(prepare, sources)
         if self.image_size is None:
             check_sizes({size: name for source in reversed(sources) for size, name in source.sizes.items()})
         if self.num_classes is None and sources[0].labels is not None:
@@ -342,6 +351,27 @@ class ImageDataModule(pl.LightningDataModule):
             num_classes=self.num_classes,
         )
 
+    def _ranged(self, prepare: Preparation, sources: Sequence[CheckedSource]) -> Preparation:
+        """Find out what is black and white in images of more than 8 bits, and say so."""
+        deep = [found for source in sources for found in source.deep]
+        integers = [found for found in deep if found.depth == "integers"]
+        if self.value_range == "auto" and integers:
+            values = min(found.values[0] for found in integers), max(found.values[1] for found in integers)
+            self.value_range = choose_ranges({"all": values})["all"]
+        for found in deep:
+            low, high = RANGES[found.depth] if isinstance(self.value_range, str) else self.value_range
+            log.warning(
+                "%d images of %s hold %s of more than 8 bits, from %g to %g: %g becomes black and %g white. `range` "
+                "says otherwise.",
+                found.images,
+                self.title if self.root is None else f"'{self.root}'",
+                "integers" if found.depth == "integers" else "floating point",
+                *found.values,
+                low,
+                high,
+            )
+        return replace(prepare, value_range=self.value_range)
+
     def _synthetic(self) -> tuple[SetSizes, SyntheticImages]:
         few = 16  # images of each held-out set, and of each class
         most = max(4 * few, few * (self.num_classes or 1)), few, few
@@ -358,7 +388,8 @@ class ImageDataModule(pl.LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         """Return how images were prepared, so that an audit of the model prepares them in the same way."""
-        return {"image_size": self.image_size, "fit": self.fit, "channels": self.channels}
+        how = {"image_size": self.image_size, "fit": self.fit, "channels": self.channels}
+        return how | {"range": format_range(self.value_range)}
 
     def train_dataloader(self) -> DataLoader[Any]:
         """The training images, shuffled."""

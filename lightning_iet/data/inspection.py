@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from lightning_iet.data.decoding import Size
+from lightning_iet.data.decoding import Depth, Preparation, Size
+from lightning_iet.data.ranges import Range
 from lightning_iet.data.samples import Skip, image_and_condition, labels_of, listed, name_of, reason_of
 from lightning_iet.data.splits import deal
 
@@ -18,6 +19,14 @@ log = logging.getLogger(__name__)
 
 BATCH = 64
 FEW = 1024  # images up to which starting processes takes longer than reading
+
+
+class Deep(NamedTuple):
+    """How many images of more than 8 bits there are of a depth, and their least and largest stored value."""
+
+    depth: Depth
+    images: int
+    values: Range
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,6 +39,7 @@ class CheckedSource:
         labels: Class of every sample of the source, usable or not; ``None`` = it has none.
         skipped: The others.
         sizes: Of each size of image that was met, one name.
+        deep: Images of more than 8 bits that were met.
     """
 
     source: Dataset[Any]
@@ -37,6 +47,7 @@ class CheckedSource:
     labels: Tensor | None = None
     skipped: Sequence[Skip] = ()
     sizes: Mapping[Size, str] = field(default_factory=dict)
+    deep: Sequence["Deep"] = ()
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -86,9 +97,10 @@ def check_source(
         )
     labels = labels_of(source)
     indices, skipped, sizes = torch.arange(len(source)), list(getattr(source, "skipped", ())), dict[Size, str]()
+    deep: list[Deep] = []
     total = len(source) + len(skipped)
     if read:
-        indices, unreadable, sizes = inspect(source, prepare)
+        indices, unreadable, sizes, deep = inspect(source, prepare)
         skipped += unreadable
     if skipped and (not skip or not len(indices)):
         raise ValueError(
@@ -101,18 +113,20 @@ def check_source(
         log.warning("Left out %d of %d images of %s: %s.", len(skipped), total, where, listed(skipped))
     if labels is not None:
         check_labels(source, labels, num_classes)
-    return CheckedSource(source, indices, labels, skipped, sizes)
+    return CheckedSource(source, indices, labels, skipped, sizes, deep)
 
 
 class _Finding(NamedTuple):
     position: int
     size: Size
     reason: str | None
+    depth: Depth = "8 bits"
+    values: Range = (0, 0)
 
 
 def inspect(
     source: Dataset[Any], prepare: Callable[[Any], Tensor], *, workers: int | None = None
-) -> tuple[Tensor, list[Skip], dict[Size, str]]:
+) -> tuple[Tensor, list[Skip], dict[Size, str], list[Deep]]:
     """Read and prepare every image of a source.
 
     Args:
@@ -121,25 +135,31 @@ def inspect(
         workers: Processes; ``None`` = one for each core, or none at all for few images.
 
     Returns:
-        The samples that can be used, shape ``(m,)``; the others; and of each size the first image's name.
+        The samples that can be used, shape ``(m,)``; the others; of each size the first image's name; and what there
+        is of more than 8 bits, if ``prepare`` is a :class:`~lightning_iet.data.decoding.Preparation`.
 
     Example:
         >>> source = [torch.zeros(1, 4, 4), torch.full((1, 4, 4), 2.0)]
-        >>> usable, skipped, sizes = inspect(source, torch.Tensor.float)
+        >>> usable, skipped, sizes, _ = inspect(source, torch.Tensor.float)
         >>> usable, skipped[0].reason, sizes
         (tensor([0]), 'values from 2 to 2, not in [0, 1]', {(4, 4): '0'})
     """
     found = _Findings(source, prepare)
     loader = DataLoader(found, BATCH, num_workers=_workers(len(found)) if workers is None else workers, collate_fn=list)
     usable, skipped, sizes = list[int](), list[Skip](), dict[Size, str]()
+    deep: dict[Depth, Deep] = {}
     for finding in (finding for batch in loader for finding in batch):
         if finding.reason is None:
             usable.append(finding.position)
             if finding.size not in sizes:
                 sizes[finding.size] = name_of(source, finding.position)
+            if finding.depth != "8 bits":
+                _, images, (low, high) = deep.get(finding.depth, Deep(finding.depth, 0, finding.values))
+                values = min(low, finding.values[0]), max(high, finding.values[1])
+                deep[finding.depth] = Deep(finding.depth, images + 1, values)
         else:
             skipped.append(Skip(name_of(source, finding.position), finding.reason))
-    return torch.tensor(usable, dtype=torch.long), skipped, sizes
+    return torch.tensor(usable, dtype=torch.long), skipped, sizes, list(deep.values())
 
 
 class _Findings(Dataset[_Finding]):
@@ -151,13 +171,19 @@ class _Findings(Dataset[_Finding]):
 
     def __getitem__(self, index: int) -> _Finding:
         try:
-            image = self.prepare(image_and_condition(self.source[index])[0])
+            stored = image_and_condition(self.source[index])[0]
+            depth: Depth = "8 bits"
+            values: Range = (0, 0)
+            if isinstance(self.prepare, Preparation):
+                image, depth, values = self.prepare.measured(stored)
+            else:
+                image = self.prepare(stored)
             low, high = (value.item() for value in image.aminmax())
             if not (low >= 0 and high <= 1):  # written so that NaN, which compares false, is refused as well
                 raise ValueError(f"values from {low:.4g} to {high:.4g}, not in [0, 1]")
         except Exception as error:  # decoders raise whatever damaged bytes provoke
             return _Finding(index, (0, 0), reason_of(error))
-        return _Finding(index, (image.shape[-2], image.shape[-1]), None)
+        return _Finding(index, (image.shape[-2], image.shape[-1]), None, depth, values)
 
 
 def _workers(images: int) -> int:

@@ -1,24 +1,30 @@
 """Stored images: arrays, folders, tar archives, Hugging Face data sets."""
 
 import os
-import stat
-import tarfile
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
+from lightning_iet.data.archives import TarSource, archives_at, shard_names
+from lightning_iet.data.captions import LISTS
 from lightning_iet.data.decoding import Page, may_have_pages, page_numbers
-from lightning_iet.utilities.errors import require
+from lightning_iet.data.formats import suffix_of
+from lightning_iet.data.listing import (
+    Listing,
+    check_one_split,
+    left_alone,
+    list_folder,
+    read_regular,
+    without_excluded,
+)
+from lightning_iet.data.tables import HuggingFaceSource, one_split
 
 Data: TypeAlias = bytes | Page | NDArray[Any]
 """What a source holds of an image: a file's bytes, a page of a file, or an array."""
-
-
-HEAD = 4096  # bytes that tell whether a file may have several pages
 
 
 class Source(Protocol):
@@ -69,32 +75,61 @@ class ArraySource:
         return np.ascontiguousarray(image.transpose(1, 2, 0)) if self.channels_first else image
 
 
-def load_array(path: Path) -> NDArray[Any]:
-    """Map a .npy file into memory, or take the one array of images from a .npz file."""
+def load_array(path: Path, name: str | None = None) -> NDArray[Any]:
+    """Map a .npy file into memory, or take one array of images from a .npz file.
+
+    Args:
+        path: The file.
+        name: Of an array in a .npz file; ``None`` = the only one of 3 or 4 dimensions.
+
+    Raises:
+        ValueError: If there is no such array, or several, naming them.
+    """
     stored = np.load(path, mmap_mode="r", allow_pickle=False)
     if isinstance(stored, np.ndarray):
+        if name is not None:
+            raise ValueError(f"it is one array, which has no '{name}'")
         return stored
     with stored:
-        arrays = [stored[key] for key in stored.files]
-    images = [array for array in arrays if array.ndim in (3, 4)]
-    if len(images) != 1:
-        raise ValueError(f"it holds {len(images)} arrays of 3 or 4 dimensions, not one")
-    return images[0]
+        images = {key: stored[key] for key in stored.files if name in (None, key)}
+        images = {key: array for key, array in images.items() if array.ndim in (3, 4)}
+        if name is not None and not images:
+            raise ValueError(f"of its arrays {', '.join(stored.files)} none of 3 or 4 dimensions is called '{name}'")
+        if len(images) != 1:
+            several = f": {', '.join(images)}; give one as {path.name}:{next(iter(images))}" if images else ""
+            raise ValueError(f"it holds {len(images)} arrays of 3 or 4 dimensions, not one{several}")
+    return next(iter(images.values()))
 
 
 class FolderSource:
-    """All files in a folder and below, sorted by name, except those whose names begin with a dot.
-
-    Symbolic links are followed, each folder is visited once, so that links in a circle come to an end.
+    """The images in a folder and below, sorted by name; see :class:`~lightning_iet.data.listing.Listing`.
 
     Args:
         path: The folder.
+        listing: Its files, if they are listed already.
+        exclude: Patterns of names that are left out.
+        used: Suffixes of other files that are not left alone, but read for something else.
+
+    Attributes:
+        names: Paths of the images below the folder.
+        left_alone: What other files there are, in words; empty where there are none.
+        listing: All files.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        listing: Listing | None = None,
+        exclude: Sequence[str] = (),
+        used: Collection[str] = (),
+    ) -> None:
         self.path = path
-        self.names = sorted(_walk(os.fspath(path), set()), key=os.fsencode)
-        self.names = [os.path.relpath(name, path) for name in self.names]
+        self.listing = list_folder(path) if listing is None else listing
+        images, others = self.listing.images()
+        self.names = without_excluded(images, exclude)
+        others = Counter({suffix: number for suffix, number in others.items() if suffix not in used})
+        self.left_alone = left_alone(others, self.listing.system, len(images) - len(self.names))
 
     def __len__(self) -> int:
         return len(self.names)
@@ -104,183 +139,12 @@ class FolderSource:
         return self.names[index]
 
     def read(self, index: int) -> bytes:
-        """Return the bytes of a file; only of a regular file, since reading from a pipe could wait for ever."""
-        path = os.path.join(self.path, self.names[index])
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            raise ValueError("not a regular file")
-        with open(path, "rb") as file:
-            return file.read()
+        """Return the bytes of a file."""
+        return read_regular(os.path.join(self.path, self.names[index]))
 
     def head(self, index: int) -> bytes:
         """Return the first bytes of a file."""
-        path = os.path.join(self.path, self.names[index])
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            raise ValueError("not a regular file")
-        with open(path, "rb") as file:
-            return file.read(HEAD)
-
-
-def _walk(folder: str, visited: set[tuple[int, int]]) -> Iterator[str]:
-    """Paths of the files in a folder and below."""
-    status = os.stat(folder)
-    if (status.st_dev, status.st_ino) in visited:
-        return
-    visited.add((status.st_dev, status.st_ino))
-    with os.scandir(folder) as entries:
-        # Sorted, so that of two ways to one folder always the same is taken.
-        for entry in sorted(entries, key=lambda entry: os.fsencode(entry.name)):
-            if entry.name.startswith("."):
-                continue
-            try:
-                is_folder = entry.is_dir()
-            except OSError:  # a link that leads to itself: listed as an image that cannot be read
-                is_folder = False
-            if is_folder:
-                yield from _walk(entry.path, visited)
-            else:
-                yield entry.path
-
-
-def load_table(*paths: Path) -> Any:
-    """Load one split as a ``datasets.Dataset``.
-
-    Args:
-        paths: A folder as ``save_to_disk`` writes it, or Parquet files.
-
-    Returns:
-        The split.
-
-    Raises:
-        ModuleNotFoundError: Without the package ``datasets``.
-    """
-    datasets = require("datasets", "audit")
-    if paths[0].is_dir():
-        return datasets.load_from_disk(str(paths[0]))
-    return datasets.Dataset.from_parquet([str(path) for path in paths], keep_in_memory=True)
-
-
-class HuggingFaceSource:
-    """One column of images of a split.
-
-    Args:
-        paths: As :func:`load_table`.
-        table: A split that is loaded already, instead of paths.
-        column: Its name; ``None`` = the only column of images.
-
-    Raises:
-        ModuleNotFoundError: Without the package ``datasets``.
-        ValueError: If there is no such column, or not one column of images.
-    """
-
-    def __init__(self, *paths: Path, table: Any = None, column: str | None = None) -> None:
-        datasets = require("datasets", "audit")
-        table = load_table(*paths) if table is None else table
-        columns = [name for name, feature in table.features.items() if isinstance(feature, datasets.Image)]
-        if column is not None and column not in columns:
-            raise ValueError(f"its columns of images are {columns}, and '{column}' is none of them")
-        if column is None and len(columns) != 1:
-            raise ValueError(f"it has {len(columns)} columns of images, not one")
-        self.column = column or columns[0]
-        self.data = table.select_columns([self.column]).cast_column(self.column, datasets.Image(decode=False))
-
-    def __len__(self) -> int:
-        return len(self.data)
-
-    def name(self, index: int) -> str:
-        """Return the row of the data set."""
-        return str(index)
-
-    def read(self, index: int) -> bytes:
-        """Return the bytes of an image, which lie in the row itself or in a file of its own."""
-        image = self.data[index][self.column]
-        if image is None:
-            raise ValueError("a row without an image")
-        return image["bytes"] if image["bytes"] is not None else Path(image["path"]).read_bytes()
-
-
-class Member(NamedTuple):
-    """A file in a tar archive."""
-
-    path: Path
-    name: str
-    offset: int
-    size: int
-    is_link: bool = False
-
-    def read(self, most: int | None = None) -> bytes:
-        """Return its bytes, or the first of them.
-
-        Raises:
-            ValueError: If it is a link.
-        """
-        if self.is_link:
-            raise ValueError("a link inside an archive, not a file")
-        with self.path.open("rb") as file:
-            file.seek(self.offset)
-            return file.read(self.size if most is None else min(most, self.size))
-
-
-def tar_members(path: Path) -> Iterator[Member]:
-    """Yield the files in a tar archive, and links to files, in order.
-
-    Args:
-        path: The archive, uncompressed, since members are read in any order.
-
-    Raises:
-        tarfile.TarError: If it is no tar file.
-        ValueError: If it is cut off.
-    """
-    with tarfile.open(path, "r:") as archive:
-        for member in archive:
-            if member.isfile() or member.islnk() or member.issym():
-                yield Member(path, member.name, member.offset_data, member.size, is_link=not member.isfile())
-        end = archive.offset
-    with path.open("rb") as file:
-        file.seek(end)
-        if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):  # the block of zeros that ends an archive
-            raise ValueError("the archive is cut off")
-
-
-class TarSource:
-    """The images of WebDataset archives: of each member whose suffix is one of Pillow's.
-
-    The loader of ``datasets`` for this format copies all images into its cache, and refuses archives of which one of
-    the first samples lacks a file. Here images are read where they lie.
-
-    Args:
-        paths: The archives, uncompressed.
-
-    Attributes:
-        members: The images.
-        others: All other members.
-
-    Raises:
-        ValueError: If an archive is cut off.
-    """
-
-    def __init__(self, paths: Sequence[Path]) -> None:
-        suffixes = set(Image.registered_extensions())
-        self.members: list[Member] = []
-        self.others: list[Member] = []
-        for member in (member for path in paths for member in tar_members(path)):
-            is_image = Path(member.name).suffix.lower() in suffixes
-            (self.members if is_image else self.others).append(member)
-
-    def __len__(self) -> int:
-        return len(self.members)
-
-    def name(self, index: int) -> str:
-        """Return the names of the archive and the member."""
-        member = self.members[index]
-        return f"{member.path.name}/{member.name}"
-
-    def read(self, index: int) -> bytes:
-        """Return the bytes of a member."""
-        return self.members[index].read()
-
-    def head(self, index: int) -> bytes:
-        """Return the first bytes of a member."""
-        return self.members[index].read(HEAD)
+        return self.listing.head(self.names[index])
 
 
 class PagedSource:
@@ -341,8 +205,10 @@ def open_source(path: Path, *, argument: str, pages: Literal["all", "first"] = "
     """Find out what a path holds, and open it.
 
     Args:
-        path: A folder of images (with folders in it), of WebDataset archives, or of a Hugging Face data set; or a file
-            ``.npy``, ``.npz`` or ``.tar``.
+        path: A folder of images (with folders in it), of WebDataset archives, or of a Hugging Face data set; a file
+            ``.npy``, ``.npz``, ``.tar`` (also compressed) or ``.parquet``; or a pattern of names of such archives. What
+            holds several things is followed by the name of one: ``FILE.npz:train_images``, ``FOLDER:test`` for a split
+            of a data set, ``SHARDS:mask.png`` for one of several images in each sample.
         argument: The name under which the user gave the path.
         pages: Whether every page of a file is an image, or only the first.
 
@@ -351,22 +217,50 @@ def open_source(path: Path, *, argument: str, pages: Literal["all", "first"] = "
 
     Raises:
         FileNotFoundError: If there is nothing.
-        ValueError: If it is something else, empty, damaged, or not readable.
+        ValueError: If it is something else, empty, damaged, or not readable, or holds several splits.
     """
     wanted = f"Argument `{argument}` expected images"
-    if not os.path.exists(path):  # which says no, too, to a link that leads to itself
+    place, name = split_name(path)
+    if not os.path.exists(place) and not archives_at(place):  # it says no, too, to a link that leads to itself
         raise FileNotFoundError(f"{wanted}, but got '{path}', which does not exist. Check its name.")
     try:
-        source = _open_any(path)
+        source = _open_any(place, name, argument)
     except ModuleNotFoundError:
         raise
+    except _Refused as error:
+        raise ValueError(str(error)) from error
     except RecursionError as error:
         raise ValueError(f"{wanted}, but got '{path}', whose folders are nested too deeply.") from error
     except Exception as error:  # readers of archives and tables raise anything on damaged files
         raise ValueError(f"{wanted}, but got '{path}', which cannot be read ({_reason(error)}).") from error
     if not len(source):
-        raise ValueError(f"{wanted}, but got '{path}', which holds none. Check the path.")
+        beside = left_alone_by(source)
+        raise ValueError(
+            f"{wanted}, but got '{path}', which holds none{f' (but {beside})' if beside else ''}. Check the path."
+        )
     return source if pages == "first" else with_pages(source)
+
+
+def left_alone_by(source: Source) -> str:
+    """Return what lies beside the images of a source, in words; empty where nothing does."""
+    return str(getattr(source.source if isinstance(source, PagedSource) else source, "left_alone", ""))
+
+
+def split_name(path: Path) -> tuple[Path, str | None]:
+    """Take ``FILE.npz:name`` apart; a path that exists is one.
+
+    Example:
+        >>> split_name(Path("a.npz:train_images"))
+        (PosixPath('a.npz'), 'train_images')
+    """
+    place, colon, name = os.fspath(path).rpartition(":")
+    if os.path.exists(path) or not colon or not name or "/" in name or not (place and _is_there(place)):
+        return path, None
+    return Path(place), name
+
+
+def _is_there(place: str) -> bool:
+    return os.path.exists(place) or bool(archives_at(Path(place))) or suffix_of(place) == ".npz"
 
 
 def with_pages(source: Source) -> Source:
@@ -381,23 +275,41 @@ def _reason(error: Exception) -> str:
     return next(iter(str(error).splitlines()), "") or "it is damaged"
 
 
-def _open_any(path: Path) -> Source:
+class _Refused(ValueError):
+    """What is refused in whole sentences."""
+
+
+def _open_any(path: Path, name: str | None, argument: str) -> Source:
+    suffix = suffix_of(path.name)
+    archives = archives_at(path)
+    if archives:
+        return TarSource(archives, image_key=name)
     if not path.is_dir():
-        if path.suffix in (".npy", ".npz"):
-            return ArraySource(load_array(path))
-        if path.suffix == ".tar":
-            return TarSource([path])
-        if path.suffix == ".parquet":
-            return HuggingFaceSource(path)
+        if suffix in (".npy", ".npz"):
+            return ArraySource(load_array(path, name))
+        if suffix == ".parquet":
+            return HuggingFaceSource(path, column=name)
         raise ValueError("it is no folder, .npy, .npz, .tar or .parquet")
-    if (path / "dataset_dict.json").is_file():
-        splits = ", ".join(sorted(child.name for child in path.iterdir() if child.is_dir()))
-        raise ValueError(f"it holds several splits; give one of its folders: {splits}")
-    if (path / "state.json").is_file() and (path / "dataset_info.json").is_file():
-        return HuggingFaceSource(path)
-    source = FolderSource(path)
-    files = [path / name for name in source.names]
-    suffixes = {file.suffix for file in files}
-    if suffixes == {".tar"}:
-        return TarSource(files)
-    return HuggingFaceSource(*files) if suffixes == {".parquet"} else source
+    if (path / "dataset_dict.json").is_file() or (
+        (path / "state.json").is_file() and (path / "dataset_info.json").is_file()
+    ):
+        return HuggingFaceSource(*one_split(path, name))
+    listing = list_folder(path)
+    source = FolderSource(path, listing=listing)
+    shards = [file for file in listing.files if suffix_of(file).startswith(".tar")]
+    parquet = [file for file in listing.files if suffix_of(file) == ".parquet" and Path(file).name not in LISTS]
+    if source.names and (any(suffix_of(file) == ".tar" for file in shards) or parquet):
+        more = f"{len(shards)} archives" if shards else f"{len(parquet)} Parquet files"
+        raise ValueError(f"it holds {len(source.names)} images beside {more}: give the path of those that are meant")
+    try:
+        if not source.names and shards:
+            check_one_split(shard_names(shards), path, argument=argument)
+            return TarSource([path / file for file in shards], image_key=name)
+        check_one_split(source.names, path, argument=argument)
+    except ValueError as error:
+        raise _Refused(str(error)) from error
+    if not source.names and parquet:
+        return HuggingFaceSource(*one_split(path, name))
+    if name is not None:
+        raise ValueError(f"it is a folder of images, which has no '{name}'")
+    return source

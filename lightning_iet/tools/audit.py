@@ -22,7 +22,8 @@ from lightning_iet.audit.reading import ImageSet, Reading, read_sets
 from lightning_iet.audit.report import write_report
 from lightning_iet.audit.search import Invariance
 from lightning_iet.audit.verdict import findings_table, remarks
-from lightning_iet.data.decoding import Background, Fit, Range, Size
+from lightning_iet.data.decoding import Background, Fit, Size
+from lightning_iet.data.ranges import ValueRange, parse_range
 from lightning_iet.data.sources import open_source
 from lightning_iet.evaluation.membership import Membership
 from lightning_iet.utilities.devices import usable_device
@@ -116,18 +117,9 @@ class AuditJob:
         )
 
     @cached_property
-    def value_range(self) -> Range | None:
-        """Values of black and white, from ``LOW:HIGH``."""
-        if self.range is None:
-            return None
-        number = r"[+-]?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?"
-        match = re.fullmatch(rf"({number}):({number})", self.range)
-        if match is None or not float(match[1]) < float(match[2]):
-            raise ValueError(
-                f"Argument `range` expected the values of black and white, such as 0:4095 or -1:1, but got "
-                f"'{self.range}'."
-            )
-        return float(match[1]), float(match[2])
+    def value_range(self) -> ValueRange:
+        """Values of black and white."""
+        return parse_range(self.range)
 
     @cached_property
     def size(self) -> Size | None:
@@ -280,8 +272,8 @@ def audit(
         resize: Size to bring all images to, such as 64 or 64x48 (width x height); without it all must have one size.
         fit: Whether resizing crops the middle of an image of another shape, as `fit` does, or stretches it; without it
             such images are refused.
-        range: Values of black and white in images of more than 8 bits, such as 0:4095 or -1:1; without it 0 to the
-            least of 8, 10, 12, 14 and 16 bits that holds all integers, and 0:1 for floating point.
+        range: Values of black and white in images of more than 8 bits, such as 0:4095 or -1:1; auto = 0 to the least of
+            8, 10, 12, 14 and 16 bits that holds all integers, and 0:1 for floating point; full = 0:65535 for integers.
         background: Colour under transparent pixels.
         pages: Whether every page of a file (TIFF stack, animation) is an image, or only the first.
         moved: Look for shifted, turned, zoomed and blurred copies; by default where that takes less than about 15

@@ -89,8 +89,9 @@ def audit_model(
         resize: Size to bring all images to; by default that of the images that the model samples.
         fit: Whether resizing crops the middle of an image of another shape or stretches it; by default as the model was
             trained, if its checkpoint says so.
-        range: Values of black and white in images of more than 8 bits, such as 0:4095 or -1:1; without it 0 to the
-            least of 8, 10, 12, 14 and 16 bits that holds all integers, and 0:1 for floating point.
+        range: Values of black and white in images of more than 8 bits, such as 0:4095 or -1:1; auto = 0 to the least of
+            8, 10, 12, 14 and 16 bits that holds all integers, and 0:1 for floating point; full = 0:65535 for integers;
+            by default as the model was trained, if its checkpoint says so, else auto.
         background: Colour under transparent pixels.
         pages: Whether every page of a file (TIFF stack, animation) is an image, or only the first.
         moved: Look for shifted, turned, zoomed and blurred copies; by default where that takes less than about 15
@@ -138,6 +139,8 @@ def audit_model(
     _check_resize(job, generator)
     generator.module.to(job.on)
     reading = replace(job.reading, size=generator.module.image_shape[1:], fit=job.fit or generator.fit)
+    if job.range is None and generator.value_range is not None:
+        reading = replace(reading, value_range=generator.value_range)
     with job.read({"train": train, "held_out": held_out}, reading=reading) as sets:
         sets = {name: _fitting(images, generator) for name, images in sets.items()}
         check_sets(sets, job.k)

@@ -14,7 +14,7 @@ from lightning_iet.audit.cache import BlockCache
 from lightning_iet.audit.reading import Reading, read_images
 from lightning_iet.data.decoding import decode, page_numbers
 from lightning_iet.data.samples import reason_of
-from lightning_iet.data.sources import open_source
+from lightning_iet.data.sources import left_alone_by, open_source
 
 
 def encoded(kind, mode="RGB", pages=1, **options):
@@ -123,6 +123,8 @@ def test_a_folder_of_whole_and_damaged_files_is_counted_right(tmp_path_factory, 
         if extra:
             (folder / "images" / f"{number}.txt").write_text("no image")
     source = open_source(folder / "images", argument="train")
+    texts = sum(extra for *_, extra in files)
+    assert left_alone_by(source) == (f"{texts} .txt" if texts else "")
     cache, how = BlockCache(folder / "cache"), Reading(workers=0, size=(4, 4), fit="stretch")
     found, error = attempt(read_images, source, cache, argument="train", location="here", reading=how)
     if error is not None:

@@ -12,7 +12,7 @@ from lightning_iet.data import (
     ImageFolderDataModule,
     WebDatasetDataModule,
 )
-from lightning_iet.data.folders import read_captions
+from lightning_iet.data.captions import read_captions
 
 
 def picture(seed):
@@ -50,5 +50,10 @@ def test_parquet_files_that_are_not_told_apart_are_refused(tmp_path, names):
     for seed, name in enumerate(names):
         table = datasets.Dataset.from_dict({"image": [picture(seed)] * 4}).cast_column("image", datasets.Image())
         table.to_parquet(tmp_path / f"{name}.parquet")
-    with pytest.raises(ValueError, match="`held_out_split` expected files of their own"):
-        HuggingFaceDataModule(tmp_path, held_out_split="test").setup("fit")
+    data = HuggingFaceDataModule(tmp_path, held_out_split="test", num_control=2)
+    if names[0] == names[1]:
+        with pytest.raises(ValueError, match="`held_out_split` expected files of their own"):
+            data.setup("fit")
+    else:
+        data.setup("fit")
+        assert [len(part) for part in (data.train_set, data.control_set, data.reference_set)] == [4, 2, 2]

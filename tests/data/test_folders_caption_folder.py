@@ -83,3 +83,63 @@ def test_no_caption_fits(tmp_path):
     write(tmp_path, {"elsewhere.png": "x"})
     with pytest.raises(ValueError, match=r"with 7 of 7 that cannot"):
         set_up(tmp_path, on_error="skip")
+
+
+@pytest.mark.parametrize("form", ["a.txt", "a.caption", "a.png.txt"])
+def test_text_files_beside_images(tmp_path, caplog, form):
+    write_pictures(tmp_path, NAMES)
+    for name in NAMES:
+        beside = (tmp_path / name).with_suffix("") if form != "a.png.txt" else tmp_path / name
+        beside.with_name(beside.name + "." + form.rpartition(".")[2]).write_text(f"picture {name}\nand more\n")
+    (tmp_path / "README.txt").write_text("no caption")
+    data = set_up(tmp_path)
+    assert [caption for _, caption, _ in data.train_set] == [f"picture {name}" for name in NAMES]
+    assert "7 text files in" in caplog.text
+    (tmp_path / "0.caption").write_text("another")
+    (tmp_path / "0.txt").write_text("another")
+    with pytest.raises(ValueError, match=r"one text file beside each image, but got .* beside '0.png'"):
+        set_up(tmp_path)
+
+
+def test_an_image_without_a_text_file_is_named(tmp_path):
+    write_pictures(tmp_path, NAMES)
+    for name in NAMES[1:]:
+        (tmp_path / name).with_suffix(".txt").write_text("x")
+    with pytest.raises(ValueError, match=r"with 1 of 7 that cannot: '0.png' \(has no caption\)"):
+        set_up(tmp_path)
+
+
+def test_a_list_in_each_folder(tmp_path):
+    drawn = write_pictures(tmp_path, ["a/1.png", "a/2.png", "b/1.png", "3.png"])
+    for folder, numbers in (("a", (1, 2)), ("b", (1,)), (".", (3,))):
+        lines = [json.dumps({"file_name": f"{number}.png", "text": f"{folder} {number}"}) for number in numbers]
+        (tmp_path / folder / "metadata.jsonl").write_text("\n".join(lines))
+    data = set_up(tmp_path)
+    assert [caption for _, caption, _ in data.train_set] == [". 3", "a 1", "a 2", "b 1"]
+    assert len(drawn) == 4
+    (tmp_path / "a" / "metadata.csv").write_text("file_name,text\n1.png,x")
+    with pytest.raises(
+        ValueError, match=r"`captions` expected to say which list .* holds metadata.csv and metadata.json"
+    ):
+        set_up(tmp_path)
+
+
+def test_a_list_goes_before_text_files_with_a_word(tmp_path, caplog):
+    write(tmp_path, [{"file_name": name, "text": "listed"} for name in NAMES], "metadata.jsonl")
+    (tmp_path / "0.txt").write_text("beside")
+    assert {caption for _, caption, _ in set_up(tmp_path).train_set} == {"listed"}
+    assert "1 text files beside images are left alone" in caplog.text
+
+
+def test_captions_of_another_key(tmp_path):
+    write(tmp_path, [{"file_name": name, "blip_caption": f"picture {name}"} for name in NAMES], "metadata.jsonl")
+    with pytest.raises(ValueError, match="caption_key"):
+        set_up(tmp_path)
+    assert set_up(tmp_path, caption_key="blip_caption").train_set[0][1] == "picture 0.png"
+
+
+def test_splits_and_masks_are_refused_here_too(tmp_path):
+    write(tmp_path / "a", [], "metadata.jsonl")
+    write_pictures(tmp_path / "a", ["train/0.png", "val/0.png"])
+    with pytest.raises(ValueError, match="expected the images of one split"):
+        set_up(tmp_path / "a")

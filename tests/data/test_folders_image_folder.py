@@ -1,3 +1,5 @@
+import unicodedata
+
 import numpy as np
 import pytest
 
@@ -88,3 +90,75 @@ def test_folders_that_are_none(tmp_path):
     write_pictures(tmp_path, ["a.png"])
     with pytest.raises(FileNotFoundError, match=r"`held_out` expected a folder of images, but got '.*nowhere'"):
         set_up(tmp_path, held_out=tmp_path / "nowhere")
+
+
+def test_a_class_without_images_is_refused_and_keeps_no_other_from_its_number(tmp_path):
+    write_pictures(tmp_path, CLASSES)
+    (tmp_path / "deer").mkdir()
+    (tmp_path / "@eaDir").mkdir()
+    with pytest.raises(
+        ValueError, match=r"^Argument `root` expected images in each folder .* got none in 'deer'\. Rem"
+    ):
+        set_up(tmp_path)
+    (tmp_path / "deer" / "0.cr2").write_bytes(b"II*")
+    with pytest.raises(ValueError, match=r"got none in 'deer' \(but 1 \.cr2\)\..* `exclude: deer/\*`"):
+        set_up(tmp_path)
+    assert set_up(tmp_path, exclude="deer/*").classes == ["cat", "dog", "emu"]
+
+
+def test_images_that_an_extra_reads_are_not_dropped(tmp_path):
+    write_pictures(tmp_path, CLASSES)
+    for name in ("cat/x.heic", "dog/x.dcm", "emu/x.nii.gz"):
+        (tmp_path / name).write_bytes(b"damaged")
+    with pytest.raises(
+        ValueError, match=r"with 3 of 21 that cannot: 'cat/x.heic' \(.*'dog/x.dcm' \(.*'emu/x.nii.gz' \("
+    ):
+        set_up(tmp_path)
+
+
+def test_a_class_whose_images_cannot_be_read_keeps_its_number(tmp_path):
+    write_pictures(tmp_path, [*CLASSES, "deer/0.png"])
+    (tmp_path / "deer" / "0.png").write_bytes(b"damaged")
+    data = set_up(tmp_path, on_error="skip", num_control=0)
+    assert data.classes == ["cat", "deer", "dog", "emu"]
+    assert set(data.train_set.targets.tolist()) == {0, 2, 3}
+
+
+def test_what_is_left_alone_is_one_line(tmp_path, caplog):
+    write_pictures(tmp_path, [*CLASSES, "$RECYCLE.BIN/0.png", "lost+found/0.png", "cat/@eaDir/0.png/x.png"])
+    for name in ("cat/0.xml", "dog/1.xml", "labels.csv"):
+        (tmp_path / name).write_text("x")
+    data = set_up(tmp_path)
+    assert data.classes == ["cat", "dog", "emu"]
+    said = [record.message for record in caplog.records if "Left alone" in record.message]
+    assert said == [
+        f"Left alone in '{tmp_path}': 2 .xml, 1 .csv, 1 in $RECYCLE.BIN, 1 in @eaDir, 1 in lost+found; "
+        "18 images are read."
+    ]
+
+
+@pytest.mark.parametrize("folders", [("train", "val", "test"), ("a/train", "a/test")])
+def test_splits_side_by_side_are_refused(tmp_path, folders):
+    write_pictures(tmp_path, [f"{folder}/{name}" for folder in folders for name in CLASSES])
+    with pytest.raises(ValueError, match=r"^Argument `root` expected the images of one split, but got .*train"):
+        set_up(tmp_path)
+    if folders[0] == "train":
+        data = set_up(tmp_path / "train", held_out=tmp_path / "val")
+        assert data.classes == ["cat", "dog", "emu"]
+
+
+def test_masks_beside_their_pictures_are_refused_until_it_is_said_what_they_are(tmp_path):
+    write_pictures(tmp_path, [*CLASSES, "cat/0_mask.png"])
+    with pytest.raises(ValueError, match=r"^Argument `exclude` .* 'cat/0_mask.png' looks like the mask of 'cat/0.png'"):
+        set_up(tmp_path)
+    assert len(set_up(tmp_path, exclude=["*_mask.png"], num_control=0).train_set) == 18
+    assert len(set_up(tmp_path, exclude=[], num_control=0).train_set) == 19
+
+
+def test_names_of_classes_with_accents_are_the_same_in_either_form(tmp_path):
+    for root, form in (("train", "NFC"), ("val", "NFD")):
+        name = unicodedata.normalize(form, "caf\u00e9")
+        write_pictures(tmp_path / root, [f"{name}/{n}.png" for n in range(4)] + ["tea/0.png"])
+    data = set_up(tmp_path / "train", held_out=tmp_path / "val")
+    assert set(data.control_set.targets.tolist()) <= {0, 1}
+    assert data.classes == ["caf\u00e9", "tea"]

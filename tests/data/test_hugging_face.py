@@ -144,3 +144,51 @@ def test_no_path_is_one_line():
 def test_the_synthetic_twin_has_captions_where_the_column_has(column, condition):
     data = set_up("user/name", condition_column=column, synthetic=True)
     assert type(data.train_set[0][1]) is condition
+
+
+def test_of_several_captions_in_a_row_the_first_is_taken(tmp_path):
+    captions = [["a", "b", "c"]] * 22 + [["", "second"], []]
+    columns = {"image": [Image.fromarray(image) for image in PIXELS], "text": captions}
+    features = {"image": datasets.Image(), "text": datasets.Sequence(datasets.Value("string"))}
+    datasets.Dataset.from_dict(columns, features=datasets.Features(features)).to_parquet(tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match=r"with 1 of 24 that cannot: '23' \(no text\)"):
+        set_up(tmp_path / "a.parquet")
+    data = set_up(tmp_path / "a.parquet", on_error="skip", num_control=0)
+    assert [caption for _, caption, _ in data.train_set] == ["a"] * 22 + ["second"]
+    batch = next(iter(set_up(tmp_path / "a.parquet", on_error="skip", batch_size=3).train_dataloader()))
+    assert batch[1] == ["a"] * 3 or "second" in batch[1]
+
+
+def test_several_labels_in_a_row_are_refused(tmp_path):
+    columns = {"image": [Image.fromarray(image) for image in PIXELS], "label": [[1, 2]] * 24}
+    features = {"image": datasets.Image(), "label": datasets.Sequence(datasets.Value("int64"))}
+    datasets.Dataset.from_dict(columns, features=datasets.Features(features)).to_parquet(tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match=r"`condition_column` expected integers, texts.* in 'label', but got others"):
+        set_up(tmp_path / "a.parquet")
+
+
+def test_labels_that_are_words_are_classes_in_order_of_name(tmp_path):
+    table(label=[["dog", "cat", "emu"][n % 3] for n in range(24)]).to_parquet(tmp_path / "a.parquet")
+    data = set_up(tmp_path / "a.parquet", num_control=0)
+    assert data.classes == ["cat", "dog", "emu"]
+    assert data.num_classes == 3
+    assert [label for _, label, _ in data.train_set] == [[1, 0, 2][n % 3] for n in range(24)]
+
+
+def test_configurations_side_by_side_are_not_merged(tmp_path):
+    for name in ("en", "de"):
+        (tmp_path / name).mkdir()
+        table(text=[name] * 24).to_parquet(tmp_path / name / "train-00000-of-00001.parquet")
+    with pytest.raises(
+        ValueError, match=r"^Argument `configuration` expected one of .* got None: there are several, de, en"
+    ):
+        set_up(tmp_path)
+    data = set_up(tmp_path, configuration="de", num_control=0)
+    assert {caption for _, caption, _ in data.train_set} == {"de"}
+    with pytest.raises(ValueError, match="but got 'fr': there are de, en"):
+        set_up(tmp_path, configuration="fr")
+
+
+def test_columns_that_are_not_used_are_named(folder, caplog):
+    set_up(folder / "captioned", on_error="skip")
+    assert "columns 'image' and 'text' are used; left alone: 'other'" in caplog.text

@@ -18,7 +18,7 @@ class Files(list):
 def test_everything_is_looked_at_once(monkeypatch, workers):
     monkeypatch.setattr(inspection, "BATCH", 2)
     stored = Files([png(WIDE), b"", (png(HIGH), "caption"), b"no image", png(WIDE)[:40], torch.full((1, 2, 2), 1.5)])
-    usable, skipped, sizes = inspect(stored, Preparation(3), workers=workers)
+    usable, skipped, sizes, _ = inspect(stored, Preparation(3), workers=workers)
     assert usable.tolist() == [0, 2]
     assert sizes == {(4, 6): "0\\n.png", (6, 4): "2\\n.png"}
     assert [skip.name for skip in skipped] == [f"{number}\\n.png" for number in (1, 3, 4, 5)]

@@ -1,5 +1,6 @@
 import os
 import tarfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -33,7 +34,8 @@ def test_a_folder_holds_all_files_below_it_sorted_but_no_hidden_ones(tmp_path):
     (tmp_path / ".DS_Store").write_text("x")
     (tmp_path / "notes.txt").write_text("x")
     source = open_source(tmp_path, argument="train")
-    assert [source.name(i) for i in range(len(source))] == ["a.jpg.png", "b.png", "deep/er/c.bmp", "notes.txt"]
+    assert [source.name(i) for i in range(len(source))] == ["a.jpg.png", "b.png", "deep/er/c.bmp"]
+    assert source.left_alone == "1 .txt"
     assert np.array_equal(decode(source.read(1)), PIXELS[0])
 
 
@@ -120,11 +122,12 @@ def test_hugging_face_data_sets(tmp_path):
     data.save_to_disk(tmp_path / "saved")
     (tmp_path / "parquet").mkdir()
     data.to_parquet(tmp_path / "parquet" / "train-0.parquet")
-    datasets.DatasetDict({"train": data}).save_to_disk(tmp_path / "splits")
-    for path in ("saved", "parquet", "parquet/train-0.parquet", "splits/train"):
+    datasets.DatasetDict({"train": data, "test": data}).save_to_disk(tmp_path / "splits")
+    datasets.DatasetDict({"train": data}).save_to_disk(tmp_path / "split")
+    for path in ("saved", "parquet", "parquet/train-0.parquet", "splits/train", "splits:test", "split"):
         found = contents(open_source(tmp_path / path, argument="train"))
         assert np.array_equal(np.stack(list(found.values())), PIXELS)
-    with pytest.raises(ValueError, match="several splits; give one of its folders: train"):
+    with pytest.raises(ValueError, match="several splits; give one of its folders: test, train"):
         open_source(tmp_path / "splits", argument="train")
 
 
@@ -175,3 +178,66 @@ def test_a_folder_that_may_not_be_read(tmp_path):
             open_source(tmp_path, argument="train")
     finally:
         (tmp_path / "deep").chmod(0o700)
+
+
+def test_of_a_npz_file_with_several_arrays_one_is_named(tmp_path):
+    np.savez(tmp_path / "mnist.npz", train_images=PIXELS, test_images=PIXELS[::-1], train_labels=np.arange(5))
+    with pytest.raises(
+        ValueError, match=r"holds 2 arrays .* train_images, test_images; give one as mnist.npz:train_im"
+    ):
+        open_source(tmp_path / "mnist.npz", argument="train")
+    found = open_source(tmp_path / "mnist.npz:test_images", argument="train")
+    assert np.array_equal(found.read(0), PIXELS[-1])
+    for name in ("train_labels", "val_images"):
+        with pytest.raises(ValueError, match=rf"none of 3 or 4 dimensions is called '{name}'"):
+            open_source(tmp_path / f"mnist.npz:{name}", argument="train")
+
+
+def test_a_name_with_a_colon_is_a_name(tmp_path):
+    store(tmp_path / "a:b")
+    assert len(open_source(tmp_path / "a:b", argument="train")) == 3
+    with pytest.raises(ValueError, match="a folder of images, which has no 'test'"):
+        open_source(tmp_path / "a:b:test", argument="train")
+
+
+def test_shards_beside_their_tables_and_indices(tmp_path):
+    """As img2dataset leaves them, and WebDataset's own tools."""
+    store(tmp_path / "images", ["0.png", "1.png"])
+    (tmp_path / "images" / "0.txt").write_text("a caption")
+    for name in ("00000.tar", "00001.tar"):
+        (tmp_path / "shards").mkdir(exist_ok=True)
+        shard(tmp_path / "shards" / name, tmp_path / "images")
+    for name in ("00000.parquet", "00000_stats.json", "sizes.json", "shard-0.idx", "README.md"):
+        (tmp_path / "shards" / name).write_bytes(b"PAR1")
+    assert len(open_source(tmp_path / "shards", argument="train")) == 4
+
+
+def test_a_clone_from_the_hub(tmp_path):
+    datasets = pytest.importorskip("datasets", reason="needs the extra `audit`")
+    columns = {"image": [Image.fromarray(pixels) for pixels in PIXELS]}
+    table = datasets.Dataset.from_dict(columns, features=datasets.Features({"image": datasets.Image()}))
+    (tmp_path / "data").mkdir()
+    table.to_parquet(tmp_path / "data" / "train-00000-of-00001.parquet")
+    for name in ("README.md", ".gitattributes", "dataset_infos.json"):
+        (tmp_path / name).write_text("{}")
+    assert len(open_source(tmp_path, argument="train")) == 5
+    table.to_parquet(tmp_path / "data" / "test-00000-of-00001.parquet")
+    with pytest.raises(ValueError, match="several splits; give one"):
+        open_source(tmp_path, argument="train")
+    assert len(open_source(Path(f"{tmp_path}:test"), argument="train")) == 5
+    store(tmp_path / "assets")
+    with pytest.raises(ValueError, match="it holds 3 images beside 2 Parquet files: give the path"):
+        open_source(tmp_path, argument="train")
+
+
+def test_splits_side_by_side_are_no_one_set(tmp_path):
+    store(tmp_path / "root" / "train")
+    store(tmp_path / "root" / "val")
+    with pytest.raises(ValueError, match=r"^Argument `train` expected the images of one split.*Give '.*train' alone"):
+        open_source(tmp_path / "root", argument="train")
+    for name in ("train-0.tar", "val-0.tar"):
+        (tmp_path / "shards").mkdir(exist_ok=True)
+        shard(tmp_path / "shards" / name, tmp_path / "root" / "train")
+    with pytest.raises(ValueError, match=r"^Argument `train` expected the images of one split"):
+        open_source(tmp_path / "shards", argument="train")
+    assert len(open_source(tmp_path / "shards" / "train-*.tar", argument="train")) == 3

@@ -1,24 +1,14 @@
-import io
 import json
-import tarfile
 
 import numpy as np
 import pytest
 
 from lightning_iet import ShardedDataModule
 from lightning_iet.data import WebDatasetDataModule
+from tests.helpers.archives import write_tar
 from tests.helpers.pictures import pixels, png, to_bytes
 
 PIXELS = pixels(12)
-
-
-def write_tar(path, members):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w") as archive:
-        for name, content in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            archive.addfile(info, io.BytesIO(content))
 
 
 def samples(numbers, *, suffix="cls", value=lambda number: str(number % 3), folder=""):
@@ -103,7 +93,7 @@ def test_what_is_no_shard(tmp_path):
         set_up(tmp_path)
     (tmp_path / "a.tar").write_bytes(b"x" * 600)
     with pytest.raises(
-        ValueError, match=r"`root` expected whole tar files without compression, but got .* cannot be read"
+        ValueError, match=r"`root` expected whole tar files with one image a sample, but got .* cannot be read"
     ):
         set_up(tmp_path)
     write_tar(tmp_path / "a.tar", samples(range(4)))
@@ -117,3 +107,56 @@ def test_what_is_no_shard(tmp_path):
 @pytest.mark.parametrize(("kwargs", "kind"), [({"condition": "txt"}, str), ({"num_classes": 4}, int), ({}, int)])
 def test_the_synthetic_twin(kwargs, kind):
     assert type(set_up(None, synthetic=True, **kwargs).train_set[0][1]) is kind
+
+
+def test_of_several_images_in_a_sample_one_is_trained_on(tmp_path, caplog):
+    members = {}
+    for number in range(12):
+        members |= {f"{number:03}.png": png(PIXELS[number]), f"{number:03}.mask.png": png(PIXELS[-1 - number])}
+        members[f"{number:03}.cls"] = str(number % 2).encode()
+    write_tar(tmp_path / "a.tar", members)
+    with pytest.raises(ValueError, match=r"two images of one sample.*`image_key`.*png \(12\), mask.png \(12\)"):
+        set_up(tmp_path)
+    for key, order in (("png", PIXELS), ("mask.png", PIXELS[::-1])):
+        data = set_up(tmp_path, image_key=key)
+        assert len(data.train_set) == 12
+        for number, (image, label, _) in enumerate(data.train_set):
+            assert np.array_equal(to_bytes(image), order[number])
+            assert label == number % 2
+    assert "these are left alone: 12 .mask.png" in caplog.text
+
+
+def test_conditions_by_their_whole_ending(tmp_path):
+    write_tar(tmp_path / "a.tar", samples(range(4), suffix="caption.txt", value=lambda n: f"picture {n}"))
+    assert set_up(tmp_path).train_set[1][1] == "picture 1"
+    more = samples(range(4), suffix="caption.txt") | samples(range(4), suffix="tags.txt")
+    write_tar(tmp_path / "a.tar", more)
+    with pytest.raises(ValueError, match=r"`condition` expected one of caption.txt, tags.txt, since there are several"):
+        set_up(tmp_path)
+    assert set_up(tmp_path, condition="tags.txt").train_set[1][1] == "1"
+    with pytest.raises(ValueError, match="`condition` expected a name that ends in cls, txt, json, but got 'npy'"):
+        WebDatasetDataModule(tmp_path, condition="npy")
+
+
+def test_a_condition_that_is_there_twice_is_refused(tmp_path):
+    write_tar(tmp_path / "a.tar", [*samples(range(4)).items(), ("001.cls", b"2")])
+    with pytest.raises(ValueError, match=r"expected one member of a name, but got '001.cls' of '.*a.tar' twice"):
+        set_up(tmp_path)
+
+
+def test_shards_of_several_splits_are_not_mixed(tmp_path):
+    for name in ("train-0.tar", "train-1.tar", "val-0.tar"):
+        write_tar(tmp_path / name, samples(range(6)))
+    with pytest.raises(ValueError, match=r"images of one split.* Give '.*train-\*\.tar' alone, and '.*val-\*\.tar' as"):
+        set_up(tmp_path)
+    data = set_up(tmp_path / "train-*.tar", held_out=tmp_path / "val-*.tar", num_control=2)
+    assert [len(part) for part in (data.train_set, data.control_set, data.reference_set)] == [12, 2, 4]
+    folders = {f"{split}/{name}": data for split in ("train", "test") for name, data in samples(range(3)).items()}
+    write_tar(tmp_path / "one" / "all.tar", folders)
+    with pytest.raises(ValueError, match=r"^Argument `root` expected the images of one split"):
+        set_up(tmp_path / "one")
+
+
+def test_compressed_shards(tmp_path):
+    write_tar(tmp_path / "a.tar.gz", samples(range(4)), "w:gz")
+    assert [label for _, label, _ in set_up(tmp_path).train_set] == [0, 1, 2, 0]

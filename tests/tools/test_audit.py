@@ -186,7 +186,7 @@ def test_an_empty_folder_and_a_report_may_be_replaced(here, capsys):
         (["--held_out", "nowhere"], "Argument `held_out` expected images, but got 'nowhere', which does not exist"),
         (["--train", "empty"], "Argument `train` expected images, but got 'empty', which holds none"),
         (["--train", "broken.npy"], "Argument `train` expected images, but got 'broken.npy', which cannot be read"),
-        (["--generated", "texts"], "Argument `generated` expected at least one readable image"),
+        (["--generated", "texts"], "Argument `generated` expected images, but got"),
         (["--generated", "damaged", "--strict"], "expected images that can all be read"),
         (["--generated", "mixed"], "Say with --resize"),
         (["--generated", "large"], "expected images of 8x8 pixels, as the training images have, but got 9x9"),

@@ -1,0 +1,263 @@
+"""Formats that Pillow does not read by itself: HEIC by pillow-heif, DICOM by pydicom, NIfTI by nibabel."""
+
+import gzip
+import io
+import logging
+import warnings
+import zlib
+from functools import cache, lru_cache
+from types import ModuleType
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from lightning_iet.data.ranges import ValueRange
+from lightning_iet.utilities.errors import require
+
+Format = Literal["HEIF", "DICOM", "NIfTI"]
+
+EXTRAS: dict[str, str] = {
+    ".heic": "heic", ".heif": "heic", ".hif": "heic",
+    ".dcm": "medical", ".dicom": "medical", ".ima": "medical", ".nii": "medical", ".nii.gz": "medical",
+}  # fmt: skip
+"""Suffixes of these formats, and the extra of this package that reads them."""
+
+HEAD = 4096  # bytes that tell the format of a file, and whether it may have several pages
+_STUBS = {"EPS", "BUFR", "GRIB", "HDF5", "MPEG", "WMF"}  # known to Pillow by name only, or by running a program
+_HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1")
+_MAGIC = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF87a", b"GIF89a", b"\0\0\0\x0cjP  ")
+
+
+def suffix_of(name: str) -> str:
+    """Return the suffix of a file's name in small letters, with both parts of a compressed one.
+
+    Example:
+        >>> suffix_of("a/b.PNG"), suffix_of("brain.nii.gz"), suffix_of("v1.2/README"), suffix_of("shard-0.tar.gz")
+        ('.png', '.nii.gz', '', '.tar.gz')
+    """
+    base = name.replace("\\", "/").rpartition("/")[2].lower()
+    stem, dot, last = base.rpartition(".")
+    if not dot or not stem:
+        return ""
+    inner = stem.rpartition(".")[2]
+    both = last in ("gz", "bz2", "xz", "zst") and inner in ("nii", "tar")
+    return f".{inner}.{last}" if both else f".{last}"
+
+
+@cache
+def image_suffixes() -> frozenset[str]:
+    """Return the suffixes of all formats that can be read, also of those for which an extra is wanted."""
+    Image.init()
+    known = Image.registered_extensions().items()
+    return frozenset({suffix for suffix, kind in known if kind in Image.OPEN and kind not in _STUBS} | set(EXTRAS))
+
+
+def format_of(start: bytes) -> Format | None:
+    """Tell from the first bytes of a file whether it has one of these formats.
+
+    Example:
+        >>> format_of(bytes(4) + b"ftypheic"), format_of(bytes(128) + b"DICM"), format_of(b"BM")
+        ('HEIF', 'DICOM', None)
+    """
+    if start[4:8] == b"ftyp" and start[8:12] in _HEIF_BRANDS:
+        return "HEIF"
+    if start[128:132] == b"DICM":
+        return "DICOM"
+    if start[:2] == b"\x1f\x8b":
+        try:
+            start = zlib.decompressobj(wbits=31).decompress(start, 400)
+        except zlib.error:
+            return None
+    return "NIfTI" if start[344:348] in (b"n+1\0", b"ni1\0") or start[4:8] in (b"n+2\0", b"ni2\0") else None
+
+
+def is_image(start: bytes, *, named: bool) -> bool:
+    r"""Tell from the first bytes of a file whether it is an image, where its name does not tell.
+
+    Args:
+        start: The first :data:`HEAD` bytes, or all.
+        named: Whether it has a suffix: TIFF's first bytes are then no proof, since cameras' raw files share them.
+
+    Example:
+        >>> is_image(b"GIF89a", named=True), is_image(b"II*\0", named=True), is_image(b"II*\0", named=False)
+        (True, False, True)
+    """
+    if start.startswith(_MAGIC) or (start.startswith(b"RIFF") and start[8:12] == b"WEBP"):
+        return True
+    return format_of(start) is not None or (not named and start.startswith((b"II*\0", b"MM\0*", b"BM")))
+
+
+class Values(NamedTuple):
+    """An image of more than 8 bits.
+
+    Attributes:
+        pixels: Shape ``(H, W)``.
+        depth: Whether they are integers, or floating point.
+    """
+
+    pixels: NDArray[np.float32]
+    depth: Literal["integers", "floating point"]
+
+
+def open_heif(data: bytes) -> Image.Image:
+    """Open a HEIC or HEIF file.
+
+    Raises:
+        ModuleNotFoundError: Without pillow-heif.
+    """
+    require("pillow_heif", "heic").register_heif_opener()
+    return Image.open(io.BytesIO(data), formats=["HEIF"])
+
+
+# --- DICOM ------------------------------------------------------------------------------------------------------------
+
+
+def dicom_frames(data: bytes) -> int:
+    """Return the number of images in a DICOM file."""
+    with warnings.catch_warnings(action="ignore"):
+        dataset = _pydicom().dcmread(io.BytesIO(data), specific_tags=["NumberOfFrames"])
+    return max(int(dataset.get("NumberOfFrames") or 1), 1)
+
+
+def read_dicom(data: bytes, frame: int, value_range: ValueRange = "auto") -> NDArray[np.uint8] | Values:
+    r"""Read one image of a DICOM file as DICOM says that it is shown.
+
+    Grey values are rescaled (slope and intercept, or the modality's table), and a window or table of values of
+    interest brings them to 8 bits: of several the first, linear, linear exact or sigmoid (DICOM PS3.3, C.11.1 and
+    C.11.2). ``MONOCHROME1``, where small values are bright, is turned around. Colours are RGB.
+
+    Args:
+        data: The file.
+        frame: Number of the image, from 0.
+        value_range: ``"full"`` ignores the window: black and white are the ends of what the stored bits can hold. With
+            two rescaled values, such as Hounsfield units, rescaled values are returned, whatever window there is.
+
+    Returns:
+        uint8, shape ``(H, W)`` or ``(H, W, 3)``; or :class:`Values` where there is no window or a range is given.
+        Without a window they are counted from the least that the unsigned bits can hold, so that they are not negative.
+
+    Raises:
+        ModuleNotFoundError: Without pydicom.
+        ValueError: If it holds no pixels.
+    """
+    with warnings.catch_warnings(action="ignore"):  # of what is read all the same
+        return _read_dicom(data, frame, value_range)
+
+
+@cache
+def _pydicom() -> ModuleType:
+    """The package, which says in the log what it says by warnings."""
+    pydicom = require("pydicom", "medical")
+    logging.getLogger("pydicom").setLevel(logging.ERROR)
+    return pydicom
+
+
+def _read_dicom(data: bytes, frame: int, value_range: ValueRange) -> NDArray[np.uint8] | Values:
+    pydicom = _pydicom()
+    processing = require("pydicom.pixels", "medical")
+    dataset = pydicom.dcmread(io.BytesIO(data))
+    if not any(name in dataset for name in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
+        raise ValueError(f"a DICOM file without pixels ({dataset.get('Modality') or 'of no modality'})")
+    pixels = processing.pixel_array(dataset, index=frame)
+    kind = dataset.PhotometricInterpretation
+    if kind == "PALETTE COLOR":
+        pixels = processing.apply_color_lut(pixels, dataset)
+        return _eight_bits(pixels, 8 * pixels.dtype.itemsize)
+    if not kind.startswith("MONOCHROME"):
+        return _eight_bits(pixels, dataset.BitsStored)
+    _apply_groups(dataset, frame)
+    values = np.asarray(processing.apply_modality_lut(pixels, dataset), dtype=np.float64)
+    inverted = kind == "MONOCHROME1"
+    if not isinstance(value_range, str):
+        shown = sum(value_range) - values if inverted else values
+        return Values(shown.astype(np.float32), "floating point")
+    if value_range == "full" and "PixelRepresentation" in dataset:
+        low, high = (float(end) for end in processing.apply_modality_lut(_ends(dataset), dataset))
+        shown = (values - low) / (high - low) * 255
+    elif dataset.get("VOILUTSequence"):
+        most = 2 ** dataset.VOILUTSequence[0].LUTDescriptor[2] - 1
+        shown = processing.apply_voi(values.astype(np.int64), dataset) / most * 255
+    elif dataset.get("WindowCenter") not in (None, "") and dataset.get("WindowWidth") not in (None, ""):
+        shown = processing.apply_windowing(values, _window(pydicom.Dataset(), dataset))
+    else:
+        return _without_window(values, dataset, inverted=inverted)
+    done = np.rint(shown.clip(0, 255)).astype(np.uint8)
+    return 255 - done if inverted else done
+
+
+def _eight_bits(pixels: NDArray[Any], bits: int) -> NDArray[np.uint8]:
+    return pixels if pixels.dtype == np.uint8 else np.rint(pixels / (2**bits - 1) * 255).clip(0, 255).astype(np.uint8)
+
+
+def _ends(dataset: Any) -> NDArray[np.int64]:
+    """Least and largest value that the stored bits can hold."""
+    bits = dataset.BitsStored
+    return np.array([0, 2**bits - 1] if dataset.PixelRepresentation == 0 else [-(2 ** (bits - 1)), 2 ** (bits - 1) - 1])
+
+
+def _window(target: Any, dataset: Any) -> Any:
+    """The window alone, to 8 bits."""
+    target.PhotometricInterpretation, target.BitsStored, target.PixelRepresentation = "MONOCHROME2", 8, 0
+    for name in ("WindowCenter", "WindowWidth", "VOILUTFunction"):
+        if dataset.get(name) not in (None, ""):
+            setattr(target, name, dataset.get(name))
+    return target
+
+
+def _without_window(values: NDArray[Any], dataset: Any, *, inverted: bool) -> Values:
+    if dataset.get("PixelRepresentation") == 0 and "ModalityLUTSequence" not in dataset:
+        ends = _ends(dataset) * float(dataset.get("RescaleSlope") or 1)
+        values = values - min(float(dataset.get("RescaleIntercept") or 0), 0)
+        values = max(ends) - values if inverted else values
+    return Values(values.astype(np.float32), "floating point" if "FloatPixelData" in dataset else "integers")
+
+
+def _apply_groups(dataset: Any, frame: int) -> None:
+    """Put rescaling and window of a frame, which files of several frames keep apart, where the others have them."""
+    shared, own = dataset.get("SharedFunctionalGroupsSequence"), dataset.get("PerFrameFunctionalGroupsSequence")
+    for group in [*(shared or [])[:1], *(own or [])[frame : frame + 1]]:
+        for sequence in ("PixelValueTransformationSequence", "FrameVOILUTSequence"):
+            for item in group.get(sequence) or []:
+                dataset.update(item)
+
+
+# --- NIfTI ------------------------------------------------------------------------------------------------------------
+
+
+def nifti_slices(data: bytes) -> int:
+    """Return the number of slices in a NIfTI file: along the third axis, at every time."""
+    return _volume(data).shape[2]
+
+
+def read_nifti(data: bytes, number: int) -> Values:
+    """Read one slice of a NIfTI file: across the body's long axis, the patient's left on the right, the nose above.
+
+    Args:
+        data: The file, compressed or not.
+        number: Of the slice, from 0 at the feet.
+
+    Raises:
+        ModuleNotFoundError: Without nibabel.
+        ValueError: If its values are no numbers.
+    """
+    volume = _volume(data)
+    pixels = np.rot90(volume[:, :, number])
+    depth: Literal["integers", "floating point"] = "floating point" if volume.dtype.kind == "f" else "integers"
+    return Values(np.ascontiguousarray(pixels, dtype=np.float32), depth)
+
+
+@lru_cache(maxsize=1)
+def _volume(data: bytes) -> NDArray[Any]:
+    """The volume, shape ``(X, Y, slices)``, with the axes of the patient: right, anterior, superior."""
+    nibabel = require("nibabel", "medical")
+    data = gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
+    kind = nibabel.Nifti2Image if data[4:8] == b"n+2\0" else nibabel.Nifti1Image
+    volume = np.asanyarray(nibabel.as_closest_canonical(kind.from_bytes(data)).dataobj)
+    if volume.dtype.kind not in "uif":
+        raise ValueError(f"pixels of type {volume.dtype} have no known range")
+    if volume.ndim < 2:
+        raise ValueError(f"a volume of shape {volume.shape} has no slices")
+    # Slices of one time one after the other, then those of the next time.
+    return volume.reshape(*volume.shape[:2], -1, order="F") if volume.ndim != 3 else volume
