@@ -146,7 +146,6 @@ def read_dicom(data: bytes, frame: int, value_range: ValueRange = "auto") -> NDA
         return _read_dicom(data, frame, value_range)
 
 
-@cache
 def _pydicom() -> ModuleType:
     """The package, which says in the log what it says by warnings."""
     pydicom = require("pydicom", "medical")
