@@ -10,8 +10,8 @@ searched for, among innocent images that nobody copied and with held-out images 
 called one, and of the right training image. At last 200 audits of images without copies are counted.
 
 The others, where they are installed (``pip install imagededup cleanvision``): imagededup's PHash and CNN, the latter
-with the features of EfficientNet-Lite0, since its own weights would have to be fetched; and cleanvision. Their
-thresholds are their own defaults. The second command writes the table and the figure from the CSV file alone.
+with the features of EfficientNet-Lite0 at 112 pixels, since its own weights would have to be fetched; and cleanvision.
+Their thresholds are their own defaults. The second command writes the table and the figure from the CSV file alone.
 """
 
 import argparse
@@ -46,6 +46,7 @@ AUDITS = 200  # of images without copies
 LEVEL = 0.05  # share of false finds that is promised
 INNOCENTS, WITHOUT = "innocent images called copies", "audits without copies:"
 SIDE = 64  # pixels of the crops of photographs
+NETWORK_SIDE = 112  # of the network beside imagededup's CNN
 BEGIN, END = "<!-- table: begin -->\n", "<!-- table: end -->\n"
 METHODS = {
     "audit": "the audit: named",
@@ -285,29 +286,35 @@ def _by_search(parts: Sequence[Copies]) -> list[Tensor]:
     return [plain, *(torch.cat([part.matches[name].distances for part in parts]) for name in parts[0].matches)]
 
 
-def by_imagededup(train: Tensor, sets: dict[str, Tensor]) -> Iterator[dict[str, object]]:
-    """Find duplicates by perceptual hashes, and by the cosine of a network's features."""
+def by_phash(train: Tensor, sets: dict[str, Tensor]) -> Iterator[dict[str, object]]:
+    """Find duplicates by imagededup's perceptual hashes."""
     if find_spec("imagededup") is None:
         return
-    from imagededup.methods import CNN, PHash
+    from imagededup.methods import PHash
+
+    method, (names, images) = PHash(verbose=False), _named(train, sets)
+    encoded = {name: method.encode_image(image_array=_array(image)) for name, image in zip(names, images, strict=True)}
+    pairs = method.find_duplicates(encoding_map=encoded, scores=True)
+    yield from _rows("imagededup PHash", sets, {name: _best(pairs[name], True) for name in names})
+    print("PHash: done", flush=True)
+
+
+def by_cnn(train: Tensor, sets: dict[str, Tensor]) -> Iterator[dict[str, object]]:
+    """Find duplicates by imagededup's cosine similarity of a network's features."""
+    if find_spec("imagededup") is None:
+        return
+    from imagededup.methods import CNN
     from imagededup.utils import CustomModel
 
     from lightning_iet.metrics.features import EfficientNetFeatures
 
-    network = EfficientNetFeatures()
-    hashing = PHash(verbose=False)
-    features = CNN(verbose=False, model_config=CustomModel("efficientnet", network, transform=lambda image: image))
-    names, images = _named(train, sets)
+    network, (names, images) = EfficientNetFeatures(size=NETWORK_SIDE), _named(train, sets)
+    method = CNN(verbose=False, model_config=CustomModel("efficientnet", network, transform=lambda image: image))
     with torch.inference_mode():
-        rows = torch.cat([network(part) for part in images.split(64)]).numpy()
-    for method, encoded, find, options in (
-        ("imagededup PHash", [hashing.encode_image(image_array=_array(image)) for image in images], hashing, {}),
-        ("imagededup CNN", rows, features, {"num_sim_workers": 0}),
-    ):
-        pairs = find.find_duplicates(encoding_map=dict(zip(names, encoded, strict=True)), scores=True, **options)
-        called = {name: _best(pairs[name], find is hashing) for name in names}
-        yield from _rows(method, sets, called)
-        print(f"{method}: done", flush=True)
+        encoded = torch.cat([network(part) for part in images.split(64)]).numpy()
+    pairs = method.find_duplicates(encoding_map=dict(zip(names, encoded, strict=True)), scores=True, num_sim_workers=0)
+    yield from _rows("imagededup CNN", sets, {name: _best(pairs[name], False) for name in names})
+    print("CNN: done", flush=True)
 
 
 def _best(pairs: Sequence[tuple[str, float]], smallest: bool) -> int:
@@ -386,8 +393,8 @@ def measure(cache: Path) -> Iterator[dict[str, object]]:
                 sets[name] = change(train[:EACH])
         searched = {name: images for name, images in sets.items() if name != "held out"}
         yield from ({"set": title, **figures} for figures in by_audit(train, sets, cache))
-        yield from ({"set": title, **figures} for figures in by_imagededup(train, searched))
-        yield from ({"set": title, **figures} for figures in by_cleanvision(train, searched))
+        for other in (by_phash, by_cnn, by_cleanvision):
+            yield from ({"set": title, **figures} for figures in other(train, searched))
 
 
 def table(rows: Sequence[dict[str, str]]) -> str:

@@ -88,7 +88,8 @@ def compare_sets(sets: Mapping[str, ImageSet]) -> list[Difference]:
         if distance >= DIFFERENT and distance >= TIMES * control and p_value < SIGNIFICANT:
             medians = float(values.median()), float(found["train"][name].median())
             differences.append(Difference(name, *medians, distance, control, _REMEDIES[name]))
-    return sorted([*differences, *_of_whole_sets(sets)], key=lambda difference: -difference.distance)
+    # Of equal distances what is known of the files, for it is the cause.
+    return sorted([*_of_whole_sets(sets), *differences], key=lambda difference: -difference.distance)
 
 
 def compare_distances(generated: Tensor, held_out: Tensor) -> list[Difference]:

@@ -210,8 +210,24 @@ def _bound_or_control(findings: Findings) -> str:
         )
     if findings.not_moved:
         sentences.append(f"Moved copies (shifted, turned, zoomed, blurred) were not looked for: {findings.not_moved}.")
-    sentences.append(f"Not looked for are {UNSEEN}.")
+    sentences.append(f"Not looked for are {UNSEEN}.{_reshaped(findings)}")
     return " ".join(sentences) + _control(findings)
+
+
+def _reshaped(findings: Findings) -> str:
+    """Say that training images had another shape, and that copies of how else they might have been read go unseen."""
+    train, fit = findings.sets["train"], findings.settings.get("fit")
+    shapes = [tuple(map(int, size.split("x"))) for size in train.origin.sizes]
+    other = sum(
+        abs(width * train.height - height * train.width) > 0.02 * width * train.height for width, height in shapes
+    )
+    if not other or fit is None:
+        return ""
+    done, else_done = ("cropped", "stretched") if fit == "crop" else ("stretched", "cropped")
+    return (
+        f" Training images of another shape were {done}, as --fit says: if the generator saw them {else_done}, audit "
+        f"again with --fit {'stretch' if fit == 'crop' else 'crop'}, for its copies may go unseen here."
+    )
 
 
 def _kinds(findings: Findings) -> str:

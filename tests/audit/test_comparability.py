@@ -66,6 +66,10 @@ def test_transparency_of_one_set_only():
     (difference,) = compare_sets(found)
     assert (difference.name, difference.generated, difference.train) == ("transparency", 1.0, 0.0)
     assert "--background" in difference.remedy
+    dark = replace(found["generated"], pixels=found["generated"].pixels // 4)
+    names = [difference.name for difference in compare_sets(found | {"generated": dark})]
+    assert names[0] == "transparency"  # the cause of what else differs
+    assert "contrast" in names
 
 
 @given(st.integers(1, 3).filter(lambda c: c != 2), st.integers(0, 99))

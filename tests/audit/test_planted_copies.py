@@ -1,4 +1,5 @@
 import csv
+from pathlib import Path
 
 import pytest
 import torch
@@ -75,3 +76,15 @@ def test_changes_change_images_and_keep_their_form(name):
     changed = CHANGES[name](images)
     assert (changed.shape, changed.dtype) == (images.shape, images.dtype)
     assert torch.equal(changed, images) == (name == "exact")
+
+
+def test_the_page_shows_what_was_measured():
+    page = Path(__file__).parents[2] / "docs" / "measures" / "planted-copies.md"
+    measured = read(page.with_suffix(".csv"))
+    assert page.read_text(encoding="utf-8").partition(BEGIN)[2].partition(END)[0] == table(measured)
+    assert {row["change"] for row in measured if row["set"] == "photographs" and int(row["planted"])} == set(CHANGES)
+    for figures in measured:
+        if figures["change"] == "exact":
+            assert figures["found"] == figures["planted"]
+        if (figures["method"], figures["change"]) == ("audit", f"{WITHOUT} copies"):
+            assert int(figures["found"]) <= 0.05 * int(figures["images"])  # as promised

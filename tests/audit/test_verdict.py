@@ -223,3 +223,24 @@ def test_the_exit_status_of_what_is_not_decided(judge):
     assert findings.exit_status == 0
     findings.settings["fail_on_copies"] = True
     assert findings.exit_status == 4
+
+
+@pytest.mark.parametrize(
+    ("fit", "sizes", "words"),
+    [
+        (
+            "stretch",
+            {"12x8": 80},
+            "were stretched, as --fit says: if the generator saw them cropped, audit again with --fit crop",
+        ),
+        ("crop", {"12x8": 80}, "were cropped, as --fit says: if the generator saw them stretched"),
+        ("crop", {"16x16": 80}, ""),
+        (None, {"8x8": 80}, ""),
+    ],
+)
+def test_a_shape_that_was_changed_is_said(clean, fit, sizes, words):
+    train = replace(clean.sets["train"], origin=Origin(sizes=sizes))
+    found = replace(clean, sets=clean.sets | {"train": train}, settings=clean.settings | {"fit": fit})
+    details = verdict(found).details
+    assert words in details
+    assert ("--fit" in details) == bool(words)

@@ -183,7 +183,7 @@ def _card(
     copies, index = audit.copies["generated"], row["index"]
     remarks = ["identical" if row["identical"] else SEARCH_WORDS[row["search"]]]
     if row["noise"] not in ("", float("inf")):
-        remarks.append(f"{row['noise']:.0f} dB")
+        remarks.append(f"{row['noise']:.0f}\u00a0dB")
     pictures = {}
     if images:
         difference = (generated.int() - undone.int()).abs().to(torch.uint8)
