@@ -149,16 +149,16 @@ def properties(pixels: Tensor) -> dict[str, Tensor]:
 def _of_whole_sets(sets: Mapping[str, ImageSet]) -> list[Difference]:
     """Differences in the number of grey levels and in transparency, which are those of a file format."""
     found = []
+    shares = {name: s.origin.transparent / len(s) for name, s in sets.items()}
+    if abs(shares["generated"] - shares["train"]) > DIFFERENT:
+        remedy = "Say with --background what colour the generator saw under transparent pixels."
+        found.append(Difference("transparency", shares["generated"], shares["train"], 1.0, 0.0, remedy))
     levels = {
         name: int((torch.bincount(s.pixels.flatten().long(), minlength=256) > 0).sum()) for name, s in sets.items()
     }
     if levels["generated"] < min(FEW_LEVELS, levels["train"] / 4):
         remedy = _REMEDIES[LEVELS]
         found.append(Difference("grey levels in the set", levels["generated"], levels["train"], 1.0, 0.0, remedy))
-    shares = {name: s.origin.transparent / len(s) for name, s in sets.items()}
-    if abs(shares["generated"] - shares["train"]) > DIFFERENT:
-        remedy = "Say with --background what colour the generator saw under transparent pixels."
-        found.append(Difference("transparency", shares["generated"], shares["train"], 1.0, 0.0, remedy))
     return found
 
 
