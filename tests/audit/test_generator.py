@@ -2,15 +2,18 @@ import json
 import shutil
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from diffusers import DDIMPipeline, DDIMScheduler, DDPMPipeline, DDPMScheduler
+from PIL import Image
 
 from lightning_iet.audit.cache import BlockCache
 from lightning_iet.audit.generator import Drawing, draw, load_checkpoint, load_pipeline
+from lightning_iet.data import ImageFolderDataModule
 from lightning_iet.functional.seeding import derive_seed
 from tests.helpers.digit_models import fresh_model, save_checkpoint, save_pipeline
-from tests.helpers.models import tiny_unet
+from tests.helpers.models import quiet_trainer, tiny_diffusion, tiny_unet
 
 
 def drawn(generator, folder, **drawing):
@@ -134,3 +137,22 @@ def test_a_module_of_another_class_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr("lightning_iet.audit.generator.load_any_module", lambda path: "text")
     with pytest.raises(ValueError, match=r"a checkpoint of a DiffusionModule, but got .* which is one of a str"):
         load_checkpoint(tmp_path / "plain.ckpt")
+
+
+@pytest.mark.parametrize("deep", [False, True])
+def test_the_range_of_training_is_in_the_checkpoint(tmp_path, deep):
+    """So that an audit of the model reads images of more than 8 bits as they were trained on."""
+    (tmp_path / "images").mkdir()
+    images = np.random.default_rng(0).integers(
+        0, 4096 if deep else 256, (8, 8, 8), dtype=np.uint16 if deep else np.uint8
+    )
+    images[0, 0, 0] = 4095 if deep else 255
+    for number, image in enumerate(images):
+        Image.fromarray(image).save(tmp_path / "images" / f"{number}.png")
+    data = ImageFolderDataModule(tmp_path / "images", num_control=2, num_reference=2, channels=1, batch_size=2)
+    trainer = quiet_trainer(tmp_path, max_epochs=0)
+    trainer.fit(tiny_diffusion(), data)
+    trainer.save_checkpoint(tmp_path / "model.ckpt")
+    generator = load_checkpoint(tmp_path / "model.ckpt")
+    assert generator.value_range == ((0, 4095) if deep else "auto")
+    assert generator.fit == "crop"
