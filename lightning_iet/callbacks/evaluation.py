@@ -10,11 +10,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 import lightning.pytorch as pl
+import rich
 import torch
 from lightning.pytorch.strategies import Strategy
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from rich.progress import Progress
 from torch import Tensor
+from torch.utils.data import Dataset
+from torchmetrics.image.fid import FrechetInceptionDistance
 
 from lightning_iet.callbacks.anti_gradient_control.callback import AntiGradientControl
 from lightning_iet.callbacks.anti_gradient_control.reference import HeldOutImages
@@ -32,8 +36,9 @@ from lightning_iet.evaluation.assessment import (
     sample_images,
 )
 from lightning_iet.evaluation.measures import Measure, MembershipMeasure, TextNorm, check_measures
-from lightning_iet.evaluation.report import Report, make_report, publish
+from lightning_iet.evaluation.report import Report, make_report, publish, report_table
 from lightning_iet.evaluation.sampling import find_sample
+from lightning_iet.metrics.features.factory import best_features
 from lightning_iet.metrics.frechet import frechet_distance
 from lightning_iet.utilities.files import check_writable, run_folder
 from lightning_iet.utilities.lightning import Position, find_callback, order_callbacks
@@ -179,8 +184,9 @@ class Evaluation(pl.Callback):
         num_inference_steps: denoiser calls per image.
         use_ema: sample with the averaged weights, where the module has them.
         seed: of the images.
-        features: features of FID: ``"digits"``, a small classifier in this package, ``"inception"``,
-            ``"efficientnet"``, or another of :func:`~lightning_iet.metrics.feature_extractor`.
+        features: features of FID: ``"auto"``, the best that is installed; ``"none"``, for no FID; ``"digits"``, a
+            small classifier in this package, ``"inception"``, ``"efficientnet"``, or another of
+            :func:`~lightning_iet.metrics.feature_extractor`.
         feature_weights: a local file with the weights of ``features``.
         download: whether these may be downloaded when there is no file.
         k: nearest training images in the mean of MQ.
@@ -221,7 +227,7 @@ class Evaluation(pl.Callback):
         num_inference_steps: int = 50,
         use_ema: bool = True,
         seed: int = 0,
-        features: str = "digits",
+        features: str = "auto",
         feature_weights: Path | None = None,
         download: bool = False,
         k: int = 50,
@@ -259,6 +265,7 @@ class Evaluation(pl.Callback):
         self.pictures = pictures
         self.batch_size = batch_size
         self.report: Report | None = None
+        self._features: str | None = None
         self._history = RunHistory()
         self._outcome: _Outcome | None = None
         self._course: list[dict[str, Any]] = []  # step and scores of each evaluation
@@ -287,6 +294,10 @@ class Evaluation(pl.Callback):
             rank_zero_info(said)
         with isolated_module(pl_module):
             self._assessor = self._make_assessor(trainer)
+            if self.keep_best and self._features is None:
+                raise ValueError(
+                    "Argument `keep_best` expected features for FID, but got none. Name some as `features`."
+                )
             check_images(self._sample(pl_module, 1, start=0, batch_size=1, steps=1), self._assessor.train)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -368,7 +379,7 @@ class Evaluation(pl.Callback):
         self.report = make_report(
             self._assessor,
             assessment.scores,
-            settings={name: getattr(self, name) for name in _SETTINGS} | {"num_samples": self._num(trainer)},
+            settings=self._settings(trainer),
             run=run,
             curves=curves_of_run(trainer, self._history),
             course=self._course,
@@ -381,6 +392,29 @@ class Evaluation(pl.Callback):
                 trainer, self.report, assessment=assessment, train=self._assessor.train,
                 num_pairs=self.num_pairs if self.pictures else None,
             )  # fmt: skip
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Of `validate`: print the table of a checkpoint."""
+        if trainer.state.fn == TrainerFn.VALIDATING:
+            self._show(trainer, pl_module)
+
+    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Print the table of a checkpoint."""
+        self._show(trainer, pl_module)
+
+    def _show(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Evaluate a model that is not trained here, and print the table; nothing is written."""
+        if not self.num_samples:
+            return
+        check_schedule(module, num_inference_steps=self.num_inference_steps)
+        self._sampling, _ = find_sample(module)
+        with isolated_module(module):
+            self._assessor = self._make_assessor(trainer)
+        scores = self._evaluate(trainer, module).assessment.scores
+        run = {"threshold": 0.0, "skip_rate": 0.0}
+        self.report = make_report(self._assessor, scores, settings=self._settings(trainer), run=run, curves={})
+        if trainer.is_global_zero:
+            rich.get_console().print(report_table(self.report))
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Free the images."""
@@ -429,12 +463,23 @@ class Evaluation(pl.Callback):
             train,
             control,
             reference,
-            fid=frechet_distance(self.features, weights=self.feature_weights, download=self.download),
+            fid=self._fid(train),
             k=self.k,
             num_control=self._num(trainer),
             further=self.measures,
             measure_weights=self.measure_weights,
         )
+
+    def _fid(self, train: Dataset[Any]) -> FrechetInceptionDistance | None:
+        """Build the Fréchet distance in the features that were asked for."""
+        name: str | None = self.features
+        if name == "auto" and self.feature_weights is None:
+            name = best_features(tuple(train[0][0].shape))
+        if name in (None, "none", "auto"):
+            self._features = None
+            return None
+        self._features = name
+        return frechet_distance(name, weights=self.feature_weights, download=self.download)
 
     def _evaluate(self, trainer: pl.Trainer, module: pl.LightningModule) -> "_Outcome":
         """Sample a part of the images on each process; then each process measures all of them, and none waits."""
@@ -463,6 +508,11 @@ class Evaluation(pl.Callback):
             num_inference_steps=steps,
             use_ema=self.use_ema,
         )
+
+    def _settings(self, trainer: pl.Trainer) -> dict[str, Any]:
+        """Return the settings that were used: with the features that ``"auto"`` has found."""
+        used = {"num_samples": self._num(trainer), "features": self._features}
+        return {name: getattr(self, name) for name in _SETTINGS} | used
 
     def _num(self, trainer: pl.Trainer) -> int:
         """Number of images; a few in a ``fast_dev_run``."""

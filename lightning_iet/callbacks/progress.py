@@ -1,15 +1,44 @@
-"""One progress bar for the whole run."""
+"""One progress bar for the whole run, and one line about the model."""
 
 import time
 from typing import Any
 
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.utilities import rank_zero_info
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import nn
 
 from lightning_iet.callbacks.parameter_averaging.callback import ParameterAveragingCallback
 from lightning_iet.utilities.lightning import find_callback
+
+
+class ParameterSummary(Callback):
+    """Logs one line about the model when training starts: parameters that train, that are frozen, and averaged ones.
+
+    Example:
+        >>> from torch import nn
+        >>> ParameterSummary.line(nn.Linear(9, 1))
+        'Linear: 10 parameters train, 0 are frozen; no average of the weights (EMA) is kept.'
+    """
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log it."""
+        rank_zero_info(self.line(pl_module))
+
+    @staticmethod
+    def line(module: nn.Module) -> str:
+        """Return the line for a module, whose average of the weights, if it keeps one, is ``module.ema``."""
+        ema = getattr(module, "ema", None)
+        averaged = {id(parameter) for parameter in ema.parameters()} if isinstance(ema, nn.Module) else set()
+        others = [parameter for parameter in module.parameters() if id(parameter) not in averaged]
+        trained = sum(parameter.numel() for parameter in others if parameter.requires_grad)
+        frozen = sum(parameter.numel() for parameter in others) - trained
+        kept = (
+            "an average of the weights (EMA) is kept" if ema is not None else "no average of the weights (EMA) is kept"
+        )
+        return f"{type(module).__name__}: {trained:,} parameters train, {frozen:,} are frozen; {kept}."
 
 
 class RunProgressBar(ProgressBar):

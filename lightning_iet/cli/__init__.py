@@ -4,7 +4,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from difflib import get_close_matches
 from importlib import import_module
 from typing import cast
@@ -43,14 +43,15 @@ OF_THE_TRAINER = ("fit", "validate", "test", "plan")
 
 _EXAMPLES = f"""\
 examples
-  {PROGRAM} inspect --train DIR --resize 64
-  {PROGRAM} fit --config configs/digits/iet_agc.yaml
-  {PROGRAM} plan --config configs/digits/iet_agc.yaml --measure_steps 5
-  {PROGRAM} sample --ckpt CHECKPOINT --num 64 --out images
-  {PROGRAM} audit --generated DIR --train DIR --held-out DIR --out audit
-  {PROGRAM} compare RUN RUN --out comparison
-  {PROGRAM} memcontrol --config configs/digits/finetune.yaml --trials 20 --jobs 2 --out search
-  {PROGRAM} sweep configs/sweeps/agc_threshold.yaml --jobs 2
+  {PROGRAM} inspect --train FOLDER --resize 64
+  {PROGRAM} fit --images FOLDER
+  {PROGRAM} fit --config digits/iet_agc --agc.threshold 0.5
+  {PROGRAM} plan --config digits/iet_agc --measure_steps 5
+  {PROGRAM} sample runs/digits/iet_agc --num 64 --out images
+  {PROGRAM} audit --generated FOLDER --train FOLDER --held-out FOLDER --out audit
+  {PROGRAM} compare runs/digits/iet_agc runs/digits/baseline
+  {PROGRAM} memcontrol --config digits/finetune --trials 20 --jobs 2 --out search
+  {PROGRAM} sweep sweeps/agc_threshold --jobs 2
 
 {PROGRAM} COMMAND --help lists the options of a command. Methods are groups of options of `fit`: --agc.*,
 --averaging.*, --selection.*, --redistribution.*, --augmentation.*, --evaluation.*; --agc.threshold 0,
@@ -73,6 +74,9 @@ def main(args: Sequence[str] | None = None) -> None:
     arguments = list(sys.argv[1:] if args is None else args)
     command = arguments[0].replace("_", "-") if arguments else ""
     known = [name for group in COMMANDS.values() for name in group]
+    if not command:
+        print(help_text(), file=sys.stderr)
+        sys.exit(2)
     if command in ("-h", "--help"):
         print(help_text())
         sys.exit(0)
@@ -82,17 +86,21 @@ def main(args: Sequence[str] | None = None) -> None:
     with one_line_errors(PROGRAM):
         _silence_advice()
         if command in OF_THE_TRAINER or (command.startswith("-") and not {*OF_THE_TRAINER}.isdisjoint(arguments)):
+            from lightning_iet.cli.arguments import check_source, with_run
+
+            completed = with_run(arguments)
+            check_source(completed)
             from lightning_iet.cli.trainer import run_trainer
 
-            run_trainer(args)
+            run_trainer(completed)
         elif command in known:
             from lightning_iet.cli.tools import run_tool
 
             run_tool(tool(command), arguments[1:])
         else:
             close = get_close_matches(command, known, n=1)
-            remedy = f"Did you mean {close[0]}?" if close else f"`{PROGRAM} --help` says what each does."
-            raise ValueError(f"Expected a command, one of {', '.join(known)}, but got '{command}'. {remedy}")
+            print("\n".join(_commands()), file=sys.stderr)
+            raise ValueError(f"There is no command '{command}'.{f' Did you mean {close[0]}?' if close else ''}")
 
 
 def tool(command: str) -> Callable[..., object]:
@@ -110,9 +118,13 @@ def help_text() -> str:
     """Return the list of commands with one line for each, and examples."""
     lines = ["Train diffusion models that do not memorise their training images, and prove it.", ""]
     lines += [f"usage: {PROGRAM} [-h] [--version] COMMAND [options]", ""]
+    return "\n".join([*lines, *_commands(), _EXAMPLES.rstrip()])
+
+
+def _commands() -> Iterator[str]:
+    """Yield a line for each command, by group."""
     for group, commands in COMMANDS.items():
-        lines += [group, *(f"  {name:<12} {text}" for name, text in commands.items()), ""]
-    return "\n".join([*lines, _EXAMPLES.rstrip()])
+        yield from (group, *(f"  {name:<12} {text}" for name, text in commands.items()), "")
 
 
 def _silence_advice() -> None:

@@ -1,9 +1,7 @@
 """Functions as commands: their arguments are the options, their docstrings the help."""
 
-import argparse
 import inspect
 import json
-import os
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -11,36 +9,40 @@ from itertools import takewhile
 from pathlib import Path
 from typing import NoReturn, cast
 
-from jsonargparse import ArgumentParser, DefaultHelpFormatter
+from jsonargparse import ArgumentParser
 
 from lightning_iet.cli import PROGRAM
-from lightning_iet.utilities.errors import TRACEBACK_VARIABLE, fail
+from lightning_iet.cli.help import HelpFormatter, OneLineErrors, plain
 
 _BOOLEANS = ("true", "false", "yes", "no")
 _FIRST = ("ckpt", "name")  # arguments that may be given as the first word, without their option
 
 
-class HelpFormatter(DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Keep the lines of a description as they are written."""
-
-
-class OneLineErrors:
-    """Let a parser of jsonargparse report an error in one line, without all options before it."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Print the message and exit with status 2."""
-        if os.environ.get(TRACEBACK_VARIABLE) and ex is not None:
-            raise ex
-        fail(PROGRAM, message)
-
-
 class _ToolParser(OneLineErrors, ArgumentParser):
     """Shows options with dashes, though they are named after the arguments of a function."""
+
+    def known_options(self) -> list[str]:
+        """Return all options, as a user writes them."""
+        return [with_dashes(option) for option in super().known_options()]
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Print the message with options as a user writes them, and exit with status 2."""
+        super().error(re.sub(r"(?<=required: )[\w., ]+|--\w+|(?<=key \")\w+", with_dashes, message), ex)
 
     def format_help(self) -> str:
         """Return the help."""
         text = super().format_help().replace("<class 'Path'>", "Path")
-        return re.sub(r"--\w+", lambda option: option[0].replace("_", "-"), text)
+        return re.sub(r"--\w+", with_dashes, text)
+
+
+def with_dashes(option: str | re.Match[str]) -> str:
+    """Write an option as a user does.
+
+    Example:
+        >>> with_dashes("--held_out")
+        '--held-out'
+    """
+    return (option if isinstance(option, str) else option[0]).replace("_", "-")
 
 
 def run_tool(tool: Callable[..., object], args: Sequence[str]) -> None:
@@ -54,13 +56,20 @@ def run_tool(tool: Callable[..., object], args: Sequence[str]) -> None:
         tool: The function; its docstring and type hints are the command's help.
         args: Command-line arguments after the command's name.
     """
-    description = (inspect.getdoc(tool) or "").partition("\nArgs:")[0].replace("``", "")
+    documentation = inspect.getdoc(tool) or ""
     program = f"{PROGRAM} {tool.__name__.replace('_', '-')}"
-    parser = _ToolParser(prog=program, description=description, formatter_class=HelpFormatter)
+    parser = _ToolParser(
+        prog=program,
+        description=plain(documentation.partition("\nArgs:")[0]),
+        formatter_class=HelpFormatter,
+        allow_abbrev=False,
+    )
     parameters = inspect.signature(tool).parameters
     positional = {name for name, parameter in parameters.items() if parameter.annotation == Sequence[Path]}
     for name in positional:
-        parser.add_argument(name, nargs="+", type=Path, metavar=name.upper(), help="folders, see above")
+        explained = re.search(rf"^ +{name}: (.+)", documentation, re.MULTILINE)
+        text = plain(explained[1]) if explained else "one or more"
+        parser.add_argument(name, nargs="+", type=Path, metavar=name.upper(), help=text)
     parser.add_function_arguments(tool, skip=positional, as_group=False)
     first = next((name for name in _FIRST if name in parameters), None)
     if first is not None and args and not args[0].startswith("-"):

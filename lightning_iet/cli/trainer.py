@@ -1,14 +1,23 @@
 """LightningCLI with the options of the methods: ``fit``, ``validate``, ``test`` and ``plan``."""
 
+import argparse
+import inspect
+import os
 import re
-import sys
-from collections.abc import Sequence
+import shutil
+import textwrap
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, cast
+from pydoc import locate
+from typing import Any, NoReturn, cast
 
+import diffusers
 import lightning.pytorch as pl
+import torch
 import yaml
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_iet import callbacks, data, modules
 from lightning_iet.callbacks import (
@@ -17,21 +26,61 @@ from lightning_iet.callbacks import (
     ParameterAveragingCallback,
     ParameterSelection,
     Redistribution,
-    RunProgressBar,
     ThresholdAwareAugmentation,
 )
 from lightning_iet.callbacks.interruptions import StopSignal, resume_from
+from lightning_iet.callbacks.progress import ParameterSummary, RunProgressBar
 from lightning_iet.cli import PROGRAM
-from lightning_iet.cli.tools import HelpFormatter, OneLineErrors
+from lightning_iet.cli.arguments import with_configurations
+from lightning_iet.cli.help import (
+    HelpFormatter,
+    OneLineErrors,
+    clear,
+    first_sentence,
+    option_lines,
+    plain,
+    width,
+    without_values,
+    wrapped,
+)
+from lightning_iet.cli.images import seconds_of_step, with_images
 from lightning_iet.data import ShardedDataModule
 from lightning_iet.functional.sharding import Partition
-from lightning_iet.tools.plan import PlanningTrainer
+from lightning_iet.tools.plan import PlanningTrainer, in_words, model_size, schedule_of
 from lightning_iet.utilities.checkpoints import outline
-from lightning_iet.utilities.configurations import find_configuration
-from lightning_iet.utilities.errors import yaml_fault
+from lightning_iet.utilities.errors import TRACEBACK_VARIABLE, fail, yaml_fault
 from lightning_iet.utilities.files import check_writable, run_folder
 from lightning_iet.utilities.lightning import find_callback, order_callbacks
+from lightning_iet.utilities.run_folders import checkpoint_of
 
+METHODS = {
+    "agc": AntiGradientControl,
+    "averaging": ParameterAveragingCallback,
+    "redistribution": Redistribution,
+    "augmentation": ThresholdAwareAugmentation,
+    "selection": ParameterSelection,
+    "evaluation": Evaluation,
+}
+"""The methods, by the group of their options."""
+
+_FIRST = ("config", "ckpt_path", "trust_checkpoint", "measure_steps", "seed_everything")
+_OFTEN = (
+    "max_epochs", "max_steps", "accelerator", "devices", "precision", "gradient_clip_val", "accumulate_grad_batches",
+    "check_val_every_n_epoch", "fast_dev_run", "default_root_dir", "logger", "enable_progress_bar",
+)  # fmt: skip
+_TEXTS = {
+    "config": f"A configuration: a file, or a name that `{PROGRAM} configs` lists. May be given again; later ones win.",
+    "ckpt_path": "A checkpoint; `last` goes on with an interrupted run, or starts it where there is none.",
+    "seed_everything": "Seed of weights, order of samples and noise.",
+    "trainer.fast_dev_run": "Run so many batches as a test, and keep nothing.",
+    "trainer.logger": "Where measures go.",
+}
+_DESCRIPTIONS = {
+    "fit": "Train a model, evaluate it, and write a run folder.",
+    "validate": "Measure the loss of a checkpoint on the validation images, and evaluate it.",
+    "test": "Measure the loss of a checkpoint on the test images, and evaluate it.",
+    "plan": "Say what fit with the same options will cost: steps, memory, time.",
+}
 _WORDS = ("best", "last", "hpc", "registry")  # of Lightning's own, in the place of a checkpoint's path
 _LOGGER_EXTRAS = ("tensorboard",)
 _LOGGER = {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"save_dir": "runs", "name": "run"}}
@@ -40,14 +89,15 @@ _LOGGER = {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"s
 class IETCLI(LightningCLI):
     """LightningCLI with one group of options for each method; its neutral value switches the method off."""
 
+    images: str | None = None
+    """What was found of ``--images``."""
+    new_folders: Sequence[Path] = ()
+    """Folders that this run makes: its own, and those above it."""
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add a group of options for each method, such as ``--agc.*``: flat keys, also for sweeps."""
-        parser.add_lightning_class_args(AntiGradientControl, "agc")
-        parser.add_lightning_class_args(ParameterAveragingCallback, "averaging")
-        parser.add_lightning_class_args(ParameterSelection, "selection")
-        parser.add_lightning_class_args(Evaluation, "evaluation")
-        parser.add_lightning_class_args(Redistribution, "redistribution")
-        parser.add_lightning_class_args(ThresholdAwareAugmentation, "augmentation")
+        for group, kind in METHODS.items():
+            parser.add_lightning_class_args(kind, group)
         parser.set_defaults({"agc.threshold": 0.0, "averaging.num_shards": 1})
         parser.set_defaults({"redistribution.fraction": 0.0, "augmentation.max_magnitude": 0})
         parser.add_argument("--sharding.partition", type=Partition, default="stratified", help="by class, or iid")
@@ -64,8 +114,8 @@ class IETCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Find configurations by name, and check the checkpoint that a run resumes from before anything is built."""
-        arguments = sys.argv[1:] if args is None else args
-        self.config = parser.parse_args(with_configurations(cast("Sequence[str]", arguments)))
+        arguments, self.images = with_images(with_configurations(cast("Sequence[str]", args)))
+        self.config = parser.parse_args(arguments)
         options = self.config[self.config.subcommand]
         data, model = (options.get(f"{name}.init_args") or {} for name in ("data", "model"))
         if data.get("synthetic") and "synthetic" in model:  # a run without the data is one without the weights, too
@@ -74,6 +124,7 @@ class IETCLI(LightningCLI):
         if trusted:
             options["weights_only"] = False
         if path and path not in _WORDS:
+            path = options["ckpt_path"] = str(checkpoint_of(Path(path), argument="ckpt_path"))
             outline(Path(path), argument="ckpt_path", trusted=trusted)
 
     def _parse_ckpt_path(self) -> None:
@@ -98,12 +149,41 @@ class IETCLI(LightningCLI):
         options["ckpt_path"] = resume_from(self.trainer, options["ckpt_path"], trusted=options["trust_checkpoint"])
         if self.trainer.is_global_zero and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             remedy = "Give another one as `save_dir` of the logger, or with `--trainer.default_root_dir`."
-            check_writable(run_folder(self.trainer), argument="save_dir", remedy=remedy, make=False)
+            folder = run_folder(self.trainer)
+            check_writable(folder, argument="save_dir", remedy=remedy, make=False)
+            self.new_folders = [place for place in (folder, *folder.parents) if not place.exists()]
+        if self.images is not None:
+            rank_zero_info(f"{self.images}; {self._estimate()}")
+
+    def before_plan(self) -> None:
+        """Say what was found of the images."""
+        if self.images is not None:
+            rank_zero_info(self.images)
+
+    def _estimate(self) -> str:
+        """Say how large the model is, and how long training will take here."""
+        batch_size = self._get(self.config, "data.init_args.batch_size")
+        step = seconds_of_step(self.model, batch_size, self.trainer.strategy.root_device)
+        self.datamodule.prepare_data()
+        self.datamodule.setup("fit")
+        schedule = schedule_of(self.trainer, self.datamodule)
+        seconds = (schedule.process_steps or 0) * step
+        length = f"about {in_words(seconds)} here" if schedule.process_steps else "without an end"
+        return f"{model_size(self.model).trained / 1e6:.1f} M parameters, {length}"
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Run a command; a run that fails before its first step leaves nothing behind."""
+        try:
+            super()._run_subcommand(subcommand)
+        except Exception:
+            if subcommand == "fit" and self.trainer.is_global_zero and not self.trainer.global_step:
+                _remove(self.new_folders)
+            raise
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """Leave our progress bar out where none is wanted; Lightning refuses both together."""
         if self._get(self.config_init, "trainer.enable_progress_bar") is False:
-            self.trainer_defaults = {**self.trainer_defaults, "callbacks": []}
+            self.trainer_defaults = {**self.trainer_defaults, "callbacks": [ParameterSummary()]}
         return super().instantiate_trainer(**kwargs)
 
     def instantiate_classes(self) -> None:
@@ -112,9 +192,14 @@ class IETCLI(LightningCLI):
             super().instantiate_classes()
         except (ValueError, ImportError) as error:
             _name_extra(error)
-            if error.__cause__ is None or "of the Union subtypes" not in str(error):
+            if "of the Union subtypes" not in str(error):
                 raise
-            raise error.__cause__ from None  # what a class has to say, without all that jsonargparse tried
+            tried, cause = str(error), error.__cause__ or error
+            while cause.__cause__ is not None:
+                tried, cause = str(cause), cause.__cause__
+            if str(cause).startswith("Argument"):
+                raise cause from None  # what a class of ours has to say, without all that jsonargparse tried
+            raise ValueError(without_values(tried)) from None
         # First, for callbacks of a configuration may copy the module in `setup`.
         self.trainer.callbacks.sort(key=lambda callback: not isinstance(callback, ParameterSelection))  # type: ignore[attr-defined]
         averaging = find_callback(self.trainer, ParameterAveragingCallback)
@@ -127,23 +212,6 @@ class IETCLI(LightningCLI):
                 partition=self._get(self.config, "sharding.partition"),
                 seed=self._get(self.config, "sharding.seed"),
             )
-
-
-def with_configurations(arguments: Sequence[str]) -> list[str]:
-    """Write the paths of configurations in the place of their names.
-
-    Example:
-        >>> with_configurations(["fit", "--config", "digits/iet", "--trainer.max_epochs=1"])
-        ['fit', '--config', '...iet.yaml', '--trainer.max_epochs=1']
-    """
-    found: list[str] = []
-    for argument in arguments:
-        if found and found[-1] in ("-c", "--config"):
-            argument = str(find_configuration(argument))
-        elif argument.startswith("--config="):
-            argument = f"--config={find_configuration(argument.removeprefix('--config='))}"
-        found.append(argument)
-    return found
 
 
 def _name_extra(error: BaseException | None) -> None:
@@ -162,17 +230,125 @@ def _name_extra(error: BaseException | None) -> None:
 
 
 class _Parser(OneLineErrors, LightningArgumentParser):
-    """LightningCLI's parser with errors in one line."""
+    """LightningCLI's parser with errors in one line, and help that begins with the options of the methods."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, allow_abbrev=False, **kwargs)
+        self.add_argument("--help-all", action=_HelpAll, help="Show all options, Lightning's too, and exit.")
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Print the message, with what was probably meant, and exit with status 2."""
+        if os.environ.get(TRACEBACK_VARIABLE) and ex is not None:
+            raise ex
+        of_classes = {name: f"--{part}.{name}" for part, name in _options_of_classes()}
+        text = clear(message, [*of_classes.values(), *self.known_options()], names=_class_names())
+        fail(
+            PROGRAM,
+            re.sub(r"Option --(\w+)(?= )", lambda found: f"Option {of_classes.get(found[1], f'--{found[1]}')}", text),
+        )
+
+    def known_options(self) -> list[str]:
+        """Return all options; of the whole program, those of its commands. Of a class they have another prefix."""
+        commands = getattr(self._subcommands_action, "_name_parser_map", {}).values()
+        return [option for parser in commands for option in parser.known_options()] or [
+            option for option in super().known_options() if self.is_of_command or "." in option
+        ]
+
+    @property
+    def is_of_command(self) -> bool:
+        """Whether the parser is that of a command, and not that of a class or the whole program."""
+        return any(action.dest.startswith("agc.") for action in self._actions)
+
+    def format_help(self) -> str:
+        """Return the help of a command, or of a class."""
+        if getattr(self, "_inner_parser", False):
+            return "\n".join(_class_page(self))
+        return (
+            "\n".join(_page(self)) if any(a.dest.startswith("agc.") for a in self._actions) else super().format_help()
+        )
+
+    def format_all(self) -> str:
+        """Return the help with the options of all classes."""
+        return super().format_help()
 
 
-def run_trainer(args: Sequence[str] | None) -> None:
+class _HelpAll(argparse._HelpAction):
+    def __call__(self, parser: Any, *args: Any, **kwargs: Any) -> None:
+        print(parser.format_all())
+        parser.exit()
+
+
+def _page(parser: _Parser) -> Iterator[str]:
+    """Yield the lines of a command's help: its own options first."""
+    actions = {action.dest: action for action in parser._actions if not isinstance(action, argparse._HelpAction)}
+    for name, text in _TEXTS.items():
+        if name in actions:
+            actions[name].help = text
+    command = parser.prog.rpartition(" ")[2]
+    yield f"usage: {PROGRAM} {command} --config NAME_OR_FILE [options]"
+    yield f"       {PROGRAM} {command} --images FOLDER [options]"
+    yield from ("", f"{_DESCRIPTIONS[command]}", "")
+    own = [name for name in _FIRST if name in actions]
+    yield from wrapped("--images", "A folder of images to train on; all that is not said is found from them.")
+    yield from option_lines([actions[name] for name in own], brief=True)
+    for group, kind in METHODS.items():
+        title = f"{kind.__name__}: {first_sentence(plain(inspect.getdoc(kind) or ''))}"
+        yield from ("", *textwrap.wrap(title, width()))
+        if group == "averaging":
+            yield from option_lines([actions["sharding.partition"], actions["sharding.seed"]], brief=True)
+        of_group = [action for name, action in actions.items() if name.startswith(f"{group}.")]
+        yield from option_lines(of_group, brief=True)
+    yield from ("", "Model, data and trainer")
+    yield from wrapped("--model.*", f"`{PROGRAM} {command} --model.help DiffusionModule` explains those of a class.")
+    yield from wrapped("--data.*", f"`{PROGRAM} {command} --data.help ImageFolderDataModule` likewise.")
+    yield from option_lines([actions[f"trainer.{name}"] for name in _OFTEN], brief=True)
+    yield from wrapped("--help-all", "Shows all options, Lightning's too.")
+
+
+def _class_page(parser: _Parser) -> Iterator[str]:
+    """Yield the lines of the help of a class, such as ``--model.help DiffusionModule``."""
+    option, _, path = (parser.description or "").removeprefix("Help for ").partition("=")
+    part = option.removesuffix(".help")
+    kind = locate(path)
+    title = f"{path.rpartition('.')[2]}: {first_sentence(plain(inspect.getdoc(kind) or ''))}"
+    yield from (*textwrap.wrap(title, width()), "")
+    actions = [action for action in parser._actions if action.option_strings and not action.dest.endswith("help")]
+    yield from option_lines(actions, brief=False)
+    yield from ("", f"In a configuration: {part.lstrip('-')}.class_path {path}, and these options under init_args.")
+
+
+def _options_of_classes() -> Iterator[tuple[str, str]]:
+    """Yield the options of this package's modules and data modules, with the part of a configuration they belong to."""
+    for part, package in (("model", modules), ("data", data)):
+        for kind in (getattr(package, name) for name in package.__all__):
+            for base in kind.__mro__ if isinstance(kind, type) else ():
+                if base.__module__.startswith("lightning_iet"):
+                    yield from ((part, name) for name in inspect.signature(base).parameters)
+
+
+def _class_names() -> dict[str, str]:
+    """Return how a configuration names the classes that it may name, by their bare names."""
+    libraries = (diffusers, torch.optim, pl.loggers, pl.callbacks)
+    found = {name: f"{library.__name__}.{name}" for library in libraries for name in dir(library) if name[0].isupper()}
+    return found | {name: name for package in (callbacks, data, modules) for name in package.__all__}
+
+
+def _remove(folders: Sequence[Path]) -> None:
+    """Remove the folder of a run, which is the first, and its parents, as far as they are empty."""
+    if folders:
+        shutil.rmtree(folders[0], ignore_errors=True)
+    for folder in folders[1:]:
+        with suppress(OSError):
+            folder.rmdir()
+
+
+def run_trainer(args: Sequence[str]) -> None:
     """Run ``fit``, ``validate``, ``test`` or ``plan``.
 
     Args:
-        args: Command-line arguments, the command among them; ``None`` = those of the process.
+        args: Command-line arguments, the command among them.
     """
-    given = sys.argv[1:] if args is None else list(args)
-    _check_configurations(given)
+    _check_configurations(args)
     for package in (callbacks, data, modules):  # configurations may name a class that is imported without its module
         for name in package.__all__:
             getattr(package, name)
@@ -184,11 +360,15 @@ def run_trainer(args: Sequence[str] | None) -> None:
         auto_configure_optimizers=False,
         seed_everything_default=0,
         trainer_class=PlanningTrainer,
-        trainer_defaults={"callbacks": [RunProgressBar()], "logger": _LOGGER},
+        trainer_defaults={
+            "callbacks": [ParameterSummary(), RunProgressBar()],
+            "logger": _LOGGER,
+            "enable_model_summary": False,
+        },
         parser_class=_Parser,
         parser_kwargs={"prog": PROGRAM, "formatter_class": HelpFormatter},
         save_config_kwargs={"overwrite": True},  # a logger without versions: the newest run's file stays
-        args=_with_flags(given),
+        args=_with_flags(args),
     )
 
 

@@ -73,6 +73,11 @@ class DigitsDataModule(ImageDataModule):
             chosen = torch.isin(labels, torch.tensor(list(self.classes)))
             images, labels = images[chosen], labels[chosen]
         rest = len(labels) - self.num_train - self.num_control
+        if min(self.num_train, self.num_control) < 1 or rest < 2:
+            raise ValueError(
+                f"Arguments `num_train` and `num_control` expected numbers ≥ 1 that leave 2 of the {len(labels):,} "
+                f"digits for FID, but got {self.num_train:,} and {self.num_control:,}."
+            )
         sets = select_disjoint(labels, [self.num_train, self.num_control, rest], seed=self.seed)
         train, self.control_set, self.reference_set = (IndexedImages(images[i], labels[i]) for i in sets)
         self.train_set = self.arrange(train)

@@ -4,13 +4,14 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from math import ceil
+from math import ceil, isnan, nan
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
+from torchmetrics import Metric
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 from lightning_iet.evaluation.measures import ImageMeasures, Measure, make_metrics
@@ -224,7 +225,7 @@ class Assessor:
         train: The training set, ``N`` images ``(C, H, W)`` in [0, 1].
         control: Held-out images that stand in for generated ones: what the measures are without memorization.
         reference: Further held-out images, with which FID compares.
-        fid: A Fréchet distance that has seen no image yet.
+        fid: A Fréchet distance that has seen no image yet; ``None`` = it is not measured, and is NaN.
         k: Nearest training images in the mean of MQ, 2 … N.
         num_control: Use at most so many control images, chosen at random (sets are often sorted by class), because FID
             depends on the number of images and the two columns should have the same. ``None`` = all.
@@ -253,7 +254,7 @@ class Assessor:
         control: TrainingSet,
         reference: TrainingSet,
         *,
-        fid: FrechetInceptionDistance,
+        fid: FrechetInceptionDistance | None,
         k: int = 50,
         num_control: int | None = None,
         thresholds: Sequence[float] = MQ_THRESHOLDS,
@@ -275,10 +276,14 @@ class Assessor:
         self.k = k
         self.thresholds = tuple(thresholds)
         self.limit = limit
-        fid.inception(self.train[:1])  # refuses images that the features are not made for
-        fid.reset_real_features = False
-        others = make_metrics(further, self.train, features=fid.inception, weights=measure_weights)
-        self._measures = ImageMeasures({"fid": fid, **others}, self.reference)
+        metrics: dict[str, Metric] = {}
+        if fid is not None:
+            fid.inception(self.train[:1])  # refuses images that the features are not made for
+            fid.reset_real_features = False
+            metrics["fid"] = fid
+        network = None if fid is None else fid.inception
+        metrics |= make_metrics(further, self.train, features=network, weights=measure_weights)
+        self._measures = ImageMeasures(metrics, self.reference)
 
     def to(self, device: torch.device) -> "Assessor":
         """Move the work to a device; without double precision there (Apple's MPS), it stays on the CPU."""
@@ -304,6 +309,8 @@ class Assessor:
 
     def fid(self, images: Tensor) -> float:
         """Return the Fréchet distance between images, ``(Q, C, H, W)`` with Q >= 2, and the reference."""
+        if "fid" not in self._measures.metrics:
+            return nan
         return self._measures.measure(images, only="fid")["fid"]
 
     def assess(self, images: Tensor) -> Assessment:
@@ -312,7 +319,7 @@ class Assessor:
         counts = closeness.count(limit=self.limit, thresholds=self.thresholds)
         further = self._measures.measure(images)
         copied = closeness.copied_fractions(limit=self.limit)
-        scores = Scores(len(images), further.pop("fid"), counts.memorized_fraction, counts.mq, further, **copied)
+        scores = Scores(len(images), further.pop("fid", nan), counts.memorized_fraction, counts.mq, further, **copied)
         return Assessment(images.cpu(), closeness, scores)
 
     def named(self, scores: Scores) -> dict[str, float]:
@@ -324,7 +331,7 @@ class Assessor:
             values[f"eval/copied_fraction{suffix}"] = part.copied_fraction
             values |= {f"eval/mq_{threshold}{suffix}": share for threshold, share in part.mq.items()}
             values |= {f"eval/{name}{suffix}": number for name, number in part.further.items()}
-        return values
+        return {name: value for name, value in values.items() if not isnan(value)}
 
 
 def objective(scores: Scores, control: Scores) -> float:

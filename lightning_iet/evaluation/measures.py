@@ -51,6 +51,7 @@ _AGAINST_REFERENCE: dict[str, Callable[..., Metric]] = {
     "density_coverage": lambda features, weights: DensityCoverage(features, reset_real_features=False),
     "precision_recall": lambda features, weights: PrecisionRecall(features, reset_real_features=False),
 }
+_OF_FEATURES = ("average_minimum_distance", "mifid", "density_coverage", "precision_recall")
 _PAIRS = ("precision_recall", "density_coverage")  # whose numbers are named well enough
 _BATCH = 256  # images that go through a feature network at once
 
@@ -80,7 +81,7 @@ def make_metrics(
     measures: Sequence[Measure],
     train: Tensor,
     *,
-    features: nn.Module,
+    features: nn.Module | None,
     weights: Mapping[str, PathLike_] | None = None,
 ) -> dict[str, Metric]:
     """Build the metrics of measures; what they lack is refused here, before the first set of images.
@@ -88,7 +89,7 @@ def make_metrics(
     Args:
         measures: Names, see :data:`Measure`. ``"membership_inference"`` is not one of images, and is left out.
         train: The training images, shape ``(N, C, H, W)``.
-        features: The network of all measures that let one choose.
+        features: The network of all measures that let one choose; ``None`` = there is none.
         weights: By name of a measure, the weight file of its own network (``clean_fid``, ``sscd_similarity``).
 
     Raises:
@@ -97,6 +98,12 @@ def make_metrics(
         ModuleNotFoundError: An extra of this package is missing.
     """
     weights = dict(weights or {})
+    lacking = [name for name in measures if name in _OF_FEATURES] if features is None else []
+    if lacking:
+        raise ValueError(
+            f"Argument `measures` expected none that compares features, since there is no feature network, but got "
+            f"{lacking[0]}. Name a network as `features`, or install one: pip install 'lightning-iet[efficientnet]'"
+        )
     metrics: dict[str, Metric] = {}
     for name in measures:
         own: dict[str, Any] = {"features": features, "weights": weights.pop(name, None)}

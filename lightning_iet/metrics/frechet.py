@@ -51,7 +51,10 @@ def frechet_distance(
         >>> round(fid.compute().item(), 1)
         0.3
     """
-    extractor = feature_extractor(features, weights=weights, download=download)
+    try:
+        extractor = feature_extractor(features, weights=weights, download=download)
+    except ValueError as error:
+        raise ValueError(str(error).replace("Argument `name`", "Argument `features`")) from error
     if not hasattr(extractor, "num_features"):
         raise ValueError(
             "Argument `features` expected a module with an attribute `num_features`, "

@@ -161,9 +161,15 @@ class AuditJob:
         sources = {name: open_source(path, argument=name, pages=self.pages) for name, path in paths.items()}
         _ = self.network
         locations = {name: str(path) for name, path in paths.items()}
-        with process_group(), remedies(self.blocks.folder):
-            yield read_sets(sources, self.blocks, locations=locations, reading=reading or self.reading)
-            done = rank() == 0
+        is_new = self.cache is None and not self.blocks.folder.exists()
+        try:
+            with process_group(), remedies(self.blocks.folder):
+                yield read_sets(sources, self.blocks, locations=locations, reading=reading or self.reading)
+                done = rank() == 0
+        except (ValueError, TypeError) as error:
+            if is_new and not isinstance(error.__cause__, OSError):  # refused: there is nothing to go on with
+                self.blocks.clear()
+            raise
         if self.cache is None and done:
             self.blocks.clear()
 

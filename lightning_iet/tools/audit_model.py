@@ -17,6 +17,7 @@ from lightning_iet.evaluation.membership import Membership, infer_membership, sp
 from lightning_iet.modules.noise_processes import Sampler
 from lightning_iet.tools.audit import AUTO, AuditJob, Pages
 from lightning_iet.utilities.fingerprints import digest
+from lightning_iet.utilities.run_folders import checkpoint_of
 
 
 def audit_model(
@@ -70,7 +71,7 @@ def audit_model(
     Args:
         train: The images that the model was trained on, in any form that `audit` takes.
         held_out: Real images from the same source that it was not trained on.
-        ckpt: A checkpoint of a DiffusionModule.
+        ckpt: The folder of a run, or a checkpoint of a DiffusionModule; may stand first, without --ckpt.
         pipeline: A folder of diffusers; nothing is fetched from a network.
         num_samples: Number of images to draw. Image i depends on the model, the seed and i alone.
         seed: Seed of the images, and of the noise that losses are measured with.
@@ -157,7 +158,7 @@ def audit_model(
 
 def _load(ckpt: Path | None, pipeline: Path | None, *, use_ema: bool) -> Generator:
     if ckpt is not None and pipeline is None:
-        return load_checkpoint(Path(ckpt), use_ema=use_ema)
+        return load_checkpoint(checkpoint_of(Path(ckpt)), use_ema=use_ema)
     if pipeline is not None and ckpt is None:
         return load_pipeline(Path(pipeline))
     raise ValueError(

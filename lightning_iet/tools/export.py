@@ -16,6 +16,7 @@ from lightning_iet.modules.pretrained import load_any_module
 from lightning_iet.utilities.checkpoints import outline
 from lightning_iet.utilities.errors import first_line
 from lightning_iet.utilities.files import METRICS, check_writable, whole_folder
+from lightning_iet.utilities.run_folders import checkpoint_of
 from lightning_iet.utilities.text import percent, three_digits
 
 CARD_FILE, _INDEX = "README.md", "model_index.json"
@@ -196,8 +197,9 @@ def _listed(settings: Mapping[str, Any], *, only: tuple[str, ...] | None = None)
 def _quality(metrics: Mapping[str, Any], step: int) -> dict[str, Any]:
     """The measures of the evaluation at the end of the run, and its settings."""
     generated, control, settings = (metrics[part] for part in ("generated", "control", "settings"))
+    fid = f"FID ({settings['features']} features)", three_digits(generated["fid"]), three_digits(control["fid"])
     rows = [
-        (f"FID ({settings['features']} features)", three_digits(generated["fid"]), three_digits(control["fid"])),
+        *([] if settings["features"] is None else [fid]),
         ("memorized fraction", *(percent(part["memorized_fraction"]) for part in (generated, control))),
         *((f"MQ < {level}", percent(share), percent(control["mq"][level])) for level, share in generated["mq"].items()),
     ]
@@ -230,7 +232,7 @@ def export(
     from the config.yaml and metrics.json beside the checkpoint.
 
     Args:
-        ckpt: A checkpoint, such as runs/digits/iet_agc/version_0/checkpoints/last.ckpt.
+        ckpt: The folder of a run, such as runs/digits/iet_agc, or a checkpoint; may stand without --ckpt.
         out: The folder; it appears whole, or not at all.
         use_ema: Whether the averaged weights are exported rather than the last ones.
         sampler: The scheduler of the pipeline: "ddpm" (the default), "ddim", or "own", the model's, which is the
@@ -249,7 +251,7 @@ def export(
             reached.
         TypeError: If the denoiser is none of diffusers'.
     """
-    ckpt, folder = Path(ckpt), Path(out)
+    ckpt, folder = checkpoint_of(Path(ckpt)), Path(out)
     _check_free(folder, overwrite=overwrite)
     check_writable(folder.absolute().parent, argument="out", remedy="Give another folder with `--out`.", make=False)
     module = load_any_module(ckpt)

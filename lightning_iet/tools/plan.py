@@ -229,7 +229,7 @@ def cost_table(cost: Cost) -> Table:
     if cost.step_seconds is None:
         table.add_row("time", "not measured", "--measure_steps 5 takes a few steps to tell")
     else:
-        table.add_row("time", _time(cost.seconds), f"{cost.step_seconds:.3g} s for each step, data included")
+        table.add_row("time", in_words(cost.seconds), f"{cost.step_seconds:.3g} s for each step, data included")
     return table
 
 
@@ -253,18 +253,20 @@ def _memory(number: float | None) -> str:
     return f"{number / 2**30:,.1f} GiB" if number >= 2**30 else f"{number / 2**20:.1f} MiB"
 
 
-def _time(seconds: float | None) -> str:
+def in_words(seconds: float | None) -> str:
     """A time for people.
 
     Example:
-        >>> [_time(seconds) for seconds in (42, 3 * 3600 + 60, 1e6, None)]
-        ['42 s', '3 h 1 min', '11 days 13 h', 'no limit']
+        >>> [in_words(seconds) for seconds in (42, 150, 3 * 3600 + 60, 1e6, None)]
+        ['42 s', '3 min', '3 h 1 min', '11 days 13 h', 'no limit']
     """
     if seconds is None:
         return "no limit"
     if seconds < 60:
         return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
+    minutes = ceil(seconds / 60)
+    if minutes < 60:
+        return f"{minutes} min"
     if minutes < 48 * 60:
         return f"{minutes // 60} h {minutes % 60} min"
     return f"{minutes // 1440} days {minutes % 1440 // 60} h"

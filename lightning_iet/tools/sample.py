@@ -12,6 +12,7 @@ from lightning_iet.plots import image_grid, save_figure
 from lightning_iet.utilities.devices import usable_device
 from lightning_iet.utilities.files import check_writable, free_folder, write_atomically
 from lightning_iet.utilities.progress import progress_bar
+from lightning_iet.utilities.run_folders import checkpoint_of
 
 
 def sample(
@@ -28,14 +29,15 @@ def sample(
     labels: int | list[int] | None = None,
     guidance_scale: float | None = None,
     prompts: list[str] | None = None,
+    grid: Path | None = None,
 ) -> Path:
-    """Sample images from a checkpoint and write them as PNG files, with a grid of them all beside the folder.
+    """Sample images from a checkpoint, or from the newest of a run, and write them as PNG files.
 
     Image i depends on the checkpoint, the seed and i alone. A folder that already holds files is left as it is; the
     images then go to a new folder beside it, and the last line says which.
 
     Args:
-        ckpt: A checkpoint, such as runs/digits/iet_agc/version_0/checkpoints/last.ckpt.
+        ckpt: The folder of a run, such as runs/digits/iet_agc, or a checkpoint; may stand without --ckpt.
         num: Number of images.
         out: Folder for the images.
         seed: Seed of the images.
@@ -50,6 +52,7 @@ def sample(
         guidance_scale: Of a conditional model: 1 = no guidance, more = images that show their label or prompt more
             clearly. Default: as the model was configured.
         prompts: Of a text-to-image model: what the images show; image i has prompt i modulo their number.
+        grid: File for a picture of all images at a glance; by default there is none.
 
     Returns:
         The folder of the images.
@@ -60,10 +63,12 @@ def sample(
             written.
     """
     device = usable_device(device)
-    module = load_any_module(Path(ckpt)).to(device)
+    module = load_any_module(checkpoint_of(Path(ckpt))).to(device)
     options = _options(module, labels=labels, guidance_scale=guidance_scale, prompts=prompts)
     folder = free_folder(Path(out))
     check_writable(folder, argument="out", remedy="Give another folder with `--out`.")
+    if grid is not None and Path(grid).absolute().is_relative_to(folder.absolute()):
+        raise ValueError(f"Argument `grid` expected a file outside of '{folder}', whose images an audit counts.")
     with progress_bar("Sampling images", num) as bar:
         images = module.sample(
             num,
@@ -75,8 +80,10 @@ def sample(
             progress=bar.advance,
             **options,
         )
-    grid = _write(images, folder)
-    print(f"Written to {folder}: {num} images; all at a glance: {grid}")
+    _write(images, folder)
+    if grid is not None:
+        save_figure(image_grid(images), Path(grid))
+    print(f"Written to {folder}: {num} images{'' if grid is None else f'; all at a glance: {grid}'}")
     return folder
 
 
@@ -89,11 +96,8 @@ def _options(module: object, **given: object) -> dict[str, object]:
     return {name: value for name, value in given.items() if value is not None}
 
 
-def _write(images: Tensor, folder: Path) -> Path:
+def _write(images: Tensor, folder: Path) -> None:
     width = max(len(str(len(images) - 1)), 5)
     for number, image in enumerate(images):
         with write_atomically(folder / f"{number:0{width}d}.png") as unfinished:
             to_pil_image(image.mul(255).round().byte()).save(unfinished)
-    grid = folder.with_name(f"{folder.name}.png")  # beside the images: an audit of the folder must not count it as one
-    save_figure(image_grid(images), grid)
-    return grid

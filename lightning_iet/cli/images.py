@@ -1,0 +1,376 @@
+"""Settings of a run that are found from a folder of images: ``lightning-iet fit --images FOLDER``."""
+
+import copy
+import io
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from PIL import Image
+
+from lightning_iet.data.folders import ImageFolderDataModule
+from lightning_iet.utilities.configurations import find_configuration
+
+LARGEST = 64  # pixels a side, unless a larger size is asked for
+STEPS = 4000  # of training *(our choice: small models on a few hundred images have learnt their coarse shapes by then)*
+LOOKED_AT = 256  # images whose size and channels are read
+_WIDTHS = {8: (32, 64), 16: (32, 64, 128), 32: (64, 128, 128), 64: (64, 64, 128, 256)}
+_MORE = 256  # channels of each level beyond those of 64 pixels
+
+
+@dataclass(frozen=True)
+class Folder:
+    """What a folder of images holds.
+
+    Attributes:
+        num: Number of images.
+        side: Median of their shorter sides, in pixels.
+        channels: 1 if all are grey, else 3.
+        classes: Number of images of each class; empty where there are no sub-folders.
+    """
+
+    num: int
+    side: int
+    channels: int
+    classes: tuple[int, ...] = ()
+
+
+def look(path: Path) -> Folder:
+    """Count the images of a folder, and read the size and the channels of some of them, evenly spread.
+
+    Args:
+        path: The folder; its sub-folders are classes.
+
+    Raises:
+        FileNotFoundError: If there is no such folder.
+        ValueError: If it holds no images, or none that can be read.
+    """
+    if not path.is_dir():
+        problem = "is no folder" if path.exists() else "does not exist"
+        raise FileNotFoundError(
+            f"Option --images expected a folder of images (its sub-folders are classes), but got '{path}', which "
+            f"{problem}. Check the path."
+        )
+    source: Any = ImageFolderDataModule(path).load()
+    total = len(source)
+    shorter, colours = [], False
+    for index in range(0, total, ceil(total / LOOKED_AT) or 1):
+        try:
+            with Image.open(io.BytesIO(source[index][0])) as image:
+                shorter.append(min(image.size))
+                colours = colours or _is_coloured(image)
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+            continue  # named and counted when the data are set up
+    if not shorter:
+        raise ValueError(f"Option --images expected a folder of images, but got '{path}', which holds none. Check it.")
+    labels = getattr(source, "targets", None)
+    classes = () if labels is None else tuple(torch.bincount(labels).tolist())
+    return Folder(total, int(np.median(shorter)), 3 if colours else 1, classes)
+
+
+def _is_coloured(image: Image.Image) -> bool:
+    """Whether some pixel is not grey; small pictures are looked at, since one pixel decides."""
+    if image.mode in ("1", "L", "LA", "I", "F") or image.mode.startswith("I;"):
+        return False
+    image.draft("RGB", (64, 64))
+    pixels = np.asarray(image.convert("RGB").resize((32, 32)), dtype=np.int16)
+    return bool((np.ptp(pixels, axis=2) > 8).any())  # less is what JPEG makes of grey
+
+
+def settings_of(folder: Folder, path: Path, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a run on the images of a folder.
+
+    *(our choice)* A fifth of the images, at most 512, is held out as the control, and another for FID; the size is the
+    largest power of two that the images have, from 8 to 64; four shards where each has 16 images, some of each class.
+
+    Args:
+        folder: What it holds.
+        path: Where it is.
+        given: What the user has set, by the dotted names of options without ``init_args``: ``data.image_size``.
+
+    Returns:
+        A nested configuration.
+
+    Raises:
+        ValueError: If there are too few images.
+
+    Example:
+        >>> found = settings_of(Folder(200, 70, 3, (100, 100)), Path("cats"), {})
+        >>> [found["data"]["init_args"][name] for name in ("image_size", "num_control", "num_reference", "batch_size")]
+        [64, 40, 40, 8]
+        >>> found["model"]["init_args"]["unet"]["init_args"]["num_class_embeds"]
+        2
+    """
+    if folder.num < 10:
+        raise ValueError(
+            f"Option --images expected at least 10 images, some of which are held out, but got '{path}' with "
+            f"{folder.num}."
+        )
+    size = _size(folder, given)
+    channels = int(given.get("data.channels", folder.channels))
+    held_out = max(2, min(folder.num // 5, 512))
+    control = int(given.get("data.num_control", held_out))
+    reference = int(given.get("data.num_reference") or held_out)
+    train = int(given.get("data.subset") or folder.num - control - reference)
+    if given.get("data.held_out"):
+        raise ValueError("Option --images expected no --data.held_out, for it holds some images out itself.")
+    if train < 2:
+        raise ValueError(
+            f"Option --images expected images to train on, but {folder.num} leave {max(train, 0)}. Hold out fewer."
+        )
+    smallest = min(folder.classes, default=folder.num) * train // folder.num
+    shards = int(given.get("averaging.num_shards") or (4 if train >= 64 and smallest >= 4 else 1))
+    most = 64 if max(size) <= 32 else 16
+    batch_size = int(given.get("data.batch_size", min(most, _power_below(max(train // shards // 2, 1)))))
+    per_epoch = ceil(train / shards / batch_size)  # steps of a shard in an epoch
+    length = _length(per_epoch * shards, given)
+    data = {
+        "root": str(path),
+        "image_size": size[0] if size[0] == size[1] else list(size),
+        "channels": channels,
+        "num_control": control,
+        "num_reference": reference,
+        "batch_size": batch_size,
+    }
+    model: dict[str, Any] = {}
+    if "model.pretrained" not in given and "model.unet" not in given:
+        model["unet"] = {"class_path": "diffusers.UNet2DModel", "init_args": unet(size, channels, len(folder.classes))}
+    return {
+        "model": {"class_path": "DiffusionModule", "init_args": model},
+        "data": {"class_path": "ImageFolderDataModule", "init_args": data},
+        "averaging": {"num_shards": shards, "every_n_epochs": max(1, round(50 / per_epoch))},
+        "evaluation": {"k": min(50, train), "num_samples": max(2, min(512, 4 * control))},
+        "trainer": {
+            **length,
+            "logger": {
+                "class_path": "lightning.pytorch.loggers.CSVLogger",
+                "init_args": {"save_dir": "runs", "name": path.resolve().name},
+            },
+            "callbacks": [
+                {
+                    "class_path": "lightning.pytorch.callbacks.ModelCheckpoint",
+                    "init_args": {**_saving(length, given), "filename": "last"},
+                }
+            ],
+        },
+    }
+
+
+def _length(per_epoch: int, given: Mapping[str, Any]) -> dict[str, int]:
+    """Return how long the run is, and when it validates: some ten times."""
+    if (steps := int(given.get("trainer.max_steps") or -1)) > 0:
+        return {"max_epochs": -1, "check_val_every_n_epoch": max(1, steps // per_epoch // 10)}
+    epochs = int(given.get("trainer.max_epochs") or 20 * ceil(STEPS / per_epoch / 20))
+    return {"max_epochs": epochs, "check_val_every_n_epoch": max(1, epochs // 10)}
+
+
+def _saving(length: Mapping[str, int], given: Mapping[str, Any]) -> dict[str, int]:
+    """Return when checkpoints are saved: some twenty times, and at the end."""
+    steps, epochs = int(given.get("trainer.max_steps") or -1), length["max_epochs"]
+    name, total = ("every_n_train_steps", steps) if steps > 0 else ("every_n_epochs", max(epochs, 1))
+    return {name: max(part for part in range(1, max(1, total // 20) + 1) if total % part == 0)}
+
+
+def _size(folder: Folder, given: Mapping[str, Any]) -> tuple[int, int]:
+    """Return height and width: as asked for, or the largest power of two that the images have."""
+    asked = given.get("data.image_size")
+    if asked is None:
+        side = max(8, min(LARGEST, _power_below(folder.side)))
+        return side, side
+    height, width = (asked, asked) if isinstance(asked, int) else asked
+    return int(height), int(width)
+
+
+def unet(size: Sequence[int], channels: int, num_classes: int) -> dict[str, Any]:
+    """Return the arguments of a U-Net of diffusers for images of a size.
+
+    Args:
+        size: Height and width, multiples of 2 to the number of levels less one.
+        channels: Of the images.
+        num_classes: Of which it takes labels; fewer than two = none.
+
+    Example:
+        >>> unet((128, 128), 3, 0)["block_out_channels"]
+        [64, 64, 128, 256, 256]
+    """
+    side = min(size)
+    known = max((known for known in _WIDTHS if known <= side), default=8)
+    widths = [*_WIDTHS[known]]
+    while side >= 2 * known:
+        known *= 2
+        widths.append(_MORE)
+    while len(widths) > 1 and any(length % 2 ** (len(widths) - 1) for length in size):
+        widths.pop()
+    arguments: dict[str, Any] = {
+        "sample_size": size[0] if size[0] == size[1] else list(size),
+        "in_channels": channels,
+        "out_channels": channels,
+        "layers_per_block": 1,
+        "block_out_channels": widths,
+        "down_block_types": ["DownBlock2D"] * len(widths),
+        "up_block_types": ["UpBlock2D"] * len(widths),
+        "norm_num_groups": 8,
+        "attention_head_dim": 32,
+        "add_attention": side > 8,
+    }
+    return arguments | ({"num_class_embeds": num_classes} if num_classes >= 2 else {})
+
+
+def _power_below(number: int) -> int:
+    """Return the largest power of two that is no larger."""
+    return int(2 ** (number.bit_length() - 1))
+
+
+def describe(folder: Folder, settings: Mapping[str, Any]) -> str:
+    """Say in a line what was found and how the images are split.
+
+    Example:
+        >>> folder = Folder(200, 70, 3, (100, 100))
+        >>> describe(folder, settings_of(folder, Path("cats"), {}))
+        '200 images, 3 × 64 × 64, 2 classes: 120 to train on, 40 held out, 40 for FID'
+    """
+    data = settings["data"]["init_args"]
+    size = data["image_size"]
+    height, width = (size, size) if isinstance(size, int) else size
+    control, reference = data["num_control"], data["num_reference"]
+    train = data.get("subset") or folder.num - control - reference
+    classes = f", {len(folder.classes)} classes" if len(folder.classes) > 1 else ""
+    sets = f"{train:,} to train on, {control:,} held out, {reference:,} for FID"
+    return f"{folder.num:,} images, {data['channels']} × {height} × {width}{classes}: {sets}"
+
+
+def seconds_of_step(module: Any, batch_size: int, device: torch.device) -> float:
+    """Return the time of one training step, the shortest of three with random images.
+
+    The module, its random numbers and its weights stay as they are.
+
+    Args:
+        module: Of this package, with ``losses`` and ``image_shape``.
+        batch_size: Images in a batch.
+        device: Where it will train.
+    """
+    seconds = list[float]()
+    with torch.random.fork_rng(), torch.enable_grad():
+        module = copy.deepcopy(module).to(device)
+        images = torch.rand(batch_size, *module.image_shape, device=device)
+        timesteps = torch.randint(module.num_timesteps, (batch_size,), device=device)
+        condition = None if module.conditioning is None else torch.zeros(batch_size, dtype=torch.long, device=device)
+        for _ in range(3):
+            began = time.perf_counter()
+            module.losses(images, timesteps, torch.randn_like(images), condition).mean().backward()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            seconds.append(time.perf_counter() - began)
+    return min(seconds)
+
+
+# --- on the command line ----------------------------------------------------------------------------------------------
+
+
+def with_images(arguments: Sequence[str]) -> tuple[list[str], str | None]:
+    """Replace ``--images FOLDER`` and the configurations by one configuration that holds what was found.
+
+    What a user has set, in a configuration or as an option, wins over what was found.
+
+    Args:
+        arguments: Command and options; configurations are paths.
+
+    Returns:
+        Arguments for LightningCLI, and what is to be told of the images; without ``--images``, the same and ``None``.
+
+    Raises:
+        FileNotFoundError: If there is no such folder.
+        ValueError: If it cannot be trained on.
+    """
+    rest, files, folders = _taken(arguments)
+    configurations = [_read(Path(file)) for file in files]
+    folders = [*(content.pop("images") for content in configurations if "images" in content), *folders]
+    if not folders:
+        return list(arguments), None
+    if folders[-1] is None:
+        raise ValueError("Option --images expected a folder of images, but got none. Give one: --images FOLDER.")
+    path = Path(folders[-1])
+    template = _read(find_configuration("images"))
+    template.pop("images")
+    given: dict[str, Any] = {}
+    for content in configurations:
+        given |= _flat(content)
+    given |= _options(rest)
+    folder = look(path)
+    settings = _merged(template, settings_of(folder, path, given), *configurations)
+    command = next((index for index, argument in enumerate(rest) if not argument.startswith("-")), 0)
+    rest.insert(command + 1, f"--config={json.dumps(settings)}")
+    shown = _merged(settings, {"data": {"init_args": {
+        name.removeprefix("data."): value for name, value in given.items() if name.startswith("data.")
+    }}})  # fmt: skip
+    return rest, describe(folder, shown)
+
+
+def _taken(arguments: Sequence[str]) -> tuple[list[str], list[str], list[Any]]:
+    """Take configurations and folders out of the arguments."""
+    rest: list[str] = []
+    found: dict[str, list[Any]] = {"--config": [], "--images": []}
+    following = iter(arguments)
+    for argument in following:
+        name, equals, value = argument.partition("=")
+        name = "--config" if name == "-c" else name
+        if name in found:
+            found[name].append(value if equals else next(following, None))
+        else:
+            rest.append(argument)
+    return rest, found["--config"], found["--images"]
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """Return a configuration as a mapping; what is none is left to the parser to refuse."""
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"Option --config expected YAML, but got '{file}' ({' '.join(str(error).split())})."
+        ) from error
+    if not isinstance(content, dict):
+        raise ValueError(f"Option --config expected a mapping in YAML, but got '{file}' with {content!r}.")
+    return content
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return a nested configuration by dotted names, without ``init_args``; of classes, the name alone as well."""
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        if name == "init_args":
+            found |= _flat(value or {}, prefix)
+        elif isinstance(value, Mapping):
+            found[f"{prefix}{name}"] = value.get("class_path", True)
+            found |= _flat(value, f"{prefix}{name}.")
+        elif value is not None and name != "class_path":
+            found[f"{prefix}{name}"] = value
+    return found
+
+
+def _options(arguments: Sequence[str]) -> dict[str, Any]:
+    """Return the options among arguments by their dotted names, without ``init_args``."""
+    found: dict[str, Any] = {}
+    for position, argument in enumerate(arguments):
+        name, equals, value = argument.partition("=")
+        if name.startswith("--"):
+            text = value if equals else "".join(arguments[position + 1 : position + 2])
+            found[name[2:].replace(".init_args", "")] = yaml.safe_load(text) if text else None
+    return found
+
+
+def _merged(*settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Merge nested configurations; later ones win."""
+    found: dict[str, Any] = {}
+    for content in settings:
+        for name, value in content.items():
+            both = isinstance(value, Mapping) and isinstance(found.get(name), Mapping)
+            found[name] = _merged(found[name], value) if both else value
+    return found

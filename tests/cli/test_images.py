@@ -1,0 +1,121 @@
+"""``fit --images FOLDER``: what is found, what a user's settings change, and a run from beginning to end."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from lightning_iet.cli import main
+from lightning_iet.cli.images import Folder, describe, look, settings_of, unet, with_images
+from lightning_iet.modules.pretrained import load_any_module
+
+FEW = ["--evaluation.num_samples=6", "--evaluation.num_inference_steps=2", "--trainer.accelerator=cpu"]
+
+
+@pytest.fixture(autouse=True)
+def _in_empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["lightning-iet"])
+
+
+def write(folder, *, num, size=(20, 24), grey=False, suffix="png", seed=0):
+    random = np.random.default_rng(seed)
+    Path(folder).mkdir(parents=True)
+    for number in range(num):
+        shape = size if grey else (*size, 3)
+        Image.fromarray(random.integers(0, 256, shape, dtype=np.uint8)).save(f"{folder}/{number}.{suffix}")
+
+
+def test_number_size_channels_and_classes_are_read():
+    write("grey", num=12, size=(9, 40), grey=True)
+    assert look(Path("grey")) == Folder(12, 9, 1)
+    for name in "ab":
+        write(f"colour/{name}", num=5, suffix="jpg")
+    assert look(Path("colour")) == Folder(10, 20, 3, (5, 5))
+    Image.open("grey/0.png").convert("RGB").save("grey/0.png")  # grey, stored in three channels
+    assert look(Path("grey")).channels == 1
+
+
+def test_the_issue_of_two_hundred_images():
+    folder = Folder(200, 70, 3, (100, 100))
+    settings = settings_of(folder, Path("cats"), {})
+    assert describe(folder, settings) == "200 images, 3 × 64 × 64, 2 classes: 120 to train on, 40 held out, 40 for FID"
+    arguments = settings["model"]["init_args"]["unet"]["init_args"]
+    assert (arguments["sample_size"], arguments["in_channels"], arguments["num_class_embeds"]) == (64, 3, 2)
+
+
+@pytest.mark.parametrize(("side", "size"), [(5, 8), (8, 8), (31, 16), (32, 32), (64, 64), (500, 64)])
+def test_the_size_is_a_power_of_two_up_to_64(side, size):
+    assert settings_of(Folder(50, side, 1), Path("x"), {})["data"]["init_args"]["image_size"] == size
+
+
+@pytest.mark.parametrize("size", [(8, 8), (24, 24), (32, 48), (28, 28), (96, 96), (256, 256)])
+def test_the_unet_halves_every_size_evenly(size):
+    levels = len(unet(size, 3, 0)["block_out_channels"])
+    assert all(length % 2 ** (levels - 1) == 0 for length in size)
+
+
+def test_what_a_user_has_set_is_not_found():
+    write("pictures", num=20)
+    Path("mine.yaml").write_text(
+        "data: {class_path: ImageFolderDataModule, init_args: {num_control: 6}}\nagc: {threshold: 0.0}\n"
+    )
+    options = ["--data.image_size", "32", "--trainer.max_epochs=7", "--data.batch_size=3"]
+    arguments, told = with_images(["fit", "--config", "mine.yaml", "--images=pictures", *options])
+    settings = yaml.safe_load(arguments[1].removeprefix("--config="))
+    assert settings["model"]["init_args"]["unet"]["init_args"]["sample_size"] == 32
+    assert settings["data"]["init_args"]["num_control"] == 6
+    assert settings["agc"]["threshold"] == 0
+    assert settings["trainer"]["max_epochs"] == 7
+    assert arguments[2:] == options
+    assert told == "20 images, 3 × 32 × 32: 10 to train on, 6 held out, 4 for FID"
+
+
+def test_without_images_arguments_stay_as_they_are():
+    given = ["fit", "--config", "any.yaml", "--agc.threshold", "0"]
+    Path("any.yaml").write_text("trainer: {}")
+    assert with_images(given) == (given, None)
+
+
+def test_the_last_epoch_is_in_a_checkpoint():
+    for epochs in (1, 2, 7, 40, 41, 1340):
+        trainer = settings_of(Folder(50, 8, 1), Path("x"), {"trainer.max_epochs": epochs})["trainer"]
+        saving = trainer["callbacks"][0]["init_args"]
+        assert epochs % saving["every_n_epochs"] == 0
+    trainer = settings_of(Folder(50, 8, 1), Path("x"), {"trainer.max_steps": 300})["trainer"]
+    assert trainer["callbacks"][0]["init_args"]["every_n_train_steps"] == 15
+
+
+def test_from_a_folder_to_samples_with_what_is_installed(capsys, caplog, monkeypatch):
+    monkeypatch.setattr("lightning_iet.metrics.features.factory.find_spec", lambda name: None)  # no feature network
+    for name in "ab":
+        write(f"pets/{name}", num=12, size=(9, 11))
+    caplog.set_level("INFO", "lightning.pytorch.utilities.rank_zero")
+    main(["fit", "--images", "pets", *FEW, "--trainer.max_epochs=2"])
+    table = capsys.readouterr().out
+    assert "memorized" in table
+    assert "No FID" in table
+    assert "24 images, 3 × 8 × 8, 2 classes: 16 to train on, 4 held out, 4 for FID; " in caplog.text
+    run = Path("runs/pets/version_0")
+    saved = yaml.safe_load((run / "config.yaml").read_text())
+    assert saved["data"]["init_args"]["root"] == "pets"
+    assert saved["data"]["init_args"]["image_size"] == 8
+    assert [file.name for file in (run / "checkpoints").iterdir()] == ["last.ckpt"]
+    # The run goes on by the same command, and is repeated by its configuration.
+    main(["fit", "--images", "pets", *FEW, "--trainer.max_epochs=3", "--ckpt_path", "last"])
+    assert "Going on from" in caplog.text
+    repeated = ["fit", "--config", str(run / "config.yaml"), "--trainer.logger.init_args.name=again"]
+    main(repeated)
+    first, second = (
+        load_any_module(Path(f"runs/{name}/version_0/checkpoints/last.ckpt")) for name in ("pets", "again")
+    )
+    assert all(one.equal(other) for one, other in zip(first.parameters(), second.parameters(), strict=True))
+    capsys.readouterr()
+    main(["sample", "runs/pets", "--num", "3", "--out", "drawn", "--num-inference-steps", "2"])
+    assert len(list(Path("drawn").glob("*.png"))) == 3
+    assert {path.name for path in Path().iterdir()} == {"pets", "runs", "drawn"}
+    main(["test", "--ckpt_path", "runs/pets"])
+    assert "memorized" in capsys.readouterr().out

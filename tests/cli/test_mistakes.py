@@ -1,0 +1,87 @@
+"""Typical mistakes, and the line that each is answered with: what was wrong, and what to do."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from lightning_iet.cli import main
+from tests.helpers.command_line import fails
+from tests.helpers.pictures import write_pictures
+
+DIGITS = ["fit", "--config", "digits/baseline"]
+MISTAKES = [
+    # commands
+    (["trian"], "There is no command 'trian'."),
+    (["audti"], "There is no command 'audti'. Did you mean audit?"),
+    # configurations
+    (["fit"], "`fit` expected a configuration, but got none. Try `lightning-iet fit --config digits/iet_agc`"),
+    (["fit", "--config", "digits/iet_acg"], "but got 'digits/iet_acg'. Did you mean digits/iet_agc?"),
+    (["fit", "--config", "text.yaml"], "Option --config expected"),
+    (["fit", "--config", "class.yaml"], "but got 'DiffusionModul'. Did you mean DiffusionModule?"),
+    (["fit", "--config", "key.yaml"], "There is no option `modell`. Did you mean --model?"),
+    # options
+    ([*DIGITS, "--agc.treshold", "1"], "There is no option --agc.treshold. Did you mean --agc.threshold?"),
+    ([*DIGITS, "--treshold", "1"], "There is no option --treshold. Did you mean --agc.threshold?"),
+    ([*DIGITS, "--trainer.max_epoch", "3"], "Did you mean --trainer.max_epochs?"),
+    ([*DIGITS, "--model.ema_deca", "0.9"], "There is no option `ema_deca`. Did you mean --model.ema_decay?"),
+    ([*DIGITS, "--trainer.max_epochs", "three"], "--trainer.max_epochs expected an integer or null, but got 'three'."),
+    ([*DIGITS, "--agc.threshold", "high"], "Option --agc.threshold expected a number, but got 'high'."),
+    ([*DIGITS, "--agc.threshold", "2"], "Argument `threshold` expected a number in [0, 1], but got 2"),
+    ([*DIGITS, "--data.num_train", "many"], "Option --data.num_train expected an integer, but got 'many'."),
+    ([*DIGITS, "--data.num_train", "5000"], "of the 1,797 digits for FID, but got 5,000 and 512."),
+    ([*DIGITS, "--evaluation.measures=[precision]"], "Did you mean precision_recall?"),
+    ([*DIGITS, "--evaluation.features", "digit"], "Argument `features` expected"),
+    ([*DIGITS, "--model.unet.init_args.norm_num_groups=5"], "diffusers.UNet2DModel cannot be built"),
+    ([*DIGITS, "--model.optimizer", "Adm"], "Did you mean torch.optim.Adam?"),
+    ([*DIGITS, "folder"], "There is no place for 'folder': options begin with --."),
+    ([*DIGITS, "--ckpt_path", "empty"], "expected a checkpoint or the folder of a run, but got 'empty'"),
+    # images of one's own
+    (["fit", "--images", "nowhere"], "Option --images expected a folder of images"),
+    (["fit", "--images", "empty"], "'empty'"),
+    (["fit", "--images", "few"], "Option --images expected at least 10 images"),
+    (["fit", "--config", "images"], "Option --images expected a folder of images, but got none."),
+    # tools
+    (["sample", "empty"], "Argument `ckpt` expected a checkpoint or the folder of a run, but got 'empty'"),
+    (["sample"], "Option --ckpt is missing."),
+    (["sample", "--ckpt", "text.yaml", "--nu", "3"], "There is no option --nu. Did you mean --num?"),
+    (["audit", "--generated", "few", "--train", "few", "--helout", "few"], "Did you mean --held-out?"),
+    (["audit", "--generated", "few"], "Option --train is missing."),
+    (["audit", "--generated", "few", "--train", "nowhere", "--held-out", "few"], "'nowhere', which does not exist"),
+    (["compare", "empty"], "but got 'empty' without a metrics.json"),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _place(tmp_path_factory):
+    place = tmp_path_factory.mktemp("place")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        patch.setattr(sys, "argv", ["lightning-iet"])
+        Path("empty").mkdir()
+        Path("text.yaml").write_text("hello")
+        Path("key.yaml").write_text("modell: 3\n")
+        Path("class.yaml").write_text("model: {class_path: DiffusionModul}\ndata: {class_path: DigitsDataModule}\n")
+        write_pictures(Path("few"), ["a.png", "b.png"])
+        yield
+
+
+@pytest.mark.parametrize(("arguments", "answer"), MISTAKES, ids=lambda value: " ".join(value)[:60])
+def test_a_mistake_is_answered_in_one_line_and_leaves_nothing(arguments, answer, capsys):
+    before = set(Path().rglob("*"))
+    state = torch.random.get_rng_state()
+    error = fails(capsys, *arguments)
+    torch.random.set_rng_state(state)
+    assert answer in error
+    assert len(error) < 500
+    assert "LIGHTNING_IET_TRACEBACK" not in error  # of use where nobody expected the error
+    assert set(Path().rglob("*")) == before
+
+
+def test_a_typing_error_is_followed_by_the_list_of_commands(capsys):
+    with pytest.raises(SystemExit):
+        main(["trian"])
+    error = capsys.readouterr().err
+    assert "  fit " in error
+    assert "  audit-model " in error
