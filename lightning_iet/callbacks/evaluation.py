@@ -473,13 +473,17 @@ class Evaluation(pl.Callback):
     def _fid(self, train: Dataset[Any]) -> FrechetInceptionDistance | None:
         """Build the Fréchet distance in the features that were asked for."""
         name: str | None = self.features
-        if name == "auto" and self.feature_weights is None:
+        if name == "auto":
             name = best_features(tuple(train[0][0].shape))
-        if name in (None, "none", "auto"):
-            self._features = None
+        self._features = None if name == "none" else name
+        if self._features is None:
+            if self.feature_weights is not None:
+                raise ValueError(
+                    f"Argument `features` expected the network of `feature_weights`, '{self.feature_weights}', but got "
+                    f"'{self.features}', for which there is none."
+                )
             return None
-        self._features = name
-        return frechet_distance(name, weights=self.feature_weights, download=self.download)
+        return frechet_distance(self._features, weights=self.feature_weights, download=self.download)
 
     def _evaluate(self, trainer: pl.Trainer, module: pl.LightningModule) -> "_Outcome":
         """Sample a part of the images on each process; then each process measures all of them, and none waits."""
