@@ -194,10 +194,11 @@ class IETCLI(LightningCLI):
             _name_extra(error)
             if "of the Union subtypes" not in str(error):
                 raise
-            tried, cause = str(error), error.__cause__ or error
-            while cause.__cause__ is not None:
-                tried, cause = str(cause), cause.__cause__
-            if str(cause).startswith("Argument"):
+            tried, cause = str(error), error.__cause__
+            while cause is not None and not str(cause).startswith("Argument"):
+                tried = str(cause) if "of the Union subtypes" in str(cause) else tried
+                cause = cause.__cause__
+            if cause is not None:
                 raise cause from None  # what a class of ours has to say, without all that jsonargparse tried
             raise ValueError(without_values(tried)) from None
         # First, for callbacks of a configuration may copy the module in `setup`.
