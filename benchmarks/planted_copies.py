@@ -259,7 +259,16 @@ def _searched(images: ImageSet, train: ImageSet, cache: BlockCache, name: str) -
     return find_copies(images, train, near, matches, views=views("none"))
 
 
-JUDGED = ("scores", "search", "distances", "noise", "identical", "blank", "sources")  # what a verdict depends on
+JUDGED = (
+    "search_ratios",
+    "scores",
+    "search",
+    "distances",
+    "noise",
+    "identical",
+    "blank",
+    "sources",
+)  # what a verdict depends on
 
 
 def _joined(parts: Sequence[Copies]) -> Copies:

@@ -44,7 +44,8 @@ class Copies:
         identical: whether an image equals a training image in every pixel, bool, shape ``(Q,)``.
         cosine: cosine distance to the training image nearest in direction, shape ``(Q,)``, of a network's features.
         matches: what the searches for disguised copies found, by their names.
-        scores: the lowest ratio of all searches, shape ``(Q,)``: what images are judged by.
+        search_ratios: the ratio by each search that was made, shape ``(Q, S)``: what images are judged by.
+        scores: the lowest of them, shape ``(Q,)``.
         search: which of :data:`SEARCHES` it comes from, int64, shape ``(Q,)``.
         sources: position of the training image that it is the ratio to, int64, shape ``(Q,)``.
         maps: from coordinates of the image to those of the training image, shape ``(Q, 2, 3)``.
@@ -60,6 +61,7 @@ class Copies:
     identical: Tensor
     cosine: Tensor | None
     matches: Mapping[str, Matches]
+    search_ratios: Tensor
     scores: Tensor
     search: Tensor
     sources: Tensor
@@ -114,7 +116,8 @@ def find_copies(
     )
     by_search = [found, *(matches[name] for name in SEARCHES[1:] if name in matches)]
     # Of equal ratios the first: an exact copy is one by plain distances.
-    scores, search = torch.stack([part.ratios for part in by_search]).min(dim=0)
+    search_ratios = torch.stack([part.ratios for part in by_search], dim=1)
+    scores, search = search_ratios.min(dim=1)
     rows = torch.arange(len(images))
     distances, _, sources, maps = (torch.stack(parts)[search, rows] for parts in zip(*by_search, strict=True))
     noise = torch.full((len(images),), torch.nan)
@@ -127,6 +130,7 @@ def find_copies(
         identical,
         cosine,
         matches,
+        search_ratios=search_ratios,
         scores=scores,
         search=search,
         sources=sources,

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lightning_iet.functional.copy_tests import (
     Scan,
-    conformal_p_values,
+    combined_p_values,
     false_discoveries,
     noticeable_below,
     scan_test,
@@ -59,8 +59,9 @@ def weigh(generated: "Copies", held_out: "Copies | None", *, level: float) -> Ev
     undone (more than 35 dB), and are at least three times nearer than every held-out image; without held-out images
     their score has to be below 1/3 and their distance below 0.1. Images of one colour are never sure copies.
 
-    *Discovered* are those that the procedure of Benjamini and Hochberg names by conformal p-values, as long as their
-    score is at most 0.5.
+    *Discovered* are those that the procedure of Benjamini and Hochberg names by conformal p-values, as long as the
+    ratio that is the least likely is at most 0.5. Each search is calibrated by its own held-out ratios: where one comes
+    near to innocent images too, as registration does among skies and walls, this takes nothing from the others.
 
     The *scan* looks at all thresholds up to 0.5 *(our choice: above it a blurred or noisy generator differs from real
     images without copying any)*.
@@ -85,8 +86,9 @@ def weigh(generated: "Copies", held_out: "Copies | None", *, level: float) -> Ev
     # An identical image is at distance 0: surely a copy, unless a held-out image is as near.
     nearer = (generated.distances * NEARER <= least) & (least > 0) & ~held_out.identical.any()
     sure = varied & nearly & nearer
-    p_values = conformal_p_values(scores, held_out.scores)
-    discovered = false_discoveries(p_values, level=level) & (scores <= LARGEST)
+    p_values, searches = combined_p_values(generated.search_ratios, held_out.search_ratios)
+    too_large = generated.search_ratios.gather(1, searches[:, None])[:, 0] > LARGEST
+    discovered = false_discoveries(p_values.masked_fill(too_large, 1.0), level=level)
     below = min(noticeable_below(held_out.scores, len(scores), level=NOTICEABLE), LARGEST)
     scan = scan_test(scores, held_out.scores, largest=LARGEST)
     return Evidence(sure, discovered, scores < below, below, scores < held_out.scores.min(), scan)

@@ -12,6 +12,9 @@ from scipy.stats import chi2, false_discovery_control, hypergeom
 from torch import Tensor
 
 _STEPS = 256  # thresholds that a scan looks at, at most
+_LEAST_SCORE = 1e-4  # scores below it count as it: the tail of scores is fitted to their logarithms
+_TAIL, _LEAST_TAIL = 10, 10  # a tail is the lowest tenth of the scores, but at least 10 of them
+_ROWS = 256  # images that are compared with all held-out images at once
 
 
 class Scan(NamedTuple):
@@ -126,11 +129,79 @@ def conformal_p_values(scores: Tensor, held_out: Tensor) -> Tensor:
     return (1 + below).double() / (n + 1)
 
 
+class Combined(NamedTuple):
+    """Conformal p-values of ``m`` images that went through several searches.
+
+    Attributes:
+        p_values: shape ``(m,)``, float64, in (0, 1].
+        searches: the search whose score is the least likely, int64, shape ``(m,)``.
+    """
+
+    p_values: Tensor
+    searches: Tensor
+
+
+def combined_p_values(scores: Tensor, held_out: Tensor) -> Combined:
+    r"""Return conformal p-values of images that went through several searches, each calibrated by its own tail.
+
+    What is a low score in one search may be a usual one in another. So the scores of each search ``s`` are turned into
+    logarithms of tail probabilities before the least of them is taken. Of the held-out images together with image
+    ``i``, and nothing else,
+
+    .. math:: c_j = \min_s a_s \log (x_{js} / t_s),\qquad
+        1 / a_s = \frac{1}{k} \sum_{l \le k} \log (t_s / x_{(l) s}),\qquad t_s = x_{(k+1) s}
+
+    with the ``k`` lowest scores :math:`x_{(l) s}` of the search (Hill 1975), a tenth of all, but at least 10 *(our
+    choice)*. Then :math:`p_i = (1 + \#\{j : c_j \le c_i\}) / (n + 1)`. Since ``c`` treats all of these ``n + 1``
+    images alike, the rank of an innocent one is as likely to be any as any other, so that :math:`P(p_i \le u) \le u`
+    exactly, whatever the fit (a transductive score, as in Liang, Sesia, Sun, *Integrative conformal p-values for
+    out-of-distribution testing with labelled outliers*, JRSS B 2024, arXiv:2208.11111). With one search these are the
+    p-values of :func:`conformal_p_values`.
+
+    Args:
+        scores: shape ``(m, S)``, at least 0; the lower, the more like a copy. Those below 0.0001 count as 0.0001.
+        held_out: shape ``(n, S)``.
+
+    Returns:
+        The p-values, and which search each comes from.
+
+    Raises:
+        ValueError: if a score is NaN, there are no held-out images, or the numbers of searches differ.
+
+    Example:
+        >>> held_out = torch.stack([torch.linspace(0.6, 1, 9), torch.linspace(0.1, 1, 9)], dim=1)
+        >>> combined_p_values(torch.tensor([[0.2, 0.5], [0.9, 0.2]]), held_out)  # 0.2 is low in the first search only
+        Combined(p_values=tensor([0.1000, 0.3000], dtype=torch.float64), searches=tensor([0, 1]))
+    """
+    if scores.ndim != 2 or held_out.ndim != 2 or scores.shape[1] != held_out.shape[1] or not len(held_out):
+        raise ValueError(
+            "Arguments `scores` and `held_out` expected shapes (m, S) and (n, S) with n ≥ 1, but got "
+            f"{tuple(scores.shape)} and {tuple(held_out.shape)}."
+        )
+    if scores.isnan().any() or held_out.isnan().any():
+        raise ValueError("Arguments `scores` and `held_out` expected numbers, but got NaN.")
+    own, others = (part.double().clamp(min=_LEAST_SCORE).log() for part in (scores, held_out))
+    n = len(others)
+    k = min(max(_LEAST_TAIL, (n + 1) // _TAIL), n)
+    lowest = others.sort(dim=0).values[: k + 1].T
+    p_values, searches = [torch.zeros(0, dtype=torch.float64)], [torch.zeros(0, dtype=torch.int64)]
+    for rows in own.split(_ROWS):
+        tail = torch.cat([lowest.expand(len(rows), -1, -1), rows[:, :, None]], dim=2).sort(dim=2).values[..., : k + 1]
+        start = tail[..., k]
+        exponents = 1 / (start[..., None] - tail[..., :k]).mean(dim=2).clamp(min=1e-9)
+        combined, search = (exponents * (rows - start)).min(dim=1)
+        control = (exponents[:, None] * (others - start[:, None])).amin(dim=2)
+        p_values.append((1 + (control <= combined[:, None]).sum(dim=1)).double() / (n + 1))
+        searches.append(search)
+    return Combined(torch.cat(p_values), torch.cat(searches))
+
+
 def false_discoveries(p_values: Tensor, *, level: float = 0.05) -> Tensor:
     """Tell which hypotheses to reject so that the expected share of false ones among them is at most ``level``.
 
     The procedure of Benjamini and Hochberg (1995). With conformal p-values of one set of held-out images it keeps its
-    promise although these depend on one another (Bates et al. 2023, theorem 2).
+    promise although these depend on one another (Bates et al. 2023, theorem 2). For those of
+    :func:`combined_p_values`, whose fit differs a little from image to image, this is measured, not proved.
 
     Args:
         p_values: shape ``(m,)``.

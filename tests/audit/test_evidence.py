@@ -11,9 +11,12 @@ def copies(scores, **changes):
     """What searches might have found: by the recoloured search, unless it is said otherwise."""
     scores = torch.tensor(scores)
     count = len(scores)
+    search = changes.get("search", torch.ones(count, dtype=torch.int64))
+    ratios = torch.ones(count, 3).scatter(1, search[:, None], scores[:, None])
     found = {
         "scores": scores,
-        "search": torch.ones(count, dtype=torch.int64),
+        "search": search,
+        "search_ratios": ratios,
         "distances": 0.4 * scores,
         "noise": torch.where(scores < 0.1, 40.0, 20.0),
         "identical": torch.zeros(count, dtype=torch.bool),
@@ -56,6 +59,23 @@ def test_many_copies_are_discovered_by_ranks():
     assert int(evidence.discovered.sum()) == 30
     assert evidence.scan == scan_test(generated.scores, held_out.scores, largest=0.5)
     assert evidence.scan.p_value < 1e-6
+
+
+def test_a_search_in_which_innocent_images_come_near_hides_no_copies_of_another():
+    """As in photographs, where registration finds smooth patches alike: the lowest ratio of all tells nothing apart."""
+    torch.manual_seed(0)
+
+    def found(count):
+        ratios = torch.stack([0.6 + 0.4 * torch.rand(count), torch.ones(count), torch.rand(count) ** (1 / 3)], dim=1)
+        return copies(ratios.amin(dim=1).tolist(), search=ratios.argmin(dim=1), search_ratios=ratios)
+
+    held_out, generated = found(400), found(220)
+    generated.search_ratios[:20, 0] = 0.25
+    generated.scores = generated.search_ratios.amin(dim=1)
+    by_lowest = false_discoveries(conformal_p_values(generated.scores, held_out.scores))
+    assert not by_lowest.any()  # held-out images have lower ones by registration
+    evidence = weigh(generated, held_out, level=0.05)
+    assert evidence.discovered[:20].all()
 
 
 def test_what_is_noticed_is_what_the_tail_of_held_out_scores_says():
@@ -123,3 +143,25 @@ def test_false_finds_stay_below_the_promise():
         evidence = weigh(copies(scores[:130].tolist()), copies(scores[130:].tolist()), level=0.05)
         wrong += bool(evidence.named.any()) or evidence.scan.p_value < 0.01
     assert wrong <= 10
+
+
+@pytest.mark.parametrize(
+    ("generated", "held_out", "copied", "least"), [(20, 1000, 0, 0), (20, 1000, 4, 4), (100, 200, 40, 30)]
+)
+def test_the_share_of_false_finds_stays_below_the_promise(generated, held_out, copied, least):
+    """Over 200 seeds of three searches with tails of their own; copies are found by one of two of them."""
+    shares, found = [], 0
+    for seed in range(200):
+        torch.manual_seed(seed)
+        ratios = torch.rand(generated + held_out, 3) ** (1 / torch.tensor([12.0, 8.0, 5.0]))
+        ratios[: copied // 2, 0] *= 0.2
+        ratios[copied // 2 : copied, 1] *= 0.1
+        sets = [
+            copies(part.amin(dim=1).tolist(), search=part.argmin(dim=1), search_ratios=part)
+            for part in (ratios[:generated], ratios[generated:])
+        ]
+        named = weigh(*sets, level=0.05).discovered
+        shares.append(float(named[copied:].sum() / named.sum().clamp(min=1)))
+        found += int(named[:copied].sum())
+    assert sum(shares) / 200 <= 0.05
+    assert found >= 200 * least * 0.9

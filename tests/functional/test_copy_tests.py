@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from scipy.stats import chi2, hypergeom
 
 from lightning_iet.functional.copy_tests import (
+    combined_p_values,
     conformal_p_values,
     false_discoveries,
     held_out_needed,
@@ -133,3 +134,74 @@ def test_what_is_noticed_by_the_formula():
 @pytest.mark.parametrize("scores", [[0.5], [0.0, 0.4, 0.5, 0.6], [0.3, 0.5]])
 def test_held_out_scores_that_say_nothing(scores):
     assert noticeable_below(torch.tensor(scores), 10) == 0
+
+
+def naive_combined(row, control):
+    """One image against all held-out images, by lists and loops."""
+    pool = [[max(value, 1e-4) for value in image] for image in [row, *control]]
+    k = min(max(10, len(pool) // 10), len(pool) - 1)
+    tails = []
+    for search in range(len(row)):
+        column = sorted(image[search] for image in pool)
+        mean = sum(math.log(column[k] / value) for value in column[:k]) / k
+        tails.append((column[k], 1 / max(mean, 1e-9)))
+    likeness = [min(a * math.log(x / t) for x, (t, a) in zip(image, tails, strict=True)) for image in pool]
+    return sum(value <= likeness[0] + 1e-12 for value in likeness) / len(pool)
+
+
+@pytest.mark.parametrize(("m", "n", "searches"), [(5, 1, 3), (40, 9, 2), (20, 150, 3), (300, 30, 1)])
+def test_combined_p_values_by_hand(m, n, searches):
+    torch.manual_seed(m)
+    exponents = torch.tensor([8.0, 2.0, 4.0])[:searches]
+    scores, held_out = (torch.rand(size, searches, dtype=torch.double) ** (1 / exponents) for size in (m, n))
+    scores[0] = 0
+    found = combined_p_values(scores, held_out)
+    expected = [naive_combined(row, held_out.tolist()) for row in scores.tolist()]
+    assert found.p_values.tolist() == pytest.approx(expected)
+    if searches == 1:
+        assert torch.equal(found.p_values, conformal_p_values(scores[:, 0], held_out[:, 0]))
+
+
+some_rows = st.integers(1, 3).flatmap(
+    lambda searches: st.lists(
+        st.lists(
+            st.sampled_from([0.0, 0.01, 0.3, 0.5, 0.8, 1.0]) | st.floats(0, 1), min_size=searches, max_size=searches
+        ),
+        min_size=2,
+        max_size=40,
+    )
+)
+
+
+@given(some_rows)
+@settings(max_examples=100, deadline=None)
+def test_any_of_exchangeable_images_is_as_likely_to_have_any_rank(rows):
+    """Each image in turn is the generated one: at most ``j`` of ``n + 1`` have a p-value of at most ``j / (n + 1)``."""
+    pool = torch.tensor(rows, dtype=torch.double)
+    keep = ~torch.eye(len(pool), dtype=torch.bool)
+    p_values = [float(combined_p_values(pool[i : i + 1], pool[keep[i]]).p_values) for i in range(len(pool))]
+    for rank in range(1, len(pool) + 1):
+        assert sum(value <= rank / len(pool) + 1e-9 for value in p_values) <= rank
+
+
+def test_a_search_that_comes_near_to_innocent_images_takes_nothing_from_another():
+    held_out = torch.stack([torch.linspace(0.6, 1, 100), torch.linspace(0.01, 1, 100)], dim=1)
+    found = combined_p_values(torch.tensor([[0.3, 0.9], [0.9, 0.3]]), held_out)
+    assert found.p_values[0] == pytest.approx(1 / 101)
+    assert found.p_values[1] > 0.2
+    assert found.searches.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("scores", "held_out"),
+    [
+        (torch.rand(3), torch.rand(4)),
+        (torch.rand(3, 2), torch.rand(4, 3)),
+        (torch.rand(3, 2), torch.rand(0, 2)),
+        (torch.full((3, 2), torch.nan), torch.rand(4, 2)),
+        (torch.rand(3, 2), torch.full((4, 2), torch.nan)),
+    ],
+)
+def test_combined_p_values_refuse_what_they_cannot_rank(scores, held_out):
+    with pytest.raises(ValueError, match="expected"):
+        combined_p_values(scores, held_out)
