@@ -1,6 +1,7 @@
 """Every plot: images, curves, distances."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise, product
 from math import ceil, isfinite, sqrt
 from pathlib import Path
@@ -94,6 +95,71 @@ def nearest_pairs(
             panel.text(position, -0.02, text, transform=panel.transAxes, fontsize=7, color=QUIET, ha="center", va="top")
     for panel in panels:
         panel.set_axis_off()
+    return figure
+
+
+@dataclass(frozen=True)
+class RunPairs:
+    """Generated images of one run, each with the training image nearest to it.
+
+    Attributes:
+        title: What the run is, and what was counted.
+        pairs: Generated and training images, shape ``(N, 2, C, H, W)``.
+        ratios: ``N`` values of ``d1 / d2``, near-duplicates among the training images counted as one.
+        occurrences: How often each of these training images occurs.
+    """
+
+    title: str
+    pairs: Tensor
+    ratios: Sequence[float]
+    occurrences: Sequence[int]
+
+
+def pairs_of_runs(runs: Sequence[RunPairs], *, limit: float = 1 / 3, columns: int = 6) -> Figure:
+    """Show runs one below the other: generated images beside their nearest training images.
+
+    Args:
+        runs: At least one.
+        limit: A ratio below it counts as a copy, and is printed in colour.
+        columns: Pairs in a row.
+
+    Returns:
+        The figure.
+
+    Example:
+        >>> import torch
+        >>> figure = pairs_of_runs([RunPairs("plain: 1 copy", torch.rand(2, 2, 1, 8, 8), [0.1, 0.9], [20, 1])])
+        >>> [axes.get_title() for axes in figure.axes]
+        ['copy · 0.10', '0.90']
+    """
+    rows = [ceil(len(run.pairs) / columns) for run in runs]
+    cell, heading, line, foot = (1.6, 1.12), 0.4, 0.2, 0.3  # inches
+    width, height = cell[0] * columns, heading * len(runs) + cell[1] * sum(rows) + foot
+    figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white")
+    top = height
+    for run, rows_of_run in zip(runs, rows, strict=True):
+        figure.text(0.08 / width, (top - 0.16) / height, run.title, color=INK, fontsize=10, weight="bold", va="center")
+        top -= heading
+        for number, (pair, ratio, times) in enumerate(zip(run.pairs, run.ratios, run.occurrences, strict=True)):
+            left, above = number % columns * cell[0], top - number // columns * cell[1] - line
+            box = left + 0.08, above - (cell[0] - 0.16) / 2, cell[0] - 0.16, (cell[0] - 0.16) / 2
+            panel = figure.add_axes((box[0] / width, box[1] / height, box[2] / width, box[3] / height))
+            is_copy = ratio < limit
+            _show(panel, _grid(_enlarge(pair, 96), columns=2, padding=6))
+            text = f"copy · {ratio:.2f}" if is_copy else f"{ratio:.2f}"
+            panel.set_title(text, fontsize=8, color=GENERATED if is_copy else INK, pad=2)
+            often = f"training, {times} ×" if times > 1 else "training"
+            for position, label in ((0.25, "generated"), (0.75, often)):
+                panel.text(
+                    position, -0.03, label, transform=panel.transAxes, fontsize=6.5, color=QUIET, ha="center", va="top"
+                )
+        top -= rows_of_run * cell[1]
+    figure.text(
+        0.08 / width, 0.12 / height,
+        "Above each pair: distance to the nearest training image over that to the next one that shows something else; a"
+        f" copy is below {limit:.2f}. “20 ×”: so often it occurs in the training set.",
+        fontsize=6.5, color=QUIET,
+    )  # fmt: skip
     return figure
 
 

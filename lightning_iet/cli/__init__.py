@@ -17,6 +17,7 @@ PROGRAM = "lightning-iet"
 
 COMMANDS = {
     "train": {
+        "demo": "train one small model plainly and one protected, side by side; show what each copies (3 minutes)",
         "inspect": "look at training images: near-duplicates, outliers, and which method suits them",
         "fit": "train a model, evaluate it, write a run folder; --ckpt_path last resumes a run, or starts it",
         "validate": "measure the loss of a checkpoint on the validation images",
@@ -43,6 +44,7 @@ OF_THE_TRAINER = ("fit", "validate", "test", "plan")
 
 _EXAMPLES = f"""\
 examples
+  {PROGRAM} demo
   {PROGRAM} inspect --train FOLDER --resize 64
   {PROGRAM} fit --images FOLDER
   {PROGRAM} fit --config digits/iet_agc --agc.threshold 0.5
@@ -116,7 +118,7 @@ def tool(command: str) -> Callable[..., object]:
 
 def help_text() -> str:
     """Return the list of commands with one line for each, and examples."""
-    lines = ["Train diffusion models that do not memorise their training images, and prove it.", ""]
+    lines = ["Find out what a diffusion model has memorised, and train it so that it memorises less.", ""]
     lines += [f"usage: {PROGRAM} [-h] [--version] COMMAND [options]", ""]
     return "\n".join([*lines, *_commands(), _EXAMPLES.rstrip()])
 
