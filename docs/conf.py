@@ -26,7 +26,7 @@ project = "lightning-iet"
 author = "The lightning-iet developers"
 version = release = installed_version("lightning-iet")
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton"]
 exclude_patterns = ["_static"]
 smartquotes = False  # two dashes begin an option
 
@@ -43,7 +43,7 @@ add_module_names = False
 toc_object_entries_show_parents = "hide"
 
 html_theme = "furo"
-html_title = "lightning-iet"
+html_title = f"lightning-iet {version}"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_math_renderer = "mathml"

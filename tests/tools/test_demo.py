@@ -1,0 +1,94 @@
+"""The demonstration: two runs side by side, their table and their picture."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from PIL import Image
+
+from lightning_iet.cli import main
+from lightning_iet.tools import demo as module
+from lightning_iet.tools.demo import demo
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+def test_both_runs_differ_in_the_method_alone():
+    plain, protected = (yaml.safe_load((CONFIGS / f"{name}.yaml").read_text()) for name in module.CONFIGS.values())
+    assert plain.pop("agc") == {"threshold": 0}
+    assert protected.pop("agc") == {"criterion": "record", "eta": 0.03}
+    for settings in (plain, protected):
+        settings["trainer"]["logger"]["init_args"].pop("name")
+    assert plain == protected
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("demo") / "out"
+    return folder, demo(out=folder, epochs=2, seed=3)
+
+
+def test_it_trains_both_on_the_same_uneven_set(finished):
+    folder, reports = finished
+    assert list(reports) == ["plain", "protected"]
+    for name, report in reports.items():
+        assert report == json.loads((folder / name / "metrics.json").read_text())
+        assert report["run"]["steps"] == 38
+        assert report["data"]["num_train"] == 600
+        assert report["data"]["near_duplicates"] >= 200
+        assert report["settings"]["seed"] == 3
+    assert reports["plain"]["data"] == reports["protected"]["data"]
+    assert reports["plain"]["run"]["criterion"] is None
+    assert reports["protected"]["run"]["criterion"] == "record"
+
+
+def test_it_draws_a_row_of_pairs_for_each(finished):
+    folder, _ = finished
+    with Image.open(folder / "demo.png") as picture:
+        assert picture.width > picture.height > 600
+    assert not list(folder.glob("*.log"))
+
+
+def test_a_copy_is_drawn_as_one_and_the_table_counts_it(finished, capsys, monkeypatch):
+    """The picture's title repeats the table's number, which is the evaluation's."""
+    _, reports = finished
+    changed = json.loads(json.dumps(reports))
+    changed["plain"]["generated"] |= {"copied_fraction_of_repeated": 0.05, "copied_fraction_of_others": 0.01}
+    module.Console().print(module._table(changed))
+    rows = [line for line in capsys.readouterr().out.splitlines() if "plain training" in line]
+    assert "20 of 400" in rows[0]
+    assert "4 of 400" in rows[0]
+
+
+def test_a_second_demo_leaves_the_first_alone(finished, monkeypatch, tmp_path):
+    folder, reports = finished
+    monkeypatch.setattr(module, "_train", lambda jobs, epochs: (tmp_path / "jobs").write_text(str(jobs[0].folder)))
+    with pytest.raises(OSError, match=r"metrics\.json"):
+        demo(out=folder, epochs=1)
+    assert (tmp_path / "jobs").read_text() == f"{folder}-1/plain"
+
+
+def test_a_failed_run_says_where_to_look(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(module.CONFIGS, "plain", "nowhere.yaml")
+    monkeypatch.setitem(module.CONFIGS, "protected", "nowhere.yaml")
+    with pytest.raises(SystemExit) as stop:
+        main(["demo", "--out", str(tmp_path / "out"), "--epochs", "1"])
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert "nowhere.yaml" in error
+    assert "plain.log" in error
+
+
+def test_less_than_an_epoch_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="`epochs` expected an integer ≥ 1, but got 0"):
+        demo(out=tmp_path, epochs=0)
+
+
+def test_the_last_step_is_read_while_a_run_writes(tmp_path):
+    file = tmp_path / "metrics.csv"
+    assert module._steps(file) == 0
+    file.write_text("epoch,step,loss\n")
+    assert module._steps(file) == 0
+    file.write_text("epoch,step,loss\n0,19,0.5\n1,38,\n")
+    assert module._steps(file) == 38
