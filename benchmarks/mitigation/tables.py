@@ -7,7 +7,12 @@ from pathlib import Path
 from benchmarks.mitigation.summary import STOPPED, Line, at_greatest_length
 from lightning_iet.utilities.files import write_atomically
 
-PAGES = (Path("README.md"), Path("docs/benchmark.md"), Path("docs/explanation/anchored-agc.md"))
+PAGES = (
+    Path("README.md"),
+    Path("docs/benchmark.md"),
+    Path("docs/uneven-benchmark.md"),
+    Path("docs/explanation/anchored-agc.md"),
+)
 CHOSEN = {
     "in short": (
         "plain", "stopped_on_loss", "stopped_on_fid", "plain_with_unseen", "dropout_flips", "half_width", "iet_4",
@@ -21,8 +26,8 @@ CHOSEN = {
 """Rows of the tables that leave some out."""
 RIVALS = ("iet_4", "agc_0.9", "iet_agc_4", "anchored_16", "anchored_64", "iet_anchored")
 """Rows of the short tables at equal quality."""
-UNEVEN_ROWS = ("plain", "deduplicated", "iet_agc_4", "agc_0.8", "record_1", "record_weights")
-"""Rows of the short tables of uneven settings."""
+README_ROWS = ("plain", "agc_0.8", "anchored_64", "record_1", "record_weights", "deduplicated")
+"""Rows of README's table."""
 _PLACE = "<!-- table: {name} -->\n"
 _END = "<!-- end of table -->"
 
@@ -35,7 +40,7 @@ def tables_of(lines: Sequence[Line], equals: Sequence[Line], in_time: Sequence[L
         if "copies_repeated" in mine[0]:
             best = [line for line in in_time if line["setting"] == setting]
             tables[setting] = uneven(mine, best)
-            tables[f"{setting} in short"] = uneven(mine, best, only=UNEVEN_ROWS)
+            tables[f"{setting} in short"] = gains(mine, best)
             tables[f"{setting} lengths"] = over_lengths(mine, "copies_repeated", "copies of repeated")
             continue
         tables[setting] = at_the_end(mine)
@@ -70,19 +75,37 @@ def at_the_end(lines: Sequence[Line]) -> str:
     return _markdown(list(columns), [*([cell(line) for cell in columns.values()] for line in last), control, training])
 
 
-def uneven(lines: Sequence[Line], best: Sequence[Line], *, only: Sequence[str] | None = None) -> str:
+def gains(lines: Sequence[Line], best: Sequence[Line]) -> str:
+    """What a user gains on an uneven setting: few rows, few columns, plain training stopped in time among them."""
+    last = {line["row"]: line for line in at_greatest_length(lines) if line["row"] in README_ROWS}
+    stopped = {line["row"]: line for line in best}
+    plain = last.pop("plain")
+    rows = [(plain["label"], plain), ("plain, stopped before it copies", stopped["plain"])]
+    rows += [(line["label"], line) for line in last.values()]
+    cells = [[label, _interval(line, "fid", digits=1), *_shares(line)] for label, line in rows]
+    control = {name: plain[f"{name}_control"] for name in ("copies_repeated", "copies_once", "nearest_repeated")}
+    cells.append(["*held-out images*", f"*{plain['fid_control']:.1f}*", *(f"*{text}*" for text in _shares(control))])
+    header = ["method", "FID", "copies of repeated images", "copies of others", "nearest to a repeated image"]
+    return _markdown(header, cells)
+
+
+def _shares(line: Line) -> list[str]:
+    shares = [f"{100 * line[name]:.1f} %" for name in ("copies_repeated", "copies_once")]
+    return [*shares, f"{100 * line['nearest_repeated']:.0f} %"]
+
+
+def uneven(lines: Sequence[Line], best: Sequence[Line]) -> str:
     """Rows of an uneven setting at their end, and at their best checkpoint that copies no more than held-out images."""
     last = {line["row"]: line for line in at_greatest_length(lines) if line["row"] not in STOPPED}
     stopped = {line["row"]: line for line in best}
-    rows = [row for row in last if only is None or row in only]
     plain = last["plain"]
     header = [
         "method", "FID at the end", "copies of repeated images, in brackets by d1/d2 < 1/2", "copies of others",
         "nearest to a repeated image", "membership AUC: repeated / others", "FID, stopped before it copies",
     ]  # fmt: skip
     cells = []
-    for row in rows:
-        line, early = last[row], stopped[row]
+    for row, line in last.items():
+        early = stopped[row]
         cells.append([
             line["label"],
             _interval(line, "fid", digits=1),

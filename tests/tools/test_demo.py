@@ -62,7 +62,7 @@ def test_a_copy_is_drawn_as_one_and_the_table_counts_it(finished, capsys, monkey
 
 
 def test_a_second_demo_leaves_the_first_alone(finished, monkeypatch, tmp_path):
-    folder, reports = finished
+    folder, _ = finished
     monkeypatch.setattr(module, "_train", lambda jobs, epochs: (tmp_path / "jobs").write_text(str(jobs[0].folder)))
     with pytest.raises(OSError, match=r"metrics\.json"):
         demo(out=folder, epochs=1)
