@@ -6,12 +6,12 @@ import lightning.pytorch as pl
 import torch
 from sklearn.datasets import load_digits
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.mitigation.rows import Row
 from benchmarks.mitigation.settings import Setting
 from lightning_iet.data import FashionMNISTDataModule, IndexedImages
-from lightning_iet.data.augmentation import Augmented
+from lightning_iet.data.augmentation import Augmented, augment
 from lightning_iet.data.duplicates import repeat_images
 from lightning_iet.data.samples import RandomFlips
 from lightning_iet.data.splits import select_disjoint
@@ -49,6 +49,22 @@ def kept_occurrences(source: Tensor, *, share: float) -> Tensor:
         others = (source == image).nonzero().flatten()[1:]
         keep[others[len(others) - int(share * len(others)) :]] = False
     return keep.nonzero().flatten()
+
+
+class RandomlyAugmented(Dataset):
+    """Images of which a share, chosen anew in each draw, is changed by RandAugment of one magnitude."""
+
+    def __init__(self, images: IndexedImages, share: float, magnitude: int) -> None:
+        self.images, self.share, self.magnitude = images, share, magnitude
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, ...]:
+        image, *rest = self.images[index]
+        if torch.rand(()) < self.share:
+            image = augment(image, self.magnitude, seed=int(torch.randint(2**31, ())))
+        return (image, *rest)
 
 
 class Sets(pl.LightningDataModule):
@@ -91,6 +107,8 @@ class Sets(pl.LightningDataModule):
         self.anchor_set = IndexedImages(images[anchors], labels[anchors]) if row.num_anchors else None
         if row.max_magnitude:
             self.train_set = Augmented(self.train_set)
+        if row.randaugment[0]:
+            self.train_set = RandomlyAugmented(self.train_set, *row.randaugment)
         self.batch_size = setting.batch_size
         self.flip = row.flip
 

@@ -9,7 +9,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 
 from benchmarks.mitigation.points import row_named
 from benchmarks.mitigation.summary import STOPPED, Line, at_greatest_length
-from benchmarks.mitigation.tables import UNEVEN_ROWS
+from benchmarks.mitigation.tables import README_ROWS
 from lightning_iet.plots import CONTROL, DPI, GENERATED, INK, QUIET, label_points, save_figure
 
 
@@ -53,7 +53,7 @@ def courses(lines: Sequence[Line], *, title: str) -> Figure:
     """Draw the course of each row of an uneven setting: FID against copies of the repeated images, means over seeds."""
     figure = Figure(figsize=(9, 6), dpi=DPI, facecolor="white", layout="constrained")
     axes = figure.subplots()
-    rows = [line["row"] for line in at_greatest_length(lines) if line["row"] in UNEVEN_ROWS]
+    rows = [line["row"] for line in at_greatest_length(lines) if line["row"] in README_ROWS]
     for row, color in zip(rows, ("#222222", "#1b7f3b", "#8a8a8a", "#c77b00", "#7b3fb5", "#0a62c4"), strict=False):
         course = sorted((line for line in lines if line["row"] == row), key=lambda line: line["length"])
         fid, share = _columns(course, "fid", "copies_repeated_half")

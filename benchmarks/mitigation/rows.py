@@ -27,6 +27,7 @@ class Row:
         exchange: how samples move between shards: ``"most_skipped"``, ``"random"``, or ``""`` = not at all.
         max_magnitude: of threshold-aware augmentation; 0 = off.
         deduplicated: share of the near-duplicates in an uneven training set that are removed before training.
+        randaugment: share of draws that RandAugment changes, and its magnitude, without regard to any threshold.
         only: the settings' sources that the row is for; empty = all.
     """
 
@@ -48,6 +49,7 @@ class Row:
     exchange: str = ""
     max_magnitude: int = 0
     deduplicated: float = 0.0
+    randaugment: tuple[float, int] = (0.0, 0)
     only: tuple[str, ...] = ()
 
     @property
@@ -123,6 +125,8 @@ ROWS = (
             ("iet_agc_plus", "both: IET-AGC+", "most_skipped", 5),
         )
     ),
+    # Of the same mean strength as the augmentation of iet_agc_taa: 12 % of its draws, at a mean magnitude of 1.9.
+    Row("randaugment", "RandAugment of 12 % of draws, magnitude 2", randaugment=(0.12, 2), only=_UNEVEN),
     Row("dp_sgd", "DP-SGD, ε = 10, δ = 0.001, at 1 ×", epsilon=10.0, **_DIGITS),
     # Where the methods help: rounds of other lengths, a higher threshold with shards, fewer images.
     Row("iet_agc_4_short", "IET-AGC, K = 4, rounds of 5 epochs", round_epochs=5, **_IET_AGC, **_DIGITS),

@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from multiprocessing import get_context
 from pathlib import Path
 from types import ModuleType
@@ -57,10 +57,20 @@ class Run:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What its figures depend on; labels in tables do not count."""
-        facts = json.loads(json.dumps({"setting": asdict(self.setting), "row": asdict(self.row), "seed": self.seed}))
-        del facts["row"]["label"], facts["row"]["only"]
-        return facts
+        """What its figures depend on; labels do not count, nor options at their defaults: a new one voids nothing."""
+        facts = {"setting": _changed(self.setting), "row": _changed(self.row), "seed": self.seed}
+        for name in ("label", "only"):
+            facts["row"].pop(name, None)
+        return json.loads(json.dumps(facts))
+
+
+def _changed(options: Row | Setting) -> dict[str, Any]:
+    """The fields of a dataclass that are not at their defaults."""
+    return {
+        field.name: getattr(options, field.name)
+        for field in fields(options)
+        if getattr(options, field.name) != field.default
+    }
 
 
 def runs_of(preset: Preset, *, rows: set[str] | None = None, without: set[str] | None = None) -> list[Run]:

@@ -148,7 +148,7 @@ _UNEVEN_ROWS = (
     "plain", "plain_with_unseen", "dropout_flips", "deduplicated", "half_deduplicated", "agc_0.5", "agc_0.8",
     "anchored_64", "quantile", "record_1", "record_0.5", "record_median", "record_weights", "record_weights_0.1",
     "half_deduplicated_record_weights", "iet_4", "iet_agc_4", "iet_agc_random", "iet_agc_msr",
-    "iet_agc_taa", "iet_agc_plus",
+    "iet_agc_taa", "iet_agc_plus", "randaugment",
 )  # fmt: skip
 
 PRESETS = {
