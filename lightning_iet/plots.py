@@ -410,14 +410,21 @@ def memorized_quantity_curve(
 
 
 def memorization_against_fid(
-    runs: Mapping[str, tuple[float, float]], *, control: tuple[float, float], training_fid: float | None = None
+    runs: Mapping[str, tuple[float, float]],
+    *,
+    control: tuple[float, float],
+    training_fid: float | None = None,
+    courses: Mapping[str, Sequence[tuple[float, float]]] | None = None,
+    measure: str = "memorized fraction",
 ) -> Figure:
-    """Plot each run as a point: memorized fraction over FID. Lower left is better.
+    """Plot each run as a point: memorization over FID, with the run's course as a line to it. Lower left is better.
 
     Args:
         runs: ``{label: (FID, memorized fraction)}``; every point carries its label, or its number when there are many.
         control: the same of held-out real images, as two lines: no run can be expected beyond them.
         training_fid: FID of the training images themselves, what copying alone would give, as a line.
+        courses: by label the same pairs at earlier steps, in their order, where a run was evaluated on its way.
+        measure: name of the memorization measure.
 
     Returns:
         The figure.
@@ -429,7 +436,7 @@ def memorization_against_fid(
         figure.subplots(),
         title="Memorization against quality (lower left is better)",
         xlabel="FID to held-out images",
-        ylabel="memorized fraction",
+        ylabel=measure,
     )
     axes.axvline(control[0], color=CONTROL, linewidth=1.2, linestyle=(0, (4, 3)))
     axes.axhline(
@@ -439,9 +446,12 @@ def memorization_against_fid(
         axes.axvline(
             training_fid, color=QUIET, linewidth=1.2, linestyle=":", label="FID of the training images themselves"
         )
-    for point in runs.values():
+    courses = courses or {}
+    for label, point in runs.items():
+        course = [*courses.get(label, ()), point]
+        axes.plot(*zip(*course, strict=True), marker="o", markersize=3, color=GENERATED, linewidth=1, alpha=0.45)
         axes.plot(*point, marker="o", markersize=7, color=GENERATED, linestyle="")
-    marks = [*runs.values(), control, (training_fid or 0.0, 0.0)]
+    marks = [*runs.values(), control, (training_fid or 0.0, 0.0), *(mark for line in courses.values() for mark in line)]
     right, top = (max(values) for values in zip(*marks, (0.1, 0.02), strict=True))
     axes.set(xlim=(0, 1.15 * right), ylim=(-0.04 * top, 1.12 * top))
     axes.yaxis.set_major_formatter(_percent)

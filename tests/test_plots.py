@@ -118,3 +118,13 @@ def test_no_global_state_of_matplotlib_is_touched(tmp_path):
     before = dict(mpl.rcParams), mpl.get_backend()
     pixels(charts.training_curves([1.0, 0.5]), tmp_path / "curves.png")
     assert (dict(mpl.rcParams), mpl.get_backend()) == before
+
+
+def test_the_course_of_a_run_is_a_line_to_its_point():
+    figure = charts.memorization_against_fid(
+        {"plain": (4.0, 0.1)}, control=(0.6, 0.0), courses={"plain": [(9.0, 0.0), (5.0, 0.02)]}
+    )
+    lines = [line for line in figure.axes[0].lines if len(line.get_xdata()) == 3]
+    assert [list(line.get_xdata()) for line in lines] == [[9.0, 5.0, 4.0]]
+    assert [list(line.get_ydata()) for line in lines] == [[0.0, 0.02, 0.1]]
+    assert figure.axes[0].get_xlim()[1] > 9

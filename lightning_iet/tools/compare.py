@@ -1,7 +1,7 @@
 """Compare runs: the quality and the memorization of each, in one table and one plot."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -22,7 +22,8 @@ def compare(runs: Sequence[Path], *, out: Path = Path("comparison")) -> list[Row
     """Print one table over runs, and write ``comparison.csv``, ``comparison.md`` and ``comparison.png``.
 
     Each measure stands above that of held-out real images (the control), because on data of low variety even those lie
-    close to a training image.
+    close to a training image. Copies count near-duplicates among the training images once; the plot shows them, and as
+    a line the course of a run that was evaluated on its way (--evaluation.every_n_epochs).
 
     Args:
         runs: run folders, or folders that hold versions of a run (the newest finished one counts), or ``metrics.json``
@@ -51,7 +52,7 @@ def compare(runs: Sequence[Path], *, out: Path = Path("comparison")) -> list[Row
     _check_comparable(reports)
     check_writable(out, argument="out", remedy="Give another folder with `--out`.")
     rows = [_row(label, file, reports[file]) for label, file in zip(_labels(files), files, strict=True)]
-    _write(rows, out)
+    _write(rows, out, {label: _course(reports[file]) for label, file in zip(_labels(files), files, strict=True)})
     console = Console()
     console.print(_table(rows))
     console.print(f"Written to {out}: comparison.csv, comparison.md, comparison.png", style="dim", soft_wrap=True)
@@ -90,7 +91,7 @@ def _read(file: Path) -> dict[str, Any]:
     try:
         report = read_metrics(file, kind="evaluation")
         for name, value in _row("", file, report).items():
-            of_a_measure = name.startswith(("fid", "memorized", "mq", "seconds"))
+            of_a_measure = name.startswith(("fid", "memorized", "copied", "mq", "seconds"))
             if of_a_measure and not (isinstance(value, int | float) and math.isfinite(value)):
                 raise ValueError(f"no figure for '{name}'")
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -137,6 +138,10 @@ def _row(label: str, file: Path, report: dict[str, Any]) -> Row:
     row |= {"fid": generated["fid"], "fid_control": control["fid"], "fid_train": report["train"]["fid"]}
     row["memorized_fraction"] = generated["memorized_fraction"]
     row["memorized_fraction_control"] = control["memorized_fraction"]
+    if "copied_fraction" in generated:
+        row |= {
+            f"copied_fraction{end}": part["copied_fraction"] for end, part in (("", generated), ("_control", control))
+        }
     for threshold, share in generated["mq"].items():
         row |= {f"mq_{threshold}": share, f"mq_{threshold}_control": control["mq"][threshold]}
     row |= {name: run[name] for name in ("skip_rate", "epochs", "steps", "seconds")}
@@ -144,17 +149,32 @@ def _row(label: str, file: Path, report: dict[str, Any]) -> Row:
     return row | {"folder": str(file.parent)}
 
 
+def _course(report: dict[str, Any]) -> list[Row]:
+    """The evaluations of a run before its last one."""
+    return [point for point in report.get("course", ()) if point["step"] < report["run"]["steps"]]
+
+
 # --- writing ---------------------------------------------------------------------------------------------------------
 
 
-def _write(rows: Sequence[Row], out: Path) -> None:
+def _measure(rows: Sequence[Row]) -> tuple[str, str]:
+    """The column of the plot, and its name: copies, or what all files have."""
+    if all("copied_fraction" in row for row in rows):
+        return "copied_fraction", "images that are copies (near-duplicates count once)"
+    return "memorized_fraction", "memorized fraction"
+
+
+def _write(rows: Sequence[Row], out: Path, courses: Mapping[str, Sequence[Row]]) -> None:
     write_csv(out / "comparison.csv", rows)
     with write_atomically(out / "comparison.md") as path:
         path.write_text(_markdown(rows))
+    column, name = _measure(rows)
     figure = memorization_against_fid(
-        {row["run"]: (row["fid"], row["memorized_fraction"]) for row in rows},
-        control=(rows[0]["fid_control"], rows[0]["memorized_fraction_control"]),
+        {row["run"]: (row["fid"], row[column]) for row in rows},
+        control=(rows[0]["fid_control"], rows[0][f"{column}_control"]),
         training_fid=rows[0]["fid_train"],
+        courses={run: [(point["fid"], point[column]) for point in course] for run, course in courses.items()},
+        measure=name,
     )
     save_figure(figure, out / "comparison.png")
 
@@ -178,7 +198,9 @@ def _markdown(rows: Sequence[Row]) -> str:
 
 def _cells(rows: Sequence[Row]) -> list[list[str]]:
     """A header, then two lines for each run: its measures, and under them those of its control."""
-    lines = [["run", "FID", "memorized\nfraction", *(f"MQ\n< {a}" for a in MQ_SHOWN), "skipped", "steps", "time"]]
+    column, _ = _measure(rows)
+    shown = "copies" if column == "copied_fraction" else "memorized\nfraction"
+    lines = [["run", "FID", shown, *(f"MQ\n< {a}" for a in MQ_SHOWN), "skipped", "steps", "time"]]
     for row in rows:
         effort = [
             percent(row["skip_rate"] if row["threshold"] or row["skip_rate"] else None),
@@ -186,14 +208,14 @@ def _cells(rows: Sequence[Row]) -> list[list[str]]:
             str(timedelta(seconds=round(row["seconds"]))),
         ]
         for name, suffix, rest in ((row["run"], "", effort), ("  control", "_control", ["", "", ""])):
-            shares = [row[f"{column}{suffix}"] for column in ("memorized_fraction", *(f"mq_{a}" for a in MQ_SHOWN))]
+            shares = [row[f"{measure}{suffix}"] for measure in (column, *(f"mq_{a}" for a in MQ_SHOWN))]
             lines.append([name, three_digits(row[f"fid{suffix}"]), *map(percent, shares), *rest])
     return lines
 
 
 def _caption(rows: Sequence[Row]) -> str:
     caption = (
-        "FID in {features} features, MQ and memorized fraction: lower is better, down to the control."
+        "FID in {features} features, MQ and copies: lower is better, down to the control."
         " FID of the training images themselves: {fid}."
     ).format(features=rows[0]["features"], fid=three_digits(rows[0]["fid_train"]))
     settings = {

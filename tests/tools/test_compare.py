@@ -6,6 +6,7 @@ import os
 import pytest
 from PIL import Image
 
+from lightning_iet.tools import compare as module
 from lightning_iet.tools.compare import compare
 
 THRESHOLDS = ("0.15", "0.2", "0.3", "0.4", "0.5", "0.6", "0.7", "0.8", "0.9")
@@ -169,3 +170,40 @@ def test_a_failure_leaves_the_old_comparison(tmp_path, runs):
     with pytest.raises(ValueError, match="no figure for 'fid'"):
         compare([*runs, tmp_path / "broken"], out=tmp_path / "out")
     assert {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()} == before
+
+
+def uneven_report(fid, copied, course=(), steps=8000):
+    content = report(fid, 0.0, steps=steps)
+    content["generated"]["copied_fraction"] = copied
+    content["control"]["copied_fraction"] = 0.002
+    return content | {
+        "course": [{"step": step, "fid": f, "memorized_fraction": 0.0, "copied_fraction": c} for step, f, c in course]
+    }
+
+
+def test_copies_count_near_duplicates_once_and_the_course_is_a_line(tmp_path, capsys, monkeypatch):
+    shown, draw = {}, module.memorization_against_fid
+
+    def watch(runs, **options):
+        shown.update(options, runs=runs)
+        return draw(runs, **options)
+
+    monkeypatch.setattr(module, "memorization_against_fid", watch)
+    course = [(2000, 9.0, 0.0), (4000, 5.0, 0.02), (8000, 4.0, 0.1)]
+    store(tmp_path / "plain", uneven_report(4.0, 0.1, course))
+    store(tmp_path / "record", uneven_report(3.9, 0.005))
+    rows = compare([tmp_path / "plain", tmp_path / "record"], out=tmp_path / "out")
+    assert [row["copied_fraction"] for row in rows] == [0.1, 0.005]
+    assert shown["runs"] == {"plain": (4.0, 0.1), "record": (3.9, 0.005)}
+    assert shown["courses"] == {"plain": [(9.0, 0.0), (5.0, 0.02)], "record": []}
+    assert "copies" in shown["measure"]
+    printed = capsys.readouterr().out
+    assert "copies" in printed
+    assert "10.0%" in printed
+
+
+def test_among_files_without_copies_the_memorized_fraction_is_compared(tmp_path, runs, capsys):
+    store(tmp_path / "new", uneven_report(4.0, 0.1))
+    rows = compare([*runs, tmp_path / "new"], out=tmp_path / "out")
+    assert "copied_fraction" not in rows[0]
+    assert "memorized" in capsys.readouterr().out
