@@ -57,21 +57,20 @@ def courses(lines: Sequence[Line], *, title: str) -> Figure:
     for row, color in zip(rows, ("#222222", "#1b7f3b", "#8a8a8a", "#c77b00", "#7b3fb5", "#0a62c4"), strict=False):
         course = sorted((line for line in lines if line["row"] == row), key=lambda line: line["length"])
         fid, share = _columns(course, "fid", "copies_repeated_half")
-        axes.plot(fid, share, color=color, marker="o", markersize=4, linewidth=1.4)
-        axes.annotate(
-            f"{course[-1]['label']}, {course[-1]['length']:g} ×", (fid[-1], share[-1]), xytext=(6, 6),
-            textcoords="offset points", color=color, fontsize=8.5,
-        )  # fmt: skip
+        label = f"{course[-1]['label']}: FID {fid[-1]:.1f}, {100 * share[-1]:.1f} % at {course[-1]['length']:g} ×"
+        axes.plot(fid, share, color=color, marker="o", markersize=4, linewidth=1.4, label=label)
+        axes.plot(fid[-1], share[-1], color=color, marker="o", markersize=8)
+    axes.legend(frameon=False, fontsize=8.5, loc="upper right")
     control = lines[0]
     axes.axhline(control["copies_repeated_half_control"], color=CONTROL, linewidth=1.2, linestyle=(0, (4, 3)))
     axes.set_yscale("symlog", linthresh=0.01, linscale=0.6)
-    axes.set_ylim(bottom=-0.002)
+    axes.set_ylim(-0.002, 1)
     axes.yaxis.set_major_formatter(lambda share, _: f"{100 * share:.3g} %")
     axes.set_xlabel("FID to held-out images (left is better)", fontsize=9, color=INK)
     axes.set_ylabel("drawn images that copy a repeated training image, by d1/d2 < 1/2", fontsize=9, color=INK)
     lengths = " → ".join(f"{length:g}" for length in sorted({x["length"] for x in lines if x["length"] is not None}))
     axes.set_title(
-        f"{title}: the course of training, {lengths} × (lower left is better; dashed: held-out images)",
+        f"{title}: the course of training, {lengths} × (large dot); lower left is better; dashed: held-out images",
         fontsize=10, loc="left", color=INK,
     )  # fmt: skip
     axes.tick_params(labelsize=8, which="both", colors=QUIET, labelcolor=INK)
