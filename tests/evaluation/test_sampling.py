@@ -74,7 +74,9 @@ def by_diffusers(module, numbers):
 
 
 @pytest.mark.parametrize(
-    "make", [WithPipeline, lambda: WithPipeline(DDIMPipeline, DDIMScheduler), WithParts, Narrow], ids=str
+    "make",
+    [WithPipeline, lambda: WithPipeline(DDIMPipeline, DDIMScheduler), WithParts, Narrow],
+    ids=["pipeline", "pipeline of DDIM", "parts", "narrow"],
 )
 def test_a_pipeline_or_its_parts_are_sampled_as_diffusers_does(make):
     module = make()
