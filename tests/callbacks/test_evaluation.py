@@ -460,7 +460,7 @@ def test_unwritable_folder_is_found_before_training(tmp_path):
     [
         ({"num_samples": 1}, "`num_samples` expected an integer ≥ 2, or 0"),
         ({"num_samples": -2}, "`num_samples`"),
-        ({"sampler": "euler"}, "`sampler` expected 'ddim' or 'ddpm', but got 'euler'"),
+        ({"sampler": "euler"}, "`sampler` expected 'ddim', 'ddpm' or 'own', but got 'euler'"),
         ({"every_n_epochs": 0}, "`every_n_epochs` expected an integer ≥ 1"),
         ({"num_inference_steps": 0}, "`num_inference_steps`"),
         ({"num_pairs": 0}, "`num_pairs`"),
