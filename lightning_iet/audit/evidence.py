@@ -37,6 +37,7 @@ class Evidence:
         noticed_below: The score below which an image is noticed.
         beyond: Generated images nearer than every held-out image, bool, shape ``(Q,)``.
         scan: The test of whether the generator copies; ``None`` without held-out images.
+        held_out_alike: Held-out images as near to a training image as the least near of those discovered.
     """
 
     sure: Tensor
@@ -45,6 +46,7 @@ class Evidence:
     noticed_below: float
     beyond: Tensor
     scan: Scan | None
+    held_out_alike: int = 0
 
     @property
     def named(self) -> Tensor:
@@ -91,4 +93,6 @@ def weigh(generated: "Copies", held_out: "Copies | None", *, level: float) -> Ev
     discovered = false_discoveries(p_values.masked_fill(too_large, 1.0), level=level)
     below = min(noticeable_below(held_out.scores, len(scores), level=NOTICEABLE), LARGEST)
     scan = scan_test(scores, held_out.scores, largest=LARGEST)
-    return Evidence(sure, discovered, scores < below, below, scores < held_out.scores.min(), scan)
+    # A conformal p-value is a rank: (1 + number of held-out images as near) / (n + 1).
+    alike = round(float(p_values[discovered].max()) * (len(held_out.scores) + 1)) - 1 if discovered.any() else 0
+    return Evidence(sure, discovered, scores < below, below, scores < held_out.scores.min(), scan, alike)

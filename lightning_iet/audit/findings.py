@@ -137,6 +137,7 @@ class EvidenceFindings:
         noticed: images below ``noticed_below``, where an innocent one seldom lies.
         noticed_below: the score.
         held_out_noticed: held-out images below it; ``None`` without held-out images.
+        held_out_alike: held-out images as near as the least near of those discovered; ``None`` likewise.
         beyond: generated images nearer than every held-out image.
         scan: the test of whether the generator copies; ``None`` without held-out images.
         held_out_needed: held-out images that would decide whether those noticed are copies; ``None`` if there are
@@ -151,6 +152,7 @@ class EvidenceFindings:
     noticed: Share
     noticed_below: float
     held_out_noticed: int | None
+    held_out_alike: int | None
     beyond: int
     scan: Scan | None
     held_out_needed: int | None
@@ -339,6 +341,7 @@ def _evidence(audit: Audit) -> EvidenceFindings:
         noticed=share(noticed, total),
         noticed_below=evidence.noticed_below,
         held_out_noticed=None if held_out is None else int((held_out.scores < evidence.noticed_below).sum()),
+        held_out_alike=None if held_out is None else evidence.held_out_alike,
         beyond=int(evidence.beyond.sum()),
         scan=evidence.scan,
         held_out_needed=held_out_needed(noticed, total, level=audit.settings.false_finds) if unnamed else None,

@@ -372,7 +372,8 @@ def rows(findings: Findings) -> list[list[str]]:
     ratio, evidence = f"{findings.settings['ratio']:.3g}", findings.evidence
     lines = [["", "generated", "held-out"][: len(sets) + 1]]
     lines.append(["images", *(f"{part.copies.total:,}" for part in sets)])
-    lines.append(["named as copies", _cell(evidence.named), *[""] * (len(sets) - 1)])
+    alike = [] if len(sets) == 1 else [f"{evidence.held_out_alike:,} as near"]
+    lines.append(["named as copies", _cell(evidence.named), *alike])
     noticed = [_cell(evidence.noticed)] + ([] if len(sets) == 1 else [f"{evidence.held_out_noticed:,}"])
     lines.append([f"lowest ratio of all searches < {evidence.noticed_below:.2f}", *noticed])
     if findings.measure == "distinct":

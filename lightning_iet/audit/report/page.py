@@ -333,6 +333,7 @@ def render_page(audit: Audit, findings: Findings, *, pairs: int, images: bool = 
         date=_date(findings.date),
         verdict=answer,
         rates=_rates(findings),
+        shows_named=_shows_named(findings),
         sections=_sections(findings),
         measures=[_measure(name, defaults[name], audit.settings.k) for name in measures],
         stops=stops,
@@ -448,11 +449,19 @@ def _data(
     return {"stops": stops, "defaults": defaults, "sets": sets, "left": LEFT, "width": RIGHT - LEFT}
 
 
+def _shows_named(findings: Findings) -> bool:
+    """Whether the head of the page counts the images that are named; else those that are noticed."""
+    return findings.evidence.named.count > 0
+
+
 def _rates(findings: Findings) -> list[dict[str, Any]]:
     evidence = findings.evidence
-    shares = {"generated": evidence.noticed}
-    if findings.held_out is not None and evidence.held_out_noticed is not None:
-        shares["held_out"] = share(evidence.held_out_noticed, findings.held_out.copies.total)
+    counts = (evidence.named, evidence.held_out_alike)
+    if not _shows_named(findings):
+        counts = (evidence.noticed, evidence.held_out_noticed)
+    shares = {"generated": counts[0]}
+    if findings.held_out is not None and counts[1] is not None:
+        shares["held_out"] = share(counts[1], findings.held_out.copies.total)
     widest = max(part.high for part in shares.values())
     return [_rate(name, part, widest) for name, part in shares.items()]
 
