@@ -64,7 +64,7 @@ def memcontrol(
     what it must be compared with: plain fine-tuning, the whole family, and the model as it was. The same command goes
     on with a search that was cut off; several machines with one `--storage` share the work.
 
-    Writes points.csv, front.png, masks/*.json, chosen.json, and report.html, which says what was found. The mask is
+    Writes points.csv, front.png, the folder masks, chosen.json, and report.html, which says what was found. The mask is
     used by `fit --config CONFIG --selection.file OUT/chosen.json`.
 
     Args:
