@@ -283,7 +283,7 @@ def test_a_run_that_is_taken_up_keeps_its_course(tmp_path):
     fit(tmp_path, Evaluation(4, every_n_steps=1), callbacks=[checkpointing], trainer=settings)
     evaluation = Evaluation(4, every_n_steps=1)
     settings["max_epochs"] = 2
-    again = ModelCheckpoint(tmp_path / "again", save_top_k=-1)
+    again = ModelCheckpoint(tmp_path, filename="second", save_top_k=-1)
     fit(tmp_path, evaluation, callbacks=[again], trainer=settings, ckpt_path=checkpointing.best_model_path)
     assert [entry["step"] for entry in evaluation.report["course"]] == [1, 2, 3, 4]
 

@@ -224,7 +224,7 @@ def test_digits_are_split_into_disjoint_sets_with_all_classes():
 
 
 def test_digits_refuse_more_images_than_there_are():
-    with pytest.raises(ValueError, match="together at most 1797"):
+    with pytest.raises(ValueError, match="leave 2 of the 1,797 digits for FID"):
         DigitsDataModule(1500).setup("fit")
     with pytest.raises(ValueError, match="`batch_size` expected an integer ≥ 1"):
         DigitsDataModule(64, batch_size=0)

@@ -193,7 +193,7 @@ class ParameterAveragingCallback(Callback):
             self._resume(trainer, pl_module, self.engine)
         self._frozen, self._steps_taken = FrozenWatch(pl_module, self.engine.own_tensors), 0
         self._late = LateWatch(trainer, pl_module, self.engine.own_tensors)
-        self._options, self._epoch = self.engine.options(), -1
+        self._epoch, self._options = -1, None
         self._stack.callback(self._late.end_step)
         # Many modules update their average of the weights in this hook, which Lightning calls after all callbacks: too
         # late in the last batch of a round, when the shards are averaged already, and for checkpoints of the step.
@@ -292,7 +292,8 @@ class ParameterAveragingCallback(Callback):
 
     def _take_in(self, engine: ShardEngine, module: LightningModule) -> None:
         """Give to all shards what hooks at the start of the epoch changed: what trains, and with which options."""
-        engine.share_options(self._options)
+        if self._options is not None:  # else the run was taken up in mid-epoch, behind these hooks
+            engine.share_options(self._options)
         names = engine.extend(module)
         if not names:
             return
