@@ -224,11 +224,11 @@ class SharedStudy:
         """
         with self._quiet():
             while True:
-                trials = self._all()
-                for trial in self._abandoned(trials):
+                for trial in self._abandoned(self._all()):
                     self._claim(trial.number)
                     return self._read(trial)
-                known = [trial for trial in trials if _VOID not in trial.user_attrs]
+                # Read again: the search for abandoned ones may have struck some out.
+                known = [trial for trial in self._all() if _VOID not in trial.user_attrs]
                 drawn = sum(trial.state != self._states.WAITING for trial in known)
                 if drawn == len(known) if total is None else drawn >= total:
                     return None

@@ -277,6 +277,7 @@ def test_steps_of_several_batches_are_evaluated_once(tmp_path):
     assert sum(num for _, num in module.draws[1:]) == 12
 
 
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
 def test_a_run_that_is_taken_up_keeps_its_course(tmp_path):
     checkpointing = ModelCheckpoint(tmp_path, filename="first", save_top_k=-1)
     settings = {"max_epochs": 1, "enable_checkpointing": True}

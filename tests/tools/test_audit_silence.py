@@ -177,10 +177,8 @@ def test_the_exit_status_tells_a_pipeline(copies, options, status):
 def test_ranges_that_are_none(capsys, text):
     write_images(Path("train"), random_pixels(60))
     line = fails(capsys, "--generated", "train", "--train", "train", "--range", text)
-    assert (
-        f"Argument `range` expected the values of black and white, such as 0:4095 or -1:1, or auto, or full, but got '{text}'"
-        in line
-    )
+    wanted = "the values of black and white, such as 0:4095 or -1:1, or auto, or full"
+    assert f"Argument `range` expected {wanted}, but got '{text}'" in line
 
 
 def test_in_python_the_result_has_a_verdict_pairs_and_metrics():

@@ -249,10 +249,18 @@ def checksum(weight: Tensor) -> tuple[int, int, int]:
     return weight.numel(), int(bits.sum()), int((bits * positions).sum())
 
 
+_OF_A_CLASS = ("__dict__", "__weakref__")
+
+
 def _remove(network: nn.Module, *, folded: bool) -> None:
     adapted: list[Any] = [layer for layer in network.modules() if _has_shift(layer)]
     for layer in adapted:
         is_trained = layer.parametrizations.weight.original.requires_grad
+        # Torch takes the weight from the layer's class, which a deep copy of the network shares with its original.
+        kind = type(layer)
+        layer.__class__ = type(
+            kind.__name__, kind.__bases__, {k: v for k, v in vars(kind).items() if k not in _OF_A_CLASS}
+        )
         with torch.no_grad():
             parametrize.remove_parametrizations(layer, "weight", leave_parametrized=folded)
         layer.weight.requires_grad_(is_trained)

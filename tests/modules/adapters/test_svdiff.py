@@ -345,3 +345,14 @@ def test_adapted_layer_is_differentiable_in_its_input():
     network(inputs).sum().backward()
     expected = F.linear(torch.ones(2, 2, dtype=torch.float64), network[0].weight.detach().T)
     torch.testing.assert_close(inputs.grad, expected)
+
+
+def test_folding_a_copy_leaves_the_original_alone():
+    network = nn.Sequential(nn.Linear(3, 3)).requires_grad_(False)
+    add_svdiff(network, ["0"])
+    copied = copy.deepcopy(network)
+    fold_svdiff(copied)
+    images = torch.rand(2, 3)
+    torch.testing.assert_close(network(images), copied(images))
+    assert "parametrizations" in dict(network[0].named_children())
+    assert "parametrizations" not in dict(copied[0].named_children())
