@@ -6,6 +6,7 @@ import json
 import logging
 import runpy
 import shutil
+import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -32,6 +33,7 @@ from lightning_iet.utilities.files import METRICS, check_writable
 
 TRIALS, TRIAL_CONFIG, LOG = "trials", "trial.yaml", "output.log"
 LR_OPTION = "model.init_args.optimizer.init_args.lr"
+_INTERRUPTED = (1, 130)  # what Lightning and this package's command line exit with after Ctrl-C
 _LOGGERS = ("lightning.pytorch", "lightning.fabric", "pytorch_lightning", "lightning_fabric")
 
 
@@ -334,7 +336,8 @@ def _for_trials(settings: Mapping[str, Any], steps: int, checkpoints: int) -> di
         "num_sanity_val_steps": 0,
     }  # fmt: skip
     evaluation |= {"every_n_steps": steps // checkpoints, "pictures": False}
-    evaluation.pop("every_n_epochs", None)
+    for option in ("every_n_epochs", "keep_best", "patience"):  # every checkpoint of a trial counts
+        evaluation.pop(option, None)
     return changed
 
 
@@ -368,14 +371,21 @@ def _fit(config: Path, log: Path) -> None:
 
     Raises:
         RuntimeError: If it fails, with its last line.
+        KeyboardInterrupt: If it was interrupted: the search ends, and the trial is run again.
+        SystemExit: If it was sent SIGTERM; likewise.
     """
-    arguments = sys.argv
+    arguments, handler = sys.argv, signal.getsignal(signal.SIGINT)
     with log.open("w", encoding="utf-8") as file:
         try:
             with _logged(file):
                 sys.argv = ["lightning-iet", "fit", f"--config={config}"]
                 runpy.run_module("lightning_iet", run_name="__main__")
         except SystemExit as end:
+            if end.code in _INTERRUPTED:
+                signal.signal(signal.SIGINT, handler)  # Lightning lets it be ignored from then on
+                raise KeyboardInterrupt from None
+            if end.code == 128 + signal.SIGTERM:
+                raise
             if end.code:
                 file.flush()
                 said = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()

@@ -2,10 +2,12 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import optuna
 import pytest
 import torch
 import yaml
@@ -18,8 +20,9 @@ from lightning_iet.evaluation.assessment import Assessor
 from lightning_iet.functional.parameter_groups import find_groups
 from lightning_iet.metrics.frechet import frechet_distance
 from lightning_iet.search import Candidate
-from lightning_iet.tools.memcontrol import Training, figures_at, memcontrol
+from lightning_iet.tools.memcontrol import Training, _for_trials, figures_at, memcontrol
 
+STUDIES = ("references", "masks")
 BARE = "lightning.pytorch.demos.boring_classes.BoringDataModule"
 QUICK = {"trials": 4, "steps": 4, "checkpoints": 2, "objectives": ["fid", "memorized_fraction"], "lr": [1e-3, 1e-3]}
 
@@ -201,6 +204,44 @@ def test_trainings_that_fail_say_why(config, capsys):
     with pytest.raises(SystemExit) as end:
         main(["memcontrol", "--config", str(file), "--family=bias", "--out=other", "--trials=1", "--steps=4"])
     assert end.value.code == 2
+
+
+INTERRUPTS = """
+import os, signal
+from lightning.pytorch import Callback
+
+class Interrupts(Callback):
+    def __init__(self, number: int):
+        self.number = number
+
+    def on_train_batch_end(self, *args):
+        os.kill(os.getpid(), self.number)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interruption_ends_the_search_and_fails_no_trial(config, number, tmp_path, monkeypatch):
+    Path("interrupts.py").write_text(INTERRUPTS)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "interrupts", raising=False)
+    callbacks = [{"class_path": "interrupts.Interrupts", "init_args": {"number": int(number)}}]
+    file = config(trainer={"callbacks": callbacks})
+    with pytest.raises(KeyboardInterrupt if number == signal.SIGINT else SystemExit):
+        memcontrol(file, family="bias", out=Path("search"), **QUICK)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler  # the next Ctrl-C is heard
+    studies = [optuna.load_study(study_name=name, storage="sqlite:///search/search.db") for name in STUDIES]
+    states = [trial.state.name for study in studies for trial in study.trials]
+    assert set(states) == {"RUNNING", "WAITING"}  # RUNNING: given back, to be run again
+    assert states.count("RUNNING") == 1
+
+
+def test_the_choice_of_a_best_checkpoint_is_no_part_of_a_trial(config):
+    evaluation = {"every_n_epochs": 1, "keep_best": True, "patience": 2}
+    file = config(evaluation=evaluation)
+    trials = _for_trials(yaml.safe_load(file.read_text()), 4, 2)
+    assert trials["evaluation"] == {
+        "num_samples": 12, "num_inference_steps": 2, "k": 5, "every_n_steps": 2, "pictures": False,
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(
