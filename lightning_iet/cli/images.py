@@ -15,7 +15,10 @@ import torch
 import yaml
 from PIL import Image
 
+from lightning_iet.data.decoding import decode_stored
 from lightning_iet.data.folders import ImageFolderDataModule
+from lightning_iet.data.formats import format_of
+from lightning_iet.data.samples import reason_of
 from lightning_iet.utilities.configurations import find_configuration
 
 LARGEST = 64  # pixels a side, unless a larger size is asked for
@@ -42,11 +45,12 @@ class Folder:
     classes: tuple[int, ...] = ()
 
 
-def look(path: Path) -> Folder:
+def look(path: Path, *, exclude: str | list[str] | None = None) -> Folder:
     """Count the images of a folder, and read the size and the channels of some of them, evenly spread.
 
     Args:
         path: The folder; its sub-folders are classes.
+        exclude: Patterns of names that are left out, see :class:`~lightning_iet.data.ImageFolderDataModule`.
 
     Raises:
         FileNotFoundError: If there is no such folder.
@@ -58,21 +62,39 @@ def look(path: Path) -> Folder:
             f"Option --images expected a folder of images (its sub-folders are classes), but got '{path}', which "
             f"{problem}. Check the path."
         )
-    source: Any = ImageFolderDataModule(path).load()
+    source: Any = ImageFolderDataModule(path, exclude=exclude).load()
     total = len(source)
-    shorter, colours = [], False
+    shorter, colours, fault = [], False, ""
     for index in range(0, total, ceil(total / LOOKED_AT) or 1):
         try:
-            with Image.open(io.BytesIO(source[index][0])) as image:
-                shorter.append(min(image.size))
-                colours = colours or _is_coloured(image)
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-            continue  # named and counted when the data are set up
+            side, coloured = _side_and_colour(source[index][0])
+        except Exception as error:  # whatever damaged bytes provoke; named and counted when the data are set up
+            fault = fault or f" ({source.name(index)}: {reason_of(error)})"
+            continue
+        shorter.append(side)
+        colours = colours or coloured
     if not shorter:
-        raise ValueError(f"Option --images expected a folder of images, but got '{path}', which holds none. Check it.")
+        held = f"{total} of which none can be read{fault}" if total else "none"
+        raise ValueError(
+            f"Option --images expected a folder of images, but got '{path}', which holds {held}. Check it."
+        )
     labels = getattr(source, "targets", None)
     classes = () if labels is None else tuple(torch.bincount(labels).tolist())
     return Folder(total, int(np.median(shorter)), 3 if colours else 1, classes)
+
+
+def _side_and_colour(stored: Any) -> tuple[int, bool]:
+    """The shorter side of an image, and whether some pixel is not grey; Pillow need not decode all of a large file."""
+    if isinstance(stored, bytes) and format_of(stored) is None:
+        with Image.open(io.BytesIO(stored)) as image:
+            return min(image.size), _is_coloured(image)
+    found = decode_stored(stored, size=(32, 32))  # a page of a file, DICOM, NIfTI, HEIC
+    return min(found.size), found.pixels.shape[2] > 1 and _differ(found.pixels)
+
+
+def _differ(pixels: np.ndarray[Any, Any]) -> bool:
+    """Whether the channels of some pixel differ by more than what JPEG makes of grey."""
+    return bool((np.ptp(pixels.astype(np.int16), axis=2) > 8).any())
 
 
 def _is_coloured(image: Image.Image) -> bool:
@@ -80,8 +102,7 @@ def _is_coloured(image: Image.Image) -> bool:
     if image.mode in ("1", "L", "LA", "I", "F") or image.mode.startswith("I;"):
         return False
     image.draft("RGB", (64, 64))
-    pixels = np.asarray(image.convert("RGB").resize((32, 32)), dtype=np.int16)
-    return bool((np.ptp(pixels, axis=2) > 8).any())  # less is what JPEG makes of grey
+    return _differ(np.asarray(image.convert("RGB").resize((32, 32))))
 
 
 def settings_of(folder: Folder, path: Path, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -114,11 +135,11 @@ def settings_of(folder: Folder, path: Path, given: Mapping[str, Any]) -> dict[st
             f"{folder.num}."
         )
     size = _size(folder, given)
-    channels = int(given.get("data.channels", folder.channels))
+    channels = _whole(given, "data.channels", folder.channels, least=1)
     held_out = max(2, min(folder.num // 5, 512))
-    control = int(given.get("data.num_control", held_out))
-    reference = int(given.get("data.num_reference") or held_out)
-    train = int(given.get("data.subset") or folder.num - control - reference)
+    control = _whole(given, "data.num_control", held_out)
+    reference = _whole(given, "data.num_reference", held_out)
+    train = _whole(given, "data.subset", folder.num - control - reference, least=1)
     if given.get("data.held_out"):
         raise ValueError("Option --images expected no --data.held_out, for it holds some images out itself.")
     if train < 2:
@@ -126,9 +147,9 @@ def settings_of(folder: Folder, path: Path, given: Mapping[str, Any]) -> dict[st
             f"Option --images expected images to train on, but {folder.num} leave {max(train, 0)}. Hold out fewer."
         )
     smallest = min(folder.classes, default=folder.num) * train // folder.num
-    shards = int(given.get("averaging.num_shards") or (4 if train >= 64 and smallest >= 4 else 1))
+    shards = _whole(given, "averaging.num_shards", 4 if train >= 64 and smallest >= 4 else 1, least=1)
     most = 64 if max(size) <= 32 else 16
-    batch_size = int(given.get("data.batch_size", min(most, _power_below(max(train // shards // 2, 1)))))
+    batch_size = _whole(given, "data.batch_size", min(most, _power_below(max(train // shards // 2, 1))), least=1)
     per_epoch = ceil(train / shards / batch_size)  # steps of a shard in an epoch
     length = _length(per_epoch * shards, given)
     data = {
@@ -165,17 +186,28 @@ def settings_of(folder: Folder, path: Path, given: Mapping[str, Any]) -> dict[st
 
 def _length(per_epoch: int, given: Mapping[str, Any]) -> dict[str, int]:
     """Return how long the run is, and when it validates: some ten times."""
-    if (steps := int(given.get("trainer.max_steps") or -1)) > 0:
+    if (steps := _whole(given, "trainer.max_steps", -1, least=-1)) > 0:
         return {"max_epochs": -1, "check_val_every_n_epoch": max(1, steps // per_epoch // 10)}
-    epochs = int(given.get("trainer.max_epochs") or 20 * ceil(STEPS / per_epoch / 20))
+    epochs = _whole(given, "trainer.max_epochs", 20 * ceil(STEPS / per_epoch / 20), least=-1)
     return {"max_epochs": epochs, "check_val_every_n_epoch": max(1, epochs // 10)}
 
 
-def _saving(length: Mapping[str, int], given: Mapping[str, Any]) -> dict[str, int]:
-    """Return when checkpoints are saved: some twenty times, and at the end."""
-    steps, epochs = int(given.get("trainer.max_steps") or -1), length["max_epochs"]
+def _saving(length: Mapping[str, int], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return when checkpoints are saved: some twenty times, and at the end, whether it is validated or not."""
+    steps, epochs = _whole(given, "trainer.max_steps", -1, least=-1), length["max_epochs"]
     name, total = ("every_n_train_steps", steps) if steps > 0 else ("every_n_epochs", max(epochs, 1))
-    return {name: max(part for part in range(1, max(1, total // 20) + 1) if total % part == 0)}
+    often = max(part for part in range(1, max(1, total // 20) + 1) if total % part == 0)
+    return {name: often} if steps > 0 else {name: often, "save_on_train_epoch_end": True}
+
+
+def _whole(given: Mapping[str, Any], name: str, default: int, *, least: int = 0) -> int:
+    """An integer that a user has set, or the default."""
+    value = given.get(name)
+    if value is None:
+        return default
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ValueError(f"Option --{name} expected an integer ≥ {least}, but got {value!r}.")
+    return value
 
 
 def _size(folder: Folder, given: Mapping[str, Any]) -> tuple[int, int]:
@@ -184,8 +216,12 @@ def _size(folder: Folder, given: Mapping[str, Any]) -> tuple[int, int]:
     if asked is None:
         side = max(8, min(LARGEST, _power_below(folder.side)))
         return side, side
-    height, width = (asked, asked) if isinstance(asked, int) else asked
-    return int(height), int(width)
+    sides = asked if isinstance(asked, list | tuple) else [asked, asked]
+    if len(sides) != 2 or not all(isinstance(side, int) and side >= 1 for side in sides):
+        raise ValueError(
+            f"Option --data.image_size expected a number of pixels, or [height, width], but got {asked!r}."
+        )
+    return int(sides[0]), int(sides[1])
 
 
 def unet(size: Sequence[int], channels: int, num_classes: int) -> dict[str, Any]:
@@ -303,7 +339,7 @@ def with_images(arguments: Sequence[str]) -> tuple[list[str], str | None]:
     for content in configurations:
         given |= _flat(content)
     given |= _options(rest)
-    folder = look(path)
+    folder = look(path, exclude=given.get("data.exclude"))
     settings = _merged(template, settings_of(folder, path, given), *configurations)
     command = next((index for index, argument in enumerate(rest) if not argument.startswith("-")), 0)
     rest.insert(command + 1, f"--config={json.dumps(settings)}")
@@ -362,8 +398,16 @@ def _options(arguments: Sequence[str]) -> dict[str, Any]:
         name, equals, value = argument.partition("=")
         if name.startswith("--"):
             text = value if equals else "".join(arguments[position + 1 : position + 2])
-            found[name[2:].replace(".init_args", "")] = yaml.safe_load(text) if text else None
+            found[name[2:].replace(".init_args", "")] = _value(text)
     return found
+
+
+def _value(text: str) -> Any:
+    """Read a value as the parser does: what is no YAML, such as ``*_mask.png``, is text."""
+    try:
+        return yaml.safe_load(text) if text else None
+    except yaml.YAMLError:
+        return text
 
 
 def _merged(*settings: Mapping[str, Any]) -> dict[str, Any]:

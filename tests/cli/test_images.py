@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
 
@@ -80,11 +81,60 @@ def test_without_images_arguments_stay_as_they_are():
     assert with_images(given) == (given, None)
 
 
+def test_files_of_several_pages_are_looked_at():
+    frames = [Image.fromarray(np.full((9, 40, 3), (value, 0, 0), dtype=np.uint8)) for value in range(100, 200, 10)]
+    Path("stack").mkdir()
+    frames[0].save("stack/a.tiff", save_all=True, append_images=frames[1:])
+    assert look(Path("stack")) == Folder(10, 9, 3)
+    Path("deep").mkdir()
+    deep = [Image.fromarray(np.full((12, 10), value, dtype=np.uint16)) for value in range(10)]
+    deep[0].save("deep/a.tiff", save_all=True, append_images=deep[1:])
+    assert look(Path("deep")) == Folder(10, 10, 1)
+
+
+def test_what_is_excluded_is_not_looked_at():
+    write("pictures", num=12)
+    for number in range(12):
+        Image.new("L", (300, 300)).save(f"pictures/{number}_mask.png")
+    with pytest.raises(ValueError, match="`exclude` expected to say what to leave out"):
+        with_images(["fit", "--images", "pictures"])
+    _, told = with_images(["fit", "--images", "pictures", "--data.exclude", "*_mask.png"])
+    assert told == "12 images, 3 × 16 × 16: 8 to train on, 2 held out, 2 for FID"
+
+
+def test_images_none_of_which_can_be_read():
+    Path("damaged").mkdir()
+    for number in range(10):
+        Path(f"damaged/{number}.png").write_bytes(b"nothing")
+    with pytest.raises(ValueError, match=r"which holds 10 of which none can be read .0.png: "):
+        look(Path("damaged"))
+    Path("empty").mkdir()
+    with pytest.raises(ValueError, match="which holds none"):
+        look(Path("empty"))
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("data.batch_size", 0, "Option --data.batch_size expected an integer ≥ 1, but got 0"),
+        ("data.channels", "three", "Option --data.channels expected an integer ≥ 1, but got 'three'"),
+        ("data.image_size", "big", "--data.image_size expected a number of pixels, or .height, width., but got 'big'"),
+        ("data.image_size", [64], "--data.image_size expected a number of pixels"),
+        ("averaging.num_shards", 0, "Option --averaging.num_shards expected an integer ≥ 1, but got 0"),
+        ("trainer.max_epochs", 2.5, "Option --trainer.max_epochs expected an integer ≥ -1, but got 2.5"),
+    ],
+)
+def test_settings_that_cannot_be_used_are_refused_by_their_option(option, value, message):
+    with pytest.raises(ValueError, match=message):
+        settings_of(Folder(50, 8, 1), Path("x"), {option: value})
+
+
 def test_the_last_epoch_is_in_a_checkpoint():
     for epochs in (1, 2, 7, 40, 41, 1340):
         trainer = settings_of(Folder(50, 8, 1), Path("x"), {"trainer.max_epochs": epochs})["trainer"]
         saving = trainer["callbacks"][0]["init_args"]
         assert epochs % saving["every_n_epochs"] == 0
+        assert saving["save_on_train_epoch_end"]  # else it waits for a validation, which the last epoch may not have
     trainer = settings_of(Folder(50, 8, 1), Path("x"), {"trainer.max_steps": 300})["trainer"]
     assert trainer["callbacks"][0]["init_args"]["every_n_train_steps"] == 15
 
@@ -94,7 +144,7 @@ def test_from_a_folder_to_samples_with_what_is_installed(capsys, caplog, monkeyp
     for name in "ab":
         write(f"pets/{name}", num=12, size=(9, 11))
     caplog.set_level("INFO", "lightning.pytorch.utilities.rank_zero")
-    main(["fit", "--images", "pets", *FEW, "--trainer.max_epochs=2"])
+    main(["fit", "--images", "pets", *FEW, "--trainer.max_epochs=21"])
     table = capsys.readouterr().out
     assert "memorized" in table
     assert "No FID" in table
@@ -104,8 +154,9 @@ def test_from_a_folder_to_samples_with_what_is_installed(capsys, caplog, monkeyp
     assert saved["data"]["init_args"]["root"] == "pets"
     assert saved["data"]["init_args"]["image_size"] == 8
     assert [file.name for file in (run / "checkpoints").iterdir()] == ["last.ckpt"]
+    assert torch.load(run / "checkpoints" / "last.ckpt")["epoch"] == 20  # though only every second one is validated
     # The run goes on by the same command, and is repeated by its configuration.
-    main(["fit", "--images", "pets", *FEW, "--trainer.max_epochs=3", "--ckpt_path", "last"])
+    main(["fit", "--images", "pets", *FEW, "--trainer.max_epochs=22", "--ckpt_path", "last"])
     assert "Going on from" in caplog.text
     repeated = ["fit", "--config", str(run / "config.yaml"), "--trainer.logger.init_args.name=again"]
     main(repeated)
