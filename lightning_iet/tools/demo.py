@@ -1,5 +1,6 @@
 """Train with and without protection side by side, and show what each model copies."""
 
+import json
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -64,7 +65,13 @@ def demo(*, out: Path = Path("runs/demo"), epochs: int = 130, seed: int = 0) -> 
 
 def _command(name: str, epochs: int, seed: int) -> list[str]:
     options = {"seed_everything": seed, "trainer.max_epochs": epochs, "trainer.enable_progress_bar": "false"}
-    options |= {"evaluation.seed": seed}
+    # What is measured at the end is what is drawn, however long the run.
+    saving = {"every_n_epochs": epochs, "save_on_train_epoch_end": True, "save_last": True}
+    kind = "lightning.pytorch.callbacks.ModelCheckpoint"
+    options |= {
+        "evaluation.seed": seed,
+        "trainer.callbacks": json.dumps([{"class_path": kind, "init_args": saving}]),
+    }
     return ["lightning-iet", "fit", "--config", CONFIGS[name], *(f"--{key}={value}" for key, value in options.items())]
 
 

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from PIL import Image
 
@@ -35,12 +36,20 @@ def test_it_trains_both_on_the_same_uneven_set(finished):
     for name, report in reports.items():
         assert report == json.loads((folder / name / "metrics.json").read_text())
         assert report["run"]["steps"] == 38
+        assert torch.load(folder / name / "checkpoints" / "last.ckpt")["global_step"] == 38
         assert report["data"]["num_train"] == 600
         assert report["data"]["near_duplicates"] >= 200
         assert report["settings"]["seed"] == 3
     assert reports["plain"]["data"] == reports["protected"]["data"]
     assert reports["plain"]["run"]["criterion"] is None
     assert reports["protected"]["run"]["criterion"] == "record"
+
+
+@pytest.mark.parametrize("epochs", [1, 64, 65, 100, 130])
+def test_the_checkpoint_that_is_drawn_is_that_of_the_last_epoch(epochs):
+    [option] = [word for word in module._command("plain", epochs, 0) if word.startswith("--trainer.callbacks=")]
+    [callback] = json.loads(option.partition("=")[2])
+    assert callback["init_args"] == {"every_n_epochs": epochs, "save_on_train_epoch_end": True, "save_last": True}
 
 
 def test_it_draws_a_row_of_pairs_for_each(finished):
