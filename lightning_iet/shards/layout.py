@@ -120,12 +120,13 @@ class FrozenWatch:
 
 
 def checksums(tensors: Iterable[Tensor]) -> Tensor:
-    """Sum each tensor's bits, read as integers; shape (number of tensors,)."""
-    sums = [torch.zeros((), dtype=torch.int64)]
+    """Sum each tensor's bits, read as integers; shape (number of tensors,), on the device of the first."""
+    sums: list[Tensor] = []
     for tensor in tensors:
         flat = tensor.detach().contiguous().flatten()
-        sums.append(flat.view(_INTEGERS[flat.element_size()]).sum(dtype=torch.int64))
-    return torch.stack(sums)[1:]
+        found = flat.view(_INTEGERS[flat.element_size()]).sum(dtype=torch.int64)
+        sums.append(found.to(sums[0].device) if sums else found)
+    return torch.stack(sums) if sums else torch.zeros(0, dtype=torch.int64)
 
 
 # --- where they lie --------------------------------------------------------------------------------------------------
