@@ -108,7 +108,7 @@ def check_captions(module: nn.Module) -> None:
         TypeError: it lacks what :class:`~lightning_iet.evaluation.measures.TextNorm` asks it for.
     """
     missing = [
-        name for name in ("latents", "captions", "scheduler", "num_timesteps") if getattr(module, name, None) is None
+        name for name in ("latents", "captions", "process", "num_timesteps") if getattr(module, name, None) is None
     ]
     if missing:
         raise TypeError(

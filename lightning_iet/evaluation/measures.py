@@ -265,7 +265,7 @@ class TextNorm:
 
         Args:
             module: a :class:`~lightning_iet.TextToImageModule`, or one with its ``latents``, ``captions``,
-                ``scheduler``, ``num_timesteps`` and ``forward``.
+                ``process``, ``num_timesteps`` and ``forward``.
             use_ema: whether the averaged weights predict.
         """
         found: dict[str, float] = {}
@@ -289,7 +289,7 @@ class TextNorm:
         for draw, part in enumerate(self.TIMESTEPS):
             noise = torch.stack([noise_of(place, draw, latents.shape[1:], seed=0) for place in places.tolist()])
             steps = torch.full((len(batch),), int(part * module.num_timesteps), device=device)
-            noisy = module.scheduler.add_noise(latents, noise.to(latents), steps)
-            conditional, unconditional = (module(noisy, steps, words, use_ema=use_ema) for words in (captions, null))
+            noisy, times = module.process.noised(latents, steps, noise.to(latents))
+            conditional, unconditional = (module(noisy, times, words, use_ema=use_ema) for words in (captions, null))
             total += text_norm(conditional, unconditional).double()
         return total.cpu() / len(self.TIMESTEPS)

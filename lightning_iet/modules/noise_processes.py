@@ -41,14 +41,17 @@ _EDM = ("EDMEulerScheduler", "EDMDPMSolverMultistepScheduler")
 # Schedulers that draw images from noise alone, with one denoiser call for each of their timesteps.
 _SAMPLERS = (
     *("DDPMScheduler", "DDPMParallelScheduler", "DDIMScheduler", "DDIMParallelScheduler", "PNDMScheduler"),
-    *("DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler", "DPMSolverSDEScheduler"),
+    *("DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler"),
     *("UniPCMultistepScheduler", "DEISMultistepScheduler", "SASolverScheduler", "LCMScheduler", "TCDScheduler"),
     *("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "HeunDiscreteScheduler", "LMSDiscreteScheduler"),
     *("KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler"),
     *_FLOW,
     *_EDM,
 )
-_OTHERS = ("UnCLIPScheduler", "RePaintScheduler", "DDIMInverseScheduler", "DPMSolverMultistepInverseScheduler")
+_OTHERS = (
+    *("UnCLIPScheduler", "RePaintScheduler", "DDIMInverseScheduler", "DPMSolverMultistepInverseScheduler"),
+    "DPMSolverSDEScheduler",  # draws its noise without a generator: images would not depend on their seeds alone
+)
 SCHEDULERS = (*_SAMPLERS, *_OTHERS, "CogVideoXDDIMScheduler", "CogVideoXDPMScheduler")
 """Classes of diffusers whose noise schedule is known how to train with."""
 
@@ -74,7 +77,11 @@ def rebuilt(scheduler: SchedulerMixin, **changes: Any) -> SchedulerMixin:
         scheduler: The one.
         **changes: Settings that differ.
     """
-    return type(scheduler).from_config(_for(type(scheduler), effective_config(scheduler) | changes))
+    settings = effective_config(scheduler) | changes
+    new: Any = type(scheduler).from_config(_for(type(scheduler), settings))
+    # Files hold settings of other classes too (`set_alpha_to_one` beside Euler's), for those who change to them.
+    new.register_to_config(**{name: value for name, value in settings.items() if name not in new.config})
+    return new
 
 
 class NoiseProcess:
@@ -97,6 +104,19 @@ class NoiseProcess:
     def draw(self, num: int, *, device: torch.device) -> Tensor:
         """Draw the timesteps of a training batch, 0 … T - 1, shape ``(num,)``."""
         return torch.randint(self.num_timesteps, (num,), device=device)
+
+    def noised(self, images: Tensor, timesteps: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what the denoiser sees of images with noise, and what it is told of the time.
+
+        Args:
+            images: As for :meth:`losses`.
+            timesteps: Likewise.
+            noise: Likewise.
+
+        Returns:
+            ``(noisy (B, ...), times (B,))``.
+        """
+        raise NotImplementedError
 
     def losses(self, predict: Predict, images: Tensor, timesteps: Tensor, noise: Tensor) -> Tensor:
         """Return the loss of each sample.
@@ -173,11 +193,15 @@ class BetaProcess(NoiseProcess):
         # Theirs, for what was saved and measured with these two; others differ in how they add noise.
         self.forward: Any = scheduler if is_exact else DDPMScheduler.from_config(_for(DDPMScheduler, self._config))
 
+    def noised(self, images: Tensor, timesteps: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Return x_t and t."""
+        return self.forward.add_noise(images, noise, timesteps), timesteps
+
     def losses(self, predict: Predict, images: Tensor, timesteps: Tensor, noise: Tensor) -> Tensor:
         """Return the loss of each sample, the squared error of the noise, the image or the velocity."""
-        noisy = self.forward.add_noise(images, noise, timesteps)
+        noisy, times = self.noised(images, timesteps, noise)
         target = prediction_target(images, noise, timesteps, self.forward.alphas_cumprod, self._prediction_type)
-        return sample_losses(predict(noisy, timesteps), target)
+        return sample_losses(predict(noisy, times), target)
 
     def sampler(self, name: Sampler) -> SchedulerMixin:
         """Make the scheduler that samples, with the betas of training."""
@@ -255,11 +279,20 @@ class FlowProcess(NoiseProcess):
         below = (draw_flow_levels(num, self.weighting, device=device) * self.num_timesteps).long()
         return self.num_timesteps - 1 - below
 
-    def losses(self, predict: Predict, images: Tensor, timesteps: Tensor, noise: Tensor) -> Tensor:
-        """Return the loss of each sample, the weighted squared error of the velocity."""
+    def noised(self, images: Tensor, timesteps: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        r"""Return :math:`x_\sigma` and :math:`T\,\sigma`."""
+        return self._noised(images, timesteps, noise)[:2]
+
+    def _noised(self, images: Tensor, timesteps: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The same, and the noise levels."""
         sigmas, times = self._table.at(timesteps, images)
         level = sigmas.view(-1, *[1] * (images.ndim - 1))
-        losses = sample_losses(predict((1 - level) * images + level * noise, times), noise - images)
+        return (1 - level) * images + level * noise, times, sigmas
+
+    def losses(self, predict: Predict, images: Tensor, timesteps: Tensor, noise: Tensor) -> Tensor:
+        """Return the loss of each sample, the weighted squared error of the velocity."""
+        noisy, times, sigmas = self._noised(images, timesteps, noise)
+        losses = sample_losses(predict(noisy, times), noise - images)
         weights = flow_weights(sigmas, self.weighting)
         return losses if weights is None else weights * losses
 
@@ -297,6 +330,12 @@ class EDMProcess(NoiseProcess):
             )
         self._scaling = {"sigma_data": config.sigma_data, "prediction_type": config.prediction_type}
         self._table = _Table(rebuilt(scheduler), self.num_timesteps)
+
+    def noised(self, images: Tensor, timesteps: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        r"""Return :math:`c_{in}\,x_\sigma` and :math:`\ln(\sigma) / 4`."""
+        sigmas, times = self._table.at(timesteps, images)
+        sigmas = sigmas.view(-1, *[1] * (images.ndim - 1))
+        return edm_coefficients(sigmas, **self._scaling)[2] * (images + sigmas * noise), times
 
     def losses(self, predict: Predict, images: Tensor, timesteps: Tensor, noise: Tensor) -> Tensor:
         """Return the loss of each sample, the squared error of the denoised image."""

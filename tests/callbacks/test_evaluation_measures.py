@@ -2,6 +2,7 @@
 
 import json
 
+import diffusers
 import numpy as np
 import pytest
 import torch
@@ -147,6 +148,21 @@ def test_text_norm_is_a_loop_over_captions():
     assert expected.std() > 0
     with pytest.raises(ValueError, match="at least 2 images for text_norm, but got 1"):
         TextNorm(train, Captioned(1))
+
+
+def test_text_norm_has_the_noise_of_training_whatever_the_class_of_the_scheduler():
+    module, measure = text_to_image(), TextNorm(Captioned(3), Captioned(3))
+    module.scheduler = diffusers.DDPMScheduler()
+    expected = measure(module, use_ema=True)
+    module.scheduler = diffusers.EulerDiscreteScheduler()
+    assert measure(module, use_ema=True) == pytest.approx(expected, rel=1e-4)
+    for scheduler in (diffusers.FlowMatchEulerDiscreteScheduler(), diffusers.EDMEulerScheduler()):
+        module.scheduler, calls = scheduler, []
+        handle = module.unet.register_forward_pre_hook(lambda _, args: calls.append(args[1]))
+        assert all(map(np.isfinite, measure(module, use_ema=False).values()))
+        handle.remove()
+        told = module.process.noised(torch.zeros(3, 1), torch.full((3,), 200), torch.zeros(3, 1))[1]
+        assert torch.equal(calls[0].flatten()[:3], told)
 
 
 def test_text_norm_is_measured_at_every_evaluation(tmp_path):

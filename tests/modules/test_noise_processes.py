@@ -23,7 +23,13 @@ from diffusers.training_utils import compute_density_for_timestep_sampling, comp
 from lightning_iet.functional.diffusion import draw_flow_levels
 from lightning_iet.functional.seeding import derive_seed
 from lightning_iet.modules import DiffusionModule
-from lightning_iet.modules.noise_processes import SCHEDULERS, effective_config, noise_process, scheduler_class
+from lightning_iet.modules.noise_processes import (
+    SCHEDULERS,
+    effective_config,
+    noise_process,
+    rebuilt,
+    scheduler_class,
+)
 from tests.helpers.models import tiny_unet
 
 # diffusers gives tensors to numpy in a way that numpy 2 advises against; some schedulers are experiments, and say so.
@@ -136,6 +142,24 @@ def test_defaults_of_a_class_survive():
     assert noise_process(EulerDiscreteScheduler()).sampler("ddim").config.clip_sample is False  # which it does not know
     clipped = PNDMScheduler.from_config(effective_config(DDPMScheduler()))  # it keeps what it does not know
     assert noise_process(clipped).sampler("ddim").config.clip_sample is True
+
+
+def test_settings_of_other_classes_in_a_file_survive():
+    """As in the files of Stable Diffusion XL, whose Euler scheduler has DDIM's settings beside its own."""
+    given = EulerDiscreteScheduler.from_config({"set_alpha_to_one": False, "beta_schedule": "scaled_linear"})
+    made = rebuilt(given, clip_sample=False)
+    assert made.config.beta_schedule == "scaled_linear"
+    for scheduler in (made, noise_process(made).sampler("own")):
+        sampler = noise_process(scheduler).sampler("ddim")
+        assert sampler.config.set_alpha_to_one is False
+        assert sampler.config.clip_sample is False
+        assert sampler.final_alpha_cumprod == sampler.alphas_cumprod[0]
+
+
+def test_a_sampler_whose_noise_has_no_seed_is_refused():
+    kind = type("DPMSolverSDEScheduler", (DDPMScheduler,), {})  # diffusers' own needs a further package
+    with pytest.raises(ValueError, match="expected 'ddim' or 'ddpm' with a DPMSolverSDEScheduler"):
+        noise_process(kind()).sampler("own")
 
 
 def test_a_schedule_that_ddpm_does_not_have_is_taken_by_its_betas():
