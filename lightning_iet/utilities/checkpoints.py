@@ -21,6 +21,7 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
+from lightning_iet.utilities.errors import first_line
 from lightning_iet.utilities.files import write_atomically
 from lightning_iet.utilities.plain_types import allow_imported_types, allow_plain_types, unreadable_entries
 
@@ -101,10 +102,15 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             weights_only: Whether nothing in the file may run code; ``None`` = so it is for a local file.
 
         Raises:
-            ValueError: If such a file holds something that could run code.
+            ValueError: If such a file is cut off, or holds something that could run code.
         """
-        if weights_only is not False and Path(path).is_file() and (fault := _unreadable(Path(path))):
-            raise ValueError(f"Argument `ckpt_path` expected a checkpoint of plain values, but got '{path}': {fault}")
+        if weights_only is not False and Path(path).is_file():
+            if not zipfile.is_zipfile(path):
+                raise ValueError(_not_whole(path, "which is cut off or no checkpoint", argument="ckpt_path"))
+            if fault := _unreadable(Path(path)):
+                raise ValueError(
+                    f"Argument `ckpt_path` expected a checkpoint of plain values, but got '{path}': {fault}"
+                )
         return super().load_checkpoint(path, map_location, weights_only)
 
 
@@ -171,9 +177,11 @@ def check_whole(path: Path, *, argument: str) -> None:
         fault = f"of which '{damaged}' is damaged"
     except zipfile.BadZipFile:
         pass
-    raise ValueError(
-        f"Argument `{argument}` expected a whole checkpoint, but got '{path}', {fault}. Use the one before it."
-    )
+    raise ValueError(_not_whole(path, fault, argument=argument))
+
+
+def _not_whole(path: Any, fault: str, *, argument: str) -> str:
+    return f"Argument `{argument}` expected a whole checkpoint, but got '{path}', {fault}. Use the one before it."
 
 
 class UnreadableCheckpointError(ValueError):
@@ -185,12 +193,12 @@ def _unreadable(path: Path) -> str | None:
     allow_imported_types(path)
     try:
         torch.load(path, map_location="meta", mmap=True, weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # values that cannot be made again, such as a member that an enumeration has lost
         entries = unreadable_entries(path)
-        # torch's own text advises to run such a file's code all the same; only what is wrong is kept of it.
-        reason = next((line for line in str(error).splitlines() if "GLOBAL" in line or "nsupported" in line), "")
         if not entries:
-            return f"it holds something else than tensors and plain values. {reason.strip()}"
+            return f"it holds something else than tensors and plain values ({_reason(error)})."
         (key, kind), more = entries[0], len(entries) - 1
         others = f" (and {more} more: {', '.join(name for name, _ in entries[1:4])})" if more else ""
         return (
@@ -199,6 +207,15 @@ def _unreadable(path: Path) -> str | None:
             "yourself, add --trust-checkpoint."
         )
     return None
+
+
+def _reason(error: Exception) -> str:
+    """What is wrong of an error of torch's, whose text advises to run such a file's code all the same."""
+    if not isinstance(error, pickle.UnpicklingError):
+        return f"{type(error).__name__}: {first_line(error)}"
+    lines = (line for line in str(error).splitlines() if "GLOBAL" in line or "nsupported" in line)
+    line = next(lines, first_line(error)).strip().removeprefix("WeightsUnpickler error: ")
+    return line.partition(" was not an allowed global")[0].partition(" Please use ")[0]
 
 
 def outline(path: Path, *, argument: str, trusted: bool = False) -> dict[str, Any]:
@@ -330,7 +347,8 @@ def _whole_ones(files: Iterable[Path], faults: list[str], *, trusted: bool) -> I
                 # older one would repeat the same steps in every part of the run.
                 raise
             except (OSError, ValueError) as error:
-                faults.append(str(error).partition("but got ")[2].removesuffix(" Use the one before it."))
+                text = str(error).partition("but got ")[2] or f"'{path}', which cannot be read: {error}."
+                faults.append(text.removesuffix(" Use the one before it."))
                 _warn(str(error))
         yield from sorted(found, key=lambda one: one[1].get("global_step", -1), reverse=True)
 

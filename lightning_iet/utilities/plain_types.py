@@ -7,6 +7,7 @@ construction runs nothing else; :func:`allow_imported_types` adds enumerations, 
 program itself, if they are imported already and have no code of their own for being made.
 """
 
+import abc
 import argparse
 import collections
 import dataclasses
@@ -34,6 +35,7 @@ import torch
 from omegaconf.base import ContainerMetadata, Metadata
 
 _KINDS_OF_NUMBERS = "?bBhHiIlLqQefdgFDGSUMm"  # numpy's one-letter codes; neither objects nor structures
+_UNITS = ("Y", "M", "W", "D", "h", "m", "s", "ms", "us", "ns", "ps", "fs", "as", "generic")  # of dates
 _MAPPINGS = ("OrderedDict", "Counter")
 # --- numpy ------------------------------------------------------------------------------------------------------------
 
@@ -57,6 +59,8 @@ class _DataType:
         if self.dtype.char in "Mm" and len(state) > 8:  # dates: (None, (unit, count, …))
             unit, count = state[8][1][:2]
             unit = unit.decode() if isinstance(unit, bytes) else unit
+            if unit not in _UNITS:
+                raise pickle.UnpicklingError("Unsupported unit of a numpy date")
             self.dtype = np.dtype(f"{self.dtype.char}8[{int(count)}{unit}]")
         self.dtype = self.dtype.newbyteorder(order if order in "<>=|" else "=")
 
@@ -171,7 +175,8 @@ def allow_imported_types(path: Path) -> None:
     allow_plain_types()
     for name in _unsafe_globals(path):
         module, _, qualified = name.rpartition(".")
-        kind = getattr(sys.modules.get(module), qualified, None)
+        # Looked up in what is there: to ask some modules for an attribute imports another one.
+        kind = getattr(sys.modules.get(module), "__dict__", {}).get(qualified)
         if isinstance(kind, type) and _runs_nothing(kind):
             torch.serialization.add_safe_globals([kind])
 
@@ -183,15 +188,24 @@ def _unsafe_globals(path: Path) -> list[str]:
         return []
 
 
+# What is called when attributes are set or looked for while an instance is filled.
+_HOOKS = ("__setattr__", "__getattr__", "__getattribute__")
+
+
 def _runs_nothing(kind: type) -> bool:
     """Whether instances are made, filled and dropped without code that somebody wrote for the class."""
     own = [base for base in kind.__mro__ if base.__module__ not in ("builtins", "enum", "typing", "abc")]
+    if type(kind) not in (type, abc.ABCMeta, enum.EnumType) or any(
+        _written(base, name) for base in own for name in _HOOKS
+    ):
+        return False
     if issubclass(kind, enum.Enum):
         names = ("_missing_", "__new__", "__init__", "__setstate__", "__reduce__", "__reduce_ex__", "__del__")
         # EnumType puts a `__new__` of its own into each class, and keeps a written one as `__new_member__`.
         return all(not _written(base, name) for base in own for name in names)
     if kind.__bases__ == (tuple,) and hasattr(kind, "_fields"):
-        return not any(name in vars(kind) for name in ("__init__", "__setstate__", "__del__", "__reduce__"))
+        names = ("__new__", "__init__", "__setstate__", "__del__", "__reduce__")
+        return not any(_written(kind, name) for name in names)
     names = ("__new__", "__post_init__", "__init__", "__setstate__", "__reduce__", "__reduce_ex__", "__del__")
     return all(
         dataclasses.is_dataclass(base) and all(not _written(base, name) for name in names) for base in own
@@ -232,6 +246,9 @@ class _Stub(dict):  # type: ignore[type-arg]
 
     def extend(self, parts: Any) -> None:
         self.parts.extend(parts)
+
+    def __call__(self, *args: Any) -> Any:  # what `getattr` returns for a class inside a class
+        return self
 
     add = append
 
@@ -288,6 +305,14 @@ def unreadable_entries(path: Path) -> list[tuple[str, str]]:
     return list(dict(_search(content, (), refused)).items())
 
 
+def _kind(stub: Any) -> str:
+    """The name of a stub's class; of a class inside another one it was made by ``getattr``."""
+    owner, *inner = stub.parts if isinstance(stub, _Stub) and stub.parts else [None]
+    if stub.name.rpartition(".")[2] == "getattr" and isinstance(owner, type) and issubclass(owner, _Stub):
+        return ".".join([owner.name, *map(str, inner)])
+    return str(stub.name)
+
+
 def _search(
     thing: Any, keys: tuple[str, ...], refused: Callable[[Any], bool], seen: set[int] | None = None
 ) -> Iterator[tuple[str, str]]:
@@ -298,7 +323,7 @@ def _search(
     seen.add(id(thing))
     is_class = isinstance(thing, type) and issubclass(thing, _Stub)
     if (is_class or isinstance(thing, _Stub)) and refused(thing):
-        yield ".".join(keys) or "(the whole)", thing.name
+        yield ".".join(keys) or "(the whole)", _kind(thing)
         return
     if is_class:
         return

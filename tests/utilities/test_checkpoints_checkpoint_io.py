@@ -166,3 +166,11 @@ def test_it_takes_the_place_of_lightnings_and_of_no_other(tmp_path):
     trainer = pl.Trainer(accelerator="cpu", devices=2, strategy="ddp", logger=False, enable_checkpointing=False)
     use_atomic_checkpoints(trainer)
     assert type(trainer.strategy.checkpoint_io) is AtomicCheckpointIO
+
+
+def test_a_torn_file_is_called_torn(tmp_path):
+    save(CHECKPOINT, tmp_path / "last.ckpt")
+    content = (tmp_path / "last.ckpt").read_bytes()
+    (tmp_path / "last.ckpt").write_bytes(content[: len(content) // 2])
+    with pytest.raises(ValueError, match="expected a whole checkpoint, but got .* which is cut off"):
+        AtomicCheckpointIO().load_checkpoint(tmp_path / "last.ckpt")

@@ -29,6 +29,11 @@ class Mode(enum.Enum):
     SLOW = "slow"
 
 
+class Shrinking(enum.Enum):
+    A = 1
+    B = 2
+
+
 class Level(enum.IntFlag):
     LOW = 1
     HIGH = 2
@@ -36,6 +41,11 @@ class Level(enum.IntFlag):
 
 class Word(enum.StrEnum):
     A = "a"
+
+
+class Outer:
+    class Inner(enum.Enum):
+        A = 1
 
 
 class Guessing(enum.Enum):
@@ -65,6 +75,16 @@ class Busy:
 
     def __post_init__(self):
         self.size = len(self.folder)
+
+
+@dataclasses.dataclass
+class Watching:
+    """Runs code of its own when an attribute is set."""
+
+    width: int = 8
+
+    def __setattr__(self, name, value):
+        object.__setattr__(self, name, value)
 
 
 class Size(NamedTuple):
@@ -215,7 +235,9 @@ FOREIGN = {
     "partial": (functools.partial(saved, 1), "functools.partial"),
     "class": (Plain(), f"{__name__}.Plain"),
     "busy dataclass": (Busy(), f"{__name__}.Busy"),
+    "watching dataclass": (Watching(), f"{__name__}.Watching"),
     "guessing enumeration": (Guessing.A, f"{__name__}.Guessing"),
+    "class in a class": (Outer.Inner.A, f"{__name__}.Outer.Inner"),
     "deque": (collections.deque([1]), "collections.deque"),
     "default dict": (collections.defaultdict(int, a=1), "collections.defaultdict"),
 }
@@ -274,3 +296,18 @@ def test_arrays_of_objects_and_structures_are_refused(tmp_path, array):
     torch.save({"hyper_parameters": {"value": array}}, path)
     with pytest.raises(ValueError, match="expected a checkpoint of tensors and plain values"):
         outline(path, argument="ckpt")
+
+
+def test_a_value_that_cannot_be_made_again_is_said(tmp_path, monkeypatch):
+    path = saved(tmp_path, Shrinking.B)
+    monkeypatch.setitem(globals(), "Shrinking", enum.Enum("Shrinking", {"A": 1}, module=__name__))
+    with pytest.raises(ValueError, match="2 is not a valid Shrinking") as error:
+        outline(path, argument="ckpt_path")
+    assert f"expected a checkpoint of tensors and plain values, but got '{path}'" in str(error.value)
+
+
+def test_nobody_is_advised_to_allow_what_could_run_code(tmp_path):
+    path = saved(tmp_path, Outer.Inner.A)
+    with pytest.raises(ValueError, match="is a") as error:
+        outline(path, argument="ckpt_path")
+    assert "safe_globals" not in str(error.value)
