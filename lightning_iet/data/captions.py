@@ -1,6 +1,7 @@
 """Captions of images: in one list, in lists in each folder, or in a text file beside each image."""
 
 import csv
+import io
 import json
 import logging
 import unicodedata
@@ -96,7 +97,8 @@ def _entries(path: Path) -> Any:
         return [json.loads(line) for line in text.split("\n") if line.strip()]
     if path.suffix in (".csv", ".tsv", ".txt"):
         header, *_ = text.splitlines() or [""]
-        rows = csv.DictReader(text.splitlines(keepends=True), delimiter=max(",;\t|", key=header.count), strict=True)
+        # Rows end where a line does, not at a form feed or one of Unicode's separators inside a caption.
+        rows = csv.DictReader(io.StringIO(text, newline=""), delimiter=max(",;\t|", key=header.count), strict=True)
         return [{str(name).strip(): value for name, value in row.items()} for row in rows]
     entries = json.loads(text)
     if isinstance(entries, Mapping) and {"images", "annotations"} <= entries.keys():  # COCO's

@@ -355,6 +355,12 @@ class ImageDataModule(pl.LightningDataModule):
         """Find out what is black and white in images of more than 8 bits, and say so."""
         deep = [found for source in sources for found in source.deep]
         integers = [found for found in deep if found.depth == "integers"]
+        if self.value_range == "auto" and 0 < len(integers) < len(deep):
+            raise ValueError(
+                f"Argument `range` expected 'full' or values such as 0:4095 for {self.title}, since images of "
+                "integers and of floating point with more than 8 bits lie side by side, but got 'auto', which is one "
+                "range for all. With 'full' white is 65535 and 1."
+            )
         if self.value_range == "auto" and integers:
             values = min(found.values[0] for found in integers), max(found.values[1] for found in integers)
             self.value_range = choose_ranges({"all": values})["all"]

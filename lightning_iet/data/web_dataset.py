@@ -130,9 +130,9 @@ class WebDatasetDataModule(StoredDataModule):
         """The label or caption in a member, or ``None`` if it holds neither."""
         try:
             text = member.read().decode().strip()
-            if member.name.endswith(".cls"):
+            if member.ending.rpartition(".")[2] == "cls":
                 return int(text)
-            value = json.loads(text)[self.json_key] if member.name.endswith(".json") else text
+            value = json.loads(text)[self.json_key] if member.ending.rpartition(".")[2] == "json" else text
         except (ValueError, TypeError, KeyError):
             return None
         if isinstance(value, int):

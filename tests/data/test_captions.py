@@ -80,6 +80,12 @@ def test_tables_and_several_captions(tmp_path, name, content):
     assert read_captions(tmp_path / name) == {"a.png": "a dog", "b/c.png": "a cat"}
 
 
+@pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\x85", "\x0c", "\x1e"])
+def test_a_row_of_a_table_ends_where_its_line_does(tmp_path, separator):
+    (tmp_path / "a.csv").write_text(f"file_name,text\r\na.png,a{separator}dog\r\nb.png,a cat\r\n", encoding="utf-8")
+    assert read_captions(tmp_path / "a.csv") == {"a.png": f"a{separator}dog", "b.png": "a cat"}
+
+
 def test_captions_in_parquet(tmp_path):
     datasets = pytest.importorskip("datasets", reason="needs the extra `audit`")
     rows = {"file_name": ["a.png", "b.png"], "text": [["a dog", "dog"], ["a cat"]]}

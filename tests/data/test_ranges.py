@@ -74,6 +74,16 @@ def test_floating_point_files(tmp_path, caplog):
     assert np.abs(to_bytes(image).astype(int) - GREYS[0]).max() <= 1
 
 
+def test_integers_beside_floating_point_have_no_range_in_common(tmp_path):
+    write_deep(tmp_path / "integers", GREYS.astype(np.uint16) * 257)
+    write_deep(tmp_path / "floats", (GREYS / 255).astype(np.float32))
+    with pytest.raises(ValueError, match="`range` expected 'full' or .* side by side, but got 'auto'"):
+        set_up(tmp_path)
+    data = set_up(tmp_path, range="full")
+    images = np.stack([to_bytes(image) for image, _, _ in data.train_set])
+    assert np.array_equal(images[: len(GREYS)], images[len(GREYS) :])
+
+
 def test_without_a_look_at_all_images_a_range_is_wanted(tmp_path):
     write_deep(tmp_path, GREYS.astype(np.uint16) * 16)
     data = set_up(tmp_path, check=False)

@@ -52,6 +52,13 @@ def test_conditions_of_every_kind(tmp_path, suffix, value, expected):
     assert [condition for _, condition, _ in set_up(tmp_path / "a.tar").train_set] == expected
 
 
+def test_conditions_with_suffixes_in_capitals(tmp_path):
+    write_tar(tmp_path / "a.tar", samples(range(4), suffix="CLS"))
+    assert [condition for _, condition, _ in set_up(tmp_path / "a.tar").train_set] == [0, 1, 2, 0]
+    write_tar(tmp_path / "b.tar", samples(range(4), suffix="JSON", value=lambda number: f'{{"caption": "{number}"}}'))
+    assert [condition for _, condition, _ in set_up(tmp_path / "b.tar").train_set] == ["0", "1", "2", "3"]
+
+
 def test_one_of_several_conditions(tmp_path):
     write_tar(tmp_path / "a.tar", samples(range(4)) | samples(range(4), suffix="json", value=lambda _: '{"a": "b"}'))
     assert [label for _, label, _ in set_up(tmp_path).train_set] == [0, 1, 2, 0]
