@@ -158,7 +158,7 @@ def test_text_norm_has_the_noise_of_training_whatever_the_class_of_the_scheduler
     assert measure(module, use_ema=True) == pytest.approx(expected, rel=1e-4)
     for scheduler in (diffusers.FlowMatchEulerDiscreteScheduler(), diffusers.EDMEulerScheduler()):
         module.scheduler, calls = scheduler, []
-        handle = module.unet.register_forward_pre_hook(lambda _, args: calls.append(args[1]))
+        handle = module.unet.register_forward_pre_hook(lambda _, args, calls=calls: calls.append(args[1]))
         assert all(map(np.isfinite, measure(module, use_ema=False).values()))
         handle.remove()
         told = module.process.noised(torch.zeros(3, 1), torch.full((3,), 200), torch.zeros(3, 1))[1]

@@ -77,7 +77,7 @@ def test_floating_point_files(tmp_path, caplog):
 def test_integers_beside_floating_point_have_no_range_in_common(tmp_path):
     write_deep(tmp_path / "integers", GREYS.astype(np.uint16) * 257)
     write_deep(tmp_path / "floats", (GREYS / 255).astype(np.float32))
-    with pytest.raises(ValueError, match="`range` expected 'full' or .* side by side, but got 'auto'"):
+    with pytest.raises(ValueError, match=r"`range` expected 'full' or .* side by side, but got 'auto'"):
         set_up(tmp_path)
     data = set_up(tmp_path, range="full")
     images = np.stack([to_bytes(image) for image, _, _ in data.train_set])

@@ -172,5 +172,5 @@ def test_a_torn_file_is_called_torn(tmp_path):
     save(CHECKPOINT, tmp_path / "last.ckpt")
     content = (tmp_path / "last.ckpt").read_bytes()
     (tmp_path / "last.ckpt").write_bytes(content[: len(content) // 2])
-    with pytest.raises(ValueError, match="expected a whole checkpoint, but got .* which is cut off"):
+    with pytest.raises(ValueError, match=r"expected a whole checkpoint, but got .* which is cut off"):
         AtomicCheckpointIO().load_checkpoint(tmp_path / "last.ckpt")
