@@ -204,8 +204,9 @@ def _runs_nothing(kind: type) -> bool:
         # EnumType puts a `__new__` of its own into each class, and keeps a written one as `__new_member__`.
         return all(not _written(base, name) for base in own for name in names)
     if kind.__bases__ == (tuple,) and hasattr(kind, "_fields"):
-        names = ("__new__", "__init__", "__setstate__", "__del__", "__reduce__")
-        return not any(_written(kind, name) for name in names)
+        return not any(
+            _written(kind, name) for name in ("__new__", "__init__", "__setstate__", "__del__", "__reduce__")
+        )
     names = ("__new__", "__post_init__", "__init__", "__setstate__", "__reduce__", "__reduce_ex__", "__del__")
     return all(
         dataclasses.is_dataclass(base) and all(not _written(base, name) for name in names) for base in own
