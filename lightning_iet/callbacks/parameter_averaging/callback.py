@@ -193,7 +193,8 @@ class ParameterAveragingCallback(Callback):
             self._resume(trainer, pl_module, self.engine)
         self._frozen, self._steps_taken = FrozenWatch(pl_module, self.engine.own_tensors), 0
         self._late = LateWatch(trainer, pl_module, self.engine.own_tensors)
-        self._epoch, self._options = -1, None
+        self._epoch = -1
+        self._options: list[list[dict[str, Any]]] | None = None
         self._stack.callback(self._late.end_step)
         # Many modules update their average of the weights in this hook, which Lightning calls after all callbacks: too
         # late in the last batch of a round, when the shards are averaged already, and for checkpoints of the step.
