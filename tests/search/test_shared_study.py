@@ -163,10 +163,13 @@ def test_a_process_number_that_was_given_again_is_no_life(tmp_path):
     assert not shared_study._is_alive(None)
 
 
-def _work(folder, storage):
+def _work(folder, storage, both):
     with opened(Path(folder), storage) as study:
+        waits = True
         while (trial := study.next(12)) is not None:
-            time.sleep(0.02)
+            if waits:
+                both.wait()  # neither goes on before the other has a trial too, however busy the machine is
+                waits = False
             study.tell(trial.number, [1.0, 1.0], os.getpid())
 
 
@@ -174,7 +177,8 @@ def _work(folder, storage):
 def test_two_programs_share_a_storage(tmp_path, monkeypatch, storage):
     monkeypatch.chdir(tmp_path)
     opened(tmp_path, storage)
-    processes = [forking().Process(target=_work, args=(tmp_path, storage)) for _ in range(2)]
+    both = forking().Barrier(2)
+    processes = [forking().Process(target=_work, args=(tmp_path, storage, both)) for _ in range(2)]
     for process in processes:
         process.start()
     for process in processes:
