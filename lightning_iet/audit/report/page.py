@@ -6,11 +6,9 @@ from calendar import month_name
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from hashlib import sha256
-from importlib.resources import files
 from typing import Any
 
 import torch
-from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup, escape
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
@@ -27,7 +25,10 @@ from lightning_iet.evaluation.membership import Membership, TimestepGap
 from lightning_iet.evaluation.memorization import below
 from lightning_iet.functional.memorization import count_below
 from lightning_iet.utilities.files import printable
+from lightning_iet.utilities.pages import page_environment, read_resource, stylesheet
 from lightning_iet.utilities.text import percent
+
+_PACKAGE = "lightning_iet.audit.report"
 
 
 def limits(findings: Findings) -> list[str]:
@@ -313,10 +314,10 @@ def render_page(audit: Audit, findings: Findings, *, pairs: int, images: bool = 
     Returns:
         HTML.
     """
-    css, js = _resource("report.css"), _resource("report.js")
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    css, js = stylesheet(_PACKAGE), read_resource(_PACKAGE, "report.js")
+    environment = page_environment()
     environment.filters["breakable"] = breakable
-    template = environment.from_string(_resource("report.html.j2"))
+    template = environment.from_string(read_resource(_PACKAGE, "report.html.j2"))
     limit = round(findings.evidence.noticed_below, 2)
     stops = sorted({step / 100 for step in range(101)} | {audit.settings.ratio, limit})
     ratios = {name: {"score": copies.scores, **copies.ratios} for name, copies in audit.copies.items()}
@@ -424,10 +425,6 @@ def breakable(name: str) -> Markup:
     return Markup(re.sub(r"([_\-./ ,])(?=.)", r"\1<wbr>", str(escape(name))))  # noqa: S704 (escaped before)
 
 
-def _resource(name: str) -> str:
-    return (files("lightning_iet.audit.report") / name).read_text(encoding="utf-8")
-
-
 def _policy(css: str, js: str) -> str:
     style, script = (b64encode(sha256(text.encode()).digest()).decode() for text in (css, js))
     return (
@@ -456,12 +453,12 @@ def _shows_named(findings: Findings) -> bool:
 
 def _rates(findings: Findings) -> list[dict[str, Any]]:
     evidence = findings.evidence
-    counts = (evidence.named, evidence.held_out_alike)
-    if not _shows_named(findings):
-        counts = (evidence.noticed, evidence.held_out_noticed)
-    shares = {"generated": counts[0]}
-    if findings.held_out is not None and counts[1] is not None:
-        shares["held_out"] = share(counts[1], findings.held_out.copies.total)
+    generated, held_out = evidence.noticed, evidence.held_out_noticed
+    if _shows_named(findings):
+        generated, held_out = evidence.named, evidence.held_out_alike
+    shares = {"generated": generated}
+    if findings.held_out is not None and held_out is not None:
+        shares["held_out"] = share(held_out, findings.held_out.copies.total)
     widest = max(part.high for part in shares.values())
     return [_rate(name, part, widest) for name, part in shares.items()]
 

@@ -2,11 +2,9 @@
 
 import io
 import re
-from importlib.resources import files
 from typing import Any
 
 import matplotlib as mpl
-from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
@@ -22,6 +20,9 @@ from lightning_iet.search.report.findings import (
     verdict,
 )
 from lightning_iet.search.selection_points import Point, SelectionSearch, described, duration, labels
+from lightning_iet.utilities.pages import page_environment, read_resource, stylesheet
+
+_PACKAGE = "lightning_iet.search.report"
 
 # Colours of the figures, as the page calls them; what is not named here is the same by day and by night.
 _COLOURS = {
@@ -41,8 +42,7 @@ def render_page(search: SelectionSearch) -> str:
     Returns:
         HTML.
     """
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string(_resource("report.html.j2"))
+    template = page_environment().from_string(read_resource(_PACKAGE, "report.html.j2"))
     fronts = [
         {"label": label, "svg": _svg(figure)}
         for label, figure in zip(labels(search)[1:], front_figures(search), strict=True)
@@ -50,7 +50,7 @@ def render_page(search: SelectionSearch) -> str:
     found = effects(search)
     known = bool(found) and any(part.effect.isfinite().any() for part in found.values())
     return template.render(
-        css=Markup(_resource("report.css")),  # noqa: S704 (our own file)
+        css=Markup(stylesheet(_PACKAGE)),  # noqa: S704 (our own file)
         verdict=verdict(search),
         quality=labels(search)[0],
         fronts=fronts,
@@ -115,10 +115,6 @@ def effect_figure(search: SelectionSearch) -> Figure:
     """Draw the effect of each bit on each objective, with 95 % intervals."""
     parts = {label: (part.effect.tolist(), interval(part)) for label, part in effects(search).items()}
     return effect_bars(search.groups, parts, note="Effect of training a group")
-
-
-def _resource(name: str) -> str:
-    return (files("lightning_iet.search.report") / name).read_text(encoding="utf-8")
 
 
 def _svg(figure: Figure) -> Markup:
