@@ -5,6 +5,7 @@ from pathlib import Path
 
 from lightning_iet.cli import PROGRAM
 from lightning_iet.utilities.configurations import find_configuration
+from lightning_iet.utilities.run_folders import checkpoint_of, find_checkpoint
 
 _OF_A_RUN = "config.yaml"
 _SOURCES = ("--config", "-c", "--model", "--images", "--print_config")
@@ -61,6 +62,9 @@ def with_configurations(arguments: Iterable[str]) -> list[str]:
 def with_run(arguments: Sequence[str]) -> list[str]:
     """Add the configuration of a run whose checkpoint is tested or validated, where none is given.
 
+    Raises:
+        FileNotFoundError: If the checkpoint is a folder that holds none.
+
     Example:
         >>> with_run(["test", "--ckpt_path", "nowhere.ckpt"])
         ['test', '--ckpt_path', 'nowhere.ckpt']
@@ -70,10 +74,14 @@ def with_run(arguments: Sequence[str]) -> list[str]:
         return list(arguments)
     position = names.index("--ckpt_path")
     _, equals, value = arguments[position].partition("=")
-    place = Path(value if equals else "".join(arguments[position + 1 : position + 2]))
-    versions = sorted(place.glob(f"version_*/{_OF_A_RUN}"), key=lambda file: file.stat().st_mtime_ns, reverse=True)
-    beside = [folder / _OF_A_RUN for folder in (place, *list(place.absolute().parents)[:2])]
-    found = next((file for file in [*versions, *beside] if file.is_file()), None)
+    text = value if equals else "".join(arguments[position + 1 : position + 2])
+    place = checkpoint = Path(text)
+    if text and place.is_dir():  # the version whose checkpoint is taken has the configuration too
+        checkpoint = find_checkpoint(place) or checkpoint_of(
+            place, argument="ckpt_path"
+        )  # which says that none is there
+    beside = [folder / _OF_A_RUN for folder in (place, *list(checkpoint.absolute().parents)[:2])]
+    found = next((file for file in beside if file.is_file()), None)
     return [arguments[0], *([] if found is None else ["--config", str(found)]), *arguments[1:]]
 
 

@@ -12,6 +12,7 @@ from rich.table import Table
 from lightning_iet.evaluation.report import read_metrics
 from lightning_iet.plots import memorization_against_fid, save_figure
 from lightning_iet.utilities.files import METRICS, check_writable, write_atomically, write_csv
+from lightning_iet.utilities.run_folders import version_number
 from lightning_iet.utilities.text import percent, three_digits
 
 MQ_SHOWN = ("0.15", "0.3")  # enough for a table; the CSV has all thresholds
@@ -51,8 +52,9 @@ def compare(runs: Sequence[Path], *, out: Path = Path("comparison")) -> list[Row
     reports = {file: _read(file) for file in files}
     _check_comparable(reports)
     check_writable(out, argument="out", remedy="Give another folder with `--out`.")
-    rows = [_row(label, file, reports[file]) for label, file in zip(_labels(files), files, strict=True)]
-    _write(rows, out, {label: _course(reports[file]) for label, file in zip(_labels(files), files, strict=True)})
+    labels = dict(zip(_labels(files), files, strict=True))
+    rows = [_row(label, file, reports[file]) for label, file in labels.items()]
+    _write(rows, out, {label: _course(reports[file]) for label, file in labels.items()})
     console = Console()
     console.print(_table(rows))
     console.print(f"Written to {out}: comparison.csv, comparison.md, comparison.png", style="dim", soft_wrap=True)
@@ -83,8 +85,7 @@ def _metrics_file(run: Path) -> Path:
 
 def _age(file: Path) -> tuple[int, float]:
     """Order of versions: by their number, others (run ids of Weights & Biases) by the time of the file."""
-    number = file.parent.name.removeprefix("version_")
-    return (int(number) if number.isdecimal() else -1, file.stat().st_mtime)
+    return version_number(file.parent), file.stat().st_mtime
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -27,19 +27,32 @@ def checkpoint_of(path: Path, *, argument: str = "ckpt") -> Path:
     """
     if not path.is_dir():
         return path
-    versions = sorted(path.glob("version_*"), key=_number, reverse=True)
-    for folder in (path, path / "checkpoints", *(version / "checkpoints" for version in versions)):
-        files = sorted(folder.glob("*.ckpt"), key=lambda file: file.stat().st_mtime_ns)
+    newest = find_checkpoint(path)
+    if newest is None:
+        raise FileNotFoundError(
+            f"Argument `{argument}` expected a checkpoint or the folder of a run, but got '{path}', which holds no "
+            "checkpoint. It is written during `lightning-iet fit`."
+        )
+    log.info("Checkpoint: %s", newest)
+    return newest
+
+
+def find_checkpoint(folder: Path) -> Path | None:
+    """Return what :func:`checkpoint_of` does of a folder, without a word; ``None`` if it holds no checkpoint."""
+    versions = sorted(folder.glob("version_*"), key=version_number, reverse=True)
+    for place in (folder, folder / "checkpoints", *(version / "checkpoints" for version in versions)):
+        files = sorted(place.glob("*.ckpt"), key=lambda file: file.stat().st_mtime_ns)
         if files:
-            newest = folder / LAST if folder / LAST in files else files[-1]
-            log.info("Checkpoint: %s", newest)
-            return newest
-    raise FileNotFoundError(
-        f"Argument `{argument}` expected a checkpoint or the folder of a run, but got '{path}', which holds no "
-        "checkpoint. It is written during `lightning-iet fit`."
-    )
+            return place / LAST if place / LAST in files else files[-1]
+    return None
 
 
-def _number(version: Path) -> int:
-    number = version.name.removeprefix("version_")
+def version_number(folder: Path) -> int:
+    """Return the number of a version's folder, -1 of one that has none (run ids of Weights & Biases).
+
+    Example:
+        >>> version_number(Path("runs/digits/version_3")), version_number(Path("runs/digits/x7k2"))
+        (3, -1)
+    """
+    number = folder.name.removeprefix("version_")
     return int(number) if number.isdecimal() else -1

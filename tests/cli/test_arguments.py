@@ -1,0 +1,41 @@
+"""What is made of the command line of a trainer before anything heavy is imported."""
+
+import pytest
+
+from lightning_iet.cli.arguments import with_run
+
+
+def make(folder, *, checkpoint):
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").touch()
+    if checkpoint:
+        (folder / "checkpoints").mkdir()
+        (folder / "checkpoints" / "last.ckpt").touch()
+
+
+def test_a_run_is_tested_by_the_configuration_of_the_version_whose_checkpoint_is_taken(tmp_path):
+    make(tmp_path / "version_0", checkpoint=True)
+    make(tmp_path / "version_1", checkpoint=False)  # begun later, and cut off before it had one
+    arguments = ["test", "--ckpt_path", str(tmp_path)]
+    config = ["--config", str(tmp_path / "version_0" / "config.yaml")]
+    assert with_run(arguments) == ["test", *config, *arguments[1:]]
+    make(tmp_path / "version_2", checkpoint=True)
+    assert with_run(arguments)[2] == str(tmp_path / "version_2" / "config.yaml")
+
+
+@pytest.mark.parametrize("path", ["version_0", "version_0/checkpoints", "version_0/checkpoints/last.ckpt"])
+def test_any_path_of_a_version_finds_its_configuration(tmp_path, path):
+    make(tmp_path / "version_0", checkpoint=True)
+    assert with_run(["validate", f"--ckpt_path={tmp_path / path}"])[2] == str(tmp_path / "version_0" / "config.yaml")
+
+
+def test_a_folder_without_a_checkpoint_is_said_to_have_none(tmp_path):
+    make(tmp_path / "version_0", checkpoint=False)
+    with pytest.raises(FileNotFoundError, match=r"`ckpt_path` expected .* which holds no checkpoint"):
+        with_run(["test", "--ckpt_path", str(tmp_path)])
+
+
+def test_a_configuration_that_is_given_stays_the_only_one(tmp_path):
+    make(tmp_path / "version_0", checkpoint=True)
+    arguments = ["test", "--config", "my.yaml", "--ckpt_path", str(tmp_path)]
+    assert with_run(arguments) == arguments
