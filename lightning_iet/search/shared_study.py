@@ -22,6 +22,7 @@ from lightning_iet.utilities.errors import require
 SAMPLERS = ("tpe", "nsga2", "random")
 BEAT = 30.0  # seconds between two signs of life
 STALE = 150.0  # seconds without one, after which a trial of another machine counts as abandoned
+_ATTEMPTS = 10  # to open a database whose tables another program writes at this moment
 UNCLAIMED = 3.0  # seconds from the start of a trial within which its program writes that it is its own
 _SPACE, _CLAIM, _RESULT, _REASON, _VOID, _ENQUEUED = "space", "claim", "result", "reason", "void", "enqueued"
 
@@ -72,9 +73,18 @@ def open_storage(storage: str | Path | None, folder: Path) -> Any:
         text = f"sqlite:///{path}"
     # SQLite locks the whole file while another program writes.
     options = {"connect_args": {"timeout": 100, "factory": _WriteAhead}} if text.startswith("sqlite") else {}
+    errors = require("sqlalchemy", "sweep").exc
     try:
-        return storages.RDBStorage(text, engine_kwargs=options)
-    except (ImportError, require("sqlalchemy", "sweep").exc.SQLAlchemyError) as error:
+        for attempt in range(_ATTEMPTS):
+            try:
+                return storages.RDBStorage(text, engine_kwargs=options)
+            except (errors.IntegrityError, errors.OperationalError, errors.ProgrammingError) as error:
+                # Optuna looks whether its tables are there, then writes them: another program may do so in between.
+                written = isinstance(error, errors.IntegrityError) or "already exists" in str(error)
+                if not written or attempt == _ATTEMPTS - 1:
+                    raise
+                time.sleep(0.2)
+    except (ImportError, errors.SQLAlchemyError) as error:
         raise ValueError(
             f"Argument `storage` expected a database that can be opened, but got {shown_storage(text)} "
             f"({str(error).splitlines()[0]}). Look at the URL, or install the database's driver."
