@@ -7,6 +7,7 @@ from pathlib import Path
 
 import optuna
 import pytest
+import sqlalchemy
 
 from lightning_iet.search import shared_study
 from lightning_iet.search.shared_study import SharedStudy, named_sampler, open_storage, shown_storage
@@ -253,3 +254,29 @@ def test_samplers_are_named_with_their_options():
     assert [named_sampler("nsga2", trials=n)[0](0)._population_size for n in (3, 30, 100)] == [2, 10, 20]
     with pytest.raises(ValueError, match="one of tpe, nsga2, random, but got 'anneal'"):
         named_sampler("anneal", trials=3)
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "calls"),
+    [
+        (sqlalchemy.exc.IntegrityError, "UNIQUE constraint failed: alembic_version.version_num", 3),
+        (sqlalchemy.exc.OperationalError, "table studies already exists", 3),
+        (sqlalchemy.exc.OperationalError, "unable to open database file", 1),
+    ],
+)
+def test_a_database_whose_tables_another_program_writes_is_opened_again(tmp_path, monkeypatch, error, message, calls):
+    opened_with, whole = [], optuna.storages.RDBStorage
+
+    def storage(url, **options):
+        opened_with.append(url)
+        if len(opened_with) < 3:
+            raise error("INSERT", None, Exception(message))
+        return whole(url, **options)
+
+    monkeypatch.setattr(optuna.storages, "RDBStorage", storage)
+    if calls == 1:
+        with pytest.raises(ValueError, match=message):
+            open_storage(tmp_path / "new.db", tmp_path)
+    else:
+        assert open_storage(tmp_path / "new.db", tmp_path).get_all_studies() == []
+    assert len(opened_with) == calls
