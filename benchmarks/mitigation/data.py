@@ -52,16 +52,20 @@ def kept_occurrences(source: Tensor, *, share: float) -> Tensor:
 
 
 class RandomlyAugmented(Dataset):
-    """Images of which a share, chosen anew in each draw, is changed by RandAugment of one magnitude."""
+    """Images of which a share, chosen anew in each draw, is changed by RandAugment of one magnitude.
 
-    def __init__(self, images: IndexedImages, share: float, magnitude: int) -> None:
-        self.images, self.share, self.magnitude = images, share, magnitude
+    ``images`` and ``targets`` are those of the images as they are.
+    """
+
+    def __init__(self, dataset: IndexedImages, share: float, magnitude: int) -> None:
+        self.dataset, self.share, self.magnitude = dataset, share, magnitude
+        self.images, self.targets = dataset.images, dataset.targets
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self.dataset)
 
     def __getitem__(self, index: int) -> tuple[Tensor, ...]:
-        image, *rest = self.images[index]
+        image, *rest = self.dataset[index]
         if torch.rand(()) < self.share:
             image = augment(image, self.magnitude, seed=int(torch.randint(2**31, ())))
         return (image, *rest)

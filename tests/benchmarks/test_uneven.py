@@ -32,6 +32,16 @@ def test_repeated_images_occur_as_often_as_asked_and_only_rows_that_deduplicate_
     assert len(half.train_set) == 33 + 3 * 2  # of 3 near-duplicates each, 1 is removed
 
 
+@pytest.mark.parametrize("name", ["randaugment", "iet_agc_taa"])
+def test_augmented_sets_know_their_images_as_they_are(name):
+    plain, augmented = (Sets(SMALL, row_named(row), seed=0).train_set for row in ("plain", name))
+    assert torch.equal(augmented.images, plain.images)
+    assert torch.equal(augmented.targets, plain.targets)
+    draws = [augmented[index][0] for _ in range(20) for index in range(len(plain))]
+    changed = sum(not torch.equal(image, plain[i % len(plain)][0]) for i, image in enumerate(draws)) / len(draws)
+    assert changed == 0 if name == "iet_agc_taa" else 0.03 < changed <= 0.2  # of 12 % some operations change nothing
+
+
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=20), st.floats(0, 1))
 def test_what_is_kept_holds_every_image_and_its_first_occurrence(source, share):
     kept = kept_occurrences(torch.tensor(source), share=share).tolist()
