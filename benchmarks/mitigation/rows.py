@@ -27,6 +27,7 @@ class Row:
         exchange: how samples move between shards: ``"most_skipped"``, ``"random"``, or ``""`` = not at all.
         max_magnitude: of threshold-aware augmentation; 0 = off.
         deduplicated: share of the near-duplicates in an uneven training set that are removed before training.
+        times_as_long: as the setting's lengths; for rows whose quality still rises fast at their end.
         randaugment: share of draws that RandAugment changes, and its magnitude, without regard to any threshold.
         only: the settings' sources that the row is for; empty = all.
     """
@@ -50,6 +51,7 @@ class Row:
     max_magnitude: int = 0
     deduplicated: float = 0.0
     randaugment: tuple[float, int] = (0.0, 0)
+    times_as_long: int = 1
     only: tuple[str, ...] = ()
 
     @property
@@ -123,6 +125,13 @@ ROWS = (
             ("iet_agc_msr", "most skipped samples exchanged", "most_skipped", 0),
             ("iet_agc_taa", "augmentation near the threshold", "", 5),
             ("iet_agc_plus", "both: IET-AGC+", "most_skipped", 5),
+        )
+    ),
+    *(
+        Row(f"{name}_twice", f"{label}, twice as long", exchange=exchange, max_magnitude=magnitude, times_as_long=2,
+            **_IET_AGC, only=_UNEVEN)
+        for name, label, exchange, magnitude in (
+            ("iet_agc_4", "IET-AGC, K = 4", "", 0), ("iet_agc_plus", "IET-AGC+, K = 4", "most_skipped", 5),
         )
     ),
     # Of the same mean strength as the augmentation of iet_agc_taa: 12 % of its draws, at a mean magnitude of 1.9.

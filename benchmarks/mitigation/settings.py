@@ -81,9 +81,10 @@ class Setting:
         """Height and width of the images."""
         return 8 if self.source == "digits" else 32
 
-    def marks(self, *, dense: bool) -> list[int]:
+    def marks(self, *, dense: bool, times_as_long: int = 1) -> list[int]:
         """Steps after which a run is judged."""
-        return [round(length * self.stop) for length in (self.plain_lengths if dense else self.lengths)]
+        lengths = self.plain_lengths if dense else self.lengths
+        return [round(length * times_as_long * self.stop) for length in lengths]
 
 
 @dataclass(frozen=True)
@@ -148,7 +149,7 @@ _UNEVEN_ROWS = (
     "plain", "plain_with_unseen", "dropout_flips", "deduplicated", "half_deduplicated", "agc_0.5", "agc_0.8",
     "anchored_64", "quantile", "record_1", "record_0.5", "record_median", "record_weights", "record_weights_0.1",
     "half_deduplicated_record_weights", "iet_4", "iet_agc_4", "iet_agc_random", "iet_agc_msr",
-    "iet_agc_taa", "iet_agc_plus", "randaugment",
+    "iet_agc_taa", "iet_agc_plus", "iet_agc_4_twice", "iet_agc_plus_twice", "randaugment",
 )  # fmt: skip
 
 PRESETS = {

@@ -61,7 +61,10 @@ def summarize(points: Sequence[Point]) -> list[dict[str, Any]]:
     """
     everything = with_early_stopping(points)
     plain = {(p["setting"], p["row"], p["seed"], p["length"]): p["seconds"] for p in points}
-    longest = {p["setting"]: max(q["length"] for q in points if q["setting"] == p["setting"]) for p in points}
+    longest: dict[str, float] = {}
+    for setting, row, _, length in plain:
+        if row == "plain":
+            longest[setting] = max(length, longest.get(setting, 0))
     groups = defaultdict(list)
     for point in everything:
         groups[point["setting"], point["row"], None if point["row"] in STOPPED else point["length"]].append(point)

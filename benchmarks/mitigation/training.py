@@ -116,13 +116,14 @@ def train(setting: Setting, row: Row, seed: int, folder: Path, *, deadline: floa
     folder.mkdir(parents=True, exist_ok=True)
     if (folder / COST).exists():
         return {int(mark): cost for mark, cost in json.loads((folder / COST).read_text()).items()}
-    marks = Marks(folder, setting.marks(dense=row.is_plain), deadline=deadline)
+    steps = setting.marks(dense=row.is_plain, times_as_long=row.times_as_long)
+    marks = Marks(folder, steps, deadline=deadline)
     quiet = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
     trainer = pl.Trainer(
         accelerator=device,
         devices=1,
         precision=setting.precision if device != "cpu" else "32-true",
-        max_epochs=setting.marks(dense=False)[-1],  # more than enough: the last mark ends it
+        max_epochs=steps[-1],  # more than enough: the last mark ends it
         gradient_clip_val=1.0,
         limit_val_batches=0,
         callbacks=[*_methods(setting, row), marks],
