@@ -1,6 +1,6 @@
 """Samples that are augmented by RandAugment, each with a magnitude of its own."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, MutableSequence, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -32,7 +32,7 @@ Operation: TypeAlias = Literal[
 
 _OPERATIONS: tuple[str, ...] = get_args(Operation)
 _ANY_CHANNELS = _OPERATIONS[:6]
-_SEED = 2  # tells these seeds from those of other draws of a sample
+AUGMENTATION_SEED = 2  # tells these seeds from those of other draws of a sample
 
 
 def augment(
@@ -65,12 +65,7 @@ def augment(
         return image
     pixels = image
     if image.is_floating_point():
-        low, high = (float(value) for value in image.aminmax())
-        if low < -1e-4 or high > 1 + 1e-4:
-            raise ValueError(
-                f"Argument `image` expected values in [0, 1], or 8 bits, to be augmented, but got [{low:g}, {high:g}]."
-                " Augment images before they are normalized."
-            )
+        check_range(image, "Augment images before they are normalized.")
         pixels = (image.clamp(0, 1) * 255).round().to(torch.uint8)
     names = _OPERATIONS if ops is None else ops
     if len(image) not in (1, 3) and not set(names) <= set(_ANY_CHANNELS):
@@ -82,6 +77,57 @@ def augment(
         seed_rng(seed, devices=False)
         pixels = _RestrictedRandAugment(num_ops, magnitude, names)(pixels)
     return pixels.to(image.dtype) / 255 if image.is_floating_point() else pixels
+
+
+def check_range(images: Tensor, remedy: str) -> None:
+    """Refuse images that cannot be augmented; waits for the device.
+
+    Args:
+        images: One or several, uint8 or floating point.
+        remedy: What to do, for the message.
+
+    Raises:
+        ValueError: If they are floating point and not in [0, 1].
+    """
+    if not images.is_floating_point():
+        return
+    low, high = (float(value) for value in images.aminmax())
+    if low < -1e-4 or high > 1 + 1e-4:
+        raise ValueError(
+            f"Argument `image` expected values in [0, 1], or 8 bits, to be augmented, but got [{low:g}, {high:g}]."
+            f" {remedy}"
+        )
+
+
+def augment_rows(
+    images: Tensor,
+    magnitudes: Sequence[int],
+    *,
+    seeds: Sequence[int],
+    num_ops: int = 2,
+    ops: Sequence[Operation] | None = None,
+) -> Tensor:
+    """Augment each image of a batch with a magnitude of its own, see :func:`augment`; on the device of the images.
+
+    Args:
+        images: Shape ``(B, C, H, W)``.
+        magnitudes: B integers in 0 … 30.
+        seeds: One for each image.
+        num_ops: Number of operations.
+        ops: Names of those that may be drawn; ``None`` = all.
+
+    Returns:
+        A copy, or the images themselves if no magnitude is above 0.
+
+    Example:
+        >>> images = torch.arange(8.0).reshape(2, 1, 2, 2) / 7
+        >>> (augment_rows(images, [0, 30], seeds=[0, 0], ops=["TranslateX"]) == images).all((1, 2, 3))
+        tensor([ True, False])
+    """
+    if not any(magnitudes):
+        return images
+    rows = zip(images, magnitudes, seeds, strict=True)
+    return torch.stack([augment(image, number, seed=seed, num_ops=num_ops, ops=ops) for image, number, seed in rows])
 
 
 class _RestrictedRandAugment(RandAugment):
@@ -170,7 +216,7 @@ class Augmented(Dataset[Any]):
             return sample
         seed, epoch = self.magnitudes.clock.tolist()
         settings = {"num_ops": self.magnitudes.num_ops, "ops": self.magnitudes.ops}
-        return _with_image(sample, magnitude, seed=derive_seed(seed, epoch, index, _SEED), **settings)
+        return _with_image(sample, magnitude, seed=derive_seed(seed, epoch, index, AUGMENTATION_SEED), **settings)
 
 
 def _with_image(sample: Any, magnitude: int, **settings: Any) -> Any:
@@ -186,6 +232,37 @@ def _with_image(sample: Any, magnitude: int, **settings: Any) -> Any:
         )
     entries[place] = augment(entries[place], magnitude, **settings)
     return entries if isinstance(sample, Mapping) else type(sample)(entries.values())
+
+
+def image_entry(batch: Any, size: int) -> tuple[Any, Tensor]:
+    """Find the images in a batch: the first tensor of shape ``(size, C, H, W)``, and its key or position.
+
+    Raises:
+        ValueError: If there is none.
+
+    Example:
+        >>> image_entry({"index": torch.arange(2), "image": torch.zeros(2, 1, 4, 4)}, 2)[0]
+        'image'
+    """
+    entries = batch if isinstance(batch, Mapping) else dict(enumerate(batch))
+    for key, value in entries.items():
+        if isinstance(value, Tensor) and value.ndim == 4 and len(value) == size:
+            return key, value
+    found = ", ".join(str(tuple(value.shape)) for value in entries.values() if isinstance(value, Tensor))
+    raise ValueError(
+        f"A batch of {size} samples expected images, a tensor of shape ({size}, C, H, W), but has tensors of shape"
+        f" {found}. Let the loader return them."
+    )
+
+
+def with_entry(batch: Any, key: Any, value: Tensor) -> None:
+    """Put other images into a batch, in place; into a tuple, which has no other way, by writing into its tensor."""
+    if batch[key] is value:
+        return
+    if isinstance(batch, MutableMapping | MutableSequence):
+        batch[key] = value
+    else:
+        batch[key].copy_(value)
 
 
 def check_operations(ops: Sequence[str] | None) -> None:

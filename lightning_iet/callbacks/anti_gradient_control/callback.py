@@ -50,6 +50,9 @@ Criterion: TypeAlias = Literal["ratio", "quantile", "record"]
 class Augmentation(Protocol):
     """What augments samples close to the threshold, see :class:`ThresholdAwareAugmentation`."""
 
+    def begin_step(self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
+        """A training step begins: augment the batch in it, if that is to be done now."""
+
     def is_augmented(self, index: Tensor) -> Tensor:
         """Tell which samples of a batch were augmented when they were read; boolean, (B,)."""
 
@@ -199,6 +202,7 @@ class AntiGradientControl(Callback):
     _training_set: TrainingSet | None = None
     _index: Tensor | None = None
     _deferred: Tensor | None = None
+    _verdict: Selection | None = None  # about the batch at work, if it was judged before its step
     sample_group: dist.ProcessGroup | None = None
 
     def __init__(
@@ -327,6 +331,9 @@ class AntiGradientControl(Callback):
         self._index = None if self.counts is None else read_index(batch, self.sample_index)
         self._reference.begin_step(batch_idx)
         self.losses.begin_step()
+        self._verdict = None
+        if self.augmentation is not None:
+            self.augmentation.begin_step(trainer, pl_module, batch, batch_idx)
 
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
         """Decide about the batch; refuse a module whose losses were not found: AGC would do nothing."""
@@ -400,6 +407,7 @@ class AntiGradientControl(Callback):
         self._stack.close()
         self._reference.close()
         self._training_set, self._members, self._index, self._num_processes = None, {}, None, 1
+        self._verdict = None
 
     @contextmanager
     def _unless_off(self) -> Iterator[None]:
@@ -430,13 +438,26 @@ class AntiGradientControl(Callback):
         Returns:
             The samples to keep; None to leave the loss untouched.
         """
+        verdict, self._verdict = self._verdict, None
+        return self._decide(sample_loss, timesteps) if verdict is None else verdict
+
+    def judge_beforehand(self, sample_loss: Tensor, timesteps: Tensor) -> None:
+        """Decide about the batch at work by other losses than those of its step, which then decide nothing.
+
+        Args:
+            sample_loss: One loss per sample, shape (B,); the bank learns from them.
+            timesteps: Shape (B,).
+        """
+        self._verdict = self._decide(sample_loss, timesteps)
+
+    def _decide(self, sample_loss: Tensor, timesteps: Tensor) -> Selection | None:
+        """Decide about a training batch by these losses, and let the bank learn from them."""
         check_batch(sample_loss, timesteps, name="sample_loss", continuous=True)
         losses = sample_loss.detach()
         timesteps = timesteps.detach().to(losses.device)
         index = self._index_of(losses)
-        own = slice(None)
+        own = self.own_rows
         if self._replicas is not None:
-            own = slice(self.replica, None, dist.get_world_size(self._replicas))
             losses, timesteps = gather_rows(losses, self._replicas), gather_rows(timesteps, self._replicas)
             index = None if index is None else gather_rows(index, self._replicas)
         if self._is_first_batch:
@@ -713,6 +734,16 @@ class AntiGradientControl(Callback):
         """Which of the processes that train this shard together this one is."""
         return 0 if self._replicas is None else dist.get_rank(self._replicas)
 
+    @property
+    def own_rows(self) -> slice:
+        """Which rows of a batch, gathered over the replicas of a shard, are this process's."""
+        return slice(None) if self._replicas is None else slice(self.replica, None, dist.get_world_size(self._replicas))
+
+    @property
+    def batch_index(self) -> Tensor | None:
+        """The sample of each row of the batch at work, (B,), integers; None where that is not known."""
+        return self._index
+
     def shard_state(self) -> dict[str, Tensor]:
         """References to the tensors in which shards differ: the bank and the bins. They are updated in place."""
         log_losses = {} if self.log_losses is None else self.log_losses._asdict()
@@ -815,6 +846,11 @@ class AntiGradientControl(Callback):
     def losses(self) -> LossSource:
         """Where the losses of the module come from."""
         return self._losses.active
+
+    @property
+    def source(self) -> LossSource:
+        """What the losses of the module are looked for in; before the first step that may be several places."""
+        return self._losses
 
     @property
     def unseen_images(self) -> ReferenceImages | None:

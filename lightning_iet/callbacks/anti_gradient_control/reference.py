@@ -1,23 +1,17 @@
 """Reference images, which a shard model does not train on, and their losses."""
 
-import copy
-import random
-import zlib
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence, Set
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal, Protocol, TypeAlias
 
 import lightning.pytorch as pl
-import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_info
-from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
-from torchmetrics import Metric
 
-from lightning_iet.callbacks.anti_gradient_control.losses import LossSource, UnsupportedModule
+from lightning_iet.callbacks.anti_gradient_control.losses import LossSource
+from lightning_iet.callbacks.anti_gradient_control.measurement import MeasuredStep
 from lightning_iet.data.augmentation import unaugmented
 from lightning_iet.data.samples import labels_of
 from lightning_iet.data.shard_sampler import ShardBatch, ShardSampler
@@ -25,9 +19,7 @@ from lightning_iet.data.sharding import ShardedDataModule
 from lightning_iet.data.splits import select_disjoint
 from lightning_iet.data.streams import StreamedSamples
 from lightning_iet.functional.seeding import derive_seed
-from lightning_iet.utilities.lightning import patched_attribute
-from lightning_iet.utilities.modules import distinct_modules
-from lightning_iet.utilities.random import isolated_module, isolated_rng
+from lightning_iet.utilities.random import isolated_rng
 
 Reference: TypeAlias = Literal["training", "held_out", "other_shards", "train"]
 """What a sample's loss is compared with: training images, images held out from training, those of other shards."""
@@ -226,8 +218,7 @@ class ReferenceLosses:
         images: Where the images come from, while a run lasts.
     """
 
-    trainer: pl.Trainer
-    module: pl.LightningModule
+    step: MeasuredStep
     losses: LossSource
 
     def __init__(self, reference: Reference, *, every: int, batch_size: int | None, num_images: int | None) -> None:
@@ -236,7 +227,6 @@ class ReferenceLosses:
         self.batch_size = batch_size
         self.num_images = num_images
         self.images: ReferenceImages | None = None
-        self._is_checked = False
         self._seed: int | None = None
         self._num_steps = 0
         self._batch_idx = 0
@@ -256,9 +246,14 @@ class ReferenceLosses:
         """Get ready to measure; refuse what cannot work before the first step."""
         if not self.is_on:
             return
-        self.trainer, self.module, self.losses, self._is_checked = trainer, module, losses, False
-        if not module.automatic_optimization:
-            raise self._unsupported("it takes optimizer steps itself (manual optimization)")
+        self.losses = losses
+        self.step = MeasuredStep(
+            trainer,
+            module,
+            who="AntiGradientControl",
+            expected="to tell the losses of unseen images and change nothing",
+            remedy="Let it do so where `self.training` is False, or use reference='training'.",
+        )
         if self.reference == "other_shards":
             self.images = other_shards(trainer)
         if self._seed is None:
@@ -269,7 +264,7 @@ class ReferenceLosses:
     def close(self) -> None:
         """Let go of the run."""
         self.images = None
-        for name in ("trainer", "module", "losses"):
+        for name in ("step", "losses"):
             vars(self).pop(name, None)
 
     def begin_step(self, batch_idx: int) -> None:
@@ -296,48 +291,16 @@ class ReferenceLosses:
         """
         assert self.images is not None  # noqa: S101
         seed = derive_seed(self._seed or 0, shard, self._num_steps, replica, _REFERENCE_SEED)
-        before = None if self._is_checked else module_state(self.module)
-        silent = partial(patched_attribute, self.module, replacement=_log_nothing)
-        with isolated_module(self.module, seed=seed), _kept_metrics(self.module), silent("log"):
-            self.module.eval()
-            try:
-                batch = self.images.draw(self.batch_size or batch_size, shard=shard, epoch=self.trainer.current_epoch)
-                batch = self._to_device(batch)
-                with silent("log_dict"), self.trainer.precision_plugin.train_step_context():
-                    found = self.losses.active.measure(partial(self._step, batch))
-            except UnsupportedModule:
-                raise
-            except Exception as error:
-                reason = str(error).partition("\n")[0]
-                raise self._unsupported(f"it raised {type(error).__name__}: {reason}") from error
+        images, step, size = self.images, self.step, self.batch_size or batch_size
+
+        def draw() -> Any:
+            return step.transfer(images.draw(size, shard=shard, epoch=step.trainer.current_epoch))
+
+        found = step.measure(self.losses.active, draw, self._batch_idx, seed=seed, is_training=False)
         if not found:
-            raise self._unsupported("it showed no losses")
-        if before is not None:
-            after = module_state(self.module)
-            changed = [name for name in before | after if before.get(name) != after.get(name)]
-            if changed:
-                raise self._unsupported(f"it changed {', '.join(f'`{name}`' for name in changed[:3])}")
-            self._is_checked = True
+            raise step.unsupported("it showed no losses")
         losses, timesteps = zip(*found, strict=True)
         return torch.cat(losses), torch.cat(timesteps)
-
-    def _to_device(self, batch: Any) -> Any:
-        """Do what Lightning does to a training batch."""
-        batch = self.trainer.precision_plugin.convert_input(batch)
-        batch = self.module._on_before_batch_transfer(batch, dataloader_idx=0)
-        return self.trainer.strategy.batch_to_device(batch, dataloader_idx=0)
-
-    def _step(self, batch: Any) -> Any:
-        step = self.module.training_step
-        takes_index = is_param_in_hook_signature(step, "batch_idx", min_args=2)
-        return step(batch, self._batch_idx) if takes_index else step(batch)
-
-    def _unsupported(self, reason: str) -> UnsupportedModule:
-        return UnsupportedModule(
-            f"AntiGradientControl expected {type(self.module).__name__}.training_step to tell the losses of unseen"
-            f" images and change nothing, but {reason}. Let it do so where `self.training` is False, or use"
-            " reference='training'."
-        )
 
     def shard_state(self) -> dict[str, Tensor]:
         """Return what shards do not share: how many steps each has taken."""
@@ -362,84 +325,3 @@ class ReferenceLosses:
                 f" {self.reference!r}. Go on with the same reference, or train afresh."
             )
         self._seed = state_dict.get("seed")
-
-
-@contextmanager
-def _kept_metrics(module: nn.Module) -> Iterator[None]:
-    """Let the metrics of torchmetrics in a module be updated inside a block, and take that back after it."""
-    kept = []
-    for _, part in distinct_modules(module):
-        if isinstance(part, Metric):
-            names = [*part._defaults, "_update_count", "_computed", "_forward_cache"]
-            kept.append((part, {name: _copied(getattr(part, name, None)) for name in names}))
-    try:
-        yield
-    finally:
-        for part, values in kept:
-            for name, value in values.items():
-                setattr(part, name, value)
-
-
-def _copied(value: Any) -> Any:
-    return value.clone() if isinstance(value, Tensor) else copy.copy(value)
-
-
-def _log_nothing(*args: Any, **kwargs: Any) -> None:
-    """Stand in for ``log`` while reference images are measured."""
-
-
-def module_state(module: nn.Module) -> dict[str, Hashable]:
-    """Sum up all attributes of a module and its parts; where two summaries are the same, nothing has changed.
-
-    Nothing that can be seen from outside, that is: not what closures, open files and objects without ``__dict__`` hold.
-    It waits for the device.
-
-    Returns:
-        Summaries by the name of the attribute.
-
-    Example:
-        >>> module = nn.BatchNorm1d(2)
-        >>> before = module_state(module)
-        >>> _ = module(torch.rand(4, 2))
-        >>> after = module_state(module)
-        >>> [name for name in before if before[name] != after[name]]
-        ['running_mean', 'running_var', 'num_batches_tracked']
-    """
-    parts = [(f"{path}." if path else "", part) for path, part in distinct_modules(module)]
-    return {
-        prefix + name: _summary(value, 4)
-        for prefix, part in parts
-        for name, value in {**vars(part), **part._parameters, **part._buffers}.items()
-        if name not in ("_trainer", "_fabric", "_parameters", "_buffers", "_modules")
-    }
-
-
-def _summary(value: Any, depth: int) -> Hashable:
-    if isinstance(value, Tensor):
-        return _checksum(value)
-    if isinstance(value, np.ndarray):
-        return value.shape, value.tobytes()
-    if isinstance(value, torch.Generator):
-        return _checksum(value.get_state())
-    if isinstance(value, np.random.Generator):
-        return repr(value.bit_generator.state)
-    if isinstance(value, random.Random | np.random.RandomState):
-        return repr(value.getstate() if isinstance(value, random.Random) else value.get_state())
-    if isinstance(value, bool | int | float | str | bytes | None):
-        return repr(value)
-    if depth == 0 or isinstance(value, type | nn.Module) or callable(value):
-        return id(value)
-    if isinstance(value, Mapping):
-        return len(value), tuple(_summary(entry, depth - 1) for entry in list(value.values())[:100])
-    if isinstance(value, Sequence | Set):
-        return len(value), tuple(_summary(entry, depth - 1) for entry in list(value)[:100])
-    if hasattr(value, "__dict__"):
-        return tuple((name, _summary(entry, depth - 1)) for name, entry in vars(value).items())
-    return id(value)
-
-
-def _checksum(tensor: Tensor) -> Hashable:
-    if tensor.layout != torch.strided or tensor.is_meta:
-        return id(tensor)
-    plain = torch.view_as_real(tensor.detach()) if tensor.is_complex() else tensor.detach()
-    return tuple(tensor.shape), zlib.crc32(plain.cpu().contiguous().view(-1).view(torch.uint8).numpy().data)

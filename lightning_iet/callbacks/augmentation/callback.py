@@ -1,7 +1,7 @@
 """Threshold-aware augmentation as a callback: it holds the magnitudes; the arithmetic is in ``functional``."""
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias, get_args
 
 import lightning.pytorch as pl
 import torch
@@ -9,12 +9,24 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lightning_iet.callbacks.anti_gradient_control import AntiGradientControl
+from lightning_iet.callbacks.anti_gradient_control.measurement import MeasuredStep
 from lightning_iet.callbacks.anti_gradient_control.sample_record import share_rows, training_set
 from lightning_iet.callbacks.parameter_averaging import ParameterAveragingCallback
-from lightning_iet.data.augmentation import Magnitudes, Operation, check_operations, find_augmented
+from lightning_iet.data.augmentation import (
+    AUGMENTATION_SEED,
+    Magnitudes,
+    Operation,
+    augment_rows,
+    check_operations,
+    check_range,
+    find_augmented,
+    image_entry,
+    with_entry,
+)
 from lightning_iet.data.images import ImageDataModule
 from lightning_iet.data.sharding import ShardedDataModule
 from lightning_iet.functional.sample_record import last_of_each, sum_by_index
+from lightning_iet.functional.seeding import derive_seed
 from lightning_iet.functional.threshold_aware_augmentation import (
     augmentation_magnitude,
     augmentation_strength,
@@ -25,6 +37,10 @@ from lightning_iet.utilities.checkpoints import next_epoch, warn_of_changes
 from lightning_iet.utilities.lightning import Callback, find_callback
 
 _NUM_BANDS = 10
+_JUDGEMENT_SEED = 4  # tells these seeds from those of training steps
+
+When: TypeAlias = Literal["next_draw", "same_step"]
+"""When a sample that was judged is augmented: the next time that it is drawn, or at once."""
 
 
 class ThresholdAwareAugmentation(Callback):
@@ -58,9 +74,9 @@ class ThresholdAwareAugmentation(Callback):
         band: Largest :math:`\rho`; 1.5 was published.
         sharpness: :math:`\beta`; 5 was published.
         num_ops: Operations, one after the other; 2 was published.
-        at: ``"next_draw"``.
+        at: ``"next_draw"`` *(our choice)*, or ``"same_step"``.
         defer: Whether a clean draw that gets a magnitude gives no gradient itself, which is nearer to what was
-            published; by default it does, so that batches keep their size *(our choice)*.
+            published; by default it does, so that batches keep their size *(our choice)*. Of ``"next_draw"`` alone.
         ops: Names of the operations of RandAugment that may be drawn; default: all 14, as published. Medical images
             want no Solarize, Posterize, or Equalize.
 
@@ -79,20 +95,25 @@ class ThresholdAwareAugmentation(Callback):
         band: float = 1.5,
         sharpness: float = 5.0,
         num_ops: int = 2,
-        at: Literal["next_draw"] = "next_draw",
+        at: When = "next_draw",
         defer: bool = False,
         ops: Sequence[Operation] | None = None,
     ) -> None:
         super().__init__()
         check_augmentation(max_magnitude=max_magnitude, band=band, sharpness=sharpness, num_ops=num_ops)
         check_operations(ops)
-        if at != "next_draw":
-            raise ValueError(f"Argument `at` expected 'next_draw', but got {at!r}.")
+        if at not in get_args(When):
+            raise ValueError(f"Argument `at` expected 'next_draw' or 'same_step', but got {at!r}.")
+        if defer and at == "same_step":
+            raise ValueError(
+                "Argument `defer` expected False with at='same_step', where no sample waits for its augmentation, but"
+                " got True. Leave it out."
+            )
         self.max_magnitude = max_magnitude
         self.band = band
         self.sharpness = sharpness
         self.num_ops = num_ops
-        self.at = at
+        self.at: When = at
         self.defer = defer
         self.ops = None if ops is None else list(ops)
         self._forget()
@@ -108,6 +129,9 @@ class ThresholdAwareAugmentation(Callback):
         self._num_processes = 1
         self._current = torch.zeros(0, dtype=torch.uint8)  # magnitude of each sample in this epoch
         self._next = self._current  # and in the next one
+        self._batch = self._current  # magnitude of each row of the batch that is judged
+        self._step: MeasuredStep | None = None  # of batches that are judged before their step
+        self._is_first_batch = True
         self._sums = torch.zeros(4, 0)  # by bin: draws judged, those with a magnitude, their magnitudes; [3]: draws
 
     # --- before training ---------------------------------------------------------------------------------------------
@@ -137,9 +161,9 @@ class ThresholdAwareAugmentation(Callback):
         self._control.needs_samples = True
         self._control.augmentation = self
         inner = _inner(trainer)
-        if isinstance(inner, ImageDataModule):
-            if inner.channels not in (1, 3):
-                _check_channels(inner.channels, self.ops)
+        if isinstance(inner, ImageDataModule) and inner.channels not in (1, 3):
+            _check_channels(inner.channels, self.ops)
+        if isinstance(inner, ImageDataModule) and self.at == "next_draw":
             inner.magnitudes = Magnitudes(self.num_ops, self.ops)
             if isinstance(trainer.datamodule, ShardedDataModule):  # type: ignore[attr-defined]
                 trainer.datamodule.forget_prepared()  # type: ignore[attr-defined]
@@ -154,21 +178,24 @@ class ThresholdAwareAugmentation(Callback):
         """Write the magnitudes of a resumed run before any sample is read."""
         if self._control is None:
             return
-        self._magnitudes = self._find(trainer)
         averaging = find_callback(trainer, ParameterAveragingCallback)
         seed = getattr(averaging, "seed", None)
         if seed is None:
             seed = trainer.strategy.broadcast(torch.initial_seed() % 2**63)
         self._seed = int(self._saved.get("seed", seed))
         self._num_processes = trainer.world_size
-        if self._saved:
+        if not self._saved and self._resumed_epoch is not None:
+            rank_zero_warn("ThresholdAwareAugmentation: the checkpoint was written without it. It starts afresh.")
+        if self.at == "same_step":
+            return
+        self._magnitudes = self._find(trainer)
+        if "current" in self._saved:
             self._current, self._next = (self._saved[name].clone() for name in ("current", "next"))
             self._epochs_ended = self._saved["epochs_ended"]
             if self._resumed_epoch is not None and self._resumed_epoch > self._epochs_ended:
                 # A checkpoint of the last step of an epoch: Lightning does not call the hooks of its end again.
                 self._current, self._epochs_ended = self._next.clone(), self._resumed_epoch
         elif self._resumed_epoch is not None:
-            rank_zero_warn("ThresholdAwareAugmentation: the checkpoint was written without it. It starts afresh.")
             self._epochs_ended = self._resumed_epoch
         if len(self._current):
             self._magnitudes.allocate(len(self._current))
@@ -194,7 +221,22 @@ class ThresholdAwareAugmentation(Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Check that the loader reads what is augmented, and make the tables."""
-        if self._control is None or self._magnitudes is None:
+        if self._control is None:
+            return
+        device = trainer.strategy.root_device
+        self._sums = torch.zeros(4, self._control.bins.num_bins, dtype=torch.long, device=device)
+        if "sums" in self._saved and trainer.is_global_zero:
+            self._sums.copy_(self._saved["sums"])
+        if self.at == "same_step":
+            self._is_first_batch = True
+            self._step = MeasuredStep(
+                trainer,
+                pl_module,
+                who="ThresholdAwareAugmentation",
+                expected="to tell the losses of a batch and change nothing, for at='same_step'",
+                remedy="Give the module a `loss_reducer`, or use at='next_draw'.",
+            )
+        if self._magnitudes is None:
             return
         augmented, data = find_augmented(trainer.train_dataloader), training_set(trainer.train_dataloader)
         if augmented is None or augmented.magnitudes is not self._magnitudes or data is None:
@@ -202,7 +244,6 @@ class ThresholdAwareAugmentation(Callback):
                 "ThresholdAwareAugmentation expected the training loader to read lightning_iet.data.Augmented, but it"
                 " reads another data set. Keep one Augmented in the data module, and return a loader of it."
             )
-        device = trainer.strategy.root_device
         if not len(self._current):
             self._current = torch.zeros(len(data), dtype=torch.uint8)
             self._next = self._current.clone()
@@ -213,14 +254,45 @@ class ThresholdAwareAugmentation(Callback):
                     f" the training set, but got {len(table)} ({name}). Go on with the same training set."
                 )
         self._current, self._next = self._current.to(device), self._next.to(device)
-        self._sums = torch.zeros(4, self._control.bins.num_bins, dtype=torch.long, device=device)
-        if "sums" in self._saved and trainer.is_global_zero:
-            self._sums.copy_(self._saved["sums"])
 
     # --- a batch -----------------------------------------------------------------------------------------------------
 
+    def begin_step(self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
+        """Judge and augment a batch, if that is done before its step. It waits for the device.
+
+        Raises:
+            ValueError: If the batch has no index or no image in it, or the module does not tell its losses.
+        """
+        if self._step is None or self._control is None:
+            return
+        index = self._control.batch_index
+        if index is None:
+            raise ValueError(
+                "ThresholdAwareAugmentation expected batches with the index of each sample, but got one without. Return"
+                " each sample's index from the data set, see lightning_iet.data.WithIndex."
+            )
+        entry, images = image_entry(batch, len(index))
+        if self._is_first_batch:
+            check_range(images, "Return them so from the loader and normalize in the step, or use at='next_draw'.")
+            self._is_first_batch = False
+        samples, epoch = index.tolist(), trainer.current_epoch
+        # An epoch draws a sample once, so that its first sample tells a batch, whichever process trains on it.
+        seed = derive_seed(self._seed, epoch, samples[0], _JUDGEMENT_SEED)
+        found = self._step.measure(self._control.source, lambda: batch, batch_idx, seed=seed, is_training=True)
+        if not found and self._control.source.description:
+            return  # it returned None, by which it skips this batch
+        if len(found) != 1:
+            raise self._step.unsupported(f"it showed {f'{len(found)} sets of' if found else 'no'} losses")
+        self._control.judge_beforehand(*found[0])
+        magnitudes = self._batch[self._control.own_rows].tolist()
+        seeds = [derive_seed(self._seed, epoch, sample, AUGMENTATION_SEED) for sample in samples]
+        augmented = augment_rows(images, magnitudes, seeds=seeds, num_ops=self.num_ops, ops=self.ops)
+        with_entry(batch, entry, augmented)
+
     def is_augmented(self, index: Tensor) -> Tensor:
         """Tell which samples of a batch were augmented when they were read; boolean, (B,)."""
+        if self.at == "same_step":
+            return torch.zeros_like(index, dtype=torch.bool)
         return self._current.index_select(0, index.long().clamp(0, len(self._current) - 1)) > 0
 
     def judge(self, index: Tensor, losses: Tensor, bins: Tensor, bank: Tensor, *, augmented: Tensor) -> Tensor | None:
@@ -246,6 +318,9 @@ class ThresholdAwareAugmentation(Callback):
             clean = (~augmented).long()
             for row, values in enumerate((clean, chosen.long(), magnitudes.long(), torch.ones_like(clean))):
                 self._sums[row].index_add_(0, bins, values)
+        if self.at == "same_step":
+            self._batch = magnitudes
+            return None
         group = self._control.sample_group
         if group is not None:
             index, magnitudes = gather_rows(index, group), gather_rows(magnitudes, group)
@@ -259,10 +334,10 @@ class ThresholdAwareAugmentation(Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Let the judgement of this epoch augment the next one, and log."""
-        if self._control is None or self._magnitudes is None:
+        if self._control is None:
             return
         self._log(trainer, pl_module)
-        if not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+        if self._magnitudes is None or not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
             return
         self._share()
         self._current.copy_(self._next)
@@ -271,7 +346,7 @@ class ThresholdAwareAugmentation(Callback):
 
     def _share(self) -> None:
         """Give every process the magnitudes of all samples. Takes part on every process."""
-        if self._control is not None:
+        if self._control is not None and self._magnitudes is not None:
             share_rows([self._next], self._num_processes, self._control.own_samples())
 
     def _log(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -279,7 +354,8 @@ class ThresholdAwareAugmentation(Callback):
         self._sums.zero_()
         judged, chosen, magnitudes, drawn = sums.sum(1)
         if drawn:
-            pl_module.log("augmentation/share", float((drawn - judged) / drawn))
+            augmented = chosen if self.at == "same_step" else drawn - judged
+            pl_module.log("augmentation/share", float(augmented / drawn))
         if chosen:
             pl_module.log("augmentation/magnitude", float(magnitudes / chosen))
         num_bands = min(_NUM_BANDS, sums.shape[1])
@@ -305,6 +381,7 @@ class ThresholdAwareAugmentation(Callback):
         if self._control is None:
             return
         self._control.augmentation, self._control.needs_samples, self._num_processes = None, False, 1
+        self._step = None
         if self._magnitudes is not None:
             self._magnitudes.by_sample.zero_()
         inner = _inner(trainer)
@@ -315,12 +392,12 @@ class ThresholdAwareAugmentation(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """The magnitudes of this epoch and of the next one. Takes part on every process."""
-        if self.max_magnitude == 0 or not len(self._current):
+        if self.max_magnitude == 0 or (self.at == "next_draw" and not len(self._current)):
             return {}
         self._share()
+        tables = {"current": self._current, "next": self._next} if self.at == "next_draw" else {}
         return {
-            "current": self._current.cpu().clone(),
-            "next": self._next.cpu().clone(),
+            **{name: table.cpu().clone() for name, table in tables.items()},
             "sums": self._sums.cpu().clone(),
             "seed": self._seed,
             "epochs_ended": self._epochs_ended,
@@ -335,7 +412,8 @@ class ThresholdAwareAugmentation(Callback):
         warn_of_changes("ThresholdAwareAugmentation", state_dict["settings"], self._settings())
 
     def _settings(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in ("max_magnitude", "band", "sharpness", "num_ops", "defer", "ops")}
+        names = ("max_magnitude", "band", "sharpness", "num_ops", "at", "defer", "ops")
+        return {name: getattr(self, name) for name in names}
 
 
 def _inner(trainer: pl.Trainer) -> Any:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from lightning_iet.callbacks.anti_gradient_control.reference import module_state
+from lightning_iet.callbacks.anti_gradient_control.measurement import module_state
 from lightning_iet.callbacks.anti_gradient_control.statistics import GapHistory, TimestepStatistics, gap_metrics
 from lightning_iet.plots import loss_gap
 

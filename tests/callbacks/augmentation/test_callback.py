@@ -24,6 +24,7 @@ from lightning_iet import (
 from lightning_iet.data import Augmented, IndexedImages, WithIndex
 from lightning_iet.data.augmentation import augment
 from lightning_iet.functional.seeding import derive_seed
+from tests.helpers.devices import CountWaits
 from tests.helpers.models import quiet_trainer, tiny_diffusion
 from tests.helpers.weights import assert_same_bits, state_of
 
@@ -66,6 +67,15 @@ class Given(pl.LightningModule):
 def given(images, index, epoch):
     phase = torch.sin(1.7 * index.double() + 2.3 * epoch)
     return 1 + 0.3 * phase + 0.01 * images.double().sum((1, 2, 3))
+
+
+class Plain(Given):
+    """The same, looking at nothing."""
+
+    def training_step(self, batch, batch_idx):
+        images, index = batch
+        losses = given(images, index, self.current_epoch) + 0 * self.weight
+        return {"loss": losses.mean(), "sample_loss": losses, "timesteps": index % TIMESTEPS}
 
 
 def walk(data, orders, *, seed, max_magnitude=5, band=1.5, sharpness=5.0, defer=False):
@@ -132,6 +142,17 @@ def test_equals_tables_walked_by_hand(tmp_path, settings):
 
 def orders_of(module):
     return [[i for i, _ in module.read[epoch]] for epoch in sorted(module.read)]
+
+
+def test_no_step_waits_for_the_device(tmp_path):
+    def waits(steps, *callbacks):
+        with CountWaits() as counted:
+            fit(tmp_path, Plain(), *callbacks, dataset=Augmented(Pictures()), epochs=1, limit_train_batches=steps)
+        return counted.count
+
+    assert waits(4, agc(), ThresholdAwareAugmentation()) - waits(2, agc(), ThresholdAwareAugmentation()) == waits(
+        4
+    ) - waits(2)
 
 
 def test_a_magnitude_is_used_once(tmp_path):
@@ -436,12 +457,23 @@ def test_images_of_four_channels_and_cached_latents_are_refused(tmp_path):
         ({"sharpness": 0}, "Argument `sharpness` expected a number above 0, but got 0"),
         ({"num_ops": 0}, "Argument `num_ops` expected an integer ≥ 1, but got 0"),
         ({"ops": ["Blur"]}, "Argument `ops` expected some of Identity, .*, but got 'Blur'"),
-        ({"at": "now"}, "Argument `at` expected 'next_draw', but got 'now'"),
+        ({"at": "now"}, "Argument `at` expected 'next_draw' or 'same_step', but got 'now'"),
     ],
 )
 def test_bad_arguments(kwargs, message):
     with pytest.raises(ValueError, match=message):
         ThresholdAwareAugmentation(**kwargs)
+
+
+def test_magnitudes_of_another_training_set_are_no_way_to_go_on(tmp_path):
+    taa = ThresholdAwareAugmentation()
+    trainer = fit(tmp_path, Given(), agc(), taa, dataset=Augmented(Pictures()), epochs=1)
+    trainer.save_checkpoint(tmp_path / "24.ckpt")
+    torch.manual_seed(SEED)
+    trainer = quiet_trainer(tmp_path, callbacks=[agc(), ThresholdAwareAugmentation()], max_epochs=2)
+    data = DataLoader(Augmented(Pictures(20)), batch_size=5)
+    with pytest.raises(ValueError, match=r"Argument `ckpt_path` expected a checkpoint with .* of 20 samples"):
+        trainer.fit(Given(), data, ckpt_path=tmp_path / "24.ckpt", weights_only=True)
 
 
 def test_other_settings_than_the_checkpoints_are_told(tmp_path, whole):
