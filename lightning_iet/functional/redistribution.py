@@ -80,11 +80,8 @@ def redistribute(
     """
     check_exchange(fraction, min_skips, len(shards))
     _check_tables(shards, skips, labels)
-    share = Fraction(fraction).limit_denominator(10_000)
-    classes = None if labels is None else labels.unique(return_inverse=True)[1].long()
-    num_classes = 1 if classes is None else int(classes.max()) + 1
-    groups = [torch.zeros_like(shard) if classes is None else classes[shard] for shard in shards]
-    most = [group.bincount(minlength=num_classes) * share.numerator // share.denominator for group in groups]
+    groups, num_classes = _classes_of(shards, labels)
+    most = _shares_of(groups, num_classes, fraction)
     eligible = [
         group.bincount(weights=(skips[shard] >= min_skips).double(), minlength=num_classes).long()
         for shard, group in zip(shards, groups, strict=True)
@@ -106,6 +103,36 @@ def redistribute(
         kept.append(shard[order[~leaves]])
     received = [moved[number - 1] for number in range(len(moved))]
     return Exchange([torch.cat(pair).sort().values for pair in zip(kept, received, strict=True)], moved)
+
+
+def most_that_move(shards: Sequence[Tensor], fraction: float, labels: Tensor | None = None) -> int:
+    """Count the samples that leave each shard if all of them are skipped often enough: 0 = nothing can ever move.
+
+    Args:
+        shards: See :func:`redistribute`, as are the others.
+        fraction: Largest share of a shard, or of each class in it, that moves.
+        labels: Class of every sample; ``None`` = exchange without regard to classes.
+
+    Example:
+        >>> shards, labels = [torch.tensor([0, 1, 2, 3]), torch.tensor([4, 5, 6, 7])], torch.arange(8) % 4
+        >>> most_that_move(shards, 0.25), most_that_move(shards, 0.25, labels)
+        (1, 0)
+    """
+    return int(torch.stack(_shares_of(*_classes_of(shards, labels), fraction)).amin(0).sum())
+
+
+def _classes_of(shards: Sequence[Tensor], labels: Tensor | None) -> tuple[list[Tensor], int]:
+    """Number of the class of each sample of each shard, from 0, and how many classes there are."""
+    if labels is None:
+        return [torch.zeros_like(shard) for shard in shards], 1
+    classes = labels.unique(return_inverse=True)[1].long()
+    return [classes[shard] for shard in shards], int(classes.max()) + 1
+
+
+def _shares_of(groups: Sequence[Tensor], num_classes: int, fraction: float) -> list[Tensor]:
+    """Largest number of samples of each class that may leave each shard."""
+    share = Fraction(fraction).limit_denominator(10_000)
+    return [group.bincount(minlength=num_classes) * share.numerator // share.denominator for group in groups]
 
 
 def is_exchange_epoch(

@@ -15,7 +15,13 @@ from lightning_iet.callbacks.parameter_averaging import ParameterAveragingCallba
 from lightning_iet.data.samples import labels_of
 from lightning_iet.data.shard_sampler import ShardSampler
 from lightning_iet.data.sharding import ShardedDataModule
-from lightning_iet.functional.redistribution import ExchangeTime, check_exchange, is_exchange_epoch, redistribute
+from lightning_iet.functional.redistribution import (
+    ExchangeTime,
+    check_exchange,
+    is_exchange_epoch,
+    most_that_move,
+    redistribute,
+)
 from lightning_iet.functional.seeding import derive_seed
 from lightning_iet.functional.sharding import from_assignment, to_assignment
 from lightning_iet.utilities.checkpoints import next_epoch, warn_of_changes
@@ -121,9 +127,9 @@ class Redistribution(Callback):
         self._averaging = find_callback(trainer, ParameterAveragingCallback)
         self._controls = [c for c in trainer.callbacks if isinstance(c, AntiGradientControl)]  # type: ignore[attr-defined]
         if self._averaging is None or not self._controls:
-            missing = "ParameterAveragingCallback" if self._averaging is None else "AntiGradientControl"
+            missing = "a ParameterAveragingCallback" if self._averaging is None else "an AntiGradientControl"
             raise ValueError(
-                f"Redistribution expected a {missing} among the trainer's callbacks, but got none. Add one, or switch"
+                f"Redistribution expected {missing} among the trainer's callbacks, but got none. Add one, or switch"
                 " it off with fraction=0."
             )
         check_exchange(self.fraction, self.min_skips, self._averaging.num_shards or trainer.world_size)
@@ -166,6 +172,18 @@ class Redistribution(Callback):
             raise ValueError(
                 "Argument `within` expected 'shard' for a training set that is not split by labels, but got 'class'."
                 " Leave it out, or give the data set `targets`."
+            )
+        if self.fraction > 0 and not most_that_move(sampler.shards, self.fraction, self._labels):
+            # Sizes never change, nor the classes of a shard where they matter: so it remains.
+            where, remedy = "each shard", "Set a larger fraction"
+            if self._labels is not None:
+                where, remedy = (
+                    "each class in each shard",
+                    f"{remedy}, or within='shard' (--redistribution.within shard)",
+                )
+            rank_zero_warn(
+                f"Redistribution moves nothing: a fraction of {self.fraction:g} of {where} is less than one sample."
+                f" {remedy}."
             )
         if self._assignment is not None:
             sampler.reassign(from_assignment(self._assignment, len(sampler.shards)))
@@ -246,10 +264,10 @@ class Redistribution(Callback):
     def _say(self, moved: list[Tensor], shards: list[Tensor]) -> None:
         """Log how many samples moved, and where."""
         number, total = sum(map(len, moved)), sum(map(len, shards))
-        if not number and all(self.fraction * len(shard) < 1 for shard in shards):
-            why = f": a fraction of {self.fraction:g} of {max(map(len, shards))} samples is less than one"
-        elif not number:
-            why = f": not every shard has samples that were skipped {self.min_skips} times or more"
+        if not number:
+            times = "" if self.min_skips <= 1 else f" {self.min_skips} times or more"
+            found = "samples" if self._labels is None else "samples of one class"
+            why = f": not every shard has {found} that were skipped{times}, and all exchange equally many"
         else:
             ring = (f"{c} → {(c + 1) % len(moved)}" for c in range(len(moved)))
             sizes = Counter(map(len, moved))

@@ -189,6 +189,18 @@ def test_settings(tmp_path, settings):
             oracle.exchange()
 
 
+def test_what_a_loader_drops_is_not_counted(tmp_path):
+    torch.manual_seed(SEED)
+    agc = AntiGradientControl(THRESHOLD, num_timesteps=TIMESTEPS, decay=DECAY, sample_index=-1)
+    watch, averaging = Watch(agc), ParameterAveragingCallback(3, every_n_epochs=2)
+    loader = DataLoader(Labelled(31), batch_size=4, shuffle=True, drop_last=True)
+    data = ShardedDataModule.from_loader(loader, num_shards=3)
+    quiet_trainer(tmp_path, callbacks=[agc, averaging, Redistribution(0.25), watch], max_epochs=3).fit(Given(), data)
+    read = [i for batches in watch.read.values() for batch in batches for i in batch]
+    assert len(read) == 3 * 3 * 8  # two batches of each shard
+    assert agc.counts.seen.tolist() == [read.count(i) for i in range(31)]
+
+
 def test_at_random_as_many_move(tmp_path):
     rounds = {"every_n_epochs": 8}  # the exchange comes after 4 epochs, in which enough samples are skipped
     by_skips, _, trainer = run(tmp_path / "a", Redistribution(0.25, within="shard"), epochs=5, rounds=rounds)
@@ -418,7 +430,7 @@ def test_what_is_missing(tmp_path):
     three = ParameterAveragingCallback(3)
     loader = DataLoader(Labelled(31), batch_size=4)
     stream = ShardedDataModule.from_loader(DataLoader(Stream(), batch_size=2), num_shards=3)
-    with pytest.raises(ValueError, match="expected a AntiGradientControl among the trainer's callbacks, but got none"):
+    with pytest.raises(ValueError, match="expected an AntiGradientControl among the trainer's callbacks, but got none"):
         refused(tmp_path, three)
     with pytest.raises(ValueError, match="expected a ParameterAveragingCallback among the trainer's callbacks"):
         refused(tmp_path, agc(), data=loader)
@@ -465,8 +477,14 @@ def test_what_is_said(tmp_path, caplog):
     with caplog.at_level(logging.INFO, logger="lightning.pytorch.utilities.rank_zero"):
         refused(tmp_path, agc(), three)
         assert "a round of one epoch has no epoch boundary inside" in caplog.text
+        run(tmp_path, Redistribution(0.5, min_skips=9), epochs=1)
+    assert "0 of 31 samples move: not every shard has samples that were skipped 9 times or more, and all" in caplog.text
+    with pytest.warns(UserWarning, match="moves nothing: a fraction of 0.01 of each shard is less than one sample"):
         run(tmp_path, Redistribution(0.01), epochs=1)
-    assert "0 of 31 samples move: a fraction of 0.01 of 11 samples is less than one" in caplog.text
+    data = ShardedDataModule(DigitsDataModule(40, batch_size=8), 2)
+    callbacks = [AntiGradientControl(0.5), ParameterAveragingCallback(2), Redistribution(0.25)]
+    with pytest.warns(UserWarning, match="0.25 of each class in each shard is less .* --redistribution.within shard"):
+        quiet_trainer(tmp_path, callbacks=callbacks, max_epochs=1, limit_val_batches=0).fit(tiny_diffusion(), data)
 
 
 def test_shards_are_restored_from_the_assignment():
