@@ -60,10 +60,17 @@ class ThresholdAwareAugmentation(Callback):
     trained on augmented. *(our choice: the judgement of one epoch augments the next, so that no step has a second
     forward pass; and one magnitude for each sample, not for a batch.)*
 
+    With ``at="same_step"`` each batch is judged first, by a ``training_step`` without gradients and with random
+    generators of its own: its losses decide what is skipped and how the rest is augmented, enter the bank, and are
+    counted. The step itself draws new timesteps and noise for the batch, in which samples with :math:`1 \le \rho <`
+    ``band`` are augmented on the device. That is nearer to what was published, and takes a quarter to a third of a step
+    more *(ours: no sample waits in a queue or is dropped)*. It needs a module with ``loss_reducer``, or one whose
+    ``training_step`` returns the losses of samples, and which a step does not change (batch normalization is refused).
+
     It needs one :class:`AntiGradientControl` with ``criterion="ratio"`` and a threshold above 0, batches with the index
     of each sample, and images in 8 bits or [0, 1]. Data modules of ours need nothing else; in others, wrap the training
-    set in :class:`~lightning_iet.data.Augmented`. Which draws are augmented, and how, depends on (seed, epoch, index)
-    alone: not on workers, processes, or interruptions.
+    set in :class:`~lightning_iet.data.Augmented`, which ``at="same_step"`` can do without. Which draws are augmented,
+    and how, depends on (seed, epoch, index) alone: not on workers, processes, or interruptions.
 
     Logged by epoch: ``augmentation/share``, the share of draws that were augmented; ``augmentation/magnitude``, the
     mean of the new magnitudes above 0; and by tenths of the timesteps of the judging draws
