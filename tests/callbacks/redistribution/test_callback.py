@@ -174,11 +174,11 @@ def test_more_than_one_round_in_an_epoch_exchange_once(tmp_path):
     assert sum(moved) > 0
 
 
-@pytest.mark.parametrize("settings", [{"within": "shard"}, {"min_skips": 3}, {"fraction": 0.5}])
+@pytest.mark.parametrize("settings", [{"within": "shard"}, {"within": "shard", "min_skips": 2}, {"fraction": 0.5}])
 def test_settings(tmp_path, settings):
     read, *_ = run(tmp_path, Redistribution(**settings), epochs=4)
-    labels = None if "within" in settings else Labelled(31).targets.tolist()
-    settings.pop("within", None)
+    labels, moved = None if "within" in settings else Labelled(31).targets.tolist(), 0
+    settings = {name: value for name, value in settings.items() if name != "within"}
     oracle = Oracle(given_losses(31), partition(31, 3, labels=Labelled(31).targets, seed=0), labels, **settings)
     for epoch in range(4):
         for shard in range(3):
@@ -186,7 +186,8 @@ def test_settings(tmp_path, settings):
             for batch in read[epoch, shard]:
                 oracle.batch(shard, batch)
         if epoch % 2 == 0:
-            oracle.exchange()
+            moved += oracle.exchange()
+    assert moved > 0  # else this test shows nothing
 
 
 def test_what_a_loader_drops_is_not_counted(tmp_path):
@@ -195,7 +196,9 @@ def test_what_a_loader_drops_is_not_counted(tmp_path):
     watch, averaging = Watch(agc), ParameterAveragingCallback(3, every_n_epochs=2)
     loader = DataLoader(Labelled(31), batch_size=4, shuffle=True, drop_last=True)
     data = ShardedDataModule.from_loader(loader, num_shards=3)
-    quiet_trainer(tmp_path, callbacks=[agc, averaging, Redistribution(0.25), watch], max_epochs=3).fit(Given(), data)
+    quiet_trainer(tmp_path, callbacks=[agc, averaging, Redistribution(0.25, within="shard"), watch], max_epochs=3).fit(
+        Given(), data
+    )
     read = [i for batches in watch.read.values() for batch in batches for i in batch]
     assert len(read) == 3 * 3 * 8  # two batches of each shard
     assert agc.counts.seen.tolist() == [read.count(i) for i in range(31)]
@@ -419,7 +422,7 @@ def test_bad_arguments(kwargs, message):
 def refused(tmp_path, *callbacks, data=None, dataset=None):
     loader = DataLoader(Labelled(31) if dataset is None else dataset, batch_size=4)
     data = ShardedDataModule.from_loader(loader, num_shards=3) if data is None else data
-    quiet_trainer(tmp_path, callbacks=[*callbacks, Redistribution()], max_epochs=1).fit(Given(), data)
+    quiet_trainer(tmp_path, callbacks=[*callbacks, Redistribution(within="shard")], max_epochs=1).fit(Given(), data)
 
 
 def agc():
@@ -466,7 +469,7 @@ def test_a_sampler_with_repeats(tmp_path):
     sampler = WeightedRandomSampler(torch.ones(31), 31, generator=torch.Generator().manual_seed(0))
     loader = DataLoader(Labelled(31), batch_size=4, sampler=sampler)
     data = ShardedDataModule.from_loader(loader, num_shards=3)
-    callbacks = [agc(), ParameterAveragingCallback(3, every_n_epochs=2), Redistribution(0.25)]
+    callbacks = [agc(), ParameterAveragingCallback(3, every_n_epochs=2), Redistribution(0.25, within="shard")]
     quiet_trainer(tmp_path, callbacks=callbacks, max_epochs=4).fit(Given(), data)  # shards keep equal parts
 
 
@@ -478,12 +481,15 @@ def test_what_is_said(tmp_path, caplog):
         refused(tmp_path, agc(), three)
         assert "a round of one epoch has no epoch boundary inside" in caplog.text
         run(tmp_path, Redistribution(0.5, min_skips=9), epochs=1)
-    assert "0 of 31 samples move: not every shard has samples that were skipped 9 times or more, and all" in caplog.text
+    assert (
+        "0 of 31 samples move: not every shard has samples of one class that were skipped 9 times or more, and all"
+        in caplog.text
+    )
     with pytest.warns(UserWarning, match="moves nothing: a fraction of 0.01 of each shard is less than one sample"):
-        run(tmp_path, Redistribution(0.01), epochs=1)
+        run(tmp_path, Redistribution(0.01, within="shard"), epochs=1)
     data = ShardedDataModule(DigitsDataModule(40, batch_size=8), 2)
     callbacks = [AntiGradientControl(0.5), ParameterAveragingCallback(2), Redistribution(0.25)]
-    with pytest.warns(UserWarning, match="0.25 of each class in each shard is less .* --redistribution.within shard"):
+    with pytest.warns(UserWarning, match="0.25 of each class in each shard is less .*--redistribution.within shard"):
         quiet_trainer(tmp_path, callbacks=callbacks, max_epochs=1, limit_val_batches=0).fit(tiny_diffusion(), data)
 
 
