@@ -136,6 +136,7 @@ ROWS = (
         )
     ),
     # Of the same mean strength as the augmentation of iet_agc_taa: 12 % of its draws, at a mean magnitude of 1.9.
+    # On the even digits that is so in the first quarter of a run.
     Row("randaugment", "RandAugment of 12 % of draws, magnitude 2", randaugment=(0.12, 2), **_DIGITS),
     Row("dp_sgd", "DP-SGD, ε = 10, δ = 0.001, at 1 ×", epsilon=10.0, **_DIGITS),
     # Where the methods help: rounds of other lengths, a higher threshold with shards, fewer images.
