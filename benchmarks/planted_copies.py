@@ -33,9 +33,9 @@ from torch import Tensor
 from torchvision.transforms.functional import gaussian_blur
 
 from lightning_iet.audit.cache import BlockCache
-from lightning_iet.audit.core import Copies, find_copies
+from lightning_iet.audit.core import Copies, find_copies, judge_by
 from lightning_iet.audit.disguises import Matches, find_disguised
-from lightning_iet.audit.evidence import SIGNIFICANT, weigh
+from lightning_iet.audit.evidence import SIGNIFICANT, is_noticed, noticeable, weigh
 from lightning_iet.audit.features import build_features
 from lightning_iet.audit.reading import ImageSet, image_set
 from lightning_iet.audit.search import References, nearest_references, views
@@ -210,26 +210,36 @@ SETS: dict[str, Callable[[], tuple[Tensor, Tensor]]] = {"Fashion-MNIST": fashion
 
 
 def by_audit(train: Tensor, sets: dict[str, Tensor], cache: Path) -> Iterator[dict[str, object]]:
+    """Search for all images, and judge what was found."""
+    references, found = image_set(train, location="train"), {}
+    images = {name: image_set(pixels, location=name) for name, pixels in sets.items()}
+    for name, part in images.items():
+        found[name] = _searched(part, references, BlockCache(cache), name)
+        print(f"{name}: searched", flush=True)
+    yield from judged(references, images, found)
+
+
+def judged(train: ImageSet, images: dict[str, ImageSet], found: dict[str, Copies]) -> Iterator[dict[str, object]]:
     """Audit the innocent images and the copies of one kind together, for each kind; and innocent images alone.
 
     An image is *named* as the audit of its kind names it. It is *noticed* if it would be, alone among innocent images.
     """
-    references, found = image_set(train, location="train"), {}
-    for name, images in sets.items():
-        found[name] = _searched(image_set(images, location=name), references, BlockCache(cache), name)
-        print(f"{name}: searched", flush=True)
+    found = dict(found)
+    control = found["held out"].search_ratios
+    limits = noticeable(control, len(found["innocent"].scores) + EACH)
+    found = {name: judge_by(part, limits, images=images[name], train=train) for name, part in found.items()}
     held_out, innocent = found.pop("held out"), found.pop("innocent")
     wrongly = torch.zeros(len(innocent.scores), dtype=torch.bool)
     for name, copies in found.items():
         evidence = weigh(_joined([innocent, copies]), held_out, level=LEVEL)
         wrongly |= evidence.named[: len(wrongly)]
         yield row("audit", name, copies.sources.where(evidence.named[len(wrongly) :], -1))
-        noticed = copies.scores < evidence.noticed_below
+        noticed = is_noticed(copies.search_ratios, evidence.noticed_below)
         yield row("audit, noticed", name, copies.sources.where(noticed, -1))
         yield row("pixels", name, copies.neighbors.indices[:, 0].where(copies.ratios["nearest"] < 1 / 3, -1))
     yield row("audit", INNOCENTS, torch.where(wrongly, 0, -1))
-    below = weigh(innocent, held_out, level=LEVEL).noticed_below
-    yield row("audit, noticed", INNOCENTS, torch.where(innocent.scores < below, 0, -1))
+    below = noticeable(control, len(innocent.scores))
+    yield row("audit, noticed", INNOCENTS, torch.where(is_noticed(innocent.search_ratios, below), 0, -1))
     yield row("pixels", INNOCENTS, torch.where(innocent.ratios["nearest"] < 1 / 3, 0, -1))
     yield from audits_without_copies(_joined([innocent, held_out]))
 
@@ -274,25 +284,18 @@ JUDGED = (
 def _joined(parts: Sequence[Copies]) -> Copies:
     fields = {name: torch.cat([getattr(part, name) for part in parts]) for name in JUDGED}
     neighbors = type(parts[0].neighbors)(*map(torch.cat, zip(*(part.neighbors for part in parts), strict=True)))
-    by_search = _by_search(parts)
-    least = torch.stack([distances.min() for distances in by_search])
     matches = {
         name: Matches(*map(torch.cat, zip(*(part.matches[name] for part in parts), strict=True)))
         for name in parts[0].matches
     }
+    least = torch.stack([found.distances.min() for found in matches.values()])
     return replace(parts[0], neighbors=neighbors, matches=matches, least_distances=least, **fields)
 
 
 def _part(copies: Copies, places: Tensor) -> Copies:
     fields = {name: getattr(copies, name)[places] for name in JUDGED}
-    least = torch.stack([distances[places].min() for distances in _by_search([copies])])
+    least = torch.stack([found.distances[places].min() for found in copies.matches.values()])
     return replace(copies, least_distances=least, **fields)
-
-
-def _by_search(parts: Sequence[Copies]) -> list[Tensor]:
-    """Distances of all images by each search, in the order of the searches."""
-    plain = torch.cat([part.neighbors.sq_distances[:, 0].sqrt() for part in parts])
-    return [plain, *(torch.cat([part.matches[name].distances for part in parts]) for name in parts[0].matches)]
 
 
 def by_phash(train: Tensor, sets: dict[str, Tensor]) -> Iterator[dict[str, object]]:

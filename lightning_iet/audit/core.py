@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from lightning_iet.audit.cache import BlockCache
-from lightning_iet.audit.disguises import Matches, find_disguised, undo
-from lightning_iet.audit.evidence import LARGEST, Evidence, weigh
+from lightning_iet.audit.disguises import LEAST_SIDE, Matches, find_disguised, undo
+from lightning_iet.audit.evidence import LARGEST, Evidence, noticeable, weigh, without_control
 from lightning_iet.audit.features import CLASS_LIKE, PIXELS, Features, build_features, check_comparable, extract
 from lightning_iet.audit.planted import KINDS, Planted, plant
 from lightning_iet.audit.reading import ImageSet
@@ -25,8 +25,7 @@ from lightning_iet.audit.search import (
 from lightning_iet.functional.duplicates import Duplicates, find_duplicates, without_self
 from lightning_iet.functional.memorization import distinct_ratio, memorization_ratio, nearest_ratio
 
-SEARCHES = ("plain", "recoloured", "moved")
-LEAST_SIDE = 16  # pixels below which images are too small to be registered
+SEARCHES = ("plain", "recoloured", "degraded", "moved")
 AFFORDABLE = 15 * 60  # seconds on one core that a search for moved copies may take by default
 SECONDS = 0.008, 0.06  # for each training image and for each image that is searched for, on one core
 GPU_TIMES = 20  # how much less they take on a GPU
@@ -43,10 +42,10 @@ class Copies:
             :func:`~lightning_iet.functional.memorization.distinct_ratio`, where near-duplicates were looked for.
         identical: whether an image equals a training image in every pixel, bool, shape ``(Q,)``.
         cosine: cosine distance to the training image nearest in direction, shape ``(Q,)``, of a network's features.
-        matches: what the searches for disguised copies found, by their names.
+        matches: what each search found, by its name, in the order of :data:`SEARCHES`.
         search_ratios: the ratio by each search that was made, shape ``(Q, S)``: what images are judged by.
-        scores: the lowest of them, shape ``(Q,)``.
-        search: which of :data:`SEARCHES` it comes from, int64, shape ``(Q,)``.
+        scores: of each image the ratio by the search in which it is the most unusual, shape ``(Q,)``.
+        search: the position of that search among ``matches``, int64, shape ``(Q,)``.
         sources: position of the training image that it is the ratio to, int64, shape ``(Q,)``.
         maps: from coordinates of the image to those of the training image, shape ``(Q, 2, 3)``.
         distances: to that training image, in units of that search, shape ``(Q,)``.
@@ -85,6 +84,9 @@ def find_copies(
 ) -> Copies:
     """Measure how much closer each image is to one training image than to others.
 
+    Images are judged by the lowest ratio of all searches; :func:`judge_by` does better where the searches' own scales
+    are known.
+
     Args:
         images: ``Q`` images.
         train: the training images.
@@ -114,32 +116,49 @@ def find_copies(
         neighbors.indices[:, 0],
         _maps(neighbors.views[:, 0], list(views)),
     )
-    by_search = [found, *(matches[name] for name in SEARCHES[1:] if name in matches)]
-    # Of equal ratios the first: an exact copy is one by plain distances.
-    search_ratios = torch.stack([part.ratios for part in by_search], dim=1)
-    scores, search = search_ratios.min(dim=1)
-    rows = torch.arange(len(images))
-    distances, _, sources, maps = (torch.stack(parts)[search, rows] for parts in zip(*by_search, strict=True))
-    noise = torch.full((len(images),), torch.nan)
-    for places in (scores <= LARGEST).nonzero().flatten().split(256):
-        noise[places] = undo(images.pixels[places], train.pixels[sources[places]], maps[places])[1]
+    by_search = {"plain": found} | {name: matches[name] for name in SEARCHES[1:] if name in matches}
     flat = images.pixels.flatten(1)
-    return Copies(
+    undecided = torch.zeros(len(images))
+    copies = Copies(
         neighbors,
         ratios,
         identical,
         cosine,
-        matches,
-        search_ratios=search_ratios,
-        scores=scores,
-        search=search,
-        sources=sources,
-        maps=maps,
-        distances=distances,
-        noise=noise,
+        by_search,
+        search_ratios=torch.stack([part.ratios for part in by_search.values()], dim=1),
+        scores=undecided,
+        search=undecided.long(),
+        sources=found.indices,
+        maps=found.maps,
+        distances=found.distances,
+        noise=undecided,
         blank=flat.amax(dim=1) == flat.amin(dim=1),
-        least_distances=torch.stack([part.distances.min() for part in by_search]),
+        least_distances=torch.stack([part.distances.min() for part in by_search.values()]),
     )
+    return judge_by(copies, torch.ones(len(by_search)), images=images, train=train)
+
+
+def judge_by(copies: Copies, limits: Tensor, *, images: ImageSet, train: ImageSet) -> Copies:
+    """Take of each image the search whose ratio is the smallest part of that search's limit.
+
+    Args:
+        copies: what the searches found.
+        limits: of each search the ratio below which innocent images seldom lie, shape ``(S,)``.
+        images: the images.
+        train: the training images.
+
+    Returns:
+        The same with other scores, and what belongs to them.
+    """
+    # Of equal parts the first: an exact copy is one by plain distances.
+    search = (copies.search_ratios / limits.clamp(min=1e-9)).min(dim=1).indices
+    rows = torch.arange(len(search))
+    parts = zip(*copies.matches.values(), strict=True)
+    distances, scores, sources, maps = (torch.stack(part)[search, rows] for part in parts)
+    noise = torch.full((len(search),), torch.nan)
+    for places in (scores <= LARGEST).nonzero().flatten().split(256):
+        noise[places] = undo(images.pixels[places], train.pixels[sources[places]], maps[places])[1]
+    return replace(copies, scores=scores, search=search, sources=sources, maps=maps, distances=distances, noise=noise)
 
 
 def _equal(images: Tensor, train: Tensor, indices: Tensor) -> Tensor:
@@ -327,7 +346,10 @@ def audit_images(
         cosine = None
         if features.name != PIXELS:  # the direction of pixels says little
             cosine = cosine_distances(images, rows[name], references, **shared)
-        matches = find_disguised(images, train, cache=cache, argument=name, device=features.device, moved=not not_moved)
+        moved: bool | Tensor = not not_moved
+        if name == "planted":  # that search takes the most time by far: only what was moved goes through it
+            moved = torch.tensor([kind == "moved" for kind in planted.kinds])
+        matches = find_disguised(images, train, cache=cache, argument=name, device=features.device, moved=moved)
         copies[name] = find_copies(
             images,
             train,
@@ -338,6 +360,9 @@ def audit_images(
             cosine=cosine,
             plain=features.name not in CLASS_LIKE,
         )
+    control, count = copies.get("held_out"), copies["generated"].search_ratios.shape[1]
+    limits = without_control(count) if control is None else noticeable(control.search_ratios, len(generated))
+    copies = {name: judge_by(part, limits, images=sets[name], train=train) for name, part in copies.items()}
     found = copies.pop("planted")
     del sets["planted"]
     evidence = weigh(copies["generated"], copies.get("held_out"), level=settings.false_finds)

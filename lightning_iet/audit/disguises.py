@@ -1,21 +1,23 @@
 """Copies that hide behind a change: recoloured, mirrored, shifted, turned, zoomed, cropped or blurred ones.
 
-Two searches stand beside the one by plain distances. Held-out images go through both in the same way, so that how near
-an innocent image comes by all these liberties is known.
+Three searches stand beside the one by plain distances. Held-out images go through all of them in the same way, so that
+how near an innocent image comes by these liberties is known.
 
 *Recoloured*: grey images, mean removed and norm one, compared by the absolute correlation as they are, mirrored, upside
 down and turned by 180 degrees. Brightness, contrast, inversion and the order of channels make no difference; gamma and
 JPEG little.
 
+*Degraded*: the same at 8 x 8 pixels, where blur, noise and strong compression leave no trace.
+
 *Moved*: candidates from features that a shift, a turn or a zoom changes little, each registered with the image (see
 :mod:`~lightning_iet.functional.registration`). Its distance is that over the overlap.
 
-Both judge by the ratio to the next training image that shows something else, since clothes, faces and scans of one kind
+All judge by the ratio to the next training image that shows something else, since clothes, faces and scans of one kind
 are more alike than a photograph and its JPEG copy.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -30,7 +32,9 @@ from lightning_iet.utilities.fingerprints import digest
 
 FLIPS = ((1, 1), (-1, 1), (1, -1), (-1, -1))  # of x and y: as it is, mirrored, upside down, turned by 180 degrees
 SIDE, JUDGED = 32, 64  # pixels of the images that are searched for and of those that are judged
-CANDIDATES = 16  # of the recoloured search, judged exactly
+DEGRADED = 8  # likewise, of images that may be degraded
+LEAST_SIDE = 16  # pixels below which images are too small to be degraded, or to be registered
+CANDIDATES = 16  # of the searches for recoloured and for degraded copies, judged exactly
 LEAST_SPREAD = 0.25 / 255  # standard deviation below which an image shows one colour only
 
 NETWORK_SIDE = 64  # pixels: at 224 the network takes 40 times as long and finds hardly more
@@ -38,7 +42,7 @@ BY_NETWORK, BY_SPECTRUM, BY_THUMBNAIL, BY_COLOUR = 16, 8, 8, 4  # candidates of 
 REGISTERED = 8  # of them, those that correlate best, are registered
 BLOCK, MOVED_BLOCK, NETWORK_BLOCK = 512, 64, 256  # images that are worked on, and kept, together
 CHUNK = 8192  # training images in one matrix product
-VERSION = 3  # to be raised when results change
+VERSION = 4  # to be raised when results change
 
 
 class Matches(NamedTuple):
@@ -66,28 +70,60 @@ class _Candidates(NamedTuple):
 
 
 def find_disguised(
-    images: ImageSet, train: ImageSet, *, cache: BlockCache, argument: str, device: str = "cpu", moved: bool = True
+    images: ImageSet,
+    train: ImageSet,
+    *,
+    cache: BlockCache,
+    argument: str,
+    device: str = "cpu",
+    moved: bool | Tensor = True,
 ) -> dict[str, Matches]:
-    """Search for recoloured and perhaps for moved copies.
+    """Search for recoloured, for degraded and perhaps for moved copies.
+
+    Args:
+        images: the ``Q`` images to search for.
+        train: the images to search among.
+        cache: where finished blocks go.
+        argument: what the images are, for the bar.
+        device: where to compute.
+        moved: whether moved copies are looked for; or for which images, bool, shape ``(Q,)``: the others get a ratio
+            of 1.
 
     Returns:
-        The matches, by ``"recoloured"`` and ``"moved"``.
+        The matches, by ``"recoloured"``, ``"degraded"`` (of images of at least 16 pixels) and ``"moved"``.
     """
-    recoloured, candidates = find_recoloured(images, train, cache=cache, argument=argument, device=device)
-    if not moved:
-        return {"recoloured": recoloured}
-    found = find_moved(images, train, candidates, cache=cache, argument=argument, device=device)
-    return {"recoloured": recoloured, "moved": found}
+    shared: dict[str, Any] = {"cache": cache, "argument": argument, "device": device}
+    recoloured, candidates = find_flipped(images, train, kind="recoloured", **shared)
+    found = {"recoloured": recoloured}
+    if min(train.pixels.shape[2:]) >= LEAST_SIDE:
+        found["degraded"] = find_flipped(images, train, kind="degraded", **shared)[0]
+    if isinstance(moved, bool):
+        return found | ({"moved": find_moved(images, train, candidates, **shared)} if moved else {})
+    if not moved.any():
+        return found
+    part = ImageSet(images.pixels[moved], [], images.location, digest("part", images.sha256, *moved.tolist()))
+    near = find_moved(part, train, candidates[moved], **shared)
+    whole = [torch.ones_like(recoloured.distances), torch.ones_like(recoloured.ratios), *recoloured[2:]]
+    for own, other in zip(near, whole, strict=True):
+        other[moved] = own
+    return found | {"moved": Matches(*whole)}
 
 
-def find_recoloured(
-    images: ImageSet, train: ImageSet, *, cache: BlockCache, argument: str, device: str = "cpu"
+def find_flipped(
+    images: ImageSet,
+    train: ImageSet,
+    *,
+    kind: Literal["recoloured", "degraded"],
+    cache: BlockCache,
+    argument: str,
+    device: str = "cpu",
 ) -> tuple[Matches, Tensor]:
-    """Search for copies whose colours were changed or that were mirrored.
+    """Search for copies that may be mirrored, and whose colours or whose details were changed.
 
     Args:
         images: the images to search for.
         train: the images to search among.
+        kind: what was changed.
         cache: where finished blocks go.
         argument: what the images are, for the bar.
         device: where to compute.
@@ -95,22 +131,26 @@ def find_recoloured(
     Returns:
         The matches, and the nearest candidates of each image, int64, shape ``(Q, min(4, N))``, on the CPU.
     """
-    references = _recoloured_rows(train.pixels, device)
+    side, judged = (SIDE, JUDGED) if kind == "recoloured" else (DEGRADED, DEGRADED)
+    references = _standard_rows(train.pixels, device, side)
     count = min(CANDIDATES, len(train))
 
     def search(place: slice, _: Progress) -> dict[str, Tensor]:
         pixels = images.pixels[place]
         with full_precision(torch.device(device).type):
-            indices, flips = _correlated(_recoloured_rows(pixels, device), references, count, _side(pixels))
+            queries = _standard_rows(pixels, device, side)
+            indices, flips = _correlated(queries, references, count, _side(pixels, side))
         maps = torch.zeros(*indices.shape, 2, 3)
         chosen = torch.tensor(FLIPS, dtype=torch.float32)[flips.cpu()]
         maps[..., 0, 0], maps[..., 1, 1] = chosen.unbind(dim=-1)
-        found = _judge_flipped(pixels, train.pixels, indices.cpu(), maps)
-        return {**_nearest(pixels, train.pixels, found)._asdict(), "candidates": found.indices[:, :BY_COLOUR]}
+        size = _side(pixels, judged)
+        found = _judge_flipped(pixels, train.pixels, indices.cpu(), maps, size)
+        nearest = _nearest(pixels, train.pixels, found, size)
+        return {**nearest._asdict(), "candidates": found.indices[:, :BY_COLOUR]}
 
     blocks = in_blocks(
-        f"Looking for recoloured copies among {argument} images",
-        [digest("recoloured", VERSION, *_key(train), *_key(images), start) for start in range(0, len(images), BLOCK)],
+        f"Looking for {kind} copies among {argument} images",
+        [digest(kind, VERSION, *_key(train), *_key(images), start) for start in range(0, len(images), BLOCK)],
         search,
         cache=cache,
         total=len(images),
@@ -134,7 +174,7 @@ def find_moved(
     Args:
         images: the images to search for.
         train: the images to search among.
-        candidates: further candidates of each image, as :func:`find_recoloured` returns them, shape ``(Q, K)``.
+        candidates: further candidates of each image, as :func:`find_flipped` returns them, shape ``(Q, K)``.
         cache: where finished blocks go.
         argument: what the images are, for the bar.
         device: where to compute.
@@ -155,7 +195,7 @@ def find_moved(
             likeness = torch.maximum(likeness, (other[place].to(device) @ reference.to(device).T).abs())
             near.append(likeness.topk(count, dim=1).indices.cpu())
         found = _register(images.pixels[place], train.pixels, torch.cat(near, dim=1), device)
-        return _nearest(images.pixels[place], train.pixels, found)._asdict()
+        return _nearest(images.pixels[place], train.pixels, found, _side(train.pixels, JUDGED))._asdict()
 
     starts = range(0, len(images), MOVED_BLOCK)
     blocks = in_blocks(
@@ -248,14 +288,14 @@ def _mirrored(images: ImageSet) -> ImageSet:
     return ImageSet(images.pixels.flip(-1), images.names, images.location, digest("mirrored", images.sha256))
 
 
-def _side(pixels: Tensor, largest: int = SIDE) -> tuple[int, int]:
+def _side(pixels: Tensor, largest: int) -> tuple[int, int]:
     height, width = pixels.shape[-2:]
     return (height, width) if max(height, width) <= largest else (largest, largest)
 
 
-def _recoloured_rows(pixels: Tensor, device: str) -> Tensor:
+def _standard_rows(pixels: Tensor, device: str, side: int) -> Tensor:
     """Grey images with mean 0 and norm 1, shape ``(N, D)``; zeros for images of one colour."""
-    size = _side(pixels)
+    size = _side(pixels, side)
     return torch.cat([_standardized(grey_images(part.to(device), size).flatten(1)) for part in pixels.split(CHUNK)])
 
 
@@ -284,9 +324,8 @@ def _correlated(queries: Tensor, references: Tensor, count: int, size: tuple[int
     return indices, flips
 
 
-def _judge_flipped(pixels: Tensor, train: Tensor, indices: Tensor, maps: Tensor) -> _Candidates:
-    """Correlate images with their candidates in double precision, at 64 pixels."""
-    size = _side(pixels, JUDGED)
+def _judge_flipped(pixels: Tensor, train: Tensor, indices: Tensor, maps: Tensor, size: tuple[int, int]) -> _Candidates:
+    """Correlate images with their candidates in double precision, at this size."""
     target = _standardized(grey_images(pixels, size).flatten(1).double())
     parts = []
     for column in range(indices.shape[1]):
@@ -324,14 +363,13 @@ def _register(pixels: Tensor, train: Tensor, indices: Tensor, device: str) -> _C
     return _Candidates(distances, chosen.gather(1, order), _gather(found.maps.cpu().view(*best.shape, 2, 3), order))
 
 
-def _nearest(pixels: Tensor, train: Tensor, found: _Candidates) -> Matches:
+def _nearest(pixels: Tensor, train: Tensor, found: _Candidates, size: tuple[int, int]) -> Matches:
     """Take the nearest candidate, and compare it with the next one that shows something else.
 
     A candidate shows the same as the nearest one if the two, both brought into the place of the image, differ by less
     than a third of the root mean square of all candidates' distances *(our choice, as in the search for near-duplicates
     inside the training set)*. Where all do, the next image is taken to be uncorrelated.
     """
-    size = _side(pixels, JUDGED)
     first, covered = _aligned(train[found.indices[:, 0]], found.maps[:, 0], size)
     scale = found.distances.square().mean(dim=1).sqrt()
     following = torch.ones(len(pixels))
@@ -367,7 +405,7 @@ def _gather(maps: Tensor, order: Tensor) -> Tensor:
 
 def _spectrum(pixels: Tensor) -> Tensor:
     """Amplitudes of the Fourier transform of an image and its mirror image together, which shifts do not change."""
-    grey = grey_images(pixels, _side(pixels))[:, 0]
+    grey = grey_images(pixels, _side(pixels, SIDE))[:, 0]
     grey = grey - grey.mean(dim=(1, 2), keepdim=True)
     windows = [torch.hann_window(n + 2, periodic=False, device=pixels.device)[1:-1] for n in grey.shape[1:]]
     amplitudes = torch.fft.rfft2(grey * (windows[0][:, None] * windows[1]).sqrt()).abs().sqrt()
@@ -377,5 +415,5 @@ def _spectrum(pixels: Tensor) -> Tensor:
 
 
 def _thumbnail(pixels: Tensor) -> Tensor:
-    rows = F.adaptive_avg_pool2d(grey_images(pixels, _side(pixels)), 8).flatten(1)
+    rows = F.adaptive_avg_pool2d(grey_images(pixels, _side(pixels, SIDE)), 8).flatten(1)
     return rows - rows.mean(dim=1, keepdim=True)

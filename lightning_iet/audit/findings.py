@@ -14,7 +14,8 @@ from torch import Tensor
 
 from lightning_iet.audit.cache import gather
 from lightning_iet.audit.comparability import Difference, compare_distances, compare_sets, unvaried
-from lightning_iet.audit.core import SEARCHES, Audit, Copies, most_copied
+from lightning_iet.audit.core import Audit, Copies, most_copied
+from lightning_iet.audit.evidence import is_noticed
 from lightning_iet.audit.features import SSCD
 from lightning_iet.audit.pairs import pair_rows
 from lightning_iet.audit.reading import ImageSet, Origin
@@ -134,12 +135,13 @@ class EvidenceFindings:
         sure: those that need no statistics.
         discovered: those that are named by comparison with held-out images.
         by_search: named images by what they are: ``"identical"``, or the search that found them.
-        noticed: images below ``noticed_below``, where an innocent one seldom lies.
-        noticed_below: the score.
+        noticed: images below ``noticed_below`` by any search, where an innocent one seldom lies.
+        noticed_below: by search, the ratio.
         held_out_noticed: held-out images below it; ``None`` without held-out images.
         held_out_alike: held-out images as near as the least near of those discovered; ``None`` likewise.
         beyond: generated images nearer than every held-out image.
         scan: the test of whether the generator copies; ``None`` without held-out images.
+        scan_search: the search that says it the most clearly.
         held_out_needed: held-out images that would decide whether those noticed are copies; ``None`` if there are
             none, or all of them are named.
         false_finds: the expected share of innocent images among those discovered.
@@ -150,11 +152,12 @@ class EvidenceFindings:
     discovered: int
     by_search: dict[str, int]
     noticed: Share
-    noticed_below: float
+    noticed_below: dict[str, float]
     held_out_noticed: int | None
     held_out_alike: int | None
     beyond: int
     scan: Scan | None
+    scan_search: str
     held_out_needed: int | None
     false_finds: float
 
@@ -163,7 +166,7 @@ class EvidenceFindings:
 class PlantedFindings:
     """How well copies of one kind that the audit planted itself were found; ``least`` is the lower limit of the share.
 
-    A copy is found if its score lies below ``noticed_below`` and the search names its original.
+    A copy is found if it is noticed as generated images are, and the search names its original.
     """
 
     kind: str
@@ -330,7 +333,7 @@ def _evidence(audit: Audit) -> EvidenceFindings:
     total = len(copies.scores)
     noticed, named = int(evidence.noticed.sum()), evidence.named
     kinds = {"identical": int((named & copies.identical).sum())}
-    for number, name in enumerate(SEARCHES):
+    for number, name in enumerate(copies.matches):
         kinds[name] = int((named & ~copies.identical & (copies.search == number)).sum())
     unnamed = int((evidence.noticed & ~named).sum())
     return EvidenceFindings(
@@ -339,11 +342,14 @@ def _evidence(audit: Audit) -> EvidenceFindings:
         discovered=int(evidence.discovered.sum()),
         by_search=kinds,
         noticed=share(noticed, total),
-        noticed_below=evidence.noticed_below,
-        held_out_noticed=None if held_out is None else int((held_out.scores < evidence.noticed_below).sum()),
+        noticed_below=dict(zip(copies.matches, evidence.noticed_below.tolist(), strict=True)),
+        held_out_noticed=None
+        if held_out is None
+        else int(is_noticed(held_out.search_ratios, evidence.noticed_below).sum()),
         held_out_alike=None if held_out is None else evidence.held_out_alike,
         beyond=int(evidence.beyond.sum()),
         scan=evidence.scan,
+        scan_search=list(copies.matches)[evidence.scan_search],
         held_out_needed=held_out_needed(noticed, total, level=audit.settings.false_finds) if unnamed else None,
         false_finds=audit.settings.false_finds,
     )
@@ -363,7 +369,7 @@ def judge_planted(audit: Audit) -> list[PlantedFindings]:
     traced |= (train[copies.sources] == train[planted.sources]).flatten(1).all(dim=1)
     if audit.duplicates is not None:
         traced |= audit.duplicates.group[copies.sources] == audit.duplicates.group[planted.sources]
-    found = (traced & (copies.scores < audit.evidence.noticed_below)).tolist()
+    found = (traced & is_noticed(copies.search_ratios, audit.evidence.noticed_below)).tolist()
     findings = []
     for kind in dict.fromkeys(planted.kinds):
         own = [hit for hit, other in zip(found, planted.kinds, strict=True) if other == kind]

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_iet.audit.core import SEARCHES, Audit
+from lightning_iet.audit.core import Audit
 from lightning_iet.audit.evidence import Evidence
 from lightning_iet.audit.reading import ImageSet
 from lightning_iet.audit.search import views
@@ -38,12 +38,13 @@ def pair_rows(audit: Audit) -> list[dict[str, Any]]:
         audit: What was found.
 
     Returns:
-        A row for each: ``index``, ``name`` and ``sha256`` of the image; ``score``, the lowest ratio of all searches,
-        and ``search``, which one it is; ``named`` as a copy and ``noticed``, 0 or 1; ``noise``, the signal-to-noise
-        ratio in dB once the disguise is undone, empty for scores above 0.5; ``source``, ``source_index`` and
-        ``source_sha256`` of the training image; ``ratio_…`` by each published measure; ``identical`` and ``copy`` (by
-        the published ratio); ``version`` that is nearest by plain distances; then ``train_i``, ``train_index_i`` and
-        ``distance_i`` (l2, not squared) of the training images nearest by plain distances.
+        A row for each: ``index``, ``name`` and ``sha256`` of the image; ``score``, the ratio by the search in which it
+        is the most unusual, and ``search``, which one that is; ``named`` as a copy and ``noticed``, 0 or 1; ``noise``,
+        the signal-to-noise ratio in dB once the disguise is undone, empty for scores above 0.5; ``source``,
+        ``source_index`` and ``source_sha256`` of the training image; ``ratio_…`` by each published measure;
+        ``identical`` and ``copy`` (by the published ratio); ``version`` that is nearest by plain distances; then
+        ``train_i``, ``train_index_i`` and ``distance_i`` (l2, not squared) of the training images nearest by plain
+        distances.
     """
     copies, generated, train = audit.copies["generated"], audit.sets["generated"], audit.sets["train"]
     neighbors, measures = copies.neighbors, list(copies.ratios)
@@ -54,16 +55,16 @@ def pair_rows(audit: Audit) -> list[dict[str, Any]]:
     ratios = {measure: values.tolist() for measure, values in copies.ratios.items()}
     distances, indices = neighbors.sq_distances[:, :count].sqrt().tolist(), neighbors.indices[:, :count].tolist()
     scores, sources, noise = copies.scores.tolist(), copies.sources.tolist(), copies.noise.tolist()
-    rows = []
-    # Sure copies first, then by score: of equal scores the one that was named.
-    order = sorted(range(len(scores)), key=lambda i: (not named[i], scores[i], i))
+    rows, searches = [], list(copies.matches)
+    # Named copies first, then what was noticed, then by score.
+    order = sorted(range(len(scores)), key=lambda i: (not named[i], not noticed[i], scores[i], i))
     for i in order:
         row: dict[str, Any] = {
             "index": i,
             "name": printable(generated.names[i]),
             "sha256": image_hash(generated, i),
             "score": scores[i],
-            "search": SEARCHES[int(copies.search[i])],
+            "search": searches[int(copies.search[i])],
             "named": int(named[i]),
             "noticed": int(noticed[i]),
             "noise": "" if noise[i] != noise[i] else noise[i],

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from lightning_iet.audit.reading import ImageSet, image_set
 
-Kind = Literal["exact", "mirrored", "recoloured", "moved"]
-KINDS: tuple[Kind, ...] = ("exact", "mirrored", "recoloured", "moved")
+Kind = Literal["exact", "mirrored", "recoloured", "degraded", "moved"]
+KINDS: tuple[Kind, ...] = ("exact", "mirrored", "recoloured", "degraded", "moved")
 MOST, LEAST = 20, 10  # copies of each kind
 SHARE = 0.05  # of all images that are searched for
 QUALITY = 75  # of a JPEG whose quality is unknown
@@ -129,6 +129,19 @@ def _recoloured(pixels: Tensor) -> Tensor:
     return torch.stack([_rounded(changed[index % len(changed)][index]) for index in range(len(x))])
 
 
+def _degraded(pixels: Tensor) -> Tensor:
+    """Blurred as if a third of the pixels were left on each side, noisy, or saved as JPEG of quality 30, in turn."""
+    height, width = pixels.shape[2:]
+    small = F.interpolate(pixels.float(), (-(-height // 3), -(-width // 3)), mode="bilinear", antialias=True)
+    noise = 16 * torch.randn(pixels.shape, generator=torch.Generator().manual_seed(SEED))
+    changed = [
+        _rounded(F.interpolate(small, (height, width), mode="bicubic")),
+        _rounded(pixels + noise),
+        reencode(pixels, quality=30),
+    ]
+    return torch.stack([changed[index % 3][index] for index in range(len(pixels))])
+
+
 def _moved(pixels: Tensor) -> Tensor:
     """Shifted by up to a tenth, turned by up to 12 degrees, or zoomed by up to 15 %, in turn."""
     generator = torch.Generator().manual_seed(SEED)
@@ -148,5 +161,6 @@ _CHANGES: dict[Kind, Callable[[Tensor], Tensor]] = {
     "exact": lambda pixels: pixels,
     "mirrored": lambda pixels: pixels.flip(-1),
     "recoloured": _recoloured,
+    "degraded": _degraded,
     "moved": _moved,
 }

@@ -15,6 +15,12 @@ from lightning_iet.utilities.text import percent
 
 Level = Literal["copies", "control", "none", "open"]
 
+SEARCHED = {
+    "plain": "",
+    "recoloured": ", colours apart",
+    "degraded": ", details apart",
+    "moved": ", moved into its place",
+}
 UNSEEN = "copies of a part of an image, and copies that were drawn anew"
 
 
@@ -69,8 +75,8 @@ def verdict(findings: Findings) -> Verdict:
     if scan is not None and scan.p_value < SIGNIFICANT:
         answer = (
             f"The generator copies: {scan.generated:,} of {total:,} generated images lie nearer to one training image "
-            f"than {scan.threshold:.2f} times the next, but only {scan.held_out:,} of {_held_out(findings):,} held-out "
-            "ones do."
+            f"than {scan.threshold:.2f} times the next{SEARCHED[evidence.scan_search]}, but only {scan.held_out:,} of "
+            f"{_held_out(findings):,} held-out ones do."
         )
         details = (
             f"If both sets were alike, chance would give so large an excess in {_probability(scan.p_value)} audits. "
@@ -209,7 +215,7 @@ def _bound_or_control(findings: Findings) -> str:
             f"Nothing is said of {part.kind} copies: {part.found:,} of {part.planted:,} planted were found."
         )
     if findings.not_moved:
-        sentences.append(f"Moved copies (shifted, turned, zoomed, blurred) were not looked for: {findings.not_moved}.")
+        sentences.append(f"Moved copies (shifted, turned, zoomed) were not looked for: {findings.not_moved}.")
     sentences.append(f"Not looked for are {UNSEEN}.{_reshaped(findings)}")
     return " ".join(sentences) + _control(findings)
 
@@ -236,7 +242,8 @@ def _kinds(findings: Findings) -> str:
         "identical": "a training image in every pixel",
         "plain": "near to one in its place and colours",
         "recoloured": "mirrored or recoloured",
-        "moved": "shifted, turned, zoomed or blurred",
+        "degraded": "blurred, noisy or compressed",
+        "moved": "shifted, turned or zoomed",
     }
     parts = []
     for name, words in rest.items():
@@ -247,8 +254,8 @@ def _kinds(findings: Findings) -> str:
     text = f"{_sentence(', '.join(parts))}."
     if findings.evidence.discovered:
         text += (
-            f" {findings.evidence.discovered:,} of them were named by comparison with held-out images; of such, at "
-            f"most {percent(findings.evidence.false_finds)} are false on average."
+            f" {findings.evidence.discovered:,} of them were named by comparison with held-out images, at a level of "
+            f"{percent(findings.evidence.false_finds)} false finds on average: measured in simulations, not proved."
         )
     return text
 
@@ -256,10 +263,20 @@ def _kinds(findings: Findings) -> str:
 def _control(findings: Findings) -> str:
     if findings.held_out is None or findings.evidence.held_out_noticed is None:
         return ""
+    noticed = findings.evidence.held_out_noticed
+    verb = "lies" if noticed == 1 else "lie"
     return (
-        f" Of {_held_out(findings):,} held-out images, which nobody copied, {findings.evidence.held_out_noticed:,} lie "
-        f"nearer to one training image than {findings.evidence.noticed_below:.2f} times the next."
+        f" Of {_held_out(findings):,} held-out images, which nobody copied, {noticed:,} {verb} nearer to one training "
+        f"image than {limits_words(findings)} times the next."
     )
+
+
+def limits_words(findings: Findings) -> str:
+    """Say below which ratio an image is noticed, by each search."""
+    limits = findings.evidence.noticed_below
+    if len(set(limits.values())) == 1:
+        return f"{next(iter(limits.values())):.2f}"
+    return _listed([f"{limit:.2f} ({name})" for name, limit in limits.items()], "or")
 
 
 def _contaminated(findings: Findings) -> str:
@@ -375,7 +392,7 @@ def rows(findings: Findings) -> list[list[str]]:
     alike = [] if len(sets) == 1 else [f"{evidence.held_out_alike:,} as near"]
     lines.append(["named as copies", _cell(evidence.named), *alike])
     noticed = [_cell(evidence.noticed)] + ([] if len(sets) == 1 else [f"{evidence.held_out_noticed:,}"])
-    lines.append([f"lowest ratio of all searches < {evidence.noticed_below:.2f}", *noticed])
+    lines.append([f"noticed: ratio < {limits_words(findings)}", *noticed])
     if findings.measure == "distinct":
         lines.append([f"d1/d2 < {ratio}, near-duplicates counted once", *(_cell(part.copies) for part in sets)])
     lines.append([f"d1/d2 < {ratio} (memorized fraction)", *(_cell(part.memorized_fraction) for part in sets)])

@@ -17,8 +17,11 @@ from torch import Tensor
 COARSE = 16  # pixels on each side of the images that templates are compared at
 ANGLES = (-15.0, 0.0, 15.0)  # degrees
 ZOOMS = (0.82, 1.0, 1.22)
+CROP = 1.4  # zoom of a template that is not turned, for a crop that was enlarged
 SHIFT = 4  # pixels of the coarse image: a quarter of its side
 OVERLAP = 0.5  # share of an image that has to lie inside the other
+ENERGY = 0.4  # share of its variance that has to: else a dark wall beside anything is a copy of every dark wall
+STRETCH = 1.4  # how much more a map may enlarge in one direction than in another
 # Standard deviations in pixels of an image of 28 pixels, and in proportion of larger ones; the first is none.
 BLURS = (0.0, 0.4, 0.5, 0.6, 0.7, 0.85, 1.0, 1.25, 1.5, 1.9, 2.4)
 
@@ -63,7 +66,8 @@ def correlate_templates(queries: Tensor, candidates: Tensor) -> tuple[Tensor, Te
 
     .. math:: c = \frac{|\sum (t - \bar t)(y - \bar y)|}{\sqrt{\sum (t - \bar t)^2 \sum (y - \bar y)^2}}
 
-    over the pixels of the candidate ``y`` that the template ``t`` covers, for 3 angles, 3 zooms and 81 shifts of each.
+    over the pixels of the candidate ``y`` that the template ``t`` covers, for 3 angles and 3 zooms, and a larger zoom
+    without a turn, at 81 shifts of each.
     The absolute value finds inverted images as well. Both are kept, for many things look nearly the same in a mirror.
 
     Args:
@@ -99,6 +103,7 @@ def _templates() -> tuple[Tensor, Tensor, Tensor, Tensor]:
             for zoom in ZOOMS:
                 cos, sin = math.cos(math.radians(angle)) * zoom, math.sin(math.radians(angle)) * zoom
                 linear.append([[cos * mirror, -sin], [sin * mirror, cos]])
+    linear += [[[CROP * mirror, 0.0], [0.0, CROP]] for mirror in (1, -1)]
     turned = torch.tensor(linear)[:, None]
     steps = torch.arange(-SHIFT, SHIFT + 1) * 2.0 / COARSE
     moved = torch.cartesian_prod(steps, steps)[None, :, :, None]
@@ -124,7 +129,8 @@ def refine(queries: Tensor, candidates: Tensor, maps: Tensor, *, steps: int, mod
         mode: interpolation, ``"bilinear"`` or ``"bicubic"``.
 
     Returns:
-        The best map on the way; the distance is 1 where no step kept enough overlap.
+        The best map on the way; the distance is 1 where no step kept enough overlap, or none that turns and zooms
+        without much distortion.
     """
     total, _, height, width = queries.shape
     padded = F.pad(candidates, (1, 1, 1, 1), mode="replicate")
@@ -139,6 +145,7 @@ def refine(queries: Tensor, candidates: Tensor, maps: Tensor, *, steps: int, mod
         warped, inside = _warped(layers, current, mode)
         image, slope_x, slope_y = warped.unbind(dim=1)
         rest, gain, distances = _residual(queries.flatten(1), image, inside)
+        distances = distances.masked_fill(_distorted(current, height / width), 1)
         better = distances < best.distances
         best = _nearer(best, Registration(distances, current))
         if step == steps:
@@ -168,7 +175,8 @@ def overlap_distances(queries: Tensor, candidates: Tensor, maps: Tensor, *, mode
         mode: interpolation, ``"bilinear"`` or ``"bicubic"``.
 
     Returns:
-        Shape ``(P,)``, in [0, 1]; 1 where the overlap is less than half of the image, or shows one colour only.
+        Shape ``(P,)``, in [0, 1]; 1 where the overlap is less than half of the image, shows one colour only, or has
+        less than 40 % of the variance of the query.
 
     Example:
         >>> images = torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -193,8 +201,17 @@ def _residual(target: Tensor, warped: Tensor, inside: Tensor) -> tuple[Tensor, T
     gain = (goal * found).sum(dim=1, keepdim=True) / found.square().sum(dim=1, keepdim=True).clamp(min=1e-8)
     rest, energy = goal - gain * found, goal.square().sum(dim=1)
     distances = (rest.square().sum(dim=1) / energy.clamp(min=1e-8)).sqrt().clamp(max=1)
-    poor = (size[:, 0] < OVERLAP * target.shape[1]) | (energy < 1e-6 * target.shape[1])
+    total = (target - target.mean(dim=1, keepdim=True)).square().sum(dim=1)
+    poor = (size[:, 0] < OVERLAP * target.shape[1]) | (energy < 1e-6 * target.shape[1]) | (energy < ENERGY * total)
     return rest, gain, torch.where(poor, 1.0, distances)
+
+
+def _distorted(maps: Tensor, shape: float) -> Tensor:
+    """Tell which maps enlarge one direction much more than another; ``shape`` is height over width."""
+    linear = maps[:, :, :2] * torch.tensor([[1.0, 1 / shape], [shape, 1.0]], device=maps.device)
+    squares, product = linear.square().sum(dim=(1, 2)), linear.det().abs()
+    # Of singular values a and b: a² + b² > (r + 1 / r) a b where a / b > r.
+    return squares > (STRETCH + 1 / STRETCH) * product
 
 
 def register(queries: Tensor, candidates: Tensor, maps: Tensor, *, side: int) -> Registration:

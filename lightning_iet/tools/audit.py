@@ -199,9 +199,7 @@ class AuditJob:
             settings={name: getattr(self, name) for name in options} | dict(settings or {}),
             membership=membership,
             title=self.title,
-            command=shlex.join(["lightning-iet", *sys.argv[1:]])
-            if sys.argv[1:2] in (["audit"], ["audit-model"])
-            else "",
+            command=_command(),
         )
         with all_or_none():
             if rank() == 0:

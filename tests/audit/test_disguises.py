@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightning_iet.audit.cache import BlockCache
-from lightning_iet.audit.disguises import FLIPS, find_moved, find_recoloured, moved_rows, undo
+from lightning_iet.audit.disguises import FLIPS, find_flipped, find_moved, moved_rows, undo
 from lightning_iet.audit.reading import image_set
 from tests.helpers.image_folders import random_pixels
 from tests.helpers.phantoms import eight_bits, moved, phantoms
@@ -35,9 +35,10 @@ def naive(images, train):
 @pytest.mark.parametrize("channels", [1, 3])
 def test_recoloured_matches_equal_those_of_a_naive_search(tmp_path, channels):
     images, train = random_pixels(7, channels=channels), random_pixels(12, seed=1, channels=channels)
-    found, candidates = find_recoloured(
+    found, candidates = find_flipped(
         image_set(images, location="a"),
         image_set(train, location="b"),
+        kind="recoloured",
         cache=BlockCache(tmp_path),
         argument="generated",
     )
@@ -55,7 +56,9 @@ def test_a_recoloured_copy_is_its_originals(tmp_path_factory, flip, contrast, in
     copy = contrast * flipped(train[4:5].float() / 255, FLIPS[flip])
     copy = 1 - copy if inverted else copy
     sets = image_set(eight_bits(copy), location="a"), image_set(train, location="b")
-    found, _ = find_recoloured(*sets, cache=BlockCache(tmp_path_factory.mktemp("c")), argument="generated")
+    found, _ = find_flipped(
+        *sets, kind="recoloured", cache=BlockCache(tmp_path_factory.mktemp("c")), argument="generated"
+    )
     assert int(found.indices) == 4
     assert float(found.ratios) < 0.15
     undone, noise = undo(sets[0].pixels, train[found.indices], found.maps)
@@ -68,7 +71,7 @@ def test_images_of_one_colour_are_like_nothing(tmp_path):
     train[3] = 0
     images = torch.cat([torch.full_like(train[:1], shade) for shade in (0, 7, 255)])
     sets = image_set(images, location="a"), image_set(train, location="b")
-    found, candidates = find_recoloured(*sets, cache=BlockCache(tmp_path), argument="generated")
+    found, candidates = find_flipped(*sets, kind="recoloured", cache=BlockCache(tmp_path), argument="generated")
     assert found.distances.tolist() == found.ratios.tolist() == [1, 1, 1]
     again = find_moved(*sets, candidates, cache=BlockCache(tmp_path), argument="generated")
     assert again.distances.tolist() == again.ratios.tolist() == [1, 1, 1]
@@ -91,7 +94,7 @@ def test_a_moved_copy_is_its_originals(tmp_path):
 def test_small_training_sets_have_few_candidates(tmp_path, count):
     train = eight_bits(phantoms(count))
     sets = image_set(train[:2].flip(-1), location="a"), image_set(train, location="b")
-    found, candidates = find_recoloured(*sets, cache=BlockCache(tmp_path), argument="generated")
+    found, candidates = find_flipped(*sets, kind="recoloured", cache=BlockCache(tmp_path), argument="generated")
     assert found.indices.tolist() == [0, 1]
     again = find_moved(*sets, candidates, cache=BlockCache(tmp_path), argument="generated")
     assert again.indices.tolist() == [0, 1]
@@ -105,7 +108,7 @@ def test_near_duplicates_count_once(tmp_path):
     noise = torch.randint(-6, 7, train[2:3].shape, generator=torch.Generator().manual_seed(0))
     copy = (train[2:3].int() + noise).clamp(0, 255).to(torch.uint8)
     sets = image_set(copy, location="a"), image_set(train, location="b")
-    found, _ = find_recoloured(*sets, cache=BlockCache(tmp_path), argument="generated")
+    found, _ = find_flipped(*sets, kind="recoloured", cache=BlockCache(tmp_path), argument="generated")
     assert int(found.indices) in (2, 10, 11)
     assert float(found.ratios) < 0.4
 
@@ -139,11 +142,11 @@ def test_finished_blocks_are_kept(tmp_path, monkeypatch):
 
     sets = image_set(eight_bits(phantoms(5, seed=3)), location="a"), image_set(eight_bits(phantoms(20)), location="b")
     cache = BlockCache(tmp_path)
-    first, candidates = find_recoloured(*sets, cache=cache, argument="generated")
+    first, candidates = find_flipped(*sets, kind="recoloured", cache=cache, argument="generated")
     moved_first = find_moved(*sets, candidates, cache=cache, argument="generated")
     for name in ("EfficientNetFeatures", "register", "_correlated"):
         monkeypatch.setattr(disguises, name, None)
-    again, _ = find_recoloured(*sets, cache=cache, argument="generated")
+    again, _ = find_flipped(*sets, kind="recoloured", cache=cache, argument="generated")
     moved_again = find_moved(*sets, candidates, cache=cache, argument="generated")
     for one, other in zip((*first, *moved_first), (*again, *moved_again), strict=True):
         assert torch.equal(one, other)

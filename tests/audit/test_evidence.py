@@ -3,7 +3,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from lightning_iet.audit.evidence import weigh
+from lightning_iet.audit.evidence import scan_searches, weigh
 from lightning_iet.functional.copy_tests import conformal_p_values, false_discoveries, noticeable_below, scan_test
 
 
@@ -12,7 +12,7 @@ def copies(scores, **changes):
     scores = torch.tensor(scores)
     count = len(scores)
     search = changes.get("search", torch.ones(count, dtype=torch.int64))
-    ratios = torch.ones(count, 3).scatter(1, search[:, None], scores[:, None])
+    ratios = torch.ones(count, 4).scatter(1, search[:, None], scores[:, None])
     found = {
         "scores": scores,
         "search": search,
@@ -23,8 +23,8 @@ def copies(scores, **changes):
         "blank": torch.zeros(count, dtype=torch.bool),
     }
     found |= changes
-    least = torch.full((3,), torch.inf)
-    for search in range(3):
+    least = torch.full((4,), torch.inf)
+    for search in range(4):
         own = found["distances"][found["search"] == search]
         least[search] = own.min() if len(own) else 0.3
     return SimpleNamespace(**found, least_distances=found.pop("least_distances", least))
@@ -57,7 +57,8 @@ def test_many_copies_are_discovered_by_ranks():
     expected = false_discoveries(conformal_p_values(generated.scores, held_out.scores)) & (generated.scores <= 0.5)
     assert torch.equal(evidence.discovered, expected)
     assert int(evidence.discovered.sum()) == 30
-    assert evidence.scan == scan_test(generated.scores, held_out.scores, largest=0.5)
+    assert evidence.scan == scan_test(generated.scores, held_out.scores, largest=0.5)  # one search alone has any
+    assert evidence.scan_search == 1
     assert evidence.scan.p_value < 1e-6
 
 
@@ -78,10 +79,46 @@ def test_a_search_in_which_innocent_images_come_near_hides_no_copies_of_another(
     assert evidence.discovered[:20].all()
 
 
-def test_what_is_noticed_is_what_the_tail_of_held_out_scores_says():
-    generated, held_out = copies(innocent(50)), copies(innocent(200, seed=1))
+def by_searches(count, *, seed):
+    torch.manual_seed(seed)
+    ratios = torch.rand(count, 3) ** (1 / torch.tensor([12.0, 4.0, 1.0]))
+    return copies(ratios.amin(dim=1).tolist(), search=ratios.argmin(dim=1), search_ratios=ratios)
+
+
+def test_what_is_noticed_is_what_the_tail_of_each_search_says():
+    generated, held_out = by_searches(50, seed=0), by_searches(200, seed=1)
+    generated.search_ratios[:2, 0] = 0.3  # seldom so low in this search, often in the last
     evidence = weigh(generated, held_out, level=0.05)
-    assert evidence.noticed_below == min(0.5, noticeable_below(held_out.scores, 50))
+    expected = [min(0.5, noticeable_below(part, 50, level=0.05 / 3)) for part in held_out.search_ratios.T]
+    assert evidence.noticed_below.tolist() == pytest.approx(expected)
+    lower = [[ratio < limit for ratio, limit in zip(row, expected, strict=True)] for row in generated.search_ratios]
+    assert evidence.noticed.tolist() == [any(row) for row in lower]
+    assert evidence.noticed[:2].all()
+    assert not (generated.scores[:2] < noticeable_below(held_out.scores, 50)).any()
+
+
+def test_the_scan_is_that_of_the_clearest_search_times_their_number():
+    generated, held_out = by_searches(100, seed=2), by_searches(100, seed=3)
+    generated.search_ratios[:12, 1] = 0.1
+    evidence = weigh(generated, held_out, level=0.05)
+    scans = [
+        scan_test(*pair, largest=0.5) for pair in zip(generated.search_ratios.T, held_out.search_ratios.T, strict=True)
+    ]
+    pooled = torch.cat([generated.search_ratios, held_out.search_ratios])
+    low = int((pooled <= 0.5).any(dim=0).sum())
+    assert evidence.scan_search == 1
+    assert evidence.scan[:3] == scans[1][:3]
+    assert evidence.scan.p_value == pytest.approx(low * scans[1].p_value)
+    assert (
+        evidence.scan.p_value < 0.01 < scan_test(generated.search_ratios.amin(1), held_out.scores, largest=0.5).p_value
+    )
+
+
+def test_scans_of_innocent_images_seldom_speak_of_copies():
+    """At most one of a hundred audits; of 200, at most 6 with a probability of 99.5 %."""
+    sets = [by_searches(120, seed=seed) for seed in range(200, 400)]
+    parts = [(found.search_ratios[:60], found.search_ratios[60:]) for found in sets]
+    assert sum(scan_searches(*part)[0].p_value < 0.01 for part in parts) <= 6
 
 
 def test_a_generator_nearer_in_the_bulk_is_no_copier():
@@ -113,7 +150,7 @@ def test_identical_images_are_not_sure_if_held_out_images_are_identical_too():
     held_out = copies([0.0, *innocent(30)], identical=torch.tensor([True] + [False] * 30))
     evidence = weigh(copies([0.0], identical=identical), held_out, level=0.05)
     assert not evidence.named.any()
-    assert evidence.noticed_below == 0
+    assert evidence.noticed_below[1] == 0
 
 
 @pytest.mark.parametrize(
@@ -122,8 +159,9 @@ def test_identical_images_are_not_sure_if_held_out_images_are_identical_too():
         (0.01, 0.01, 1, True, True),
         (0.01, 0.2, 1, False, True),  # nearer than the next, but not near
         (0.01, 3.0, 0, True, True),  # plain distances have no scale
-        (0.3, 0.05, 2, False, True),
-        (0.4, 0.05, 2, False, False),
+        (0.3, 0.05, 3, False, True),
+        (0.4, 0.05, 3, False, False),
+        (0.2, 0.05, 2, False, False),  # at 8 x 8 pixels many are near
     ],
 )
 def test_without_held_out_images(score, distance, search, named, noticed):
@@ -131,7 +169,7 @@ def test_without_held_out_images(score, distance, search, named, noticed):
     evidence = weigh(found, None, level=0.05)
     assert (bool(evidence.named), bool(evidence.noticed)) == (named, noticed)
     assert evidence.scan is None
-    assert evidence.noticed_below == pytest.approx(1 / 3)
+    assert evidence.noticed_below.tolist() == pytest.approx([1 / 3, 1 / 3, 1 / 6, 1 / 3])
 
 
 def test_false_finds_stay_below_the_promise():

@@ -13,10 +13,10 @@ from tests.helpers.phantoms import eight_bits, phantoms
 def test_copies_are_a_twentieth_of_the_work_and_at_least_ten_of_a_kind(searched):
     train = random_set(200)
     planted = plant(train, train, kinds=KINDS, searched=searched)
-    each = max(10, min(20, searched // 80))
-    assert len(planted.images) == len(planted.sources) == len(planted.kinds) == 4 * each
-    assert [planted.kinds.count(kind) for kind in KINDS] == [each] * 4
-    assert len(set(planted.sources.tolist())) == 4 * each
+    each = max(10, min(20, searched // 100))
+    assert len(planted.images) == len(planted.sources) == len(planted.kinds) == 5 * each
+    assert [planted.kinds.count(kind) for kind in KINDS] == [each] * 5
+    assert len(set(planted.sources.tolist())) == 5 * each
     again = plant(train, train, kinds=KINDS, searched=searched)
     assert again.images.sha256 == planted.images.sha256
 
@@ -25,11 +25,15 @@ def test_what_is_done_to_each_kind():
     train = image_set(eight_bits(phantoms(200, channels=3)), location="train")
     planted = plant(train, train, kinds=KINDS, searched=10)
     pixels, originals = planted.images.pixels, train.pixels[planted.sources]
-    exact, mirrored, recoloured, moved = (torch.tensor([kind == name for name in planted.kinds]) for kind in KINDS)
+    exact, mirrored, recoloured, degraded, moved = (
+        torch.tensor([kind == name for name in planted.kinds]) for kind in KINDS
+    )
     assert torch.equal(pixels[exact], originals[exact])
     assert torch.equal(pixels[mirrored], originals[mirrored].flip(-1))
     assert torch.equal(pixels[recoloured][5], originals[recoloured][5].flip(0))  # the order of the channels
     assert torch.equal(pixels[recoloured][2], 255 - originals[recoloured][2])
+    error = (pixels[degraded].float() - originals[degraded].float()).square().mean(dim=(1, 2, 3)).sqrt()
+    assert 3 < float(error.min()) <= float(error.max()) < 40
     assert not (pixels[moved] == originals[moved]).flatten(1).all(dim=1).any()
 
 
@@ -38,7 +42,7 @@ def test_images_of_one_colour_are_not_copied():
     train.pixels[:35] = 7
     planted = plant(train, train, kinds=KINDS, searched=10)
     assert int(planted.sources.min()) >= 35
-    assert len(plant(random_set(3), train, kinds=KINDS, searched=10).images) == 12  # three of each kind
+    assert len(plant(random_set(3), train, kinds=KINDS, searched=10).images) == 15  # three of each kind
 
 
 @pytest.mark.parametrize(

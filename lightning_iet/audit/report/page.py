@@ -19,7 +19,7 @@ from lightning_iet.audit.features import PIXELS
 from lightning_iet.audit.findings import Findings
 from lightning_iet.audit.report.images import BOTTOM, HEIGHT, LEFT, PIXELATED, RIGHT, TOP, WIDTH, chart, data_uri
 from lightning_iet.audit.statistics import Share, share
-from lightning_iet.audit.verdict import difference_words, membership_words, remarks, rows, verdict
+from lightning_iet.audit.verdict import difference_words, limits_words, membership_words, remarks, rows, verdict
 from lightning_iet.data.decoding import RULES
 from lightning_iet.evaluation.membership import Membership, TimestepGap
 from lightning_iet.evaluation.memorization import below
@@ -279,7 +279,12 @@ def _image(pixels: Tensor, text: str, *, images: bool) -> dict[str, str]:
 
 SKIPS = 200  # images that could not be read, of each set
 LABELS = {"generated": "generated images", "held_out": "held-out images", "train": "training images"}
-SEARCH_WORDS = {"plain": "as it is", "recoloured": "mirrored or recoloured", "moved": "moved or blurred"}
+SEARCH_WORDS = {
+    "plain": "as it is",
+    "recoloured": "mirrored or recoloured",
+    "degraded": "blurred or noisy",
+    "moved": "moved",
+}
 MEASURES = {
     "score": ("Lowest ratio of all searches", "what images are judged by; our choice"),
     "distinct": ("Nearest over next, near-duplicates counted once", "d1/d2 of distances; our choice"),
@@ -318,7 +323,7 @@ def render_page(audit: Audit, findings: Findings, *, pairs: int, images: bool = 
     environment = page_environment()
     environment.filters["breakable"] = breakable
     template = environment.from_string(read_resource(_PACKAGE, "report.html.j2"))
-    limit = round(findings.evidence.noticed_below, 2)
+    limit = round(max(findings.evidence.noticed_below.values()), 2)
     stops = sorted({step / 100 for step in range(101)} | {audit.settings.ratio, limit})
     ratios = {name: {"score": copies.scores, **copies.ratios} for name, copies in audit.copies.items()}
     measures = list(ratios["generated"])
@@ -342,6 +347,8 @@ def render_page(audit: Audit, findings: Findings, *, pairs: int, images: bool = 
         charts=[_chart_of_page(name, ratios, stops[defaults[name]], audit.settings.k) for name in measures],
         held_out=findings.held_out,
         cards=shown,
+        limits=limits(findings),
+        noticed_below=limits_words(findings),
         any_below=any(card["ratio"] < limit for card in shown),
         images=images,
         pixelated=max(audit.sets["train"].pixels.shape[2:]) <= PIXELATED,
@@ -355,7 +362,6 @@ def render_page(audit: Audit, findings: Findings, *, pairs: int, images: bool = 
         sets=[_set(findings, name) for name in audit.sets],
         settings=_settings(findings),
         rules=RULES,
-        limits=limits(findings),
         version=findings.versions["lightning-iet"],
         data=_data(ratios, stops, defaults),
     )
@@ -390,12 +396,14 @@ def _checks(findings: Findings) -> dict[str, Any]:
     if scan is not None:
         where = "" if scan.threshold != scan.threshold else f", below {scan.threshold:.2f}"
         tests.append(
-            f"Does the generator copy? Scan of all thresholds up to 0.5: p = {scan.p_value:.2g} ({scan.generated:,} "
-            f"generated and {scan.held_out:,} held-out images{where})."
+            f"Does the generator copy? Scan of all thresholds up to 0.5 of each search: p = {scan.p_value:.2g}, with "
+            f"allowance for the number of searches ({scan.generated:,} generated and {scan.held_out:,} held-out images"
+            f"{where}, {evidence.scan_search} search)."
         )
         tests.append(
-            f"Which images are copies? {evidence.discovered:,} are named by conformal p-values; of such, at most "
-            f"{percent(evidence.false_finds)} are false on average."
+            f"Which images are copies? {evidence.discovered:,} are named by conformal p-values and the procedure of "
+            f"Benjamini and Hochberg at a level of {percent(evidence.false_finds)}. Each p-value is exact; that on "
+            "average no larger share of such finds is false was measured in simulations, not proved."
         )
     tests.append(
         f"{evidence.sure:,} are sure copies: equal to a training image, or nearly so once the disguise is undone, and "

@@ -15,7 +15,7 @@ from lightning_iet.utilities.files import METRICS, PAIRS, PAIRS_PICTURE, RATIOS_
 DRAWN = 16  # pairs in the picture
 TITLE = (
     "Generated images that are the most like a training image\n"
-    "lowest ratio of the distance to the nearest over that to the next, of all searches; below {:.2f} in colour"
+    "ratio of the distance to the nearest over that to the next, by the most telling search; below {:.2f} in colour"
 )
 
 
@@ -35,13 +35,13 @@ def write_report(audit: Audit, findings: Findings, folder: Path, *, pairs: int =
     if images:
         save_figure(_nearest(audit, findings), folder / PAIRS_PICTURE)
     by_set = {name: found.scores for name, found in audit.copies.items()}
-    label = "distance to the nearest over that to the next training image, lowest of all searches"
-    figure = ratio_figure(by_set, threshold=audit.evidence.noticed_below, label=label)
+    label = "distance to the nearest over that to the next training image, by the most telling search"
+    figure = ratio_figure(by_set, threshold=float(audit.evidence.noticed_below.max()), label=label)
     save_figure(figure, folder / RATIOS_PICTURE)
 
 
 def _nearest(audit: Audit, findings: Findings) -> Figure:
-    limit = audit.evidence.noticed_below
+    limit = float(audit.evidence.noticed_below.max())
     rows = findings.pairs[:DRAWN]
     places, sources = ([row[name] for row in rows] for name in ("index", "source_index"))
     figure = nearest_pairs(
