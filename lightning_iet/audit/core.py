@@ -26,6 +26,7 @@ from lightning_iet.functional.duplicates import Duplicates, find_duplicates, wit
 from lightning_iet.functional.memorization import distinct_ratio, memorization_ratio, nearest_ratio
 
 SEARCHES = ("plain", "recoloured", "degraded", "moved")
+TOO_SMALL = f"images of fewer than {LEAST_SIDE} pixels are too small for it"
 AFFORDABLE = 15 * 60  # seconds on one core that a search for moved copies may take by default
 SECONDS = 0.008, 0.06  # for each training image and for each image that is searched for, on one core
 GPU_TIMES = 20  # how much less they take on a GPU
@@ -331,7 +332,8 @@ def audit_images(
 
     searched = sum(len(images) for name, images in sets.items() if name != "train")
     not_moved = "" if settings.moved else _why_not_moved(train, searched, settings, features)
-    kinds = tuple(kind for kind in KINDS if kind != "moved" or not not_moved)
+    absent = ({"moved"} if not_moved else set()) | ({"degraded"} if _too_small(train) else set())
+    kinds = tuple(kind for kind in KINDS if kind not in absent)
     planted = plant(train, sets["generated"], kinds=kinds, searched=searched)
     sets["planted"] = planted.images
     rows["planted"] = extract(planted.images, features, cache, argument="planted")
@@ -371,15 +373,19 @@ def audit_images(
 
 def _why_not_moved(train: ImageSet, searched: int, settings: Settings, features: Features) -> str:
     """Say why moved copies are not looked for unless it is asked for; nothing if they are."""
+    if _too_small(train):
+        return TOO_SMALL
     if settings.moved is False:
         return "it was switched off"
-    if min(train.pixels.shape[2:]) < LEAST_SIDE:
-        return f"images of fewer than {LEAST_SIDE} pixels are too small for it"
     seconds = SECONDS[0] * len(train) + SECONDS[1] * searched
     seconds /= GPU_TIMES if features.device != "cpu" else 1
     if seconds > AFFORDABLE:
         return f"it would take about {max(1, round(seconds / 60)):,} minutes on one core; ask for it with --moved true"
     return ""
+
+
+def _too_small(train: ImageSet) -> bool:
+    return min(train.pixels.shape[2:]) < LEAST_SIDE
 
 
 def check_sets(sets: Mapping[str, ImageSet], k: int) -> None:

@@ -42,7 +42,7 @@ BY_NETWORK, BY_SPECTRUM, BY_THUMBNAIL, BY_COLOUR = 16, 8, 8, 4  # candidates of 
 REGISTERED = 8  # of them, those that correlate best, are registered
 BLOCK, MOVED_BLOCK, NETWORK_BLOCK = 512, 64, 256  # images that are worked on, and kept, together
 CHUNK = 8192  # training images in one matrix product
-VERSION = 4  # to be raised when results change
+VERSION = 5  # to be raised when results change
 
 
 class Matches(NamedTuple):

@@ -6,6 +6,7 @@ from typing import Literal, NamedTuple
 from rich.table import Table
 
 from lightning_iet.audit.comparability import FAR, Difference
+from lightning_iet.audit.core import TOO_SMALL
 from lightning_iet.audit.evidence import SIGNIFICANT
 from lightning_iet.audit.findings import Findings, PlantedFindings, SetFacts, SetFindings, claimed
 from lightning_iet.audit.statistics import Nearer, Share
@@ -215,7 +216,9 @@ def _bound_or_control(findings: Findings) -> str:
             f"Nothing is said of {part.kind} copies: {part.found:,} of {part.planted:,} planted were found."
         )
     if findings.not_moved:
-        sentences.append(f"Moved copies (shifted, turned, zoomed) were not looked for: {findings.not_moved}.")
+        also = "degraded (blurred, noisy, strongly compressed) and " if findings.not_moved == TOO_SMALL else ""
+        kinds_left_out = _sentence(f"{also}moved copies (shifted, turned, zoomed)")
+        sentences.append(f"{kinds_left_out} were not looked for: {findings.not_moved}.")
     sentences.append(f"Not looked for are {UNSEEN}.{_reshaped(findings)}")
     return " ".join(sentences) + _control(findings)
 

@@ -20,7 +20,7 @@ ZOOMS = (0.82, 1.0, 1.22)
 CROP = 1.4  # zoom of a template that is not turned, for a crop that was enlarged
 SHIFT = 4  # pixels of the coarse image: a quarter of its side
 OVERLAP = 0.5  # share of an image that has to lie inside the other
-ENERGY = 0.4  # share of its variance that has to: else a dark wall beside anything is a copy of every dark wall
+ENERGY = 0.15  # share of its variance that has to: else a dark wall beside anything is a copy of every dark wall
 STRETCH = 1.4  # how much more a map may enlarge in one direction than in another
 # Standard deviations in pixels of an image of 28 pixels, and in proportion of larger ones; the first is none.
 BLURS = (0.0, 0.4, 0.5, 0.6, 0.7, 0.85, 1.0, 1.25, 1.5, 1.9, 2.4)
@@ -176,7 +176,7 @@ def overlap_distances(queries: Tensor, candidates: Tensor, maps: Tensor, *, mode
 
     Returns:
         Shape ``(P,)``, in [0, 1]; 1 where the overlap is less than half of the image, shows one colour only, or has
-        less than 40 % of the variance of the query.
+        less than 15 % of the variance of the query.
 
     Example:
         >>> images = torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))

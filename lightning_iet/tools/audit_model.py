@@ -95,7 +95,7 @@ def audit_model(
             by default as the model was trained, if its checkpoint says so, else auto.
         background: Colour under transparent pixels.
         pages: Whether every page of a file (TIFF stack, animation) is an image, or only the first.
-        moved: Look for shifted, turned, zoomed and blurred copies; by default where that takes less than about 15
+        moved: Look for shifted, turned and zoomed copies; by default where that takes less than about 15
             minutes.
         invariance: Versions of a generated image that the published measures compare too: mirrored (twice the time),
             shifted by one pixel (9 times), both (18 times).
@@ -103,7 +103,7 @@ def audit_model(
         ratio: By the published measure an image counts as a copy if its nearest training image is nearer than this
             times the next.
         duplicates: Look for near-duplicates inside the training set.
-        false_finds: Expected share of innocent images among those that are named by comparison with held-out images.
+        false_finds: Level of the share of innocent images among those that are named by comparison with held-out images.
         review: File of confirmed and dismissed pairs that was saved in the page of an earlier report.
         title: Title of the report.
         images: Show images in the report. Without them it holds names and figures only.

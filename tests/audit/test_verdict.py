@@ -108,9 +108,10 @@ def test_what_was_looked_for_and_the_bound(judge):
     # 1 - 0.025 ** (1 / 100) of images below the score, over the 69 % of planted copies that are found at least
     assert findings.fewer_than == pytest.approx((1 - 0.025 ** (1 / 100)) / 0.025 ** (1 / 10))
     assert "fewer than 5.2% of this generator's images are exact, mirrored or recoloured copies" in words.details
-    assert (
-        "Moved copies (shifted, turned, zoomed, blurred) were not looked for: images of fewer than 16" in words.details
+    left_out = (
+        "Degraded (blurred, noisy, strongly compressed) and moved copies (shifted, turned, zoomed) were not looked for"
     )
+    assert f"{left_out}: images of fewer than 16 pixels" in words.details
 
 
 @pytest.fixture

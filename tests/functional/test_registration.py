@@ -105,7 +105,7 @@ def test_an_image_of_one_colour_is_like_nothing(pixels):
     found = align(pixels, scene())
     assert float(found.distances) == 1
     assert bool(found.maps.isfinite().all())
-    assert float(align(scene(), pixels).distances) == pytest.approx(1)
+    assert float(align(scene(), pixels).distances) == pytest.approx(1, abs=1e-3)
 
 
 @pytest.mark.parametrize("shape", [(8, 8), (16, 16), (20, 31), (90, 70)])

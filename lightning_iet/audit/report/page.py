@@ -13,7 +13,7 @@ from markupsafe import Markup, escape
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from lightning_iet.audit.core import Audit, most_copied
+from lightning_iet.audit.core import TOO_SMALL, Audit, most_copied
 from lightning_iet.audit.disguises import undo
 from lightning_iet.audit.features import PIXELS
 from lightning_iet.audit.findings import Findings
@@ -418,6 +418,7 @@ def _checks(findings: Findings) -> dict[str, Any]:
             (part.kind, f"{part.found:,} of {part.planted:,}", percent(part.least)) for part in findings.planted
         ],
         "not_moved": findings.not_moved,
+        "left_out": "Degraded and moved copies" if findings.not_moved == TOO_SMALL else "Moved copies",
         "tests": tests,
         "differences": [difference_words(part) for part in findings.differences],
     }
