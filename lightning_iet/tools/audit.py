@@ -259,8 +259,8 @@ def audit(
     Each of the three sets of images is a folder (with folders in it) of files that Pillow reads, a .npy or .npz file,
     a WebDataset .tar or a folder of such archives, or a Hugging Face data set (a folder of save_to_disk, or Parquet).
 
-    Looks for exact, mirrored, recoloured, degraded (blurred, noisy, compressed) and moved copies, and plants some of its
-    own to see how well they are found.
+    Looks for exact, mirrored, recoloured, degraded (blurred, noisy, compressed) and moved copies, and plants some of
+    its own to see how well they are found.
     Prints a table and writes report.html (one file that needs no network), pairs.csv (every generated image with its
     nearest training images), metrics.json and two pictures. An audit that is interrupted goes on when the same command
     is given again; several processes of torchrun share the work and find the same figures.
@@ -289,7 +289,7 @@ def audit(
         ratio: By the published measure an image counts as a copy if its nearest training image is nearer than this
             times the next.
         duplicates: Look for near-duplicates inside the training set.
-        false_finds: Level of the share of innocent images among those that are named by comparison with held-out images.
+        false_finds: Level of the share of innocent images among those named by comparison with held-out images.
         review: File of confirmed and dismissed pairs that was saved in the page of an earlier report.
         title: Title of the report.
         images: Show images in the report. Without them it holds names and figures only.

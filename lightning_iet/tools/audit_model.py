@@ -103,7 +103,7 @@ def audit_model(
         ratio: By the published measure an image counts as a copy if its nearest training image is nearer than this
             times the next.
         duplicates: Look for near-duplicates inside the training set.
-        false_finds: Level of the share of innocent images among those that are named by comparison with held-out images.
+        false_finds: Level of the share of innocent images among those named by comparison with held-out images.
         review: File of confirmed and dismissed pairs that was saved in the page of an earlier report.
         title: Title of the report.
         images: Show images in the report. Without them it holds names and figures only.
