@@ -1,5 +1,6 @@
 """Every plot: images, curves, distances."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise, product
@@ -61,7 +62,7 @@ def image_grid(images: Tensor, *, title: str = "", columns: int | None = None, s
 
 
 def nearest_pairs(
-    generated: Tensor, training: Tensor, ratios: Sequence[float], indices: Sequence[int], *, limit: float = 1 / 3
+    generated: Tensor, training: Tensor, ratios: Sequence[float], names: Sequence[str], *, limit: float = 1 / 3
 ) -> Figure:
     """Show generated images beside the training image nearest to each, with ``d1 / d2`` above.
 
@@ -69,7 +70,8 @@ def nearest_pairs(
         generated: ``(N, C, H, W)``.
         training: ``(N, C, H, W)``, the nearest training image of each.
         ratios: ``N`` values of ``d1 / d2``, plain distances to the nearest and the second nearest training image.
-        indices: ``N`` positions of these images in the training set.
+        names: ``N`` names of these training images, such as those of their files, or their positions as text; long
+            ones are cut in the middle.
         limit: a ratio below it counts as memorized and is printed in colour.
 
     Returns:
@@ -86,13 +88,25 @@ def nearest_pairs(
         color=INK, fontsize=9,
     )  # fmt: skip
     panels = figure.subplots(rows, columns, squeeze=False).flat
-    for panel, new, old, ratio, index in zip(
-        panels, _enlarge(generated, 96), _enlarge(training, 96), ratios, indices, strict=False
+    for panel, new, old, ratio, name in zip(
+        panels, _enlarge(generated, 96), _enlarge(training, 96), ratios, names, strict=False
     ):
         _show(panel, _grid(torch.stack([new, old]), columns=2, padding=8))
         panel.set_title(f"$d_1 / d_2$ = {ratio:.3f}", fontsize=8, color=GENERATED if ratio < limit else INK, pad=2)
-        for position, text in ((0.25, "generated"), (0.75, f"training #{index}")):
-            panel.text(position, -0.02, text, transform=panel.transAxes, fontsize=7, color=QUIET, ha="center", va="top")
+        for position, text in (
+            (0.25, "generated"),
+            (0.75, f"training #{name}" if name.isdecimal() else _shortened(name, 16)),
+        ):
+            panel.text(
+                position,
+                -0.02,
+                text.replace("$", r"\$"),
+                transform=panel.transAxes,
+                fontsize=7,
+                color=QUIET,
+                ha="center",
+                va="top",
+            )
     for panel in panels:
         panel.set_axis_off()
     return figure
@@ -221,10 +235,25 @@ def _show(axes: Axes, image: Tensor) -> None:
     axes.set_axis_off()
 
 
+def _shortened(text: str, length: int) -> str:
+    """Cut the middle out of a long text.
+
+    Example:
+        >>> _shortened("patients/0012/scan_0003.png", 15)
+        'patient…003.png'
+    """
+    if len(text) <= length:
+        return text
+    end = length // 2
+    return f"{text[: length - 1 - end]}…{text[-end:]}"
+
+
 _DIRECTIONS = ((1, 0), (1, 1), (1, -1), (-1, 0), (-1, 1), (-1, -1), (0, 1), (0, -1))
 
 
-def label_points(axes: Axes, points: Mapping[str, tuple[float, float]]) -> list[Text]:
+def label_points(
+    axes: Axes, points: Mapping[str, tuple[float, float]], *, colours: Mapping[str, str] | None = None
+) -> list[Text]:
     """Write each label beside its point, where it covers neither a point nor another label.
 
     Places are tried from near to far in eight directions; a label that ends up farther off is tied to its point by a
@@ -233,6 +262,7 @@ def label_points(axes: Axes, points: Mapping[str, tuple[float, float]]) -> list[
     Args:
         axes: axes of a figure whose layout and limits are otherwise final.
         points: ``{label: (x, y)}`` in data coordinates.
+        colours: of the labels, by label; dark grey where there is none.
 
     Returns:
         The labels, in the order of ``points``.
@@ -257,6 +287,7 @@ def label_points(axes: Axes, points: Mapping[str, tuple[float, float]]) -> list[
         else:  # a crowd: rather a label on top of another than a point without one
             reach, text = 0, _text_beside(axes, label, point, 9, 0)
             box = text.get_window_extent()
+        text.set_color((colours or {}).get(label, INK))
         labels.append(text)
         taken.append(box)
         if reach > 9:
@@ -280,15 +311,19 @@ def _text_beside(axes: Axes, label: str, point: tuple[float, float], right: int,
 def training_curves(
     losses: Sequence[float],
     *,
+    validation: Mapping[int, float] | None = None,
+    round_epochs: float | None = None,
     skip_rate: Sequence[float] | None = None,
     loss_by_timestep: Sequence[float] | None = None,
     threshold: float | None = None,
     num_timesteps: int = 1000,
 ) -> Figure:
-    """Plot the loss by epoch and, where anti-gradient control ran, skip rate and loss by timestep.
+    """Plot the losses by epoch and, where anti-gradient control ran, skip rate and loss by timestep.
 
     Args:
         losses: mean training loss of each epoch.
+        validation: loss of held-out images by the epoch after which it was measured, 1 … .
+        round_epochs: epochs between two averagings of the shards, which are marked on the axis of epochs.
         skip_rate: share of samples skipped in equal bins of the timestep, NaN where none was seen.
         loss_by_timestep: mean loss in equal bins of the timestep, NaN where none was seen.
         threshold: the threshold of anti-gradient control, for the title.
@@ -298,28 +333,44 @@ def training_curves(
         The figure, with one panel for each curve that was given.
     """
     wanted = [True, skip_rate is not None, loss_by_timestep is not None]
-    figure = Figure(figsize=(4.2 * sum(wanted), 3.3), dpi=DPI, facecolor="white", layout="constrained")
+    figure = Figure(figsize=(4.2 * sum(wanted), 3.5), dpi=DPI, facecolor="white", layout="constrained")
     panels = iter(figure.subplots(1, sum(wanted), squeeze=False).flat)
-    panel = _chart(next(panels), title="Training loss", xlabel="epoch", ylabel="mean loss of all samples")
+    panel = _chart(next(panels), title="Loss by epoch", xlabel="epoch", ylabel="mean loss of all samples")
     window = 1 + 2 * (len(losses) // 50)
     epochs = range(1, len(losses) + 1)
     if window > 1:
         panel.plot(epochs, losses, color="#c9c9c9", linewidth=0.8)
-    panel.plot(
-        epochs, _smooth(losses, window), color=INK, linewidth=1.4, marker="" if window > 1 else "o", markersize=4
-    )
-    panel.xaxis.set_major_locator(MaxNLocator(integer=True))
-    if losses and 0 < 5 * min(losses) < max(losses):
+    dots: dict[str, Any] = {"marker": "" if window > 1 else "o", "markersize": 4}
+    panel.plot(epochs, _smooth(losses, window), color=GENERATED, linewidth=1.4, label="training images", **dots)
+    held_out = {epoch: value for epoch, value in (validation or {}).items() if isfinite(value)}
+    if held_out:
+        dots = {"marker": "s", "markersize": 3.5}
+        panel.plot([*held_out], [*held_out.values()], color=CONTROL, linewidth=1.2, label="held-out images", **dots)
+    panel.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    known = [value for value in (*losses, *held_out.values()) if isfinite(value)]
+    if known and 0 < 5 * min(known) < max(known):
         _log_axis(panel)
+    if round_epochs and len(losses) / round_epochs <= 60:
+        ends = [round_epochs * number for number in range(1, int(len(losses) / round_epochs) + 1)]
+        marks: dict[str, Any] = {"transform": panel.get_xaxis_transform(), "color": INK, "linestyle": "", "marker": "|"}
+        panel.plot(ends, [0.0] * len(ends), markersize=9, clip_on=False, label="shards averaged", **marks)
+    if len(panel.lines) > 1:
+        panel.legend(frameon=False, fontsize=8, loc="upper right")
     if skip_rate is not None:
-        title = "Skipped by anti-gradient control" + ("" if threshold is None else f", threshold {threshold:g}")
-        panel = _chart(next(panels), title=title, xlabel="timestep", ylabel="share of samples skipped")
+        title = "Skipped by AGC" + ("" if threshold is None else f", threshold {threshold:g}")
+        panel = _chart(next(panels), title=title, xlabel="timestep (1: least noise)", ylabel="share of samples skipped")
         panel.stairs(skip_rate, _edges(skip_rate, num_timesteps), fill=True, color=GENERATED)
         panel.yaxis.set_major_formatter(_percent)
         panel.set_ylim(0, max(0.01, panel.get_ylim()[1]))
+        panel.xaxis.set_major_locator(MaxNLocator(5))
     if loss_by_timestep is not None:
-        panel = _chart(next(panels), title="Loss by timestep", xlabel="timestep", ylabel="mean loss")
-        panel.stairs(loss_by_timestep, _edges(loss_by_timestep, num_timesteps), baseline=None, color=INK, linewidth=1.4)
+        panel = _chart(
+            next(panels), title="Training loss by timestep", xlabel="timestep (1: least noise)", ylabel="mean loss"
+        )
+        panel.stairs(
+            loss_by_timestep, _edges(loss_by_timestep, num_timesteps), baseline=None, color=GENERATED, linewidth=1.4
+        )
+        panel.xaxis.set_major_locator(MaxNLocator(5))
         _log_axis(panel)
     return figure
 
@@ -360,10 +411,11 @@ def loss_gap(
         panel.plot(epochs, _smooth(_filled(skip_rate), window), color=GENERATED, linewidth=1.6)
         panel.yaxis.set_major_formatter(_percent)
         panel.set_ylim(0, max(0.01, panel.get_ylim()[1]))
-    _chart(ratios, title="Training loss / unseen loss (1: no memorization)", xlabel="epoch", ylabel="timestep")
+    _chart(ratios, title="Training loss / unseen loss", xlabel="epoch", ylabel="timestep (1: least noise)")
+    ratios.set_facecolor("#dddddd")  # where nothing was measured
     extent = (0.0, float(len(training_loss) * epochs_per_row), 0.0, float(num_timesteps))
     image = ratios.imshow(
-        (training_loss / unseen_loss).T.numpy(),
+        _without_holes(training_loss / unseen_loss).T.numpy(),
         origin="lower",
         aspect="auto",
         extent=extent,
@@ -372,7 +424,11 @@ def loss_gap(
         vmax=1.2,
     )
     ratios.grid(visible=False)
-    figure.colorbar(image, ax=ratios)
+    bar = figure.colorbar(image, ax=ratios, ticks=[0, 0.2, 0.4, 0.6, 0.8, 1, 1.2])
+    bar.set_label(
+        "1: no memorization; below: training images\nare denoised better than unseen ones", fontsize=8, color=INK
+    )
+    bar.ax.tick_params(labelsize=8)
     return figure
 
 
@@ -409,57 +465,119 @@ def memorized_quantity_curve(
     return figure
 
 
-def memorization_against_fid(
-    runs: Mapping[str, tuple[float, float]],
-    *,
-    control: tuple[float, float],
-    training_fid: float | None = None,
-    courses: Mapping[str, Sequence[tuple[float, float]]] | None = None,
-    measure: str = "memorized fraction",
+_COLOURS = (
+    "#c8501e",
+    "#1f6f9f",
+    "#5b7f3a",
+    "#8a4fa3",
+    "#b08a00",
+    "#00877a",
+    "#c2417c",
+    "#555555",
+    "#7a4a21",
+    "#3f51b5",
+)
+_MARKERS = "osD^vPX<>p"
+
+
+@dataclass(frozen=True)
+class RunPoint:
+    """A run as a chart of several shows it.
+
+    Attributes:
+        fid: Its FID; NaN where none was measured.
+        shares: A share of its images for each panel.
+        course: FID and shares at earlier steps, in their order, where it was evaluated on its way.
+    """
+
+    fid: float
+    shares: Sequence[float]
+    course: Sequence[tuple[float, Sequence[float]]] = ()
+
+
+def runs_against_fid(
+    runs: Mapping[str, RunPoint], *, control: RunPoint, measures: Sequence[str], training_fid: float | None = None
 ) -> Figure:
-    """Plot each run as a point: memorization over FID, with the run's course as a line to it. Lower left is better.
+    """Show quality against memorization of several runs, with a panel for each measure of memorization.
 
     Args:
-        runs: ``{label: (FID, memorized fraction)}``; every point carries its label, or its number when there are many.
-        control: the same of held-out real images, as two lines: no run can be expected beyond them.
-        training_fid: FID of the training images themselves, what copying alone would give, as a line.
-        courses: by label the same pairs at earlier steps, in their order, where a run was evaluated on its way.
-        measure: name of the memorization measure.
+        runs: By name. Up to ten have a colour and their names at their points; of more, points have numbers.
+        control: Held-out real images, as dashed lines: no run can be expected beyond them.
+        measures: Names of the shares, one for each panel.
+        training_fid: FID of the training images themselves, what copying alone would give, as a dotted line.
 
     Returns:
-        The figure.
+        The figure. Where FID was not measured, the panels show shares alone, run by run.
+
+    Example:
+        >>> runs = {"plain": RunPoint(1.4, [0.9]), "protected": RunPoint(3.0, [0.0], course=[(9.0, [0.0])])}
+        >>> figure = runs_against_fid(runs, control=RunPoint(0.6, [0.01]), measures=["copies"])
+        >>> [text.get_text() for text in figure.axes[0].texts[:2]]
+        ['plain', 'protected']
     """
-    crowd = len(runs) > 10
-    size = (8.6, max(4.6, 1 + 0.135 * len(runs))) if crowd else (6.4, 4.6)
-    figure = Figure(figsize=size, dpi=DPI, facecolor="white", layout="constrained")
-    axes = _chart(
-        figure.subplots(),
-        title="Memorization against quality (lower left is better)",
-        xlabel="FID to held-out images",
-        ylabel=measure,
+    if not isfinite(control.fid) or not all(isfinite(run.fid) for run in runs.values()):
+        return _shares_of_runs(runs, control=control, measures=measures)
+    crowd = len(runs) > len(_COLOURS)
+    height = max(4.4, 1.2 + 0.135 * len(runs)) if crowd else 4.4
+    width = 4.6 * len(measures) + (0.9 + 0.062 * max(map(len, runs)) if crowd else 0)
+    figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white", layout="constrained")
+    colours = {name: GENERATED if crowd else _COLOURS[n] for n, name in enumerate(runs)}
+    panels = figure.subplots(1, len(measures), squeeze=False)[0]
+    figure.suptitle(
+        "Quality against memorization: lower left is better, down to the held-out images", fontsize=10, color=INK
     )
-    axes.axvline(control[0], color=CONTROL, linewidth=1.2, linestyle=(0, (4, 3)))
-    axes.axhline(
-        control[1], color=CONTROL, linewidth=1.2, linestyle=(0, (4, 3)), label="held-out real images (control)"
-    )
-    if training_fid is not None:
-        axes.axvline(
-            training_fid, color=QUIET, linewidth=1.2, linestyle=":", label="FID of the training images themselves"
-        )
-    courses = courses or {}
-    for label, point in runs.items():
-        course = [*courses.get(label, ()), point]
-        axes.plot(*zip(*course, strict=True), marker="o", markersize=3, color=GENERATED, linewidth=1, alpha=0.45)
-        axes.plot(*point, marker="o", markersize=7, color=GENERATED, linestyle="")
-    marks = [*runs.values(), control, (training_fid or 0.0, 0.0), *(mark for line in courses.values() for mark in line)]
-    right, top = (max(values) for values in zip(*marks, (0.1, 0.02), strict=True))
-    axes.set(xlim=(0, 1.15 * right), ylim=(-0.04 * top, 1.12 * top))
-    axes.yaxis.set_major_formatter(_percent)
-    figure.legend(frameon=False, fontsize=8.5, loc="outside lower center", ncols=2)
+    for number, (panel, measure) in enumerate(zip(panels, measures, strict=True)):
+        _chart(panel, title="", xlabel="FID to held-out images", ylabel=textwrap.fill(measure, 36))
+        dashed: dict[str, Any] = {"color": QUIET, "linewidth": 1.2, "linestyle": (0, (4, 3))}
+        panel.axvline(control.fid, **dashed)
+        panel.axhline(control.shares[number], label="held-out real images (control)", **dashed)
+        if training_fid is not None:
+            label = "FID of the training images themselves"
+            panel.axvline(training_fid, color=QUIET, linewidth=1.2, linestyle=":", label=label)
+        marks = [(control.fid, control.shares[number]), (training_fid or 0.0, 0.0)]
+        for (name, run), marker in zip(runs.items(), _MARKERS * ceil(len(runs) / len(_MARKERS)), strict=False):
+            course = [(fid, shares[number]) for fid, shares in run.course]
+            line = [*course, (run.fid, run.shares[number])]
+            marks += line
+            style: dict[str, Any] = {"color": colours[name], "marker": "o" if crowd else marker}
+            panel.plot(*zip(*line, strict=True), markersize=3, linewidth=1, alpha=0.45, **style)
+            panel.plot(*line[-1], markersize=7, linestyle="", label=None if crowd else name, **style)
+        right, top = (max(values) for values in zip(*marks, (0.1, 0.02), strict=True))
+        panel.set(xlim=(0, 1.15 * right), ylim=(-0.04 * top, 1.12 * top))
+        panel.yaxis.set_major_formatter(_percent)
     if crowd:
         names = "\n".join(f"{number:\u2007>2}  {label}" for number, label in enumerate(runs, 1))
-        axes.text(1.02, 1, names, transform=axes.transAxes, fontsize=7.5, color=INK, va="top")
-    label_points(axes, {str(n) if crowd else label: point for n, (label, point) in enumerate(runs.items(), 1)})
+        panels[-1].text(1.02, 1, names, transform=panels[-1].transAxes, fontsize=7.5, color=INK, va="top")
+    lines = dict(zip(*reversed(panels[0].get_legend_handles_labels()), strict=True))
+    columns = 2 if len(measures) == 1 else 4
+    figure.legend(lines.values(), lines, frameon=False, fontsize=8.5, loc="outside lower center", ncols=columns)
+    labels = {str(n) if crowd else name: name for n, name in enumerate(runs, 1)}
+    for number, panel in enumerate(panels):
+        places = {label: (runs[name].fid, runs[name].shares[number]) for label, name in labels.items()}
+        label_points(panel, places, colours={label: colours[name] for label, name in labels.items()})
+    return figure
+
+
+def _shares_of_runs(runs: Mapping[str, RunPoint], *, control: RunPoint, measures: Sequence[str]) -> Figure:
+    """Show shares alone, a row for each run."""
+    size = (2 + 0.07 * max(map(len, runs)) + 3.2 * len(measures), 1.5 + 0.3 * len(runs))
+    figure = Figure(figsize=size, dpi=DPI, facecolor="white", layout="constrained")
+    panels = figure.subplots(1, len(measures), squeeze=False, sharey=True)[0]
+    figure.suptitle("Memorization, without a measure of quality", fontsize=10, color=INK)
+    for number, (panel, measure) in enumerate(zip(panels, measures, strict=True)):
+        _chart(panel, title="", xlabel=measure, ylabel="")
+        shares = [run.shares[number] for run in runs.values()]
+        panel.barh(range(len(runs)), shares, height=0.6, color=GENERATED)
+        for row, share in enumerate(shares):
+            panel.text(share, row, f" {_percent(share, 0)}", va="center", fontsize=8, color=INK)
+        panel.axvline(
+            control.shares[number], color=CONTROL, linewidth=1.4, linestyle=(0, (4, 3)), label="held-out real images"
+        )
+        panel.xaxis.set_major_formatter(_percent)
+        panel.set_xlim(0, 1.18 * max(*shares, control.shares[number], 0.02))
+    panels[0].set_yticks(range(len(runs)), list(runs))
+    panels[0].set_ylim(len(runs) - 0.4, -0.6)
+    figure.legend(*panels[0].get_legend_handles_labels(), frameon=False, fontsize=8.5, loc="outside lower center")
     return figure
 
 
@@ -599,6 +717,21 @@ def _filled(rows: Tensor) -> list[float]:
     for before, row in pairwise(rows):
         row[:] = torch.where(row.isnan(), before, row)
     return rows.nanmean(1).tolist()
+
+
+def _without_holes(rows: Tensor) -> Tensor:
+    """Fill what was not measured, ``(n, bins)``, from the row before, else from the next one that knows.
+
+    Example:
+        >>> _without_holes(torch.tensor([[torch.nan, 1.0], [2.0, torch.nan], [torch.nan, 3.0]])).tolist()
+        [[2.0, 1.0], [2.0, 1.0], [2.0, 3.0]]
+    """
+    rows = rows.clone()
+    for order in (range(1, len(rows)), range(len(rows) - 2, -1, -1)):
+        step = -1 if order.step > 0 else 1
+        for position in order:
+            rows[position] = torch.where(rows[position].isnan(), rows[position + step], rows[position])
+    return rows
 
 
 def _edges(bins: Sequence[float], num_timesteps: int) -> list[float]:

@@ -51,17 +51,21 @@ def test_large_images_are_not_enlarged(tmp_path):
 
 def test_nearest_pairs_labels_ratio_and_training_image_and_colours_copies():
     images = torch.rand(3, 1, 8, 8)
-    figure = figures.nearest_pairs(images, images, [0.1, 0.2, 0.9], [17, 4, 0], limit=1 / 3)
+    figure = figures.nearest_pairs(
+        images, images, [0.1, 0.2, 0.9], ["17", "a$b.png", "cats/IMG_20210101_1234.jpg"], limit=1 / 3
+    )
     panels = figure.axes[:3]
     assert [panel.get_title() for panel in panels] == [f"$d_1 / d_2$ = {r:.3f}" for r in (0.1, 0.2, 0.9)]
     assert [panel.title.get_color() == figures.GENERATED for panel in panels] == [True, True, False]
-    assert [panel.texts[1].get_text() for panel in panels] == ["training #17", "training #4", "training #0"]
+    assert [panel.texts[1].get_text() for panel in panels] == [
+        "training #17", r"a\$b.png", "cats/IM…1234.jpg",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("num", "size"), [(1, (840, 280)), (4, (1260, 280)), (16, (1260, 874))])
 def test_nearest_pairs_size(tmp_path, num, size):
     images = torch.rand(num, 3, 8, 8)
-    picture = pixels(figures.nearest_pairs(images, images, [0.5] * num, [0] * num), tmp_path / "nearest.png")
+    picture = pixels(figures.nearest_pairs(images, images, [0.5] * num, ["0"] * num), tmp_path / "nearest.png")
     assert picture.shape[1::-1] == pytest.approx(size, abs=1)
 
 
@@ -78,7 +82,7 @@ def test_training_curves_draws_what_is_there():
 def test_training_curves_survive_unknown_values(tmp_path):
     nothing = [math.nan] * 5
     figure = charts.training_curves([], skip_rate=nothing, loss_by_timestep=nothing)
-    assert pixels(figure, tmp_path / "curves.png").shape == (495, 1890, 3)
+    assert pixels(figure, tmp_path / "curves.png").shape == (525, 1890, 3)
 
 
 def test_memorized_quantity_curve_draws_both_columns():
@@ -89,17 +93,58 @@ def test_memorized_quantity_curve_draws_both_columns():
     assert "7 nearest" in figure.axes[0].get_xlabel()
 
 
-def test_memorization_against_fid_labels_every_run():
-    figure = charts.memorization_against_fid({"baseline": (1.4, 0.9), "iet": (3.0, 0.0)}, control=(0.6, 0.01))
-    assert {text.get_text() for text in figure.axes[0].texts} >= {"baseline", "iet"}
+def test_held_out_losses_and_rounds_are_drawn_beside_the_training_loss():
+    figure = charts.training_curves([3.0, 2.0, 1.0, 0.9], validation={2: 2.5, 4: 1.5, 5: math.nan}, round_epochs=1.5)
+    training, held_out, rounds = figure.axes[0].lines
+    assert training.get_xydata().tolist() == [[1, 3.0], [2, 2.0], [3, 1.0], [4, 0.9]]
+    assert held_out.get_xydata().tolist() == [[2, 2.5], [4, 1.5]]
+    assert list(rounds.get_xdata()) == [1.5, 3.0]
+    crowded = charts.training_curves([1.0] * 200, round_epochs=1)
+    assert len(crowded.axes[0].lines) == 2  # the loss and its mean
+
+
+def test_what_was_not_measured_is_filled_and_the_bar_has_a_name():
+    ratios = torch.full((4, 10), 0.5)
+    ratios[1, 3] = torch.nan
+    figure = charts.loss_gap(ratios, torch.ones(4, 10), torch.zeros(4, 10))
+    _, image, bar = figure.axes
+    assert image.images[0].get_array().tolist() == [[0.5] * 4] * 10
+    assert "no memorization" in bar.get_ylabel()
+
+
+def chart_of(runs, **options):
+    points = {name: charts.RunPoint(fid, [copies, copies / 2]) for name, (fid, copies) in runs.items()}
+    control = charts.RunPoint(0.6 if options.pop("measured", True) else math.nan, [0.01, 0.02])
+    return charts.runs_against_fid(points, control=control, measures=["copies", "MQ"], **options)
+
+
+def test_every_run_has_its_name_and_colour_in_each_panel_and_in_the_legend():
+    figure = chart_of({"baseline": (1.4, 0.9), "iet": (3.0, 0.0)}, training_fid=0.9)
+    for number, panel in enumerate(figure.axes):
+        names = {text.get_text(): text.get_color() for text in panel.texts if text.get_text()}
+        assert list(names) == ["baseline", "iet"]
+        assert len(set(names.values())) == 2
+        ends = [line.get_xydata().tolist()[0] for line in panel.lines if line.get_label() in names]
+        assert ends == [[1.4, 0.9 / (1 + number)], [3.0, 0.0]]
+    legend = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert legend[:2] == ["held-out real images (control)", "FID of the training images themselves"]
+    assert legend[2:] == ["baseline", "iet"]
 
 
 def test_a_crowd_of_runs_is_numbered_and_listed():
-    figure = charts.memorization_against_fid({f"run {i}": (i, 0.1) for i in range(12)}, control=(0.6, 0.0))
-    texts = [text.get_text() for text in figure.axes[0].texts]
+    figure = chart_of({f"run {i}": (i, 0.1) for i in range(12)})
+    texts = [text.get_text() for text in figure.axes[-1].texts]
     listed = next(text for text in texts if "\n" in text)
     assert all(f"run {i}" in listed for i in range(12))
     assert {str(i) for i in range(1, 13)} <= set(texts)
+
+
+def test_runs_without_fid_are_compared_by_their_shares_alone():
+    figure = chart_of({"a": (math.nan, 0.5), "b": (math.nan, 0.1)}, measured=False)
+    copies, near = figure.axes
+    assert [bar.get_width() for bar in copies.patches] == [0.5, 0.1]
+    assert [bar.get_width() for bar in near.patches] == [0.25, 0.05]
+    assert list(copies.lines[0].get_xdata()) == [0.01, 0.01]
 
 
 @given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=1, max_size=6))
@@ -121,9 +166,8 @@ def test_no_global_state_of_matplotlib_is_touched(tmp_path):
 
 
 def test_the_course_of_a_run_is_a_line_to_its_point():
-    figure = charts.memorization_against_fid(
-        {"plain": (4.0, 0.1)}, control=(0.6, 0.0), courses={"plain": [(9.0, 0.0), (5.0, 0.02)]}
-    )
+    run = charts.RunPoint(4.0, [0.1], course=[(9.0, [0.0]), (5.0, [0.02])])
+    figure = charts.runs_against_fid({"plain": run}, control=charts.RunPoint(0.6, [0.0]), measures=["copies"])
     lines = [line for line in figure.axes[0].lines if len(line.get_xdata()) == 3]
     assert [list(line.get_xdata()) for line in lines] == [[9.0, 5.0, 4.0]]
     assert [list(line.get_ydata()) for line in lines] == [[0.0, 0.02, 0.1]]

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import lightning.pytorch as pl
-import rich
 import torch
 from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.trainer.states import TrainerFn
@@ -36,7 +35,7 @@ from lightning_iet.evaluation.assessment import (
     sample_images,
 )
 from lightning_iet.evaluation.measures import Measure, MembershipMeasure, TextNorm, check_measures
-from lightning_iet.evaluation.report import Report, make_report, publish, report_table
+from lightning_iet.evaluation.report import Report, make_report, print_report, publish
 from lightning_iet.evaluation.sampling import find_sample
 from lightning_iet.metrics.features.factory import best_features
 from lightning_iet.metrics.frechet import frechet_distance
@@ -50,6 +49,9 @@ class RunHistory:
 
     Sums stay on the device of their process until they are asked for.
 
+    Attributes:
+        validation: Loss of held-out images by the number of epochs before it, where a module logs ``val/loss``.
+
     Example:
         >>> from lightning.pytorch.strategies import SingleDeviceStrategy
         >>> history = RunHistory()
@@ -60,6 +62,7 @@ class RunHistory:
     """
 
     def __init__(self) -> None:
+        self.validation: dict[int, float] = {}
         self._sums: dict[int, Tensor] = {}  # by epoch, (2,): sum and number of the losses of this process
         self._earlier: dict[int, list[float]] = {}  # the same of all processes, before the run was taken up again
         self._seconds = 0.0
@@ -105,11 +108,12 @@ class RunHistory:
 
     def state_dict(self, strategy: Strategy) -> dict[str, Any]:
         """Return plain numbers of all processes; every process has to call this."""
-        return {"losses": self._totals(strategy), "seconds": self.seconds()}
+        return {"losses": self._totals(strategy), "seconds": self.seconds(), "validation": dict(self.validation)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from :meth:`state_dict`, in the middle of an epoch too."""
         self._earlier, self._seconds = dict(state_dict["losses"]), state_dict["seconds"]
+        self.validation = dict(state_dict.get("validation", {}))
 
 
 def describe_run(trainer: pl.Trainer, history: RunHistory) -> dict[str, Any]:
@@ -134,11 +138,26 @@ def describe_run(trainer: pl.Trainer, history: RunHistory) -> dict[str, Any]:
     }
 
 
-def curves_of_run(trainer: pl.Trainer, history: RunHistory) -> Mapping[str, list[float] | None]:
-    """Return the loss by epoch, and with anti-gradient control skip rate and loss by timestep."""
+def _round_epochs(trainer: pl.Trainer) -> float | None:
+    """Return the number of epochs between two averagings of the shards; None with a single shard."""
+    averaging = find_callback(trainer, ParameterAveragingCallback)
+    shards = 1 if averaging is None else averaging.num_shards or trainer.world_size
+    if averaging is None or shards == 1:
+        return None
+    if averaging.every_n_train_steps is None:
+        return averaging.every_n_epochs
+    epochs, steps = trainer.current_epoch, trainer.global_step  # optimizer steps of a process are those of its shards
+    in_a_round = averaging.every_n_train_steps * max(shards // trainer.world_size, 1)
+    return in_a_round * epochs / steps if epochs and steps else None
+
+
+def curves_of_run(trainer: pl.Trainer, history: RunHistory) -> Mapping[str, Any]:
+    """Return losses and rounds by epoch, and with anti-gradient control skip rate and loss by timestep."""
     agc = find_callback(trainer, AntiGradientControl)
     return {
         "loss_by_epoch": history.losses(trainer.strategy),
+        "validation_loss": dict(history.validation),
+        "round_epochs": _round_epochs(trainer),
         "skip_rate_by_timestep": None if agc is None else agc.skip_rate_by_timestep().tolist(),
         "loss_by_timestep": None if agc is None else agc.loss_by_timestep().tolist(),
         "unseen_loss_by_timestep": None if agc is None else agc.unseen_loss_by_timestep().tolist(),
@@ -152,7 +171,8 @@ _SETTINGS = ("num_samples", "sampler", "num_inference_steps", "use_ema", "seed",
 class Evaluation(pl.Callback):
     """Sample images, and measure how good they are and whether they are copies of training images.
 
-    At the end of training it prints a table, in which each measure stands beside that of held-out real images, and
+    At the end of training it prints a verdict in a sentence, and a table in which each measure stands beside that of
+    held-out real images, and
     writes into the run folder ``metrics.json`` with all measures and settings, and four plots: ``samples.png``;
     ``nearest.png``, the generated images closest to a training image, beside it; ``curves.png``, loss and skip rate;
     and ``mq.png``. The run's loggers get ``eval/fid``, ``eval/memorized_fraction`` and ``eval/mq_0.15`` … (as shares of
@@ -389,14 +409,16 @@ class Evaluation(pl.Callback):
             logger.log_metrics(measures, step=trainer.global_step)
         if trainer.is_global_zero:
             publish(
-                trainer, self.report, assessment=assessment, train=self._assessor.train,
+                trainer, self.report, assessment=assessment, train=self._assessor.train, name=self._assessor.name,
                 num_pairs=self.num_pairs if self.pictures else None,
             )  # fmt: skip
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Of `validate`: print the table of a checkpoint."""
+        """Keep the loss for the curve; of `validate`, print the table of a checkpoint."""
         if trainer.state.fn == TrainerFn.VALIDATING:
             self._show(trainer, pl_module)
+        elif not trainer.sanity_checking and "val/loss" in trainer.callback_metrics:
+            self._history.validation[trainer.current_epoch + 1] = float(trainer.callback_metrics["val/loss"])
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Print the table of a checkpoint."""
@@ -414,7 +436,7 @@ class Evaluation(pl.Callback):
         run = {"threshold": 0.0, "skip_rate": 0.0}
         self.report = make_report(self._assessor, scores, settings=self._settings(trainer), run=run, curves={})
         if trainer.is_global_zero:
-            rich.get_console().print(report_table(self.report))
+            print_report(self.report)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Free the images."""

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
+from lightning_iet.data.samples import name_of
 from lightning_iet.functional.checks import unit_interval
 from lightning_iet.functional.duplicates import Duplicates
 from lightning_iet.utilities.files import printable, write_atomically
@@ -106,6 +107,10 @@ class Repeated(Dataset[tuple[Tensor, Any, int]]):
     def __len__(self) -> int:
         return len(self.places)
 
+    def name(self, index: int) -> str:
+        """Return the samples' own name of one, such as its file."""
+        return name_of(self.samples, self.places[index])
+
     def __getitem__(self, index: int) -> tuple[Tensor, Any, int]:
         return (*self.samples[self.places[index]][:-1], index)
 
@@ -189,6 +194,10 @@ class FirstOfGroups(Dataset[tuple[Tensor, Any, int]]):
 
     def __len__(self) -> int:
         return len(self.kept)
+
+    def name(self, index: int) -> str:
+        """Return the samples' own name of one, such as its file."""
+        return name_of(self.samples, int(self.kept[index]))
 
     def __getitem__(self, index: int) -> tuple[Tensor, Any, int]:
         return (*self.samples[int(self.kept[index])][:-1], index)

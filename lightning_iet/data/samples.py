@@ -177,6 +177,10 @@ class Samples(Dataset[tuple[Tensor, Any, int]]):
     def __len__(self) -> int:
         return len(self.indices)
 
+    def name(self, index: int) -> str:
+        """Return the source's name of a sample, such as its file."""
+        return name_of(self.source, int(self.indices[index]))
+
     def __getitem__(self, index: int) -> tuple[Tensor, Any, int]:
         position = int(self.indices[index])
         try:

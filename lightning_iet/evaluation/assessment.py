@@ -3,9 +3,9 @@
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from math import ceil, isnan, nan
-from typing import Any
+from typing import Any, cast
 
 import lightning.pytorch as pl
 import torch
@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 from torchmetrics import Metric
 from torchmetrics.image.fid import FrechetInceptionDistance
 
+from lightning_iet.data.samples import name_of
 from lightning_iet.evaluation.measures import ImageMeasures, Measure, make_metrics
 from lightning_iet.evaluation.memorization import RATIO, Closeness, measure_closeness
 from lightning_iet.functional.duplicates import Duplicates, duplicate_groups
@@ -262,6 +263,7 @@ class Assessor:
         further: Sequence[Measure] = (),
         measure_weights: Mapping[str, PathLike_] | None = None,
     ) -> None:
+        self.name = partial(name_of, cast("Dataset[Any]", train))  # of a training image, such as its file
         self.train, control, self.reference = (collect_images(images) for images in (train, control, reference))
         for name, images in (("control_set", control), ("reference_set", self.reference)):
             if len(images) < 2 or images.shape[1:] != self.train.shape[1:]:
@@ -306,6 +308,12 @@ class Assessor:
     def train_fid(self) -> float:
         """FID of the training images themselves: what copying alone would give."""
         return self.fid(self.train)
+
+    @property
+    def feature_dimensions(self) -> int | None:
+        """Number of features that FID compares; None without FID."""
+        fid = self._measures.metrics.get("fid")
+        return None if fid is None else len(cast(Tensor, fid.real_features_sum))
 
     def fid(self, images: Tensor) -> float:
         """Return the Fréchet distance between images, ``(Q, C, H, W)`` with Q >= 2, and the reference."""

@@ -1,8 +1,9 @@
 """The report of an evaluation: metrics.json, the table in the terminal, the plots."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -12,6 +13,7 @@ import rich
 from rich.table import Table
 from torch import Tensor
 
+from lightning_iet.evaluation.verdict import fid_note, telling_thresholds, verdict
 from lightning_iet.plots import image_grid, memorized_quantity_curve, nearest_pairs, save_figure, training_curves
 from lightning_iet.utilities.files import METRICS, run_folder, write_json
 from lightning_iet.utilities.fingerprints import hash_images
@@ -46,16 +48,16 @@ def make_report(
         course: step and scores of every evaluation of the run, the last one included.
 
     Returns:
-        Plain numbers and text: ``kind`` and ``version``; ``settings``, with the limit of ``d1 / d2``; ``data``, sizes
-        and fingerprints of the real sets; ``run``; ``generated`` and ``control``, where ``mq`` are shares and
-        ``mq_count`` are numbers of images; ``train``, the FID of the training images themselves; ``curves``;
-        and ``course``.
+        Plain numbers and text: ``kind`` and ``version``; ``verdict``, a sentence; ``settings``, with the limit of
+        ``d1 / d2`` and the number of FID's features; ``data``, sizes and fingerprints of the real sets; ``run``;
+        ``generated`` and ``control``, where ``mq`` are shares and ``mq_count`` are numbers of images; ``train``, the
+        FID of the training images themselves; ``curves``; and ``course``.
     """
     train, reference = assessor.train, assessor.reference
-    return {
+    report: Report = {
         "kind": "evaluation",
         "version": version("lightning-iet"),
-        "settings": {**settings, "ratio": assessor.limit},
+        "settings": {**settings, "ratio": assessor.limit, "feature_dimensions": assessor.feature_dimensions},
         "data": {
             "num_train": len(train),
             "num_control": assessor.control.num_images,
@@ -73,6 +75,7 @@ def make_report(
         "curves": curves,
         "course": list(course),
     }
+    return {"kind": report.pop("kind"), "version": report.pop("version"), "verdict": verdict(report), **report}
 
 
 def _score_entries(scores: "Scores") -> dict[str, Any]:
@@ -91,27 +94,28 @@ def report_table(report: Report) -> Table:
     """
     generated, control, data, settings = (report[part] for part in ("generated", "control", "data", "settings"))
     num = generated["num_images"]
-    table = Table(title="Quality and memorization", caption=_caption(settings, data), caption_justify="left")
+    table = Table(title="Quality and memorization", caption=_caption(report), caption_justify="left")
     table.add_column("")
     table.add_column(f"{num:,} generated", justify="right")
     table.add_column(f"{control['num_images']:,} held out\n(control)", justify="right", style="dim")
-    table.add_column("better")
+    table.add_column("good is")
+    floor = "near control"
     if settings["features"] is not None:
-        table.add_row("FID", three_digits(generated["fid"]), three_digits(control["fid"]), "lower")
+        table.add_row("FID", three_digits(generated["fid"]), three_digits(control["fid"]), "low")
         table.add_row(f"FID of the {data['num_train']:,} training images", "", three_digits(report["train"]["fid"]), "")
         table.add_section()
     fractions = (percent(part["memorized_fraction"]) for part in (generated, control))
-    table.add_row(f"memorized, d1/d2 < {settings['ratio']:.2f}", *fractions, "lower")
+    table.add_row(f"memorized, d1/d2 < {settings['ratio']:.2f}", *fractions, floor)
     if repeated := data.get("near_duplicates"):
         groups = data["groups_of_near_duplicates"]
         for key, what in (
             ("copied_fraction_of_repeated", f"copies of the {groups:,} images with near-duplicates"),
             ("copied_fraction_of_others", f"copies of the {data['num_train'] - repeated:,} others"),
         ):
-            table.add_row(what, *(percent(part[key]) for part in (generated, control)), "lower")
-    for level, share in generated["mq"].items():
-        shares = (f"{round(s * num):,} ({percent(s)})" for s in (share, control["mq"][level]))
-        table.add_row(f"MQ < {level}", *shares, "lower")
+            table.add_row(what, *(percent(part[key]) for part in (generated, control)), floor)
+    for level in telling_thresholds(generated["mq"], control["mq"]):
+        shares = (f"{round(s * num):,} ({percent(s)})" for s in (generated["mq"][level], control["mq"][level]))
+        table.add_row(f"MQ < {level}", *shares, floor)
     if generated["further"]:
         table.add_section()
         for name, figure in generated["further"].items():
@@ -124,11 +128,26 @@ def report_table(report: Report) -> Table:
     if best := report["run"].get("best_without_copies"):
         table.add_row(f"best without copies: step {best['step']:,}, FID", three_digits(best["fid"]), "", "")
     if (gap := report["run"].get("gap")) is not None:
-        table.add_row("training loss under that of unseen images", percent(gap), "", "lower")
+        table.add_row("training loss under that of unseen images", percent(gap), "", "near 0")
     return table
 
 
-def write_pictures(report: Report, folder: Path, *, assessment: "Assessment", train: Tensor, num_pairs: int) -> None:
+def print_report(report: Report) -> None:
+    """Print the verdict, and the table under it."""
+    console = rich.get_console()
+    console.print(f"\n[bold]{report['verdict']}[/bold]", highlight=False)
+    console.print(report_table(report))
+
+
+def write_pictures(
+    report: Report,
+    folder: Path,
+    *,
+    assessment: "Assessment",
+    train: Tensor,
+    name: Callable[[int], str],
+    num_pairs: int,
+) -> None:
     """Write the four plots of a run.
 
     Args:
@@ -136,6 +155,7 @@ def write_pictures(report: Report, folder: Path, *, assessment: "Assessment", tr
         folder: the folder of the run, which exists.
         assessment: the generated images and their measures.
         train: the training images, ``(M, C, H, W)``.
+        name: of a training image by its position, such as its file's.
         num_pairs: number of images that ``nearest.png`` shows.
     """
     settings, run, curves = report["settings"], report["run"], report["curves"]
@@ -150,11 +170,13 @@ def write_pictures(report: Report, folder: Path, *, assessment: "Assessment", tr
         assessment.images[closest],
         train[nearest[closest]],
         ratios[closest].tolist(),
-        nearest[closest].tolist(),
+        [name(index) for index in nearest[closest].tolist()],
         limit=settings["ratio"],
     )
     figures["curves.png"] = training_curves(
         curves["loss_by_epoch"],
+        validation=curves["validation_loss"],
+        round_epochs=curves["round_epochs"],
         skip_rate=curves["skip_rate_by_timestep"] if run["threshold"] or run.get("criterion") else None,
         loss_by_timestep=curves["loss_by_timestep"],
         threshold=run["threshold"],
@@ -165,8 +187,8 @@ def write_pictures(report: Report, folder: Path, *, assessment: "Assessment", tr
         for part in ("generated", "control")
     )
     figures["mq.png"] = memorized_quantity_curve(generated, control, k=settings["k"])
-    for name, figure in figures.items():
-        save_figure(figure, folder / name)
+    for file, figure in figures.items():
+        save_figure(figure, folder / file)
 
 
 def read_metrics(file: Path, *, kind: str) -> dict[str, Any]:
@@ -187,16 +209,20 @@ def read_metrics(file: Path, *, kind: str) -> dict[str, Any]:
     return content
 
 
-def _caption(settings: Mapping[str, Any], data: Mapping[str, Any]) -> str:
+def _caption(report: Report) -> str:
+    settings, num_reference = report["settings"], report["data"]["num_reference"]
     fid = (
         "No FID: no feature network was found or asked for; --evaluation.features names one."
         if settings["features"] is None
-        else f"FID in {settings['features']} features, against {data['num_reference']:,} further held-out images; that "
+        else f"FID in {settings['features']} features, against {num_reference:,} further held-out images; that "
         "of the training images is what copying alone would give."
     )
+    note = fid_note(report)
     return (
-        f"Generated by {_sampling(settings)}. {fid} Memorization is lower,"
-        " the better, down to the control, whose counts are scaled to the number of generated images."
+        f"Generated by {_sampling(settings)}. {fid} {f'{note} ' if note else ''}MQ < 0.3: so many images lie nearer to "
+        f"one training image than 0.3 times the mean of the {settings['k']} nearest (squared distances); thresholds "
+        "that tell nothing are left out. Held-out images show what is usual; their counts are scaled to the number of "
+        "generated images. Far fewer than theirs is no merit: such images are unlike the data."
     )
 
 
@@ -206,7 +232,13 @@ def _sampling(settings: Mapping[str, Any]) -> str:
 
 
 def publish(
-    trainer: "pl.Trainer", report: Report, *, assessment: "Assessment", train: Tensor, num_pairs: int | None
+    trainer: "pl.Trainer",
+    report: Report,
+    *,
+    assessment: "Assessment",
+    train: Tensor,
+    name: Callable[[int], str],
+    num_pairs: int | None,
 ) -> None:
     """Print the table and write the files of a run; of a ``fast_dev_run`` nothing is kept.
 
@@ -215,26 +247,29 @@ def publish(
         report: of :func:`~lightning_iet.evaluation.report.make_report`.
         assessment: the generated images and their measures.
         train: the training images, ``(M, C, H, W)``.
+        name: of a training image by its position, such as its file's.
         num_pairs: number of generated images to show beside their nearest training image; None = make no plots.
     """
     console = rich.get_console()
+    write = partial(_write, report, assessment=assessment, train=train, name=name, num_pairs=num_pairs)
     if trainer.fast_dev_run:  # type: ignore[attr-defined]
         with TemporaryDirectory() as temporary:
-            _write(report, Path(temporary), assessment=assessment, train=train, num_pairs=num_pairs)
+            write(Path(temporary))
         console.print(f"fast_dev_run: the evaluation of {len(assessment.images)} images worked; nothing is kept.")
         return
-    console.print(report_table(report))  # first, because the plots take a while
+    print_report(report)  # first, because the plots take a while
     folder = run_folder(trainer)
-    _write(report, folder, assessment=assessment, train=train, num_pairs=num_pairs)
+    write(folder)
     for logger in trainer.loggers:
         if hasattr(logger, "log_image") and num_pairs is not None:  # Weights & Biases
             for plot in PLOTS:
                 logger.log_image(f"eval/{Path(plot).stem}", [str(folder / plot)])
-    files = ", ".join((METRICS, *(PLOTS if num_pairs is not None else ())))
+    gaps = sorted(path.name for path in folder.glob("gap*.png"))  # of anti-gradient control
+    files = ", ".join((METRICS, *(PLOTS if num_pairs is not None else ()), *gaps))
     console.print(f"Written to {folder}: {files}", soft_wrap=True, highlight=False)
 
 
-def _write(report: Report, folder: Path, *, assessment: "Assessment", train: Tensor, num_pairs: int | None) -> None:
+def _write(report: Report, folder: Path, *, num_pairs: int | None, **images: Any) -> None:
     write_json(folder / METRICS, report)
     if num_pairs is not None:
-        write_pictures(report, folder, assessment=assessment, train=train, num_pairs=num_pairs)
+        write_pictures(report, folder, num_pairs=num_pairs, **images)

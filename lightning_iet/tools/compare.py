@@ -1,21 +1,24 @@
 """Compare runs: the quality and the memorization of each, in one table and one plot."""
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from lightning_iet.evaluation.report import read_metrics
-from lightning_iet.plots import memorization_against_fid, save_figure
+from lightning_iet.evaluation.verdict import near_threshold, telling_thresholds
+from lightning_iet.plots import RunPoint, runs_against_fid, save_figure
 from lightning_iet.utilities.files import METRICS, check_writable, write_atomically, write_csv
 from lightning_iet.utilities.run_folders import version_number
 from lightning_iet.utilities.text import percent, three_digits
 
-MQ_SHOWN = ("0.15", "0.3")  # enough for a table; the CSV has all thresholds
+_WIDTH = 20  # characters of a line of a run's name in a terminal, of 80 in all
 Row: TypeAlias = dict[str, Any]
 
 
@@ -23,8 +26,8 @@ def compare(runs: Sequence[Path], *, out: Path = Path("comparison")) -> list[Row
     """Print one table over runs, and write ``comparison.csv``, ``comparison.md`` and ``comparison.png``.
 
     Each measure stands above that of held-out real images (the control), because on data of low variety even those lie
-    close to a training image. Copies count near-duplicates among the training images once; the plot shows them, and as
-    a line the course of a run that was evaluated on its way (--evaluation.every_n_epochs).
+    close to a training image. Copies count near-duplicates among the training images once; the plot shows them and MQ
+    against FID, and as a line the course of a run that was evaluated on its way (--evaluation.every_n_epochs).
 
     Args:
         runs: run folders, or folders that hold versions of a run (the newest finished one counts), or ``metrics.json``
@@ -92,7 +95,8 @@ def _read(file: Path) -> dict[str, Any]:
     try:
         report = read_metrics(file, kind="evaluation")
         for name, value in _row("", file, report).items():
-            of_a_measure = name.startswith(("fid", "memorized", "copied", "mq", "seconds"))
+            measured = ("memorized", "copied", "mq", "seconds", *(["fid"] if report["settings"]["features"] else []))
+            of_a_measure = name.startswith(measured)
             if of_a_measure and not (isinstance(value, int | float) and math.isfinite(value)):
                 raise ValueError(f"no figure for '{name}'")
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -170,30 +174,69 @@ def _write(rows: Sequence[Row], out: Path, courses: Mapping[str, Sequence[Row]])
     with write_atomically(out / "comparison.md") as path:
         path.write_text(_markdown(rows))
     column, name = _measure(rows)
-    figure = memorization_against_fid(
-        {row["run"]: (row["fid"], row[column]) for row in rows},
-        control=(rows[0]["fid_control"], rows[0][f"{column}_control"]),
+    near = near_threshold(_mq(rows[0], "_control"))
+
+    def point(row: Row, course: Sequence[Row] = (), end: str = "") -> RunPoint:
+        shares = [row[f"{column}{end}"], row[f"mq_{near}{end}"]]
+        earlier = [(_number(at["fid"]), [at[column], at["mq"][near]]) for at in course]
+        return RunPoint(_number(row[f"fid{end}"]), shares, earlier)
+
+    figure = runs_against_fid(
+        {row["run"]: point(row, courses[row["run"]]) for row in rows},
+        control=point(rows[0], end="_control"),
+        measures=[name, f"images unusually near to one training image (MQ < {near})"],
         training_fid=rows[0]["fid_train"],
-        courses={run: [(point["fid"], point[column]) for point in course] for run, course in courses.items()},
-        measure=name,
     )
     save_figure(figure, out / "comparison.png")
 
 
+def _number(value: float | None) -> float:
+    """A figure as a number; NaN for one that was not measured."""
+    return math.nan if value is None else value
+
+
+def _mq(row: Row, end: str = "") -> dict[str, float]:
+    """Shares by threshold of MQ, of a row of the CSV file."""
+    found = {re.fullmatch(rf"mq_([\d.]+){end}", name): value for name, value in row.items()}
+    return {match[1]: value for match, value in found.items() if match}
+
+
 def _table(rows: Sequence[Row]) -> Table:
-    table = Table(title="Quality and memorization of each run, above its held-out control", caption=_caption(rows))
+    title = "Quality and memorization of each run, above its held-out control"
+    table = Table(title=title, caption=_caption(rows), caption_justify="left", box=box.SIMPLE, padding=0)
     header, *body = _cells(rows)
     for column, text in enumerate(header):
-        table.add_column(text, justify="right" if column else "left")
-    for number, cells in enumerate(body):
-        table.add_row(*cells, style="dim" if number % 2 else "", end_section=number % 2 == 1)
+        # A figure keeps its column's width and a space before it; names have what is left.
+        figure = {"justify": "right", "no_wrap": True, "min_width": 1 + max(map(len, text.split("\n")))}
+        table.add_column(text, **(figure if column else {"overflow": "fold"}))
+    for number, (name, *cells) in enumerate(body):
+        run, newline, version = name.partition("\n")
+        run = run if run.startswith(" ") else _broken(run)
+        table.add_row(
+            f"{run}{newline}{version}", *cells, style="dim" if number % 2 else "", end_section=number % 2 == 1
+        )
     return table
+
+
+def _broken(name: str) -> str:
+    r"""Break a long name into lines, where its parts end.
+
+    Example:
+        >>> _broken("000-agc.threshold=0.5,seed_everything=1")
+        '000-\nagc.threshold=0.5,\nseed_everything=1'
+    """
+    lines = [""]
+    for part in re.findall(r"[^/,\s-]*[/,\s-]?", name):
+        if lines[-1] and len(lines[-1]) + len(part) > _WIDTH:
+            lines.append("")
+        lines[-1] += part
+    return "\n".join(lines)
 
 
 def _markdown(rows: Sequence[Row]) -> str:
     header, *body = _cells(rows)
     lines = [header, ["---"] + ["---:"] * (len(header) - 1), *body]
-    table = "\n".join("| " + " | ".join(text.replace("\n", " ") for text in line) + " |" for line in lines)
+    table = "\n".join("| " + " | ".join(" ".join(text.split()) for text in line) + " |" for line in lines)
     return f"{table}\n\n{_caption(rows)}\n"
 
 
@@ -201,24 +244,28 @@ def _cells(rows: Sequence[Row]) -> list[list[str]]:
     """A header, then two lines for each run: its measures, and under them those of its control."""
     column, _ = _measure(rows)
     shown = "copies" if column == "copied_fraction" else "memorized\nfraction"
-    lines = [["run", "FID", shown, *(f"MQ\n< {a}" for a in MQ_SHOWN), "skipped", "steps", "time"]]
+    # Thresholds that tell something about the first run and its control.
+    levels = telling_thresholds(_mq(rows[0]), _mq(rows[0], "_control"))[-2:]
+    lines = [["run", "FID", shown, *(f"MQ\n< {level}" for level in levels), "skipped", "steps", "time"]]
     for row in rows:
         effort = [
             percent(row["skip_rate"] if row["threshold"] or row["skip_rate"] else None),
             f"{row['steps']:,}",
             str(timedelta(seconds=round(row["seconds"]))),
         ]
-        for name, suffix, rest in ((row["run"], "", effort), ("  control", "_control", ["", "", ""])):
-            shares = [row[f"{measure}{suffix}"] for measure in (column, *(f"mq_{a}" for a in MQ_SHOWN))]
-            lines.append([name, three_digits(row[f"fid{suffix}"]), *map(percent, shares), *rest])
+        version = Path(row["folder"]).name
+        which = f"\n  {version}" if version.startswith("version_") and version not in row["run"] else ""
+        for name, end, rest in ((f"{row['run']}{which}", "", effort), ("  control", "_control", ["", "", ""])):
+            shares = [row[f"{measure}{end}"] for measure in (column, *(f"mq_{level}" for level in levels))]
+            lines.append([name, three_digits(row[f"fid{end}"]), *map(percent, shares), *rest])
     return lines
 
 
 def _caption(rows: Sequence[Row]) -> str:
-    caption = (
-        "FID in {features} features, MQ and copies: lower is better, down to the control."
-        " FID of the training images themselves: {fid}."
-    ).format(features=rows[0]["features"], fid=three_digits(rows[0]["fid_train"]))
+    features = rows[0]["features"]
+    fid = f"FID in {features} features; that of the training images themselves: {three_digits(rows[0]['fid_train'])}."
+    caption = "Of copies and MQ, the control's figures are what images have that nobody can have memorised. "
+    caption += fid if features else "FID was not measured."
     settings = {
         tuple(row[name] for name in ("num_samples", "sampler", "num_inference_steps", "use_ema")) for row in rows
     }

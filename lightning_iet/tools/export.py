@@ -10,6 +10,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from omegaconf import OmegaConf
 
 from lightning_iet.evaluation.report import read_metrics
+from lightning_iet.evaluation.verdict import fid_note, telling_thresholds, verdict
 from lightning_iet.modules import DiffusionModule
 from lightning_iet.modules.noise_processes import Sampler
 from lightning_iet.modules.pretrained import load_any_module
@@ -201,17 +202,29 @@ def _quality(metrics: Mapping[str, Any], step: int) -> dict[str, Any]:
     rows = [
         *([] if settings["features"] is None else [fid]),
         ("memorized fraction", *(percent(part["memorized_fraction"]) for part in (generated, control))),
-        *((f"MQ < {level}", percent(share), percent(control["mq"][level])) for level, share in generated["mq"].items()),
+        *(
+            (f"MQ < {level}", percent(generated["mq"][level]), percent(control["mq"][level]))
+            for level in telling_thresholds(generated["mq"], control["mq"])
+        ),
     ]
     weights = "averaged" if settings["use_ema"] else "last"
     measured = metrics["run"]["steps"]
     how = (
         f"Sampled with {settings['sampler']}, {settings['num_inference_steps']} steps, {weights} weights, seed "
-        f"{settings['seed']}. Shares are of the images; memorization is lower, the better, down to the control."
+        f"{settings['seed']}. Shares are of the images; the control's are what images have that nobody can have "
+        "memorised."
     )
+    if note := fid_note(metrics):
+        how += f" {note}"
     if measured != step:
         how += f" **Measured after {measured:,} steps; these weights are those after {step:,}.**"
-    return {"num": generated["num_images"], "num_control": control["num_images"], "rows": rows, "how": how}
+    return {
+        "verdict": verdict(metrics),
+        "num": generated["num_images"],
+        "num_control": control["num_images"],
+        "rows": rows,
+        "how": how,
+    }
 
 
 def export(

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from lightning_iet.tools import compare as module
+from lightning_iet.plots import RunPoint
 from lightning_iet.tools.compare import compare
 
 THRESHOLDS = ("0.15", "0.2", "0.3", "0.4", "0.5", "0.6", "0.7", "0.8", "0.9")
@@ -59,11 +60,11 @@ def test_files_hold_the_same_figures(tmp_path, runs):
     markdown = (tmp_path / "out" / "comparison.md").read_text()
     lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in markdown.splitlines() if line.startswith("|")]
     assert len({len(line) for line in lines}) == 1
-    assert lines[2][:3] == ["baseline", "1.40", "90.0%"]
+    assert lines[2][:3] == ["baseline version_0", "1.40", "90.0%"]
     assert lines[3][:3] == ["control", "0.600", "1.0%"]
-    assert lines[4][:3] == ["iet_agc", "3.10", "0.4%"]
+    assert lines[4][:3] == ["iet_agc version_0", "3.10", "0.4%"]
     with Image.open(tmp_path / "out" / "comparison.png") as image:
-        assert image.size == (960, 690)
+        assert image.size == (1380, 660)
 
 
 def test_table_is_printed(tmp_path, runs, capsys):
@@ -177,26 +178,39 @@ def uneven_report(fid, copied, course=(), steps=8000):
     content["generated"]["copied_fraction"] = copied
     content["control"]["copied_fraction"] = 0.002
     return content | {
-        "course": [{"step": step, "fid": f, "memorized_fraction": 0.0, "copied_fraction": c} for step, f, c in course]
+        "course": [
+            {
+                "step": step,
+                "fid": f,
+                "memorized_fraction": 0.0,
+                "copied_fraction": c,
+                "mq": dict.fromkeys(THRESHOLDS, 0.3),
+            }
+            for step, f, c in course
+        ]
     }
 
 
 def test_copies_count_near_duplicates_once_and_the_course_is_a_line(tmp_path, capsys, monkeypatch):
-    shown, draw = {}, module.memorization_against_fid
+    shown, draw = {}, module.runs_against_fid
 
     def watch(runs, **options):
         shown.update(options, runs=runs)
         return draw(runs, **options)
 
-    monkeypatch.setattr(module, "memorization_against_fid", watch)
+    monkeypatch.setattr(module, "runs_against_fid", watch)
     course = [(2000, 9.0, 0.0), (4000, 5.0, 0.02), (8000, 4.0, 0.1)]
     store(tmp_path / "plain", uneven_report(4.0, 0.1, course))
     store(tmp_path / "record", uneven_report(3.9, 0.005))
     rows = compare([tmp_path / "plain", tmp_path / "record"], out=tmp_path / "out")
     assert [row["copied_fraction"] for row in rows] == [0.1, 0.005]
-    assert shown["runs"] == {"plain": (4.0, 0.1), "record": (3.9, 0.005)}
-    assert shown["courses"] == {"plain": [(9.0, 0.0), (5.0, 0.02)], "record": []}
-    assert "copies" in shown["measure"]
+    assert shown["runs"] == {
+        "plain": RunPoint(4.0, [0.1, 0.0], [(9.0, [0.0, 0.3]), (5.0, [0.02, 0.3])]),
+        "record": RunPoint(3.9, [0.005, 0.0], []),
+    }
+    assert shown["control"] == RunPoint(0.6, [0.002, 0.1], [])
+    assert "copies" in shown["measures"][0]
+    assert "MQ < 0.2" in shown["measures"][1]
     printed = capsys.readouterr().out
     assert "copies" in printed
     assert "10.0%" in printed
@@ -207,3 +221,29 @@ def test_among_files_without_copies_the_memorized_fraction_is_compared(tmp_path,
     rows = compare([*runs, tmp_path / "new"], out=tmp_path / "out")
     assert "copied_fraction" not in rows[0]
     assert "memorized" in capsys.readouterr().out
+
+
+def test_runs_without_fid_are_compared_too(tmp_path, capsys):
+    for name in ("a", "b"):
+        content = report(fid=None, settings={"features": None})
+        content["control"]["fid"] = content["train"]["fid"] = None
+        store(tmp_path / name, content)
+    rows = compare([tmp_path / "a", tmp_path / "b"], out=tmp_path / "out")
+    assert [row["fid"] for row in rows] == [None, None]
+    assert "FID was not measured" in " ".join(capsys.readouterr().out.split())
+    assert (tmp_path / "out" / "comparison.png").is_file()
+
+
+def test_a_terminal_of_80_columns_shows_names_and_figures_whole(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    names = [f"{number:03d}-agc.threshold=0.{number},seed_everything={number}" for number in range(3)]
+    for name in names:
+        store(tmp_path / "sweep" / name / "version_12", report(skip_rate=0.1234))
+    compare([tmp_path / "sweep" / name for name in names], out=tmp_path / "out")
+    printed = capsys.readouterr().out
+    first = "".join(line[:21].strip() for line in printed.splitlines())
+    assert all(name in first for name in names)
+    assert first.count("version_12") == 3
+    assert "…" not in printed
+    for figure in ("90.0%", "12.3%", "8,000", "0:01:30"):
+        assert printed.count(figure) >= 3

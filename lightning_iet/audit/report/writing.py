@@ -48,7 +48,7 @@ def _nearest(audit: Audit, findings: Findings) -> Figure:
         shrink(audit.sets["generated"].pixels[places], 192) / 255,
         shrink(audit.sets["train"].pixels[sources], 192) / 255,
         [row["score"] for row in rows],
-        sources,
+        [row["source"] for row in rows],
         limit=limit,
     )
     figure.suptitle(TITLE.format(limit), color=INK, fontsize=9)

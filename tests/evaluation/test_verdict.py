@@ -1,0 +1,83 @@
+"""What an evaluation says in a sentence: a case of each kind."""
+
+from math import comb
+
+import pytest
+
+from lightning_iet.evaluation.verdict import Counts, fid_note, telling_thresholds, verdict
+
+
+def report(copies=0, near=14, usual=200, *, held_out=(0, 14, 200), num=400, num_control=400, **further):
+    def part(number, counts):
+        mq = dict(zip(("0.15", "0.3"), (count / number for count in counts[1:]), strict=True))
+        return {"num_images": number, "memorized_fraction": 0.0, "copied_fraction": counts[0] / number, "mq": mq}
+
+    generated = part(num, (copies, near, usual)) | {"further": further}
+    return {"generated": generated, "control": part(num_control, held_out)}
+
+
+@pytest.mark.parametrize(
+    ("found", "says"),
+    [
+        (report(60, 107, 168), "The model copies training images: 60 of 400 images (of held-out images 0) pass"),
+        (report(60, 0, 0), "The model copies training images"),  # copies count first, whatever the rest is like
+        (report(2, 107, 168), "Hardly any exact copies (2 of 400), but 107 of 400 images (of held-out images 14)"),
+        (report(0, 0, 12), "The model draws nothing like the data: 12 of 400 images (of held-out images 200) lie"),
+        (report(0, 0, 0), "The model draws nothing like the data"),  # noise
+        (report(0, 9, 150), "Hardly any copies (0 of 400), but the images are less like the training images"),
+        (report(1, 16, 210), "No sign of memorization: 1 of 400 images (of held-out images 0) pass for copies."),
+        (report(0, 1, 20, num=40, num_control=40, held_out=(0, 1, 20)), "but 40 images are too few to rule it out"),
+        (report(20, 14, 200, held_out=(18, 14, 200)), "No sign of memorization: 20 of 400"),
+        (report(0, 14, 200, num_control=200, held_out=(1, 7, 100)), "(of held-out images 1 of 200)"),
+    ],
+)  # fmt: skip
+def test_cases(found, says):
+    assert says in verdict(found)
+    assert verdict(found).count(".") == 1 + verdict(found).count("nothing like")
+
+
+def test_the_loss_is_spoken_of_where_it_tells_members_from_others():
+    attack = {"membership_inference_auc": 0.73, "membership_inference_auc_low": 0.7}
+    assert verdict(report(**attack)).endswith(
+        "training images from others (AUC 0.73; 0.5 is chance): memorization is likely."
+    )
+    assert verdict(report(60, **attack)).endswith(
+        "; the loss tells training images from others (AUC 0.73; 0.5 is chance)."
+    )
+    chance = {"membership_inference_auc": 0.73, "membership_inference_auc_low": 0.49}
+    assert verdict(report(**chance)).startswith("No sign of memorization")
+    assert verdict(report(0, 0, 0, **attack)).startswith("The model draws nothing like the data")
+
+
+def test_copies_among_reports_of_versions_that_did_not_count_them():
+    old = report(60, 14, 200)
+    for part in ("generated", "control"):
+        del old[part]["copied_fraction"]
+    assert verdict(old).startswith("No sign of memorization: 0 of 400")
+
+
+def test_chance_is_that_of_the_hypergeometric_distribution():
+    def p_value(a, n, b, m):  # of a or more of a + b marked images among the n
+        return sum(comb(n, k) * comb(m, a + b - k) for k in range(a, min(n, a + b) + 1)) / comb(n + m, a + b)
+
+    for a in range(15):
+        counts = Counts(a, 40, 2, 60)
+        assert counts.is_higher == (p_value(a, 40, 2, 60) < 0.01)
+        assert Counts(2, 60, a, 40).is_lower == counts.is_higher
+
+
+def test_thresholds_that_tell_nothing_are_left_out():
+    levels = ("0.15", "0.2", "0.3", "0.4", "0.5", "0.6", "0.7", "0.8", "0.9")
+    saturated = dict(zip(levels, (0.9, 0.95, 1, 1, 1, 1, 1, 1, 1), strict=True))
+    control = dict(zip(levels, (0, 0.02, 0.3, 0.6, 0.9, 0.98, 1, 1, 1), strict=True))
+    assert telling_thresholds(saturated, control) == ["0.15", "0.2", "0.3"]
+    assert telling_thresholds(dict.fromkeys(levels, 0.0), dict.fromkeys(levels, 0.0)) == []
+    assert telling_thresholds(dict.fromkeys(levels, 1.0), dict.fromkeys(levels, 1.0)) == []
+
+
+@pytest.mark.parametrize(("num", "reference", "dimensions", "few"), [
+    (512, 1221, 64, False), (64, 1221, 64, True), (512, 40, 64, True), (512, 1221, 1280, True), (2, 2, None, False),
+])  # fmt: skip
+def test_fid_of_fewer_images_than_features(num, reference, dimensions, few):
+    found = {"settings": {"feature_dimensions": dimensions}, "generated": {"num_images": num}}
+    assert bool(fid_note(found | {"data": {"num_reference": reference}})) == few
