@@ -46,12 +46,13 @@ from lightning_iet.cli.help import (
 from lightning_iet.cli.images import seconds_of_step, with_images
 from lightning_iet.data import ShardedDataModule
 from lightning_iet.functional.sharding import Partition
-from lightning_iet.tools.plan import PlanningTrainer, in_words, model_size, schedule_of
+from lightning_iet.tools.plan import PlanningTrainer, model_size, schedule_of
 from lightning_iet.utilities.checkpoints import outline
 from lightning_iet.utilities.errors import TRACEBACK_VARIABLE, fail, yaml_fault
 from lightning_iet.utilities.files import check_writable, run_folder
 from lightning_iet.utilities.lightning import find_callback, order_callbacks
 from lightning_iet.utilities.run_folders import checkpoint_of
+from lightning_iet.utilities.text import in_words
 
 METHODS = {
     "agc": AntiGradientControl,

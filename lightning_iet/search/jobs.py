@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
-_PROGRAM = "lightning-iet"
+PROGRAM = "lightning-iet"
+Started: TypeAlias = Callable[["subprocess.Popen[bytes]"], object]
 _LOG = "output.log"
 
 
@@ -37,11 +38,14 @@ class Job:
         """Whether the run has left its result."""
         return (self.folder / self.result).is_file()
 
-    def run(self, *, threads: int) -> str | None:
+    def run(
+        self, *, threads: int, started: Callable[["subprocess.Popen[bytes]"], object] = lambda _: None
+    ) -> str | None:
         """Run to the end; files of an interrupted run are removed first.
 
         Args:
             threads: that the program may use, unless ``OMP_NUM_THREADS`` is set.
+            started: called with the process.
 
         Returns:
             ``None``, or the last line of a failed run's output.
@@ -50,22 +54,23 @@ class Job:
         self.folder.mkdir(parents=True)
         log = self.folder.with_suffix(f"{self.folder.suffix}.log")
         # The same Python, whatever the path finds first.
-        program = [sys.executable, "-m", "lightning_iet"] if self.command[0] == _PROGRAM else [self.command[0]]
-        environment = {"OMP_NUM_THREADS": str(threads), **os.environ}  # the user's choice, if there is one
+        program = [sys.executable, "-m", "lightning_iet"] if self.command[0] == PROGRAM else [self.command[0]]
+        environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
         with log.open("w", encoding="utf-8") as file:
-            ended = subprocess.run(  # noqa: S603 (the command of the user's file)
+            process = subprocess.Popen(  # noqa: S603 (the command of the user's file)
                 [*program, *self.command[1:], *_place(self.folder)],
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 env=environment,
-                check=False,
             )
-        if ended.returncode == 0 and self.is_finished:
+        started(process)
+        status = process.wait()
+        if status == 0 and self.is_finished:
             log.replace(self.folder / _LOG)
             return None
         output = log.read_text(encoding="utf-8", errors="replace").replace("\r", "\n").strip().splitlines()
-        return f"{output[-1] if output else f'exit status {ended.returncode}'} (see {log})"
+        return f"{output[-1] if output else f'exit status {status}'} (see {log})"
 
 
 def _place(folder: Path) -> list[str]:
@@ -79,22 +84,39 @@ def _place(folder: Path) -> list[str]:
 
 
 def run_jobs(jobs: Iterable[Job], number: int, *, ended: Callable[[Job, str | None], object]) -> None:
-    """Run jobs, ``number`` at a time, each on its part of the cores.
+    """Run jobs, ``number`` at a time, each on its part of the cores; an exception ends those that run.
 
     Args:
         jobs: the next is taken when a process is free.
         number: of jobs at a time.
         ended: called with each job when it has ended, and with ``None`` or its error.
     """
-    threads = max(1, (os.cpu_count() or 1) // number)
+    threads = threads_of_a_job(number)
     running: dict[Future[str | None], Job] = {}
+    processes: list[subprocess.Popen[bytes]] = []
     with ThreadPoolExecutor(number) as pool:
-        for job in jobs:
-            running[pool.submit(job.run, threads=threads)] = job
-            if len(running) == number:
+        try:
+            for job in jobs:
+                running[pool.submit(job.run, threads=threads, started=processes.append)] = job
+                if len(running) == number:
+                    _collect(running, ended)
+            while running:
                 _collect(running, ended)
-        while running:
-            _collect(running, ended)
+        except BaseException:
+            for process in processes:
+                process.terminate()
+            raise
+
+
+def threads_of_a_job(number: int) -> int:
+    """Return the threads of each of a number of jobs at a time: what the user has set, else a part of the cores.
+
+    Example:
+        >>> threads_of_a_job(1000)
+        1
+    """
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    return int(asked) if asked.isdecimal() and int(asked) > 0 else max(1, (os.cpu_count() or 1) // number)
 
 
 def _collect(running: dict[Future[str | None], Job], ended: Callable[[Job, str | None], object]) -> None:

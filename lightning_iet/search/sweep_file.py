@@ -16,6 +16,8 @@ from lightning_iet.utilities.errors import require, yaml_fault
 
 Method: TypeAlias = Literal["grid", "random", "bayes"]
 Distribution: TypeAlias = Literal["categorical", "uniform", "int_uniform", "log_uniform_values"]
+OBJECTIVE = "eval/objective"
+"""What a sweep minimises unless its file says otherwise: FID, raised by copies beyond those of held-out images."""
 _ARGUMENTS = "${args}"
 _KEYS = ("value", "values", "distribution", "min", "max")
 # What Weights & Biases reads at the top of a file, but for what changes which runs there are.
@@ -84,7 +86,8 @@ def read_sweep(path: Path) -> SweepFile:
     """Read a sweep's file.
 
     Args:
-        path: YAML, as ``wandb sweep`` takes it: ``method``, ``command``, ``parameters``, ``metric``.
+        path: YAML, as ``wandb sweep`` takes it: ``method``, ``command``, ``parameters``, and
+            ``metric``, which is ``eval/objective`` where there is none.
 
     Returns:
         The sweep.
@@ -107,8 +110,12 @@ def read_sweep(path: Path) -> SweepFile:
     method = cast(Method, content.get("method"))
     if method not in get_args(Method):
         raise _unfit(path, "`method` grid, random or bayes", repr(method))
-    metric = content.get("metric") or {}
-    if not isinstance(metric.get("name"), str) or metric.get("goal", "minimize") not in ("minimize", "maximize"):
+    metric = content.get("metric", {"name": OBJECTIVE})
+    if (
+        not isinstance(metric, dict)
+        or not isinstance(metric.get("name"), str)
+        or metric.get("goal", "minimize") not in ("minimize", "maximize")
+    ):
         raise _unfit(path, "`metric` with a `name` and a `goal`, minimize or maximize", repr(metric))
     if others := [key for key in metric if key not in ("name", "goal")]:
         raise _unfit(path, "`metric` with a `name` and a `goal` only", f"`{others[0]}`")

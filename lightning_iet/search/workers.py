@@ -12,6 +12,7 @@ from typing import Any, Self, cast
 
 import torch
 
+from lightning_iet.search.jobs import threads_of_a_job
 from lightning_iet.utilities.errors import first_line
 
 _CONTEXT = get_context("spawn")  # threads and accelerators do not survive a fork
@@ -85,9 +86,7 @@ class Workers:
             value, error = _call(self._function, task)
             self._ready.append(Outcome(task, value, error, time.monotonic() - begin))
             return
-        process = (
-            self._idle.pop() if self._idle else _Process(self._function, max(1, (os.cpu_count() or 1) // self._jobs))
-        )
+        process = self._idle.pop() if self._idle else _Process(self._function, threads_of_a_job(self._jobs))
         process.connection.send(task)
         self._busy[process.connection] = (process, task, begin)
 

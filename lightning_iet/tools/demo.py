@@ -1,7 +1,6 @@
 """Train with and without protection side by side, and show what each model copies."""
 
 import json
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
@@ -19,7 +18,7 @@ from lightning_iet.evaluation.report import read_metrics
 from lightning_iet.functional.duplicates import duplicate_groups
 from lightning_iet.modules.pretrained import load_any_module
 from lightning_iet.plots import RunPairs, pairs_of_runs, save_figure
-from lightning_iet.search.jobs import Job
+from lightning_iet.search.jobs import Job, threads_of_a_job
 from lightning_iet.utilities.files import METRICS, check_writable, free_folder
 from lightning_iet.utilities.progress import progress_bar
 from lightning_iet.utilities.text import percent, three_digits
@@ -77,7 +76,7 @@ def _command(name: str, epochs: int, seed: int) -> list[str]:
 
 def _train(jobs: Sequence[Job], epochs: int) -> None:
     """Run all jobs at once; a bar shows how far they are by the last step in each run's metrics.csv."""
-    threads = max(1, (os.cpu_count() or 1) // len(jobs))
+    threads = threads_of_a_job(len(jobs))
     total = len(jobs) * epochs * _STEPS_OF_EPOCH
     with progress_bar("Training two models", total) as bar, ThreadPoolExecutor(len(jobs)) as pool:
         running = [pool.submit(job.run, threads=threads) for job in jobs]

@@ -4,7 +4,7 @@ import resource
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from math import ceil
 from pathlib import Path
@@ -24,7 +24,9 @@ from lightning_iet.data.shard_sampler import ShardPlan, ShardSampler
 from lightning_iet.data.sharding import ShardedDataModule
 from lightning_iet.modules.adapters.svdiff import spectral_shifts
 from lightning_iet.shards.layout import frozen_tensors, shard_tensors
+from lightning_iet.utilities.files import write_json
 from lightning_iet.utilities.lightning import find_callback
+from lightning_iet.utilities.text import in_words
 
 
 @dataclass(frozen=True)
@@ -166,6 +168,7 @@ class Cost:
         step_seconds: Measured time of a step with its data; None = not measured.
         peak: Measured peak of the memory; None = not measured.
         device: Whose memory that was.
+        is_synthetic: Whether a few random images took the place of the data, whose number is then not known.
     """
 
     size: ModelSize
@@ -173,6 +176,12 @@ class Cost:
     step_seconds: float | None = None
     peak: int | None = None
     device: str = "cpu"
+    is_synthetic: bool = False
+
+    @property
+    def has_length(self) -> bool:
+        """Whether the steps of the run are known: of synthetic data only where their number alone limits it."""
+        return not self.is_synthetic or (self.schedule.epochs is None and self.schedule.max_steps is not None)
 
     @property
     def memory(self) -> int:
@@ -187,8 +196,8 @@ class Cost:
 
     @property
     def seconds(self) -> float | None:
-        """Time of the run's steps."""
-        steps = self.schedule.process_steps
+        """Time of the run's steps; None where it is not known."""
+        steps = self.schedule.process_steps if self.has_length else None
         return None if steps is None or self.step_seconds is None else steps * self.step_seconds
 
 
@@ -202,12 +211,15 @@ def cost_table(cost: Cost) -> Table:
         "trained parameters", f"{_count(size.trained)}{share}", f"{_count(size.frozen)} frozen ones beside them"
     )
     sizes = sorted(set(schedule.shard_sizes))
-    table.add_row("shards", str(shards), f"{' to '.join(f'{n:,}' for n in (sizes[0], sizes[-1])[: len(sizes)])} images")
+    images = f"{' to '.join(f'{n:,}' for n in (sizes[0], sizes[-1])[: len(sizes)])} images"
+    table.add_row("shards", str(shards), "size not known, for the data are synthetic" if cost.is_synthetic else images)
     table.add_row("processes", str(schedule.processes), f"{schedule.hosted} shard(s) on each, in turn")
     each = "each shard: " if shards > 1 else ""
-    table.add_row("steps", _count(schedule.steps), f"{each}{schedule.epoch_steps:,} in an epoch, {_epochs(schedule)}")
+    in_epoch = "as the data are large" if cost.is_synthetic else f"{schedule.epoch_steps:,} in an epoch"
+    known = _count if cost.has_length else _unknown
+    table.add_row("steps", known(schedule.steps), f"{each}{in_epoch}, {_epochs(schedule)}")
     if schedule.hosted > 1:
-        table.add_row("steps of a process", _count(schedule.process_steps), f"those of its {schedule.hosted} shards")
+        table.add_row("steps of a process", known(schedule.process_steps), f"those of its {schedule.hosted} shards")
     table.add_section()
     optimizer = "of the optimizer: not known" if size.optimizer is None else f"optimizer {_memory(size.optimizer)}"
     made = f"{schedule.hosted} × (weights, averages {_memory(size.averaged)} + {optimizer})"
@@ -221,20 +233,28 @@ def cost_table(cost: Cost) -> Table:
     if shards > 1:
         table.add_section()
         table.add_row("an averaging", _memory(shards * size.averaged), f"{shards} × weights and their averages")
-        all_bytes = None if averagings is None else averagings * shards * size.averaged
-        table.add_row("averagings", _count(averagings), f"{_memory(all_bytes)} in all")
+        if cost.has_length or schedule.round_steps is None:  # a round of epochs is a share of the run, however long
+            all_bytes = None if averagings is None else averagings * shards * size.averaged
+            table.add_row("averagings", _count(averagings), f"{_memory(all_bytes)} in all")
+        else:
+            table.add_row("averagings", _unknown(averagings), "")
         if schedule.processes > 1:
             table.add_row("sent by a process", _memory(cost.sent), "in an averaging; between them, nothing")
     table.add_section()
     if cost.step_seconds is None:
         table.add_row("time", "not measured", "--measure_steps 5 takes a few steps to tell")
     else:
-        table.add_row("time", in_words(cost.seconds), f"{cost.step_seconds:.3g} s for each step, data included")
+        length = in_words(cost.seconds) if cost.has_length else _unknown(None)
+        table.add_row("time", length, f"{cost.step_seconds:.3g} s for each step, data included")
     return table
 
 
 def _epochs(schedule: Schedule) -> str:
     return "no limit of epochs" if schedule.epochs is None else f"{schedule.epochs:,} epochs"
+
+
+def _unknown(_: int | None) -> str:
+    return "not known"
 
 
 def _count(number: int | None) -> str:
@@ -253,25 +273,6 @@ def _memory(number: float | None) -> str:
     return f"{number / 2**30:,.1f} GiB" if number >= 2**30 else f"{number / 2**20:.1f} MiB"
 
 
-def in_words(seconds: float | None) -> str:
-    """A time for people.
-
-    Example:
-        >>> [in_words(seconds) for seconds in (42, 150, 3 * 3600 + 60, 1e6, None)]
-        ['42 s', '3 min', '3 h 1 min', '11 days 13 h', 'no limit']
-    """
-    if seconds is None:
-        return "no limit"
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    minutes = ceil(seconds / 60)
-    if minutes < 60:
-        return f"{minutes} min"
-    if minutes < 48 * 60:
-        return f"{minutes // 60} h {minutes % 60} min"
-    return f"{minutes // 1440} days {minutes % 1440 // 60} h"
-
-
 class PlanningTrainer(pl.Trainer):
     """A trainer that can also say what training will cost."""
 
@@ -282,10 +283,12 @@ class PlanningTrainer(pl.Trainer):
         ckpt_path: Path | None = None,
         weights_only: bool | None = None,
         measure_steps: int = 0,
+        out: Path | None = None,
     ) -> Cost:
         """Print what a run will cost before it starts: steps, memory, bytes averaged, time.
 
-        Nothing is written. The data are set up, for their number; the model is built.
+        The data are set up, for their number; the model is built. Of synthetic data, which are a few random images,
+        neither the steps of epochs nor a time is named.
 
         Args:
             model: What would be trained.
@@ -293,6 +296,7 @@ class PlanningTrainer(pl.Trainer):
             ckpt_path: Ignored: configurations of ``fit`` may hold it.
             weights_only: Likewise.
             measure_steps: Take so many steps, and two before them, for an estimate of the time; 0 = none.
+            out: Also write steps and seconds into this file, as JSON.
 
         Returns:
             The cost.
@@ -317,12 +321,14 @@ class PlanningTrainer(pl.Trainer):
             raise ValueError("Argument `family` expected a model whose denoiser is there from the start, but got none.")
         datamodule.prepare_data()
         datamodule.setup("fit")
-        cost = Cost(model_size(model), schedule_of(self, datamodule), device=str(self.strategy.root_device))
+        synthetic = bool(getattr(getattr(datamodule, "datamodule", datamodule), "synthetic", False))
+        device = str(self.strategy.root_device)
+        cost = Cost(model_size(model), schedule_of(self, datamodule), device=device, is_synthetic=synthetic)
         if measure_steps:
             cost = _measured(self, model, datamodule, cost, steps=measure_steps)
         rich.get_console().print(cost_table(cost))
-        if getattr(getattr(datamodule, "datamodule", datamodule), "synthetic", False):
-            rich.get_console().print("The data are synthetic: steps, shards and time are those of a few random images.")
+        if out is not None:
+            write_json(Path(out), {"steps": cost.schedule.process_steps, "seconds": cost.seconds})
         return cost
 
 
@@ -405,4 +411,4 @@ def _measured(
     else:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     seconds = statistics.median(spans) * accumulated
-    return Cost(cost.size, cost.schedule, step_seconds=seconds, peak=peak, device=cost.device)
+    return replace(cost, step_seconds=seconds, peak=peak)

@@ -1,10 +1,17 @@
 """Run a sweep in the file format of Weights & Biases on this machine, without an account."""
 
+import json
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import fields
-from math import nan
+from difflib import get_close_matches
+from math import ceil, isnan, nan
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from rich.console import Console
@@ -12,12 +19,16 @@ from rich.console import Console
 from lightning_iet.evaluation.assessment import Scores, objective
 from lightning_iet.evaluation.report import read_metrics
 from lightning_iet.search import Job, SweepFile, grid_points, open_study, read_sweep, run_jobs
+from lightning_iet.search.jobs import PROGRAM, threads_of_a_job
+from lightning_iet.search.sweep_file import OBJECTIVE
 from lightning_iet.tools.compare import compare
 from lightning_iet.utilities.configurations import shipped_configuration
 from lightning_iet.utilities.files import METRICS, check_writable, write_csv
 from lightning_iet.utilities.progress import progress_bar
+from lightning_iet.utilities.text import in_words, percent, three_digits
 
 RESULTS = "sweep.csv"
+_MANY = 4  # runs, fewer of which begin without an estimate, which takes some seconds
 
 
 def sweep(
@@ -26,8 +37,10 @@ def sweep(
     """Run sweeps, such as configs/sweeps/agc_threshold.yaml, on this machine.
 
     Every point is a run of its own, in OUT/NAME/; what has finished is not run again, so the same command goes on with
-    a sweep that was cut off. Writes sweep.csv, one row for each run, and the table and the plot of `compare`. The
-    same files work with `wandb sweep` and `wandb agent`.
+    a sweep that was cut off. Writes sweep.csv, one row for each run, and the table and the plot of `compare`, also of
+    an interrupted sweep. Names the run of the least FID among those that copy no more than held-out images do, and the
+    best by the file's metric (eval/objective, if it names none: FID, raised by copies). The same files work with
+    `wandb sweep` and `wandb agent`.
 
     Args:
         files: Files of sweeps: method grid, random or bayes (these two choose points with Optuna).
@@ -58,34 +71,109 @@ def _file(path: Path) -> Path:
 
 
 def _run(plan: SweepFile, folder: Path, *, jobs: int, count: int, seed: int) -> None:
+    """Run what has not finished; an interrupted sweep still has its table."""
     errors: dict[Path, str] = {}
-    if plan.method == "grid":
-        planned = [_job(plan, folder, *point) for point in enumerate(grid_points(plan.parameters))]
-        with progress_bar(f"Runs of {plan.name}", len(planned)) as bar:
-            bar.advance(sum(job.is_finished for job in planned))
+    with ExitStack() as stack:
+        if plan.method == "grid":
+            planned = [_job(plan, folder, *point) for point in enumerate(grid_points(plan.parameters))]
+            total, finished = len(planned), sum(job.is_finished for job in planned)
+            waiting = (job for job in planned if not job.is_finished)
+            study = None
+        else:
+            study = stack.enter_context(open_study(plan, folder, trials=count, seed=seed))
+            total, finished = count, sum(trial.state in ("complete", "failed") for trial in study.trials())
+            trials = iter(lambda: study.next(count), None)
+            waiting = (_job(plan, folder, trial.number, trial.parameters) for trial in trials)
+        _announce(plan, folder, total=total, finished=finished, jobs=jobs)
+        bar = stack.enter_context(progress_bar(f"Runs of {plan.name}", total))
+        bar.advance(finished)
 
-            def ended(job: Job, error: str | None) -> None:
-                bar.advance()
-                if error is not None:
-                    errors[job.folder] = error
+        def ended(job: Job, error: str | None) -> None:
+            bar.advance()
+            if error is not None:
+                errors[job.folder] = error
+            found = None if error is not None else _metric(plan, figures(job.folder))
+            if study is not None and found is None:
+                study.fail(job.number, str(error))
+            elif study is not None and found is not None:
+                study.tell(job.number, [found], None)
 
-            run_jobs((job for job in planned if not job.is_finished), jobs, ended=ended)
-    else:
-        study = open_study(plan, folder, trials=count, seed=seed)
-        with study, progress_bar(f"Runs of {plan.name}", count) as bar:
-            bar.advance(sum(trial.state in ("complete", "failed") for trial in study.trials()))
-
-            def told(job: Job, error: str | None) -> None:
-                bar.advance()
-                if error is None:
-                    study.tell(job.number, [figures(job.folder)[plan.metric.removeprefix("eval/")]], None)
-                else:
-                    study.fail(job.number, error)
-                    errors[job.folder] = error
-
-            drawn = iter(lambda: study.next(count), None)
-            run_jobs((_job(plan, folder, trial.number, trial.parameters) for trial in drawn), jobs, ended=told)
+        try:
+            run_jobs(waiting, jobs, ended=ended)
+        except KeyboardInterrupt:
+            stack.close()
+            done = len(_finished(folder))
+            if done:
+                _publish(plan, folder, errors)
+            again = "The same command goes on, without the runs that have finished."
+            Console().print(
+                f"Interrupted: {done} of {total} runs have finished. {again}", soft_wrap=True, highlight=False
+            )
+            raise
     _publish(plan, folder, errors)
+
+
+def _announce(plan: SweepFile, folder: Path, *, total: int, finished: int, jobs: int) -> None:
+    """Say how many runs there are, by what the best is chosen, and about how long they will take."""
+    left = total - finished
+    have = f", {finished} of which have finished" if finished else ""
+    says = f"{plan.name}: {total} runs{have}, {min(jobs, max(left, 1))} at a time"
+    seconds = _seconds_of_run(plan, folder, jobs=jobs) if left >= _MANY else None
+    if seconds is not None:
+        says += f"; about {in_words(seconds * ceil(left / jobs))} if each takes {in_words(seconds)}"
+    aim = "FID, raised by copies" if plan.metric == OBJECTIVE else plan.metric
+    goal = "highest" if plan.maximize else "lowest"
+    chosen = f"lowest FID among the runs whose copies do not exceed those of held-out images; also the {goal} {aim}"
+    Console().print(f"{says}.\nThe best: {chosen}.", soft_wrap=True, highlight=False)
+
+
+def _seconds_of_run(plan: SweepFile, folder: Path, *, jobs: int) -> float | None:
+    """The mean time of finished runs; else what `plan` measures of the first point, without its evaluation."""
+    reports = [read_metrics(run / METRICS, kind="evaluation")["run"] for run in _finished(folder)]
+    if reports:
+        return sum(run["seconds"] + run.get("evaluation_seconds", 0.0) for run in reports) / len(reports)
+    point = next(grid_points(plan.parameters)) if plan.method == "grid" else {}
+    program, *words = plan.arguments(point)
+    if program != PROGRAM or "fit" not in words:
+        return None
+    words[words.index("fit")] = "plan"
+    with TemporaryDirectory() as temporary:
+        file = Path(temporary) / "plan.json"
+        options = ["--trainer.logger=false", "--measure_steps=3", f"--out={file}"]
+        subprocess.run(  # noqa: S603 (the command of the user's file)
+            [sys.executable, "-m", "lightning_iet", *words, *options],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env={**os.environ, "OMP_NUM_THREADS": str(threads_of_a_job(jobs))},
+            check=False,
+        )
+        if not file.is_file():  # what is wrong with the command, its runs will say
+            return None
+        seconds = json.loads(file.read_text())["seconds"]
+        return None if seconds is None else float(seconds)
+
+
+def _finished(folder: Path) -> list[Path]:
+    return sorted(file.parent for file in folder.glob(f"*/{METRICS}"))
+
+
+def _metric(plan: SweepFile, found: Mapping[str, float]) -> float:
+    """Return the figure that a sweep optimises.
+
+    Raises:
+        ValueError: If a run has no such figure, naming those that it has.
+    """
+    metric = plan.metric.removeprefix("eval/")
+    if metric not in found:
+        known = [f"eval/{name}" for name in found]
+        close = get_close_matches(plan.metric, known, n=1)
+        meant = f" Did you mean {close[0]}?" if close else ""
+        raise ValueError(
+            f"Sweep '{plan.path}' expected a metric among {', '.join(known)}, but got {plan.metric}.{meant} "
+            "Finished runs stay: correct the file, and give the same command again."
+        )
+    return found[metric]
 
 
 def _job(plan: SweepFile, folder: Path, number: int, point: Mapping[str, Any]) -> Job:
@@ -125,16 +213,36 @@ def _publish(plan: SweepFile, folder: Path, errors: Mapping[Path, str]) -> None:
     console = Console()
     for run, error in errors.items():
         console.print(f"Failed: {run.name}: {error}", style="red", highlight=False, markup=False)
-    runs = sorted(file.parent for file in folder.glob(f"*/{METRICS}"))
+    runs = _finished(folder)
     if not runs:
         raise ValueError(f"Argument `files` expected a sweep whose runs work, but all of '{plan.path}' failed.")
     rows: list[dict[str, Any]] = [{"run": run.name, **figures(run)} for run in runs]
-    metric = plan.metric.removeprefix("eval/")
-    if metric not in rows[0]:
-        known = ", ".join(f"eval/{name}" for name in rows[0] if name != "run")
-        raise ValueError(f"Sweep '{plan.path}' expected a metric among {known}, but got {plan.metric}.")
+    values = {run.name: _metric(plan, row) for run, row in zip(runs, rows, strict=True)}
     write_csv(folder / RESULTS, rows)
-    compare(runs, out=folder)
-    best = sorted(rows, key=lambda row: float(row[metric]), reverse=plan.maximize)[0]
-    best_by = f"Best by {plan.metric}: {best['run']} ({best[metric]:.4g})."
-    console.print(f"{best_by} All figures: {folder / RESULTS}", soft_wrap=True)
+    compared = compare(runs, out=folder)
+    console.print(_best_without_copies(compared), soft_wrap=True, highlight=False)
+    known = {name: value for name, value in values.items() if not isnan(value)}
+    if known:
+        best = (max if plan.maximize else min)(known, key=lambda name: known[name])
+        console.print(f"Best by {plan.metric}: {best} ({known[best]:.4g}).", soft_wrap=True, highlight=False)
+    console.print(f"All figures: {folder / RESULTS}", soft_wrap=True, highlight=False)
+
+
+def _best_without_copies(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Name the run of the best quality among those that copy no more than held-out images do.
+
+    Args:
+        rows: Of :func:`~lightning_iet.tools.compare.compare`. One image more than the control is let through, as
+            ``keep_best`` of the evaluation does it.
+    """
+    copies = "copied_fraction" if all("copied_fraction" in row for row in rows) else "memorized_fraction"
+    allowed = [row for row in rows if row[copies] <= row[f"{copies}_control"] + 1 / row["num_samples"]]
+    which = f"{len(allowed)} of {len(rows)} runs whose copies do not exceed those of held-out images"
+    if not allowed:
+        return f"No run keeps its copies down to those of held-out images ({len(rows)} runs)."
+    if any(row["fid"] is None for row in allowed):
+        return f"{which}: {', '.join(row['run'] for row in allowed)}. FID was not measured, so none is the best."
+    best = min(allowed, key=lambda row: float(row["fid"]))
+    return (
+        f"Best FID among the {which}: {best['run']} (FID {three_digits(best['fid'])}, copies {percent(best[copies])})."
+    )

@@ -2,6 +2,7 @@
 
 import codecs
 import unicodedata
+from math import ceil
 from typing import Any
 
 
@@ -28,6 +29,25 @@ def three_digits(number: float | None) -> str:
         ['1.40', '0.0123', '123', '–']
     """
     return "–" if number is None else f"{number:#.3g}".rstrip(".")
+
+
+def in_words(seconds: float | None) -> str:
+    """A time for people.
+
+    Example:
+        >>> [in_words(seconds) for seconds in (42, 150, 3 * 3600 + 60, 1e6, None)]
+        ['42 s', '3 min', '3 h 1 min', '11 days 13 h', 'no limit']
+    """
+    if seconds is None:
+        return "no limit"
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes = ceil(seconds / 60)
+    if minutes < 60:
+        return f"{minutes} min"
+    if minutes < 48 * 60:
+        return f"{minutes // 60} h {minutes % 60} min"
+    return f"{minutes // 1440} days {minutes % 1440 // 60} h"
 
 
 _PLAIN = {

@@ -6,8 +6,8 @@ import os
 import pytest
 from PIL import Image
 
-from lightning_iet.tools import compare as module
 from lightning_iet.plots import RunPoint
+from lightning_iet.tools import compare as module
 from lightning_iet.tools.compare import compare
 
 THRESHOLDS = ("0.15", "0.2", "0.3", "0.4", "0.5", "0.6", "0.7", "0.8", "0.9")

@@ -9,6 +9,8 @@ import pytest
 import yaml
 
 from lightning_iet.cli import main
+from lightning_iet.search import Job, run_jobs
+from lightning_iet.tools import sweep as module
 from lightning_iet.tools.sweep import figures, sweep
 
 PROGRAM = """
@@ -62,7 +64,9 @@ def test_a_failed_run_does_not_end_the_sweep_and_is_tried_again(tmp_path, file, 
     assert calls(tmp_path) == [f"{a} {seed} {threads}" for a in (0.3, 0.5, 0.7) for seed in (1, 2)]
     said = capsys.readouterr().out
     assert said.count("error: a must not be 0.5") == 2
-    assert "Best by eval/fid: 000-a=0.3,seed=1 (1)" in said
+    assert "try: 6 runs, 2 at a time." in said
+    assert "Best by eval/fid: 000-a=0.3,seed=1 (1)." in said
+    assert "Best FID among the 4 of 4 runs" in said
     folder = tmp_path / "out" / "try"
     with (folder / "sweep.csv").open(newline="") as rows:
         table = list(csv.DictReader(rows))
@@ -105,12 +109,74 @@ def test_bad_input(tmp_path, file):
     ):
         with pytest.raises(ValueError, match=message):
             sweep([file()], **arguments)
-    with pytest.raises(ValueError, match=r"expected a metric among .*eval/fid.*, but got eval/nonsense"):
-        sweep([file(metric={"name": "eval/nonsense"})], out=tmp_path / "out")
+    for method, others in (("grid", {}), ("random", {"parameters": {"model.a": {"values": [0.3]}}})):
+        path = file(name=method, method=method, metric={"name": "eval/fidd"}, **others)
+        with pytest.raises(ValueError, match=r"expected a metric among .*, but got eval/fidd. Did you mean eval/fid\?"):
+            sweep([path], out=tmp_path / "out", count=2)
+        assert len((tmp_path / "out" / method / "calls").read_text().splitlines()) == 1  # the first run told
     with pytest.raises(ValueError, match=r"all of .* failed"):
         sweep([file(name="other", parameters={"model.a": {"value": 0.5}})], out=tmp_path / "out")
     with pytest.raises(ValueError, match="`count` expected a number of runs"):
         sweep([file(method="random")], out=tmp_path / "out")
+
+
+def test_the_best_run_is_that_of_the_least_fid_among_those_that_do_not_copy(tmp_path, file, capsys):
+    parameters = {"model.a": {"values": [0.3, 1.5, 1.0]}, "seed": {"value": 1}}  # a / 10 of 4 images are copies
+    sweep([file(parameters=parameters)], out=tmp_path / "out")
+    said = " ".join(capsys.readouterr().out.split())
+    assert "The best: lowest FID among the runs whose copies do not exceed those of held-out images" in said
+    assert "Best FID among the 3 of 3 runs whose copies do not exceed those of held-out images: 000-a=0.3" in said
+    content = yaml.safe_load(
+        file(name="other", parameters=parameters | {"model.a": {"values": [3.0, 4.0, 2.0]}}).read_text()
+    )
+    del content["metric"]
+    (tmp_path / "try.yaml").write_text(yaml.safe_dump(content))
+    sweep([tmp_path / "try.yaml"], out=tmp_path / "out")
+    said = " ".join(capsys.readouterr().out.split())
+    assert "also the lowest FID, raised by copies" in said  # what is minimised by default
+    assert "Best FID among the 1 of 3 runs whose copies do not exceed those of held-out images: 002-a=2.0" in said
+    assert "Best by eval/objective: 002-a=2.0" in said
+
+
+def test_an_interrupted_sweep_leaves_its_table_and_says_how_to_go_on(tmp_path, file, capsys, monkeypatch):
+    def interrupted(jobs, number, *, ended):
+        first = next(iter(jobs))
+        ended(first, first.run(threads=1))
+        raise KeyboardInterrupt
+
+    path = file(parameters={"model.a": {"values": [0.3, 0.4, 0.7]}, "seed": {"value": 1}})
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "run_jobs", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            sweep([path], out=tmp_path / "out")
+    said = " ".join(capsys.readouterr().out.split())
+    assert "Interrupted: 1 of 3 runs have finished. The same command goes on" in said
+    assert len((tmp_path / "out" / "try" / "sweep.csv").read_text().splitlines()) == 2
+    sweep([path], out=tmp_path / "out")
+    assert "try: 3 runs, 1 of which have finished, 1 at a time." in " ".join(capsys.readouterr().out.split())
+    assert len(calls(tmp_path)) == 3
+
+
+def test_an_exception_ends_the_jobs_that_run(tmp_path):
+    def job(number, program):
+        return Job(number, {}, [sys.executable, "-c", program], tmp_path / str(number), "result")
+
+    def ended(job, error):
+        raise KeyboardInterrupt
+
+    waits = "import time; time.sleep(100000)"  # and would never end by itself
+    with pytest.raises(KeyboardInterrupt):
+        run_jobs([job(0, "pass"), job(1, waits)], 2, ended=ended)
+
+
+def test_many_runs_begin_with_an_estimate_from_finished_ones(tmp_path, file, capsys):
+    parameters = {"model.a": {"values": [0.3]}, "seed": {"values": [0]}}
+    sweep([file(parameters=parameters)], out=tmp_path / "out")
+    assert "about" not in capsys.readouterr().out
+    parameters["seed"] = {"values": [0, 1, 2, 3, 4]}
+    sweep([file(parameters=parameters)], out=tmp_path / "out")
+    said = capsys.readouterr().out  # each run says that it took 3 seconds
+    assert "try: 5 runs, 1 of which have finished, 1 at a time; about 12 s if each takes 3 s." in said
 
 
 def test_two_points_really_run(tmp_path, monkeypatch):
