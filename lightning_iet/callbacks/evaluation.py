@@ -1,5 +1,6 @@
 """The evaluation at the end of a run, and during it: when images are sampled and measured, and what is logged."""
 
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -39,6 +40,7 @@ from lightning_iet.evaluation.report import Report, make_report, print_report, p
 from lightning_iet.evaluation.sampling import find_sample
 from lightning_iet.metrics.features.factory import best_features
 from lightning_iet.metrics.frechet import frechet_distance
+from lightning_iet.utilities.checkpoints import next_epoch
 from lightning_iet.utilities.files import check_writable, run_folder
 from lightning_iet.utilities.lightning import Position, find_callback, order_callbacks
 from lightning_iet.utilities.random import isolated_module
@@ -291,6 +293,7 @@ class Evaluation(pl.Callback):
         self._course: list[dict[str, Any]] = []  # step and scores of each evaluation
         self._best: dict[str, Any] = {}
         self._waited = 0
+        self._resumed: tuple[int, bool] | None = None  # epochs before a checkpoint, and whether it is of an epoch's end
 
     # --- when ------------------------------------------------------------------------------------------------------
 
@@ -321,8 +324,28 @@ class Evaluation(pl.Callback):
             check_images(self._sample(pl_module, 1, start=0, batch_size=1, steps=1), self._assessor.train)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start the clock."""
+        """Start the clock; make up for an evaluation that was due when the checkpoint of a resumed run was written."""
         self._history.start()
+        if self._resumed is not None and self._is_owed(trainer, *self._resumed):
+            self._evaluate_in_between(trainer, pl_module)
+            assert self._outcome is not None  # noqa: S101
+            for logger in trainer.loggers:
+                logger.log_metrics(self._figures(), step=trainer.global_step)
+            if self.keep_best and self._improves(self._outcome.assessment.scores, trainer, epoch=self._resumed[0]):
+                self._waited = 0
+                if trainer.is_global_zero:  # these are the weights
+                    Path(self._best["file"]).parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copyfile(str(trainer.ckpt_path), self._best["file"])
+
+    def _is_owed(self, trainer: pl.Trainer, epoch: int, at_end: bool) -> bool:
+        """Whether the evaluation of the step that a checkpoint holds is missing: it comes after the checkpoint."""
+        step = trainer.global_step
+        if not self.num_samples or _is_dev_run(trainer) or any(point["step"] == step for point in self._course):
+            return False
+        of_steps = self.every_n_steps is not None and step % self.every_n_steps == 0
+        return step > 0 and (
+            of_steps or (at_end and self.every_n_epochs is not None and epoch % self.every_n_epochs == 0)
+        )
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -370,17 +393,23 @@ class Evaluation(pl.Callback):
 
     def _keep_if_best(self, trainer: pl.Trainer, scores: Scores) -> None:
         """Save a checkpoint that is better than all before without copying; stop when none has come for long."""
-        allowed = self._assessor.control.copied_fraction + 1 / scores.num_images
-        if scores.copied_fraction <= allowed and scores.fid < self._best.get("fid", inf):
-            file = run_folder(trainer) / "checkpoints" / BEST
-            self._best = {"step": trainer.global_step, "epoch": trainer.current_epoch + 1, "fid": scores.fid}
-            self._best |= {"copied_fraction": scores.copied_fraction, "file": str(file)}
+        if self._improves(scores, trainer, epoch=trainer.current_epoch + 1):
             self._waited = 0
-            trainer.save_checkpoint(file)
+            trainer.save_checkpoint(self._best["file"])
         else:
             self._waited += 1
         if self.patience is not None and self._waited >= self.patience:
             trainer.should_stop = True
+
+    def _improves(self, scores: Scores, trainer: pl.Trainer, *, epoch: int) -> bool:
+        """Note scores as the best if they are better than all before without copying, and say whether they are."""
+        allowed = self._assessor.control.copied_fraction + 1 / scores.num_images
+        if scores.copied_fraction > allowed or scores.fid >= self._best.get("fid", inf):
+            return False
+        file = run_folder(trainer) / "checkpoints" / BEST
+        self._best = {"step": trainer.global_step, "epoch": epoch, "fid": scores.fid}
+        self._best |= {"copied_fraction": scores.copied_fraction, "file": str(file)}
+        return True
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Evaluate the final model, and leave the result in the run folder."""
@@ -456,6 +485,9 @@ class Evaluation(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Restore them."""
+        if "loops" in checkpoint:
+            is_last = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["is_last_batch"]
+            self._resumed = next_epoch(checkpoint), is_last
         if "evaluation" in checkpoint:
             self._history.load_state_dict(checkpoint["evaluation"])
             self._course = list(checkpoint["evaluation"].get("course", []))

@@ -16,7 +16,7 @@ import diffusers
 import lightning.pytorch as pl
 import torch
 import yaml
-from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_iet import callbacks, data, modules
@@ -28,6 +28,7 @@ from lightning_iet.callbacks import (
     Redistribution,
     ThresholdAwareAugmentation,
 )
+from lightning_iet.callbacks.final_checkpoint import FinalCheckpoint
 from lightning_iet.callbacks.interruptions import StopSignal, resume_from
 from lightning_iet.callbacks.progress import ParameterSummary, RunProgressBar
 from lightning_iet.cli import PROGRAM
@@ -118,6 +119,9 @@ class IETCLI(LightningCLI):
         arguments, self.images = with_images(with_configurations(cast("Sequence[str]", args)))
         self.config = parser.parse_args(arguments)
         options = self.config[self.config.subcommand]
+        logger = options.get("trainer.logger")
+        if "WandbLogger" in str(getattr(logger, "class_path", "")) and "WANDB_PROJECT" not in os.environ:
+            logger.init_args.project = logger.init_args.get("project") or PROGRAM  # Lightning's own is lightning_logs
         data, model = (options.get(f"{name}.init_args") or {} for name in ("data", "model"))
         if data.get("synthetic") and "synthetic" in model:  # a run without the data is one without the weights, too
             model["synthetic"] = True
@@ -145,7 +149,7 @@ class IETCLI(LightningCLI):
         if self.trainer.fast_dev_run:  # type: ignore[attr-defined]  # Lightning would write last.ckpt all the same
             for checkpointing in self.trainer.checkpoint_callbacks:
                 checkpointing.save_last = False  # type: ignore[attr-defined]
-        order_callbacks(self.trainer, StopSignal())
+        order_callbacks(self.trainer, StopSignal(), FinalCheckpoint())
         options = self.config_init[self.subcommand]
         options["ckpt_path"] = resume_from(self.trainer, options["ckpt_path"], trusted=options["trust_checkpoint"])
         if self.trainer.is_global_zero and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
@@ -229,6 +233,18 @@ def _name_extra(error: BaseException | None) -> None:
                     f"`{extra}` is not installed. Run: pip install 'lightning-iet[{extra}]'", name=extra
                 ) from error
         error = error.__cause__ or error.__context__
+
+
+class _SaveConfig(SaveConfigCallback):
+    """Writes ``config.yaml`` into the folder of the run, whatever the logger calls its own."""
+
+    def save_config(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Write the file; the run of a service has its id by now."""
+        folder = run_folder(trainer)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.parser.save(
+            self.config, folder / self.config_filename, skip_none=False, overwrite=True, multifile=self.multifile
+        )
 
 
 class _Parser(OneLineErrors, LightningArgumentParser):
@@ -369,7 +385,8 @@ def run_trainer(args: Sequence[str]) -> None:
         },
         parser_class=_Parser,
         parser_kwargs={"prog": PROGRAM, "formatter_class": HelpFormatter},
-        save_config_kwargs={"overwrite": True},  # a logger without versions: the newest run's file stays
+        save_config_callback=_SaveConfig,
+        save_config_kwargs={"save_to_log_dir": False},  # which all runs of a service would share
         args=_with_flags(args),
     )
 

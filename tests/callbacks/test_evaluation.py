@@ -139,7 +139,7 @@ def test_run_folder_has_figures_and_pictures(tmp_path, pictures):
     assert stored == evaluation.report
     assert stored["settings"] == {
         "num_samples": 100, "sampler": "ddim", "num_inference_steps": 50, "use_ema": True, "seed": 0,
-        "features": "digits", "k": 50, "ratio": 1 / 3,
+        "features": "digits", "k": 50, "ratio": 1 / 3, "feature_dimensions": 64,
     }  # fmt: skip
     assert (stored["data"]["num_train"], stored["data"]["num_reference"]) == (64, 1633)
     sizes = {name: size_of(folder / name) for name in PICTURES}
@@ -287,6 +287,40 @@ def test_a_run_that_is_taken_up_keeps_its_course(tmp_path):
     again = ModelCheckpoint(tmp_path, filename="second", save_top_k=-1)
     fit(tmp_path, evaluation, callbacks=[again], trainer=settings, ckpt_path=checkpointing.best_model_path)
     assert [entry["step"] for entry in evaluation.report["course"]] == [1, 2, 3, 4]
+
+
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`", "ignore:The dirpath has changed")
+@pytest.mark.parametrize("every", [{"every_n_epochs": 1}, {"every_n_steps": 2}])
+def test_a_run_that_was_cut_off_between_a_checkpoint_and_its_evaluation_makes_up_for_it(tmp_path, every):
+    """Checkpoints are written first: that of a step does not know the evaluation after the same step."""
+
+    class CutOff(Copier):
+        def on_train_epoch_start(self):
+            if self.trainer.current_epoch == 2 and not (tmp_path / "again").exists():
+                raise KeyError("the power")
+
+    when = {"every_n_epochs": 1} if "every_n_epochs" in every else {"every_n_train_steps": 2}
+    settings = {"max_epochs": 3, "enable_checkpointing": True}
+    saving = ModelCheckpoint(tmp_path, save_top_k=-1, save_on_train_epoch_end="every_n_epochs" in every or None, **when)
+    with pytest.raises(KeyError):
+        fit(tmp_path, Evaluation(4, **every), module=CutOff(), callbacks=[saving], trainer=settings)
+    (tmp_path / "again").mkdir()
+    evaluation = Evaluation(4, **every, keep_best="every_n_epochs" in every)
+    last = tmp_path / "epoch=1-step=4.ckpt"
+    fit(tmp_path / "again", evaluation, module=CutOff(), trainer=settings, ckpt_path=last)
+    assert [entry["step"] for entry in evaluation.report["course"]] == [2, 4, 6]
+
+
+def test_the_verdict_stands_above_the_table_and_in_the_file(tmp_path, capsys):
+    evaluation = Evaluation(64, num_inference_steps=1)  # every second image is a copy
+    fit(tmp_path, evaluation)
+    printed = capsys.readouterr().out
+    assert evaluation.report["verdict"].startswith("The model copies training images: 32 of 64 images")
+    assert printed.index("The model copies training images") < printed.index("Quality and memorization")
+    assert "lower" not in printed
+    assert json.loads((tmp_path / "metrics.json").read_text())["verdict"] == evaluation.report["verdict"]
+    assert evaluation.report["settings"]["feature_dimensions"] == 64
+    assert "FID means little here: 64 images" in " ".join(printed.split())
 
 
 def test_pictures_can_be_left_out(tmp_path, pictures):
