@@ -4,7 +4,7 @@ import copy
 import io
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
@@ -20,9 +20,11 @@ from lightning_iet.data.folders import ImageFolderDataModule
 from lightning_iet.data.formats import format_of
 from lightning_iet.data.samples import reason_of
 from lightning_iet.utilities.configurations import find_configuration
+from lightning_iet.utilities.run_folders import version_number
 
 LARGEST = 64  # pixels a side, unless a larger size is asked for
 STEPS = 4000  # of training *(our choice: small models on a few hundred images have learnt their coarse shapes by then)*
+LONGEST = 3600.0  # seconds of training by estimate, unless a length is asked for *(our choice)*
 LOOKED_AT = 256  # images whose size and channels are read
 _WIDTHS = {8: (32, 64), 16: (32, 64, 128), 32: (64, 128, 128), 64: (64, 64, 128, 256)}
 _MORE = 256  # channels of each level beyond those of 64 pixels
@@ -151,7 +153,7 @@ def settings_of(folder: Folder, path: Path, given: Mapping[str, Any]) -> dict[st
     most = 64 if max(size) <= 32 else 16
     batch_size = _whole(given, "data.batch_size", min(most, _power_below(max(train // shards // 2, 1))), least=1)
     per_epoch = ceil(train / shards / batch_size)  # steps of a shard in an epoch
-    length = _length(per_epoch * shards, given)
+    length = _length(_steps_of_epoch(train, shards, batch_size), given)
     data = {
         "root": str(path),
         "image_size": size[0] if size[0] == size[1] else list(size),
@@ -182,6 +184,11 @@ def settings_of(folder: Folder, path: Path, given: Mapping[str, Any]) -> dict[st
             ],
         },
     }
+
+
+def _steps_of_epoch(train: int, shards: int, batch_size: int) -> int:
+    """Return the steps of all shards in an epoch."""
+    return ceil(train / shards / batch_size) * shards
 
 
 def _length(per_epoch: int, given: Mapping[str, Any]) -> dict[str, int]:
@@ -307,16 +314,45 @@ def seconds_of_step(module: Any, batch_size: int, device: torch.device) -> float
     return min(seconds)
 
 
+def measured_step(unet: Mapping[str, Any], batch_size: int) -> float:
+    """Return the time of a training step of a U-Net on this machine, see :func:`seconds_of_step`."""
+    from diffusers import UNet2DModel
+
+    from lightning_iet.modules import DiffusionModule
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    with torch.random.fork_rng():
+        module = DiffusionModule(UNet2DModel(**unet), ema_decay=0)
+    return seconds_of_step(module, batch_size, device)
+
+
+def epochs_within(seconds: float, *, step: float, steps_of_epoch: int) -> int:
+    """Return how many epochs fit into a time: at least one, and a multiple of 20 where there are more.
+
+    Example:
+        >>> epochs_within(3600, step=0.5, steps_of_epoch=100), epochs_within(3600, step=9, steps_of_epoch=900)
+        (60, 1)
+    """
+    epochs = max(1, int(seconds / (step * steps_of_epoch)))
+    return epochs - epochs % 20 if epochs > 20 else epochs
+
+
 # --- on the command line ----------------------------------------------------------------------------------------------
 
 
-def with_images(arguments: Sequence[str]) -> tuple[list[str], str | None]:
+def with_images(
+    arguments: Sequence[str], *, measure: Callable[[Mapping[str, Any], int], float] | None = None
+) -> tuple[list[str], str | None]:
     """Replace ``--images FOLDER`` and the configurations by one configuration that holds what was found.
 
-    What a user has set, in a configuration or as an option, wins over what was found.
+    What a user has set, in a configuration or as an option, wins over what was found. Where neither the length of the
+    run nor the U-Net is set, the run gets as many epochs as take about an hour here, if the usual number takes longer;
+    a run that goes on keeps its number.
 
     Args:
         arguments: Command and options; configurations are paths.
+        measure: Returns the seconds of a step from the arguments of a U-Net and the batch size; ``None`` = the length
+            is what it is.
 
     Returns:
         Arguments for LightningCLI, and what is to be told of the images; without ``--images``, the same and ``None``.
@@ -340,13 +376,52 @@ def with_images(arguments: Sequence[str]) -> tuple[list[str], str | None]:
         given |= _flat(content)
     given |= _options(rest)
     folder = look(path, exclude=given.get("data.exclude"))
-    settings = _merged(template, settings_of(folder, path, given), *configurations)
+    found = settings_of(folder, path, given)
+    shorter = None if measure is None else _shortened(found, folder, given, measure)
+    note = ""
+    if shorter is not None:
+        usual = found["trainer"]["max_epochs"]
+        found = settings_of(folder, path, given | {"trainer.max_epochs": shorter})
+        note = f"; {shorter:,} epochs, as many as take about an hour (--trainer.max_epochs {usual:,} trains on)"
+    settings = _merged(template, found, *configurations)
     command = next((index for index, argument in enumerate(rest) if not argument.startswith("-")), 0)
     rest.insert(command + 1, f"--config={json.dumps(settings)}")
     shown = _merged(settings, {"data": {"init_args": {
         name.removeprefix("data."): value for name, value in given.items() if name.startswith("data.")
     }}})  # fmt: skip
-    return rest, describe(folder, shown)
+    return rest, f"{describe(folder, shown)}{note}"
+
+
+def _shortened(
+    found: Mapping[str, Any],
+    folder: Folder,
+    given: Mapping[str, Any],
+    measure: Callable[[Mapping[str, Any], int], float],
+) -> int | None:
+    """Return a smaller number of epochs, if the one that was found takes too long here; else ``None``."""
+    model, data = found["model"]["init_args"], found["data"]["init_args"]
+    if "unet" not in model or given.get("trainer.max_epochs") is not None or given.get("trainer.max_steps") is not None:
+        return None
+    usual = int(found["trainer"]["max_epochs"])
+    if given.get("ckpt_path") is not None:
+        logger = found["trainer"]["logger"]["init_args"]
+        begun = _epochs_of_run(Path(given.get("trainer.logger.save_dir") or logger["save_dir"], logger["name"]))
+        if begun is not None:
+            return begun if begun < usual else None
+    train = given.get("data.subset") or folder.num - data["num_control"] - data["num_reference"]
+    steps = _steps_of_epoch(train, found["averaging"]["num_shards"], data["batch_size"])
+    step = measure(model["unet"]["init_args"], data["batch_size"])
+    within = epochs_within(LONGEST, step=step, steps_of_epoch=steps)
+    return within if within < usual else None
+
+
+def _epochs_of_run(folder: Path) -> int | None:
+    """Return the length of the newest version of a run; ``None`` where there is none."""
+    for version in sorted(folder.glob("version_*"), key=version_number, reverse=True):
+        if (version / "config.yaml").is_file():
+            epochs = (_read(version / "config.yaml").get("trainer") or {}).get("max_epochs")
+            return epochs if isinstance(epochs, int) and epochs > 0 else None
+    return None
 
 
 def _taken(arguments: Sequence[str]) -> tuple[list[str], list[str], list[Any]]:

@@ -44,7 +44,7 @@ from lightning_iet.cli.help import (
     without_values,
     wrapped,
 )
-from lightning_iet.cli.images import seconds_of_step, with_images
+from lightning_iet.cli.images import measured_step, seconds_of_step, with_images
 from lightning_iet.data import ShardedDataModule
 from lightning_iet.functional.sharding import Partition
 from lightning_iet.tools.plan import PlanningTrainer, model_size, schedule_of
@@ -116,7 +116,7 @@ class IETCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Find configurations by name, and check the checkpoint that a run resumes from before anything is built."""
-        arguments, self.images = with_images(with_configurations(cast("Sequence[str]", args)))
+        arguments, self.images = with_images(with_configurations(cast("Sequence[str]", args)), measure=measured_step)
         self.config = parser.parse_args(arguments)
         options = self.config[self.config.subcommand]
         logger = options.get("trainer.logger")

@@ -1,5 +1,6 @@
 """``fit --images FOLDER``: what is found, what a user's settings change, and a run from beginning to end."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -10,8 +11,9 @@ import yaml
 from PIL import Image
 
 from lightning_iet.cli import main
-from lightning_iet.cli.images import Folder, describe, look, settings_of, unet, with_images
+from lightning_iet.cli.images import LONGEST, Folder, describe, epochs_within, look, settings_of, unet, with_images
 from lightning_iet.modules.pretrained import load_any_module
+from tests.helpers.pictures import write_pictures
 
 FEW = ["--evaluation.num_samples=6", "--evaluation.num_inference_steps=2", "--trainer.accelerator=cpu"]
 
@@ -137,6 +139,34 @@ def test_the_last_epoch_is_in_a_checkpoint():
         assert saving["save_on_train_epoch_end"]  # else it waits for a validation, which the last epoch may not have
     trainer = settings_of(Folder(50, 8, 1), Path("x"), {"trainer.max_steps": 300})["trainer"]
     assert trainer["callbacks"][0]["init_args"]["every_n_train_steps"] == 15
+
+
+def test_a_run_that_would_take_hours_gets_the_epochs_of_an_hour_and_keeps_them(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_pictures(Path("pictures"), [f"{number}.png" for number in range(40)])
+    measured = []
+
+    def measure(unet, batch_size):
+        measured.append((unet["sample_size"], batch_size))
+        return 7.0
+
+    def fit(*options):
+        arguments, told = with_images(["fit", "--images", "pictures", *options], measure=measure)
+        settings = json.loads(arguments[1].partition("=")[2])
+        return settings["trainer"]["max_epochs"], told, settings["data"]["init_args"]["batch_size"]
+
+    usual, told, batch_size = fit("--trainer.max_epochs=5")
+    assert (usual, "hour" in told, measured) == (5, False, [])  # a length that is given is not looked at
+    epochs, told, _ = fit()
+    steps = -(-24 // batch_size)  # 40 images, a fifth of which is held out twice
+    assert measured[0][1] == batch_size
+    assert epochs == epochs_within(LONGEST, step=7.0, steps_of_epoch=steps)
+    assert 0.8 * LONGEST < 7 * steps * epochs <= LONGEST
+    assert f"; {epochs} epochs, as many as take about an hour (--trainer.max_epochs " in told
+    version = Path("runs/pictures/version_0")
+    version.mkdir(parents=True)
+    (version / "config.yaml").write_text(f"trainer: {{max_epochs: {epochs - 20}}}\n")
+    assert fit("--ckpt_path", "last")[0] == epochs - 20  # however fast the machine is today
 
 
 def test_from_a_folder_to_samples_with_what_is_installed(capsys, caplog, monkeypatch):
