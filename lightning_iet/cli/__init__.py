@@ -49,7 +49,7 @@ examples
   {PROGRAM} fit --images FOLDER
   {PROGRAM} fit --config digits/iet_agc --agc.threshold 0.5
   {PROGRAM} plan --config digits/iet_agc --measure_steps 5
-  {PROGRAM} sample runs/digits/iet_agc --num 64 --out images
+  {PROGRAM} sample runs/digits/iet_agc --num-samples 64 --out images
   {PROGRAM} audit --generated FOLDER --train FOLDER --held-out FOLDER --out audit
   {PROGRAM} compare runs/digits/iet_agc runs/digits/baseline
   {PROGRAM} memcontrol --config digits/finetune --trials 20 --jobs 2 --out search

@@ -126,6 +126,10 @@ _SEE_HELP = "The command with --help lists all."
 _WORDS = {"int": "an integer", "float": "a number", "bool": "true or false", "str": "text", "NoneType": "null"}
 
 
+_RENAMED = {"num": "num-samples"}
+"""Options that had another name, and too short a one to be like the new."""
+
+
 def meant(typed: str, known: Iterable[str]) -> str:
     """Say which of the known names was probably meant.
 
@@ -147,7 +151,8 @@ def meant(typed: str, known: Iterable[str]) -> str:
     for word, texts in ((typed, shown), (end, ends)):
         if close := get_close_matches(word, texts, n=1, cutoff=0.7):
             return f"Did you mean {texts[close[0]]}?"
-    return _SEE_HELP
+    renamed = _RENAMED.get(end, "")
+    return f"Did you mean {ends[renamed]}?" if renamed in ends else _SEE_HELP
 
 
 def option_lines(actions: Iterable[argparse.Action], *, brief: bool) -> Iterator[str]:

@@ -18,7 +18,7 @@ from lightning_iet.utilities.run_folders import checkpoint_of
 def sample(
     ckpt: Path,
     *,
-    num: int = 64,
+    num_samples: int = 64,
     out: Path = Path("samples"),
     seed: int = 0,
     sampler: Sampler = "ddim",
@@ -38,7 +38,7 @@ def sample(
 
     Args:
         ckpt: The folder of a run, such as runs/digits/iet_agc, or a checkpoint; may stand without --ckpt.
-        num: Number of images.
+        num_samples: Number of images.
         out: Folder for the images.
         seed: Seed of the images.
         sampler: "ddim" (50 steps suffice), "ddpm" (ancestral, with as many steps as in training for best quality), or
@@ -69,9 +69,9 @@ def sample(
     check_writable(folder, argument="out", remedy="Give another folder with `--out`.")
     if grid is not None and Path(grid).absolute().is_relative_to(folder.absolute()):
         raise ValueError(f"Argument `grid` expected a file outside of '{folder}', whose images an audit counts.")
-    with progress_bar("Sampling images", num) as bar:
+    with progress_bar("Sampling images", num_samples) as bar:
         images = module.sample(
-            num,
+            num_samples,
             seed=seed,
             batch_size=batch_size,
             sampler=sampler,
@@ -83,7 +83,7 @@ def sample(
     _write(images, folder)
     if grid is not None:
         save_figure(image_grid(images), Path(grid))
-    print(f"Written to {folder}: {num} images{'' if grid is None else f'; all at a glance: {grid}'}")
+    print(f"Written to {folder}: {num_samples} images{'' if grid is None else f'; all at a glance: {grid}'}")
     return folder
 
 

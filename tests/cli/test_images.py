@@ -195,7 +195,7 @@ def test_from_a_folder_to_samples_with_what_is_installed(capsys, caplog, monkeyp
     )
     assert all(one.equal(other) for one, other in zip(first.parameters(), second.parameters(), strict=True))
     capsys.readouterr()
-    main(["sample", "runs/pets", "--num", "3", "--out", "drawn", "--num-inference-steps", "2"])
+    main(["sample", "runs/pets", "--num-samples", "3", "--out", "drawn", "--num-inference-steps", "2"])
     assert len(list(Path("drawn").glob("*.png"))) == 3
     assert {path.name for path in Path().iterdir()} == {"pets", "runs", "drawn"}
     main(["test", "--ckpt_path", "runs/pets"])

@@ -45,7 +45,7 @@ MISTAKES = [
     # tools
     (["sample", "empty"], "Argument `ckpt` expected a checkpoint or the folder of a run, but got 'empty'"),
     (["sample"], "Option --ckpt is missing."),
-    (["sample", "--ckpt", "text.yaml", "--nu", "3"], "There is no option --nu. Did you mean --num?"),
+    (["sample", "--ckpt", "text.yaml", "--num", "3"], "There is no option --num. Did you mean --num-samples?"),
     (["audit", "--generated", "few", "--train", "few", "--helout", "few"], "Did you mean --held-out?"),
     (["audit", "--generated", "few"], "Option --train is missing."),
     (["audit", "--generated", "few", "--train", "nowhere", "--held-out", "few"], "'nowhere', which does not exist"),

@@ -45,8 +45,8 @@ def test_a_run_leaves_all_that_it_promises_and_can_be_repeated(capsys):
     assert "control" in output.lower()
 
     checkpoint = folder / "checkpoints" / "last.ckpt"
-    main(["sample", "--ckpt", str(checkpoint), "--num", "3", "--out", "images", "--num_inference_steps", "2"])
-    several = ["--num", "3", "--out", "images", "--num_inference_steps", "2", "--grid", "all.png"]
+    main(["sample", "--ckpt", str(checkpoint), "--num-samples", "3", "--out", "images", "--num_inference_steps", "2"])
+    several = ["--num-samples", "3", "--out", "images", "--num_inference_steps", "2", "--grid", "all.png"]
     main(["sample", "runs/digits/iet_agc", *several])
     assert Path("all.png").is_file()
     for place in ("images", "images-1"):

@@ -100,7 +100,7 @@ def test_drawn_images_are_those_of_the_sample_command(here, capsys):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(BlockCache, "store", store)
         run(num_samples=4)
-    main(["sample", "--ckpt", "model.ckpt", "--num", "4", "--num-inference-steps", "3", "--out", "samples"])
+    main(["sample", "--ckpt", "model.ckpt", "--num-samples", "4", "--num-inference-steps", "3", "--out", "samples"])
     for number, pixels in enumerate(found):
         with Image.open(f"samples/{number:05d}.png") as image:
             assert np.array_equal(np.asarray(image), pixels[0])

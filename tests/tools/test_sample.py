@@ -39,4 +39,4 @@ def test_labels_and_guidance_reach_the_images(checkpoints, tmp_path):
 )
 def test_options_that_a_model_does_not_take(checkpoints, tmp_path, name, options, message):
     with pytest.raises(ValueError, match=message):
-        sample(checkpoints / f"{name}.ckpt", num=2, out=tmp_path / "out", num_inference_steps=2, **options)
+        sample(checkpoints / f"{name}.ckpt", num_samples=2, out=tmp_path / "out", num_inference_steps=2, **options)
