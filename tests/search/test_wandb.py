@@ -7,6 +7,8 @@ from pathlib import Path
 import yaml
 from PIL import Image
 
+from lightning_iet.modules.pretrained import load_any_module
+from lightning_iet.tools.export import model_card
 from lightning_iet.tools.sweep import figures
 from tests.helpers.wandb_files import read_offline_run
 
@@ -54,6 +56,13 @@ def test_an_agent_runs_the_points_and_everything_is_logged(tmp_path, monkeypatch
         assert run.config.items() >= point.items()
 
         folder = Path(f"runs/digits/point{number}")  # ours: metrics.json, pictures, checkpoints
+        config = yaml.safe_load((folder / "config.yaml").read_text())  # its own, not that of the run before
+        assert config["agc"]["threshold"] == point["agc.threshold"]
+        card = model_card(
+            load_any_module(folder / "checkpoints" / "last.ckpt"),
+            ckpt=folder / "checkpoints" / "last.ckpt", use_ema=True, sampler="ddpm", name="model",
+        )  # fmt: skip
+        assert f"| anti-gradient control | {'threshold 0.9' if number else 'off'} |" in card
         logged = {key: value for key, value in run.summary.items() if isinstance(value, float | int)}
         assert logged.items() >= {f"eval/{key}": value for key, value in figures(folder).items()}.items()
         thresholds = (0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
@@ -70,3 +79,4 @@ def test_an_agent_runs_the_points_and_everything_is_logged(tmp_path, monkeypatch
             assert [row["epoch"] for row in run.history if curve in row] == [0, 1]
     assert runs[0].summary["eval/skip_rate"] == 0 < runs[1].summary["eval/skip_rate"]
     assert len(list(Path("runs").rglob("metrics.json"))) == len(points)
+    assert not Path("runs/config.yaml").exists()
