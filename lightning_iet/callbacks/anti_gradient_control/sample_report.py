@@ -149,6 +149,20 @@ def image_of(sample: Any) -> Tensor | None:
 
 
 def _caption(columns: Mapping[str, Tensor], index: int) -> str:
+    r"""Skip rate and record of a sample; with weights by record, under which no sample is skipped, its weight.
+
+    Example:
+        >>> columns = {"skip_rate": torch.zeros(2), "record": torch.tensor([-1.5, 0.25]), "weight": torch.ones(2)}
+        >>> _caption(columns, 0)
+        '0: skipped 0%\nrecord -1.50'
+        >>> _caption(columns | {"weight": torch.tensor([0.125, 1.0])}, 0)
+        '0: weight 0.12\nrecord -1.50'
+    """
     rate = float(columns["skip_rate"][index])
-    caption = f"{index}: skipped {rate:.0%}" if rate == rate else f"{index}: not drawn"
+    if rate != rate:
+        caption = f"{index}: not drawn"
+    elif "weight" in columns and bool((columns["weight"] < 1).any()):
+        caption = f"{index}: weight {float(columns['weight'][index]):.2f}"
+    else:
+        caption = f"{index}: skipped {rate:.0%}"
     return f"{caption}\nrecord {float(columns['record'][index]):.2f}" if "record" in columns else caption
