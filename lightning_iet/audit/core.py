@@ -45,7 +45,7 @@ class Copies:
         cosine: cosine distance to the training image nearest in direction, shape ``(Q,)``, of a network's features.
         matches: what each search found, by its name, in the order of :data:`SEARCHES`.
         search_ratios: the ratio by each search that was made, shape ``(Q, S)``: what images are judged by.
-        scores: of each image the ratio by the search in which it is the most unusual, shape ``(Q,)``.
+        scores: of each image the ratio by the search that says the most of it, see :func:`judge_by`, shape ``(Q,)``.
         search: the position of that search among ``matches``, int64, shape ``(Q,)``.
         sources: position of the training image that it is the ratio to, int64, shape ``(Q,)``.
         maps: from coordinates of the image to those of the training image, shape ``(Q, 2, 3)``.
@@ -136,11 +136,11 @@ def find_copies(
         blank=flat.amax(dim=1) == flat.amin(dim=1),
         least_distances=torch.stack([part.distances.min() for part in by_search.values()]),
     )
-    return judge_by(copies, torch.ones(len(by_search)), images=images, train=train)
+    return judge_by(copies, torch.zeros(len(by_search)), images=images, train=train)
 
 
 def judge_by(copies: Copies, limits: Tensor, *, images: ImageSet, train: ImageSet) -> Copies:
-    """Take of each image the search whose ratio is the smallest part of that search's limit.
+    """Take of each image the first search in which it is below the limit, or else comes the nearest to it.
 
     Args:
         copies: what the searches found.
@@ -151,8 +151,11 @@ def judge_by(copies: Copies, limits: Tensor, *, images: ImageSet, train: ImageSe
     Returns:
         The same with other scores, and what belongs to them.
     """
-    # Of equal parts the first: an exact copy is one by plain distances.
-    search = (copies.search_ratios / limits.clamp(min=1e-9)).min(dim=1).indices
+    parts_of_limits = copies.search_ratios / limits.clamp(min=1e-9)
+    number = torch.arange(len(limits)).expand(parts_of_limits.shape)
+    # The first: a mirrored copy is as near at 8 x 8 pixels, but not because it is blurred.
+    first = number.where(parts_of_limits < 1, len(limits)).amin(dim=1)
+    search = first.where(first < len(limits), parts_of_limits.min(dim=1).indices)
     rows = torch.arange(len(search))
     parts = zip(*copies.matches.values(), strict=True)
     distances, scores, sources, maps = (torch.stack(part)[search, rows] for part in parts)

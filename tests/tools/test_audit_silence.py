@@ -45,7 +45,7 @@ def test_mirrored_darkened_and_shifted_copies_among_innocent_images():
     assert len(set(named) & set(range(30))) >= 28
     assert not set(named) - set(range(30))
     assert {row["search"] for row in found.pairs[:28]} >= {"recoloured", "moved"}
-    assert [part.kind for part in found.planted] == ["exact", "mirrored", "recoloured", "moved"]
+    assert [part.kind for part in found.planted] == ["exact", "mirrored", "recoloured", "degraded", "moved"]
 
 
 @pytest.mark.parametrize("top", [100, 870, 4095])
