@@ -18,7 +18,6 @@ import json
 import os
 import platform
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -43,6 +42,7 @@ from benchmarks.mitigation.summary import equal_quality, stopped_in_time, summar
 from benchmarks.mitigation.tables import fill_pages, tables_of
 from lightning_iet.data import FashionMNISTDataModule
 from lightning_iet.utilities.files import check_writable, write_atomically
+from lightning_iet.utilities.signals import interrupted_by_sigterm
 
 ROOT = Path(__file__).parents[2]
 PUBLISHED = ("laptop", "uneven")  # presets whose tables and pictures README and docs show
@@ -130,16 +130,6 @@ def alone(folder: Path) -> Iterator[None]:
                 with suppress(psutil.NoSuchProcess):
                     child.kill()
             raise
-
-
-@contextmanager
-def interrupted_by_sigterm() -> Iterator[None]:
-    """Take SIGTERM for Ctrl-C."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def run_all(runs: list[Run], results: Results, options: argparse.Namespace) -> None:

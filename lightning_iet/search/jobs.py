@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -94,15 +95,23 @@ def run_jobs(jobs: Iterable[Job], number: int, *, ended: Callable[[Job, str | No
     threads = threads_of_a_job(number)
     running: dict[Future[str | None], Job] = {}
     processes: list[subprocess.Popen[bytes]] = []
+    stopped = threading.Event()
+
+    def started(process: "subprocess.Popen[bytes]") -> None:
+        processes.append(process)
+        if stopped.is_set():  # while it started
+            process.terminate()
+
     with ThreadPoolExecutor(number) as pool:
         try:
             for job in jobs:
-                running[pool.submit(job.run, threads=threads, started=processes.append)] = job
+                running[pool.submit(job.run, threads=threads, started=started)] = job
                 if len(running) == number:
                     _collect(running, ended)
             while running:
                 _collect(running, ended)
         except BaseException:
+            stopped.set()
             for process in processes:
                 process.terminate()
             raise

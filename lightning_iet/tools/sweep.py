@@ -25,6 +25,7 @@ from lightning_iet.tools.compare import compare
 from lightning_iet.utilities.configurations import shipped_configuration
 from lightning_iet.utilities.files import METRICS, check_writable, write_csv
 from lightning_iet.utilities.progress import progress_bar
+from lightning_iet.utilities.signals import interrupted_by_sigterm
 from lightning_iet.utilities.text import in_words, percent, three_digits
 
 RESULTS = "sweep.csv"
@@ -37,10 +38,10 @@ def sweep(
     """Run sweeps, such as configs/sweeps/agc_threshold.yaml, on this machine.
 
     Every point is a run of its own, in OUT/NAME/; what has finished is not run again, so the same command goes on with
-    a sweep that was cut off. Writes sweep.csv, one row for each run, and the table and the plot of `compare`, also of
-    an interrupted sweep. Names the run of the least FID among those that copy no more than held-out images do, and the
-    best by the file's metric (eval/objective, if it names none: FID, raised by copies). The same files work with
-    `wandb sweep` and `wandb agent`.
+    a sweep that was cut off. Ctrl-C and SIGTERM end its runs, too. Writes sweep.csv, one row for each run, and the
+    table and the plot of `compare`, also of an interrupted sweep. Names the run of the least FID among those that copy
+    no more than held-out images do, and the best by the file's metric (eval/objective, if it names none: FID, raised by
+    copies). The same files work with `wandb sweep` and `wandb agent`.
 
     Args:
         files: Files of sweeps: method grid, random or bayes (these two choose points with Optuna).
@@ -59,10 +60,11 @@ def sweep(
     for plan in sweeps:
         if plan.method != "grid" and count is None and plan.cap is None:
             raise ValueError(f"Argument `count` expected a number of runs for '{plan.path}', but got none.")
-    for plan in sweeps:
-        folder = Path(out) / plan.name
-        check_writable(folder, argument="out", remedy="Give another folder with `--out`.")
-        _run(plan, folder, jobs=jobs, count=count or plan.cap or 0, seed=seed)
+    with interrupted_by_sigterm():
+        for plan in sweeps:
+            folder = Path(out) / plan.name
+            check_writable(folder, argument="out", remedy="Give another folder with `--out`.")
+            _run(plan, folder, jobs=jobs, count=count or plan.cap or 0, seed=seed)
 
 
 def _file(path: Path) -> Path:

@@ -3,7 +3,10 @@
 import csv
 import json
 import os
+import signal
+import subprocess
 import sys
+import threading
 
 import pytest
 import yaml
@@ -155,6 +158,42 @@ def test_an_interrupted_sweep_leaves_its_table_and_says_how_to_go_on(tmp_path, f
     sweep([path], out=tmp_path / "out")
     assert "try: 3 runs, 1 of which have finished, 1 at a time." in " ".join(capsys.readouterr().out.split())
     assert len(calls(tmp_path)) == 3
+
+
+def test_sigterm_ends_the_runs_as_an_interruption_does(tmp_path, file, capsys):
+    path = file(parameters={"model.a": {"values": [0.3]}, "seed": {"values": [1, 2, 3]}})
+    asks = "if b == 2:\n    import signal, time\n    os.kill(os.getppid(), signal.SIGTERM)\n    time.sleep(100000)\n"
+    (tmp_path / "program.py").write_text(PROGRAM.replace("part = ", f"{asks}part = "))
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt):  # and no run sleeps on, for which the sweep would wait
+        sweep([path], out=tmp_path / "out")
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert "Interrupted: 1 of 3 runs have finished." in capsys.readouterr().out
+    assert [call.split()[1] for call in calls(tmp_path)] == ["1", "2"]
+
+
+def test_a_process_that_starts_while_the_jobs_are_stopped_ends_as_well(tmp_path, monkeypatch):
+    stopped = threading.Event()
+
+    class Late(subprocess.Popen):
+        def __init__(self, *arguments, **options):
+            if "late" in arguments[0]:
+                assert stopped.wait(600)
+            super().__init__(*arguments, **options)
+
+        def terminate(self):
+            super().terminate()
+            stopped.set()
+
+    def ended(job, error):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(subprocess, "Popen", Late)
+    waits = "import time; time.sleep(100000)"
+    programs = [["pass"], [waits, "late"]]
+    jobs = [Job(i, {}, [sys.executable, "-c", *words], tmp_path / str(i), "result") for i, words in enumerate(programs)]
+    with pytest.raises(KeyboardInterrupt):
+        run_jobs(jobs, 2, ended=ended)
 
 
 def test_an_exception_ends_the_jobs_that_run(tmp_path):
