@@ -103,7 +103,7 @@ def find_disguised(
         return found
     part = ImageSet(images.pixels[moved], [], images.location, digest("part", images.sha256, *moved.tolist()))
     near = find_moved(part, train, candidates[moved], **shared)
-    whole = [torch.ones_like(recoloured.distances), torch.ones_like(recoloured.ratios), *recoloured[2:]]
+    whole = [*(torch.ones_like(part) for part in recoloured[:2]), *(part.clone() for part in recoloured[2:])]
     for own, other in zip(near, whole, strict=True):
         other[moved] = own
     return found | {"moved": Matches(*whole)}

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightning_iet.audit.cache import BlockCache
-from lightning_iet.audit.disguises import FLIPS, find_flipped, find_moved, moved_rows, undo
+from lightning_iet.audit.disguises import FLIPS, find_disguised, find_flipped, find_moved, moved_rows, undo
 from lightning_iet.audit.reading import image_set
 from tests.helpers.image_folders import random_pixels
 from tests.helpers.phantoms import eight_bits, moved, phantoms
@@ -150,3 +150,23 @@ def test_finished_blocks_are_kept(tmp_path, monkeypatch):
     moved_again = find_moved(*sets, candidates, cache=cache, argument="generated")
     for one, other in zip((*first, *moved_first), (*again, *moved_again), strict=True):
         assert torch.equal(one, other)
+
+
+def test_moved_copies_may_be_looked_for_among_some_images_only(tmp_path):
+    """The others get a ratio of 1, and what the other searches found stays as it was."""
+    train = phantoms(30)
+    images = torch.cat([moved(train[3:5], dx=4 / 24), train[8:10].flip(-1)])
+    sets = image_set(eight_bits(images), location="a"), image_set(eight_bits(train), location="b")
+    shared = {"cache": BlockCache(tmp_path), "argument": "planted"}
+    whole, part = (
+        find_disguised(*sets, **shared, moved=moved) for moved in (True, torch.tensor([True, True, False, False]))
+    )
+    for kind in ("recoloured", "degraded"):
+        alone, _ = find_flipped(*sets, kind=kind, **shared)
+        for one, other, third in zip(part[kind], whole[kind], alone, strict=True):
+            assert torch.equal(one, other)
+            assert torch.equal(one, third)
+    for one, other in zip(part["moved"], whole["moved"], strict=True):
+        assert torch.equal(one[:2], other[:2])
+    assert part["moved"].ratios[2:].tolist() == part["moved"].distances[2:].tolist() == [1, 1]
+    assert list(find_disguised(*sets, **shared, moved=torch.zeros(4, dtype=torch.bool))) == ["recoloured", "degraded"]
