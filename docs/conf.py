@@ -12,6 +12,7 @@ from sphinx.application import Sphinx
 
 DOCS = Path(__file__).parent
 LINK = re.compile(r"\[([^\]]+)\]\((\.\./[^)\s]+)\)")
+OPTION = re.compile(r"(?<=>)--?[A-Za-z][\w.-]*")  # where an element of the page begins or ends
 DECLARATIONS = {
     "full_state_update",
     "higher_is_better",
@@ -95,9 +96,19 @@ def draw_dashes(_: Sphinx, tree: nodes.document, __: str) -> None:
             text.parent.replace(text, nodes.Text(" – "))
 
 
+def keep_options_whole(_: Sphinx, __: str, ___: str, context: dict[str, Any], ____: nodes.document | None) -> None:
+    """Let options break after a dot or an underscore, where they are wider than the page, and not after their dashes."""
+
+    def whole(option: re.Match[str]) -> str:
+        return f'<span class="option">{re.sub("(?<=[._])", "<wbr>", option[0])}</span>'
+
+    context["body"] = OPTION.sub(whole, context.get("body", ""))
+
+
 def setup(app: Sphinx) -> None:
     """Add what the theme and the extensions do not do."""
     app.add_html_math_renderer("mathml", (visit_math, None), (visit_math, None))
     app.connect("source-read", name_what_is_outside)
     app.connect("autodoc-skip-member", skip_hooks)
     app.connect("doctree-resolved", draw_dashes)
+    app.connect("html-page-context", keep_options_whole)
