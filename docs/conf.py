@@ -97,7 +97,7 @@ def draw_dashes(_: Sphinx, tree: nodes.document, __: str) -> None:
 
 
 def keep_options_whole(_: Sphinx, __: str, ___: str, context: dict[str, Any], ____: nodes.document | None) -> None:
-    """Let options break after a dot or an underscore, where they are wider than the page, and not after their dashes."""
+    """Let options break after a dot or an underscore, where they are wider than their place, not after dashes."""
 
     def whole(option: re.Match[str]) -> str:
         return f'<span class="option">{re.sub("(?<=[._])", "<wbr>", option[0])}</span>'
