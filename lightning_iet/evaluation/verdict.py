@@ -1,12 +1,16 @@
 """What an evaluation says of a model, in one sentence."""
 
 from collections.abc import Mapping, Sequence
-from math import isfinite
+from math import isfinite, sqrt
+from statistics import NormalDist
 from typing import Any, NamedTuple
 
 SIGNIFICANT = 0.01  # p-value below which two shares differ by more than chance
 NEAR = 0.1  # at most this share of held-out images counts as unusually near to a training image
+HARDLY_ANY = 0.02  # largest share of the generated images of which it is said that hardly any are copies
+MORE = 1.25  # times the share of the held-out images, and one image: beyond it copies are not as many as of these
 FEW = 100  # images, fewer of which do not bear out that nothing is memorised
+FEWEST = 10  # images, fewer of which bear nothing out
 
 
 class Counts(NamedTuple):
@@ -44,6 +48,16 @@ class Counts(NamedTuple):
         return float(fisher_exact(table, alternative=alternative).pvalue)
 
     @property
+    def exceeds(self) -> bool:
+        """Whether the share of the generated images is larger than chance alone would often make it: ``MORE``.
+
+        Example:
+            >>> Counts(20, 400, 18, 400).exceeds, Counts(1, 400, 0, 400).exceeds, Counts(12, 16, 0, 4).exceeds
+            (False, False, True)
+        """
+        return self.generated > MORE * self.control * self.num_generated / self.num_control + 1
+
+    @property
     def words(self) -> str:
         """Both shares for people.
 
@@ -66,6 +80,11 @@ def verdict(report: Mapping[str, Any]) -> str:
     images from others. It draws nothing like the data where not half as many images as held-out ones are near to the
     training images, at the threshold that about half of these reach.
 
+    There is no sign of memorization only where copies exceed the share of the held-out images by no more than a quarter
+    and one image: where a test finds nothing because the images are few, the sentence says so. Where more than a tenth
+    of the held-out images pass for copies, or more than half lie near at the smallest threshold, they are
+    near-duplicates of training images, and tell nothing of what a model draws without copying.
+
     Args:
         report: What ``metrics.json`` holds.
 
@@ -78,28 +97,40 @@ def verdict(report: Mapping[str, Any]) -> str:
     generated, control = report["generated"], report["control"]
     copies, others = (part.get("copied_fraction", part["memorized_fraction"]) for part in (generated, control))
     copied = _counts(report, copies, others)
-    near = _mq_counts(report, near_threshold(control["mq"]))
+    level = near_threshold(control["mq"])
+    near = _mq_counts(report, level)
     usual = _mq_counts(report, min(control["mq"], key=lambda level: abs(control["mq"][level] - 0.5)))
-    number = f"{copied.generated:,} of {copied.num_generated:,}"
-    membership = _membership(generated["further"])
+    membership = _membership(report)
+    is_hardly_any = copied.generated <= HARDLY_ANY * copied.num_generated
     if copied.is_higher:
         says = f"The model copies training images: {copied.words} pass for copies."
     elif near.is_higher:
+        says = f"{_before(copied)} {near.words} stand unusually near to one training image: memorization is likely."
+    elif copied.num_control >= FEWEST and (others > NEAR or control["mq"][level] > 0.5):
+        held_out = f"{max(copied.control, near.control):,} of {copied.num_control:,} held-out images"
         says = (
-            f"Hardly any exact copies ({number}), but {near.words} stand unusually near to one training image: "
-            "memorization is likely."
+            f"No verdict is possible: {held_out} are near-duplicates of training images. Split the data so that such "
+            f"images stay together; {copied.words} pass for copies."
         )
-    elif usual.is_lower and usual.generated * usual.num_control < usual.control * usual.num_generated / 2:
+    elif (
+        is_hardly_any
+        and usual.is_lower
+        and usual.generated * usual.num_control < usual.control * usual.num_generated / 2
+    ):
         return (
             f"The model draws nothing like the data: {usual.words} lie near to the training images. Few copies of such "
             "a model say nothing; train it longer."
         )
     elif membership:
-        return f"Hardly any copies ({number}), but {membership}: memorization is likely."
+        return f"{_before(copied)} {membership}: memorization is likely."
+    elif copied.exceeds:
+        return f"{copied.words} pass for copies: the images are too few to tell this from chance."
+    elif min(copied.num_generated, copied.num_control) < FEWEST:
+        return f"Too few images for a verdict: {copied.words} pass for copies."
     elif usual.is_lower:
         return (
-            f"Hardly any copies ({number}), but the images are less like the training images than held-out ones are: a "
-            "model that has learnt little copies little."
+            f"{_before(copied)} the images are less like the training images than held-out ones are: a model that has "
+            "learnt little copies little."
         )
     elif copied.num_generated < FEW or copied.num_control < FEW:
         fewest = min(copied.num_generated, copied.num_control)
@@ -108,6 +139,17 @@ def verdict(report: Mapping[str, Any]) -> str:
     else:
         return f"No sign of memorization: {copied.words} pass for copies."
     return f"{says[:-1]}; {membership}." if membership else says
+
+
+def _before(copied: Counts) -> str:
+    """Begin a sentence with the copies that a test has not told from chance."""
+    if copied.generated <= HARDLY_ANY * copied.num_generated:
+        return f"Hardly any exact copies ({copied.generated:,} of {copied.num_generated:,}), but"
+    if copied.exceeds:
+        return f"{copied.words} pass for copies, which may be chance, and"
+    of = "" if copied.num_control == copied.num_generated else f" of {copied.num_control:,}"
+    same = f"about as many as of held-out images ({copied.control:,}{of})"
+    return f"{copied.generated:,} of {copied.num_generated:,} images pass for copies, {same}, and"
 
 
 def near_threshold(control: Mapping[str, float]) -> str:
@@ -157,19 +199,29 @@ def fid_note(report: Mapping[str, Any]) -> str:
     Example:
         >>> fid_note({"settings": {"feature_dimensions": 2048}, "generated": {"num_images": 512},
         ...           "data": {"num_reference": 1221}})
-        'FID means little here: 512 images are fewer than the 2,048 dimensions of its features.'
+        'FID means little here: 512 images are no more than the 2,048 dimensions of its features.'
     """
     dimensions = report["settings"].get("feature_dimensions")
     fewest = min(report["generated"]["num_images"], report["data"]["num_reference"])
     if dimensions is None or fewest > dimensions:
         return ""
-    return f"FID means little here: {fewest:,} images are fewer than the {dimensions:,} dimensions of its features."
+    return f"FID means little here: {fewest:,} images are no more than the {dimensions:,} dimensions of its features."
 
 
-def _membership(further: Mapping[str, float]) -> str:
-    """Say that the loss tells training images from others, where it does by more than chance and a tenth of the way."""
+def _membership(report: Mapping[str, Any]) -> str:
+    """Say that the loss tells training images from others, where it does by more than chance and a tenth of the way.
+
+    The interval of a perfect separation has no width, however few the images. So the rank test of Mann and Whitney has
+    to agree, in its normal approximation. The attack takes at most 512 images of a set; a report holds the number of
+    the control images that were compared with generated ones, which is no larger.
+    """
+    further = report["generated"]["further"]
     auc, low = (further.get(f"membership_inference_auc{end}") for end in ("", "_low"))
     if auc is None or low is None or not isfinite(auc) or not low > 0.5 or auc < 0.55:
+        return ""
+    members, others = (min(number, 512) for number in (report["data"]["num_train"], report["control"]["num_images"]))
+    deviation = sqrt((members + others + 1) / (12 * members * others))  # of the AUC, where the loss tells nothing
+    if NormalDist().cdf((0.5 - auc) / deviation) >= SIGNIFICANT:
         return ""
     return f"the loss tells training images from others (AUC {auc:.2f}; 0.5 is chance)"
 

@@ -3,17 +3,18 @@
 from math import comb
 
 import pytest
+from scipy.stats import mannwhitneyu
 
 from lightning_iet.evaluation.verdict import Counts, fid_note, telling_thresholds, verdict
 
 
-def report(copies=0, near=14, usual=200, *, held_out=(0, 14, 200), num=400, num_control=400, **further):
+def report(copies=0, near=14, usual=200, *, held_out=(0, 14, 200), num=400, num_control=400, num_train=400, **further):
     def part(number, counts):
         mq = dict(zip(("0.15", "0.3"), (count / number for count in counts[1:]), strict=True))
         return {"num_images": number, "memorized_fraction": 0.0, "copied_fraction": counts[0] / number, "mq": mq}
 
     generated = part(num, (copies, near, usual)) | {"further": further}
-    return {"generated": generated, "control": part(num_control, held_out)}
+    return {"generated": generated, "control": part(num_control, held_out), "data": {"num_train": num_train}}
 
 
 @pytest.mark.parametrize(
@@ -24,16 +25,53 @@ def report(copies=0, near=14, usual=200, *, held_out=(0, 14, 200), num=400, num_
         (report(2, 107, 168), "Hardly any exact copies (2 of 400), but 107 of 400 images (of held-out images 14)"),
         (report(0, 0, 12), "The model draws nothing like the data: 12 of 400 images (of held-out images 200) lie"),
         (report(0, 0, 0), "The model draws nothing like the data"),  # noise
-        (report(0, 9, 150), "Hardly any copies (0 of 400), but the images are less like the training images"),
+        (report(0, 9, 150), "Hardly any exact copies (0 of 400), but the images are less like the training images"),
         (report(1, 16, 210), "No sign of memorization: 1 of 400 images (of held-out images 0) pass for copies."),
         (report(0, 1, 20, num=40, num_control=40, held_out=(0, 1, 20)), "but 40 images are too few to rule it out"),
         (report(20, 14, 200, held_out=(18, 14, 200)), "No sign of memorization: 20 of 400"),
         (report(0, 14, 200, num_control=200, held_out=(1, 7, 100)), "(of held-out images 1 of 200)"),
+        # more than hardly any copies
+        (report(9, 107, 200, held_out=(8, 14, 200)),
+         "9 of 400 images pass for copies, about as many as of held-out images (8), and 107 of 400 images (of"),
+        (report(9, 107, 200, held_out=(3, 14, 200)),
+         "9 of 400 images (of held-out images 3) pass for copies, which may be chance, and 107 of 400 images"),
+        (report(18, 9, 150, held_out=(18, 14, 200)), "18 of 400 images pass for copies, about as many as of held-out"),
+        # controls that are too few to tell copies from chance
+        (report(8, 4, 4, num=8, num_control=2, held_out=(0, 0, 1)),
+         "8 of 8 images (of held-out images 0 of 2) pass for copies: the images are too few to tell this from chance."),
+        (report(12, 4, 8, num=16, num_control=4, held_out=(0, 0, 2)), "12 of 16 images (of held-out images 0 of 4)"),
+        (report(6, 14, 200), "6 of 400 images (of held-out images 0) pass for copies: the images are too few to tell"),
+        (report(0, 0, 0, num=8, num_control=2, held_out=(0, 0, 1)), "Too few images for a verdict: 0 of 8"),
+        # near-duplicates across the split
+        (report(80, 80, 90, held_out=(320, 330, 340)),
+         "No verdict is possible: 330 of 400 held-out images are near-duplicates of training images."),
+        (report(80, 80, 90, held_out=(50, 14, 200)), "The model copies training images"),  # more than of these
     ],
 )  # fmt: skip
 def test_cases(found, says):
     assert says in verdict(found)
-    assert verdict(found).count(".") == 1 + verdict(found).count("nothing like")
+    longer = verdict(found).count("nothing like") + verdict(found).count("No verdict")
+    assert verdict(found).count(".") == 1 + longer
+
+
+@pytest.mark.parametrize("num_control", [4, 40, 400])
+def test_no_sign_only_where_copies_hardly_exceed_those_of_the_control(num_control):
+    for copies in range(num_control // 10):
+        for found in range(0, 100, 3):
+            says = verdict(report(found, 0, 200, num_control=num_control, held_out=(copies, 0, num_control // 2)))
+            if found / 400 > 1.25 * copies / num_control + 1 / 400:
+                assert "No sign" not in says
+                assert ("The model copies" in says) or ("tell this from chance" in says)
+
+
+@pytest.mark.parametrize("members", [2, 3, 6, 12, 60])
+@pytest.mark.parametrize("others", [2, 3, 6, 60])
+def test_a_handful_of_images_tells_nothing_of_membership(members, others):
+    attack = {"membership_inference_auc": 1.0, "membership_inference_auc_low": 1.0}  # DeLong's interval has no width
+    held_out = (0, 0, others // 2)
+    found = report(0, 0, 30, num=60, num_control=others, num_train=members, held_out=held_out, **attack)
+    exact = mannwhitneyu(range(members), range(members, members + others), alternative="less", method="exact").pvalue
+    assert ("memorization is likely" in verdict(found)) == (exact < 0.01)
 
 
 def test_the_loss_is_spoken_of_where_it_tells_members_from_others():
