@@ -4,19 +4,21 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 
-from lightning_iet.utilities.checkpoints import outline
-from lightning_iet.utilities.lightning import Callback, Position
+from lightning_iet.utilities.lightning import Position, find_callbacks, patched_attribute
 from lightning_iet.utilities.run_folders import LAST
 
 
-class FinalCheckpoint(Callback):
+class FinalCheckpoint(Checkpoint):
     """Writes ``last.ckpt`` once more at the end of training, where the interval of checkpoints has left steps out.
 
     Lightning writes it after every ``every_n_epochs`` epochs, and at the end only if there is none yet: of 130 epochs
     with one checkpoint in 100, the last 30 would be lost. The command line adds this callback behind all others; only
-    checkpoint callbacks with ``save_last=True``, or whose ``filename`` is ``last``, are looked at.
+    checkpoint callbacks with ``save_last``, or whose ``filename`` is ``last`` and that monitor nothing, are looked at.
+    They write the file themselves, so that they know of it.
+
+    It is a checkpoint callback itself: Lightning calls these after an epoch behind all others, early stopping included.
     """
 
     position = Position.EVALUATION
@@ -24,31 +26,38 @@ class FinalCheckpoint(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Write the checkpoint after the last step of a run whose steps are limited; the epoch may go on elsewhere."""
-        if 0 < trainer.max_steps <= trainer.global_step:
+        """Write the checkpoint after the last step of a run that ends within an epoch, which may go on elsewhere."""
+        if _is_last_step(trainer) and not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
             _save(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the checkpoint after the last epoch."""
-        epochs, is_step = trainer.max_epochs, 0 < trainer.max_steps <= trainer.global_step
-        is_last = epochs is not None and 0 < epochs <= trainer.current_epoch + 1
-        if (is_last or trainer.should_stop) and not is_step:
+        epochs = trainer.max_epochs
+        is_last_epoch = epochs is not None and 0 < epochs <= trainer.current_epoch + 1
+        if is_last_epoch or trainer.should_stop or _is_last_step(trainer):
             _save(trainer)
+
+
+def _is_last_step(trainer: Trainer) -> bool:
+    return 0 < trainer.max_steps <= trainer.global_step
 
 
 def _save(trainer: Trainer) -> None:
     """Write the last checkpoints that do not hold this step; every process has to call this."""
     if trainer.fast_dev_run:  # type: ignore[attr-defined]
         return
-    for callback in trainer.checkpoint_callbacks:
-        if isinstance(callback, ModelCheckpoint) and callback.dirpath and _keeps_last(callback):
-            path = Path(callback.last_model_path or Path(callback.dirpath, LAST))
-            step = -1
-            if trainer.is_global_zero and path.is_file():
-                step = outline(path, argument="ckpt_path", trusted=True).get("global_step", -1)
-            if trainer.strategy.broadcast(step) != trainer.global_step:
-                trainer.save_checkpoint(path, callback.save_weights_only)
+    for callback in find_callbacks(trainer, ModelCheckpoint):
+        if not _keeps_last(callback) or callback._last_global_step_saved == trainer.global_step:
+            continue
+        measures = callback._monitor_candidates(trainer)
+        if not callback.save_last:
+            callback._save_topk_checkpoint(trainer, measures)
+            continue
+        if trainer.is_global_zero and callback.last_model_path and Path(callback.last_model_path).is_symlink():
+            Path(callback.last_model_path).unlink()  # or the checkpoint that it leads to would be overwritten
+        with patched_attribute(callback, "save_last", True):  # "link" leads to the newest checkpoint, which is older
+            callback._save_last_checkpoint(trainer, measures)
 
 
 def _keeps_last(callback: ModelCheckpoint) -> bool:
-    return bool(callback.save_last) or callback.filename == Path(LAST).stem
+    return bool(callback.save_last) or (callback.filename == Path(LAST).stem and callback.monitor is None)

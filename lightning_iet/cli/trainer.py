@@ -149,7 +149,7 @@ class IETCLI(LightningCLI):
         if self.trainer.fast_dev_run:  # type: ignore[attr-defined]  # Lightning would write last.ckpt all the same
             for checkpointing in self.trainer.checkpoint_callbacks:
                 checkpointing.save_last = False  # type: ignore[attr-defined]
-        order_callbacks(self.trainer, StopSignal(), FinalCheckpoint())
+        order_callbacks(self.trainer, StopSignal(), *([FinalCheckpoint()] if self.trainer.checkpoint_callbacks else []))
         options = self.config_init[self.subcommand]
         options["ckpt_path"] = resume_from(self.trainer, options["ckpt_path"], trusted=options["trust_checkpoint"])
         if self.trainer.is_global_zero and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
