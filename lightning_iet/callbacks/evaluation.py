@@ -293,6 +293,7 @@ class Evaluation(pl.Callback):
         self._course: list[dict[str, Any]] = []  # step and scores of each evaluation
         self._best: dict[str, Any] = {}
         self._waited = 0
+        self._judged: int | None = None  # step of the evaluation that was last compared with the best
         self._resumed: tuple[int, bool] | None = None  # epochs before a checkpoint, and whether it is of an epoch's end
 
     # --- when ------------------------------------------------------------------------------------------------------
@@ -303,6 +304,7 @@ class Evaluation(pl.Callback):
             order_callbacks(trainer)
             self._history = RunHistory()
             self._course = []
+            self._best, self._waited, self._judged = {}, 0, None
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Find out whether the evaluation can work, before hours of training go into it."""
@@ -331,11 +333,8 @@ class Evaluation(pl.Callback):
             assert self._outcome is not None  # noqa: S101
             for logger in trainer.loggers:
                 logger.log_metrics(self._figures(), step=trainer.global_step)
-            if self.keep_best and self._improves(self._outcome.assessment.scores, trainer, epoch=self._resumed[0]):
-                self._waited = 0
-                if trainer.is_global_zero:  # these are the weights
-                    Path(self._best["file"]).parent.mkdir(parents=True, exist_ok=True)
-                    shutil.copyfile(str(trainer.ckpt_path), self._best["file"])
+            if self.keep_best and self._is_owed_of_epoch(*self._resumed):
+                self._keep_if_best(trainer, epoch=self._resumed[0], is_saved=True)
 
     def _is_owed(self, trainer: pl.Trainer, epoch: int, at_end: bool) -> bool:
         """Whether the evaluation of the step that a checkpoint holds is missing: it comes after the checkpoint."""
@@ -343,9 +342,10 @@ class Evaluation(pl.Callback):
         if not self.num_samples or _is_dev_run(trainer) or any(point["step"] == step for point in self._course):
             return False
         of_steps = self.every_n_steps is not None and step % self.every_n_steps == 0
-        return step > 0 and (
-            of_steps or (at_end and self.every_n_epochs is not None and epoch % self.every_n_epochs == 0)
-        )
+        return step > 0 and (of_steps or self._is_owed_of_epoch(epoch, at_end))
+
+    def _is_owed_of_epoch(self, epoch: int, at_end: bool) -> bool:
+        return at_end and self.every_n_epochs is not None and epoch % self.every_n_epochs == 0
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -371,7 +371,7 @@ class Evaluation(pl.Callback):
         pl_module.log_dict(self._figures(), sync_dist=True)
         if self.keep_best:
             self._history.pause()
-            self._keep_if_best(trainer, self._outcome.assessment.scores)
+            self._keep_if_best(trainer, epoch=trainer.current_epoch + 1)
             self._history.start()
 
     def _evaluate_in_between(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -391,13 +391,27 @@ class Evaluation(pl.Callback):
         assert self._outcome is not None  # noqa: S101
         return self._assessor.named(self._outcome.assessment.scores)
 
-    def _keep_if_best(self, trainer: pl.Trainer, scores: Scores) -> None:
-        """Save a checkpoint that is better than all before without copying; stop when none has come for long."""
-        if self._improves(scores, trainer, epoch=trainer.current_epoch + 1):
-            self._waited = 0
-            trainer.save_checkpoint(self._best["file"])
-        else:
+    def _keep_if_best(self, trainer: pl.Trainer, *, epoch: int, is_saved: bool = False) -> None:
+        """Keep a checkpoint that is better than all before without copying; stop when none has come for long.
+
+        Args:
+            trainer: Of the run.
+            epoch: Number of epochs that the evaluated weights have had.
+            is_saved: Whether the checkpoint from which the run goes on holds them.
+        """
+        assert self._outcome is not None  # noqa: S101
+        if self._judged == trainer.global_step:  # Lightning may end an epoch again that a checkpoint was saved in
+            return
+        self._judged = trainer.global_step
+        if not self._improves(self._outcome.assessment.scores, trainer, epoch=epoch):
             self._waited += 1
+        else:
+            self._waited = 0
+            if not is_saved:
+                trainer.save_checkpoint(self._best["file"])
+            elif trainer.is_global_zero:
+                Path(self._best["file"]).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(str(trainer.ckpt_path), self._best["file"])
         if self.patience is not None and self._waited >= self.patience:
             trainer.should_stop = True
 
@@ -479,7 +493,7 @@ class Evaluation(pl.Callback):
         """Save curve and time so far; all processes take part."""
         checkpoint["evaluation"] = {**self._history.state_dict(trainer.strategy), "course": self._course}
         if self.keep_best:
-            checkpoint["evaluation"] |= {"best": self._best, "waited": self._waited}
+            checkpoint["evaluation"] |= {"best": self._best, "waited": self._waited, "judged": self._judged}
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -493,6 +507,7 @@ class Evaluation(pl.Callback):
             self._course = list(checkpoint["evaluation"].get("course", []))
             self._best = dict(checkpoint["evaluation"].get("best", {}))
             self._waited = checkpoint["evaluation"].get("waited", 0)
+            self._judged = checkpoint["evaluation"].get("judged")
 
     def _is_due(self, trainer: pl.Trainer) -> bool:
         if not self.num_samples or self.every_n_epochs is None or _is_dev_run(trainer):

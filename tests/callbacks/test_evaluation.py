@@ -300,13 +300,14 @@ def test_a_run_that_was_cut_off_between_a_checkpoint_and_its_evaluation_makes_up
                 raise KeyError("the power")
 
     when = {"every_n_epochs": 1} if "every_n_epochs" in every else {"every_n_train_steps": 2}
-    settings = {"max_epochs": 3, "enable_checkpointing": True}
-    saving = ModelCheckpoint(tmp_path, save_top_k=-1, save_on_train_epoch_end="every_n_epochs" in every or None, **when)
+    settings = {"max_epochs": 3, "enable_checkpointing": True, "limit_val_batches": 1}
+    saving = ModelCheckpoint(tmp_path, save_top_k=-1, save_on_train_epoch_end=False, **when)  # after validation
     with pytest.raises(KeyError):
         fit(tmp_path, Evaluation(4, **every), module=CutOff(), callbacks=[saving], trainer=settings)
     (tmp_path / "again").mkdir()
     evaluation = Evaluation(4, **every, keep_best="every_n_epochs" in every)
     last = tmp_path / "epoch=1-step=4.ckpt"
+    assert [entry["step"] for entry in torch.load(last, weights_only=True)["evaluation"]["course"]] == [2]
     fit(tmp_path / "again", evaluation, module=CutOff(), trainer=settings, ckpt_path=last)
     assert [entry["step"] for entry in evaluation.report["course"]] == [2, 4, 6]
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_iet.callbacks import Evaluation
 from tests.helpers.evaluations import Copier, fit
@@ -23,9 +24,10 @@ class Staged(Copier):
         return kinds[min(epoch, 3)]
 
 
-def evaluated(tmp_path, *, epochs=6, ckpt_path=None, **settings):
+def evaluated(tmp_path, *, epochs=6, ckpt_path=None, saving=(), **settings):
     evaluation = Evaluation(64, **(SMALL | settings))
-    trainer, module = fit(tmp_path, evaluation, module=Staged(), trainer={"max_epochs": epochs}, ckpt_path=ckpt_path)
+    trainer = {"max_epochs": epochs} | ({"enable_checkpointing": True, "limit_val_batches": 1} if saving else {})
+    trainer, module = fit(tmp_path, evaluation, module=Staged(), callbacks=saving, trainer=trainer, ckpt_path=ckpt_path)
     return evaluation, trainer, module
 
 
@@ -53,6 +55,34 @@ def test_a_resumed_run_remembers_its_best_and_how_long_it_has_waited(tmp_path):
     evaluation, trainer, _ = evaluated(tmp_path / "second", epochs=20, patience=3, ckpt_path=last)
     assert trainer.current_epoch == 6
     assert evaluation.report["run"]["best_without_copies"]["epoch"] == 3
+
+
+@pytest.mark.filterwarnings(
+    "ignore:Be aware that when using `ckpt_path`",
+    "ignore:You're resuming from a checkpoint",
+    "ignore:The dirpath has changed",
+)
+@pytest.mark.parametrize("patience", [1, 2])
+def test_a_run_that_goes_on_from_before_an_evaluation_waits_as_long_as_one_that_was_not_cut_off(tmp_path, patience):
+    """A checkpoint of validation's end does not know the evaluation of its epoch; each counts once."""
+    saving = ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1, save_on_train_epoch_end=False)
+    whole, trainer, _ = evaluated(tmp_path / "whole", epochs=9, patience=patience, saving=[saving])
+    assert trainer.global_step == 2 * (3 + patience)  # the best after 3 epochs
+    for epoch in (2, 3):  # the best, and the first that is not better
+        there = tmp_path / str(epoch)
+        last = tmp_path / f"epoch={epoch}.ckpt"
+        again = ModelCheckpoint(there, save_top_k=0)
+        evaluation, resumed, _ = evaluated(there, epochs=9, patience=patience, saving=[again], ckpt_path=last)
+        assert resumed.global_step == trainer.global_step
+        assert evaluation._waited == whole._waited == patience
+        assert [point["step"] for point in evaluation.report["course"]] == [
+            point["step"] for point in whole.report["course"]
+        ]
+        best = evaluation.report["run"]["best_without_copies"]
+        assert best["epoch"] == 3
+        if epoch == 2:
+            kept = torch.load(next(there.rglob("best_without_copies.ckpt")), weights_only=True)
+            assert kept["global_step"] == best["step"] == 6
 
 
 def test_without_it_nothing_is_kept(tmp_path):
