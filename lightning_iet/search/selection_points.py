@@ -215,10 +215,12 @@ def write_points(search: SelectionSearch, path: Path) -> None:
             "trained": point.trained, "share": point.share, "seconds": f"{point.seconds:.2f}",
             "state": "copied" if point.copied_from else "complete", "note": point.copied_from,
             "front": int(id(point) in front), "chosen": int(point is chosen),
-            **{name: point.figures.get(name) for name in figures if name not in labels(search)},
         }
         for point in search.all_points
     ]  # fmt: skip
+    taken = set(rows[0]) if rows else set()  # a figure that is called like a column must not take its place
+    for row, point in zip(rows, search.all_points, strict=True):
+        row |= {name: point.figures.get(name) for name in figures if name not in taken}
     failed: list[dict[str, Any]] = [
         {"trial": name, "state": "failed", "note": reason} for name, reason in search.failures.items()
     ]

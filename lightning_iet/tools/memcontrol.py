@@ -4,6 +4,7 @@ import copy
 import gc
 import json
 import logging
+import re
 import runpy
 import shutil
 import signal
@@ -261,7 +262,7 @@ def _provoking(
             "Argument `objectives` expected a figure that sees copies of images that repeat, but got "
             "memorized_fraction, which does not. Take copied_fraction."
         )
-    _parse(pl.LightningDataModule, "data", known)
+    _parse(pl.LightningDataModule, "data", known)  # which imports classes by their short names
     changed = copy.deepcopy(dict(known))
     wanted: list[tuple[str, tuple[dict[str, int], ...]]] = []
     if subset is not None:
@@ -282,7 +283,31 @@ def _provoking(
                 f"Argument `{argument}` expected a data module with options {' or '.join(map(', '.join, spellings))}, "
                 f"but got {known['class_path']}, which has none. Make its training set in the configuration."
             )
+    if repeat[0]:
+        _check_repeats(changed, repeat[0])
     return changed
+
+
+def _check_repeats(settings: Mapping[str, Any], repeated: int) -> None:
+    """Refuse more images that repeat than there are: makes the training set once, as every trial will."""
+    parser, parsed = _parse(pl.LightningDataModule, "data", settings)
+    module = _make(parser, parsed).data
+    module.prepare_data()
+    try:
+        module.setup("fit")
+    except ValueError as error:
+        found = re.search(r"`repeated` expected an integer from 0 to (\d+)", str(error))
+        if found is None:
+            raise
+        raise ValueError(
+            f"Argument `repeat` expected no more images than the {found[1]} that are trained on, but got {repeated}."
+        ) from error
+
+
+def _make(parser: LightningArgumentParser, parsed: Any) -> Any:
+    """Make the objects that parsed settings describe."""
+    make = getattr(parser, "instantiate", None) or parser.instantiate_classes  # the name since jsonargparse 4.49
+    return make(parsed)
 
 
 def _parse(base: type, name: str, settings: Mapping[str, Any]) -> tuple[LightningArgumentParser, Any]:
@@ -355,8 +380,7 @@ def _find_groups(settings: Mapping[str, Any], options: Mapping[str, Any]) -> tup
     parser, parsed = _parse(pl.LightningModule, "model", settings["model"])
     if of_data.get("synthetic") and "synthetic" in (parsed.model.init_args or {}):
         parsed.model.init_args.synthetic = True
-    make = getattr(parser, "instantiate", None) or parser.instantiate_classes  # the name since jsonargparse 4.49
-    module = make(parsed).model
+    module = _make(parser, parsed).model
     network = find_denoiser(module, selection.denoiser, any_network=selection.selection.groups is not None)
     if network is None:
         raise ValueError(

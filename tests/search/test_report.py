@@ -1,8 +1,10 @@
 """What a search says: sentences, rows, and the page."""
 
+import csv
 import io
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from math import log10
 
@@ -16,6 +18,7 @@ from lightning_iet.search import Candidate, Objective, Point, SelectionSearch
 from lightning_iet.search.report.findings import effect_rows, effects, front_rows, front_table, interval, verdict
 from lightning_iet.search.report.page import render_page
 from lightning_iet.search.report.writing import write_search
+from lightning_iet.search.selection_points import write_points
 
 GROUPS = ("down", "up", "rest")
 OBJECTIVES = (Objective("fid"), Objective("copies", minus_control=True))
@@ -86,6 +89,21 @@ def test_a_choice_is_compared_with_stopping_in_time(plain, expected):
     assert expected in said
     assert ("(plain-0 at step 50)" in said) == ("No checkpoint of plain" not in said)
     assert "the whole family memorizes more than the mask: copies beyond control 0.3 (trial-000 at step 100)" in said
+
+
+def test_an_objective_that_never_differed_is_named():
+    quiet = [point(name, mask, (fid, 0.0)) for name, mask, fid in (("a", "111", 2.0), ("b", "100", 4.0))]
+    search = found(quiet, [point("plain-0", "", (1.0, 0.0), kind="plain")])
+    assert verdict(search).headline == "Chosen: 3 of 3 groups at learning rate 0.0001, by fid alone: no trial memorized"
+    first, *_ = verdict(search).details
+    assert first.startswith("copies beyond control was 0 at every checkpoint of every trial")
+    assert "membership_inference_auc" in first
+    loud = found(quiet, [point("plain-0", "", (1.0, 0.3), kind="plain")])  # the masks do what they are there for
+    assert "which memorizes no more than held-out images show" in verdict(loud).headline
+    assert "every checkpoint" not in words(loud)
+    assert "every checkpoint" not in words(found(quiet[:1]))
+    alike = found([point(name, mask, (2.0, copies)) for name, mask, copies in (("a", "111", 0.1), ("b", "100", 0.2))])
+    assert "fid was 2 at every checkpoint of every trial" in words(alike)
 
 
 def test_a_search_without_points_says_so():
@@ -250,3 +268,11 @@ def test_files_of_a_search(tmp_path):
     with Image.open(tmp_path / "front.png") as picture:
         picture.load()
         assert picture.size[0] > 600
+
+
+def test_a_figure_that_is_called_like_a_column_does_not_take_its_place(tmp_path):
+    given = point("a", "111", (2.0, 0.1), trained=30, share=0.3)
+    write_points(found([replace(given, figures={**given.figures, "share": 9.0, "loss": 0.5})]), tmp_path / "points.csv")
+    with (tmp_path / "points.csv").open(newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert (row["share"], row["loss"], row["fid"]) == ("0.3", "0.5", "2.0")

@@ -259,6 +259,11 @@ def test_the_choice_of_a_best_checkpoint_is_no_part_of_a_trial(config):
         ({}, {"repeat": [-1, 2]}, "no more that repeat than there are"),
         ({}, {"repeat": [9, 2], "subset": 8}, r"no more that repeat than there are, but got 8 and \[9, 2\]"),
         ({}, {"subset": 0}, "expected at least 1 image"),
+        (
+            {},
+            {"repeat": [21, 2], "objectives": ["fid", "copied_fraction"]},
+            "`repeat` expected no more images than the 20 that are trained on, but got 21",
+        ),
         ({}, {"repeat": [3, 2]}, "memorized_fraction, which does not. Take copied_fraction"),
         (
             {"data": {"class_path": BARE, "init_args": {}}},

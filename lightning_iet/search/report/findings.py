@@ -13,6 +13,9 @@ from lightning_iet.functional.bit_effects import BitEffects, bit_effects
 from lightning_iet.search.selection_points import Point, SelectionSearch, described, labels
 
 CONFIDENCE = 0.95
+_REMEDY = (
+    "Take a figure that is no count, such as membership_inference_auc, or trials that are long enough to memorize."
+)
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,11 @@ def verdict(search: SelectionSearch) -> Verdict:
     if search.choice is None:
         return Verdict("No mask was trained to the end", (f"{len(search.failures)} trials failed.",))
     point, choice = search.choice
-    if choice.rule == "control":
+    still = unmoved(search)
+    if choice.rule == "control" and still >= set(labels(search)[1:]):
+        headline = f"Chosen: {described(point.candidate)}, by {labels(search)[0]} alone: no trial memorized"
+        rule = "No trial, plain fine-tuning included, memorized more than held-out images do, by these figures."
+    elif choice.rule == "control":
         headline = f"Chosen: {described(point.candidate)}, which memorizes no more than held-out images show"
         rule = "Best quality among the masks that memorize at most as much as held-out images and one standard error."
     elif None in search.limits:
@@ -44,8 +51,28 @@ def verdict(search: SelectionSearch) -> Verdict:
         rule = "No mask memorizes as little as held-out images do; the knee of the front was taken."
     names = ", ".join(f"{label} {cell}" for label, cell in zip(labels(search), _cells(search, point), strict=True))
     trained = "" if point.trained is None else f"; {point.trained:,} parameters train{_share(point)}"
-    return Verdict(
-        headline, (f"{point.candidate.name} at step {point.step}: {names}{trained}.", rule, *compared(search))
+    warnings = [
+        f"{label} was {cell} at every checkpoint of every trial, so that the search could not tell masks apart by it. "
+        f"{_REMEDY if label in labels(search)[1:] else 'Train for longer.'}"
+        for label, cell in zip(labels(search), _cells(search, point), strict=True)
+        if label in still
+    ]
+    result = f"{point.candidate.name} at step {point.step}: {names}{trained}."
+    return Verdict(headline, (*warnings, result, rule, *compared(search)))
+
+
+def unmoved(search: SelectionSearch) -> frozenset[str]:
+    """Return the objectives that had one value at all checkpoints of all trials, those of the references included.
+
+    Such an objective says nothing of masks. One that is the same for all masks, but another for plain fine-tuning, does
+    say something, and does not count.
+    """
+    if len({point.candidate.name for point in search.all_points}) < 2:
+        return frozenset()
+    return frozenset(
+        label
+        for label, values in zip(labels(search), zip(*(p.values for p in search.all_points), strict=True), strict=True)
+        if len(set(values)) == 1
     )
 
 
