@@ -1,0 +1,1 @@
+"""What fine-tuning a part of a network buys: full fine-tuning, families, masks, and what a search finds."""

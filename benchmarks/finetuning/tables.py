@@ -1,0 +1,108 @@
+"""Tables in Markdown, and their places in docs."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from benchmarks.finetuning.summary import Line
+from benchmarks.mitigation.tables import fill
+from lightning_iet.utilities.files import write_atomically
+
+PAGE = Path("docs/finetuning-benchmark.md")
+_COLUMNS = ("what trains", "share", "FID", "MQ < 0.15", "d1/d2 < 1/2", "memorized (< 1/3)", "membership AUC")
+
+
+def tables_of(lines: Sequence[Line]) -> dict[str, str]:
+    """Three tables for each setting: at the end, stopped in time, and against full fine-tuning of equal quality."""
+    tables = {}
+    for setting in dict.fromkeys(line["setting"] for line in lines):
+        at = {
+            kind: [line for line in lines if line["setting"] == setting and line["at"] == kind]
+            for kind in ("end", "stopped", "equal")
+        }
+        tables[f"finetuning {setting}"] = at_the_end(at["end"])
+        tables[f"finetuning {setting} stopped"] = stopped_in_time(at["stopped"])
+        tables[f"finetuning {setting} equal quality"] = at_equal_quality(at["equal"])
+    return tables
+
+
+def at_the_end(lines: Sequence[Line]) -> str:
+    """Every row at its greatest length, and the control."""
+    cells = [
+        [
+            line["label"], _share(line), _interval(line, "fid"), _percent(line, "mq_0.15"),
+            *(f"{100 * line[name]:.1f} %" for name in ("copies_half", "memorized_fraction")),
+            _interval(line, "membership_auc", digits=2), f"{line['seconds']:.0f}",
+        ]
+        for line in lines
+    ]  # fmt: skip
+    return _markdown([*_COLUMNS, "seconds"], [*cells, [*_control(lines[0]), ""]])
+
+
+def stopped_in_time(lines: Sequence[Line]) -> str:
+    """Every row at its best checkpoint that copies no more than held-out images do."""
+    cells = [
+        [
+            line["label"], _share(line), _interval(line, "fid"), _percent(line, "mq_0.15"),
+            *(f"{100 * line[name]:.1f} %" for name in ("copies_half", "memorized_fraction")),
+            _interval(line, "membership_auc", digits=2),
+            f"{line['length']:.2f} ×" + (f"; none in {line['never']:g} runs" if line["never"] else ""),
+        ]
+        for line in lines
+    ]  # fmt: skip
+    return _markdown([*_COLUMNS, "length"], [*cells, [*_control(lines[0]), ""]])
+
+
+def at_equal_quality(lines: Sequence[Line]) -> str:
+    """Every row's end beside full fine-tuning stopped at the same FID."""
+    header = ["what trains", "FID", "MQ < 0.15: row / full there; difference", "membership AUC: row / full there"]
+    cells = []
+    for line in lines:
+        if "mq_0.15_full" not in line:
+            found = {"never as good": line["better"], "better from the start": line["worse"]}
+            why = ", ".join(f"{what} in {n:g} of {line['runs']:g} runs" for what, n in found.items() if n)
+            cells.append([line["label"], "", f"full fine-tuning: {why}", ""])
+            continue
+        own, full = 100 * line["mq_0.15"], 100 * line["mq_0.15_full"]
+        low, high = (100 * line[f"mq_0.15_difference_{end}"] for end in ("low", "high"))
+        cells.append([
+            line["label"], f"{line['fid']:.1f}",
+            f"{own:.1f} / {full:.1f} %; {own - full:+.1f} ({low:+.1f} to {high:+.1f})",
+            f"{line['membership_auc']:.2f} / {line['membership_auc_full']:.2f}",
+        ])  # fmt: skip
+    return _markdown(header, cells)
+
+
+def fill_page(root: Path, tables: Mapping[str, str]) -> None:
+    """Renew the tables in docs."""
+    page = root / PAGE
+    if not page.exists():
+        return
+    text = page.read_text(encoding="utf-8")
+    filled = fill(text, tables)
+    if filled != text:
+        with write_atomically(page) as path:
+            path.write_text(filled, encoding="utf-8")
+
+
+def _control(line: Line) -> list[str]:
+    shares = [f"*{100 * line[f'{name}_control']:.1f} %*" for name in ("mq_0.15", "copies_half", "memorized_fraction")]
+    return ["*held-out images*", "", f"*{line['fid_control']:.1f}*", *shares, "*0.5: chance*"]
+
+
+def _share(line: Line) -> str:
+    return f"{100 * line['share']:.3g} %"
+
+
+def _interval(line: Line, name: str, *, digits: int = 1) -> str:
+    mean, low, high = (f"{line[name + end]:.{digits}f}" for end in ("", "_low", "_high"))
+    return f"{mean} ({low}–{high})"
+
+
+def _percent(line: Line, name: str) -> str:
+    mean, low, high = (f"{100 * line[name + end]:.1f}" for end in ("", "_low", "_high"))
+    return f"{mean} % ({low}–{high})"
+
+
+def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
