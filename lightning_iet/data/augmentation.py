@@ -1,7 +1,8 @@
 """Samples that are augmented by RandAugment, each with a magnitude of its own."""
 
-from collections.abc import Iterator, Mapping, MutableMapping, MutableSequence, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, MutableSequence, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Literal, TypeAlias, get_args
 
 import torch
@@ -255,14 +256,31 @@ def image_entry(batch: Any, size: int) -> tuple[Any, Tensor]:
     )
 
 
-def with_entry(batch: Any, key: Any, value: Tensor) -> None:
-    """Put other images into a batch, in place; into a tuple, which has no other way, by writing into its tensor."""
-    if batch[key] is value:
-        return
+def put_entry(batch: Any, key: Any, value: Tensor) -> Callable[[], None]:
+    """Put other images into a batch, in place; in a tuple, which cannot change, its tensor gets other memory.
+
+    The memory that the images had is not written to: it may belong to a training set that is read again.
+
+    Returns:
+        A function that puts back what was there.
+
+    Example:
+        >>> memory = torch.zeros(4)
+        >>> batch = (memory[:2], "a caption")
+        >>> put_back = put_entry(batch, 0, torch.ones(2))
+        >>> batch[0], memory
+        (tensor([1., 1.]), tensor([0., 0., 0., 0.]))
+        >>> put_back()
+        >>> batch[0]
+        tensor([0., 0.])
+    """
+    before = batch[key]
     if isinstance(batch, MutableMapping | MutableSequence):
         batch[key] = value
-    else:
-        batch[key].copy_(value)
+        return partial(batch.__setitem__, key, before)
+    memory = before.data
+    before.data = value
+    return partial(setattr, before, "data", memory)
 
 
 def check_operations(ops: Sequence[str] | None) -> None:

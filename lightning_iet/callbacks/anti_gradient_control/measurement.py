@@ -34,6 +34,9 @@ class MeasuredStep:
         expected: What the step is called for.
         remedy: What to do about a refusal.
 
+    Attributes:
+        is_skipped: Whether the last step returned None, by which Lightning skips a batch.
+
     Raises:
         UnsupportedModule: If the module takes optimizer steps itself.
     """
@@ -43,7 +46,7 @@ class MeasuredStep:
     ) -> None:
         self.trainer, self.module = trainer, module
         self.who, self.expected, self.remedy = who, expected, remedy
-        self._is_checked = False
+        self._is_checked = self.is_skipped = False
         if not module.automatic_optimization:
             raise self.unsupported("it takes optimizer steps itself (manual optimization)")
 
@@ -95,7 +98,9 @@ class MeasuredStep:
     def _step(self, batch: Any, batch_idx: int) -> Any:
         step = self.module.training_step
         takes_index = is_param_in_hook_signature(step, "batch_idx", min_args=2)
-        return step(batch, batch_idx) if takes_index else step(batch)
+        outputs = step(batch, batch_idx) if takes_index else step(batch)
+        self.is_skipped = outputs is None
+        return outputs
 
     def unsupported(self, reason: str) -> UnsupportedModule:
         """Return the refusal of a module."""

@@ -1,10 +1,11 @@
 """Threshold-aware augmentation as a callback: it holds the magnitudes; the arithmetic is in ``functional``."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypeAlias, get_args
 
 import lightning.pytorch as pl
 import torch
+import torch.distributed as dist
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
@@ -21,7 +22,7 @@ from lightning_iet.data.augmentation import (
     check_range,
     find_augmented,
     image_entry,
-    with_entry,
+    put_entry,
 )
 from lightning_iet.data.images import ImageDataModule
 from lightning_iet.data.sharding import ShardedDataModule
@@ -139,6 +140,7 @@ class ThresholdAwareAugmentation(Callback):
         self._batch = self._current  # magnitude of each row of the batch that is judged
         self._step: MeasuredStep | None = None  # of batches that are judged before their step
         self._is_first_batch = True
+        self._put_back: Callable[[], None] | None = None  # undoes what was done to the batch at work
         self._sums = torch.zeros(4, 0)  # by bin: draws judged, those with a magnitude, their magnitudes; [3]: draws
 
     # --- before training ---------------------------------------------------------------------------------------------
@@ -158,6 +160,15 @@ class ThresholdAwareAugmentation(Callback):
             raise ValueError(
                 "ThresholdAwareAugmentation expected one AntiGradientControl with criterion='ratio' and a threshold"
                 f" above 0, near which samples are augmented, but got {found}. Set it, or max_magnitude=0."
+            )
+        named = [name for name in ("denoiser", "timestep") if getattr(controls[0], name) is not None]
+        if self.at == "same_step" and named:
+            # Hooks are tested in the backward pass of the first step, and before it a batch is judged already.
+            raise ValueError(
+                "Argument `at` expected 'next_draw' with an AntiGradientControl whose losses hooks find, but got"
+                f" 'same_step', and {' and '.join(f'`{name}`' for name in named)} of AntiGradientControl. Use"
+                " at='next_draw'; or leave these out, if the module has a `loss_reducer` or training_step returns"
+                " the losses of samples."
             )
         if getattr(getattr(pl_module, "latents", None), "cache", None) is not None:
             raise ValueError(
@@ -272,6 +283,7 @@ class ThresholdAwareAugmentation(Callback):
         """
         if self._step is None or self._control is None:
             return
+        self._leave_batch()  # one whose step was left out has had no end
         index = self._control.batch_index
         if index is None:
             raise ValueError(
@@ -286,15 +298,30 @@ class ThresholdAwareAugmentation(Callback):
         # An epoch draws a sample once, so that its first sample tells a batch, whichever process trains on it.
         seed = derive_seed(self._seed, epoch, samples[0], _JUDGEMENT_SEED)
         found = self._step.measure(self._control.source, lambda: batch, batch_idx, seed=seed, is_training=True)
-        if not found and self._control.source.description:
-            return  # it returned None, by which it skips this batch
+        if not found and self._step.is_skipped:
+            return
         if len(found) != 1:
             raise self._step.unsupported(f"it showed {f'{len(found)} sets of' if found else 'no'} losses")
         self._control.judge_beforehand(*found[0])
         magnitudes = self._batch[self._control.own_rows].tolist()
         seeds = [derive_seed(self._seed, epoch, sample, AUGMENTATION_SEED) for sample in samples]
         augmented = augment_rows(images, magnitudes, seeds=seeds, num_ops=self.num_ops, ops=self.ops)
-        with_entry(batch, entry, augmented)
+        self._put_back = put_entry(batch, entry, augmented)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Leave the batch as it was read: its tensors may be read again in the next epoch."""
+        self._leave_batch()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Leave the batch as it was read."""
+        self._leave_batch()
+
+    def _leave_batch(self) -> None:
+        if self._put_back is not None:
+            self._put_back()
+            self._put_back = None
 
     def is_augmented(self, index: Tensor) -> Tensor:
         """Tell which samples of a batch were augmented when they were read; boolean, (B,)."""
@@ -398,14 +425,17 @@ class ThresholdAwareAugmentation(Callback):
     # --- checkpoints -------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """The magnitudes of this epoch and of the next one. Takes part on every process."""
+        """The magnitudes of this epoch and of the next one, and what is logged. Takes part on every process."""
         if self.max_magnitude == 0 or (self.at == "next_draw" and not len(self._current)):
             return {}
         self._share()
         tables = {"current": self._current, "next": self._next} if self.at == "next_draw" else {}
+        sums = self._sums.clone()
+        if self._num_processes > 1 and sums.numel():
+            dist.all_reduce(sums)
         return {
             **{name: table.cpu().clone() for name, table in tables.items()},
-            "sums": self._sums.cpu().clone(),
+            "sums": sums.cpu(),
             "seed": self._seed,
             "epochs_ended": self._epochs_ended,
             "settings": self._settings(),

@@ -175,15 +175,11 @@ class Redistribution(Callback):
             )
         if self.fraction > 0 and not most_that_move(sampler.shards, self.fraction, self._labels):
             # Sizes never change, nor the classes of a shard where they matter: so it remains.
-            where, remedy = "each shard", "Set a larger fraction"
+            remedies = ["a larger fraction"] if most_that_move(sampler.shards, 0.5, self._labels) else []
             if self._labels is not None:
-                where, remedy = (
-                    "each class in each shard",
-                    f"{remedy}, or within='shard' (--redistribution.within shard)",
-                )
+                remedies.append("within='shard' (--redistribution.within shard)")
             rank_zero_warn(
-                f"Redistribution moves nothing: a fraction of {self.fraction:g} of {where} is less than one sample."
-                f" {remedy}."
+                f"Redistribution moves nothing: {self._why_too_few()}. Set {' or '.join(remedies) or 'fewer shards'}."
             )
         if self._assignment is not None:
             sampler.reassign(from_assignment(self._assignment, len(sampler.shards)))
@@ -261,13 +257,23 @@ class Redistribution(Callback):
                 figures[f"redistribution/skip_rate_{name}"] = float(skips[samples].sum() / draws)
         return figures
 
+    def _why_too_few(self) -> str:
+        """What to say where no sample can ever move."""
+        if self._labels is None:
+            return f"a fraction of {self.fraction:g} of the smallest shard is less than one sample"
+        return f"of each class, a fraction of {self.fraction:g} is less than one sample in at least one shard"
+
     def _say(self, moved: list[Tensor], shards: list[Tensor]) -> None:
         """Log how many samples moved, and where."""
         number, total = sum(map(len, moved)), sum(map(len, shards))
-        if not number:
+        if not number and not most_that_move(shards, self.fraction, self._labels):
+            why = f": {self._why_too_few()}"
+        elif not number:
             times = "" if self.min_skips <= 1 else f" {self.min_skips} times or more"
-            found = "samples" if self._labels is None else "samples of one class"
-            why = f": not every shard has {found} that were skipped{times}, and all exchange equally many"
+            found = "not every shard has samples"
+            if self._labels is not None:
+                found = "no class with enough samples in every shard has in every shard some"
+            why = f": {found} that were skipped{times}, and all exchange equally many"
         else:
             ring = (f"{c} → {(c + 1) % len(moved)}" for c in range(len(moved)))
             sizes = Counter(map(len, moved))

@@ -117,6 +117,34 @@ def test_equals_a_walk_by_hand(tmp_path, collate):
     assert torch.equal(data.images, Pictures().images)  # what the loader reads is left alone
 
 
+class InMemory(Dataset):
+    """Yields whole batches as tuples: views of one tensor, or tensors that it yields again in the next epoch."""
+
+    def __init__(self, is_view):
+        data = Pictures()
+        self.images, self.index, self.is_view = data.images, torch.arange(NUM), is_view
+        self.whole = self.images, self.index
+
+    def __len__(self):
+        return NUM
+
+    def __getitem__(self, rows):
+        return (self.images[rows], self.index[rows]) if self.is_view else self.whole
+
+
+@pytest.mark.parametrize("is_view", [True, False])
+def test_a_training_set_in_memory_stays_as_it_is(tmp_path, is_view):
+    data, module = InMemory(is_view), Noisy()
+    rows = [slice(0, 12), slice(12, NUM)] if is_view else [slice(NUM)]
+    torch.manual_seed(SEED)
+    control = AntiGradientControl(THRESHOLD, num_timesteps=TIMESTEPS, decay=DECAY, sample_index=-1)
+    trainer = quiet_trainer(tmp_path, callbacks=[control, ThresholdAwareAugmentation(at="same_step")], max_epochs=3)
+    trainer.fit(module, DataLoader(data, batch_size=None, sampler=rows, collate_fn=lambda batch: batch))
+    clean = Pictures().images
+    assert any(not torch.equal(shown, clean[index]) for _, index, shown, _ in module.steps)
+    assert torch.equal(data.images, clean)
+
+
 def test_training_draws_what_it_would_without_it(tmp_path):
     drawn = []
     for callbacks in ([], [ThresholdAwareAugmentation(at="same_step")]):
@@ -185,8 +213,10 @@ def test_a_run_goes_on_from_any_step_bit_for_bit(tmp_path, whole, name):
 
 
 def test_the_number_of_processes_changes_nothing(tmp_path, processes, whole):
-    for found in processes(2).run(digits, tmp_path, 2):
+    for found in processes(2).run(digits, tmp_path, 2, save=tmp_path):
         assert_equal(found, whole[0])
+    # What is logged of an epoch that was cut counts the draws of both processes.
+    assert_equal(digits(tmp_path, ckpt_path=tmp_path / "2-0.ckpt"), whole[0])
 
 
 def test_replicas_hold_the_same(tmp_path, processes):
@@ -250,15 +280,25 @@ def test_what_cannot_be_judged_or_augmented_is_refused(tmp_path, module, data, m
         trainer.fit(module(), DataLoader(data, batch_size=5))
 
 
+@pytest.mark.parametrize("name", ["denoiser", "timestep"])
+def test_losses_that_hooks_find_are_refused(tmp_path, name):
+    """Where a module's losses are is tested by the backward pass of the first step, which a judgement comes before."""
+    control = AntiGradientControl(THRESHOLD, num_timesteps=TIMESTEPS, sample_index=-1, **{name: "denoiser"})
+    trainer = quiet_trainer(tmp_path, callbacks=[control, ThresholdAwareAugmentation(at="same_step")], max_epochs=1)
+    with pytest.raises(ValueError, match=f"`at` expected 'next_draw' .* but got 'same_step', and `{name}` of AntiGr"):
+        trainer.fit(Unadapted(), DataLoader(Pictures(), batch_size=5))
+
+
 def test_nothing_is_deferred():
     with pytest.raises(ValueError, match="Argument `defer` expected False with at='same_step'"):
         ThresholdAwareAugmentation(at="same_step", defer=True)
 
 
-def test_a_step_that_skips_a_batch_skips_its_judgement(tmp_path):
+@pytest.mark.parametrize("skipped", [0, 2])
+def test_a_step_that_skips_a_batch_skips_its_judgement(tmp_path, skipped):
     class Skips(Noisy):
         def training_step(self, batch, batch_idx):
-            return None if batch_idx == 2 else super().training_step(batch, batch_idx)
+            return None if batch_idx == skipped else super().training_step(batch, batch_idx)
 
     module, control = Skips(), AntiGradientControl(THRESHOLD, num_timesteps=TIMESTEPS, sample_index=-1)
     trainer = quiet_trainer(tmp_path, callbacks=[control, ThresholdAwareAugmentation(at="same_step")], max_epochs=1)

@@ -482,14 +482,25 @@ def test_what_is_said(tmp_path, caplog):
         assert "a round of one epoch has no epoch boundary inside" in caplog.text
         run(tmp_path, Redistribution(0.5, min_skips=9), epochs=1)
     assert (
-        "0 of 31 samples move: not every shard has samples of one class that were skipped 9 times or more, and all"
-        in caplog.text
+        "0 of 31 samples move: no class with enough samples in every shard has in every shard some that were skipped 9"
+        " times or more, and all" in caplog.text
     )
-    with pytest.warns(UserWarning, match="moves nothing: a fraction of 0.01 of each shard is less than one sample"):
+    caplog.clear()
+    with (
+        caplog.at_level(logging.INFO, logger="lightning.pytorch.utilities.rank_zero"),
+        pytest.warns(UserWarning, match="0.01 of the smallest shard is less than one sample. Set a larger fraction.$"),
+    ):
         run(tmp_path, Redistribution(0.01, within="shard"), epochs=1)
+    assert "0 of 31 samples move: a fraction of 0.01 of the smallest shard is less than one sample." in caplog.text
+    one_each = Labelled(31)
+    one_each.targets = torch.arange(31) % 10  # a shard has one or two of a class
+    with pytest.warns(UserWarning, match=r"of each class, a fraction of 0.5 is less .* one shard. Set within='shard'"):
+        run(tmp_path, Redistribution(0.5), epochs=1, dataset=one_each)
     data = ShardedDataModule(DigitsDataModule(40, batch_size=8), 2)
     callbacks = [AntiGradientControl(0.5), ParameterAveragingCallback(2), Redistribution(0.25)]
-    with pytest.warns(UserWarning, match="0.25 of each class in each shard is less .*--redistribution.within shard"):
+    with pytest.warns(
+        UserWarning, match="of each class, a fraction of 0.25 is less .* Set a larger fraction or within='shard'"
+    ):
         quiet_trainer(tmp_path, callbacks=callbacks, max_epochs=1, limit_val_batches=0).fit(tiny_diffusion(), data)
 
 
