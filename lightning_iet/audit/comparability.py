@@ -40,6 +40,7 @@ class Difference:
 
 
 LEVELS = "grey levels in an image"
+OF_FILES = TRANSPARENCY, LEVELS_OF_SET = "transparency", "grey levels in the set"  # facts of how files were stored
 FAR = "distance to the nearest training image"
 _REMEDIES = {
     "brightness": "If they were scaled or saved in another way, say so with --range or --background.",
@@ -49,6 +50,8 @@ _REMEDIES = {
     "colourfulness": "Give all sets in the same colours.",
     FAR: "They show, or went through, something else: check the paths, --range, --background and --fit.",
 }
+
+_FEW_COLOURS = "They may have been stored in few colours, as GIF and palette PNG do: give them as they were generated."
 
 
 def compare_sets(sets: Mapping[str, ImageSet]) -> list[Difference]:
@@ -87,7 +90,8 @@ def compare_sets(sets: Mapping[str, ImageSet]) -> list[Difference]:
         control, _ = _distance(held_out[name], train[name])
         if distance >= DIFFERENT and distance >= TIMES * control and p_value < SIGNIFICANT:
             medians = float(values.median()), float(found["train"][name].median())
-            differences.append(Difference(name, *medians, distance, control, _REMEDIES[name]))
+            remedy = _remedy_of_levels(sets) if name == LEVELS else _REMEDIES[name]
+            differences.append(Difference(name, *medians, distance, control, remedy))
     # Of equal distances what is known of the files, for it is the cause.
     return sorted([*_of_whole_sets(sets), *differences], key=lambda difference: -difference.distance)
 
@@ -152,14 +156,19 @@ def _of_whole_sets(sets: Mapping[str, ImageSet]) -> list[Difference]:
     shares = {name: s.origin.transparent / len(s) for name, s in sets.items()}
     if abs(shares["generated"] - shares["train"]) > DIFFERENT:
         remedy = "Say with --background what colour the generator saw under transparent pixels."
-        found.append(Difference("transparency", shares["generated"], shares["train"], 1.0, 0.0, remedy))
+        found.append(Difference(TRANSPARENCY, shares["generated"], shares["train"], 1.0, 0.0, remedy))
     levels = {
         name: int((torch.bincount(s.pixels.flatten().long(), minlength=256) > 0).sum()) for name, s in sets.items()
     }
     if levels["generated"] < min(FEW_LEVELS, levels["train"] / 4):
-        remedy = _REMEDIES[LEVELS]
-        found.append(Difference("grey levels in the set", levels["generated"], levels["train"], 1.0, 0.0, remedy))
+        remedy = _remedy_of_levels(sets)
+        found.append(Difference(LEVELS_OF_SET, levels["generated"], levels["train"], 1.0, 0.0, remedy))
     return found
+
+
+def _remedy_of_levels(sets: Mapping[str, ImageSet]) -> str:
+    """A range is to blame only where there are files of more than 8 bits."""
+    return _REMEDIES[LEVELS] if any(images.origin.deep for images in sets.values()) else _FEW_COLOURS
 
 
 def unvaried(images: ImageSet) -> tuple[int, int]:

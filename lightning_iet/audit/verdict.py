@@ -5,7 +5,7 @@ from typing import Literal, NamedTuple
 
 from rich.table import Table
 
-from lightning_iet.audit.comparability import FAR, Difference
+from lightning_iet.audit.comparability import FAR, LEVELS_OF_SET, OF_FILES, TRANSPARENCY, Difference
 from lightning_iet.audit.core import TOO_SMALL
 from lightning_iet.audit.evidence import SIGNIFICANT
 from lightning_iet.audit.findings import Findings, PlantedFindings, SetFacts, SetFindings, claimed
@@ -142,7 +142,7 @@ def membership_words(membership: Membership) -> str:
 def difference_words(difference: Difference) -> str:
     """Say in one sentence how the sets differ, with the remedy."""
     values = f"{difference.generated:.3g} against {difference.train:.3g}"
-    if difference.name == "transparency":
+    if difference.name == TRANSPARENCY:
         values = f"{percent(difference.generated)} against {percent(difference.train)} of the images"
     if difference.name == FAR:
         return (
@@ -155,7 +155,9 @@ def difference_words(difference: Difference) -> str:
 def _reasons(findings: Findings) -> list[str]:
     """List why nothing is decided, the weightiest first."""
     evidence, generated, held_out = findings.evidence, findings.sets["generated"], findings.held_out
-    reasons = []
+    # How files were stored comes first: it hides copies, those that were planted too, and no further images would help.
+    reasons = [difference_words(part) for part in findings.differences if part.name in OF_FILES]
+    stored_alike = not reasons
     if evidence.noticed.count and held_out is None:
         reasons.append(
             f"{_counted(evidence.noticed)} {'lies' if evidence.noticed.count == 1 else 'lie'} as near to one training "
@@ -164,7 +166,9 @@ def _reasons(findings: Findings) -> list[str]:
         )
     elif evidence.noticed.count:
         needed = (
-            f" About {evidence.held_out_needed:,} held-out images would decide." if evidence.held_out_needed else ""
+            f" About {evidence.held_out_needed:,} held-out images would decide."
+            if evidence.held_out_needed and stored_alike
+            else ""
         )
         reasons.append(
             f"{_counted(evidence.noticed)} {'is' if evidence.noticed.count == 1 else 'are'} far nearer to one training "
@@ -186,8 +190,10 @@ def _reasons(findings: Findings) -> list[str]:
         cause = "Training images are too much alike."
         if held_out is not None:
             cause = "Some held-out images are training images, or there are too few of them."
+        if any(part.name == LEVELS_OF_SET for part in findings.differences):
+            cause = "They were brought to the form of the generated images, in which little is left of them."
         reasons.append(f"only {exact.found:,} of {exact.planted:,} exact copies that were planted were found. {cause}")
-    reasons += [difference_words(difference) for difference in findings.differences]
+    reasons += [difference_words(part) for part in findings.differences if part.name not in OF_FILES]
     reasons += _nearer([part for part in findings.nearer if part.is_share])
     return reasons
 

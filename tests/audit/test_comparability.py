@@ -49,6 +49,15 @@ def test_other_ranges_and_filters_are_noticed(change, name, held_out):
     assert [d.distance for d in found] == sorted((d.distance for d in found), reverse=True)
 
 
+@pytest.mark.parametrize(("deep", "words"), [(0, "GIF and palette PNG"), (100, "--range")])
+def test_few_grey_levels_have_two_causes(deep, words):
+    found = sets(eight_bits((3 * FRESH).round() / 3))
+    found["generated"] = replace(found["generated"], origin=Origin(deep=deep))
+    remedies = {difference.name: difference.remedy for difference in compare_sets(found)}
+    assert words in remedies["grey levels in the set"]
+    assert words in remedies["grey levels in an image"]
+
+
 def test_few_images_do_not_differ_by_chance():
     for seed in range(40):
         few = eight_bits(phantoms(8, seed=10 + seed, channels=3))

@@ -9,7 +9,7 @@ from lightning_iet.audit.comparability import Difference
 from lightning_iet.audit.features import build_features
 from lightning_iet.audit.findings import PlantedFindings
 from lightning_iet.audit.reading import Origin
-from lightning_iet.audit.statistics import Nearer
+from lightning_iet.audit.statistics import Nearer, share
 from lightning_iet.audit.verdict import planted_words, remarks, verdict
 from lightning_iet.data.samples import Skip
 from lightning_iet.evaluation.membership import Membership
@@ -127,6 +127,26 @@ def test_sets_that_differ_are_not_compared_in_silence(clean):
     assert words.answer == (
         "Not decided: generated and training images differ in brightness (3.1 against 120). Say so with --range."
     )
+
+
+def test_how_files_were_stored_is_said_before_what_was_noticed_all_the_same(clean):
+    """An alpha channel hides most of 60 copies: two are noticed, and further held-out images would decide nothing."""
+    stored = [
+        Difference("transparency", 1.0, 0.0, 1.0, 0.0, "Say with --background what colour."),
+        Difference("grey levels in the set", 2, 256, 1.0, 0.0, "Say it with --range."),
+    ]
+    evidence = replace(clean.evidence, noticed=share(2, 100), beyond=7, held_out_needed=599)
+    failed = [PlantedFindings("exact", 0, 10, 0.0), *clean.planted[1:]]
+    words = verdict(replace(clean, evidence=evidence, planted=failed, differences=stored))
+    assert words.level == "open"
+    assert words.answer == (
+        "Not decided: generated and training images differ in transparency (100.0% against 0.0% of the images). Say "
+        "with --background what colour."
+    )
+    assert words.details.startswith("Generated and training images differ in grey levels in the set (2 against 256)")
+    assert "2 of 100 generated images (2.0%) are far nearer" in words.details
+    assert "would decide" not in words.details
+    assert "They were brought to the form of the generated images" in words.details
 
 
 def test_a_control_that_fails_decides_nothing(clean):

@@ -286,7 +286,7 @@ SEARCH_WORDS = {
     "moved": "moved",
 }
 MEASURES = {
-    "score": ("Lowest ratio of all searches", "what images are judged by; our choice"),
+    "score": ("Ratio by the search that says the most", "what images are judged by; our choice"),
     "distinct": ("Nearest over next, near-duplicates counted once", "d1/d2 of distances; our choice"),
     "nearest": ("Nearest over second nearest", "d1/d2 of distances; Yoon et al. 2023, Gu et al. 2023"),
     "mean": ("Nearest over the mean of the {k} nearest", "squared distances; memorized quantity, Liu et al. 2024"),
