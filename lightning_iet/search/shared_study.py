@@ -261,6 +261,10 @@ class SharedStudy:
         self._set(number, _REASON, reason)
         self._end(number, state=self._states.FAIL)
 
+    def discard(self) -> None:
+        """Remove the study from its storage, with all trials; not while this program gives signs of life."""
+        self._optuna.delete_study(study_name=self.name, storage=self._storage)
+
     @property
     def num_elsewhere(self) -> int:
         """Number of trials that other programs run now."""

@@ -5,7 +5,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import fields
 from difflib import get_close_matches
@@ -101,7 +101,12 @@ def _run(plan: SweepFile, folder: Path, *, jobs: int, count: int, seed: int) -> 
                 study.tell(job.number, [found], None)
 
         try:
-            run_jobs(waiting, jobs, ended=ended)
+            run_jobs(_unfinished(waiting, ended), jobs, ended=ended)
+        except ValueError:
+            stack.close()
+            if study is not None and not any(trial.state == "complete" for trial in study.trials()):
+                study.discard()  # it would keep the metric that no run has; the same points are drawn again
+            raise
         except KeyboardInterrupt:
             stack.close()
             done = len(_finished(folder))
@@ -113,6 +118,15 @@ def _run(plan: SweepFile, folder: Path, *, jobs: int, count: int, seed: int) -> 
             )
             raise
     _publish(plan, folder, errors)
+
+
+def _unfinished(jobs: Iterable[Job], ended: Callable[[Job, None], None]) -> Iterator[Job]:
+    """Yield the jobs that are to be run; one that has finished, and that the study does not know of, is told to it."""
+    for job in jobs:
+        if job.is_finished:
+            ended(job, None)
+        else:
+            yield job
 
 
 def _announce(plan: SweepFile, folder: Path, *, total: int, finished: int, jobs: int) -> None:

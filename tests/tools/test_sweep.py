@@ -116,7 +116,10 @@ def test_bad_input(tmp_path, file):
         path = file(name=method, method=method, metric={"name": "eval/fidd"}, **others)
         with pytest.raises(ValueError, match=r"expected a metric among .*, but got eval/fidd. Did you mean eval/fid\?"):
             sweep([path], out=tmp_path / "out", count=2)
-        assert len((tmp_path / "out" / method / "calls").read_text().splitlines()) == 1  # the first run told
+        done = tmp_path / "out" / method / "calls"
+        assert len(done.read_text().splitlines()) == 1  # the first run told
+        sweep([file(name=method, method=method, **others)], out=tmp_path / "out", count=2)  # as the message says
+        assert len(done.read_text().splitlines()) == (6 if method == "grid" else 2)  # and the first run has stayed
     with pytest.raises(ValueError, match=r"all of .* failed"):
         sweep([file(name="other", parameters={"model.a": {"value": 0.5}})], out=tmp_path / "out")
     with pytest.raises(ValueError, match="`count` expected a number of runs"):
