@@ -3,6 +3,7 @@
 import copy
 import io
 import json
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,8 +21,9 @@ from lightning_iet.data.folders import ImageFolderDataModule
 from lightning_iet.data.formats import format_of
 from lightning_iet.data.samples import reason_of
 from lightning_iet.utilities.configurations import find_configuration
-from lightning_iet.utilities.run_folders import version_number
+from lightning_iet.utilities.run_folders import find_checkpoint
 
+CONFIG = "config.yaml"  # of a run
 LARGEST = 64  # pixels a side, unless a larger size is asked for
 STEPS = 4000  # of training *(our choice: small models on a few hundred images have learnt their coarse shapes by then)*
 LONGEST = 3600.0  # seconds of training by estimate, unless a length is asked for *(our choice)*
@@ -310,20 +312,65 @@ def seconds_of_step(module: Any, batch_size: int, device: torch.device) -> float
             module.losses(images, timesteps, torch.randn_like(images), condition).mean().backward()
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
+            elif device.type == "mps":
+                torch.mps.synchronize()
             seconds.append(time.perf_counter() - began)
     return min(seconds)
 
 
-def measured_step(unet: Mapping[str, Any], batch_size: int) -> float:
-    """Return the time of a training step of a U-Net on this machine, see :func:`seconds_of_step`."""
+def measured_step(unet: Mapping[str, Any], batch_size: int, device: torch.device) -> float:
+    """Return the time of a training step of a U-Net on a device of this machine, see :func:`seconds_of_step`."""
     from diffusers import UNet2DModel
 
     from lightning_iet.modules import DiffusionModule
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with torch.random.fork_rng():
         module = DiffusionModule(UNet2DModel(**unet), ema_decay=0)
     return seconds_of_step(module, batch_size, device)
+
+
+def device_of(given: Mapping[str, Any]) -> torch.device:
+    """Return the device that a run will train on, from its ``trainer.accelerator``.
+
+    What is not here, or unknown, Lightning will refuse; until then it is the CPU.
+
+    Args:
+        given: What the user has set, by the dotted names of options.
+
+    Example:
+        >>> device_of({"trainer.accelerator": "cpu"})
+        device(type='cpu')
+    """
+    here = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    asked = given.get("trainer.accelerator") or "auto"
+    for kind, is_here in here.items():
+        if is_here and asked in ("auto", "gpu", kind):
+            return torch.device(kind)
+    return torch.device("cpu")
+
+
+def num_processes(given: Mapping[str, Any]) -> int:
+    """Return the number of processes of a run, or 2 where it is only known that there are several.
+
+    Args:
+        given: What the user has set, by the dotted names of options.
+
+    Example:
+        >>> num_processes({}), num_processes({"trainer.accelerator": "cpu", "trainer.devices": 4})
+        (1, 4)
+    """
+    started = max(int(os.environ.get(name) or 1) for name in ("WORLD_SIZE", "SLURM_NTASKS"))  # by torchrun, Slurm
+    devices = given.get("trainer.devices") or "auto"
+    if isinstance(devices, str) and "," in devices:
+        devices = [part for part in devices.split(",") if part.strip()]
+    if isinstance(devices, list | tuple):
+        own = len(devices)
+    elif devices in ("auto", -1):
+        own = torch.cuda.device_count() if device_of(given).type == "cuda" else 1
+    else:
+        own = devices if isinstance(devices, int) else 1  # the rest Lightning will refuse
+    nodes = given.get("trainer.num_nodes") or 1
+    return max(started, own * (nodes if isinstance(nodes, int) else 1))
 
 
 def epochs_within(seconds: float, *, step: float, steps_of_epoch: int) -> int:
@@ -341,18 +388,19 @@ def epochs_within(seconds: float, *, step: float, steps_of_epoch: int) -> int:
 
 
 def with_images(
-    arguments: Sequence[str], *, measure: Callable[[Mapping[str, Any], int], float] | None = None
+    arguments: Sequence[str], *, measure: Callable[[Mapping[str, Any], int, torch.device], float] | None = None
 ) -> tuple[list[str], str | None]:
     """Replace ``--images FOLDER`` and the configurations by one configuration that holds what was found.
 
     What a user has set, in a configuration or as an option, wins over what was found. Where neither the length of the
     run nor the U-Net is set, the run gets as many epochs as take about an hour here, if the usual number takes longer;
-    a run that goes on keeps its number.
+    a run that goes on keeps its number. Several processes, each of which would measure another time, train as long as
+    is usual.
 
     Args:
         arguments: Command and options; configurations are paths.
-        measure: Returns the seconds of a step from the arguments of a U-Net and the batch size; ``None`` = the length
-            is what it is.
+        measure: Returns the seconds of a step from the arguments of a U-Net, the batch size and the device; ``None`` =
+            the length is what it is.
 
     Returns:
         Arguments for LightningCLI, and what is to be told of the images; without ``--images``, the same and ``None``.
@@ -377,12 +425,16 @@ def with_images(
     given |= _options(rest)
     folder = look(path, exclude=given.get("data.exclude"))
     found = settings_of(folder, path, given)
-    shorter = None if measure is None else _shortened(found, folder, given, measure)
     note = ""
-    if shorter is not None:
-        usual = found["trainer"]["max_epochs"]
-        found = settings_of(folder, path, given | {"trainer.max_epochs": shorter})
-        note = f"; {shorter:,} epochs, as many as take about an hour (--trainer.max_epochs {usual:,} trains on)"
+    if measure is not None and _is_length_open(found, given):
+        usual = int(found["trainer"]["max_epochs"])
+        begun = _epochs_of_run(found, given)
+        if begun is None and num_processes(given) > 1:
+            note = f"; {usual:,} epochs, which several processes do not fit to an hour (--trainer.max_epochs)"
+        epochs = begun or (usual if note else _epochs_of_an_hour(found, folder, given, measure))
+        if epochs < usual:
+            found = settings_of(folder, path, given | {"trainer.max_epochs": epochs})
+            note = f"; {epochs:,} epochs, as many as take about an hour (--trainer.max_epochs {usual} trains on)"
     settings = _merged(template, found, *configurations)
     command = next((index for index, argument in enumerate(rest) if not argument.startswith("-")), 0)
     rest.insert(command + 1, f"--config={json.dumps(settings)}")
@@ -392,34 +444,50 @@ def with_images(
     return rest, f"{describe(folder, shown)}{note}"
 
 
-def _shortened(
+def _is_length_open(found: Mapping[str, Any], given: Mapping[str, Any]) -> bool:
+    """Whether a user has set neither the length of the run nor the U-Net."""
+    lengths = ("trainer.max_epochs", "trainer.max_steps")
+    return "unet" in found["model"]["init_args"] and all(given.get(length) is None for length in lengths)
+
+
+def _epochs_of_an_hour(
     found: Mapping[str, Any],
     folder: Folder,
     given: Mapping[str, Any],
-    measure: Callable[[Mapping[str, Any], int], float],
-) -> int | None:
-    """Return a smaller number of epochs, if the one that was found takes too long here; else ``None``."""
-    model, data = found["model"]["init_args"], found["data"]["init_args"]
-    if "unet" not in model or given.get("trainer.max_epochs") is not None or given.get("trainer.max_steps") is not None:
-        return None
-    usual = int(found["trainer"]["max_epochs"])
-    if given.get("ckpt_path") is not None:
-        logger = found["trainer"]["logger"]["init_args"]
-        begun = _epochs_of_run(Path(given.get("trainer.logger.save_dir") or logger["save_dir"], logger["name"]))
-        if begun is not None:
-            return begun if begun < usual else None
+    measure: Callable[[Mapping[str, Any], int, torch.device], float],
+) -> int:
+    """Return how many epochs take about an hour here."""
+    data = found["data"]["init_args"]
     train = given.get("data.subset") or folder.num - data["num_control"] - data["num_reference"]
     steps = _steps_of_epoch(train, found["averaging"]["num_shards"], data["batch_size"])
-    step = measure(model["unet"]["init_args"], data["batch_size"])
-    within = epochs_within(LONGEST, step=step, steps_of_epoch=steps)
-    return within if within < usual else None
+    step = measure(found["model"]["init_args"]["unet"]["init_args"], data["batch_size"], device_of(given))
+    return epochs_within(LONGEST, step=step, steps_of_epoch=steps)
 
 
-def _epochs_of_run(folder: Path) -> int | None:
-    """Return the length of the newest version of a run; ``None`` where there is none."""
-    for version in sorted(folder.glob("version_*"), key=version_number, reverse=True):
-        if (version / "config.yaml").is_file():
-            epochs = (_read(version / "config.yaml").get("trainer") or {}).get("max_epochs")
+def _epochs_of_run(found: Mapping[str, Any], given: Mapping[str, Any]) -> int | None:
+    """Return the length of the run that goes on, from the configuration beside its checkpoint; ``None`` = no such file.
+
+    ``last`` is the newest checkpoint of all versions, as :func:`~lightning_iet.utilities.checkpoints.last_checkpoint`
+    finds it.
+    """
+    asked = given.get("ckpt_path")
+    if asked is None:
+        return None
+    if asked == "last":
+        logger = found["trainer"]["logger"]["init_args"]
+        place, name = (given.get(f"trainer.logger.{key}") or logger[key] for key in ("save_dir", "name"))
+        version = given.get("trainer.logger.version")  # a number, or a name
+        versions = Path(place, name).glob(version if isinstance(version, str) else "version_*")
+        files = [file for folder in versions for file in (folder / "checkpoints").glob("*.ckpt")]
+        checkpoint = max(files, key=lambda file: file.stat().st_mtime_ns, default=None)
+    else:
+        path = Path(asked)
+        checkpoint = find_checkpoint(path) if path.is_dir() else path
+    if checkpoint is None:
+        return None
+    for folder in (checkpoint.parent, checkpoint.parent.parent):
+        if (folder / CONFIG).is_file():
+            epochs = (_read(folder / CONFIG).get("trainer") or {}).get("max_epochs")
             return epochs if isinstance(epochs, int) and epochs > 0 else None
     return None
 

@@ -37,8 +37,16 @@ def reason_of(error: Exception) -> str:
 
 
 def name_of(source: Dataset[Any], index: int) -> str:
-    """Return a sample's name for messages: the source's ``name(index)`` if it has that, else its position."""
-    return printable(source.name(index)) if hasattr(source, "name") else str(index)
+    """Return a sample's name for messages: the source's ``name(index)`` if it has that, else its position.
+
+    Example:
+        >>> class Named(list):
+        ...     name = "of the data set"  # no method
+        >>> name_of(Named("ab"), 1)
+        '1'
+    """
+    name = getattr(source, "name", None)
+    return printable(name(index)) if callable(name) else str(index)
 
 
 def listed(skipped: Sequence[Skip]) -> str:

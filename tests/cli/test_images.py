@@ -1,6 +1,7 @@
 """``fit --images FOLDER``: what is found, what a user's settings change, and a run from beginning to end."""
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -141,32 +142,79 @@ def test_the_last_epoch_is_in_a_checkpoint():
     assert trainer["callbacks"][0]["init_args"]["every_n_train_steps"] == 15
 
 
-def test_a_run_that_would_take_hours_gets_the_epochs_of_an_hour_and_keeps_them(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+@pytest.fixture
+def slow(monkeypatch):
+    """A run on 40 images whose steps take 7 s: its epochs and what is said of it; ``slow.measured`` has the calls."""
+    for name in ("WORLD_SIZE", "SLURM_NTASKS"):
+        monkeypatch.delenv(name, raising=False)
     write_pictures(Path("pictures"), [f"{number}.png" for number in range(40)])
-    measured = []
 
-    def measure(unet, batch_size):
-        measured.append((unet["sample_size"], batch_size))
+    def measure(unet, batch_size, device):
+        fit.measured.append((unet["sample_size"], batch_size, device.type))
         return 7.0
 
     def fit(*options):
         arguments, told = with_images(["fit", "--images", "pictures", *options], measure=measure)
         settings = json.loads(arguments[1].partition("=")[2])
-        return settings["trainer"]["max_epochs"], told, settings["data"]["init_args"]["batch_size"]
+        fit.batch_size = settings["data"]["init_args"]["batch_size"]
+        return settings["trainer"]["max_epochs"], told
 
-    usual, told, batch_size = fit("--trainer.max_epochs=5")
-    assert (usual, "hour" in told, measured) == (5, False, [])  # a length that is given is not looked at
-    epochs, told, _ = fit()
-    steps = -(-24 // batch_size)  # 40 images, a fifth of which is held out twice
-    assert measured[0][1] == batch_size
+    fit.measured = []
+    return fit
+
+
+def store(folder, *, epochs, age=0):
+    """A version of a run with its configuration and a checkpoint, so many seconds old."""
+    checkpoint = Path(folder, "checkpoints", "last.ckpt")
+    checkpoint.parent.mkdir(parents=True)
+    Path(folder, "config.yaml").write_text(f"trainer: {{max_epochs: {epochs}}}\n")
+    checkpoint.touch()
+    os.utime(checkpoint, (1e9 - age, 1e9 - age))
+
+
+def test_a_run_that_would_take_hours_gets_the_epochs_of_an_hour(slow):
+    usual, told = slow("--trainer.max_epochs=5")
+    assert (usual, "hour" in told, slow.measured) == (5, False, [])  # a length that is given is not looked at
+    epochs, told = slow("--trainer.accelerator=cpu")
+    steps = -(-24 // slow.batch_size)  # 40 images, a fifth of which is held out twice
+    assert slow.measured == [(8, slow.batch_size, "cpu")]
     assert epochs == epochs_within(LONGEST, step=7.0, steps_of_epoch=steps)
     assert 0.8 * LONGEST < 7 * steps * epochs <= LONGEST
     assert f"; {epochs} epochs, as many as take about an hour (--trainer.max_epochs " in told
-    version = Path("runs/pictures/version_0")
-    version.mkdir(parents=True)
-    (version / "config.yaml").write_text(f"trainer: {{max_epochs: {epochs - 20}}}\n")
-    assert fit("--ckpt_path", "last")[0] == epochs - 20  # however fast the machine is today
+    option = told.partition("(--")[2].partition(" trains on")[0].split()  # can be given as it is printed
+    assert slow(f"--{option[0]}", option[1])[0] == int(option[1]) > epochs
+
+
+def test_a_run_that_goes_on_keeps_its_length(slow):
+    epochs, _ = slow()
+    assert slow("--ckpt_path=last")[0] == epochs  # there is none yet
+    store("runs/pictures/version_0", epochs=epochs - 20)
+    assert slow("--ckpt_path", "last")[0] == epochs - 20  # however fast the machine is today
+    store("runs/pictures/version_1", epochs=epochs - 40, age=9)
+    assert slow("--ckpt_path=last")[0] == epochs - 20  # the newest checkpoint, not the newest version
+    assert slow("--ckpt_path=runs/pictures/version_1")[0] == epochs - 40
+    assert slow("--ckpt_path=runs/pictures/version_1/checkpoints/last.ckpt")[0] == epochs - 40
+    store("elsewhere/mine/version_0", epochs=epochs - 60)
+    assert slow("--ckpt_path=last", "--trainer.logger.save_dir=elsewhere", "--trainer.logger.name=mine")[0] == (
+        epochs - 60
+    )
+    store("runs/pictures/fixed", epochs=epochs - 80)
+    assert slow("--ckpt_path=last", "--trainer.logger.version=fixed")[0] == epochs - 80
+
+
+def test_several_processes_do_not_measure_each_for_itself(slow, monkeypatch):
+    alone, _ = slow()
+    for options in ("--trainer.devices=2",), ("--trainer.devices=0,1",), ("--trainer.devices=[0, 1]",), (
+        "--trainer.num_nodes=2", "--trainer.devices=1",
+    ):  # fmt: skip
+        slow.measured.clear()
+        epochs, told = slow("--trainer.accelerator=cpu", *options)
+        assert (epochs > alone, slow.measured) == (True, [])
+        assert f"; {epochs:,} epochs, which several processes do not fit to an hour" in told
+    store("runs/pictures/version_0", epochs=alone)
+    assert slow("--trainer.devices=2", "--ckpt_path=last")[0] == alone  # the same for all
+    monkeypatch.setenv("WORLD_SIZE", "2")  # as torchrun does
+    assert slow()[0] == epochs
 
 
 def test_from_a_folder_to_samples_with_what_is_installed(capsys, caplog, monkeypatch):
