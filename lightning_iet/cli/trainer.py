@@ -119,9 +119,7 @@ class IETCLI(LightningCLI):
         arguments, self.images = with_images(with_configurations(cast("Sequence[str]", args)), measure=measured_step)
         self.config = parser.parse_args(arguments)
         options = self.config[self.config.subcommand]
-        logger = options.get("trainer.logger")
-        if "WandbLogger" in str(getattr(logger, "class_path", "")) and "WANDB_PROJECT" not in os.environ:
-            logger.init_args.project = logger.init_args.get("project") or PROGRAM  # Lightning's own is lightning_logs
+        _name_projects(options.get("trainer.logger"))
         data, model = (options.get(f"{name}.init_args") or {} for name in ("data", "model"))
         if data.get("synthetic") and "synthetic" in model:  # a run without the data is one without the weights, too
             model["synthetic"] = True
@@ -218,6 +216,13 @@ class IETCLI(LightningCLI):
                 partition=self._get(self.config, "sharding.partition"),
                 seed=self._get(self.config, "sharding.seed"),
             )
+
+
+def _name_projects(loggers: Any) -> None:
+    """Give runs of Weights & Biases our project where none is named; Lightning's own is lightning_logs."""
+    for logger in loggers if isinstance(loggers, list | tuple) else [loggers]:
+        if "WandbLogger" in str(getattr(logger, "class_path", "")) and "WANDB_PROJECT" not in os.environ:
+            logger.init_args.project = logger.init_args.get("project") or PROGRAM
 
 
 def _name_extra(error: BaseException | None) -> None:

@@ -224,3 +224,28 @@ def test_the_extra_of_a_missing_logger_is_named(capsys, monkeypatch):
     logger = ["--trainer.logger", "TensorBoardLogger", "--trainer.logger.save_dir", "x"]
     error = fails(capsys, "fit", "--config", str(CONFIGS[0]), *logger)
     assert "`tensorboard` is not installed. Run: pip install 'lightning-iet[tensorboard]'" in error
+
+
+def test_each_logger_of_weights_and_biases_has_a_project(tmp_path, monkeypatch):
+    class Parsed(Exception):
+        pass
+
+    def parsed(cli):
+        raise Parsed([one.init_args.get("project") for one in cli.config["fit"].trainer.logger])
+
+    def projects():
+        with pytest.raises(Parsed) as found:
+            main(["fit", "--config", str(CONFIGS[0]), "--config", str(tmp_path / "loggers.yaml")])
+        return found.value.args[0]
+
+    monkeypatch.setattr(IETCLI, "instantiate_classes", parsed)
+    monkeypatch.delenv("WANDB_PROJECT", raising=False)
+    kinds = ("CSVLogger", "init_args: {save_dir: runs}"), ("WandbLogger", "init_args: {offline: true}"), (
+        "WandbLogger", "init_args: {project: mine}",
+    )  # fmt: skip
+    entries = "\n".join(f"    - class_path: lightning.pytorch.loggers.{kind}\n      {rest}" for kind, rest in kinds)
+    (tmp_path / "loggers.yaml").write_text(f"trainer:\n  logger:\n{entries}\n")
+    assert projects() == [None, "lightning-iet", "mine"]
+    monkeypatch.setenv("WANDB_PROJECT", "digits")
+    assert projects()[1] != "lightning-iet"  # wandb takes the variable's
+    assert projects()[2] == "mine"
