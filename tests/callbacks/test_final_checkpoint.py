@@ -97,6 +97,18 @@ def test_a_run_that_ends_early_has_it_too(tmp_path, written):
     assert written == [("last.ckpt", 4)]
 
 
+def test_the_best_of_a_validation_after_the_last_step_is_kept_all_the_same(tmp_path):
+    class Better(Copier):
+        def validation_step(self, batch, batch_idx):
+            self.log("score", -float(self.trainer.global_step))
+
+    limits = {"max_epochs": -1, "max_steps": 3, "val_check_interval": 1, "limit_val_batches": 1}  # within an epoch
+    saving = {"monitor": "score", "save_last": True, "save_on_train_epoch_end": False}
+    _, _, checkpoint = run(tmp_path, saving, limits, module=Better())
+    assert Path(checkpoint.best_model_path).name == "epoch=1-step=3.ckpt"
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 3
+
+
 def test_what_lies_there_from_another_run_is_neither_read_nor_overwritten(tmp_path):
     (tmp_path / "last.ckpt").write_bytes(b"damaged")
     run(tmp_path, {"every_n_epochs": 9, "save_last": True}, {"max_epochs": 1})
