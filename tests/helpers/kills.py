@@ -177,8 +177,7 @@ def kill_again_and_again(folder, kills, check, *, seed, world_size=1, **settings
         if tally.kills % 2:
             time.sleep(random.uniform(0.05, 2.0))
         else:
-            _await_saving(folder, session, random.randint(1, 12))
-            time.sleep(random.uniform(0, 0.005))
+            _freeze_while_saving(folder, session, random.randint(1, 12), delay=random.uniform(0, 0.005))
         session.kill()
         tally.half_written += len(set(folder.rglob("*.unfinished")) - unfinished)
         started = diary(folder, "start")[starts:]
@@ -196,12 +195,19 @@ def kill_again_and_again(folder, kills, check, *, seed, world_size=1, **settings
     return tally
 
 
-def _await_saving(folder, session, times, timeout=30):
-    """Wait until the session has begun to write that many checkpoints."""
-    end, before = time.monotonic() + timeout, set()
-    while times and session.process.is_alive() and time.monotonic() < end:
+def _freeze_while_saving(folder, session, times, *, delay, timeout=300):
+    """Stop the session while it writes a checkpoint, its ``times``-th or, if that was written too fast, a later one."""
+    end, before = time.monotonic() + timeout, set(folder.glob("checkpoints/.*.unfinished"))
+    while session.process.is_alive() and time.monotonic() < end:
         now = set(folder.glob("checkpoints/.*.unfinished"))
         times -= bool(now - before)
+        if times <= 0 and now - before:
+            time.sleep(delay)
+            session.kill(signal.SIGSTOP)
+            if any(path.exists() for path in now - before):
+                return
+            session.kill(signal.SIGCONT)
+            now = set()
         before = now
 
 

@@ -219,6 +219,15 @@ class Interrupts(Callback):
 """
 
 
+@pytest.fixture
+def _interrupts_heard():
+    """A job that a shell puts into the background ignores Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_interrupts_heard")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interruption_ends_the_search_and_fails_no_trial(config, number, tmp_path, monkeypatch):
     Path("interrupts.py").write_text(INTERRUPTS)

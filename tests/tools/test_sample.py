@@ -18,7 +18,7 @@ def images(folder):
 
 
 def test_labels_and_guidance_reach_the_images(checkpoints, tmp_path):
-    settings = {"num": 3, "num_inference_steps": 2, "device": "cpu"}
+    settings = {"num_samples": 3, "num_inference_steps": 2, "device": "cpu"}
     in_turn = sample(checkpoints / "classes.ckpt", out=tmp_path / "in_turn", **settings)
     listed = sample(checkpoints / "classes.ckpt", out=tmp_path / "listed", labels=[0, 1, 2], **settings)
     one = sample(checkpoints / "classes.ckpt", out=tmp_path / "one", labels=1, **settings)

@@ -323,6 +323,8 @@ def test_the_published_bits_on_a_pipeline_of_the_real_classes(folders, tmp_path)
     for name, shift in spectral_shifts(module.unet).items():
         block, inside, _ = name.partition(".transformer_blocks.")
         assert not inside or block in on or (block.startswith("up_blocks") and block.endswith("attentions.2"))
+        if name.startswith("mid_block") and name.endswith(("attn1.to_q", "attn1.to_k")):
+            continue  # of 1 × 1 there: one token attends to itself alone, so no gradient but rounding reaches these
         assert shift.shift.abs().sum() > 0, name
     for name, parameter in start.unet.named_parameters():
         if name.endswith("bias"):
