@@ -33,9 +33,9 @@ from torch import Tensor
 from torchvision.transforms.functional import gaussian_blur
 
 from lightning_iet.audit.cache import BlockCache
-from lightning_iet.audit.core import Copies, find_copies, judge_by
+from lightning_iet.audit.core import Copies, find_copies, measure_noise
 from lightning_iet.audit.disguises import Matches, find_disguised
-from lightning_iet.audit.evidence import SIGNIFICANT, is_noticed, noticeable, weigh
+from lightning_iet.audit.evidence import SIGNIFICANT, is_noticed, noticeable, telling_searches, weigh
 from lightning_iet.audit.features import build_features
 from lightning_iet.audit.reading import ImageSet, image_set
 from lightning_iet.audit.search import References, nearest_references, views
@@ -225,20 +225,20 @@ def judged(train: ImageSet, images: dict[str, ImageSet], found: dict[str, Copies
     An image is *named* as the audit of its kind names it. It is *noticed* if it would be, alone among innocent images.
     """
     found = dict(found)
-    control = found["held out"].search_ratios
-    limits = noticeable(control, len(found["innocent"].scores) + EACH)
-    found = {name: judge_by(part, limits, images=images[name], train=train) for name, part in found.items()}
+    found = {name: measure_noise(part, images[name], train) for name, part in found.items()}
     held_out, innocent = found.pop("held out"), found.pop("innocent")
-    wrongly = torch.zeros(len(innocent.scores), dtype=torch.bool)
+    wrongly = torch.zeros(len(innocent.blank), dtype=torch.bool)
     for name, copies in found.items():
         evidence = weigh(_joined([innocent, copies]), held_out, level=LEVEL)
         wrongly |= evidence.named[: len(wrongly)]
-        yield row("audit", name, copies.sources.where(evidence.named[len(wrongly) :], -1))
+        shown = replace(copies, search=evidence.search[len(wrongly) :])
+        yield row("audit", name, shown.sources.where(evidence.named[len(wrongly) :], -1))
+        shown = replace(copies, search=telling_searches(copies, held_out, evidence.noticed_below))
         noticed = is_noticed(copies.search_ratios, evidence.noticed_below)
-        yield row("audit, noticed", name, copies.sources.where(noticed, -1))
+        yield row("audit, noticed", name, shown.sources.where(noticed, -1))
         yield row("pixels", name, copies.neighbors.indices[:, 0].where(copies.ratios["nearest"] < 1 / 3, -1))
     yield row("audit", INNOCENTS, torch.where(wrongly, 0, -1))
-    below = noticeable(control, len(innocent.scores))
+    below = noticeable(held_out.search_ratios, len(innocent.blank))
     yield row("audit, noticed", INNOCENTS, torch.where(is_noticed(innocent.search_ratios, below), 0, -1))
     yield row("pixels", INNOCENTS, torch.where(innocent.ratios["nearest"] < 1 / 3, 0, -1))
     yield from audits_without_copies(_joined([innocent, held_out]))
@@ -249,8 +249,8 @@ def audits_without_copies(pool: Copies) -> Iterator[dict[str, object]]:
     verdicts = []
     for seed in range(AUDITS):
         generator = torch.Generator().manual_seed(seed)
-        order = torch.randperm(len(pool.scores), generator=generator)
-        generated, held_out = torch.randint(60, len(pool.scores) // 2 + 1, (2,), generator=generator).tolist()
+        order = torch.randperm(len(pool.blank), generator=generator)
+        generated, held_out = torch.randint(60, len(pool.blank) // 2 + 1, (2,), generator=generator).tolist()
         sets = [_part(pool, order[:generated]), _part(pool, order[generated : generated + held_out])]
         evidence = weigh(*sets, level=LEVEL)
         copies = bool(evidence.named.any()) or evidence.scan.p_value < SIGNIFICANT
@@ -271,13 +271,12 @@ def _searched(images: ImageSet, train: ImageSet, cache: BlockCache, name: str) -
 
 JUDGED = (
     "search_ratios",
-    "scores",
-    "search",
-    "distances",
-    "noise",
+    "search_distances",
+    "search_sources",
+    "search_noise",
     "identical",
     "blank",
-    "sources",
+    "search",
 )  # what a verdict depends on
 
 
@@ -288,14 +287,11 @@ def _joined(parts: Sequence[Copies]) -> Copies:
         name: Matches(*map(torch.cat, zip(*(part.matches[name] for part in parts), strict=True)))
         for name in parts[0].matches
     }
-    least = torch.stack([found.distances.min() for found in matches.values()])
-    return replace(parts[0], neighbors=neighbors, matches=matches, least_distances=least, **fields)
+    return replace(parts[0], neighbors=neighbors, matches=matches, **fields)
 
 
 def _part(copies: Copies, places: Tensor) -> Copies:
-    fields = {name: getattr(copies, name)[places] for name in JUDGED}
-    least = torch.stack([found.distances[places].min() for found in copies.matches.values()])
-    return replace(copies, least_distances=least, **fields)
+    return replace(copies, **{name: getattr(copies, name)[places] for name in JUDGED})
 
 
 def by_phash(train: Tensor, sets: dict[str, Tensor]) -> Iterator[dict[str, object]]:

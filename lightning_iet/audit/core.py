@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_iet.audit.cache import BlockCache
 from lightning_iet.audit.disguises import LEAST_SIDE, Matches, find_disguised, undo
-from lightning_iet.audit.evidence import LARGEST, Evidence, noticeable, weigh, without_control
+from lightning_iet.audit.evidence import LARGEST, Evidence, telling_searches, weigh
 from lightning_iet.audit.features import CLASS_LIKE, PIXELS, Features, build_features, check_comparable, extract
 from lightning_iet.audit.planted import KINDS, Planted, plant
 from lightning_iet.audit.reading import ImageSet
@@ -27,6 +27,7 @@ from lightning_iet.functional.memorization import distinct_ratio, memorization_r
 
 SEARCHES = ("plain", "recoloured", "degraded", "moved")
 TOO_SMALL = f"images of fewer than {LEAST_SIDE} pixels are too small for it"
+VALUES = 2**21  # of images that are worked on at once, where each takes a row of numbers in double precision
 AFFORDABLE = 15 * 60  # seconds on one core that a search for moved copies may take by default
 SECONDS = 0.008, 0.06  # for each training image and for each image that is searched for, on one core
 GPU_TIMES = 20  # how much less they take on a GPU
@@ -45,15 +46,13 @@ class Copies:
         cosine: cosine distance to the training image nearest in direction, shape ``(Q,)``, of a network's features.
         matches: what each search found, by its name, in the order of :data:`SEARCHES`.
         search_ratios: the ratio by each search that was made, shape ``(Q, S)``: what images are judged by.
-        scores: of each image the ratio by the search that says the most of it, see :func:`judge_by`, shape ``(Q,)``.
-        search: the position of that search among ``matches``, int64, shape ``(Q,)``.
-        sources: position of the training image that it is the ratio to, int64, shape ``(Q,)``.
-        maps: from coordinates of the image to those of the training image, shape ``(Q, 2, 3)``.
-        distances: to that training image, in units of that search, shape ``(Q,)``.
-        noise: peak signal-to-noise ratio to it once the disguise is undone, in dB, shape ``(Q,)``; NaN for images whose
-            score is above 0.5.
+        search_distances: the distance by each search, in units of its own, shape ``(Q, S)``.
+        search_sources: position of the training image that each search found, int64, shape ``(Q, S)``.
+        search_noise: peak signal-to-noise ratio to it once the disguise is undone, in dB, shape ``(Q, S)``; NaN where
+            the ratio is above 0.5, or it was not measured, see :func:`measure_noise`.
         blank: whether an image shows one colour only, bool, shape ``(Q,)``.
-        least_distances: of each search the least distance of all images, shape ``(S,)``.
+        search: the position of the search that an image is shown by, int64, shape ``(Q,)``, see
+            :func:`~lightning_iet.audit.evidence.weigh`.
     """
 
     neighbors: Neighbors
@@ -62,14 +61,40 @@ class Copies:
     cosine: Tensor | None
     matches: Mapping[str, Matches]
     search_ratios: Tensor
-    scores: Tensor
-    search: Tensor
-    sources: Tensor
-    maps: Tensor
-    distances: Tensor
-    noise: Tensor
+    search_distances: Tensor
+    search_sources: Tensor
+    search_noise: Tensor
     blank: Tensor
-    least_distances: Tensor
+    search: Tensor
+
+    @property
+    def scores(self) -> Tensor:
+        """The ratio by the search that each image is shown by, shape ``(Q,)``."""
+        return self._shown(self.search_ratios)
+
+    @property
+    def sources(self) -> Tensor:
+        """Position of the training image that it is the ratio to, int64, shape ``(Q,)``."""
+        return self._shown(self.search_sources)
+
+    @property
+    def distances(self) -> Tensor:
+        """The distance to that training image, in units of that search, shape ``(Q,)``."""
+        return self._shown(self.search_distances)
+
+    @property
+    def noise(self) -> Tensor:
+        """The peak signal-to-noise ratio to it once the disguise is undone, in dB, shape ``(Q,)``, or NaN."""
+        return self._shown(self.search_noise)
+
+    @property
+    def maps(self) -> Tensor:
+        """Maps from coordinates of the image to those of that training image, shape ``(Q, 2, 3)``."""
+        maps = torch.stack([found.maps for found in self.matches.values()], dim=1)
+        return maps[torch.arange(len(self.search)), self.search]
+
+    def _shown(self, by_search: Tensor) -> Tensor:
+        return by_search.gather(1, self.search[:, None])[:, 0]
 
 
 def find_copies(
@@ -85,8 +110,7 @@ def find_copies(
 ) -> Copies:
     """Measure how much closer each image is to one training image than to others.
 
-    Images are judged by the lowest ratio of all searches; :func:`judge_by` does better where the searches' own scales
-    are known.
+    Every image is shown by the plain search, until the evidence says otherwise.
 
     Args:
         images: ``Q`` images.
@@ -119,50 +143,41 @@ def find_copies(
     )
     by_search = {"plain": found} | {name: matches[name] for name in SEARCHES[1:] if name in matches}
     flat = images.pixels.flatten(1)
-    undecided = torch.zeros(len(images))
-    copies = Copies(
+    distances, by_ratio, sources, _ = zip(*by_search.values(), strict=True)
+    search_ratios = torch.stack(by_ratio, dim=1)
+    return Copies(
         neighbors,
         ratios,
         identical,
         cosine,
         by_search,
-        search_ratios=torch.stack([part.ratios for part in by_search.values()], dim=1),
-        scores=undecided,
-        search=undecided.long(),
-        sources=found.indices,
-        maps=found.maps,
-        distances=found.distances,
-        noise=undecided,
+        search_ratios=search_ratios,
+        search_distances=torch.stack(distances, dim=1),
+        search_sources=torch.stack(sources, dim=1),
+        search_noise=torch.full_like(search_ratios, torch.nan),
         blank=flat.amax(dim=1) == flat.amin(dim=1),
-        least_distances=torch.stack([part.distances.min() for part in by_search.values()]),
+        search=torch.zeros(len(images), dtype=torch.int64),
     )
-    return judge_by(copies, torch.zeros(len(by_search)), images=images, train=train)
 
 
-def judge_by(copies: Copies, limits: Tensor, *, images: ImageSet, train: ImageSet) -> Copies:
-    """Take of each image the first search in which it is below the limit, or else comes the nearest to it.
+def measure_noise(copies: Copies, images: ImageSet, train: ImageSet) -> Copies:
+    """Undo what each search has found, where its ratio is at most 0.5, and measure what difference is left.
 
     Args:
         copies: what the searches found.
-        limits: of each search the ratio below which innocent images seldom lie, shape ``(S,)``.
         images: the images.
         train: the training images.
 
     Returns:
-        The same with other scores, and what belongs to them.
+        The same with ``search_noise``.
     """
-    parts_of_limits = copies.search_ratios / limits.clamp(min=1e-9)
-    number = torch.arange(len(limits)).expand(parts_of_limits.shape)
-    # The first: a mirrored copy is as near at 8 x 8 pixels, but not because it is blurred.
-    first = number.where(parts_of_limits < 1, len(limits)).amin(dim=1)
-    search = first.where(first < len(limits), parts_of_limits.min(dim=1).indices)
-    rows = torch.arange(len(search))
-    parts = zip(*copies.matches.values(), strict=True)
-    distances, scores, sources, maps = (torch.stack(part)[search, rows] for part in parts)
-    noise = torch.full((len(search),), torch.nan)
-    for places in (scores <= LARGEST).nonzero().flatten().split(256):
-        noise[places] = undo(images.pixels[places], train.pixels[sources[places]], maps[places])[1]
-    return replace(copies, scores=scores, search=search, sources=sources, maps=maps, distances=distances, noise=noise)
+    noise = torch.full_like(copies.search_ratios, torch.nan)
+    block = max(1, VALUES // images.pixels[0].numel())
+    for column, found in enumerate(copies.matches.values()):
+        for places in (found.ratios <= LARGEST).nonzero().flatten().split(block):
+            originals = train.pixels[found.indices[places]]
+            noise[places, column] = undo(images.pixels[places], originals, found.maps[places])[1]
+    return replace(copies, search_noise=noise)
 
 
 def _equal(images: Tensor, train: Tensor, indices: Tensor) -> Tensor:
@@ -259,6 +274,7 @@ class Audit:
         planted: copies that were planted, and searched for with the rest.
         planted_copies: what was found of them.
         not_moved: why moved copies were not looked for; empty if they were.
+        not_degraded: likewise, of degraded copies.
     """
 
     settings: Settings
@@ -270,6 +286,7 @@ class Audit:
     planted: Planted
     planted_copies: Copies
     not_moved: str = ""
+    not_degraded: str = ""
 
 
 def audit_images(
@@ -335,7 +352,8 @@ def audit_images(
 
     searched = sum(len(images) for name, images in sets.items() if name != "train")
     not_moved = "" if settings.moved else _why_not_moved(train, searched, settings, features)
-    absent = ({"moved"} if not_moved else set()) | ({"degraded"} if _too_small(train) else set())
+    too_small = _too_small(train)
+    absent = ({"moved"} if not_moved else set()) | ({"degraded"} if too_small else set())
     kinds = tuple(kind for kind in KINDS if kind not in absent)
     planted = plant(train, sets["generated"], kinds=kinds, searched=searched)
     sets["planted"] = planted.images
@@ -365,13 +383,28 @@ def audit_images(
             cosine=cosine,
             plain=features.name not in CLASS_LIKE,
         )
-    control, count = copies.get("held_out"), copies["generated"].search_ratios.shape[1]
-    limits = without_control(count) if control is None else noticeable(control.search_ratios, len(generated))
-    copies = {name: judge_by(part, limits, images=sets[name], train=train) for name, part in copies.items()}
+    copies["generated"] = measure_noise(copies["generated"], sets["generated"], train)
+    control = copies.get("held_out")
+    evidence = weigh(copies["generated"], control, level=settings.false_finds)
+    copies = {
+        name: replace(part, search=telling_searches(part, control, evidence.noticed_below))
+        for name, part in copies.items()
+    }
+    copies["generated"] = replace(copies["generated"], search=evidence.search)
     found = copies.pop("planted")
     del sets["planted"]
-    evidence = weigh(copies["generated"], copies.get("held_out"), level=settings.false_finds)
-    return Audit(settings, features, sets, copies, duplicates, evidence, planted, found, not_moved)
+    return Audit(
+        settings,
+        features,
+        sets,
+        copies,
+        duplicates,
+        evidence,
+        planted,
+        found,
+        not_moved,
+        TOO_SMALL if too_small else "",
+    )
 
 
 def _why_not_moved(train: ImageSet, searched: int, settings: Settings, features: Features) -> str:

@@ -1,5 +1,6 @@
 """What the scores of generated images say beside those of held-out images: whether it copies, and which are copies."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -23,9 +24,10 @@ NOTICEABLE = 0.05  # probability that an audit of innocent images has one that i
 LEAST_NOISE = 35.0  # dB; copies that differ by less are sure ones, if no held-out image comes near
 NEARER = 3.0  # times than every held-out image
 NEAR = 0.1  # sqrt(1 - c²) of a sure copy, where there are no held-out images
-# Ratios below which an image is noticed where there are none, in the order of the searches: plain, recoloured, degraded
-# (at 8 x 8 pixels innocent images come nearer to one another), moved.
-WITHOUT_CONTROL = (1 / 3, 1 / 3, 1 / 6, 1 / 3)
+LARGEST_SURE = 1 / 3  # ratio of a sure copy
+# Ratios below which an image is noticed where there are none, by search: at 8 x 8 pixels innocent images come nearer to
+# one another.
+WITHOUT_CONTROL = {"plain": 1 / 3, "recoloured": 1 / 3, "degraded": 1 / 6, "moved": 1 / 3}
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +39,9 @@ class Evidence:
         discovered: Those that are named by comparison with held-out images, bool, shape ``(Q,)``.
         noticed: Those so near to a training image that an innocent one seldom is, bool, shape ``(Q,)``.
         noticed_below: By each search the ratio below which an image is noticed, shape ``(S,)``.
-        beyond: Generated images nearer than every held-out image, bool, shape ``(Q,)``.
+        beyond: Generated images that are less likely than every held-out image, all searches taken together, bool,
+            shape ``(Q,)``.
+        search: By which search each image is shown, int64, shape ``(Q,)``, see :func:`weigh`.
         scan: The test of whether the generator copies, by the search that says it the most clearly; its p-value allows
             for their number. ``None`` without held-out images.
         scan_search: The position of that search.
@@ -49,6 +53,7 @@ class Evidence:
     noticed: Tensor
     noticed_below: Tensor
     beyond: Tensor
+    search: Tensor
     scan: Scan | None
     scan_search: int = 0
     held_out_alike: int = 0
@@ -62,10 +67,10 @@ class Evidence:
 def weigh(generated: "Copies", held_out: "Copies | None", *, level: float) -> Evidence:
     """Judge generated images by their scores, and by those of held-out images that went through the same searches.
 
-    *Sure* copies need no statistics: they equal a training image in every pixel, or nearly so once the disguise is
-    undone (more than 35 dB), and are at least three times nearer than every held-out image; without held-out images
-    their score has to be below 1/3, in the search for degraded copies 1/6, and their distance below 0.1. Images of one
-    colour are never sure copies.
+    *Sure* copies need no statistics: in one of the searches they equal a training image in every pixel, or nearly so
+    once the disguise is undone (more than 35 dB, and a ratio below 1/3), and are at least three times nearer than every
+    held-out image; without held-out images their ratio has to be below that search's limit, and their distance below
+    0.1. Images of one colour are never sure copies.
 
     *Discovered* are those that the procedure of Benjamini and Hochberg names by conformal p-values, as long as the
     ratio that is the least likely is at most 0.5. Each search is calibrated by its own held-out ratios: where one comes
@@ -77,6 +82,11 @@ def weigh(generated: "Copies", held_out: "Copies | None", *, level: float) -> Ev
 
     *Noticed* are images that are so by any search, see :func:`noticeable`.
 
+    An image is *shown* by one search: a sure copy by the first in which it is one; a discovered one by the search that
+    names it, or by an earlier one that notices it beside the same training image; any other as
+    :func:`telling_searches` says. Where nothing is named but the scan speaks of copies, the images that it counts are
+    shown by its search.
+
     Args:
         generated: What the searches found of the generated images.
         held_out: Likewise, of the held-out images.
@@ -85,29 +95,69 @@ def weigh(generated: "Copies", held_out: "Copies | None", *, level: float) -> Ev
     Returns:
         The evidence.
     """
-    scores = generated.scores
-    varied = ~generated.blank
-    nearly = generated.identical | ((generated.noise > LEAST_NOISE) & (scores < max(WITHOUT_CONTROL)))
-    ratios = generated.search_ratios
+    ratios, distances = generated.search_ratios, generated.search_distances
+    identical, varied = generated.identical[:, None], ~generated.blank[:, None]
+    nearly = identical | ((generated.search_noise > LEAST_NOISE) & (ratios < LARGEST_SURE))
+    none = torch.zeros_like(generated.blank)
     if held_out is None:
-        below = without_control(ratios.shape[1])
-        near = (scores < below[generated.search]) & ((generated.search == 0) | (generated.distances < NEAR))
-        sure = varied & nearly & (near | generated.identical)
-        return Evidence(sure, torch.zeros_like(sure), is_noticed(ratios, below), below, torch.zeros_like(sure), None)
-    control = held_out.search_ratios
-    least = held_out.least_distances[generated.search]
+        below = without_control(generated.matches)
+        is_plain = torch.tensor([name == "plain" for name in generated.matches])
+        sure = varied & nearly & (ratios < below) & (is_plain | (distances < NEAR))
+        sure[:, 0] |= (identical & varied)[:, 0] & ~sure.any(dim=1)  # its distance is 0, whatever the next one's
+        search = _first(sure, telling_searches(generated, None, below))
+        return Evidence(sure.any(dim=1), none, is_noticed(ratios, below), below, none, search, None)
+    control, least = held_out.search_ratios, held_out.search_distances.amin(dim=0)
     # An identical image is at distance 0: surely a copy, unless a held-out image is as near.
-    nearer = (generated.distances * NEARER <= least) & (least > 0) & ~held_out.identical.any()
-    sure = varied & nearly & nearer
-    p_values, searches = combined_p_values(ratios, control)
-    too_large = ratios.gather(1, searches[:, None])[:, 0] > LARGEST
+    sure = varied & nearly & (distances * NEARER <= least) & (least > 0) & ~held_out.identical.any()
+    p_values, naming = combined_p_values(ratios, control)
+    too_large = ratios.gather(1, naming[:, None])[:, 0] > LARGEST
     discovered = false_discoveries(p_values.masked_fill(too_large, 1.0), level=level)
-    below = noticeable(control, len(scores))
+    below = noticeable(control, len(ratios))
     scan, scan_search = scan_searches(ratios, control)
     # A conformal p-value is a rank: (1 + number of held-out images as near) / (n + 1).
-    alike = round(float(p_values[discovered].max()) * (len(control) + 1)) - 1 if discovered.any() else 0
-    beyond = is_noticed(ratios, control.amin(dim=0))
-    return Evidence(sure, discovered, is_noticed(ratios, below), below, beyond, scan, scan_search, alike)
+    ranks = (p_values * (len(control) + 1)).round()
+    alike = int(ranks[discovered].max()) - 1 if discovered.any() else 0
+    search = _first(sure, _shown_by(generated, naming, below, discovered))
+    if scan.p_value < SIGNIFICANT and not (sure.any() or discovered.any()):
+        search = torch.where(ratios[:, scan_search].double() <= scan.threshold, scan_search, search)
+    beyond = (ranks == 1) & ~too_large
+    noticed = is_noticed(ratios, below)
+    return Evidence(sure.any(dim=1), discovered, noticed, below, beyond, search, scan, scan_search, alike)
+
+
+def telling_searches(images: "Copies", held_out: "Copies | None", below: Tensor) -> Tensor:
+    """Choose of each image the search that says the most of it.
+
+    That is the first search that notices it beside the training image that the most unusual ratio belongs to, or else
+    the first that notices it at all: a mirrored copy is as near at 8 x 8 pixels, but not because it is blurred. Of an
+    image that no search notices, it is that of the most unusual ratio.
+
+    Args:
+        images: What the searches found of ``Q`` images.
+        held_out: Likewise, of held-out images: what is unusual is what they say
+            (:func:`~lightning_iet.functional.copy_tests.combined_p_values`); without them, by the part of its limit.
+        below: By each search the ratio below which an image is noticed, shape ``(S,)``.
+
+    Returns:
+        Positions of searches, int64, shape ``(Q,)``.
+    """
+    if held_out is None:
+        unusual = relative_ratios(images.search_ratios, below).min(dim=1).indices
+    else:
+        unusual = combined_p_values(images.search_ratios, held_out.search_ratios).searches
+    return _shown_by(images, unusual, below, torch.zeros_like(images.blank))
+
+
+def _shown_by(images: "Copies", unusual: Tensor, below: Tensor, fixed: Tensor) -> Tensor:
+    """As :func:`telling_searches`; the training image of those that are ``fixed`` is that of the unusual search."""
+    sources, noticing = images.search_sources, images.search_ratios < below
+    same = sources == sources.gather(1, unusual[:, None])
+    return _first(noticing & same, torch.where(fixed, unusual, _first(noticing, unusual)))
+
+
+def _first(which: Tensor, otherwise: Tensor) -> Tensor:
+    """Return the position of the first ``True`` in each row, and where there is none another one."""
+    return torch.where(which.any(dim=1), which.int().argmax(dim=1), otherwise)
 
 
 def noticeable(held_out: Tensor, images: int) -> Tensor:
@@ -127,14 +177,37 @@ def noticeable(held_out: Tensor, images: int) -> Tensor:
     return torch.tensor(limits).clamp(max=LARGEST)
 
 
-def without_control(searches: int) -> Tensor:
-    """Return the ratios below which an image is noticed where there are no held-out images, shape ``(searches,)``."""
-    return torch.tensor(WITHOUT_CONTROL[:searches])
+def without_control(searches: Iterable[str]) -> Tensor:
+    """Return the ratios below which an image is noticed where there are no held-out images, by name of the search.
+
+    Example:
+        >>> without_control(["plain", "moved"])
+        tensor([0.3333, 0.3333])
+    """
+    return torch.tensor([WITHOUT_CONTROL[name] for name in searches])
 
 
 def is_noticed(ratios: Tensor, below: Tensor) -> Tensor:
     """Tell which images lie below the limit of any search, shape ``(Q, S)`` and ``(S,)`` to ``(Q,)``."""
     return (ratios < below).any(dim=1)
+
+
+def relative_ratios(ratios: Tensor, below: Tensor) -> Tensor:
+    """Divide ratios by the limits of their searches: below 1 an image is noticed.
+
+    Args:
+        ratios: Shape ``(Q, S)``.
+        below: Shape ``(S,)``, at least 0.
+
+    Returns:
+        Shape ``(Q, S)``; infinite in a search whose limit is 0, for it notices nothing.
+
+    Example:
+        >>> relative_ratios(torch.tensor([[0.2, 0.0], [0.4, 1.0]]), torch.tensor([0.4, 0.0]))
+        tensor([[0.5000,    inf],
+                [1.0000,    inf]])
+    """
+    return torch.where(below > 0, ratios / below, torch.inf)
 
 
 def scan_searches(generated: Tensor, held_out: Tensor) -> tuple[Scan, int]:

@@ -139,7 +139,7 @@ class EvidenceFindings:
         noticed_below: by search, the ratio.
         held_out_noticed: held-out images below it; ``None`` without held-out images.
         held_out_alike: held-out images as near as the least near of those discovered; ``None`` likewise.
-        beyond: generated images nearer than every held-out image.
+        beyond: generated images that are less likely than every held-out image, all searches taken together.
         scan: the test of whether the generator copies; ``None`` without held-out images.
         scan_search: the search that says it the most clearly.
         held_out_needed: held-out images that would decide whether those noticed are copies; ``None`` if there are
@@ -193,6 +193,7 @@ class Findings:
         evidence: what the scores of the generated images say.
         planted: how well copies were found that the audit planted itself.
         not_moved: why moved copies were not looked for; empty if they were.
+        not_degraded: likewise, of degraded copies.
         fewer_than: with 95 % confidence, the share of the generator's images that are copies of the kinds that were
             found, is less; it allows for copies that are not found. ``None`` where images were noticed.
         differences: properties in which generated images differ from training images, or lie farther from them than
@@ -219,6 +220,7 @@ class Findings:
     evidence: EvidenceFindings
     planted: list[PlantedFindings]
     not_moved: str
+    not_degraded: str
     fewer_than: float | None
     differences: list[Difference]
     nearer: list[Nearer]
@@ -310,6 +312,7 @@ def make_findings(
         evidence=evidence,
         planted=planted,
         not_moved=audit.not_moved,
+        not_degraded=audit.not_degraded,
         fewer_than=_fewer_than(evidence, planted),
         differences=compare_sets(audit.sets) + _farther(audit),
         nearer=_nearer(audit, generated, held_out),

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_iet.audit.core import Audit
-from lightning_iet.audit.evidence import Evidence
+from lightning_iet.audit.core import Audit, Copies
+from lightning_iet.audit.evidence import SIGNIFICANT, Evidence, relative_ratios
 from lightning_iet.audit.reading import ImageSet
 from lightning_iet.audit.search import views
 from lightning_iet.evaluation.memorization import below
@@ -38,8 +38,8 @@ def pair_rows(audit: Audit) -> list[dict[str, Any]]:
         audit: What was found.
 
     Returns:
-        A row for each: ``index``, ``name`` and ``sha256`` of the image; ``score``, the ratio by the search in which it
-        is the most unusual, and ``search``, which one that is; ``named`` as a copy and ``noticed``, 0 or 1; ``noise``,
+        A row for each: ``index``, ``name`` and ``sha256`` of the image; ``score``, the ratio by the search that it
+        is shown by, and ``search``, which one that is; ``named`` as a copy and ``noticed``, 0 or 1; ``noise``,
         the signal-to-noise ratio in dB once the disguise is undone, empty for scores above 0.5; ``source``,
         ``source_index`` and ``source_sha256`` of the training image; ``ratio_…`` by each published measure;
         ``identical`` and ``copy`` (by the published ratio); ``version`` that is nearest by plain distances; then
@@ -56,9 +56,7 @@ def pair_rows(audit: Audit) -> list[dict[str, Any]]:
     distances, indices = neighbors.sq_distances[:, :count].sqrt().tolist(), neighbors.indices[:, :count].tolist()
     scores, sources, noise = copies.scores.tolist(), copies.sources.tolist(), copies.noise.tolist()
     rows, searches = [], list(copies.matches)
-    # Named copies first, then what was noticed, then by score.
-    order = sorted(range(len(scores)), key=lambda i: (not named[i], not noticed[i], scores[i], i))
-    for i in order:
+    for i in _order(copies, audit.evidence):
         row: dict[str, Any] = {
             "index": i,
             "name": printable(generated.names[i]),
@@ -83,6 +81,22 @@ def pair_rows(audit: Audit) -> list[dict[str, Any]]:
             }
         rows.append(row)
     return rows
+
+
+def _order(copies: Copies, evidence: Evidence) -> list[int]:
+    """Put named copies first, then what was noticed, then the rest, each by the ratio as a part of its search's limit.
+
+    Where no image is named but the scan speaks of copies, the images that it counts are first, by the ratio of its
+    search.
+    """
+    relative = relative_ratios(copies.search_ratios, evidence.noticed_below)
+    keys = [~evidence.named, ~evidence.noticed, relative.gather(1, copies.search[:, None])[:, 0], copies.scores]
+    if evidence.scan is not None and evidence.scan.p_value < SIGNIFICANT and not evidence.named.any():
+        ratios = copies.search_ratios[:, evidence.scan_search].double()
+        counted = ratios <= evidence.scan.threshold
+        keys = [~counted, ratios.where(counted, 0), *keys]
+    columns = zip(*(key.tolist() for key in keys), range(len(copies.scores)), strict=True)
+    return [int(key[-1]) for key in sorted(columns)]
 
 
 def write_pairs(rows: Sequence[dict[str, Any]], path: Path) -> None:

@@ -6,7 +6,6 @@ from typing import Literal, NamedTuple
 from rich.table import Table
 
 from lightning_iet.audit.comparability import FAR, LEVELS_OF_SET, OF_FILES, TRANSPARENCY, Difference
-from lightning_iet.audit.core import TOO_SMALL
 from lightning_iet.audit.evidence import SIGNIFICANT
 from lightning_iet.audit.findings import Findings, PlantedFindings, SetFacts, SetFindings, claimed
 from lightning_iet.audit.statistics import Nearer, Share
@@ -172,7 +171,7 @@ def _reasons(findings: Findings) -> list[str]:
         )
         reasons.append(
             f"{_counted(evidence.noticed)} {'is' if evidence.noticed.count == 1 else 'are'} far nearer to one training "
-            f"image than real images are; {evidence.beyond:,} nearer than any of {_held_out(findings):,} held-out "
+            f"image than real images are; {evidence.beyond:,} more so than any of {_held_out(findings):,} held-out "
             f"images.{needed} Look at the pairs."
         )
     elif findings.generated.identical and held_out is not None and held_out.identical:
@@ -221,12 +220,27 @@ def _bound_or_control(findings: Findings) -> str:
         sentences.append(
             f"Nothing is said of {part.kind} copies: {part.found:,} of {part.planted:,} planted were found."
         )
-    if findings.not_moved:
-        also = "degraded (blurred, noisy, strongly compressed) and " if findings.not_moved == TOO_SMALL else ""
-        kinds_left_out = _sentence(f"{also}moved copies (shifted, turned, zoomed)")
-        sentences.append(f"{kinds_left_out} were not looked for: {findings.not_moved}.")
+    sentences += not_looked_for(findings)
     sentences.append(f"Not looked for are {UNSEEN}.{_reshaped(findings)}")
     return " ".join(sentences) + _control(findings)
+
+
+def not_looked_for(findings: Findings) -> list[str]:
+    """Say which kinds of copies were not looked for, and why: a sentence for each reason.
+
+    Args:
+        findings: the figures.
+
+    Returns:
+        The sentences.
+    """
+    kinds = {
+        "degraded copies (blurred, noisy, strongly compressed)": findings.not_degraded,
+        "moved copies (shifted, turned, zoomed)": findings.not_moved,
+    }
+    reasons = dict.fromkeys(reason for reason in kinds.values() if reason)
+    left_out = {reason: [kind for kind, own in kinds.items() if own == reason] for reason in reasons}
+    return [f"{_sentence(' and '.join(own))} were not looked for: {reason}." for reason, own in left_out.items()]
 
 
 def _reshaped(findings: Findings) -> str:

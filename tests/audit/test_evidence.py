@@ -3,31 +3,47 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from lightning_iet.audit.evidence import scan_searches, weigh
-from lightning_iet.functional.copy_tests import conformal_p_values, false_discoveries, noticeable_below, scan_test
+from lightning_iet.audit.evidence import scan_searches, telling_searches, weigh, without_control
+from lightning_iet.functional.copy_tests import (
+    combined_p_values,
+    conformal_p_values,
+    false_discoveries,
+    noticeable_below,
+    scan_test,
+)
+
+SEARCHES = ("plain", "recoloured", "degraded", "moved")
 
 
-def copies(scores, **changes):
+def copies(scores, *, search=None, distances=None, noise=None, **changes):
     """What searches might have found: by the recoloured search, unless it is said otherwise."""
     scores = torch.tensor(scores)
     count = len(scores)
-    search = changes.get("search", torch.ones(count, dtype=torch.int64))
-    ratios = torch.ones(count, 4).scatter(1, search[:, None], scores[:, None])
+    chosen = (torch.ones(count, dtype=torch.int64) if search is None else search)[:, None]
+    distances = 0.4 * scores if distances is None else distances
+    noise = torch.where(scores < 0.1, 40.0, 20.0) if noise is None else noise
+    ratios = torch.ones(count, 4).scatter(1, chosen, scores[:, None])
     found = {
-        "scores": scores,
-        "search": search,
+        "matches": dict.fromkeys(SEARCHES),
         "search_ratios": ratios,
-        "distances": 0.4 * scores,
-        "noise": torch.where(scores < 0.1, 40.0, 20.0),
+        "search_distances": torch.full((count, 4), 0.3).scatter(1, chosen, distances[:, None]),
+        "search_noise": torch.full((count, 4), torch.nan).scatter(1, chosen, noise[:, None]),
+        "search_sources": torch.zeros(count, 4, dtype=torch.int64),
         "identical": torch.zeros(count, dtype=torch.bool),
         "blank": torch.zeros(count, dtype=torch.bool),
     }
-    found |= changes
-    least = torch.full((4,), torch.inf)
-    for search in range(4):
-        own = found["distances"][found["search"] == search]
-        least[search] = own.min() if len(own) else 0.3
-    return SimpleNamespace(**found, least_distances=found.pop("least_distances", least))
+    return SimpleNamespace(scores=scores, **found | changes)
+
+
+def several(ratios, **changes):
+    """What several searches might have found, no copy of it a sure one."""
+    unlike = {
+        "matches": dict.fromkeys(SEARCHES[: ratios.shape[1]]),
+        "search_distances": torch.ones_like(ratios),
+        "search_noise": torch.full_like(ratios, torch.nan),
+        "search_sources": torch.zeros(ratios.shape, dtype=torch.int64),
+    }
+    return copies(ratios.amin(dim=1).tolist(), search_ratios=ratios, **unlike | changes)
 
 
 def innocent(count, low=0.56, seed=0):
@@ -68,7 +84,7 @@ def test_a_search_in_which_innocent_images_come_near_hides_no_copies_of_another(
 
     def found(count):
         ratios = torch.stack([0.6 + 0.4 * torch.rand(count), torch.ones(count), torch.rand(count) ** (1 / 3)], dim=1)
-        return copies(ratios.amin(dim=1).tolist(), search=ratios.argmin(dim=1), search_ratios=ratios)
+        return several(ratios)
 
     held_out, generated = found(400), found(220)
     generated.search_ratios[:20, 0] = 0.25
@@ -82,7 +98,7 @@ def test_a_search_in_which_innocent_images_come_near_hides_no_copies_of_another(
 def by_searches(count, *, seed):
     torch.manual_seed(seed)
     ratios = torch.rand(count, 3) ** (1 / torch.tensor([12.0, 4.0, 1.0]))
-    return copies(ratios.amin(dim=1).tolist(), search=ratios.argmin(dim=1), search_ratios=ratios)
+    return several(ratios)
 
 
 def test_what_is_noticed_is_what_the_tail_of_each_search_says():
@@ -170,6 +186,84 @@ def test_without_held_out_images(score, distance, search, named, noticed):
     assert (bool(evidence.named), bool(evidence.noticed)) == (named, noticed)
     assert evidence.scan is None
     assert evidence.noticed_below.tolist() == pytest.approx([1 / 3, 1 / 3, 1 / 6, 1 / 3])
+    assert evidence.search.tolist() == [search]
+
+
+def test_limits_without_held_out_images_go_by_the_name_of_the_search():
+    assert without_control(["plain", "recoloured", "moved"]).tolist() == pytest.approx([1 / 3] * 3)
+    assert without_control(["degraded"]).tolist() == pytest.approx([1 / 6])
+
+
+@pytest.mark.parametrize("control", [True, False])
+def test_a_copy_is_a_sure_one_by_any_search(control):
+    """A mirrored copy of a nearly symmetric picture is noticed as it is, but undone only in the mirror."""
+    found = several(
+        torch.tensor([[0.32, 0.01, 1.0, 1.0]]),
+        search_noise=torch.tensor([[22.0, 60.0, torch.nan, torch.nan]]),
+        search_distances=torch.tensor([[3.0, 0.004, 0.3, 0.3]]),
+        search_sources=torch.tensor([[7, 7, 1, 2]]),
+    )
+    evidence = weigh(found, copies(innocent(100, seed=1)) if control else None, level=0.05)
+    assert bool(evidence.sure)
+    assert evidence.search.tolist() == [1]
+
+
+def first(row):
+    return row.index(True) if any(row) else None
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_an_image_is_shown_by_the_search_that_names_or_notices_it(seed):
+    """Against the rule, word by word, with a search whose limit is 0 since a held-out image has a ratio of 0."""
+    torch.manual_seed(seed)
+    exponents = 1 / torch.tensor([12.0, 8.0, 5.0, 3.0])
+    held_out = several(torch.rand(300, 4) ** exponents)
+    held_out.search_ratios[0, 3] = 0
+    generated = several(torch.rand(60, 4) ** exponents, search_sources=torch.randint(2, (60, 4)))
+    generated.search_ratios[:40] *= torch.where(torch.rand(40, 4) < 0.5, 0.3, 1.0)
+    evidence = weigh(generated, held_out, level=0.05)
+    assert evidence.noticed_below[3] == 0
+    unusual = combined_p_values(generated.search_ratios, held_out.search_ratios).searches.tolist()
+    kinds = set()
+    for i, sources in enumerate(generated.search_sources.tolist()):
+        notices = [bool(generated.search_ratios[i, s] < evidence.noticed_below[s]) for s in range(4)]
+        agreeing = first([yes and sources[s] == sources[unusual[i]] for s, yes in enumerate(notices)])
+        if agreeing is not None:
+            expected = agreeing
+        elif evidence.discovered[i] or not any(notices):
+            expected = unusual[i]
+        else:
+            expected = first(notices)
+        assert evidence.search[i] == expected
+        kinds.add((bool(evidence.discovered[i]), any(notices)))
+        if evidence.discovered[i]:  # of whatever search: the training image is that of the one that named it
+            assert sources[expected] == sources[unusual[i]]
+    assert {(True, True), (False, False)} <= kinds
+    assert telling_searches(generated, held_out, evidence.noticed_below)[~evidence.discovered].tolist() == (
+        evidence.search[~evidence.discovered].tolist()
+    )
+
+
+def test_images_that_the_scan_counts_are_shown_by_its_search():
+    generated, held_out = by_searches(100, seed=2), by_searches(100, seed=3)
+    generated.search_ratios[:12, 1] = 0.3
+    evidence = weigh(generated, held_out, level=1e-9)
+    assert not evidence.named.any()
+    assert (evidence.scan_search, evidence.scan.p_value < 0.01) == (1, True)
+    counted = generated.search_ratios[:, 1] <= evidence.scan.threshold
+    assert int(counted.sum()) == evidence.scan.generated
+    assert evidence.search[counted].tolist() == [1] * evidence.scan.generated
+
+
+def test_images_less_likely_than_every_held_out_image_are_counted_over_all_searches_at_once():
+    generated, held_out = by_searches(200, seed=4), by_searches(200, seed=5)
+    evidence = weigh(generated, held_out, level=0.05)
+    combined = combined_p_values(generated.search_ratios, held_out.search_ratios)
+    ratios = [float(row[search]) for row, search in zip(generated.search_ratios, combined.searches, strict=True)]
+    pairs = zip(combined.p_values.tolist(), ratios, strict=True)
+    assert evidence.beyond.tolist() == [p < 1.5 / 201 and ratio <= 0.5 for p, ratio in pairs]
+    below_any = (generated.search_ratios < held_out.search_ratios.amin(dim=0)).any(dim=1)
+    assert int(evidence.beyond.sum()) < int(below_any.sum())
 
 
 def test_false_finds_stay_below_the_promise():
@@ -194,10 +288,7 @@ def test_the_share_of_false_finds_stays_below_the_promise(generated, held_out, c
         ratios = torch.rand(generated + held_out, 3) ** (1 / torch.tensor([12.0, 8.0, 5.0]))
         ratios[: copied // 2, 0] *= 0.2
         ratios[copied // 2 : copied, 1] *= 0.1
-        sets = [
-            copies(part.amin(dim=1).tolist(), search=part.argmin(dim=1), search_ratios=part)
-            for part in (ratios[:generated], ratios[generated:])
-        ]
+        sets = [several(part) for part in (ratios[:generated], ratios[generated:])]
         named = weigh(*sets, level=0.05).discovered
         shares.append(float(named[copied:].sum() / named.sum().clamp(min=1)))
         found += int(named[:copied].sum())

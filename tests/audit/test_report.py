@@ -90,8 +90,10 @@ def test_the_table_of_pairs_has_every_generated_image(report, audited):
     copies = audited.copies["generated"]
     assert len(rows) == 74
     assert sorted(int(row["index"]) for row in rows) == list(range(74))
-    order = [(-int(row["named"]), float(row["score"]), int(row["index"])) for row in rows]
-    assert order == sorted(order)  # what is named, then the nearest, first
+    limits = dict(zip(copies.matches, audited.evidence.noticed_below.tolist(), strict=True))
+    parts = [round(float(row["score"]) / limits[row["search"]], 6) for row in rows]
+    order = [(-int(row["named"]), -int(row["noticed"]), part) for row, part in zip(rows, parts, strict=True)]
+    assert order == sorted(order)  # what is named, then the nearest by the limit of its search, first
     names, train = audited.sets["generated"].names, audited.sets["train"].names
     for row in rows:
         i = int(row["index"])

@@ -10,7 +10,7 @@ from lightning_iet.audit.features import build_features
 from lightning_iet.audit.findings import PlantedFindings
 from lightning_iet.audit.reading import Origin
 from lightning_iet.audit.statistics import Nearer, share
-from lightning_iet.audit.verdict import planted_words, remarks, verdict
+from lightning_iet.audit.verdict import not_looked_for, planted_words, remarks, verdict
 from lightning_iet.data.samples import Skip
 from lightning_iet.evaluation.membership import Membership
 from tests.helpers.image_folders import random_pixels, random_set
@@ -109,9 +109,24 @@ def test_what_was_looked_for_and_the_bound(judge):
     assert findings.fewer_than == pytest.approx((1 - 0.025 ** (1 / 100)) / 0.025 ** (1 / 10))
     assert "fewer than 5.2% of this generator's images are exact, mirrored or recoloured copies" in words.details
     left_out = (
-        "Degraded (blurred, noisy, strongly compressed) and moved copies (shifted, turned, zoomed) were not looked for"
+        "Degraded copies (blurred, noisy, strongly compressed) and moved copies (shifted, turned, zoomed) were not "
+        "looked for"
     )
     assert f"{left_out}: images of fewer than 16 pixels" in words.details
+
+
+def test_small_images_may_be_searched_for_moved_copies_alone(judge):
+    """Asked for, moved copies are looked for in small images, and noticed below their own limit; degraded are not."""
+    train = random_set(60)
+    findings = judge(planted(train, count=20), train, moved=True)
+    assert findings.evidence.noticed_below == pytest.approx({"plain": 1 / 3, "recoloured": 1 / 3, "moved": 1 / 3})
+    assert [part.kind for part in findings.planted] == ["exact", "mirrored", "recoloured", "moved"]
+    assert not findings.not_moved
+    reason = "images of fewer than 16 pixels are too small for it"
+    assert not_looked_for(findings) == [
+        f"Degraded copies (blurred, noisy, strongly compressed) were not looked for: {reason}."
+    ]
+    assert not_looked_for(findings)[0] in verdict(findings).details
 
 
 @pytest.fixture

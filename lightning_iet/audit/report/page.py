@@ -13,13 +13,21 @@ from markupsafe import Markup, escape
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from lightning_iet.audit.core import TOO_SMALL, Audit, most_copied
+from lightning_iet.audit.core import Audit, most_copied
 from lightning_iet.audit.disguises import undo
 from lightning_iet.audit.features import PIXELS
 from lightning_iet.audit.findings import Findings
 from lightning_iet.audit.report.images import BOTTOM, HEIGHT, LEFT, PIXELATED, RIGHT, TOP, WIDTH, chart, data_uri
 from lightning_iet.audit.statistics import Share, share
-from lightning_iet.audit.verdict import difference_words, limits_words, membership_words, remarks, rows, verdict
+from lightning_iet.audit.verdict import (
+    difference_words,
+    limits_words,
+    membership_words,
+    not_looked_for,
+    remarks,
+    rows,
+    verdict,
+)
 from lightning_iet.data.decoding import RULES
 from lightning_iet.evaluation.membership import Membership, TimestepGap
 from lightning_iet.evaluation.memorization import below
@@ -417,8 +425,7 @@ def _checks(findings: Findings) -> dict[str, Any]:
         "planted": [
             (part.kind, f"{part.found:,} of {part.planted:,}", percent(part.least)) for part in findings.planted
         ],
-        "not_moved": findings.not_moved,
-        "left_out": "Degraded and moved copies" if findings.not_moved == TOO_SMALL else "Moved copies",
+        "not_looked_for": not_looked_for(findings),
         "tests": tests,
         "differences": [difference_words(part) for part in findings.differences],
     }
