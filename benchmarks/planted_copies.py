@@ -3,6 +3,7 @@
     python -m benchmarks.planted_copies --out docs/measures/planted-copies.csv
     python -m benchmarks.planted_copies --out docs/measures/planted-copies.csv --page docs/measures/planted-copies.md \
         --figure docs/images/planted_copies.png
+    python -m benchmarks.planted_copies --simulate
 
 Two sets: Fashion-MNIST as Debian packages it, and crops of the photographs that scikit-learn and scikit-image ship,
 training images from the left half of each, all others from the right half. Training images are changed in one way and
@@ -22,6 +23,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 from io import BytesIO
+from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -35,7 +37,7 @@ from torchvision.transforms.functional import gaussian_blur
 from lightning_iet.audit.cache import BlockCache
 from lightning_iet.audit.core import Copies, find_copies, measure_noise
 from lightning_iet.audit.disguises import Matches, find_disguised
-from lightning_iet.audit.evidence import SIGNIFICANT, is_noticed, noticeable, telling_searches, weigh
+from lightning_iet.audit.evidence import SIGNIFICANT, discover, is_noticed, noticeable, telling_searches, weigh
 from lightning_iet.audit.features import build_features
 from lightning_iet.audit.reading import ImageSet, image_set
 from lightning_iet.audit.search import References, nearest_references, views
@@ -45,6 +47,8 @@ TRAIN, HELD_OUT, INNOCENT, EACH = 1000, 400, 200, 20
 AUDITS = 200  # of images without copies
 LEVEL = 0.05  # share of false finds that is promised
 INNOCENTS, WITHOUT = "innocent images called copies", "audits without copies:"
+TAILS = (12.0, 8.0, 6.0, 4.0)  # exponents of four simulated searches
+SIMULATED, CORRELATIONS, COPIED = 1000, (0.0, 0.6, 0.95), (0, 4, 10)  # audits, and what is simulated of each
 SIDE = 64  # pixels of the crops of photographs
 NETWORK_SIDE = 112  # of the network beside imagededup's CNN
 BEGIN, END = "<!-- table: begin -->\n", "<!-- table: end -->\n"
@@ -260,6 +264,37 @@ def audits_without_copies(pool: Copies) -> Iterator[dict[str, object]]:
         yield {"method": "audit", "change": f"{WITHOUT} {verdict}", **numbers}
 
 
+def simulated(audits: int, *, correlation: float, copied: int, held_out: int = 1000) -> tuple[float, float, float]:
+    """Audit 20 images by four searches whose ratios are powers of numbers that depend on one another.
+
+    The numbers are even, those of an image are joined by a normal distribution. A copy has a ratio of 0.2 or 0.1 of an
+    innocent one's in one of the first two searches, turn about.
+
+    Args:
+        audits: how many.
+        correlation: of the searches, in [0, 1).
+        copied: copies among the 20 images.
+        held_out: held-out images.
+
+    Returns:
+        The share of audits that name an innocent image, the mean share of innocent images among those named, and the
+        share of copies that are named.
+    """
+    wrong, false, found = 0, 0.0, 0
+    for seed in range(audits):
+        generator = torch.Generator().manual_seed(seed)
+        common, own = (torch.randn(20 + held_out, count, generator=generator) for count in (1, len(TAILS)))
+        normal = correlation**0.5 * common + (1 - correlation) ** 0.5 * own
+        ratios = torch.special.ndtr(normal) ** (1 / torch.tensor(TAILS))
+        ratios[: copied // 2, 0] *= 0.2
+        ratios[copied // 2 : copied, 1] *= 0.1
+        named = discover(ratios[:20], ratios[20:], level=LEVEL)[0]
+        wrong += bool(named[copied:].any())
+        false += int(named[copied:].sum()) / max(1, int(named.sum()))
+        found += int(named[:copied].sum())
+    return wrong / audits, false / audits, found / max(1, audits * copied)
+
+
 def _searched(images: ImageSet, train: ImageSet, cache: BlockCache, name: str) -> Copies:
     features = build_features("pixels")
     references = References.of(features.rows(train.pixels), train.sha256)
@@ -473,8 +508,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("planted-copies.csv"), help="CSV file (default: %(default)s)")
     parser.add_argument("--page", type=Path, help="page to write the table of an existing CSV file into")
     parser.add_argument("--figure", type=Path, help="picture to draw from an existing CSV file")
+    parser.add_argument("--simulate", action="store_true", help="count false finds in simulated audits, nothing else")
     parser.add_argument("--cache", type=Path, help="folder to keep finished work in")
     args = parser.parse_args()
+    if args.simulate:
+        for correlation, copied in product(CORRELATIONS, COPIED):
+            wrong, false, found = simulated(SIMULATED, correlation=correlation, copied=copied)
+            print(f"{correlation=} {copied=}: {wrong:.3f} with a false find, {false:.3f} false, {found:.3f} found")
+        return
     if args.page or args.figure:
         if args.page:
             write_table(args.out, args.page)

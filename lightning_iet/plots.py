@@ -62,7 +62,13 @@ def image_grid(images: Tensor, *, title: str = "", columns: int | None = None, s
 
 
 def nearest_pairs(
-    generated: Tensor, training: Tensor, ratios: Sequence[float], names: Sequence[str], *, limit: float = 1 / 3
+    generated: Tensor,
+    training: Tensor,
+    ratios: Sequence[float],
+    names: Sequence[str],
+    *,
+    limit: float = 1 / 3,
+    marked: Sequence[bool] | None = None,
 ) -> Figure:
     """Show generated images beside the training image nearest to each, with ``d1 / d2`` above.
 
@@ -73,10 +79,12 @@ def nearest_pairs(
         names: ``N`` names of these training images, such as those of their files, or their positions as text; long
             ones are cut in the middle.
         limit: a ratio below it counts as memorized and is printed in colour.
+        marked: whose ratios are printed in colour, where it is not by the limit.
 
     Returns:
         The figure, four pairs in a row.
     """
+    marked = [ratio < limit for ratio in ratios] if marked is None else marked
     columns = min(4, len(generated))
     rows = ceil(len(generated) / columns)
     figure = Figure(
@@ -88,11 +96,11 @@ def nearest_pairs(
         color=INK, fontsize=9,
     )  # fmt: skip
     panels = figure.subplots(rows, columns, squeeze=False).flat
-    for panel, new, old, ratio, name in zip(
-        panels, _enlarge(generated, 96), _enlarge(training, 96), ratios, names, strict=False
+    for panel, new, old, ratio, name, colour in zip(
+        panels, _enlarge(generated, 96), _enlarge(training, 96), ratios, names, marked, strict=False
     ):
         _show(panel, _grid(torch.stack([new, old]), columns=2, padding=8))
-        panel.set_title(f"$d_1 / d_2$ = {ratio:.3f}", fontsize=8, color=GENERATED if ratio < limit else INK, pad=2)
+        panel.set_title(f"$d_1 / d_2$ = {ratio:.3f}", fontsize=8, color=GENERATED if colour else INK, pad=2)
         for position, text in (
             (0.25, "generated"),
             (0.75, f"training #{name}" if name.isdecimal() else _shortened(name, 16)),

@@ -27,7 +27,6 @@ from lightning_iet.functional.memorization import distinct_ratio, memorization_r
 
 SEARCHES = ("plain", "recoloured", "degraded", "moved")
 TOO_SMALL = f"images of fewer than {LEAST_SIDE} pixels are too small for it"
-VALUES = 2**21  # of images that are worked on at once, where each takes a row of numbers in double precision
 AFFORDABLE = 15 * 60  # seconds on one core that a search for moved copies may take by default
 SECONDS = 0.008, 0.06  # for each training image and for each image that is searched for, on one core
 GPU_TIMES = 20  # how much less they take on a GPU
@@ -172,9 +171,8 @@ def measure_noise(copies: Copies, images: ImageSet, train: ImageSet) -> Copies:
         The same with ``search_noise``.
     """
     noise = torch.full_like(copies.search_ratios, torch.nan)
-    block = max(1, VALUES // images.pixels[0].numel())
     for column, found in enumerate(copies.matches.values()):
-        for places in (found.ratios <= LARGEST).nonzero().flatten().split(block):
+        for places in (found.ratios <= LARGEST).nonzero().flatten().split(256):
             originals = train.pixels[found.indices[places]]
             noise[places, column] = undo(images.pixels[places], originals, found.maps[places])[1]
     return replace(copies, search_noise=noise)

@@ -42,7 +42,8 @@ BY_NETWORK, BY_SPECTRUM, BY_THUMBNAIL, BY_COLOUR = 16, 8, 8, 4  # candidates of 
 REGISTERED = 8  # of them, those that correlate best, are registered
 BLOCK, MOVED_BLOCK, NETWORK_BLOCK = 512, 64, 256  # images that are worked on, and kept, together
 CHUNK = 8192  # training images in one matrix product
-VERSION = 5  # to be raised when results change
+_VALUES = 2**21  # of images that are undone at once, each of which takes some in double precision
+VERSION = 6  # to be raised when results change
 
 
 class Matches(NamedTuple):
@@ -266,6 +267,11 @@ def undo(images: Tensor, originals: Tensor, maps: Tensor) -> tuple[Tensor, Tenso
     batch, channels, height, width = images.shape
     if not batch:
         return images, torch.empty(0)
+    block = max(1, _VALUES // images[:1].numel())
+    if batch > block:
+        parts = zip(*(part.split(block) for part in (images, originals, maps)), strict=True)
+        undone, noise = zip(*(undo(*part) for part in parts), strict=True)
+        return torch.cat(undone), torch.cat(noise)
     grid = F.affine_grid(maps, [batch, 1, height, width], align_corners=False)
     warped = F.grid_sample(originals.float(), grid, padding_mode="border", align_corners=False)
     inside = (grid.abs() <= 1 + 1e-4).all(dim=-1).flatten(1).double()[:, :, None]
@@ -296,7 +302,8 @@ def _side(pixels: Tensor, largest: int) -> tuple[int, int]:
 def _standard_rows(pixels: Tensor, device: str, side: int) -> Tensor:
     """Grey images with mean 0 and norm 1, shape ``(N, D)``; zeros for images of one colour."""
     size = _side(pixels, side)
-    return torch.cat([_standardized(grey_images(part.to(device), size).flatten(1)) for part in pixels.split(CHUNK)])
+    parts = pixels.split(max(1, _VALUES // pixels[0].numel()) if len(pixels) else 1)
+    return torch.cat([_standardized(grey_images(part.to(device), size).flatten(1)) for part in parts])
 
 
 def _standardized(rows: Tensor) -> Tensor:
@@ -346,9 +353,10 @@ def _register(pixels: Tensor, train: Tensor, indices: Tensor, device: str) -> _C
     again = torch.zeros_like(ordered, dtype=torch.bool)
     again[:, 1:] = ordered[:, 1:] == ordered[:, :-1]
     coarse = grey_images(train[ordered.flatten()], (COARSE, COARSE)).view(*ordered.shape, COARSE, COARSE)
+    aspect = pixels.shape[2] / pixels.shape[3]
     with full_precision(torch.device(device).type), torch.inference_mode():
         queries = grey_images(pixels, (COARSE, COARSE)).to(device)
-        likeness, maps = (part.cpu() for part in correlate_templates(queries, coarse.to(device)))
+        likeness, maps = (part.cpu() for part in correlate_templates(queries, coarse.to(device), aspect=aspect))
         likeness = likeness.amax(dim=2).masked_fill(again, -1)
         best = likeness.topk(min(REGISTERED, len(train), ordered.shape[1]), dim=1).indices
         chosen = ordered.gather(1, best)

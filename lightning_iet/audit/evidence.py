@@ -63,6 +63,11 @@ class Evidence:
         """Generated images that are named as copies."""
         return self.sure | self.discovered
 
+    @property
+    def decided_by_scan(self) -> bool:
+        """Whether no image is named, but the scan says that the generator copies."""
+        return self.scan is not None and self.scan.p_value < SIGNIFICANT and not bool(self.named.any())
+
 
 def weigh(generated: "Copies", held_out: "Copies | None", *, level: float) -> Evidence:
     """Judge generated images by their scores, and by those of held-out images that went through the same searches.
@@ -109,20 +114,35 @@ def weigh(generated: "Copies", held_out: "Copies | None", *, level: float) -> Ev
     control, least = held_out.search_ratios, held_out.search_distances.amin(dim=0)
     # An identical image is at distance 0: surely a copy, unless a held-out image is as near.
     sure = varied & nearly & (distances * NEARER <= least) & (least > 0) & ~held_out.identical.any()
-    p_values, naming = combined_p_values(ratios, control)
-    too_large = ratios.gather(1, naming[:, None])[:, 0] > LARGEST
-    discovered = false_discoveries(p_values.masked_fill(too_large, 1.0), level=level)
+    discovered, ranks, naming = discover(ratios, control, level=level)
     below = noticeable(control, len(ratios))
     scan, scan_search = scan_searches(ratios, control)
-    # A conformal p-value is a rank: (1 + number of held-out images as near) / (n + 1).
-    ranks = (p_values * (len(control) + 1)).round()
     alike = int(ranks[discovered].max()) - 1 if discovered.any() else 0
     search = _first(sure, _shown_by(generated, naming, below, discovered))
-    if scan.p_value < SIGNIFICANT and not (sure.any() or discovered.any()):
+    if scan.p_value < SIGNIFICANT and not (sure.any() or discovered.any()):  # decided by the scan
         search = torch.where(ratios[:, scan_search].double() <= scan.threshold, scan_search, search)
-    beyond = (ranks == 1) & ~too_large
     noticed = is_noticed(ratios, below)
-    return Evidence(sure.any(dim=1), discovered, noticed, below, beyond, search, scan, scan_search, alike)
+    return Evidence(sure.any(dim=1), discovered, noticed, below, ranks == 1, search, scan, scan_search, alike)
+
+
+def discover(ratios: Tensor, held_out: Tensor, *, level: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Name images by conformal p-values and the procedure of Benjamini and Hochberg.
+
+    Args:
+        ratios: By each search, shape ``(m, S)``.
+        held_out: Likewise, shape ``(n, S)``.
+        level: The share of false finds.
+
+    Returns:
+        Which are named, bool; the rank of each among the held-out images, 1 for those that are less likely than all of
+        them, ``n + 1`` where the ratio is above 0.5; and the search that says so; shape ``(m,)`` each.
+    """
+    p_values, naming = combined_p_values(ratios, held_out)
+    too_large = ratios.gather(1, naming[:, None])[:, 0] > LARGEST
+    p_values = p_values.masked_fill(too_large, 1.0)
+    # A conformal p-value is a rank: (1 + number of held-out images as near) / (n + 1).
+    ranks = (p_values * (len(held_out) + 1)).round().long()
+    return false_discoveries(p_values, level=level), ranks, naming
 
 
 def telling_searches(images: "Copies", held_out: "Copies | None", below: Tensor) -> Tensor:

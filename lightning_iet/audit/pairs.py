@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_iet.audit.core import Audit, Copies
-from lightning_iet.audit.evidence import SIGNIFICANT, Evidence, relative_ratios
+from lightning_iet.audit.evidence import Evidence, relative_ratios
 from lightning_iet.audit.reading import ImageSet
 from lightning_iet.audit.search import views
 from lightning_iet.evaluation.memorization import below
@@ -91,7 +91,7 @@ def _order(copies: Copies, evidence: Evidence) -> list[int]:
     """
     relative = relative_ratios(copies.search_ratios, evidence.noticed_below)
     keys = [~evidence.named, ~evidence.noticed, relative.gather(1, copies.search[:, None])[:, 0], copies.scores]
-    if evidence.scan is not None and evidence.scan.p_value < SIGNIFICANT and not evidence.named.any():
+    if evidence.scan is not None and evidence.decided_by_scan:
         ratios = copies.search_ratios[:, evidence.scan_search].double()
         counted = ratios <= evidence.scan.threshold
         keys = [~counted, ratios.where(counted, 0), *keys]

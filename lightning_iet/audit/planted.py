@@ -144,6 +144,7 @@ def _degraded(pixels: Tensor) -> Tensor:
 
 def _moved(pixels: Tensor) -> Tensor:
     """Shifted by up to a tenth, turned by up to 12 degrees, or zoomed by up to 15 %, in turn."""
+    aspect = pixels.shape[2] / pixels.shape[3]  # a turn is one of pixels: of coordinates from -1 to 1 it may be a shear
     generator = torch.Generator().manual_seed(SEED)
     amounts = 2 * torch.rand(len(pixels), 2, generator=generator) - 1
     maps = []
@@ -152,7 +153,7 @@ def _moved(pixels: Tensor) -> Tensor:
         zoom = 1 + 0.15 * abs(first) if index % 3 == 2 else 1.0
         shift = (0.2 * first, 0.2 * second) if index % 3 == 0 else (0.0, 0.0)
         cos, sin = math.cos(angle) / zoom, math.sin(angle) / zoom
-        maps.append([[cos, -sin, shift[0]], [sin, cos, shift[1]]])
+        maps.append([[cos, -sin * aspect, shift[0]], [sin / aspect, cos, shift[1]]])
     grid = F.affine_grid(torch.tensor(maps), list(pixels.shape), align_corners=False)
     return _rounded(F.grid_sample(pixels.float(), grid, "bicubic", "border", align_corners=False))
 

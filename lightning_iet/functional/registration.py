@@ -22,6 +22,7 @@ SHIFT = 4  # pixels of the coarse image: a quarter of its side
 OVERLAP = 0.5  # share of an image that has to lie inside the other
 ENERGY = 0.15  # share of its variance that has to: else a dark wall beside anything is a copy of every dark wall
 STRETCH = 1.4  # how much more a map may enlarge in one direction than in another
+_VALUES = 2**24  # of images that are turned into floating point at once
 # Standard deviations in pixels of an image of 28 pixels, and in proportion of larger ones; the first is none.
 BLURS = (0.0, 0.4, 0.5, 0.6, 0.7, 0.85, 1.0, 1.25, 1.5, 1.9, 2.4)
 
@@ -41,7 +42,8 @@ class Registration(NamedTuple):
 def grey_images(images: Tensor, size: tuple[int, int]) -> Tensor:
     """Average the channels, and bring images to a size.
 
-    The plain mean of the channels does not depend on their order.
+    The plain mean of the channels does not depend on their order. Images are worked on a few at a time, so that many
+    large ones take no more memory than they do afterwards.
 
     Args:
         images: uint8 or floating point in [0, 1], shape ``(N, C, H, W)``.
@@ -54,6 +56,9 @@ def grey_images(images: Tensor, size: tuple[int, int]) -> Tensor:
         >>> grey_images(torch.full((1, 3, 32, 24), 255, dtype=torch.uint8), (16, 16)).mean()
         tensor(1.)
     """
+    block = max(1, _VALUES // max(1, images[:1].numel()))
+    if len(images) > block:
+        return torch.cat([grey_images(part, size) for part in images.split(block)])
     grey = images.float().mean(dim=1, keepdim=True)
     grey = grey / 255 if images.dtype == torch.uint8 else grey
     if grey.shape[-2:] == size:
@@ -61,7 +66,7 @@ def grey_images(images: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(grey, size, mode="bilinear", antialias=True, align_corners=False)
 
 
-def correlate_templates(queries: Tensor, candidates: Tensor) -> tuple[Tensor, Tensor]:
+def correlate_templates(queries: Tensor, candidates: Tensor, *, aspect: float = 1.0) -> tuple[Tensor, Tensor]:
     r"""Find the templates of each query that correlate best with its candidates: one as it is, and one mirrored.
 
     .. math:: c = \frac{|\sum (t - \bar t)(y - \bar y)|}{\sqrt{\sum (t - \bar t)^2 \sum (y - \bar y)^2}}
@@ -73,12 +78,13 @@ def correlate_templates(queries: Tensor, candidates: Tensor) -> tuple[Tensor, Te
     Args:
         queries: grey, shape ``(Q, 1, 16, 16)``.
         candidates: of each query, grey, shape ``(Q, K, 16, 16)``.
+        aspect: height over width of the images before they were brought to this size.
 
     Returns:
         The correlations, shape ``(Q, K, 2)``, in [0, 1], and the maps from query to candidate, shape
         ``(Q, K, 2, 2, 3)``.
     """
-    grid, mask, maps, mirrored = (part.to(queries.device) for part in _templates())
+    grid, mask, maps, mirrored = (part.to(queries.device) for part in _templates(aspect))
     size = mask.sum(dim=1, keepdim=True)
     halves = [(~mirrored).nonzero().flatten(), mirrored.nonzero().flatten()]
     best, chosen = [], []
@@ -94,15 +100,15 @@ def correlate_templates(queries: Tensor, candidates: Tensor) -> tuple[Tensor, Te
     return torch.stack(best).clamp(max=1), torch.stack(chosen)
 
 
-@lru_cache(maxsize=1)
-def _templates() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+@lru_cache(maxsize=4)
+def _templates(aspect: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Sampling grid ``(1, T, 256, 2)``, masks ``(T, 256)``, maps to the candidate ``(T, 2, 3)``, and which mirror."""
     linear = []
     for mirror in (1, -1):
         for angle in ANGLES:
             for zoom in ZOOMS:
                 cos, sin = math.cos(math.radians(angle)) * zoom, math.sin(math.radians(angle)) * zoom
-                linear.append([[cos * mirror, -sin], [sin * mirror, cos]])
+                linear.append([[cos * mirror, -sin * aspect], [sin * mirror / aspect, cos]])
     linear += [[[CROP * mirror, 0.0], [0.0, CROP]] for mirror in (1, -1)]
     turned = torch.tensor(linear)[:, None]
     steps = torch.arange(-SHIFT, SHIFT + 1) * 2.0 / COARSE
@@ -118,7 +124,9 @@ def _templates() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return grid[enough].view(1, -1, COARSE**2, 2), mask[enough].float(), inverse, mirrored
 
 
-def refine(queries: Tensor, candidates: Tensor, maps: Tensor, *, steps: int, mode: str = "bilinear") -> Registration:
+def refine(
+    queries: Tensor, candidates: Tensor, maps: Tensor, *, steps: int, aspect: float, mode: str = "bilinear"
+) -> Registration:
     """Improve maps by Gauss-Newton steps, damped as by Levenberg and Marquardt.
 
     Args:
@@ -126,6 +134,8 @@ def refine(queries: Tensor, candidates: Tensor, maps: Tensor, *, steps: int, mod
         candidates: likewise.
         maps: where to start, shape ``(P, 2, 3)``.
         steps: number of steps.
+        aspect: height over width of the images before they were brought to this size: a turn looks like a distortion in
+            images that were squeezed.
         mode: interpolation, ``"bilinear"`` or ``"bicubic"``.
 
     Returns:
@@ -145,7 +155,7 @@ def refine(queries: Tensor, candidates: Tensor, maps: Tensor, *, steps: int, mod
         warped, inside = _warped(layers, current, mode)
         image, slope_x, slope_y = warped.unbind(dim=1)
         rest, gain, distances = _residual(queries.flatten(1), image, inside)
-        distances = distances.masked_fill(_distorted(current, height / width), 1)
+        distances = distances.masked_fill(_distorted(current, aspect), 1)
         better = distances < best.distances
         best = _nearer(best, Registration(distances, current))
         if step == steps:
@@ -206,9 +216,9 @@ def _residual(target: Tensor, warped: Tensor, inside: Tensor) -> tuple[Tensor, T
     return rest, gain, torch.where(poor, 1.0, distances)
 
 
-def _distorted(maps: Tensor, shape: float) -> Tensor:
-    """Tell which maps enlarge one direction much more than another; ``shape`` is height over width."""
-    linear = maps[:, :, :2] * torch.tensor([[1.0, 1 / shape], [shape, 1.0]], device=maps.device)
+def _distorted(maps: Tensor, aspect: float) -> Tensor:
+    """Tell which maps enlarge one direction much more than another; ``aspect`` is height over width."""
+    linear = maps[:, :, :2] * torch.tensor([[1.0, 1 / aspect], [aspect, 1.0]], device=maps.device)
     squares, product = linear.square().sum(dim=(1, 2)), linear.det().abs()
     # Of singular values a and b: a² + b² > (r + 1 / r) a b where a / b > r.
     return squares > (STRETCH + 1 / STRETCH) * product
@@ -235,6 +245,7 @@ def register(queries: Tensor, candidates: Tensor, maps: Tensor, *, side: int) ->
         (True, -0.125)
     """
     height, width = queries.shape[-2:]
+    aspect = height / width
     finest = (height, width) if max(height, width) <= side else (side, side)
     middle = [(32, 32)] if min(finest) > 40 else []
     found = Registration(torch.ones(len(queries), device=queries.device), maps[:, 0])
@@ -242,13 +253,14 @@ def register(queries: Tensor, candidates: Tensor, maps: Tensor, *, side: int) ->
         part = Registration(found.distances, start)
         for size in ((COARSE, COARSE), *middle, finest):
             pair = grey_images(queries, size), grey_images(candidates, size)
-            part = refine(*pair, part.maps, steps=4 if size == finest else 5)
+            part = refine(*pair, part.maps, steps=4 if size == finest else 5, aspect=aspect)
         found = _nearer(found, part)
     pair = grey_images(queries, finest), grey_images(candidates, finest)
-    found = _nearer(found, refine(*pair, found.maps, steps=1, mode="bicubic"))  # sharper, as moved images often are
+    sharper = refine(*pair, found.maps, steps=1, aspect=aspect, mode="bicubic")  # as moved images often are
+    found = _nearer(found, sharper)
     for _ in range(2):  # the best blur depends on the map, and the map on the blur
         blurred, distances = _best_blur(*pair, found.maps)
-        found = _nearer(found, refine(pair[0], blurred, found.maps, steps=3))
+        found = _nearer(found, refine(pair[0], blurred, found.maps, steps=3, aspect=aspect))
         found = _nearer(found, Registration(distances, found.maps))
     return found
 

@@ -4,9 +4,11 @@ import json
 import shutil
 
 import pytest
+import torch
 
 from lightning_iet.audit import make_findings
 from lightning_iet.audit.report import write_report
+from lightning_iet.audit.report.page import parts_of_limits
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium")
 By = pytest.importorskip("selenium.webdriver.common.by").By
@@ -63,23 +65,27 @@ def press(page, *keys):
 
 def count(audited, threshold, measure="score"):
     copies = audited.copies["generated"]
-    return int(({"score": copies.scores, **copies.ratios}[measure] < threshold).sum())
+    values = {"score": parts_of_limits(audited, copies), **copies.ratios}[measure]
+    return int((values < torch.tensor(threshold)).sum())
 
 
 def test_the_slider_moves_the_count_of_all_images(page, audited):
+    named = len(page.find_elements(By.CSS_SELECTOR, '#gallery > [data-named="1"]'))
+    assert named == min(20, int(audited.evidence.named.sum()))
     press(page, Keys.HOME)
     assert (text(page, "threshold-value"), text(page, "count-generated")) == ("0.00", "0")
-    assert visible(page) == []
+    assert len(visible(page)) == named  # copies that are named stay
     for _ in range(5):
         press(page, Keys.ARROW_RIGHT)
-    assert text(page, "threshold-value") == "0.05"
-    assert text(page, "count-generated") == str(count(audited, 0.05))
-    assert len(visible(page)) == count(audited, 0.05)
+    assert text(page, "threshold-value") == "0.10"
+    assert text(page, "count-generated") == str(count(audited, 0.1))
+    assert len(visible(page)) == max(named, count(audited, 0.1))
     press(page, Keys.END)
-    assert text(page, "threshold-value") == "1.00"
-    assert text(page, "count-generated") == str(count(audited, 1.0))
-    assert text(page, "count-held_out") == str(int((audited.copies["held_out"].scores < 1).sum()))
-    assert page.find_element(By.ID, "threshold").get_attribute("aria-valuetext") == "1.00"
+    assert text(page, "threshold-value") == "3.00"
+    assert text(page, "count-generated") == str(count(audited, 3.0))
+    held_out = parts_of_limits(audited, audited.copies["held_out"])
+    assert text(page, "count-held_out") == str(int((held_out < 3).sum()))
+    assert page.find_element(By.ID, "threshold").get_attribute("aria-valuetext") == "3.00"
 
 
 def test_another_measure_brings_its_own_counts_and_histogram(page, audited):

@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -47,6 +48,25 @@ def test_recoloured_matches_equal_those_of_a_naive_search(tmp_path, channels):
     assert found.distances.tolist() == pytest.approx([first for first, _ in distances], abs=1e-4)
     assert found.ratios.tolist() == pytest.approx([first / second for first, second in distances], abs=1e-4)
     assert torch.equal(candidates[:, 0], found.indices)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_degraded_matches_equal_those_of_a_naive_search_at_8_x_8_pixels(tmp_path, channels):
+    images, train = eight_bits(phantoms(5, channels=channels)), eight_bits(phantoms(12, seed=1, channels=channels))
+    images[3] = train[4].flip(-1)
+    found, candidates = find_flipped(
+        image_set(images, location="a"),
+        image_set(train, location="b"),
+        kind="degraded",
+        cache=BlockCache(tmp_path),
+        argument="generated",
+    )
+    small = [F.interpolate(part.double() / 255, (8, 8), mode="bilinear", antialias=True) for part in (images, train)]
+    distances, nearest = naive(*small)
+    assert found.indices.tolist() == candidates[:, 0].tolist() == nearest
+    assert found.distances.tolist() == pytest.approx([first for first, _ in distances], abs=1e-3)
+    # No two training images are so alike that they count as one.
+    assert found.ratios.tolist() == pytest.approx([first / second for first, second in distances], abs=5e-3)
 
 
 @given(st.integers(0, 3), st.floats(0.2, 1), st.booleans(), st.integers(0, 50))
@@ -135,6 +155,17 @@ def test_undoing_fits_each_channel_by_all_channels():
     assert int((undone.int() - mixed.int()).abs().max()) <= 1
     unlike = undo(random_pixels(4, seed=9, channels=3), original, torch.eye(2, 3).expand(4, 2, 3))[1]
     assert float(unlike.max()) < 15
+
+
+def test_many_images_are_undone_a_few_at_a_time(monkeypatch):
+    from lightning_iet.audit import disguises
+
+    images, originals = random_pixels(7), random_pixels(7, seed=1)
+    maps = torch.eye(2, 3) + 0.1 * torch.randn(7, 2, 3, generator=torch.Generator().manual_seed(0))
+    whole = undo(images, originals, maps)
+    monkeypatch.setattr(disguises, "_VALUES", 3 * images[0].numel())
+    for one, other in zip(whole, undo(images, originals, maps), strict=True):
+        assert torch.equal(one, other)
 
 
 def test_finished_blocks_are_kept(tmp_path, monkeypatch):

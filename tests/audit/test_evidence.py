@@ -3,7 +3,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from lightning_iet.audit.evidence import scan_searches, telling_searches, weigh, without_control
+from benchmarks.planted_copies import simulated
+from lightning_iet.audit.evidence import discover, scan_searches, telling_searches, weigh, without_control
 from lightning_iet.functional.copy_tests import (
     combined_p_values,
     conformal_p_values,
@@ -135,6 +136,18 @@ def test_scans_of_innocent_images_seldom_speak_of_copies():
     sets = [by_searches(120, seed=seed) for seed in range(200, 400)]
     parts = [(found.search_ratios[:60], found.search_ratios[60:]) for found in sets]
     assert sum(scan_searches(*part)[0].p_value < 0.01 for part in parts) <= 6
+
+
+def test_the_allowance_for_the_number_of_searches_is_needed():
+    """Of 400 audits by four searches with many low ratios, more than 4 speak of copies without it, and not with it."""
+    alone = together = 0
+    for seed in range(400):
+        generator = torch.Generator().manual_seed(seed)
+        ratios = torch.rand(60, 4, generator=generator) ** 0.5
+        found, _ = scan_searches(ratios[:30], ratios[30:])
+        together += found.p_value < 0.01
+        alone += found.p_value / 4 < 0.01
+    assert together <= 4 < 8 <= alone
 
 
 def test_a_generator_nearer_in_the_bulk_is_no_copier():
@@ -277,20 +290,25 @@ def test_false_finds_stay_below_the_promise():
     assert wrong <= 10
 
 
-@pytest.mark.parametrize(
-    ("generated", "held_out", "copied", "least"), [(20, 1000, 0, 0), (20, 1000, 4, 4), (100, 200, 40, 30)]
-)
-def test_the_share_of_false_finds_stays_below_the_promise(generated, held_out, copied, least):
+@pytest.mark.parametrize("correlation", [0.0, 0.95])
+@pytest.mark.parametrize("copied", [0, 4])
+def test_the_share_of_false_finds_stays_below_the_promise(correlation, copied):
+    """Over 200 audits by four searches with tails of their own, independent or strongly dependent."""
+    _, false, found = simulated(200, correlation=correlation, copied=copied)
+    assert false <= 0.05
+    assert found >= 0.9 or not copied
+
+
+def test_many_copies_among_few_held_out_images_are_named_as_promised():
     """Over 200 seeds of three searches with tails of their own; copies are found by one of two of them."""
     shares, found = [], 0
     for seed in range(200):
         torch.manual_seed(seed)
-        ratios = torch.rand(generated + held_out, 3) ** (1 / torch.tensor([12.0, 8.0, 5.0]))
-        ratios[: copied // 2, 0] *= 0.2
-        ratios[copied // 2 : copied, 1] *= 0.1
-        sets = [several(part) for part in (ratios[:generated], ratios[generated:])]
-        named = weigh(*sets, level=0.05).discovered
-        shares.append(float(named[copied:].sum() / named.sum().clamp(min=1)))
-        found += int(named[:copied].sum())
+        ratios = torch.rand(300, 3) ** (1 / torch.tensor([12.0, 8.0, 5.0]))
+        ratios[:20, 0] *= 0.2
+        ratios[20:40, 1] *= 0.1
+        named, _, _ = discover(ratios[:100], ratios[100:], level=0.05)
+        shares.append(float(named[40:].sum() / named.sum().clamp(min=1)))
+        found += int(named[:40].sum())
     assert sum(shares) / 200 <= 0.05
-    assert found >= 200 * least * 0.9
+    assert found >= 200 * 30 * 0.9

@@ -10,6 +10,7 @@ from lightning_iet.audit.cache import BlockCache
 from lightning_iet.audit.features import build_features
 from lightning_iet.audit.pairs import Review, apply_review, image_hash, pair_rows, read_review
 from lightning_iet.audit.verdict import verdict
+from lightning_iet.functional.copy_tests import Scan
 from tests.helpers.image_folders import random_pixels, random_set
 
 
@@ -28,8 +29,27 @@ def test_rows_are_those_of_a_table(audited):
     table = pandas.DataFrame(rows)
     assert list(table["named"]) == [1] * 3 + [0] * 40
     assert list(table["source_index"][:3]) == [0, 1, 5]
-    assert table["score"].iloc[2:].is_monotonic_increasing
+    limits = dict(zip(audited.copies["generated"].matches, audited.evidence.noticed_below.tolist(), strict=True))
+    parts = table["score"] / table["search"].map(limits)
+    assert parts.iloc[3:].round(6).is_monotonic_increasing
     assert make_findings(audited).pairs == rows
+
+
+def test_where_the_scan_decides_the_images_that_it_counts_are_first(audited):
+    """By the ratio of the scan's search, whatever the other searches say of them."""
+    copies, none = audited.copies["generated"], torch.zeros(43, dtype=torch.bool)
+    ratios = torch.rand(43, 2, generator=torch.Generator().manual_seed(0)) * 0.5 + 0.3
+    shown = replace(copies, search_ratios=ratios, search=(ratios[:, 1] > 0.5).long())
+    scan = Scan(threshold=float(ratios[:, 1].sort().values[9]), generated=10, held_out=0, p_value=0.001)
+    evidence = replace(audited.evidence, sure=none, discovered=none, scan=scan, scan_search=1)
+    rows = pair_rows(replace(audited, copies={"generated": shown}, evidence=evidence))
+    order = [row["index"] for row in rows]
+    assert order[:10] == ratios[:, 1].argsort()[:10].tolist()
+    assert sorted(order) == list(range(43))
+    rest = [
+        (not row["noticed"], row["score"] / float(evidence.noticed_below[row["search"] != "plain"])) for row in rows
+    ]
+    assert rest[10:] == sorted(rest[10:])
 
 
 def test_a_review_is_kept_and_counts(audited, tmp_path):

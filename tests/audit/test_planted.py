@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lightning_iet.audit.planted import KINDS, as_generated, plant, reencode
+from lightning_iet.audit.planted import KINDS, _moved, as_generated, plant, reencode
 from lightning_iet.audit.reading import Origin, image_set
 from tests.helpers.image_folders import random_pixels, random_set
 from tests.helpers.phantoms import eight_bits, phantoms
@@ -67,3 +67,18 @@ def test_copies_are_as_small_and_as_coarse_as_generated_images():
     assert detail[0] < 0.7 * detail[1]
     few = as_generated(pixels, image_set(random_pixels(5, size=32) // 64 * 85, location="few"))
     assert set(few.unique().tolist()) <= {0, 85, 170, 255}
+
+
+@pytest.mark.parametrize(("height", "width"), [(30, 60), (48, 24), (40, 40)])
+def test_copies_are_turned_without_a_distortion(height, width):
+    """Images whose values are the places of their pixels: neighbours are as far apart in a turned one as before."""
+    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    places = torch.stack([4 * x, 4 * y, 0 * x]).to(torch.uint8)
+    turned = _moved(places.expand(6, -1, -1, -1))[1::3].double() / 4
+    middle, reach = (height // 2, width // 2), min(height, width) // 4
+    for image in turned[:, :2]:
+        along_x = (image[:, middle[0], middle[1] + reach] - image[:, middle[0], middle[1] - reach]) / (2 * reach)
+        along_y = (image[:, middle[0] + reach, middle[1]] - image[:, middle[0] - reach, middle[1]]) / (2 * reach)
+        jacobian = torch.stack([along_x, along_y])
+        assert torch.allclose(jacobian @ jacobian.T, torch.eye(2).double(), atol=0.06)
+        assert abs(float(jacobian[0, 1])) > 0.01  # it was turned

@@ -16,6 +16,7 @@ from lightning_iet.audit import make_findings
 from lightning_iet.audit.pairs import for_spreadsheets
 from lightning_iet.audit.report import write_report
 from lightning_iet.audit.report.images import shares
+from lightning_iet.audit.report.page import parts_of_limits
 from lightning_iet.evaluation.membership import infer_membership
 from lightning_iet.evaluation.memorization import below
 from lightning_iet.utilities.files import printable
@@ -143,11 +144,15 @@ def test_nothing_is_loaded_and_only_our_script_may_run(report, page):
 
 def test_counts_for_every_stop_of_the_slider_are_those_of_all_images(page, audited):
     data = json.loads(next(text for text in page.texts["script"] if text.startswith("{")))
-    assert 102 <= len(data["stops"]) <= 103
+    assert len(data["stops"]["score"]) == 151
+    assert 101 <= len(data["stops"]["nearest"]) <= 102
+    assert data["stops"]["score"][data["defaults"]["score"]] == 1
+    noticed = data["sets"]["generated"]["below"]["score"][data["defaults"]["score"]]
+    assert noticed == int(audited.evidence.noticed.sum())
     for name, copies in audited.copies.items():
         assert data["sets"][name]["total"] == len(copies.identical)
-        for measure, ratios in {"score": copies.scores, **copies.ratios}.items():
-            for stop, count in zip(data["stops"], data["sets"][name]["below"][measure], strict=True):
+        for measure, ratios in {"score": parts_of_limits(audited, copies), **copies.ratios}.items():
+            for stop, count in zip(data["stops"][measure], data["sets"][name]["below"][measure], strict=True):
                 limit = torch.tensor(stop)
                 assert count == sum(bool(ratio < limit) for ratio in ratios)
 

@@ -7,7 +7,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.transforms.functional import gaussian_blur
 
-from lightning_iet.functional.registration import correlate_templates, grey_images, refine, register
+from lightning_iet.functional.registration import (
+    STRETCH,
+    _distorted,
+    correlate_templates,
+    grey_images,
+    refine,
+    register,
+)
 
 
 def scene(count=1, *, seed=0, size=32):
@@ -20,16 +27,19 @@ def scene(count=1, *, seed=0, size=32):
 
 
 def moved(images, angle=0.0, zoom=1.0, dx=0.0, dy=0.0, mirror=False):
+    """Turned in pixels, whatever the shape of the images."""
+    aspect = images.shape[2] / images.shape[3]
     cos, sin = math.cos(math.radians(angle)) / zoom, math.sin(math.radians(angle)) / zoom
     sign = -1 if mirror else 1
-    theta = torch.tensor([[[cos * sign, -sin, dx], [sin * sign, cos, dy]]]).expand(len(images), 2, 3)
+    theta = torch.tensor([[[cos * sign, -sin * aspect, dx], [sin * sign / aspect, cos, dy]]]).expand(len(images), 2, 3)
     grid = F.affine_grid(theta, list(images.shape), align_corners=False)
     return F.grid_sample(images, grid, mode="bicubic", padding_mode="border", align_corners=False).clamp(0, 1), theta
 
 
 def align(queries, candidates, side=32):
     sizes = grey_images(queries, (16, 16)), grey_images(candidates, (16, 16))
-    correlation, maps = correlate_templates(sizes[0], sizes[1].transpose(0, 1))
+    aspect = queries.shape[2] / queries.shape[3]
+    correlation, maps = correlate_templates(sizes[0], sizes[1].transpose(0, 1), aspect=aspect)
     assert correlation.shape == (len(queries), len(candidates), 2)
     return register(queries, candidates, maps[:, 0], side=side)
 
@@ -88,14 +98,14 @@ def test_correlations_equal_those_of_a_naive_search():
 
 def test_a_pair_of_equal_images_needs_no_step():
     image = scene()
-    found = refine(image, image, torch.eye(2, 3)[None], steps=3)
+    found = refine(image, image, torch.eye(2, 3)[None], steps=3, aspect=1)
     assert float(found.distances) < 1e-3
     assert torch.allclose(found.maps[0], torch.eye(2, 3), atol=1e-3)
 
 
 def test_the_distance_is_that_of_the_correlation():
     images = scene(2)
-    found = refine(images[:1], images[1:], torch.eye(2, 3)[None], steps=0)
+    found = refine(images[:1], images[1:], torch.eye(2, 3)[None], steps=0, aspect=1)
     correlation = float(torch.corrcoef(images.flatten(1))[0, 1])
     assert float(found.distances) == pytest.approx(math.sqrt(1 - correlation**2), abs=1e-4)
 
@@ -120,5 +130,46 @@ def test_blurred_images_are_found():
     image = F.interpolate(noise, (28, 28), mode="bilinear")
     blurred = gaussian_blur(image, [9, 9], [1.3, 1.3])
     found = align(blurred, image)
-    sharp = refine(blurred, image, torch.eye(2, 3)[None], steps=0)
+    sharp = refine(blurred, image, torch.eye(2, 3)[None], steps=0, aspect=1)
     assert float(found.distances) < 0.5 * float(sharp.distances)
+
+
+@pytest.mark.parametrize(("height", "width"), [(64, 128), (120, 40)])
+@pytest.mark.parametrize("angle", [15, -12])
+def test_turned_copies_of_elongated_images_are_found(height, width, angle):
+    """They are turned in pixels, and compared squeezed to squares."""
+    image = F.interpolate(scene(size=40), (height, width), mode="bicubic").clamp(0, 1)
+    other, theta = moved(image, angle=angle)
+    found = align(other, image)
+    assert float(found.distances) < 0.12
+    points = torch.tensor([[x, y, 1.0] for x in (-0.3, 0.3) for y in (-0.3, 0.3)]).T
+    assert torch.allclose(found.maps[0] @ points, theta[0] @ points, atol=2 / 32)
+
+
+@given(st.floats(0.25, 4), st.integers(0, 1000))
+@settings(deadline=None, max_examples=50)
+def test_distortion_is_that_of_pixels(aspect, seed):
+    """Against the singular values of the map between pixels, whose sides are 1 over the width and the height."""
+    maps = torch.randn(20, 2, 3, generator=torch.Generator().manual_seed(seed))
+    sides = torch.diag(torch.tensor([1.0, aspect]))
+    for linear, found in zip(maps[:, :, :2].double(), _distorted(maps, aspect).tolist(), strict=True):
+        values = torch.linalg.svdvals(sides.double() @ linear @ torch.linalg.inv(sides.double()))
+        if abs(float(values[0] / values[1]) - STRETCH) > 1e-3:
+            assert found == bool(values[0] > STRETCH * values[1])
+
+
+def test_many_large_images_become_grey_a_few_at_a_time(monkeypatch):
+    from lightning_iet.functional import registration
+
+    images = torch.randint(256, (7, 3, 10, 12), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    whole = grey_images(images, (4, 4))
+    sizes, interpolate = [], F.interpolate
+
+    def counting(part, *rest, **named):
+        sizes.append(len(part))
+        return interpolate(part, *rest, **named)
+
+    monkeypatch.setattr(registration, "_VALUES", 3 * images[0].numel())
+    monkeypatch.setattr(F, "interpolate", counting)
+    assert torch.equal(grey_images(images, (4, 4)), whole)
+    assert sizes == [3, 3, 1]

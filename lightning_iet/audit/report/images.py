@@ -25,11 +25,13 @@ def shares(ratios: Tensor) -> Tensor:
         >>> shares(torch.tensor([0.0, 0.01, 0.5, 1.0]))[[0, 25, 49]]
         tensor([0.5000, 0.2500, 0.2500], dtype=torch.float64)
     """
-    steps = (ratios.double() * BINS).floor().long().clamp(0, BINS - 1)
+    steps = (ratios.double() * BINS).floor().clamp(0, BINS - 1).long()
     return torch.bincount(steps, minlength=BINS).double() / len(ratios)
 
 
-def chart(measure: str, title: str, ratios: Mapping[str, Tensor], *, threshold: float) -> dict[str, Any]:
+def chart(
+    measure: str, title: str, ratios: Mapping[str, Tensor], *, threshold: float, end: float = 1.0
+) -> dict[str, Any]:
     """Work out a histogram as paths of SVG, with a logarithmic scale upwards.
 
     Args:
@@ -37,6 +39,7 @@ def chart(measure: str, title: str, ratios: Mapping[str, Tensor], *, threshold: 
         title: what it is, for those who do not see the picture.
         ratios: of the generated and perhaps of the held-out images.
         threshold: where the line stands.
+        end: where the scale ends; larger ratios are in the last step.
 
     Returns:
         What the template needs.
@@ -49,7 +52,7 @@ def chart(measure: str, title: str, ratios: Mapping[str, Tensor], *, threshold: 
             return BOTTOM
         return round(BOTTOM - (BOTTOM - TOP) * (log10(share) - lowest + 0.15) / (0.15 - lowest), 1)
 
-    heights = {name: [height(share) for share in shares(values).tolist()] for name, values in ratios.items()}
+    heights = {name: [height(share) for share in shares(values / end).tolist()] for name, values in ratios.items()}
     below = {name: float((values < threshold).double().mean()) for name, values in ratios.items()}
     words = ", ".join(f"{name.replace('_', '-')} images {100 * value:.2g} percent" for name, value in below.items())
     return {
@@ -57,37 +60,40 @@ def chart(measure: str, title: str, ratios: Mapping[str, Tensor], *, threshold: 
         "text": f"Histogram of {title}. Below the threshold of {threshold:.2f}: {words}.",
         "width": WIDTH, "height": HEIGHT, "left": LEFT, "right": RIGHT, "top": TOP, "bottom": BOTTOM,
         "rows": [(height(10.0**decade), _percent(decade)) for decade in decades],
-        "columns": [(_x(tick / 5), f"{tick / 5:.1f}") for tick in range(6)],
+        "columns": [(_x(tick / 5), f"{end * tick / 5:.1f}") for tick in range(6)],
         "bars": _bars(heights["generated"]),
         "steps": _steps(heights["held_out"]) if "held_out" in heights else "",
-        "threshold": _x(threshold),
+        "threshold": _x(threshold / end),
     }  # fmt: skip
 
 
-def ratio_figure(ratios: Mapping[str, Tensor], *, threshold: float, label: str) -> Figure:
+def ratio_figure(ratios: Mapping[str, Tensor], *, threshold: float, label: str, end: float) -> Figure:
     """Draw the histogram with matplotlib.
 
     Args:
         ratios: of the generated and perhaps of the held-out images.
         threshold: where the line stands.
         label: what the ratio is.
+        end: where the scale ends; larger ratios are in the last step.
 
     Returns:
         The figure.
     """
     figure = Figure(figsize=(6.4, 3.8), dpi=DPI, facecolor="white", layout="constrained")
     axes = figure.subplots()
-    edges = torch.linspace(0, 1, BINS + 1).tolist()
-    axes.stairs(shares(ratios["generated"]), edges, fill=True, color=GENERATED, alpha=0.75, label="generated images")
+    edges = torch.linspace(0, end, BINS + 1).tolist()
+    axes.stairs(
+        shares(ratios["generated"] / end), edges, fill=True, color=GENERATED, alpha=0.75, label="generated images"
+    )
     if "held_out" in ratios:
-        axes.stairs(shares(ratios["held_out"]), edges, color=CONTROL, linewidth=1.6, label="held-out images")
+        axes.stairs(shares(ratios["held_out"] / end), edges, color=CONTROL, linewidth=1.6, label="held-out images")
     axes.axvline(threshold, color=INK, linewidth=1, linestyle=(0, (4, 3)), label=f"threshold {threshold:.2f}")
     axes.set_yscale("log")
     axes.set_ylim(bottom=0.7 / max(map(len, ratios.values())), top=1.4)
-    axes.set_xlim(0, 1)
+    axes.set_xlim(0, end)
     axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
     axes.set_xlabel(label, fontsize=8.5, color=INK)
-    axes.set_ylabel("share of images in a step of 0.02", fontsize=8.5, color=INK)
+    axes.set_ylabel(f"share of images in a step of {end / BINS:.2g}", fontsize=8.5, color=INK)
     axes.tick_params(labelsize=8, colors=QUIET, labelcolor=INK)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(QUIET)

@@ -13,8 +13,9 @@ from markupsafe import Markup, escape
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from lightning_iet.audit.core import Audit, most_copied
+from lightning_iet.audit.core import Audit, Copies, most_copied
 from lightning_iet.audit.disguises import undo
+from lightning_iet.audit.evidence import relative_ratios
 from lightning_iet.audit.features import PIXELS
 from lightning_iet.audit.findings import Findings
 from lightning_iet.audit.report.images import BOTTOM, HEIGHT, LEFT, PIXELATED, RIGHT, TOP, WIDTH, chart, data_uri
@@ -190,6 +191,7 @@ def _card(
     audit: Audit, row: Mapping[str, Any], generated: Tensor, train: Tensor, undone: Tensor, *, images: bool
 ) -> dict[str, Any]:
     copies, index = audit.copies["generated"], row["index"]
+    part = float(parts_of_limits(audit, copies)[index])
     remarks = ["identical" if row["identical"] else SEARCH_WORDS[row["search"]]]
     if row["noise"] not in ("", float("inf")):
         remarks.append(f"{row['noise']:.0f}\u00a0dB")
@@ -207,11 +209,24 @@ def _card(
         "source_sha256": row["source_sha256"],
         "pictures": pictures,
         "distance": float(copies.distances[index]),
-        "ratios": {"score": row["score"]} | {name: float(values[index]) for name, values in copies.ratios.items()},
-        "ratio": row["score"],
+        "ratios": {"score": part} | {name: float(values[index]) for name, values in copies.ratios.items()},
+        "ratio": part,
         "named": bool(row["named"]),
         "remark": ", ".join(remarks),
     }
+
+
+def parts_of_limits(audit: Audit, copies: Copies) -> Tensor:
+    """Return of each image the lowest ratio of all searches as a part of the search's limit, at most 3.
+
+    Args:
+        audit: the limits are those of its evidence.
+        copies: what the searches found.
+
+    Returns:
+        Shape ``(Q,)``; exactly those that are noticed lie below 1.
+    """
+    return relative_ratios(copies.search_ratios, audit.evidence.noticed_below).amin(dim=1).clamp(max=PARTS_END)
 
 
 def originals(audit: Audit, *, images: bool) -> list[dict[str, Any]]:
@@ -294,11 +309,15 @@ SEARCH_WORDS = {
     "moved": "moved",
 }
 MEASURES = {
-    "score": ("Ratio by the search that says the most", "what images are judged by; our choice"),
+    "score": (
+        "Lowest ratio of all searches, by the search's limit",
+        "below 1 an image is noticed; our choice",
+    ),
     "distinct": ("Nearest over next, near-duplicates counted once", "d1/d2 of distances; our choice"),
     "nearest": ("Nearest over second nearest", "d1/d2 of distances; Yoon et al. 2023, Gu et al. 2023"),
     "mean": ("Nearest over the mean of the {k} nearest", "squared distances; memorized quantity, Liu et al. 2024"),
 }
+PARTS_END = 3.0  # parts of a limit are shown up to it
 SECTIONS = (
     ("how-many", "How many"),
     ("which", "Which images"),
@@ -331,12 +350,12 @@ def render_page(audit: Audit, findings: Findings, *, pairs: int, images: bool = 
     environment = page_environment()
     environment.filters["breakable"] = breakable
     template = environment.from_string(read_resource(_PACKAGE, "report.html.j2"))
-    limit = round(max(findings.evidence.noticed_below.values()), 2)
-    stops = sorted({step / 100 for step in range(101)} | {audit.settings.ratio, limit})
-    ratios = {name: {"score": copies.scores, **copies.ratios} for name, copies in audit.copies.items()}
+    ratios = {name: {"score": parts_of_limits(audit, copies), **copies.ratios} for name, copies in audit.copies.items()}
     measures = list(ratios["generated"])
-    thresholds = {"score": limit, "mean": 0.15}
-    defaults = {name: stops.index(thresholds.get(name, audit.settings.ratio)) for name in measures}
+    stops = {name: sorted({step / 100 for step in range(101)} | {audit.settings.ratio}) for name in measures}
+    stops["score"] = [step / 50 for step in range(round(50 * PARTS_END) + 1)]
+    thresholds = {"score": 1.0, "mean": 0.15}
+    defaults = {name: stops[name].index(thresholds.get(name, audit.settings.ratio)) for name in measures}
     answer = verdict(findings)
     shown = cards(audit, findings, pairs=pairs, images=images)
     return template.render(
@@ -350,14 +369,14 @@ def render_page(audit: Audit, findings: Findings, *, pairs: int, images: bool = 
         shows_named=_shows_named(findings),
         sections=_sections(findings),
         measures=[_measure(name, defaults[name], audit.settings.k) for name in measures],
-        stops=stops,
-        counts=_counts(ratios, limit),
-        charts=[_chart_of_page(name, ratios, stops[defaults[name]], audit.settings.k) for name in measures],
+        stops=stops[measures[0]],
+        counts=_counts(ratios, thresholds["score"]),
+        charts=[_chart_of_page(name, ratios, stops[name][defaults[name]], audit.settings.k) for name in measures],
         held_out=findings.held_out,
         cards=shown,
         limits=limits(findings),
         noticed_below=limits_words(findings),
-        any_below=any(card["ratio"] < limit for card in shown),
+        any_below=any(card["ratio"] < 1 or card["named"] for card in shown) and not audit.evidence.decided_by_scan,
         images=images,
         pixelated=max(audit.sets["train"].pixels.shape[2:]) <= PIXELATED,
         originals=originals(audit, images=images) if _several_copies(findings) else [],
@@ -450,12 +469,12 @@ def _policy(css: str, js: str) -> str:
 
 
 def _data(
-    ratios: Mapping[str, Mapping[str, Tensor]], stops: Sequence[float], defaults: dict[str, int]
+    ratios: Mapping[str, Mapping[str, Tensor]], stops: Mapping[str, Sequence[float]], defaults: dict[str, int]
 ) -> dict[str, Any]:
     sets = {
         name: {
             "total": len(next(iter(by_measure.values()))),
-            "below": {measure: count_below(values, stops).tolist() for measure, values in by_measure.items()},
+            "below": {measure: count_below(values, stops[measure]).tolist() for measure, values in by_measure.items()},
         }
         for name, by_measure in ratios.items()
     }
@@ -513,8 +532,9 @@ def _measure(name: str, default: int, k: int) -> dict[str, Any]:
 def _chart_of_page(
     measure: str, ratios: Mapping[str, Mapping[str, Tensor]], threshold: float, k: int
 ) -> dict[str, Any]:
+    end = PARTS_END if measure == "score" else 1.0
     values = {name: by_measure[measure] for name, by_measure in ratios.items()}
-    return chart(measure, MEASURES[measure][0].format(k=k).lower(), values, threshold=threshold)
+    return chart(measure, MEASURES[measure][0].format(k=k).lower(), values, threshold=threshold, end=end)
 
 
 def _set(findings: Findings, name: str) -> dict[str, Any]:

@@ -14,7 +14,8 @@
 
   // Counts of all images were worked out beforehand, for every stop of the slider: they are exact, and few.
   const showCounts = () => {
-    const stop = data.stops[slider.value];
+    const stops = data.stops[measure()];
+    const stop = stops[slider.value];
     const text = stop.toFixed(2);
     find("threshold-value").textContent = text;
     slider.setAttribute("aria-valuetext", text);
@@ -24,7 +25,7 @@
       find(`rest-${name}`).textContent = ` of ${format.format(set.total)} (${percent(count / set.total)})`;
     }
     for (const line of document.querySelectorAll(".threshold")) {
-      const x = data.left + stop * data.width;
+      const x = data.left + stop / stops.at(-1) * data.width;
       line.setAttribute("x1", x);
       line.setAttribute("x2", x);
     }
@@ -32,15 +33,16 @@
 
   const showCards = () => {
     if (!gallery) return;
-    const limit = Math.fround(data.stops[slider.value]); // ratios are float32
+    const limit = Math.fround(data.stops[measure()][slider.value]); // ratios are float32
     const words = find("filter").value.toLowerCase();
     const onlyBelow = find("show").value === "below";
     const ratio = (card) => Number(card.dataset[measure()]);
     let shown = 0;
     for (const card of cards) {
       const below = ratio(card) < limit;
-      card.hidden = (onlyBelow && !below) || !card.dataset.names.toLowerCase().includes(words);
-      card.classList.toggle("below", below);
+      const kept = below || card.dataset.named === "1";
+      card.hidden = (onlyBelow && !kept) || !card.dataset.names.toLowerCase().includes(words);
+      card.classList.toggle("below", kept);
       card.querySelector(".value").textContent = ratio(card).toFixed(3);
       shown += !card.hidden;
     }
@@ -60,7 +62,11 @@
   const update = () => { showMeasure(); showCounts(); showCards(); };
 
   for (const choice of document.querySelectorAll("input[name=measure]")) {
-    choice.addEventListener("change", () => { slider.value = data.defaults[measure()]; update(); });
+    choice.addEventListener("change", () => {
+      slider.max = data.stops[measure()].length - 1;
+      slider.value = data.defaults[measure()];
+      update();
+    });
   }
   slider.addEventListener("input", () => { showCounts(); showCards(); });
   for (const [name, event] of gallery ? [["filter", "input"], ["show", "change"], ["sort", "change"]] : []) {

@@ -8,14 +8,18 @@ from lightning_iet.audit.core import Audit
 from lightning_iet.audit.findings import Findings
 from lightning_iet.audit.pairs import write_pairs
 from lightning_iet.audit.report.images import ratio_figure, shrink
-from lightning_iet.audit.report.page import render_page
+from lightning_iet.audit.report.page import PARTS_END, parts_of_limits, render_page
 from lightning_iet.plots import INK, nearest_pairs, save_figure
 from lightning_iet.utilities.files import METRICS, PAIRS, PAIRS_PICTURE, RATIOS_PICTURE, REPORT, write_json
 
 DRAWN = 16  # pairs in the picture
 TITLE = (
     "Generated images that are the most like a training image\n"
-    "ratio of the distance to the nearest over that to the next, by the most telling search; below {:.2f} in colour"
+    "distance to the nearest over that to the next, by the most telling search; in colour: named or noticed"
+)
+LABEL = (
+    "distance to the nearest over that to the next training image, as a part of the limit of its search:\n"
+    f"the lowest of all searches, below 1 an image is noticed; {PARTS_END:g} and more in the last step"
 )
 
 
@@ -34,14 +38,11 @@ def write_report(audit: Audit, findings: Findings, folder: Path, *, pairs: int =
     (folder / REPORT).write_text(render_page(audit, findings, pairs=pairs, images=images), encoding="utf-8")
     if images:
         save_figure(_nearest(audit, findings), folder / PAIRS_PICTURE)
-    by_set = {name: found.scores for name, found in audit.copies.items()}
-    label = "distance to the nearest over that to the next training image, by the most telling search"
-    figure = ratio_figure(by_set, threshold=float(audit.evidence.noticed_below.max()), label=label)
-    save_figure(figure, folder / RATIOS_PICTURE)
+    by_set = {name: parts_of_limits(audit, found) for name, found in audit.copies.items()}
+    save_figure(ratio_figure(by_set, threshold=1.0, label=LABEL, end=PARTS_END), folder / RATIOS_PICTURE)
 
 
 def _nearest(audit: Audit, findings: Findings) -> Figure:
-    limit = float(audit.evidence.noticed_below.max())
     rows = findings.pairs[:DRAWN]
     places, sources = ([row[name] for row in rows] for name in ("index", "source_index"))
     figure = nearest_pairs(
@@ -49,7 +50,7 @@ def _nearest(audit: Audit, findings: Findings) -> Figure:
         shrink(audit.sets["train"].pixels[sources], 192) / 255,
         [row["score"] for row in rows],
         [row["source"] for row in rows],
-        limit=limit,
+        marked=[bool(row["named"] or row["noticed"]) for row in rows],
     )
-    figure.suptitle(TITLE.format(limit), color=INK, fontsize=9)
+    figure.suptitle(TITLE, color=INK, fontsize=9)
     return figure
