@@ -270,8 +270,8 @@ def undo(images: Tensor, originals: Tensor, maps: Tensor) -> tuple[Tensor, Tenso
     block = max(1, _VALUES // images[:1].numel())
     if batch > block:
         parts = zip(*(part.split(block) for part in (images, originals, maps)), strict=True)
-        undone, noise = zip(*(undo(*part) for part in parts), strict=True)
-        return torch.cat(undone), torch.cat(noise)
+        found = [undo(*part) for part in parts]
+        return torch.cat([undone for undone, _ in found]), torch.cat([noise for _, noise in found])
     grid = F.affine_grid(maps, [batch, 1, height, width], align_corners=False)
     warped = F.grid_sample(originals.float(), grid, padding_mode="border", align_corners=False)
     inside = (grid.abs() <= 1 + 1e-4).all(dim=-1).flatten(1).double()[:, :, None]
