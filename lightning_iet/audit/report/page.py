@@ -310,7 +310,7 @@ SEARCH_WORDS = {
 }
 MEASURES = {
     "score": (
-        "Lowest ratio of all searches, by the search's limit",
+        "Lowest ratio of all searches, divided by the search's limit",
         "below 1 an image is noticed; our choice",
     ),
     "distinct": ("Nearest over next, near-duplicates counted once", "d1/d2 of distances; our choice"),
