@@ -47,8 +47,8 @@ def form(cell):
     return kinds, re.sub(r"\x1b\[[\d;]*m|[━─]+", "", words).split()
 
 
-def test_there_are_four():
-    assert len(NOTEBOOKS) == 4
+def test_there_are_five():
+    assert len(NOTEBOOKS) == 5
 
 
 @each_notebook
