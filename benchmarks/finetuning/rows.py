@@ -43,6 +43,9 @@ ROWS = (
     Row("difffit", "DiffFit", family="difffit", rate=10),
     Row("svdiff", "SV-DIFF", family="svdiff", rate=25),
     Row("whole", "the searched family whole, at the learning rate found", family="searched", rate=0),
+    Row(
+        "whole_iet_agc", "the same, IET-AGC, K = 2", family="searched", rate=0, threshold=0.5, num_shards=2,
+    ),
     *(
         Row(f"random_{n}", f"random mask {n}", family="searched", mask="random", number=n, rate=0)
         for n in range(1, 6)

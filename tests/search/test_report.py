@@ -101,6 +101,8 @@ def test_an_objective_that_never_differed_is_named():
     loud = found(quiet, [point("plain-0", "", (1.0, 0.3), kind="plain")])  # the masks do what they are there for
     assert "which memorizes no more than held-out images show" in verdict(loud).headline
     assert "every checkpoint" not in words(loud)
+    assert "Every mask has copies beyond control 0, unlike plain fine-tuning" in words(loud)
+    assert "Every mask" not in words(search)
     assert "every checkpoint" not in words(found(quiet[:1]))
     alike = found([point(name, mask, (2.0, copies)) for name, mask, copies in (("a", "111", 0.1), ("b", "100", 0.2))])
     assert "fid was 2 at every checkpoint of every trial" in words(alike)

@@ -57,23 +57,28 @@ def verdict(search: SelectionSearch) -> Verdict:
         for label, cell in zip(labels(search), _cells(search, point), strict=True)
         if label in still
     ]
+    warnings += [
+        f"Every mask has {label} {cell}, unlike plain fine-tuning: the search could not tell masks apart by it."
+        for label, cell in zip(labels(search), _cells(search, point), strict=True)
+        if label in unmoved(search, masks=True) - still
+    ]
     result = f"{point.candidate.name} at step {point.step}: {names}{trained}."
     return Verdict(headline, (*warnings, result, rule, *compared(search)))
 
 
-def unmoved(search: SelectionSearch) -> frozenset[str]:
-    """Return the objectives that had one value at all checkpoints of all trials, those of the references included.
+def unmoved(search: SelectionSearch, *, masks: bool = False) -> frozenset[str]:
+    """Return the objectives that had one value at all checkpoints of all trials, and so say nothing of masks.
 
-    Such an objective says nothing of masks. One that is the same for all masks, but another for plain fine-tuning, does
-    say something, and does not count.
+    Args:
+        search: what was found.
+        masks: look at masks that were trained alone, not at plain fine-tuning and the pretrained network, from which
+            they may all differ.
     """
-    if len({point.candidate.name for point in search.all_points}) < 2:
+    points = [p for p in search.all_points if not masks or p.candidate.kind == "mask"]
+    if len({point.candidate.name for point in points}) < 2:
         return frozenset()
-    return frozenset(
-        label
-        for label, values in zip(labels(search), zip(*(p.values for p in search.all_points), strict=True), strict=True)
-        if len(set(values)) == 1
-    )
+    columns = zip(*(point.values for point in points), strict=True)
+    return frozenset(label for label, values in zip(labels(search), columns, strict=True) if len(set(values)) == 1)
 
 
 def compared(search: SelectionSearch) -> list[str]:
