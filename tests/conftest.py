@@ -12,6 +12,8 @@ from hypothesis import settings
 from tests.helpers.distributed import Processes
 from tests.helpers.launched import weights, write_config
 
+LOGGERS = ("lightning", "lightning.pytorch", "lightning.fabric", "lightning_iet")
+
 for name in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero", "lightning.fabric"):
     logging.getLogger(name).setLevel(logging.ERROR)
 
@@ -67,8 +69,9 @@ def _undisturbed():
 
 @contextmanager
 def undisturbed():
-    """Put environment, threads and random state back."""
+    """Put environment, threads, random state and levels of logging back."""
     environment, threads, state = dict(os.environ), torch.get_num_threads(), torch.get_rng_state()
+    levels = {name: logging.getLogger(name).level for name in LOGGERS}
     torch.manual_seed(0)
     try:
         yield
@@ -77,3 +80,5 @@ def undisturbed():
         os.environ.update(environment)
         torch.set_num_threads(threads)
         torch.set_rng_state(state)
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)

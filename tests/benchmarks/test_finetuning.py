@@ -19,6 +19,7 @@ from benchmarks.finetuning.tables import PAGE, tables_of
 from benchmarks.mitigation.points import FILE, read_points
 from benchmarks.mitigation.runs import Results, Run
 from benchmarks.mitigation.tables import fill
+from tests.conftest import undisturbed
 
 ROOT = Path(__file__).parents[2]
 SMOKE = PRESETS["smoke"]
@@ -28,7 +29,8 @@ SMOKE = PRESETS["smoke"]
 def smoke(tmp_path_factory):
     """The smoke preset, as a user runs it."""
     folder = tmp_path_factory.mktemp("finetuning")
-    assert main(["--preset", "smoke", "--out", str(folder)]) == 0
+    with undisturbed():  # a benchmark silences the loggers of its process
+        assert main(["--preset", "smoke", "--out", str(folder)]) == 0
     return folder
 
 
