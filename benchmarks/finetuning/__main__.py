@@ -25,16 +25,17 @@ from importlib.metadata import version
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress
 
 from benchmarks.finetuning.rows import SEARCH
 from benchmarks.finetuning.runs import SEARCHES, TRIALS, carry_out, runs_of, search_lines, trial_lines
 from benchmarks.finetuning.settings import PRESETS, Preset
 from benchmarks.finetuning.summary import summarize
-from benchmarks.finetuning.tables import fill_page, tables_of
-from benchmarks.mitigation.__main__ import alone, commit, names
+from benchmarks.finetuning.tables import PAGE, tables_of
+from benchmarks.mitigation.__main__ import COLUMNS, alone, commit, names
 from benchmarks.mitigation.points import FILE, collect, read_points, write_table
 from benchmarks.mitigation.runs import Results, Run
+from benchmarks.mitigation.tables import fill_pages
 from benchmarks.mitigation.training import silence
 from lightning_iet.utilities.files import check_writable, write_atomically
 
@@ -53,7 +54,8 @@ def main(arguments: list[str] | None = None) -> int:
         if not options.report:
             run_all(runs, preset, folder, options.preset)
         missing = [run for run in runs if Results(folder).find(run) is None] if not options.report else []
-        write_table(summarize(read_points(folder)), folder / "summary.csv")
+        lines = summarize(read_points(folder))
+        write_table(lines, folder / "summary.csv")
     except (ValueError, OSError, ModuleNotFoundError) as error:
         print(error, file=sys.stderr)
         return 2
@@ -61,8 +63,8 @@ def main(arguments: list[str] | None = None) -> int:
         print("Stopped; the same command goes on.", file=sys.stderr)
         return 130
     if options.out is None and options.preset in PUBLISHED:
-        fill_page(ROOT, published_tables())
-    for name, table in tables_of(summarize(read_points(folder))).items():
+        fill_pages(ROOT, published_tables(), [PAGE])
+    for name, table in tables_of(lines).items():
         print(f"\n{name}\n\n{table}")
     return 1 if missing else 0
 
@@ -89,11 +91,8 @@ def run_all(runs: list[Run], preset: Preset, folder: Path, name: str) -> None:
     silence()
     results, began = Results(folder, commit=commit()), time.time()
     other = mask_of(preset.setting.transfer_from) if any(run.row.name == "other" for run in runs) else ""
-    columns = (
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
-    )  # fmt: skip
     everything = runs_of(preset)
-    with alone(results.unfinished), Progress(*columns, console=Console(stderr=True)) as progress:
+    with alone(results.unfinished), Progress(*COLUMNS, console=Console(stderr=True)) as progress:
         done = sum(results.find(run) is not None for run in runs)
         task = progress.add_task(name, total=len(runs), completed=done)
         for run in carry_out(runs, results, other):

@@ -8,8 +8,7 @@ import numpy as np
 
 from benchmarks.finetuning.rows import ROWS, row_named
 from benchmarks.mitigation.points import Point
-from benchmarks.mitigation.statistics import bootstrap
-from benchmarks.mitigation.summary import at_quality
+from benchmarks.mitigation.summary import at_quality, estimate
 
 Line = Mapping[str, Any]
 
@@ -92,9 +91,3 @@ def _against(group: Sequence[Sequence[Point]], rivals: Sequence[Sequence[Point]]
             line |= {name: float(np.mean(own)), f"{name}_full": float(np.mean(full))}
             line |= estimate(f"{name}_difference", [a - b for a, b in zip(own, full, strict=True)])
     return line
-
-
-def estimate(name: str, values: Sequence[float]) -> dict[str, float]:
-    """A mean with its interval, under names for a line."""
-    found = bootstrap(values)
-    return {name: found.mean, f"{name}_low": found.low, f"{name}_high": found.high}

@@ -1,11 +1,10 @@
 """Tables in Markdown, and their places in docs."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.finetuning.summary import Line
-from benchmarks.mitigation.tables import fill
-from lightning_iet.utilities.files import write_atomically
+from benchmarks.mitigation.tables import interval, markdown
 
 PAGE = Path("docs/finetuning-benchmark.md")
 _COLUMNS = ("what trains", "share", "FID", "MQ < 0.15", "d1/d2 < 1/2", "memorized (< 1/3)", "membership AUC")
@@ -29,27 +28,27 @@ def at_the_end(lines: Sequence[Line]) -> str:
     """Every row at its greatest length, and the control."""
     cells = [
         [
-            line["label"], _share(line), _interval(line, "fid"), _percent(line, "mq_0.15"),
+            line["label"], _share(line), interval(line, "fid", digits=1), interval(line, "mq_0.15", share=True),
             *(f"{100 * line[name]:.1f} %" for name in ("copies_half", "memorized_fraction")),
-            _interval(line, "membership_auc", digits=2), f"{line['seconds']:.0f}",
+            interval(line, "membership_auc"), f"{line['seconds']:.0f}",
         ]
         for line in lines
     ]  # fmt: skip
-    return _markdown([*_COLUMNS, "seconds"], [*cells, [*_control(lines[0]), ""]])
+    return markdown([*_COLUMNS, "seconds"], [*cells, [*_control(lines[0]), ""]])
 
 
 def stopped_in_time(lines: Sequence[Line]) -> str:
     """Every row at its best checkpoint that copies no more than held-out images do."""
     cells = [
         [
-            line["label"], _share(line), _interval(line, "fid"), _percent(line, "mq_0.15"),
+            line["label"], _share(line), interval(line, "fid", digits=1), interval(line, "mq_0.15", share=True),
             *(f"{100 * line[name]:.1f} %" for name in ("copies_half", "memorized_fraction")),
-            _interval(line, "membership_auc", digits=2),
+            interval(line, "membership_auc"),
             f"{line['length']:.2f} ×" + (f"; none in {line['never']:g} runs" if line["never"] else ""),
         ]
         for line in lines
     ]  # fmt: skip
-    return _markdown([*_COLUMNS, "length"], [*cells, [*_control(lines[0]), ""]])
+    return markdown([*_COLUMNS, "length"], [*cells, [*_control(lines[0]), ""]])
 
 
 def at_equal_quality(lines: Sequence[Line]) -> str:
@@ -69,19 +68,7 @@ def at_equal_quality(lines: Sequence[Line]) -> str:
             f"{own:.1f} / {full:.1f} %; {own - full:+.1f} ({low:+.1f} to {high:+.1f})",
             f"{line['membership_auc']:.2f} / {line['membership_auc_full']:.2f}",
         ])  # fmt: skip
-    return _markdown(header, cells)
-
-
-def fill_page(root: Path, tables: Mapping[str, str]) -> None:
-    """Renew the tables in docs."""
-    page = root / PAGE
-    if not page.exists():
-        return
-    text = page.read_text(encoding="utf-8")
-    filled = fill(text, tables)
-    if filled != text:
-        with write_atomically(page) as path:
-            path.write_text(filled, encoding="utf-8")
+    return markdown(header, cells)
 
 
 def _control(line: Line) -> list[str]:
@@ -91,18 +78,3 @@ def _control(line: Line) -> list[str]:
 
 def _share(line: Line) -> str:
     return f"{100 * line['share']:.3g} %"
-
-
-def _interval(line: Line, name: str, *, digits: int = 1) -> str:
-    mean, low, high = (f"{line[name + end]:.{digits}f}" for end in ("", "_low", "_high"))
-    return f"{mean} ({low}–{high})"
-
-
-def _percent(line: Line, name: str) -> str:
-    mean, low, high = (f"{100 * line[name + end]:.1f}" for end in ("", "_low", "_high"))
-    return f"{mean} % ({low}–{high})"
-
-
-def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
-    return "".join("| " + " | ".join(line) + " |\n" for line in lines)

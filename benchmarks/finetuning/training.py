@@ -9,15 +9,15 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from diffusers import DDPMScheduler, UNet2DModel
+from diffusers import DDPMScheduler
 from torch import Tensor, nn
 
 from benchmarks.finetuning.data import Sets, pretraining_images
 from benchmarks.finetuning.rows import Row
 from benchmarks.finetuning.settings import Setting
-from benchmarks.mitigation.denoiser import Patches
+from benchmarks.mitigation.denoiser import small_unet
 from benchmarks.mitigation.scoring import Judge as Scoring
-from benchmarks.mitigation.training import Marks
+from benchmarks.mitigation.training import Marks, quiet_trainer
 from lightning_iet import AntiGradientControl, DiffusionModule, ParameterAveragingCallback, ShardedDataModule
 from lightning_iet.callbacks import ParameterSelection
 from lightning_iet.evaluation.memorization import below, measure_closeness
@@ -44,19 +44,14 @@ class Tuning:
 
 def make_denoiser(setting: Setting) -> nn.Module:
     """A U-Net of two levels with attention on the lower one, over pixels or over patches."""
-    inside = setting.patch**2
-    unet = UNet2DModel(
-        sample_size=setting.image_size // setting.patch,
-        in_channels=inside,
-        out_channels=inside,
-        layers_per_block=setting.layers,
+    return small_unet(
+        setting,
         block_out_channels=setting.channels,
         down_block_types=("DownBlock2D", "AttnDownBlock2D"),
         up_block_types=("AttnUpBlock2D", "UpBlock2D"),
         attention_head_dim=8,
         norm_num_groups=8,
     )
-    return Patches(unet, setting.patch, setting.image_size) if setting.patch > 1 else unet
 
 
 def make_module(setting: Setting, pretrained: Path | None, *, rate: float, warmup: int = 1) -> DiffusionModule:
@@ -89,7 +84,7 @@ def pretrain(setting: Setting, folder: Path) -> Path:
     loader = torch.utils.data.DataLoader(
         torch.utils.data.TensorDataset(images), batch_size=setting.pretrain_batch, shuffle=True, drop_last=True
     )
-    trainer = _trainer(max_steps=setting.pretrain_steps, max_epochs=-1)
+    trainer = quiet_trainer(max_steps=setting.pretrain_steps, max_epochs=-1)
     trainer.fit(module, loader)
     folder.mkdir(parents=True, exist_ok=True)
     with write_atomically(file) as path:
@@ -144,7 +139,8 @@ def fine_tune(
     if row.num_shards > 1:
         data = ShardedDataModule(data, row.num_shards, partition="iid", seed=seed)
     # Shards end with an epoch: more epochs than enough, the last mark ends it.
-    _trainer(max_epochs=marks[-1], callbacks=[*callbacks, course], folder=folder).fit(module, data)
+    trainer = quiet_trainer(max_epochs=marks[-1], callbacks=[*callbacks, course], default_root_dir=folder)
+    trainer.fit(module, data)
     trained = make_module(setting, pretrained, rate=tuning.rate)
     selection = _selection(tuning)
     selection.apply(trained)
@@ -158,17 +154,3 @@ def fine_tune(
 
 def _selection(tuning: Tuning) -> ParameterSelection:
     return ParameterSelection(tuning.family, mask=tuning.mask)  # type: ignore[arg-type]
-
-
-def _trainer(*, callbacks: list[pl.Callback] | None = None, folder: Path | None = None, **length: int) -> pl.Trainer:
-    quiet = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
-    return pl.Trainer(
-        accelerator="cpu",
-        devices=1,
-        gradient_clip_val=1.0,
-        limit_val_batches=0,
-        callbacks=callbacks,
-        default_root_dir=folder,
-        **length,
-        **dict.fromkeys(quiet, False),
-    )

@@ -47,6 +47,9 @@ from lightning_iet.utilities.signals import interrupted_by_sigterm
 ROOT = Path(__file__).parents[2]
 PUBLISHED = ("laptop", "uneven")  # presets whose tables and pictures README and docs show
 PICTURES = ROOT / "docs" / "images"
+COLUMNS = (
+    TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
+)  # fmt: skip
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -140,11 +143,8 @@ def run_all(runs: list[Run], results: Results, options: argparse.Namespace) -> N
     left = [run for run in runs if results.find(run) is None]
     began = time.time()
     deadline = began + 60 * options.minutes if options.minutes else None
-    columns = (
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
-    )  # fmt: skip
     try:
-        with Progress(*columns, console=Console(stderr=True)) as progress:
+        with Progress(*COLUMNS, console=Console(stderr=True)) as progress:
             done = len(runs) - len(left)
             task = progress.add_task(f"{options.preset}, {jobs} at a time", total=len(runs), completed=done)
             for run in carry_out(left, results, jobs=jobs, deadline=deadline, device=device):

@@ -1,6 +1,7 @@
 """The denoiser: a small U-Net of diffusers, over pixels or over patches of them."""
 
 from types import SimpleNamespace
+from typing import Any
 
 from diffusers import UNet2DModel
 from torch import Tensor, nn
@@ -31,17 +32,25 @@ class Patches(nn.Module):
 def make_denoiser(setting: Setting, row: Row) -> nn.Module:
     """The setting's U-Net, with the row's width and dropout."""
     channels = tuple(round(width * row.width) for width in setting.channels)
-    inside = setting.patch**2
-    unet = UNet2DModel(
-        sample_size=setting.image_size // setting.patch,
-        in_channels=inside,
-        out_channels=inside,
-        layers_per_block=setting.layers,
+    return small_unet(
+        setting,
         block_out_channels=channels,
         down_block_types=("DownBlock2D",) * len(channels),
         up_block_types=("UpBlock2D",) * len(channels),
         norm_num_groups=min(8, channels[0]),
         dropout=row.dropout,
         add_attention=False,
+    )
+
+
+def small_unet(setting: Setting, **options: Any) -> nn.Module:
+    """A U-Net of diffusers for the setting's images, over pixels or over patches of them."""
+    inside = setting.patch**2
+    unet = UNet2DModel(
+        sample_size=setting.image_size // setting.patch,
+        in_channels=inside,
+        out_channels=inside,
+        layers_per_block=setting.layers,
+        **options,
     )
     return Patches(unet, setting.patch, setting.image_size) if setting.patch > 1 else unet

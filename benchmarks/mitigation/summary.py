@@ -73,7 +73,7 @@ def summarize(points: Sequence[Point]) -> list[dict[str, Any]]:
         line = {"setting": setting, "row": row, "label": label_of(row), "length": length, "seeds": len(group)}
         line["steps"] = float(np.mean([point["steps"] for point in group]))
         for name in (name for name in (*FIGURES, *UNEVEN) if name in group[0]):
-            line |= _estimate(name, [point[name] for point in group])
+            line |= estimate(name, [point[name] for point in group])
             if f"{name}_control" in group[0]:
                 line[f"{name}_control"] = float(np.mean([point[f"{name}_control"] for point in group]))
         line["skip_rate"] = float(np.mean([point["skip_rate"] for point in group]))
@@ -149,7 +149,7 @@ def stopped_in_time(points: Sequence[Point]) -> list[dict[str, Any]]:
         }
         line["length"] = float(np.mean([point["length"] for point in group]))
         for name in ("fid", *UNEVEN):
-            line |= _estimate(name, [point[name] for point in group])
+            line |= estimate(name, [point[name] for point in group])
             if f"{name}_control" in group[0]:
                 line[f"{name}_control"] = float(np.mean([point[f"{name}_control"] for point in group]))
         line["skip_rate"] = float(np.mean([point["skip_rate"] for point in group]))
@@ -163,7 +163,7 @@ def _compared(pairs: Sequence[tuple[Point, Mapping[str, float]]]) -> dict[str, f
     for name in _KEPT:
         line[name] = float(np.mean([point[name] for point, _ in pairs]))
         line[f"{name}_plain"] = float(np.mean([rival[name] for _, rival in pairs]))
-        line |= _estimate(f"{name}_difference", [point[name] - rival[name] for point, rival in pairs])
+        line |= estimate(f"{name}_difference", [point[name] - rival[name] for point, rival in pairs])
     return line
 
 
@@ -192,6 +192,7 @@ def at_quality(course: Sequence[Point], fid: float) -> dict[str, float] | None:
     return None
 
 
-def _estimate(name: str, values: Sequence[float]) -> dict[str, float]:
-    estimate = bootstrap(values)
-    return {name: estimate.mean, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
+def estimate(name: str, values: Sequence[float]) -> dict[str, float]:
+    """A mean with its interval, under names for a line."""
+    found = bootstrap(values)
+    return {name: found.mean, f"{name}_low": found.low, f"{name}_high": found.high}

@@ -60,11 +60,11 @@ def at_the_end(lines: Sequence[Line]) -> str:
     plain = next(line for line in last if line["row"] == "plain")
     columns: dict[str, Callable[[Line], str]] = {
         "method": lambda line: line["label"],
-        "FID": lambda line: _interval(line, "fid"),
-        "memorized": lambda line: _interval(line, "memorized_fraction", share=True) + _own_control(line, plain),
-        "training images copied": lambda line: _interval(line, "copied_images", share=True),
-        "MQ < 0.15": lambda line: _interval(line, "mq_0.15", share=True) + _own_control(line, plain, "mq_0.15"),
-        "membership AUC": lambda line: _interval(line, "membership_auc", digits=2),
+        "FID": lambda line: interval(line, "fid"),
+        "memorized": lambda line: interval(line, "memorized_fraction", share=True) + _own_control(line, plain),
+        "training images copied": lambda line: interval(line, "copied_images", share=True),
+        "MQ < 0.15": lambda line: interval(line, "mq_0.15", share=True) + _own_control(line, plain, "mq_0.15"),
+        "membership AUC": lambda line: interval(line, "membership_auc", digits=2),
         "time": lambda line: "–" if line["time"] is None else f"{line['time']:.2f}",
     }
     control = [
@@ -72,7 +72,7 @@ def at_the_end(lines: Sequence[Line]) -> str:
         ("memorized_fraction", "copied_images", "mq_0.15")), "*0.5: chance*", "",
     ]  # fmt: skip
     training = ["*the training images*", f"*{plain['fid_train']:.2f}*", "*100 %*", "*100 %*", "*100 %*", "", ""]
-    return _markdown(list(columns), [*([cell(line) for cell in columns.values()] for line in last), control, training])
+    return markdown(list(columns), [*([cell(line) for cell in columns.values()] for line in last), control, training])
 
 
 def gains(lines: Sequence[Line], best: Sequence[Line]) -> str:
@@ -82,11 +82,11 @@ def gains(lines: Sequence[Line], best: Sequence[Line]) -> str:
     plain = last.pop("plain")
     rows = [(plain["label"], plain), ("plain, stopped before it copies", stopped["plain"])]
     rows += [(line["label"], line) for line in last.values()]
-    cells = [[label, _interval(line, "fid", digits=1), *_shares(line)] for label, line in rows]
+    cells = [[label, interval(line, "fid", digits=1), *_shares(line)] for label, line in rows]
     control = {name: plain[f"{name}_control"] for name in ("copies_repeated", "copies_once", "nearest_repeated")}
     cells.append(["*held-out images*", f"*{plain['fid_control']:.1f}*", *(f"*{text}*" for text in _shares(control))])
     header = ["method", "FID", "copies of repeated images", "copies of others", "nearest to a repeated image"]
-    return _markdown(header, cells)
+    return markdown(header, cells)
 
 
 def _shares(line: Line) -> list[str]:
@@ -108,12 +108,12 @@ def uneven(lines: Sequence[Line], best: Sequence[Line]) -> str:
         early = stopped[row]
         cells.append([
             line["label"],
-            _interval(line, "fid", digits=1),
+            interval(line, "fid", digits=1),
             f"{100 * line['copies_repeated']:.1f} % ({100 * line['copies_repeated_half']:.1f})",
             f"{100 * line['copies_once']:.1f} %",
             f"{100 * line['nearest_repeated']:.0f} %",
             f"{line['membership_auc_repeated']:.2f} / {line['membership_auc_once']:.2f}",
-            _interval(early, "fid", digits=1) + (f"; copies in {early['never']} seeds" if early["never"] else ""),
+            interval(early, "fid", digits=1) + (f"; copies in {early['never']} seeds" if early["never"] else ""),
         ])  # fmt: skip
     control = [
         "*held-out images*", f"*{plain['fid_control']:.1f}*",
@@ -121,7 +121,7 @@ def uneven(lines: Sequence[Line], best: Sequence[Line]) -> str:
         f"*{100 * plain['copies_once_control']:.1f} %*", f"*{100 * plain['nearest_repeated_control']:.0f} %*",
         "*0.5: chance*", "",
     ]  # fmt: skip
-    return _markdown(header, [*cells, control])
+    return markdown(header, [*cells, control])
 
 
 def over_lengths(lines: Sequence[Line], share: str = "memorized_fraction", words: str = "memorized") -> str:
@@ -137,7 +137,7 @@ def over_lengths(lines: Sequence[Line], share: str = "memorized_fraction", words
         ]
         for row in rows
     ]
-    return _markdown(header, cells)
+    return markdown(header, cells)
 
 
 def against_stopping(lines: Sequence[Line]) -> str:
@@ -155,7 +155,7 @@ def against_stopping(lines: Sequence[Line]) -> str:
         "method", "FID", "memorized: method / plain there; difference", "MQ < 0.15: the same",
         "membership AUC: method / plain", "times the compute",
     ]  # fmt: skip
-    return _markdown(header, cells)
+    return markdown(header, cells)
 
 
 def fill(text: str, tables: Mapping[str, str]) -> str:
@@ -168,10 +168,10 @@ def fill(text: str, tables: Mapping[str, str]) -> str:
     return place.sub(lambda found: f"{_PLACE.format(name=found['name'])}\n{tables[found['name']]}\n{_END}", text)
 
 
-def fill_pages(root: Path, tables: Mapping[str, str]) -> list[Path]:
+def fill_pages(root: Path, tables: Mapping[str, str], pages: Sequence[Path] = PAGES) -> list[Path]:
     """Renew the tables in README and docs; returns the files that changed."""
     changed = []
-    for page in (root / page for page in PAGES):
+    for page in (root / page for page in pages):
         text = page.read_text(encoding="utf-8")
         filled = fill(text, tables)
         if filled != text:
@@ -181,7 +181,8 @@ def fill_pages(root: Path, tables: Mapping[str, str]) -> list[Path]:
     return changed
 
 
-def _interval(line: Line, name: str, *, share: bool = False, digits: int = 2) -> str:
+def interval(line: Line, name: str, *, share: bool = False, digits: int = 2) -> str:
+    """A mean and its interval; a share in per cent."""
     values = [line[f"{name}{suffix}"] for suffix in ("", "_low", "_high")]
     if share:
         mean, low, high = (f"{100 * value:.1f}" for value in values)
@@ -216,6 +217,7 @@ def _italic(share: float) -> str:
     return f"*{100 * share:.1f} %*"
 
 
-def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table, its first column to the left and the others to the right."""
     lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
     return "".join("| " + " | ".join(line) + " |\n" for line in lines)

@@ -118,17 +118,12 @@ def train(setting: Setting, row: Row, seed: int, folder: Path, *, deadline: floa
         return {int(mark): cost for mark, cost in json.loads((folder / COST).read_text()).items()}
     steps = setting.marks(dense=row.is_plain, times_as_long=row.times_as_long)
     marks = Marks(folder, steps, deadline=deadline)
-    quiet = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
-    trainer = pl.Trainer(
+    trainer = quiet_trainer(
         accelerator=device,
-        devices=1,
         precision=setting.precision if device != "cpu" else "32-true",
         max_epochs=steps[-1],  # more than enough: the last mark ends it
-        gradient_clip_val=1.0,
-        limit_val_batches=0,
         callbacks=[*_methods(setting, row), marks],
         default_root_dir=folder,
-        **dict.fromkeys(quiet, False),
     )
     last = folder / LAST
     module = make_module(setting, row, seed=seed)
@@ -142,6 +137,19 @@ def train(setting: Setting, row: Row, seed: int, folder: Path, *, deadline: floa
     with write_atomically(folder / COST) as path:
         path.write_text(json.dumps(marks.cost))
     return marks.cost
+
+
+def quiet_trainer(*, accelerator: str = "cpu", **options: Any) -> pl.Trainer:
+    """A Trainer on one device that only trains: no validation, and no checkpoint, log or line of its own."""
+    quiet = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
+    return pl.Trainer(
+        accelerator=accelerator,
+        devices=1,
+        gradient_clip_val=1.0,
+        limit_val_batches=0,
+        **dict.fromkeys(quiet, False),
+        **options,
+    )
 
 
 def _methods(setting: Setting, row: Row) -> list[pl.Callback]:
