@@ -3,7 +3,6 @@
 import logging
 import os
 import sys
-from contextlib import contextmanager
 
 import pytest
 import torch
@@ -11,8 +10,7 @@ from hypothesis import settings
 
 from tests.helpers.distributed import Processes
 from tests.helpers.launched import weights, write_config
-
-LOGGERS = ("lightning", "lightning.pytorch", "lightning.fabric", "lightning_iet")
+from tests.helpers.state import undisturbed
 
 for name in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero", "lightning.fabric"):
     logging.getLogger(name).setLevel(logging.ERROR)
@@ -65,20 +63,3 @@ def _undisturbed():
     """Every test starts from the same seed, and leaves things as they were."""
     with undisturbed():
         yield
-
-
-@contextmanager
-def undisturbed():
-    """Put environment, threads, random state and levels of logging back."""
-    environment, threads, state = dict(os.environ), torch.get_num_threads(), torch.get_rng_state()
-    levels = {name: logging.getLogger(name).level for name in LOGGERS}
-    torch.manual_seed(0)
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(environment)
-        torch.set_num_threads(threads)
-        torch.set_rng_state(state)
-        for name, level in levels.items():
-            logging.getLogger(name).setLevel(level)

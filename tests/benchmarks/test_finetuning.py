@@ -19,7 +19,7 @@ from benchmarks.finetuning.tables import PAGE, tables_of
 from benchmarks.mitigation.points import FILE, read_points
 from benchmarks.mitigation.runs import Results, Run
 from benchmarks.mitigation.tables import fill
-from tests.conftest import undisturbed
+from tests.helpers.state import undisturbed
 
 ROOT = Path(__file__).parents[2]
 SMOKE = PRESETS["smoke"]

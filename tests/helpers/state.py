@@ -1,0 +1,26 @@
+"""What a test may change in its process, and must not leave behind."""
+
+import logging
+import os
+from contextlib import contextmanager
+
+import torch
+
+LOGGERS = ("lightning", "lightning.pytorch", "lightning.fabric", "lightning_iet")
+
+
+@contextmanager
+def undisturbed():
+    """Put environment, threads, random state and levels of logging back."""
+    environment, threads, state = dict(os.environ), torch.get_num_threads(), torch.get_rng_state()
+    levels = {name: logging.getLogger(name).level for name in LOGGERS}
+    torch.manual_seed(0)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(environment)
+        torch.set_num_threads(threads)
+        torch.set_rng_state(state)
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
