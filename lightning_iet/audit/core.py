@@ -385,10 +385,12 @@ def audit_images(
     control = copies.get("held_out")
     evidence = weigh(copies["generated"], control, level=settings.false_finds)
     copies = {
-        name: replace(part, search=telling_searches(part, control, evidence.noticed_below))
+        name: replace(
+            part,
+            search=evidence.search if name == "generated" else telling_searches(part, control, evidence.noticed_below),
+        )
         for name, part in copies.items()
     }
-    copies["generated"] = replace(copies["generated"], search=evidence.search)
     found = copies.pop("planted")
     del sets["planted"]
     return Audit(

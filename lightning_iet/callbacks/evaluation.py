@@ -38,6 +38,7 @@ from lightning_iet.evaluation.assessment import (
 from lightning_iet.evaluation.measures import Measure, MembershipMeasure, TextNorm, check_measures
 from lightning_iet.evaluation.report import Report, make_report, print_report, publish
 from lightning_iet.evaluation.sampling import find_sample
+from lightning_iet.evaluation.verdict import copies_exceed
 from lightning_iet.metrics.features.factory import best_features
 from lightning_iet.metrics.frechet import frechet_distance
 from lightning_iet.utilities.checkpoints import next_epoch
@@ -417,8 +418,10 @@ class Evaluation(pl.Callback):
 
     def _improves(self, scores: Scores, trainer: pl.Trainer, *, epoch: int) -> bool:
         """Note scores as the best if they are better than all before without copying, and say whether they are."""
-        allowed = self._assessor.control.copied_fraction + 1 / scores.num_images
-        if scores.copied_fraction > allowed or scores.fid >= self._best.get("fid", inf):
+        control = self._assessor.control.copied_fraction
+        if copies_exceed(scores.copied_fraction, control, scores.num_images):
+            return False
+        if scores.fid >= self._best.get("fid", inf):
             return False
         file = run_folder(trainer) / "checkpoints" / BEST
         self._best = {"step": trainer.global_step, "epoch": epoch, "fid": scores.fid}

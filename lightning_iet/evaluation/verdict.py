@@ -13,6 +13,21 @@ FEW = 100  # images, fewer of which do not bear out that nothing is memorised
 FEWEST = 10  # images, fewer of which bear nothing out
 
 
+def copies_exceed(share: float, control: float, num_images: int) -> bool:
+    """Tell whether a checkpoint or a run copies too much to be chosen; one image more than held-out ones is allowed.
+
+    Args:
+        share: of the generated images that pass for copies.
+        control: likewise, of the held-out images.
+        num_images: number of generated images.
+
+    Example:
+        >>> copies_exceed(1 / 400, 0.0, 400), copies_exceed(2 / 400, 0.0, 400)
+        (False, True)
+    """
+    return share > control + 1 / num_images
+
+
 class Counts(NamedTuple):
     """How many of the generated and of the held-out images have some property.
 

@@ -39,9 +39,7 @@ class Job:
         """Whether the run has left its result."""
         return (self.folder / self.result).is_file()
 
-    def run(
-        self, *, threads: int, started: Callable[["subprocess.Popen[bytes]"], object] = lambda _: None
-    ) -> str | None:
+    def run(self, *, threads: int, started: Started = lambda _: None) -> str | None:
         """Run to the end; files of an interrupted run are removed first.
 
         Args:

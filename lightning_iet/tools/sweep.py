@@ -18,6 +18,7 @@ from rich.console import Console
 
 from lightning_iet.evaluation.assessment import Scores, objective
 from lightning_iet.evaluation.report import read_metrics
+from lightning_iet.evaluation.verdict import copies_exceed
 from lightning_iet.search import Job, SweepFile, grid_points, open_study, read_sweep, run_jobs
 from lightning_iet.search.jobs import PROGRAM, threads_of_a_job
 from lightning_iet.search.sweep_file import OBJECTIVE
@@ -248,11 +249,10 @@ def _best_without_copies(rows: Sequence[Mapping[str, Any]]) -> str:
     """Name the run of the best quality among those that copy no more than held-out images do.
 
     Args:
-        rows: Of :func:`~lightning_iet.tools.compare.compare`. One image more than the control is let through, as
-            ``keep_best`` of the evaluation does it.
+        rows: Of :func:`~lightning_iet.tools.compare.compare`.
     """
     copies = "copied_fraction" if all("copied_fraction" in row for row in rows) else "memorized_fraction"
-    allowed = [row for row in rows if row[copies] <= row[f"{copies}_control"] + 1 / row["num_samples"]]
+    allowed = [row for row in rows if not copies_exceed(row[copies], row[f"{copies}_control"], row["num_samples"])]
     which = f"{len(allowed)} of {len(rows)} runs whose copies do not exceed those of held-out images"
     if not allowed:
         return f"No run keeps its copies down to those of held-out images ({len(rows)} runs)."
