@@ -97,11 +97,18 @@ def run_all(runs: list[Run], preset: Preset, folder: Path, name: str) -> None:
         task = progress.add_task(name, total=len(runs), completed=done)
         for run in carry_out(runs, results, other):
             write_table(collect([run for run in everything if run.row != SEARCH], results), folder / FILE)
-            write_table(search_lines(everything, results), folder / SEARCHES)
-            write_table(trial_lines(everything, results), folder / TRIALS)
+            if run.row == SEARCH:
+                write_search(everything, results)
             progress.update(task, advance=1, description=run.name)
             note_environment(folder, everything, results, preset, name, seconds=time.time() - began)
             began = time.time()
+    write_search(everything, results)  # also where the program was cut off between a search and its tables
+
+
+def write_search(runs: list[Run], results: Results) -> None:
+    """Write what the searches chose and all that they tried; a choice measures its control, which takes a moment."""
+    write_table(search_lines(runs, results), results.folder / SEARCHES)
+    write_table(trial_lines(runs, results), results.folder / TRIALS)
 
 
 def mask_of(preset: str) -> str:
