@@ -63,11 +63,11 @@ DIGITS = Setting(
     search_rates=(1e-3, 1.6e-2), checkpoints=2, num_random=2,
 )  # fmt: skip
 FASHION = Setting(
-    "fashion_50", "fashion_mnist", num_train=50, batch_size=25, stop=200, num_unseen=50, num_control=400,
+    "fashion_50", "fashion_mnist", num_train=50, batch_size=25, stop=400, num_unseen=50, num_control=400,
     num_selection=1_000, num_reference=2_000, patch=4, channels=(48, 48), prediction="v_prediction",
     learning_rate=2e-3, warmup=20, ema_decay=0.98, num_samples=320, inference_steps=15, classes=(8,),
     num_pretrain=10_000, lengths=(0.5, 1, 2), plain_lengths=(0.25, 0.375, 0.5, 0.75, 1, 1.5, 2), family="all",
-    search_rates=(1e-3, 1.6e-2), checkpoints=2, num_random=2, transfer_from="digits",
+    search_rates=(1e-3, 1.6e-2), checkpoints=2, num_random=1, transfer_from="digits",
 )  # fmt: skip
 
 _TINY = {
@@ -81,7 +81,7 @@ PRESETS = {
     "digits": Preset(DIGITS, (0, 1, 2)),
     "fashion": Preset(FASHION, (0, 1, 2)),
     "fashion_200": Preset(
-        replace(FASHION, name="fashion_200", num_train=200, stop=800, transfer_from="fashion"), (0, 1, 2)
+        replace(FASHION, name="fashion_200", num_train=200, stop=1_600, transfer_from="fashion"), (0, 1, 2)
     ),
     "smoke": Preset(
         replace(DIGITS, name="smoke", **_TINY), (0,), ("full", "svdiff", "random_1", "found", "found_iet_agc")

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.mitigation.rows import Row
 from benchmarks.mitigation.settings import Setting
-from lightning_iet.data import FashionMNISTDataModule, IndexedImages
+from lightning_iet.data import DrawnByWeight, FashionMNISTDataModule, IndexedImages
 from lightning_iet.data.augmentation import Augmented, augment
 from lightning_iet.data.duplicates import repeat_images
 from lightning_iet.data.samples import RandomFlips
@@ -114,12 +114,13 @@ class Sets(pl.LightningDataModule):
         if row.randaugment[0]:
             self.train_set = RandomlyAugmented(self.train_set, *row.randaugment)
         self.batch_size = setting.batch_size
-        self.flip = row.flip
+        self.drawn: Dataset = RandomFlips(self.train_set) if row.flip else self.train_set
+        if dict(row.agc).get("weigh") == "draws":
+            self.drawn = DrawnByWeight(self.drawn)
 
     def train_dataloader(self) -> DataLoader:
         """Training images, shuffled."""
-        images = RandomFlips(self.train_set) if self.flip else self.train_set
-        return DataLoader(images, batch_size=self.batch_size, shuffle=True)
+        return DataLoader(self.drawn, batch_size=self.batch_size, shuffle=True)
 
     def val_dataloader(self) -> DataLoader:
         """The unseen images, which early stopping watches."""

@@ -115,6 +115,10 @@ ROWS = (
         for name, eta in (("record_weights", 0.03), ("record_weights_0.1", 0.1))
     ),
     Row(
+        "record_draws", "AGC by record, drawn by weight 0.03",
+        agc=_options(criterion="record", eta=0.03, weigh="draws"), **_RECORD,
+    ),
+    Row(
         "half_deduplicated_record_weights", "half removed, then weights 0.03",
         agc=_options(criterion="record", eta=0.03), deduplicated=0.5, **_RECORD,
     ),

@@ -148,7 +148,7 @@ _FASHION_ROWS = (
 _UNEVEN_ROWS = (
     "plain", "plain_with_unseen", "dropout_flips", "deduplicated", "half_deduplicated", "agc_0.5", "agc_0.8",
     "anchored_64", "quantile", "record_1", "record_0.5", "record_median", "record_weights", "record_weights_0.1",
-    "half_deduplicated_record_weights", "iet_4", "iet_agc_4", "iet_agc_random", "iet_agc_msr",
+    "record_draws", "half_deduplicated_record_weights", "iet_4", "iet_agc_4", "iet_agc_random", "iet_agc_msr",
     "iet_agc_taa", "iet_agc_plus", "iet_agc_4_twice", "iet_agc_plus_twice", "randaugment",
 )  # fmt: skip
 
@@ -164,10 +164,10 @@ PRESETS = {
         (0, 1, 2),
         {
             "uneven_digits": _UNEVEN_ROWS,
-            "uneven_digits_moved": ("plain", "deduplicated", "agc_0.8", "record_1", "record_weights"),
-            "uneven_digits_10x5": ("plain", "deduplicated", "agc_0.8", "record_1", "record_weights"),
-            "uneven_digits_40x20": ("plain", "deduplicated", "agc_0.8", "record_1", "record_weights"),
-            "uneven_fashion_mnist": ("plain", "deduplicated", "agc_0.8", "anchored_64", "record_1", "record_weights"),
+            "uneven_digits_moved": ("plain", "deduplicated", "agc_0.8", "record_1", "record_weights", "record_draws"),
+            "uneven_digits_10x5": ("plain", "deduplicated", "agc_0.8", "record_1", "record_weights", "record_draws"),
+            "uneven_digits_40x20": ("plain", "deduplicated", "agc_0.8", "record_1", "record_weights", "record_draws"),
+            "uneven_fashion_mnist": ("plain", "deduplicated", "agc_0.8", "anchored_64", "record_1", "record_weights", "record_draws"),
         },
     ),
     "laptop": Preset((DIGITS, FASHION), (0, 1, 2), {"fashion_mnist": _FASHION_ROWS}),

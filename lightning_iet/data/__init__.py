@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from lightning_iet.data.augmentation import Augmented
     from lightning_iet.data.cifar import CIFAR10DataModule, CIFAR100DataModule
     from lightning_iet.data.digits import DigitsDataModule
+    from lightning_iet.data.draws import DrawnByWeight
     from lightning_iet.data.fashion_mnist import FashionMNISTDataModule
     from lightning_iet.data.folders import CaptionFolderDataModule, ImageFolderDataModule
     from lightning_iet.data.hugging_face import HuggingFaceDataModule
@@ -25,6 +26,7 @@ __all__ = [
     "CIFAR100DataModule",
     "CaptionFolderDataModule",
     "DigitsDataModule",
+    "DrawnByWeight",
     "FashionMNISTDataModule",
     "HuggingFaceDataModule",
     "ImageDataModule",

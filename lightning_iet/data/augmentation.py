@@ -3,13 +3,14 @@
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, MutableSequence, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, TypeVar, get_args
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import RandAugment
 
+from lightning_iet.data.draws import DrawnByWeight
 from lightning_iet.functional.seeding import derive_seed
 from lightning_iet.utilities.random import isolated_rng, seed_rng
 
@@ -30,6 +31,7 @@ Operation: TypeAlias = Literal[
     "Equalize",
 ]
 """The operations of RandAugment."""
+Layer = TypeVar("Layer")
 
 _OPERATIONS: tuple[str, ...] = get_args(Operation)
 _ANY_CHANNELS = _OPERATIONS[:6]
@@ -311,8 +313,8 @@ def layers(dataset: Any) -> Iterator[Any]:
 
 @contextmanager
 def unaugmented(dataset: Any) -> Iterator[None]:
-    """Read samples in this process without augmentation."""
-    found = [layer for layer in layers(dataset) if isinstance(layer, Augmented)]
+    """Read samples in this process without augmentation, and each in its own place."""
+    found = [layer for layer in layers(dataset) if isinstance(layer, Augmented | DrawnByWeight)]
     for layer in found:
         layer.is_paused = True
     try:
@@ -322,8 +324,8 @@ def unaugmented(dataset: Any) -> Iterator[None]:
             layer.is_paused = False
 
 
-def find_augmented(*places: Any) -> Augmented | None:
-    """Find the augmented data set in loaders, data sets and data modules; None if there is none."""
+def find_layer(kind: type[Layer], *places: Any) -> Layer | None:
+    """Find a data set of that class in loaders, data sets and data modules; None if there is none."""
     for place in places:
         if isinstance(place, DataLoader | Dataset):
             candidates = [place]
@@ -332,6 +334,6 @@ def find_augmented(*places: Any) -> Augmented | None:
             candidates = [value for value in inner.values() if isinstance(value, DataLoader | Dataset)]
         for candidate in candidates:
             for layer in layers(candidate):
-                if isinstance(layer, Augmented):
+                if isinstance(layer, kind):
                     return layer
     return None

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from lightning_iet.data.augmentation import Augmented, Magnitudes
 from lightning_iet.data.decoding import Channels, Fit, Preparation, Size, within_unit_interval
+from lightning_iet.data.draws import DrawnByWeight, DrawTable
 from lightning_iet.data.duplicates import (
     Duplication,
     FirstOfGroups,
@@ -263,6 +264,7 @@ class ImageDataModule(pl.LightningDataModule):
         self.skipped: list[Skip] = []
         self.duplicate_groups: Duplicates | None = None
         self.magnitudes: Magnitudes | None = None  # of an augmentation that is at work
+        self.draws: DrawTable | None = None  # of anti-gradient control that draws by weight
 
     # --- to be defined by subclasses ---------------------------------------------------------------------------------
 
@@ -402,7 +404,8 @@ class ImageDataModule(pl.LightningDataModule):
         images: Dataset[Any] = self.train_set
         if self.magnitudes is not None:
             images = Augmented(images, self.magnitudes)
-        return self._loader(RandomFlips(images) if self.flip else images, shuffle=True)
+        images = RandomFlips(images) if self.flip else images
+        return self._loader(images if self.draws is None else DrawnByWeight(images, self.draws), shuffle=True)
 
     def val_dataloader(self) -> DataLoader[Any] | list[Any]:
         """The control images; no loader where there are none."""

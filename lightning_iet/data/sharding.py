@@ -253,6 +253,12 @@ class ShardedDataModule(DataModule):
         return steps * batch_size * self.num_shards * num_replicas(self.num_shards, plan.num_processes)
 
 
+def inner_datamodule(trainer: pl.Trainer) -> Any:
+    """The data module of a run, below what shards put around it; None if it has none."""
+    datamodule = getattr(trainer, "datamodule", None)
+    return datamodule.datamodule if isinstance(datamodule, ShardedDataModule) else datamodule
+
+
 class _Loaders(DataModule):
     """A data module of one loader."""
 

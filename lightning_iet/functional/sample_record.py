@@ -301,7 +301,7 @@ def update_log_weights(
     index: Tensor,
     record: Tensor,
     typical: Tensor,
-    rate: float,
+    rate: float | Tensor,
     *,
     min_weight: float = 0.02,
     absent: Tensor | None = None,
@@ -321,7 +321,7 @@ def update_log_weights(
         index: The sample of each draw, shape (B,), integers in [0, n).
         record: New record of each draw's sample, shape (B,), from :func:`update_record`.
         typical: Median record, scalar, from :func:`typical_record`.
-        rate: :math:`\eta \ge 0` *(our choice: 0.03)*.
+        rate: :math:`\eta \ge 0` *(our choice: 0.03)*; or one of each draw, shape (B,), see :func:`pace_of_draws`.
         min_weight: Least weight, in (0, 1] *(our choice: 0.02)*.
         absent: Boolean, shape (B,): draws that do not count; ``None`` = all count.
 
@@ -341,6 +341,62 @@ def update_log_weights(
     values = (log_weights.index_select(0, index) + step).clamp(math.log(min_weight), 0)
     log_weights.index_copy_(0, index, values)
     return values.exp()
+
+
+def draw_by_weight(weights: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+    r"""Draw as many samples as there are, each in proportion to its weight: weights act on how often, not how much.
+
+    Sample :math:`i` is to be drawn :math:`p_i = n \, w_i / \sum_j w_j` times. It is drawn
+    :math:`\lfloor p_i \rfloor` or :math:`\lceil p_i \rceil` times, and :math:`p_i` times on average (systematic
+    resampling of the samples in random order). A sample that is drawn keeps its place; what else is drawn takes the
+    places of samples that are not, in random order. So equal weights change nothing *(our choice)*.
+
+    Args:
+        weights: Shape (n,), floating point, positive.
+        generator: Of the random numbers, on the device of the weights; ``None`` = torch's global one.
+
+    Returns:
+        The sample that each place is given to, shape (n,), int64.
+
+    Example:
+        >>> draw_by_weight(torch.ones(4))
+        tensor([0, 1, 2, 3])
+        >>> generator = torch.Generator().manual_seed(0)
+        >>> draw_by_weight(torch.tensor([1.0, 1.0, 0.01, 0.01]), generator=generator).bincount(minlength=4)
+        tensor([2, 2, 0, 0])
+    """
+    size, device = len(weights), weights.device
+    options = {"generator": generator, "device": device}
+    order = torch.randperm(size, **options)
+    expected = weights.double()[order]
+    ends = (expected * (size / expected.sum())).cumsum(0)
+    marks = torch.arange(size, device=device) + torch.rand((), dtype=torch.float64, **options)
+    drawn = order[torch.searchsorted(ends, marks, right=True).clamp(max=size - 1)]
+    times = drawn.bincount(minlength=size)
+    places = torch.arange(size, device=device)
+    more = places.repeat_interleave((times - 1).clamp(min=0))
+    places[times == 0] = more[torch.randperm(len(more), **options)]
+    return places
+
+
+def pace_of_draws(weights: Tensor, *, most: float = 5.0) -> Tensor:
+    r"""Compute how much longer a weight's step is for being drawn seldom: :math:`\min(\bar{w} / w_i, 5)`.
+
+    A sample of weight :math:`w_i` is drawn :math:`w_i / \bar{w}` times as often as others. With steps of
+    :func:`update_log_weights` longer by as much, weights move as fast from epoch to epoch as if they acted on the loss.
+
+    Args:
+        weights: Those that samples are drawn by, shape (n,).
+        most: Longest step; a sample that comes up in one epoch of 50 must not leap *(our choice)*.
+
+    Returns:
+        Shape (n,).
+
+    Example:
+        >>> pace_of_draws(torch.tensor([1.0, 1.0, 0.4]))
+        tensor([0.8000, 0.8000, 2.0000])
+    """
+    return (weights.mean() / weights).clamp(max=most)
 
 
 def weighted_mean(losses: Tensor, weights: Tensor, *, divisor: Tensor | int | None = None) -> Tensor:

@@ -18,6 +18,7 @@ from lightning_iet.callbacks.anti_gradient_control.losses import LossSource, Sel
 from lightning_iet.callbacks.anti_gradient_control.reference import Reference, ReferenceImages, ReferenceLosses
 from lightning_iet.callbacks.anti_gradient_control.sample_record import (
     SampleCounts,
+    SampleDraws,
     SampleRecords,
     TrainingSet,
     count_samples,
@@ -32,7 +33,12 @@ from lightning_iet.callbacks.anti_gradient_control.statistics import (
     log_gap,
     plot_gap,
 )
+from lightning_iet.data.augmentation import find_layer, layers
+from lightning_iet.data.draws import DrawnByWeight, DrawTable
+from lightning_iet.data.images import ImageDataModule
+from lightning_iet.data.samples import WithIndex
 from lightning_iet.data.shard_sampler import ShardSampler
+from lightning_iet.data.sharding import ShardedDataModule, inner_datamodule
 from lightning_iet.functional.anti_gradient import check_batch, keep_mask, update_anchored_bank, update_bank
 from lightning_iet.functional.sample_record import (
     LogLossStatistics,
@@ -40,11 +46,15 @@ from lightning_iet.functional.sample_record import (
     standardized_losses,
     update_log_loss_statistics,
 )
+from lightning_iet.functional.sharding import to_assignment
 from lightning_iet.shards.groups import gather_rows
+from lightning_iet.utilities.checkpoints import next_epoch
 from lightning_iet.utilities.lightning import Callback
 
 Criterion: TypeAlias = Literal["ratio", "quantile", "record"]
 """By what a sample is judged: its loss over what is usual, its place among usual losses, or its own record."""
+Weigh: TypeAlias = Literal["losses", "draws"]
+"""What the weights of ``eta`` act on: how much a sample counts, or how often it is drawn."""
 
 
 class Augmentation(Protocol):
@@ -99,7 +109,9 @@ class AntiGradientControl(Callback):
     :math:`r_i \ge -z_0`; or, with ``delta``, if :math:`r_i \ge \operatorname{median}(r) - \delta`; or, with ``eta``,
     all are kept, with weights that make the records alike,
     :math:`\log w_i \leftarrow \operatorname{clip}(\log w_i + \eta (r_i - \operatorname{median}(r)), \log w_{\min}, 0)`.
-    The median is over the samples of the shard at work. See docs/explanation/sample-records.md.
+    The median is over the samples of the shard at work. With ``weigh="draws"`` these weights act on how often a sample
+    is drawn, not on its loss: an epoch has as many draws as before, and what heavier samples lose others get. See
+    docs/explanation/sample-records.md.
 
     *Counts.* Where batches are known to carry the index of each sample (our data modules,
     :class:`~lightning_iet.data.WithIndex`, or ``sample_index``), draws and skips are counted by sample:
@@ -129,6 +141,9 @@ class AntiGradientControl(Callback):
         delta: :math:`\delta`; records are compared with their median; infinity is off. 0.3 served well *(our choice)*.
         eta: :math:`\eta`; samples are weighted by their records; 0 is off. 0.03 served well *(our choice)*. Of ``z0``,
             ``delta`` and ``eta`` one is given at most.
+        weigh: What the weights of ``eta`` act on: ``"losses"``; or ``"draws"``, from the second epoch on, which needs a
+            training set that is read through :class:`~lightning_iet.data.DrawnByWeight`. Data modules of this package
+            do that by themselves.
         min_weight: :math:`w_\min`, in (0, 1] *(our choice: 0.02)*.
         record_decay: :math:`\rho`, in [0, 1) *(our choice: 0.8)*.
         sample_index: Where batches hold the index of each sample in the training set: the key of a dict, or the
@@ -162,6 +177,7 @@ class AntiGradientControl(Callback):
         shard: The shard at work, as the averaging callback tells it; None without shards.
         counts: Draws and skips by sample, while a run lasts and after it; None where samples have no known index.
         records: Records and weights by sample; None with another criterion.
+        draws: What samples of this epoch are drawn by; None where weights do not act on draws.
 
     Raises:
         ValueError: If an argument is out of range; before the first step, if there are no unseen images, or no index
@@ -192,6 +208,7 @@ class AntiGradientControl(Callback):
     last_skip_rate: Tensor | None = None  # of the last batch; the shard log reads it
     counts: SampleCounts | None = None
     records: SampleRecords | None = None
+    draws: SampleDraws | None = None
     needs_samples: bool = False  # whether another callback needs the counts
     augmentation: Augmentation | None = None
     _replicas: dist.ProcessGroup | None = None
@@ -202,6 +219,8 @@ class AntiGradientControl(Callback):
     _training_set: TrainingSet | None = None
     _index: Tensor | None = None
     _deferred: Tensor | None = None
+    _table: DrawTable | None = None  # what the loader's workers read
+    _resumed_epoch: int = 0
     _verdict: Selection | None = None  # about the batch at work, if it was judged before its step
     sample_group: dist.ProcessGroup | None = None
 
@@ -213,6 +232,7 @@ class AntiGradientControl(Callback):
         z0: float | None = None,
         delta: float | None = None,
         eta: float | None = None,
+        weigh: Weigh = "losses",
         min_weight: float = 0.02,
         record_decay: float = 0.8,
         sample_index: int | str | None = None,
@@ -231,6 +251,12 @@ class AntiGradientControl(Callback):
         _check_choice("criterion", criterion, get_args(Criterion))
         _check_choice("reference", reference, get_args(Reference))
         _check_choice("normalize", normalize, (None, "kept", "batch"))
+        _check_choice("weigh", weigh, get_args(Weigh))
+        if weigh == "draws" and eta is None:
+            raise ValueError(
+                "Argument `weigh` expected 'losses' without weights, but got 'draws'. Set `eta`, such as eta=0.03 with"
+                " criterion='record'."
+            )
         _check_at_least_one(
             reference_every=reference_every,
             reference_batch_size=reference_batch_size,
@@ -245,6 +271,7 @@ class AntiGradientControl(Callback):
         self.z0 = (1.64 if criterion == "quantile" else 1.0) if z0 is None else z0
         self.delta = delta
         self.eta = eta
+        self.weigh: Weigh = weigh
         self.min_weight = min_weight
         self.record_decay = record_decay
         self.sample_index = sample_index
@@ -289,6 +316,12 @@ class AntiGradientControl(Callback):
         if stage != "fit":
             return
         _check_trainer(trainer, self)
+        self._resumed_epoch = 0
+        inner = inner_datamodule(trainer)
+        if self._draws_by_weight and isinstance(inner, ImageDataModule):
+            inner.draws = DrawTable()
+            if isinstance(trainer.datamodule, ShardedDataModule):  # type: ignore[attr-defined]
+                trainer.datamodule.forget_prepared()  # type: ignore[attr-defined]
         # The module itself is moved only after this hook. Copies: tensors handed to spawned processes share memory.
         device, self.shard = trainer.strategy.root_device, None
         self.bank = self.bank.to(device, copy=True)
@@ -298,9 +331,18 @@ class AntiGradientControl(Callback):
         self.epoch_statistics = self.epoch_statistics.copy_to(device)
         self.run_statistics = self.run_statistics.copy_to(device)
 
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Find out at which epoch the run goes on."""
+        self._resumed_epoch = next_epoch(checkpoint)
+
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Choose the held-out images."""
+        """Choose the held-out images; before any sample is read, say which ones a resumed epoch reads."""
         self._reference.choose_held_out(trainer)
+        if self._draws_by_weight:
+            self._table = self._find_table(trainer)
+            self._restore_draws(self._table)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Hook the module where its losses are."""
@@ -385,6 +427,7 @@ class AntiGradientControl(Callback):
             log_gap(trainer, pl_module, gap, prefix=self._prefix(trainer))
         self.share_samples()
         self._log_samples(trainer, pl_module)
+        self._draw_next_epoch(trainer)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Remove the hooks; plot the losses of training and reference images."""
@@ -408,6 +451,12 @@ class AntiGradientControl(Callback):
         self._reference.close()
         self._training_set, self._members, self._index, self._num_processes = None, {}, None, 1
         self._verdict = None
+        if self._table is not None:
+            self._table.clear()
+            self._table = None
+        inner = inner_datamodule(trainer)
+        if isinstance(inner, ImageDataModule):
+            inner.draws = None
 
     @contextmanager
     def _unless_off(self) -> Iterator[None]:
@@ -519,10 +568,9 @@ class AntiGradientControl(Callback):
         if self.eta is None:
             assert self.delta is not None  # noqa: S101
             return (keep_by_record(record, typical - self.delta) | absent)[rows], None
-        weights = self.records.update_weights(
-            index, record, typical, self.eta, min_weight=self.min_weight, absent=absent
-        )
-        return torch.ones_like(absent)[rows], weights[rows]
+        rate = self.eta if self.draws is None else self.eta * self.draws.pace(index)
+        weights = self.records.update_weights(index, record, typical, rate, min_weight=self.min_weight, absent=absent)
+        return torch.ones_like(absent)[rows], weights[rows] if self.draws is None else None
 
     def learn_reference(self, losses: Tensor, timesteps: Tensor) -> None:
         """Let the bank learn from reference images, those of all replicas alike.
@@ -551,7 +599,7 @@ class AntiGradientControl(Callback):
 
     def _open_samples(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Make the tables by sample, where a batch tells which samples it holds."""
-        self.counts = self.records = None
+        self.counts = self.records = self.draws = None
         needed = self.criterion == "record" or self.needs_samples
         data = training_set(trainer.train_dataloader)
         if data is None or not (data.yields_index or self.sample_index is not None):
@@ -574,13 +622,15 @@ class AntiGradientControl(Callback):
         self.counts = SampleCounts(len(data))
         if self.criterion == "record":
             self.records = SampleRecords(len(data))
-        for table in (self.counts, self.records):
+        if self._draws_by_weight:
+            self.draws = self._open_draws(trainer, data)
+        for table in (self.counts, self.records, self.draws):
             if table is not None:
                 self._restore(table)
                 table.to(self.bank.device)
         self._saved_samples = {}
 
-    def _restore(self, table: SampleCounts | SampleRecords) -> None:
+    def _restore(self, table: SampleCounts | SampleRecords | SampleDraws) -> None:
         """Put the rows of a checkpoint into a table."""
         saved = {name: self._saved_samples[name] for name in table.state_dict() if name in self._saved_samples}
         for name, values in saved.items():
@@ -591,6 +641,67 @@ class AntiGradientControl(Callback):
                     f" training set, but got those of {values.shape[-1]}. Go on with the same training set."
                 )
         table.load_state_dict(saved, strict=False)
+
+    # --- draws by weight ---------------------------------------------------------------------------------------------
+
+    @property
+    def _draws_by_weight(self) -> bool:
+        """Whether weights act on how often a sample is drawn."""
+        return self.weigh == "draws" and not self.is_off
+
+    def _find_table(self, trainer: pl.Trainer) -> DrawTable:
+        """The table by which the loader reads samples."""
+        inner = inner_datamodule(trainer)
+        if isinstance(inner, ImageDataModule) and inner.draws is not None:
+            return inner.draws
+        found = find_layer(DrawnByWeight, inner, getattr(trainer.fit_loop._data_source, "instance", None))
+        if found is None:
+            raise ValueError(
+                "AntiGradientControl expected a training set in lightning_iet.data.DrawnByWeight, for weigh='draws', as"
+                " an attribute of the data module or in the loader that is given to fit, but found none. Wrap it:"
+                " DrawnByWeight(WithIndex(dataset)); or use weigh='losses'."
+            )
+        return found.table
+
+    def _restore_draws(self, table: DrawTable) -> None:
+        """Let the loader of a resumed run read what it would have read."""
+        saved = self._saved_samples
+        if "draw_table" not in saved:
+            return
+        draws, records = SampleDraws(len(saved["draw_table"])), SampleRecords(len(saved["draw_table"]))
+        self._restore(draws)
+        if self._resumed_epoch > int(draws.draw_clock[1]):
+            # A checkpoint of the last step of an epoch: Lightning does not call the hooks of its end again.
+            self._restore(records)
+            draws.renew(records, epochs_ended=self._resumed_epoch)
+            self._saved_samples = saved | draws.state_dict()
+        table.allocate(len(draws.draw_table))
+        table.write(draws.draw_table)
+
+    def _open_draws(self, trainer: pl.Trainer, data: TrainingSet) -> SampleDraws:
+        """Check that the loader reads by the table, and make what it is written from."""
+        found = [layer for layer in layers(trainer.train_dataloader) if isinstance(layer, DrawnByWeight | WithIndex)]
+        if not found or not isinstance(found[0], DrawnByWeight) or found[0].table is not self._table:
+            raise ValueError(
+                "AntiGradientControl expected the training loader to read lightning_iet.data.DrawnByWeight, outermost,"
+                " for weigh='draws', but it reads another data set. Keep one DrawnByWeight(WithIndex(dataset)) in the"
+                " data module, and return a loader of it."
+            )
+        seed = data.sampler.seed if isinstance(data.sampler, ShardSampler) else torch.initial_seed() % 2**63
+        draws = SampleDraws(len(data), seed=int(trainer.strategy.broadcast(seed)))
+        if isinstance(data.sampler, ShardSampler):
+            draws.draw_group.copy_(to_assignment(data.sampler.shards, len(data)))
+        return draws
+
+    def _draw_next_epoch(self, trainer: pl.Trainer) -> None:
+        """Draw the samples of the next epoch, if this one has come to its end."""
+        if self.draws is None or self.records is None or self._table is None:
+            return
+        if trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+            self.draws.renew(self.records, epochs_ended=trainer.current_epoch + 1)
+            self._table.write(self.draws.draw_table.cpu())
+
+    # --- the index of a sample ---------------------------------------------------------------------------------------
 
     def _index_of(self, losses: Tensor) -> Tensor | None:
         """The sample of each loss, (B,), on their device; None where samples are not counted."""
@@ -773,7 +884,7 @@ class AntiGradientControl(Callback):
     def state_dict(self) -> dict[str, Any]:
         """Bank, bins and statistics, and the tables by sample. With these, it takes part on every process."""
         self.share_samples()
-        tables = [table.state_dict() for table in (self.counts, self.records) if table is not None]
+        tables = [table.state_dict() for table in (self.counts, self.records, self.draws) if table is not None]
         samples = {name: values for table in tables for name, values in table.items()} or self._saved_samples
         return {
             **self.shard_state(),

@@ -15,7 +15,16 @@ from lightning_iet.data.duplicates import FirstOfGroups, OncePerGroup
 from lightning_iet.data.images import IndexedImages
 from lightning_iet.data.samples import Samples, WithIndex
 from lightning_iet.data.streams import StreamedSamples
-from lightning_iet.functional.sample_record import typical_record, update_log_weights, update_record
+from lightning_iet.functional.sample_record import (
+    draw_by_weight,
+    pace_of_draws,
+    typical_record,
+    update_log_weights,
+    update_record,
+)
+from lightning_iet.functional.seeding import derive_seed
+
+_DRAW_SEED = 5  # tells these seeds from those of other draws
 
 
 class SampleCounts(nn.Module):
@@ -147,7 +156,14 @@ class SampleRecords(nn.Module):
         return self.log_weights.exp()
 
     def update_weights(
-        self, index: Tensor, record: Tensor, typical: Tensor, rate: float, *, min_weight: float, absent: Tensor
+        self,
+        index: Tensor,
+        record: Tensor,
+        typical: Tensor,
+        rate: float | Tensor,
+        *,
+        min_weight: float,
+        absent: Tensor,
     ) -> Tensor:
         """Move the weights of a batch; return the new weight of each draw, (B,)."""
         index = index.long().clamp(0, len(self.record) - 1)
@@ -191,6 +207,55 @@ def extreme_mean(values: Tensor, share: float, *, largest: bool = True) -> Tenso
     values = values[values.isfinite()]
     number = min(max(1, round(share * len(values))), len(values))
     return values.topk(number, largest=largest).values.mean()
+
+
+class SampleDraws(nn.Module):
+    """By which table the samples of an epoch are drawn, where weights act on draws; belongs to all processes alike.
+
+    Args:
+        num_samples: Number of training samples, n.
+
+    Attributes:
+        draw_table: The sample that is read in each place, shape (n,), int64; in the first epoch each its own.
+        draw_pace: How long the steps of each sample's weight are, shape (n,), float32.
+        draw_group: Shard of each sample, shape (n,), int64; places are given to samples of the same shard.
+        draw_clock: Seed of the run, and number of epochs that have ended, int64.
+    """
+
+    draw_table: Tensor
+    draw_pace: Tensor
+    draw_group: Tensor
+    draw_clock: Tensor
+
+    def __init__(self, num_samples: int, *, seed: int = 0) -> None:
+        super().__init__()
+        self.register_buffer("draw_table", torch.arange(num_samples))
+        self.register_buffer("draw_pace", torch.ones(num_samples))
+        self.register_buffer("draw_group", torch.zeros(num_samples, dtype=torch.long))
+        self.register_buffer("draw_clock", torch.tensor([seed, 0]))
+
+    def pace(self, index: Tensor) -> Tensor:
+        """How long the weight's step is of each draw's sample, shape (B,)."""
+        return self.draw_pace.index_select(0, index.long().clamp(0, len(self.draw_pace) - 1))
+
+    def renew(self, records: SampleRecords, *, epochs_ended: int) -> None:
+        """Draw the samples of the next epoch by their weights; those that have never been drawn keep their place.
+
+        Args:
+            records: Of all samples, the same on every process.
+            epochs_ended: Number of epochs, which the random numbers depend on, with the seed of the run.
+        """
+        self.draw_clock[1] = epochs_ended
+        seed, drawn, weights = int(self.draw_clock[0]), records.drawn.cpu(), records.weights().cpu()
+        table, pace, groups = torch.arange(len(drawn)), torch.ones_like(weights), self.draw_group.cpu()
+        for group in groups.unique().tolist():
+            members = ((groups == group) & drawn).nonzero()[:, 0]
+            if len(members):
+                generator = torch.Generator().manual_seed(derive_seed(seed, epochs_ended, group, _DRAW_SEED))
+                table[members] = members[draw_by_weight(weights[members], generator=generator)]
+                pace[members] = pace_of_draws(weights[members])
+        self.draw_table.copy_(table)
+        self.draw_pace.copy_(pace)
 
 
 # --- which sample a row of a batch is --------------------------------------------------------------------------------

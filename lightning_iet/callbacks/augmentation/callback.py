@@ -15,17 +15,18 @@ from lightning_iet.callbacks.anti_gradient_control.sample_record import share_ro
 from lightning_iet.callbacks.parameter_averaging import ParameterAveragingCallback
 from lightning_iet.data.augmentation import (
     AUGMENTATION_SEED,
+    Augmented,
     Magnitudes,
     Operation,
     augment_rows,
     check_operations,
     check_range,
-    find_augmented,
+    find_layer,
     image_entry,
     put_entry,
 )
 from lightning_iet.data.images import ImageDataModule
-from lightning_iet.data.sharding import ShardedDataModule
+from lightning_iet.data.sharding import ShardedDataModule, inner_datamodule
 from lightning_iet.functional.sample_record import last_of_each, sum_by_index
 from lightning_iet.functional.seeding import derive_seed
 from lightning_iet.functional.threshold_aware_augmentation import (
@@ -178,7 +179,7 @@ class ThresholdAwareAugmentation(Callback):
         self._control = controls[0]
         self._control.needs_samples = True
         self._control.augmentation = self
-        inner = _inner(trainer)
+        inner = inner_datamodule(trainer)
         if isinstance(inner, ImageDataModule) and inner.channels not in (1, 3):
             _check_channels(inner.channels, self.ops)
         if isinstance(inner, ImageDataModule) and self.at == "next_draw":
@@ -223,11 +224,11 @@ class ThresholdAwareAugmentation(Callback):
 
     def _find(self, trainer: pl.Trainer) -> Magnitudes:
         """What the loader's samples are augmented by."""
-        inner = _inner(trainer)
+        inner = inner_datamodule(trainer)
         if isinstance(inner, ImageDataModule):
             assert inner.magnitudes is not None  # noqa: S101
             return inner.magnitudes
-        augmented = find_augmented(inner, getattr(trainer.fit_loop._data_source, "instance", None))
+        augmented = find_layer(Augmented, inner, getattr(trainer.fit_loop._data_source, "instance", None))
         if augmented is None:
             raise ValueError(
                 "ThresholdAwareAugmentation expected a training set in lightning_iet.data.Augmented, as an attribute of"
@@ -256,7 +257,7 @@ class ThresholdAwareAugmentation(Callback):
             )
         if self._magnitudes is None:
             return
-        augmented, data = find_augmented(trainer.train_dataloader), training_set(trainer.train_dataloader)
+        augmented, data = find_layer(Augmented, trainer.train_dataloader), training_set(trainer.train_dataloader)
         if augmented is None or augmented.magnitudes is not self._magnitudes or data is None:
             raise ValueError(
                 "ThresholdAwareAugmentation expected the training loader to read lightning_iet.data.Augmented, but it"
@@ -418,7 +419,7 @@ class ThresholdAwareAugmentation(Callback):
         self._step = None
         if self._magnitudes is not None:
             self._magnitudes.by_sample.zero_()
-        inner = _inner(trainer)
+        inner = inner_datamodule(trainer)
         if isinstance(inner, ImageDataModule):
             inner.magnitudes = None
 
@@ -451,12 +452,6 @@ class ThresholdAwareAugmentation(Callback):
     def _settings(self) -> dict[str, Any]:
         names = ("max_magnitude", "band", "sharpness", "num_ops", "at", "defer", "ops")
         return {name: getattr(self, name) for name in names}
-
-
-def _inner(trainer: pl.Trainer) -> Any:
-    """The data module, below what shards put around it."""
-    datamodule = getattr(trainer, "datamodule", None)
-    return datamodule.datamodule if isinstance(datamodule, ShardedDataModule) else datamodule
 
 
 def _check_channels(channels: int, ops: Sequence[str] | None) -> None:

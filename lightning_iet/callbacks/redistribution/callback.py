@@ -132,6 +132,11 @@ class Redistribution(Callback):
                 f"Redistribution expected {missing} among the trainer's callbacks, but got none. Add one, or switch"
                 " it off with fraction=0."
             )
+        if any(control.weigh == "draws" for control in self._controls):
+            raise ValueError(
+                "Redistribution expected an AntiGradientControl that leaves samples out, but got weigh='draws', which"
+                " draws known samples less often and leaves none out. Switch one of them off: fraction=0, or eta=0."
+            )
         check_exchange(self.fraction, self.min_skips, self._averaging.num_shards or trainer.world_size)
         if not isinstance(getattr(trainer, "datamodule", None), ShardedDataModule):
             raise ValueError(
