@@ -152,6 +152,8 @@ _UNEVEN_ROWS = (
     "iet_agc_taa", "iet_agc_plus", "iet_agc_4_twice", "iet_agc_plus_twice", "randaugment",
 )  # fmt: skip
 
+_OTHER_UNEVEN_ROWS = ("plain", "deduplicated", "agc_0.8", "record_1", "record_weights", "record_draws")
+
 PRESETS = {
     "uneven": Preset(
         (
@@ -164,10 +166,10 @@ PRESETS = {
         (0, 1, 2),
         {
             "uneven_digits": _UNEVEN_ROWS,
-            "uneven_digits_moved": ("plain", "deduplicated", "agc_0.8", "record_1", "record_weights", "record_draws"),
-            "uneven_digits_10x5": ("plain", "deduplicated", "agc_0.8", "record_1", "record_weights", "record_draws"),
-            "uneven_digits_40x20": ("plain", "deduplicated", "agc_0.8", "record_1", "record_weights", "record_draws"),
-            "uneven_fashion_mnist": ("plain", "deduplicated", "agc_0.8", "anchored_64", "record_1", "record_weights", "record_draws"),
+            "uneven_digits_moved": _OTHER_UNEVEN_ROWS,
+            "uneven_digits_10x5": _OTHER_UNEVEN_ROWS,
+            "uneven_digits_40x20": _OTHER_UNEVEN_ROWS,
+            "uneven_fashion_mnist": (*_OTHER_UNEVEN_ROWS, "anchored_64"),
         },
     ),
     "laptop": Preset((DIGITS, FASHION), (0, 1, 2), {"fashion_mnist": _FASHION_ROWS}),
