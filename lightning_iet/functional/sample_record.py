@@ -366,16 +366,15 @@ def draw_by_weight(weights: Tensor, *, generator: torch.Generator | None = None)
         tensor([2, 2, 0, 0])
     """
     size, device = len(weights), weights.device
-    options = {"generator": generator, "device": device}
-    order = torch.randperm(size, **options)
+    order = torch.randperm(size, generator=generator, device=device)
     expected = weights.double()[order]
     ends = (expected * (size / expected.sum())).cumsum(0)
-    marks = torch.arange(size, device=device) + torch.rand((), dtype=torch.float64, **options)
+    marks = torch.arange(size, device=device) + torch.rand((), generator=generator, dtype=torch.float64, device=device)
     drawn = order[torch.searchsorted(ends, marks, right=True).clamp(max=size - 1)]
     times = drawn.bincount(minlength=size)
     places = torch.arange(size, device=device)
     more = places.repeat_interleave((times - 1).clamp(min=0))
-    places[times == 0] = more[torch.randperm(len(more), **options)]
+    places[times == 0] = more[torch.randperm(len(more), generator=generator, device=device)]
     return places
 
 
