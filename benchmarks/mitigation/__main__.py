@@ -63,7 +63,9 @@ def main(arguments: list[str] | None = None) -> int:
             report(folder, is_published=is_published)
             return 0
         preset = PRESETS[options.preset]
-        runs = runs_of(preset, rows=names(options.rows), without=names(options.without))
+        runs = runs_of(
+            preset, rows=names(options.rows), without=names(options.without), settings=names(options.settings)
+        )
         if options.download:
             FashionMNISTDataModule(download=True).prepare_data()
         results, problem = Results(folder, commit=commit()), ""
@@ -98,6 +100,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, help="folder of the results (default: results/PRESET)")
     parser.add_argument("--jobs", type=int, help="runs at a time (default: one for each core; on a GPU, one)")
     parser.add_argument("--rows", help="only these rows, such as plain,iet_agc_4 (default: all of the preset)")
+    parser.add_argument("--settings", help="only these settings, such as uneven_digits (default: all of the preset)")
     parser.add_argument("--without", help="all rows but these")
     parser.add_argument("--minutes", type=float, help="stop after so many minutes, and go on with the next call")
     parser.add_argument("--download", action="store_true", help="fetch Fashion-MNIST into ./data, if it is not there")

@@ -73,17 +73,28 @@ def _changed(options: Row | Setting) -> dict[str, Any]:
     }
 
 
-def runs_of(preset: Preset, *, rows: set[str] | None = None, without: set[str] | None = None) -> list[Run]:
+def runs_of(
+    preset: Preset,
+    *,
+    rows: set[str] | None = None,
+    without: set[str] | None = None,
+    settings: set[str] | None = None,
+) -> list[Run]:
     """All runs of a preset, the first seed first, so that a look at half of them shows every row.
 
     Args:
         preset: settings, seeds and rows.
         rows: names of rows to keep; ``None`` = all.
         without: names of rows to leave out.
+        settings: names of settings to keep; ``None`` = all.
 
     Raises:
-        ValueError: for names that no row has.
+        ValueError: for names that no row, or no setting of the preset, has.
     """
+    strange = (settings or set()) - {setting.name for setting in preset.settings}
+    if strange:
+        known = ", ".join(setting.name for setting in preset.settings)
+        raise ValueError(f"Argument `settings` expected names of {known}, but got {', '.join(sorted(strange))}.")
     without = without or set()
     unknown = ((rows or set()) | without) - {row.name for row in ROWS}
     if unknown:
@@ -92,6 +103,8 @@ def runs_of(preset: Preset, *, rows: set[str] | None = None, without: set[str] |
     found = []
     for seed in preset.seeds:
         for setting in preset.settings:
+            if settings is not None and setting.name not in settings:
+                continue
             wanted = preset.rows.get(setting.name)
             for row in ROWS:
                 suits = row.name in wanted if wanted else not row.only or setting.source in row.only

@@ -85,9 +85,16 @@ def test_the_same_command_again_runs_nothing_and_some_rows_lose_nothing(smoke):
     points = (smoke / "points.csv").read_bytes()
     before = {file: file.stat().st_mtime_ns for file in (smoke / "runs").rglob("*.json")}
     assert main(["--preset", "smoke", "--out", str(smoke)]) == 0
-    assert main(["--preset", "smoke", "--out", str(smoke), "--rows", "iet_agc_2"]) == 0
+    assert main(["--preset", "smoke", "--out", str(smoke), "--rows", "iet_agc_2", "--settings", "digits"]) == 0
     assert (smoke / "points.csv").read_bytes() == points
     assert {file: file.stat().st_mtime_ns for file in (smoke / "runs").rglob("*.json")} == before
+
+
+def test_only_some_settings():
+    runs = runs_of(PRESETS["uneven"], rows={"plain", "record_draws"}, settings={"uneven_digits"})
+    assert [run.name for run in runs] == [
+        f"uneven_digits/{row}-{seed}" for seed in (0, 1, 2) for row in ("plain", "record_draws")
+    ]
 
 
 def test_a_result_of_other_settings_does_not_count(smoke):
@@ -204,6 +211,7 @@ def test_a_run_that_fails_does_not_end_the_others(tmp_path):
     ("arguments", "message"),
     [
         (["--rows", "plane"], "Argument `rows` expected names of plain"),
+        (["--settings", "figures"], "Argument `settings` expected names of digits, fashion_mnist, but got figures."),
         (["--without", "plane"], "Argument `rows` expected names of plain"),
         (["--report"], "Run the preset first"),
     ],
