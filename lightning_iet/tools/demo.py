@@ -21,7 +21,7 @@ from lightning_iet.plots import RunPairs, pairs_of_runs, save_figure
 from lightning_iet.search.jobs import Job, threads_of_a_job
 from lightning_iet.utilities.files import METRICS, check_writable, free_folder
 from lightning_iet.utilities.progress import progress_bar
-from lightning_iet.utilities.text import percent, three_digits
+from lightning_iet.utilities.text import three_digits
 
 RUNS = {"plain": "plain training", "protected": "AGC by records"}
 CONFIGS = {"plain": "digits/uneven", "protected": "digits/uneven_record"}
@@ -106,13 +106,13 @@ def _table(reports: dict[str, dict[str, Any]]) -> Table:
         f" else (near-duplicates count as one image). FID against {data['num_reference']:,} held-out images.",
         caption_justify="left",
     )
-    names = ("", "FID", f"copies of the {groups}\nrepeated images", f"copies of the\n{once} others", "skipped")
+    names = ("", "FID", f"copies of the {groups}\nrepeated images", f"copies of the\n{once} others")
     for name in names:
         table.add_column(name, justify="left" if not name else "right")
     for name, report in reports.items():
-        table.add_row(RUNS[name], *_cells(report["generated"]), percent(report["run"]["skip_rate"]))
+        table.add_row(RUNS[name], *_cells(report["generated"]))
     table.add_section()
-    table.add_row("held-out images", *_cells(first["control"]), "", style="dim")
+    table.add_row("held-out images", *_cells(first["control"]), style="dim")
     return table
 
 
