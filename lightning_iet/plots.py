@@ -321,17 +321,20 @@ def training_curves(
     *,
     validation: Mapping[int, float] | None = None,
     round_epochs: float | None = None,
+    weights: Sequence[Sequence[float]] | None = None,
     skip_rate: Sequence[float] | None = None,
     loss_by_timestep: Sequence[float] | None = None,
     threshold: float | None = None,
     num_timesteps: int = 1000,
 ) -> Figure:
-    """Plot the losses by epoch and, where anti-gradient control ran, skip rate and loss by timestep.
+    """Plot the losses by epoch and, where anti-gradient control ran, skip rate or weights, and loss by timestep.
 
     Args:
         losses: mean training loss of each epoch.
         validation: loss of held-out images by the epoch after which it was measured, 1 … .
         round_epochs: epochs between two averagings of the shards, which are marked on the axis of epochs.
+        weights: after each epoch, the mean weight of all training images, and that of the tenth that counts least;
+            shown in the place of the skip rate.
         skip_rate: share of samples skipped in equal bins of the timestep, NaN where none was seen.
         loss_by_timestep: mean loss in equal bins of the timestep, NaN where none was seen.
         threshold: the threshold of anti-gradient control, for the title.
@@ -340,7 +343,7 @@ def training_curves(
     Returns:
         The figure, with one panel for each curve that was given.
     """
-    wanted = [True, skip_rate is not None, loss_by_timestep is not None]
+    wanted = [True, weights is not None or skip_rate is not None, loss_by_timestep is not None]
     figure = Figure(figsize=(4.2 * sum(wanted), 3.5), dpi=DPI, facecolor="white", layout="constrained")
     panels = iter(figure.subplots(1, sum(wanted), squeeze=False).flat)
     panel = _chart(next(panels), title="Loss by epoch", xlabel="epoch", ylabel="mean loss of all samples")
@@ -364,7 +367,18 @@ def training_curves(
         panel.plot(ends, [0.0] * len(ends), markersize=9, clip_on=False, label="shards averaged", **marks)
     if len(panel.lines) > 1:
         panel.legend(frameon=False, fontsize=8, loc="upper right")
-    if skip_rate is not None:
+    if weights is not None:
+        panel = _chart(next(panels), title="Weights of AGC by record", xlabel="epoch", ylabel="weight in the loss")
+        courses = (("mean of all training images", CONTROL), ("mean of the tenth that counts least", GENERATED))
+        dots = {"marker": "" if len(weights) > 50 else "o", "markersize": 4}
+        for (label, colour), course in zip(courses, zip(*weights, strict=True), strict=True):
+            panel.plot(range(1, len(weights) + 1), course, color=colour, linewidth=1.4, label=label, **dots)
+        panel.yaxis.set_major_formatter(_percent)
+        panel.set_ylim(0, 1.3)  # with room for the legend
+        panel.set_yticks([0, 0.25, 0.5, 0.75, 1])
+        panel.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        panel.legend(frameon=False, fontsize=8, loc="upper right")
+    elif skip_rate is not None:
         title = "Skipped by AGC" + ("" if threshold is None else f", threshold {threshold:g}")
         panel = _chart(next(panels), title=title, xlabel="timestep (1: least noise)", ylabel="share of samples skipped")
         panel.stairs(skip_rate, _edges(skip_rate, num_timesteps), fill=True, color=GENERATED)

@@ -42,6 +42,7 @@ from lightning_iet.evaluation.verdict import copies_exceed
 from lightning_iet.metrics.features.factory import best_features
 from lightning_iet.metrics.frechet import frechet_distance
 from lightning_iet.utilities.checkpoints import next_epoch
+from lightning_iet.utilities.errors import arguments_called
 from lightning_iet.utilities.files import check_writable, run_folder
 from lightning_iet.utilities.lightning import Position, find_callback, order_callbacks
 from lightning_iet.utilities.random import isolated_module
@@ -122,10 +123,12 @@ class RunHistory:
 def describe_run(trainer: pl.Trainer, history: RunHistory) -> dict[str, Any]:
     """Return the training's length and shards, and the skip rate of anti-gradient control (threshold 0: it was off).
 
-    With a reference to unseen images also the gap, see :meth:`~lightning_iet.callbacks.AntiGradientControl.gap`.
+    With weights also the mean of the tenth that counts least; with a reference to unseen images also the gap, see
+    :meth:`~lightning_iet.callbacks.AntiGradientControl.gap`.
     """
     agc, averaging = find_callback(trainer, AntiGradientControl), find_callback(trainer, ParameterAveragingCallback)
     shards = 1 if averaging is None else averaging.num_shards
+    weights = [] if agc is None else agc.weights_by_epoch().tolist()
     return {
         "epochs": trainer.current_epoch,
         "steps": trainer.global_step,
@@ -135,6 +138,7 @@ def describe_run(trainer: pl.Trainer, history: RunHistory) -> dict[str, Any]:
         "threshold": 0.0 if agc is None or agc.criterion != "ratio" else agc.threshold,
         "criterion": None if agc is None or agc.is_off else agc.criterion,
         "skip_rate": 0.0 if agc is None else float(agc.skip_rate()),
+        "lowest_weights": weights[-1][1] if weights else None,
         "num_timesteps": None if agc is None else agc.num_timesteps,
         "reference": "training" if agc is None else agc.reference,
         "gap": None if agc is None or isnan(agc.gap()) else agc.gap(),
@@ -155,12 +159,13 @@ def _round_epochs(trainer: pl.Trainer) -> float | None:
 
 
 def curves_of_run(trainer: pl.Trainer, history: RunHistory) -> Mapping[str, Any]:
-    """Return losses and rounds by epoch, and with anti-gradient control skip rate and loss by timestep."""
+    """Return losses, rounds and weights by epoch, and with anti-gradient control skip rate and loss by timestep."""
     agc = find_callback(trainer, AntiGradientControl)
     return {
         "loss_by_epoch": history.losses(trainer.strategy),
         "validation_loss": dict(history.validation),
         "round_epochs": _round_epochs(trainer),
+        "weights_by_epoch": None if agc is None else agc.weights_by_epoch().tolist() or None,
         "skip_rate_by_timestep": None if agc is None else agc.skip_rate_by_timestep().tolist(),
         "loss_by_timestep": None if agc is None else agc.loss_by_timestep().tolist(),
         "unseen_loss_by_timestep": None if agc is None else agc.unseen_loss_by_timestep().tolist(),
@@ -193,41 +198,41 @@ class Evaluation(pl.Callback):
     ``UNet2DModel`` and a scheduler), which is found by itself. Another module is refused with the lines to write.
 
     Args:
-        num_samples: images to sample; 0 switches the evaluation off. The control has at most as many, since FID depends
+        num_samples: Images to sample; 0 switches the evaluation off. The control has at most as many, since FID depends
             on the number. *(our choice: 512, which small runs can afford; 50,000 is usual for published FIDs, and
             65,536 was published for MQ)*
-        every_n_epochs: evaluate also after every so many epochs, for the loggers and for ``course`` in
+        every_n_epochs: Evaluate also after every so many epochs, for the loggers and for ``course`` in
             ``metrics.json``. ``None`` = at the end alone.
-        every_n_steps: likewise after every so many optimizer steps.
-        keep_best: keep the checkpoint of the least FID at these evaluations, among those whose images copy no more than
+        every_n_steps: Likewise after every so many optimizer steps.
+        keep_best: Keep the checkpoint of the least FID at these evaluations, among those whose images copy no more than
             held-out ones do (by ``copied_fraction``; one image more is let through), as ``best_without_copies.ckpt``.
-        patience: with ``keep_best``, end training after so many evaluations without a better one. ``None`` = never.
+        patience: With ``keep_best``, end training after so many evaluations without a better one. ``None`` = never.
         sampler: ``"ddim"``; ``"ddpm"``, the ancestral sampler (published MQ: with 1,000 steps, raw weights); or
             ``"own"``, the module's own scheduler, which flow matching and EDM use for ``"ddim"`` too.
-        num_inference_steps: denoiser calls per image.
-        use_ema: sample with the averaged weights, where the module has them.
-        seed: of the images.
-        features: features of FID: ``"auto"``, the best that is installed; ``"none"``, for no FID; ``"digits"``, a
+        num_inference_steps: Denoiser calls per image.
+        use_ema: Sample with the averaged weights, where the module has them.
+        seed: Of the images.
+        features: Features of FID: ``"auto"``, the best that is installed; ``"none"``, for no FID; ``"digits"``, a
             small classifier in this package, ``"inception"``, ``"efficientnet"``, or another of
             :func:`~lightning_iet.metrics.feature_extractor`.
-        feature_weights: a local file with the weights of ``features``.
-        download: whether these may be downloaded when there is no file.
-        k: nearest training images in the mean of MQ.
-        measures: further measures, each logged as ``eval/…`` (``eval/precision``, ``eval/mifid``,
+        feature_weights: A local file with the weights of ``features``.
+        download: Whether these may be downloaded when there is no file.
+        k: Nearest training images in the mean of MQ.
+        measures: Further measures, each logged as ``eval/…`` (``eval/precision``, ``eval/mifid``,
             ``eval/membership_inference_auc`` …) and, where it is one of images, also for the control. Those that
             compare features do it in ``features``.
-        measure_weights: files for measures with a network of their own, ``clean_fid`` and ``sscd_similarity``.
-        num_pairs: images that ``nearest.png`` shows.
-        pictures: whether to make the four plots, which takes seconds.
-        batch_size: at most so many images are sampled at once.
+        measure_weights: Files for measures with a network of their own, ``clean_fid`` and ``sscd_similarity``.
+        num_pairs: Images that ``nearest.png`` shows.
+        pictures: Whether to make the four plots, which takes seconds.
+        batch_size: At most so many images are sampled at once.
 
     Attributes:
-        report: what ``metrics.json`` holds, once training has ended.
+        report: What ``metrics.json`` holds, once training has ended.
 
     Raises:
-        ValueError: an argument is out of range; or, before training starts, sets are missing or too small, ``k``
+        ValueError: An argument is out of range; or, before training starts, sets are missing or too small, ``k``
             exceeds the training set, or the run folder cannot be written.
-        TypeError: before training starts: the module cannot sample images.
+        TypeError: Before training starts: the module cannot sample images.
 
     Example:
         >>> evaluation = Evaluation(256, every_n_epochs=10, k=20)
@@ -555,7 +560,8 @@ class Evaluation(pl.Callback):
                     f"'{self.features}', for which there is none."
                 )
             return None
-        return frechet_distance(self._features, weights=self.feature_weights, download=self.download)
+        with arguments_called(name="features", weights="feature_weights"):
+            return frechet_distance(self._features, weights=self.feature_weights, download=self.download)
 
     def _evaluate(self, trainer: pl.Trainer, module: pl.LightningModule) -> "_Outcome":
         """Sample a part of the images on each process; then each process measures all of them, and none waits."""

@@ -42,6 +42,9 @@ COMMANDS = {
 OF_THE_TRAINER = ("fit", "validate", "test", "plan")
 """The commands that LightningCLI runs; each other one is a function of its name in ``lightning_iet.tools``."""
 
+_OTHER_COMMANDS = {"train": "fit", "predict": "sample", "generate": "sample", "resume": "fit", "evaluate": "test"}
+"""What commands are called elsewhere, and here."""
+
 _EXAMPLES = f"""\
 examples
   {PROGRAM} demo
@@ -88,9 +91,9 @@ def main(args: Sequence[str] | None = None) -> None:
     with one_line_errors(PROGRAM):
         _silence_advice()
         if command in OF_THE_TRAINER or (command.startswith("-") and not {*OF_THE_TRAINER}.isdisjoint(arguments)):
-            from lightning_iet.cli.arguments import check_source, with_run
+            from lightning_iet.cli.arguments import check_source, with_run, with_underscores
 
-            completed = with_run(arguments)
+            completed = with_run(with_underscores(arguments))
             check_source(completed)
             from lightning_iet.cli.trainer import run_trainer
 
@@ -99,8 +102,12 @@ def main(args: Sequence[str] | None = None) -> None:
             from lightning_iet.cli.tools import run_tool
 
             run_tool(tool(command), arguments[1:])
+        elif command.startswith("-"):
+            raise ValueError(
+                f"Expected a command first, but got '{arguments[0]}', as in `{PROGRAM} fit {arguments[0]} …`."
+            )
         else:
-            close = get_close_matches(command, known, n=1)
+            close = [_OTHER_COMMANDS[command]] if command in _OTHER_COMMANDS else get_close_matches(command, known, n=1)
             print("\n".join(_commands()), file=sys.stderr)
             raise ValueError(f"There is no command '{command}'.{f' Did you mean {close[0]}?' if close else ''}")
 

@@ -12,6 +12,21 @@ _SOURCES = ("--config", "-c", "--model", "--images", "--print_config")
 _HELP = ("-h", "--help", "--help-all")
 
 
+def with_underscores(arguments: Iterable[str]) -> list[str]:
+    """Write options as a configuration does, for a user may write them with dashes, as those of the tools.
+
+    Example:
+        >>> with_underscores(["fit", "--ckpt-path", "last", "--agc.min-weight=0.1", "--help-all", "a-b"])
+        ['fit', '--ckpt_path', 'last', '--agc.min_weight=0.1', '--help-all', 'a-b']
+    """
+    found = list[str]()
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        is_option = name.startswith("--") and name not in _HELP
+        found.append(f"--{name[2:].replace('-', '_')}{equals}{value}" if is_option else argument)
+    return found
+
+
 def check_source(arguments: Sequence[str]) -> None:
     """Refuse a command without a configuration, images or a model; say which to try.
 
@@ -31,6 +46,12 @@ def check_source(arguments: Sequence[str]) -> None:
     if any(name in _HELP or _is_source(name) or name.endswith(".help") for name in names):
         return
     command = next((argument for argument in arguments if not argument.startswith("-")), "fit")
+    word = arguments[1] if arguments[0] == command and len(arguments) > 1 else ""
+    if word and not word.startswith("-"):  # otherwise it may be the value of an option
+        option = "--images" if Path(word).is_dir() else "--config"
+        raise ValueError(
+            f"`{command}` expected options, but got '{word}'. Did you mean `{PROGRAM} {command} {option} {word}`?"
+        )
     raise ValueError(
         f"`{command}` expected a configuration, but got none. Try `{PROGRAM} {command} --config digits/iet_agc`, which "
         f"needs no files (`{PROGRAM} configs` lists more), or `{PROGRAM} {command} --images FOLDER` for your images."
@@ -42,6 +63,7 @@ def with_configurations(arguments: Iterable[str]) -> list[str]:
 
     Raises:
         FileNotFoundError: If there is neither a file nor a configuration of a name.
+        ValueError: If an option of a configuration has none.
 
     Example:
         >>> with_configurations(["fit", "--config", "digits/iet", "--trainer.max_epochs=1"])
@@ -56,6 +78,10 @@ def with_configurations(arguments: Iterable[str]) -> list[str]:
             found.append(f"{name}={find_configuration(value)}")
         else:
             found.append(argument)
+    if found and found[-1] in ("-c", "--config"):
+        raise ValueError(
+            f"Option --config expected a file or a name, but got none. `{PROGRAM} configs` lists the names."
+        )
     return found
 
 

@@ -85,17 +85,23 @@ def clear(message: str, options: Iterable[str], *, names: Mapping[str, str] | No
         return f"There is no option `{found[1]}`. {meant(found[1], options)}"
     if found := re.search(r"the following arguments are required: (.*)", text):
         missing = [f"--{name.rpartition('.')[2]}" for name in found[1].split(", ")]
-        return f"Option {' and '.join(missing)} is missing. {_SEE_HELP}"
-    found = re.match(r'(?:Parser key "(?P<key>[\w.]+)": )?(?P<problem>.*?)Got value: (?P<value>.*)', text)
-    found = found or re.match(r'Parser key "(?P<key>[\w.]+)": (?P<problem>.*?)Given value: (?P<value>.*)', text)
-    found = found or re.match(r'Parser key "(?P<key>[\w.]+)": (?P<problem>.*path string: (?P<value>\S+)).*', text)
+        which = f"Option {missing[0]} is" if len(missing) == 1 else f"Options {' and '.join(missing)} are"
+        return f"{which} missing. {_SEE_HELP}"
+    if found := re.search(r"argument (--[\w.]+): expected one argument", text):
+        return f"Option {found[1]} expected a value behind it, but got none."
+    found = re.match(r'(?:Parser key "(?P<key>[\w.-]+)": )?(?P<problem>.*?)Got value: (?P<value>.*)', text)
+    found = found or re.match(r'Parser key "(?P<key>[\w.-]+)": (?P<problem>.*?)Given value: (?P<value>.*)', text)
+    found = found or re.match(r'Parser key "(?P<key>[\w.-]+)": (?P<problem>.*path string: (?P<value>\S+)).*', text)
     if found is None or not found["key"]:
         return text
     option, value, problem = f"Option --{found['key']}", found["value"], found["problem"]
     if of_class := re.search(r"dot import path string: (\S+)", problem):
-        return f"{option} expected the name of a class, but got '{of_class[1]}'. {meant(of_class[1], names or {})}"
-    if literal := re.search(r"Literal\[(.*?)\]", problem):
-        choices = re.findall(r"'([^']*)'", literal[1])
+        close = meant(of_class[1], names or {})
+        if close == _SEE_HELP and found["key"] == "data":
+            close = "Give a folder of images with --images."
+        return f"{option} expected the name of a class, but got '{of_class[1]}'. {close}"
+    if literals := re.findall(r"Literal\[(.*?)\]", problem):
+        choices = list(dict.fromkeys(name for literal in literals for name in re.findall(r"[\w-]+", literal)))
         close = meant(value, choices)
         remedy = "" if close == _SEE_HELP else f" {close}"
         return f"{option} expected one of {', '.join(choices)}, but got '{value}'.{remedy}"
@@ -123,11 +129,40 @@ def without_values(message: str) -> str:
 
 
 _SEE_HELP = "The command with --help lists all."
-_WORDS = {"int": "an integer", "float": "a number", "bool": "true or false", "str": "text", "NoneType": "null"}
+_WORDS = {
+    "int": "an integer", "float": "a number", "bool": "true or false", "str": "text", "NoneType": "null",
+    "Sequence": "a list, such as [a,b]", "list": "a list, such as [a,b]",
+}  # fmt: skip
 
 
-_RENAMED = {"num": "num-samples"}
-"""Options that had another name, and too short a one to be like the new."""
+_OTHER_NAMES = {
+    "checkpoint": ("ckpt", "ckpt_path"),
+    "ckpt": ("ckpt_path",),
+    "ckpt-path": ("ckpt",),
+    "count": ("trials",),
+    "epochs": ("max-epochs", "trainer.max_epochs"),
+    "gpus": ("trainer.devices", "device"),
+    "device": ("trainer.accelerator",),
+    "image-size": ("resize",),
+    "images": ("show-images",),
+    "no-images": ("no-show-images",),
+    "learning-rate": ("model.optimizer.init_args.lr", "lr"),
+    "lr": ("model.optimizer.init_args.lr",),
+    "num": ("num-samples",),
+    "out": ("trainer.logger.save_dir",),
+    "output": ("out", "trainer.logger.save_dir"),
+    "output-dir": ("out", "trainer.logger.save_dir"),
+    "pairs": ("num-pairs",),
+    "resize": ("data.image_size",),
+    "resume": ("ckpt_path",),
+    "sampler": ("algorithm",),
+    "seed": ("seed_everything",),
+    "size": ("data.image_size", "resize"),
+    "steps": ("max-steps", "trainer.max_steps", "num-inference-steps"),
+    "weights": ("feature-weights",),
+    "workers": ("num-workers",),
+}
+"""What options are called elsewhere, or were called once, and here; of several, the first that a command has."""
 
 
 def meant(typed: str, known: Iterable[str]) -> str:
@@ -142,17 +177,22 @@ def meant(typed: str, known: Iterable[str]) -> str:
         'Did you mean DiffusionModule?'
         >>> meant("--treshold", ["--agc.threshold", "--agc.decay"])
         'Did you mean --agc.threshold?'
+        >>> meant("--resume", ["--ckpt_path", "--agc.decay"])
+        'Did you mean --ckpt_path?'
         >>> meant("nothing", ["DiffusionModule"])
         'The command with --help lists all.'
     """
     shown = known if isinstance(known, Mapping) else {name: name for name in sorted(set(known))}
+    for other in _OTHER_NAMES.get(typed.lstrip("-").replace("_", "-"), ()):
+        positive = other.removeprefix("no-")
+        if f"--{positive}" in shown:
+            return f"Did you mean --{other}?"
     ends = {name.rpartition(".")[2].lstrip("-"): text for name, text in reversed(list(shown.items()))}
     end = typed.rpartition(".")[2].lstrip("-")
     for word, texts in ((typed, shown), (end, ends)):
         if close := get_close_matches(word, texts, n=1, cutoff=0.7):
             return f"Did you mean {texts[close[0]]}?"
-    renamed = _RENAMED.get(end, "")
-    return f"Did you mean {ends[renamed]}?" if renamed in ends else _SEE_HELP
+    return _SEE_HELP
 
 
 def option_lines(actions: Iterable[argparse.Action], *, brief: bool) -> Iterator[str]:

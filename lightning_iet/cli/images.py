@@ -24,6 +24,7 @@ from lightning_iet.utilities.configurations import find_configuration
 from lightning_iet.utilities.run_folders import find_checkpoint
 
 CONFIG = "config.yaml"  # of a run
+_OF_FOLDERS = (ImageFolderDataModule.__name__, "True")  # without a class, its options alone
 LARGEST = 64  # pixels a side, unless a larger size is asked for
 STEPS = 4000  # of training *(our choice: small models on a few hundred images have learnt their coarse shapes by then)*
 LONGEST = 3600.0  # seconds of training by estimate, unless a length is asked for *(our choice)*
@@ -423,6 +424,11 @@ def with_images(
     for content in configurations:
         given |= _flat(content)
     given |= _options(rest)
+    if (kind := str(given.get("data", ImageFolderDataModule.__name__)).rpartition(".")[2]) not in _OF_FOLDERS:
+        raise ValueError(
+            f"Option --images expected a configuration without data of its own, but got one with {kind}. Leave out one "
+            "of --config and --images."
+        )
     folder = look(path, exclude=given.get("data.exclude"))
     found = settings_of(folder, path, given)
     note = ""

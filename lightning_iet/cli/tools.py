@@ -13,6 +13,7 @@ from jsonargparse import ArgumentParser
 
 from lightning_iet.cli import PROGRAM
 from lightning_iet.cli.help import HelpFormatter, OneLineErrors, plain
+from lightning_iet.utilities.errors import fail
 
 _BOOLEANS = ("true", "false", "yes", "no")
 _FIRST = ("ckpt", "name")  # arguments that may be given as the first word, without their option
@@ -27,6 +28,9 @@ class _ToolParser(OneLineErrors, ArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print the message with options as a user writes them, and exit with status 2."""
+        for action in self._actions:
+            if not action.option_strings and f"required: {action.dest}" in message:
+                fail(PROGRAM, f"`{self.prog}` expected one or more {action.metavar}, but got none.")
         super().error(re.sub(r"(?<=required: )[\w., ]+|--\w+|(?<=key \")\w+", with_dashes, message), ex)
 
     def format_help(self) -> str:

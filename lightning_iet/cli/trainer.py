@@ -18,6 +18,7 @@ import torch
 import yaml
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lightning_iet import callbacks, data, modules
 from lightning_iet.callbacks import (
@@ -49,7 +50,7 @@ from lightning_iet.data import ShardedDataModule
 from lightning_iet.functional.sharding import Partition
 from lightning_iet.tools.plan import PlanningTrainer, model_size, schedule_of
 from lightning_iet.utilities.checkpoints import outline
-from lightning_iet.utilities.errors import TRACEBACK_VARIABLE, fail, yaml_fault
+from lightning_iet.utilities.errors import TRACEBACK_VARIABLE, fail, own_cause, yaml_fault
 from lightning_iet.utilities.files import check_writable, run_folder
 from lightning_iet.utilities.lightning import find_callback, order_callbacks
 from lightning_iet.utilities.run_folders import checkpoint_of
@@ -84,6 +85,7 @@ _DESCRIPTIONS = {
     "plan": "Say what fit with the same options will cost: steps, memory, time.",
 }
 _WORDS = ("best", "last", "hpc", "registry")  # of Lightning's own, in the place of a checkpoint's path
+_ACCELERATORS = {"cpu": lambda: True, "cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
 _LOGGER_EXTRAS = ("tensorboard",)
 _LOGGER = {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"save_dir": "runs", "name": "run"}}
 
@@ -102,11 +104,11 @@ class IETCLI(LightningCLI):
             parser.add_lightning_class_args(kind, group)
         parser.set_defaults({"agc.threshold": 0.0, "averaging.num_shards": 1})
         parser.set_defaults({"redistribution.fraction": 0.0, "augmentation.max_magnitude": 0})
-        parser.add_argument("--sharding.partition", type=Partition, default="stratified", help="by class, or iid")
+        parser.add_argument("--sharding.partition", type=Partition, default="stratified", help="By class, or iid.")
         parser.add_argument(
-            "--trust_checkpoint", type=bool, default=False, help="read a ckpt_path of your own that may run code"
+            "--trust_checkpoint", type=bool, default=False, help="Read a ckpt_path of your own that may run code."
         )
-        parser.add_argument("--sharding.seed", type=int, default=0, help="seed of the split into shards")
+        parser.add_argument("--sharding.seed", type=int, default=0, help="Seed of the split into shards.")
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -126,6 +128,10 @@ class IETCLI(LightningCLI):
         trusted, path = options.get("trust_checkpoint"), options.get("ckpt_path")
         if trusted:
             options["weights_only"] = False
+        if not path and self.config.subcommand in ("test", "validate") and not model.get("pretrained"):
+            raise ValueError(
+                f"`{self.config.subcommand}` expected a trained model, but got none: --ckpt_path RUN_FOLDER."
+            )
         if path and path not in _WORDS:
             path = options["ckpt_path"] = str(checkpoint_of(Path(path), argument="ckpt_path"))
             outline(Path(path), argument="ckpt_path", trusted=trusted)
@@ -187,7 +193,17 @@ class IETCLI(LightningCLI):
         """Leave our progress bar out where none is wanted; Lightning refuses both together."""
         if self._get(self.config_init, "trainer.enable_progress_bar") is False:
             self.trainer_defaults = {**self.trainer_defaults, "callbacks": [ParameterSummary()]}
-        return super().instantiate_trainer(**kwargs)
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except (MisconfigurationException, RuntimeError, ValueError) as error:
+            if not any(word in str(error) for word in ("accelerator", "gpu backend", "devices")):
+                raise
+            asked = [str(self._get(self.config_init, f"trainer.{name}")) for name in ("accelerator", "devices")]
+            here = ", ".join(name for name, is_here in _ACCELERATORS.items() if is_here())
+            raise ValueError(
+                f"Options --trainer.accelerator and --trainer.devices expected what this machine has ({here}), but got "
+                f"'{asked[0]}' and '{asked[1]}'. Leave both out to take what is there."
+            ) from error
 
     def instantiate_classes(self) -> None:
         """Build trainer, model and data, and split the training data into the shards that are averaged."""
@@ -197,12 +213,11 @@ class IETCLI(LightningCLI):
             _name_extra(error)
             if "of the Union subtypes" not in str(error):
                 raise
-            tried, cause = str(error), error.__cause__
-            while cause is not None and not str(cause).startswith("Argument"):
-                tried = str(cause) if "of the Union subtypes" in str(cause) else tried
-                cause = cause.__cause__
-            if cause is not None:
+            if (cause := own_cause(error)) is not None:
                 raise cause from None  # what a class of ours has to say, without all that jsonargparse tried
+            tried, inner = str(error), error.__cause__
+            while inner is not None:
+                tried, inner = str(inner) if "of the Union subtypes" in str(inner) else tried, inner.__cause__
             raise ValueError(without_values(tried)) from None
         # First, for callbacks of a configuration may copy the module in `setup`.
         self.trainer.callbacks.sort(key=lambda callback: not isinstance(callback, ParameterSelection))  # type: ignore[attr-defined]
@@ -264,7 +279,10 @@ class _Parser(OneLineErrors, LightningArgumentParser):
         if os.environ.get(TRACEBACK_VARIABLE) and ex is not None:
             raise ex
         of_classes = {name: f"--{part}.{name}" for part, name in _options_of_classes()}
-        text = clear(message, [*of_classes.values(), *self.known_options()], names=_class_names())
+        known = ["--images", "--model.optimizer.init_args.lr", "--trainer.logger.save_dir"]
+        text = clear(message, [*known, *of_classes.values(), *self.known_options()], names=_class_names())
+        if (unknown := re.match(r"There is no option `(\w+)`", text)) and unknown[1] in of_classes:
+            text = _of_another_class(*of_classes[unknown[1]].removeprefix("--").split("."))
         fail(
             PROGRAM,
             re.sub(r"Option --(\w+)(?= )", lambda found: f"Option {of_classes.get(found[1], f'--{found[1]}')}", text),
@@ -315,7 +333,7 @@ def _page(parser: _Parser) -> Iterator[str]:
     yield from wrapped("--images", "A folder of images to train on; all that is not said is found from them.")
     yield from option_lines([actions[name] for name in own], brief=True)
     for group, kind in METHODS.items():
-        title = f"{kind.__name__}: {first_sentence(plain(inspect.getdoc(kind) or ''))}"
+        title = f"{kind.__name__}: {first_sentence(plain(_summary(kind)))}"
         yield from ("", *textwrap.wrap(title, width()))
         if group == "averaging":
             yield from option_lines([actions["sharding.partition"], actions["sharding.seed"]], brief=True)
@@ -328,16 +346,30 @@ def _page(parser: _Parser) -> Iterator[str]:
     yield from wrapped("--help-all", "Shows all options, Lightning's too.")
 
 
+def _summary(kind: object) -> str:
+    """Return the first paragraph of a docstring."""
+    return (inspect.getdoc(kind) or "").partition("\n\n")[0]
+
+
 def _class_page(parser: _Parser) -> Iterator[str]:
     """Yield the lines of the help of a class, such as ``--model.help DiffusionModule``."""
     option, _, path = (parser.description or "").removeprefix("Help for ").partition("=")
     part = option.removesuffix(".help")
     kind = locate(path)
-    title = f"{path.rpartition('.')[2]}: {first_sentence(plain(inspect.getdoc(kind) or ''))}"
+    title = f"{path.rpartition('.')[2]}: {first_sentence(plain(_summary(kind)))}"
     yield from (*textwrap.wrap(title, width()), "")
     actions = [action for action in parser._actions if action.option_strings and not action.dest.endswith("help")]
     yield from option_lines(actions, brief=False)
     yield from ("", f"In a configuration: {part.lstrip('-')}.class_path {path}, and these options under init_args.")
+
+
+def _of_another_class(part: str, name: str) -> str:
+    """Say what to do about an option that the class in the configuration has not, but another has."""
+    own = ", or a folder of your own images with --images" if part == "data" else ""
+    return (
+        f"Option --{part}.{name} does not belong to the class in the configuration. Leave it out, or give another "
+        f"class with --{part}{own}."
+    )
 
 
 def _options_of_classes() -> Iterator[tuple[str, str]]:
@@ -353,6 +385,8 @@ def _class_names() -> dict[str, str]:
     """Return how a configuration names the classes that it may name, by their bare names."""
     libraries = (diffusers, torch.optim, pl.loggers, pl.callbacks)
     found = {name: f"{library.__name__}.{name}" for library in libraries for name in dir(library) if name[0].isupper()}
+    for name in ("CSVLogger", "TensorBoardLogger", "WandbLogger"):
+        found[name.removesuffix("Logger").lower()] = f"lightning.pytorch.loggers.{name}"
     return found | {name: name for package in (callbacks, data, modules) for name in package.__all__}
 
 
@@ -416,13 +450,11 @@ def _with_flags(args: Sequence[str]) -> list[str]:
     """Write the one switch of these commands as the parser knows it.
 
     Example:
-        >>> _with_flags(["fit", "--trust-checkpoint", "--ckpt_path", "last"])
+        >>> _with_flags(["fit", "--trust_checkpoint", "--ckpt_path", "last"])
         ['fit', '--trust_checkpoint=true', '--ckpt_path', 'last']
     """
     switch = "--trust_checkpoint"
-    named = [re.sub("^--trust-checkpoint(?=$|=)", switch, argument) for argument in args]
-    followed = [*named[1:], ""]
     return [
         f"{switch}=true" if argument == switch and after.lower() not in ("true", "false") else argument
-        for argument, after in zip(named, followed, strict=True)
+        for argument, after in zip(args, [*args[1:], ""], strict=True)
     ]

@@ -124,7 +124,10 @@ def report_table(report: Report) -> Table:
     if threshold or criterion:
         table.add_section()
         how = f"threshold {threshold:g}" if threshold else f"by {criterion}"
-        table.add_row(f"skipped by AGC, {how}", percent(report["run"]["skip_rate"]), "", "")
+        if (lowest := report["run"].get("lowest_weights")) is None:
+            table.add_row(f"skipped by AGC, {how}", percent(report["run"]["skip_rate"]), "", "")
+        else:
+            table.add_row("AGC by record: weight of the lowest tenth", percent(lowest), "", "")
     if best := report["run"].get("best_without_copies"):
         table.add_row(f"best without copies: step {best['step']:,}, FID", three_digits(best["fid"]), "", "")
     if (gap := report["run"].get("gap")) is not None:
@@ -177,6 +180,7 @@ def write_pictures(
         curves["loss_by_epoch"],
         validation=curves["validation_loss"],
         round_epochs=curves["round_epochs"],
+        weights=curves["weights_by_epoch"],
         skip_rate=curves["skip_rate_by_timestep"] if run["threshold"] or run.get("criterion") else None,
         loss_by_timestep=curves["loss_by_timestep"],
         threshold=run["threshold"],

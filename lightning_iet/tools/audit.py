@@ -27,6 +27,7 @@ from lightning_iet.data.ranges import ValueRange, parse_range
 from lightning_iet.data.sources import open_source
 from lightning_iet.evaluation.membership import Membership
 from lightning_iet.utilities.devices import usable_device
+from lightning_iet.utilities.errors import arguments_called
 from lightning_iet.utilities.files import FILES, check_apart, check_free, check_writable, remedies, whole_folder
 
 AUTO = "auto"
@@ -39,7 +40,7 @@ class AuditJob:
 
     out: Path
     features: str
-    weights: Path | None
+    feature_weights: Path | None
     resize: str | None
     fit: Fit | None
     range: str | None
@@ -53,18 +54,18 @@ class AuditJob:
     false_finds: float
     review: Path | None
     title: str
-    images: bool
-    pairs: int
+    show_images: bool
+    num_pairs: int
     fail_on_copies: bool | float
     strict: bool
     overwrite: bool
     cache: Path | None
-    workers: int | None
+    num_workers: int | None
     device: str
 
     def __post_init__(self) -> None:
         """Find out now what would end a long job later."""
-        for name in ("pairs", "workers"):
+        for name in ("num_pairs", "num_workers"):
             value = getattr(self, name)
             if value is not None and value < 0:
                 raise ValueError(f"Argument `{name}` expected an integer ≥ 0, but got {value}.")
@@ -113,7 +114,7 @@ class AuditJob:
             value_range=self.value_range,
             background=self.background,
             strict=self.strict,
-            workers=self.workers,
+            workers=self.num_workers,
         )
 
     @cached_property
@@ -141,7 +142,9 @@ class AuditJob:
     @cached_property
     def network(self) -> Features:
         """What distances are measured in."""
-        return build_features(PIXELS if self.features == AUTO else self.features, weights=self.weights, device=self.on)
+        name = PIXELS if self.features == AUTO else self.features
+        with arguments_called(name="features", weights="feature_weights"):
+            return build_features(name, weights=self.feature_weights, device=self.on)
 
     @contextmanager
     def read(
@@ -208,7 +211,7 @@ class AuditJob:
 
     def _publish(self, found: Audit, findings: Findings) -> None:
         with whole_folder(self.folder, check=lambda: check_free(self.folder, overwrite=self.overwrite)) as folder:
-            write_report(found, findings, folder, pairs=self.pairs, images=self.images)
+            write_report(found, findings, folder, pairs=self.num_pairs, images=self.show_images)
         console = Console()
         console.print(findings_table(findings))
         for name, facts in findings.sets.items():
@@ -231,7 +234,7 @@ def audit(
     held_out: Path | None = None,
     out: Path = Path("audit"),
     features: str = AUTO,
-    weights: Path | None = None,
+    feature_weights: Path | None = None,
     resize: str | None = None,
     fit: Fit | None = None,
     range: str | None = None,
@@ -245,13 +248,13 @@ def audit(
     false_finds: float = 0.05,
     review: Path | None = None,
     title: str = "",
-    images: bool = True,
-    pairs: int = 100,
+    show_images: bool = True,
+    num_pairs: int = 100,
     fail_on_copies: bool | float = False,
     strict: bool = False,
     overwrite: bool = False,
     cache: Path | None = None,
-    workers: int | None = None,
+    num_workers: int | None = None,
     device: str = "auto",
 ) -> Findings:
     """Find out whether generated images are copies of training images.
@@ -273,7 +276,7 @@ def audit(
         features: What the published measures are taken in: pixels, or a network: efficientnet, sscd, clip, inception,
             clean-inception, digits, or a TorchScript file (.ts). auto = pixels, and moved copies are looked for by a
             small network; pixels = without it.
-        weights: The network's weight file.
+        feature_weights: The network's weight file.
         resize: Size to bring all images to, such as 64 or 64x48 (width x height); without it all must have one size.
         fit: Whether resizing crops the middle of an image of another shape, as `fit` does, or stretches it; without it
             such images are refused.
@@ -292,15 +295,15 @@ def audit(
         false_finds: Level of the share of innocent images among those named by comparison with held-out images.
         review: File of confirmed and dismissed pairs that was saved in the page of an earlier report.
         title: Title of the report.
-        images: Show images in the report. Without them it holds names and figures only.
-        pairs: Generated images, nearest to training images first, that the report shows.
+        show_images: Show images in the report. Without them it holds names and figures only.
+        num_pairs: Generated images, nearest to training images first, that the report shows.
         fail_on_copies: Exit with status 3 if more than this share of the images are copies (alone: any), with 4 if it
             cannot be decided.
         strict: Refuse images that cannot be read, instead of listing them.
         overwrite: Replace an earlier report.
         cache: Folder to keep finished work in, for further audits; by default it lies in OUT.partial until the report
             is written.
-        workers: Processes that decode images; by default one for each core.
+        num_workers: Processes that decode images; by default one for each core.
         device: "cpu", "cuda", "cuda:1" ...; "auto" = a GPU if there is one.
 
     Returns:

@@ -36,7 +36,7 @@ def audit_model(
     loss_timesteps: int = 20,
     out: Path = Path("audit"),
     features: str = AUTO,
-    weights: Path | None = None,
+    feature_weights: Path | None = None,
     resize: str | None = None,
     fit: Fit | None = None,
     range: str | None = None,
@@ -50,13 +50,13 @@ def audit_model(
     false_finds: float = 0.05,
     review: Path | None = None,
     title: str = "",
-    images: bool = True,
-    pairs: int = 100,
+    show_images: bool = True,
+    num_pairs: int = 100,
     fail_on_copies: bool | float = False,
     strict: bool = False,
     overwrite: bool = False,
     cache: Path | None = None,
-    workers: int | None = None,
+    num_workers: int | None = None,
     device: str = "auto",
 ) -> Findings:
     """Find out whether a diffusion model copies its training images.
@@ -86,7 +86,7 @@ def audit_model(
         features: What the published measures are taken in: pixels, or a network: efficientnet, sscd, clip, inception,
             clean-inception, digits, or a TorchScript file (.ts). auto = pixels, and moved copies are looked for by a
             small network; pixels = without it.
-        weights: The network's weight file.
+        feature_weights: The network's weight file.
         resize: Size to bring all images to; by default that of the images that the model samples.
         fit: Whether resizing crops the middle of an image of another shape or stretches it; by default as the model was
             trained, if its checkpoint says so.
@@ -106,15 +106,15 @@ def audit_model(
         false_finds: Level of the share of innocent images among those named by comparison with held-out images.
         review: File of confirmed and dismissed pairs that was saved in the page of an earlier report.
         title: Title of the report.
-        images: Show images in the report. Without them it holds names and figures only.
-        pairs: Generated images, nearest to training images first, that the report shows.
+        show_images: Show images in the report. Without them it holds names and figures only.
+        num_pairs: Generated images, nearest to training images first, that the report shows.
         fail_on_copies: Exit with status 3 if more than this share of the images are copies (alone: any), with 4 if it
             cannot be decided.
         strict: Refuse images that cannot be read, instead of listing them.
         overwrite: Replace an earlier report.
         cache: Folder to keep finished work in, for further audits; by default it lies in OUT.partial until the report
             is written.
-        workers: Processes that decode images; by default one for each core.
+        num_workers: Processes that decode images; by default one for each core.
         device: "cpu", "cuda", "cuda:1" ...; "auto" = a GPU if there is one.
 
     Returns:

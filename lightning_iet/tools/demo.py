@@ -30,7 +30,7 @@ _STEPS_OF_EPOCH = 19
 _SHOWN = 12  # pairs of each run in the picture
 
 
-def demo(*, out: Path = Path("runs/demo"), epochs: int = 130, seed: int = 0) -> dict[str, dict[str, Any]]:
+def demo(*, out: Path = Path("runs/demo"), max_epochs: int = 130, seed: int = 0) -> dict[str, dict[str, Any]]:
     """Train the same small model twice, plainly and protected, on digits of which ten occur 20 times each.
 
     Both runs go side by side, each on a part of the cores, for about three minutes. Prints one table of quality and
@@ -39,21 +39,23 @@ def demo(*, out: Path = Path("runs/demo"), epochs: int = 130, seed: int = 0) -> 
 
     Args:
         out: Folder for both runs and the picture; one that holds files already is left as it is.
-        epochs: Length of both runs, of 19 steps each.
+        max_epochs: Length of both runs, of 19 steps each.
         seed: Seed of initial weights, training and sampled images.
 
     Returns:
         What ``metrics.json`` of each run holds, by ``plain`` and ``protected``.
 
     Raises:
-        ValueError: If ``epochs`` is less than 1, the folder cannot be written, or a run failed.
+        ValueError: If ``max_epochs`` is less than 1, the folder cannot be written, or a run failed.
     """
-    if epochs < 1:
-        raise ValueError(f"Argument `epochs` expected an integer ≥ 1, but got {epochs}.")
+    if max_epochs < 1:
+        raise ValueError(f"Argument `max_epochs` expected an integer ≥ 1, but got {max_epochs}.")
     folder = free_folder(Path(out))
     check_writable(folder, argument="out", remedy="Give another folder with `--out`.")
-    jobs = [Job(number, {}, _command(name, epochs, seed), folder / name, METRICS) for number, name in enumerate(RUNS)]
-    _train(jobs, epochs)
+    jobs = [
+        Job(number, {}, _command(name, max_epochs, seed), folder / name, METRICS) for number, name in enumerate(RUNS)
+    ]
+    _train(jobs, max_epochs)
     reports = {name: read_metrics(folder / name / METRICS, kind="evaluation") for name in RUNS}
     console = Console()
     console.print(_table(reports))

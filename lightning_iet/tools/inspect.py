@@ -85,7 +85,7 @@ def inspect(
     if k < 1:
         raise ValueError(f"Argument `k` expected an integer ≥ 1, but got {k}.")
     folder = Path(out)
-    check_writable(folder, argument="out", remedy="Give another folder with --out.")
+    check_writable(folder, argument="out", remedy="Give another folder with --out.", make=False)
     with TemporaryDirectory() as work:
         images = read_images(
             open_source(train, argument="train"),

@@ -29,7 +29,7 @@ from lightning_iet.callbacks.parameter_selection.callback import ParameterSelect
 from lightning_iet.functional.parameter_groups import Family, Granularity, ParameterGroups
 from lightning_iet.search import Candidate, SelectionSearch, search_selection
 from lightning_iet.utilities.configurations import find_configuration
-from lightning_iet.utilities.errors import first_line
+from lightning_iet.utilities.errors import first_line, own_cause
 from lightning_iet.utilities.files import METRICS, check_writable
 
 TRIALS, TRIAL_CONFIG, LOG = "trials", "trial.yaml", "output.log"
@@ -49,11 +49,11 @@ def memcontrol(
     objectives: Sequence[str] = ("fid", "memorized_fraction"),
     minus_control: bool = True,
     lr: Sequence[float] = (1e-5, 1e-3),
-    steps: int | None = None,
+    max_steps: int | None = None,
     checkpoints: int = 3,
     subset: int | None = None,
     repeat: Sequence[int] = (0, 1),
-    sampler: Literal["tpe", "nsga2", "random"] = "tpe",
+    algorithm: Literal["tpe", "nsga2", "random"] = "tpe",
     storage: str | None = None,
     enqueue: Sequence[str] = (),
     repeat_duplicates: bool = False,
@@ -82,12 +82,12 @@ def memcontrol(
             max:NAME for distances, which are to be large.
         minus_control: Whether of memorization only what exceeds that of held-out images counts.
         lr: Lowest and highest learning rate; twice the same keeps it fixed.
-        steps: Optimizer steps of a trial; by default the configuration's max_steps.
+        max_steps: Optimizer steps of a trial; by default the configuration's max_steps.
         checkpoints: How often a trial is measured, in equal distances; every time is a point of its own.
         subset: Training images of a trial; by default all.
         repeat: How many of these occur how often, to provoke memorization in a short training. The published search
             repeats a subset 50 times beside one percent of the data.
-        sampler: What draws masks: tpe, nsga2, or random, which is what the published search comes to.
+        algorithm: What draws masks: tpe, nsga2, or random, which is what the published search comes to.
         storage: Where trials are kept: the URL of a database, a file ending in .journal, or an SQLite file.
         enqueue: Masks to try first.
         repeat_duplicates: Whether a mask is trained again that was tried with about the same learning rate.
@@ -103,7 +103,7 @@ def memcontrol(
     """
     config = find_configuration(config)
     settings = _read(config, lr_option=lr_option)
-    steps = _steps(settings, steps, checkpoints)
+    steps = _steps(settings, max_steps, checkpoints)
     if len(lr) != 2:
         raise ValueError(f"Argument `lr` expected two numbers, the lowest and the highest, but got {list(lr)}.")
     if len(repeat) != 2:
@@ -134,7 +134,7 @@ def memcontrol(
         trials=trials,
         jobs=jobs,
         learning_rates=(float(lr[0]), float(lr[1])),
-        sampler=sampler,
+        sampler=algorithm,
         storage=storage,
         enqueue=enqueue,
         repeat_duplicates=repeat_duplicates,
@@ -307,7 +307,10 @@ def _check_repeats(settings: Mapping[str, Any], repeated: int) -> None:
 def _make(parser: LightningArgumentParser, parsed: Any) -> Any:
     """Make the objects that parsed settings describe."""
     make = getattr(parser, "instantiate", None) or parser.instantiate_classes  # the name since jsonargparse 4.49
-    return make(parsed)
+    try:
+        return make(parsed)
+    except ValueError as error:
+        raise own_cause(error) or error from None  # without all that jsonargparse tried
 
 
 def _parse(base: type, name: str, settings: Mapping[str, Any]) -> tuple[LightningArgumentParser, Any]:
@@ -338,12 +341,12 @@ def _steps(settings: Mapping[str, Any], steps: int | None, checkpoints: int) -> 
         steps = settings["trainer"].get("max_steps", -1)
         if not isinstance(steps, int) or steps < 1:
             raise ValueError(
-                "Argument `steps` expected an integer ≥ 1, but got none, and the configuration's trainer has no "
-                "max_steps. Give the length of a trial with `--steps`."
+                "Argument `max_steps` expected an integer ≥ 1, but got none, and the configuration's trainer has no "
+                "max_steps. Give the length of a trial with `--max-steps`."
             )
     if steps < 1 or checkpoints < 1 or steps % checkpoints:
         raise ValueError(
-            f"Arguments `steps` and `checkpoints` expected integers ≥ 1, of which the second divides the first, but "
+            "Arguments `max_steps` and `checkpoints` expected integers ≥ 1, of which the second divides the first, but "
             f"got {steps} and {checkpoints}."
         )
     return steps

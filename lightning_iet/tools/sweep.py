@@ -34,7 +34,7 @@ _MANY = 4  # runs, fewer of which begin without an estimate, which takes some se
 
 
 def sweep(
-    files: Sequence[Path], *, jobs: int = 1, out: Path = Path("runs/sweeps"), count: int | None = None, seed: int = 0
+    files: Sequence[Path], *, jobs: int = 1, out: Path = Path("runs/sweeps"), trials: int | None = None, seed: int = 0
 ) -> None:
     """Run sweeps, such as configs/sweeps/agc_threshold.yaml, on this machine.
 
@@ -48,7 +48,7 @@ def sweep(
         files: Files of sweeps: method grid, random or bayes (these two choose points with Optuna).
         jobs: Runs at a time, each on its part of the cores.
         out: Folder for the runs.
-        count: Number of runs of random and bayes; by default the file's run_cap.
+        trials: Number of runs of random and bayes; by default the file's run_cap.
         seed: Seed of the choice.
 
     Raises:
@@ -59,13 +59,13 @@ def sweep(
         raise ValueError(f"Argument `jobs` expected an integer ≥ 1, but got {jobs}.")
     sweeps = [read_sweep(_file(Path(file))) for file in files]
     for plan in sweeps:
-        if plan.method != "grid" and count is None and plan.cap is None:
-            raise ValueError(f"Argument `count` expected a number of runs for '{plan.path}', but got none.")
+        if plan.method != "grid" and trials is None and plan.cap is None:
+            raise ValueError(f"Argument `trials` expected a number of runs for '{plan.path}', but got none.")
     with interrupted_by_sigterm():
         for plan in sweeps:
             folder = Path(out) / plan.name
             check_writable(folder, argument="out", remedy="Give another folder with `--out`.")
-            _run(plan, folder, jobs=jobs, count=count or plan.cap or 0, seed=seed)
+            _run(plan, folder, jobs=jobs, trials=trials or plan.cap or 0, seed=seed)
 
 
 def _file(path: Path) -> Path:
@@ -73,7 +73,7 @@ def _file(path: Path) -> Path:
     return path if path.is_file() else shipped_configuration(path) or path
 
 
-def _run(plan: SweepFile, folder: Path, *, jobs: int, count: int, seed: int) -> None:
+def _run(plan: SweepFile, folder: Path, *, jobs: int, trials: int, seed: int) -> None:
     """Run what has not finished; an interrupted sweep still has its table."""
     errors: dict[Path, str] = {}
     with ExitStack() as stack:
@@ -83,10 +83,10 @@ def _run(plan: SweepFile, folder: Path, *, jobs: int, count: int, seed: int) -> 
             waiting = (job for job in planned if not job.is_finished)
             study = None
         else:
-            study = stack.enter_context(open_study(plan, folder, trials=count, seed=seed))
-            total, finished = count, sum(trial.state in ("complete", "failed") for trial in study.trials())
-            trials = iter(lambda: study.next(count), None)
-            waiting = (_job(plan, folder, trial.number, trial.parameters) for trial in trials)
+            study = stack.enter_context(open_study(plan, folder, trials=trials, seed=seed))
+            total, finished = trials, sum(trial.state in ("complete", "failed") for trial in study.trials())
+            drawn = iter(lambda: study.next(trials), None)
+            waiting = (_job(plan, folder, trial.number, trial.parameters) for trial in drawn)
         _announce(plan, folder, total=total, finished=finished, jobs=jobs)
         bar = stack.enter_context(progress_bar(f"Runs of {plan.name}", total))
         bar.advance(finished)

@@ -50,9 +50,51 @@ def one_line_errors(program: str) -> Iterator[None]:
             raise
         if is_connection_lost(error):
             fail(program, _lost(error), everywhere=True)
+        if type(error).__module__.startswith("wandb") and "API key" in str(error):
+            fail(program, "Weights & Biases has no API key. Run `wandb login`, or set WANDB_MODE=offline.")
         if not isinstance(error, _USERS) and type(error).__name__ != "MisconfigurationException":  # of either Lightning
             raise
         fail(program, str(error) or type(error).__name__, unexpected=not _is_ours(error))
+
+
+@contextmanager
+def arguments_called(**given: str) -> Iterator[None]:
+    """Let errors name arguments as the caller's user has given them.
+
+    Args:
+        given: What the user calls an argument, by what the called function calls it.
+
+    Example:
+        >>> with arguments_called(weights="feature_weights"):
+        ...     raise ValueError("Argument `weights` expected a file, but got a folder.")
+        Traceback (most recent call last):
+        ...
+        ValueError: Argument `feature_weights` expected a file, but got a folder.
+    """
+    try:
+        yield
+    except (ValueError, FileNotFoundError) as error:
+        text = str(error)
+        for name, own in given.items():
+            text = text.replace(f"`{name}`", f"`{own}`")
+        if text == str(error):
+            raise
+        raise type(error)(text) from error
+
+
+def own_cause(error: BaseException) -> BaseException | None:
+    """Return what an argument of ours was refused with, among the causes of an error; ``None`` = it is none of ours.
+
+    Example:
+        >>> error = ValueError("Does not validate against any of the Union subtypes")
+        >>> error.__cause__ = ValueError("Argument `k` expected an integer.")
+        >>> own_cause(error)
+        ValueError('Argument `k` expected an integer.')
+    """
+    cause: BaseException | None = error
+    while cause is not None and not str(cause).startswith("Argument"):
+        cause = cause.__cause__
+    return cause
 
 
 def _is_ours(error: BaseException) -> bool:

@@ -126,6 +126,36 @@ def test_anti_gradient_control_is_reported(tmp_path):
     assert curves["loss_by_timestep"] == agc.loss_by_timestep().tolist()
 
 
+def test_weights_by_record_are_reported_epoch_by_epoch_and_go_on_with_a_resumed_run(tmp_path, capsys):
+    class Spy(pl.Callback):
+        def on_train_epoch_end(self, trainer, module):  # groups of options come first
+            weights = sorted(agc.records.weights().tolist())
+            expected.append([sum(weights) / 64, sum(weights[:6]) / 6])
+
+    expected, evaluation, data = [], Evaluation(4), {"data": DigitsDataModule(64, num_control=10, batch_size=16)}
+    agc = AntiGradientControl(criterion="record", eta=0.5, num_bins=2)
+    trainer, _ = fit(tmp_path, evaluation, callbacks=[agc, Spy()], **data, trainer={"max_epochs": 4})
+    found = evaluation.report["curves"]["weights_by_epoch"]
+    assert torch.tensor(found).allclose(torch.tensor(expected))
+    assert found[-1][1] < found[-1][0] < 1
+    assert evaluation.report["run"]["lowest_weights"] == found[-1][1]
+    printed = capsys.readouterr().out
+    assert "AGC by record: weight of" in printed
+    assert "skipped by AGC" not in printed
+    trainer.save_checkpoint(tmp_path / "first.ckpt")
+    agc, resumed = AntiGradientControl(criterion="record", eta=0.5, num_bins=2), Evaluation(4)
+    fit(tmp_path, resumed, callbacks=[agc], **data, trainer={"max_epochs": 5}, ckpt_path=tmp_path / "first.ckpt")
+    assert resumed.report["curves"]["weights_by_epoch"][:4] == found
+    assert len(resumed.report["curves"]["weights_by_epoch"]) == 5
+
+
+def test_without_weights_none_are_reported(tmp_path):
+    evaluation = Evaluation(4)
+    fit(tmp_path, evaluation, callbacks=[AntiGradientControl(0.5)])
+    assert evaluation.report["curves"]["weights_by_epoch"] is None
+    assert evaluation.report["run"]["lowest_weights"] is None
+
+
 # --- the files -------------------------------------------------------------------------------------------------------
 
 
@@ -457,7 +487,7 @@ class WrongSize(Copier):
         ({}, {"data": Bare()}, "`datamodule` expected .* got Bare without `train_set`, `control_set`, `reference_set`"),
         ({"k": 65}, {}, "expected at least k=65 images, but got 64. Pass k=64"),
         ({"num_inference_steps": 1001}, {}, "`num_inference_steps` expected at most 1000"),
-        ({"feature_weights": "nowhere.safetensors"}, {}, "`weights` expected an existing file, but got nowhere"),
+        ({"feature_weights": "no.pt"}, {}, "`feature_weights` expected an existing file, but got no.pt"),
         ({}, {"module": WrongSize()}, r"draws images like those of training, \(1, 8, 8\), but got \(1, 16, 16\)"),
         ({}, {"data": DigitsDataModule(64, num_control=1, batch_size=16)}, "`control_set` expected at least 2 images"),
     ],

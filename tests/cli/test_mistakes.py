@@ -15,8 +15,14 @@ MISTAKES = [
     # commands
     (["trian"], "There is no command 'trian'."),
     (["audti"], "There is no command 'audti'. Did you mean audit?"),
+    (["train", "--images", "few"], "There is no command 'train'. Did you mean fit?"),
+    (["--config", "digits/baseline"], "Expected a command first, but got '--config', as in `lightning-iet fit"),
     # configurations
     (["fit"], "`fit` expected a configuration, but got none. Try `lightning-iet fit --config digits/iet_agc`"),
+    (["fit", "--config"], "Option --config expected a file or a name, but got none."),
+    (["fit", "digits/baseline"], "Did you mean `lightning-iet fit --config digits/baseline`?"),
+    (["fit", "few"], "Did you mean `lightning-iet fit --images few`?"),
+    (["test", "--config", "digits/baseline"], "`test` expected a trained model, but got none: --ckpt_path RUN_FOLDER."),
     (["fit", "--config", "digits/iet_acg"], "but got 'digits/iet_acg'. Did you mean digits/iet_agc?"),
     (["fit", "--config", "text.yaml"], "Option --config expected"),
     (["fit", "--config", "class.yaml"], "but got 'DiffusionModul'. Did you mean DiffusionModule?"),
@@ -24,6 +30,19 @@ MISTAKES = [
     # options
     ([*DIGITS, "--agc.treshold", "1"], "There is no option --agc.treshold. Did you mean --agc.threshold?"),
     ([*DIGITS, "--treshold", "1"], "There is no option --treshold. Did you mean --agc.threshold?"),
+    ([*DIGITS, "--seed", "1"], "There is no option --seed. Did you mean --seed_everything?"),
+    ([*DIGITS, "--epochs", "3"], "There is no option --epochs. Did you mean --trainer.max_epochs?"),
+    ([*DIGITS, "--lr", "0.1"], "There is no option --lr. Did you mean --model.optimizer.init_args.lr?"),
+    ([*DIGITS, "--resume", "last"], "There is no option --resume. Did you mean --ckpt_path?"),
+    ([*DIGITS, "--out", "here"], "There is no option --out. Did you mean --trainer.logger.save_dir?"),
+    ([*DIGITS, "--trainer.accelerator", "gpuu"], "but got 'gpuu' and 'auto'. Leave both out to take what is there."),
+    ([*DIGITS, "--trainer.devices", "0"], "but got 'cpu' and '0'. Leave both out to take what is there."),
+    ([*DIGITS, "--trainer.precision", "fp8"], "bf16-mixed, 32-true"),
+    ([*DIGITS, "--trainer.logger", "wandb"], "Did you mean lightning.pytorch.loggers.WandbLogger?"),
+    ([*DIGITS, "--trainer.max_epochs"], "Option --trainer.max_epochs expected a value behind it, but got none."),
+    ([*DIGITS, "--evaluation.measures", "mifid,kid"], "expected a list, such as [a,b], but got 'mifid,kid'."),
+    ([*DIGITS, "--data", "few"], "but got 'few'. Give a folder of images with --images."),
+    ([*DIGITS, "--data.root", "few"], "Option --data.root does not belong to the class in the configuration."),
     ([*DIGITS, "--trainer.max_epoch", "3"], "Did you mean --trainer.max_epochs?"),
     ([*DIGITS, "--model.ema_deca", "0.9"], "There is no option `ema_deca`. Did you mean --model.ema_decay?"),
     ([*DIGITS, "--trainer.max_epochs", "three"], "--trainer.max_epochs expected an integer or null, but got 'three'."),
@@ -42,10 +61,25 @@ MISTAKES = [
     (["fit", "--images", "empty"], "'empty'"),
     (["fit", "--images", "few"], "Option --images expected at least 10 images"),
     (["fit", "--config", "images"], "Option --images expected a folder of images, but got none."),
+    (["fit", "--image", "few"], "`fit` expected a configuration, but got none."),
+    ([*DIGITS, "--image", "few"], "There is no option --image. Did you mean --images?"),
+    ([*DIGITS, "--images", "few"], "but got one with DigitsDataModule. Leave out one of --config and --images."),
     # tools
     (["sample", "empty"], "Argument `ckpt` expected a checkpoint or the folder of a run, but got 'empty'"),
     (["sample"], "Option --ckpt is missing."),
     (["sample", "--ckpt", "text.yaml", "--num", "3"], "There is no option --num. Did you mean --num-samples?"),
+    (["sample", "--ckpt_path", "empty"], "There is no option --ckpt-path. Did you mean --ckpt?"),
+    (["sample", "text.yaml", "--num-samples", "many"], "Option --num-samples expected an integer, but got 'many'."),
+    (["audit", "--generated", "few", "--train", "few", "--weights", "f"], "Did you mean --feature-weights?"),
+    (["audit", "--generated", "few", "--train", "few", "--no-images"], "Did you mean --no-show-images?"),
+    (["audit", "--generated", "few", "--train", "more", "--features", "resnet"], "`features` expected 'pixels'"),
+    (["audit-model"], "Options --train and --held-out are missing."),
+    (["inspect", "--train", "empty"], "Argument `train` expected images, but got 'empty', which holds none"),
+    (["compare"], "`lightning-iet compare` expected one or more RUNS, but got none."),
+    (["sweep", "sweeps/agc_threshold", "--count", "3"], "There is no option --count. Did you mean --trials?"),
+    (["memcontrol", "--config", "digits/finetune", "--sampler", "tpe"], "Did you mean --algorithm?"),
+    (["memcontrol", "--config", "digits/finetune", "--steps", "5"], "Did you mean --max-steps?"),
+    (["demo", "--epochs", "5"], "Did you mean --max-epochs?"),
     (["audit", "--generated", "few", "--train", "few", "--helout", "few"], "Did you mean --held-out?"),
     (["audit", "--generated", "few"], "Option --train is missing."),
     (["audit", "--generated", "few", "--train", "nowhere", "--held-out", "few"], "'nowhere', which does not exist"),
@@ -64,6 +98,7 @@ def _place(tmp_path_factory):
         Path("key.yaml").write_text("modell: 3\n")
         Path("class.yaml").write_text("model: {class_path: DiffusionModul}\ndata: {class_path: DigitsDataModule}\n")
         write_pictures(Path("few"), ["a.png", "b.png"])
+        write_pictures(Path("more"), ["c.png", "d.png"])
         yield
 
 

@@ -156,7 +156,7 @@ def test_a_checkpoint_of_another_architecture_is_one_short_line(capsys):
         (["fit", "--config", "nowhere.yaml"], "nowhere.yaml"),
         (["sample", "--ckpt", "nowhere.ckpt"], "expected a checkpoint file, but got 'nowhere.ckpt'"),
         (["compare", "nowhere"], "but got 'nowhere', which does not exist"),
-        (["compare"], "runs"),
+        (["compare"], "expected one or more RUNS"),
         (["fly"], "fly"),
     ],
 )

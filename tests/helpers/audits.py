@@ -13,14 +13,27 @@ DATE = "1700000000"  # for SOURCE_DATE_EPOCH: reports of the same images are the
 FILES = {"report.html", "pairs.csv", "metrics.json", "pairs.png", "ratios.png"}
 
 
-COMMAND = ["--generated", "generated", "--train", "train", "--out", "report", "--k", "20", "--workers", "0"]
+COMMAND = ["--generated", "generated", "--train", "train", "--out", "report", "--k", "20", "--num-workers", "0"]
 
 
-QUICK_MODEL = {"num_samples": 20, "num_inference_steps": 3, "batch_size": 8, "loss_timesteps": 5, "k": 5, "workers": 0}
+QUICK_MODEL = {
+    "num_samples": 20,
+    "num_inference_steps": 3,
+    "batch_size": 8,
+    "loss_timesteps": 5,
+    "k": 5,
+    "num_workers": 0,
+}
 
 
 def run(**options):
-    settings = {"generated": Path("generated"), "train": Path("train"), "out": Path("report"), "k": 20, "workers": 0}
+    settings = {
+        "generated": Path("generated"),
+        "train": Path("train"),
+        "out": Path("report"),
+        "k": 20,
+        "num_workers": 0,
+    }
     return audit(**settings | options)
 
 

@@ -84,7 +84,7 @@ class Averages(torch.nn.Module):
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*deprecated")
 def test_similarity_of_descriptors(here, capsys):
     torch.jit.script(Averages()).save("sscd.ts")
-    main(["audit", *COMMAND, "--held-out", "held_out", "--features", "sscd", "--weights", "sscd.ts"])
+    main(["audit", *COMMAND, "--held-out", "held_out", "--features", "sscd", "--feature-weights", "sscd.ts"])
     network = SSCDFeatures("sscd.ts")
     sets = [torch.cat([random_pixels(60)[:3], random_pixels(37, seed=1)]), random_pixels(30, seed=2), random_pixels(60)]
     generated, held_out, train = (torch.nn.functional.normalize(network(pixels).double()) for pixels in sets)
@@ -205,8 +205,8 @@ def test_an_empty_folder_and_a_report_may_be_replaced(here, capsys):
         (["--out", "a_file"], "which is something else"),
         (["--out", "/dev/null/report"], "expected a folder that can be written"),
         (["--ratio", "0"], "Argument `ratio` expected"),
-        (["--pairs", "-1"], "Argument `pairs` expected an integer ≥ 0"),
-        (["--workers", "-1"], "Argument `workers` expected an integer ≥ 0"),
+        (["--num-pairs", "-1"], "Argument `num_pairs` expected an integer ≥ 0"),
+        (["--num-workers", "-1"], "Argument `num_workers` expected an integer ≥ 0"),
         (["--invariance", "turn"], "invariance"),
     ],
 )
@@ -279,7 +279,7 @@ def test_a_disk_that_fills_while_images_are_read(here, capsys, monkeypatch, work
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(Path, "write_bytes", full)
-    assert "The disk is full (No space left on device): no report" in fails(capsys, *COMMAND, "--workers", workers)
+    assert "The disk is full (No space left on device): no report" in fails(capsys, *COMMAND, "--num-workers", workers)
     assert not list(here.glob("report*/*"))
 
 

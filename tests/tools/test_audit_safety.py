@@ -146,7 +146,7 @@ def test_damaged_containers_are_one_line(here, capsys):
     ("arguments", "message"),
     [
         (["--device", "abacus"], "`device` expected a device of this machine"),
-        (["--weights", "nowhere"], "`weights` expected None with features='pixels'"),
+        (["--feature-weights", "nowhere"], "`feature_weights` expected None with features='pixels'"),
         (["--resize", "99999"], "which takes"),
         (
             ["--cache", "train/00000.png"],

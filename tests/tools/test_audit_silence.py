@@ -24,7 +24,7 @@ def _here(tmp_path, monkeypatch):
 
 def run(**options):
     given = {name: Path(name) for name in ("generated", "train", "held_out") if Path(name).exists()}
-    return audit(**given | {"out": Path("report"), "workers": 0, "overwrite": True, "moved": False} | options)
+    return audit(**given | {"out": Path("report"), "num_workers": 0, "overwrite": True, "moved": False} | options)
 
 
 def write_deep(folder, images, top):
@@ -77,7 +77,18 @@ def test_images_as_a_data_module_crops_them(capsys):
     data = ImageFolderDataModule(Path("train"), image_size=24, num_control=2, num_reference=2, check=False)
     data.setup("fit")
     write_images(Path("generated"), eight_bits(torch.stack([data.train_set[i][0] for i in range(60)])))
-    arguments = ["--generated", "generated", "--train", "train", "--resize", "24", "--workers", "0", "--moved", "false"]
+    arguments = [
+        "--generated",
+        "generated",
+        "--train",
+        "train",
+        "--resize",
+        "24",
+        "--num-workers",
+        "0",
+        "--moved",
+        "false",
+    ]
     line = fails(capsys, *arguments)
     assert "expected images of the shape of 24x24, but got some of 72x48" in line
     assert "--fit crop takes the middle (as `lightning-iet fit` does)" in line
@@ -147,7 +158,7 @@ def test_an_ascii_terminal_gets_ascii():
     command = [sys.executable, "-m", "lightning_iet", "audit", "--generated", "generated", "--train", "train"]
     for encoding, options, status in (("ascii", ["--out", "a"], 0), ("cp1252", ["--k", "0"], 2)):
         environment = {"PYTHONIOENCODING": encoding, "PATH": "/usr/bin:/bin", "PYTHONPATH": ":".join(sys.path)}
-        done = subprocess.run([*command, "--workers", "0", *options], capture_output=True, env=environment)
+        done = subprocess.run([*command, "--num-workers", "0", *options], capture_output=True, env=environment)
         assert done.returncode == status, done.stderr
         assert (done.stdout + done.stderr).decode(encoding)
     assert b"expected an integer >= 2" in done.stderr
@@ -161,7 +172,7 @@ def test_the_exit_status_tells_a_pipeline(copies, options, status):
     write_images(Path("train"), train)
     write_images(Path("held_out"), random_pixels(40, seed=2))
     write_images(Path("generated"), torch.cat([train[:copies], random_pixels(40, seed=1)]))
-    arguments = ["--generated", "generated", "--train", "train", "--held-out", "held_out", "--workers", "0"]
+    arguments = ["--generated", "generated", "--train", "train", "--held-out", "held_out", "--num-workers", "0"]
     for number, share in enumerate(([], ["0.01"], ["0.5"]) if options else ([],)):
         expected = 0 if share == ["0.5"] else status
         arguments_here = [*arguments, "--out", f"report{number}", *options, *share]
@@ -185,7 +196,7 @@ def test_in_python_the_result_has_a_verdict_pairs_and_metrics():
     train = random_pixels(60)
     write_images(Path("train"), train)
     write_images(Path("generated"), torch.cat([train[:3], random_pixels(37, seed=1)]))
-    found = run(title="Ward 7", images=False)
+    found = run(title="Ward 7", show_images=False)
     assert found.verdict.level == "copies"
     assert found.metrics == metrics() | {"date": found.date}
     assert found.pairs[0]["sha256"] == found.pairs[0]["source_sha256"]

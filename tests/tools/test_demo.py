@@ -27,7 +27,7 @@ def test_both_runs_differ_in_the_method_alone():
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("demo") / "out"
-    return folder, demo(out=folder, epochs=2, seed=3)
+    return folder, demo(out=folder, max_epochs=2, seed=3)
 
 
 def test_it_trains_both_on_the_same_uneven_set(finished):
@@ -74,7 +74,7 @@ def test_a_second_demo_leaves_the_first_alone(finished, monkeypatch, tmp_path):
     folder, _ = finished
     monkeypatch.setattr(module, "_train", lambda jobs, epochs: (tmp_path / "jobs").write_text(str(jobs[0].folder)))
     with pytest.raises(OSError, match=r"metrics\.json"):
-        demo(out=folder, epochs=1)
+        demo(out=folder, max_epochs=1)
     assert (tmp_path / "jobs").read_text() == f"{folder}-1/plain"
 
 
@@ -82,7 +82,7 @@ def test_a_failed_run_says_where_to_look(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(module.CONFIGS, "plain", "nowhere.yaml")
     monkeypatch.setitem(module.CONFIGS, "protected", "nowhere.yaml")
     with pytest.raises(SystemExit) as stop:
-        main(["demo", "--out", str(tmp_path / "out"), "--epochs", "1"])
+        main(["demo", "--out", str(tmp_path / "out"), "--max-epochs", "1"])
     assert stop.value.code == 2
     error = capsys.readouterr().err
     assert "nowhere.yaml" in error
@@ -91,7 +91,7 @@ def test_a_failed_run_says_where_to_look(tmp_path, monkeypatch, capsys):
 
 def test_less_than_an_epoch_is_refused(tmp_path):
     with pytest.raises(ValueError, match="`epochs` expected an integer ≥ 1, but got 0"):
-        demo(out=tmp_path, epochs=0)
+        demo(out=tmp_path, max_epochs=0)
 
 
 def test_the_last_step_is_read_while_a_run_writes(tmp_path):

@@ -24,7 +24,7 @@ from lightning_iet.tools.memcontrol import Training, _for_trials, figures_at, me
 
 STUDIES = ("references", "masks")
 BARE = "lightning.pytorch.demos.boring_classes.BoringDataModule"
-QUICK = {"trials": 4, "steps": 4, "checkpoints": 2, "objectives": ["fid", "memorized_fraction"], "lr": [1e-3, 1e-3]}
+QUICK = {"trials": 4, "max_steps": 4, "checkpoints": 2, "objectives": ["fid", "memorized_fraction"], "lr": [1e-3, 1e-3]}
 
 
 @pytest.fixture(scope="session")
@@ -77,7 +77,7 @@ def config(pretrained, tmp_path, monkeypatch):
 
 
 def test_a_search_from_the_command_line_and_the_use_of_its_mask(config, pretrained, capsys):
-    options = ["--trials=4", "--steps=4", "--checkpoints=2"]
+    options = ["--trials=4", "--max-steps=4", "--checkpoints=2"]
     command = ["memcontrol", "--config", str(config()), "--family", "bias", "--out", "search", "--lr", "1e-3", "1e-3"]
     main([*command, *options, "--objectives", "eval/fid", "memorized_fraction"])
     said = capsys.readouterr().out
@@ -202,7 +202,7 @@ def test_trainings_that_fail_say_why(config, capsys):
     with pytest.raises(ValueError, match=r"the first 3 failed, .*at least k=50 images, but got 20.*trial-000\.log"):
         memcontrol(file, family="bias", out=Path("search"), **QUICK)
     with pytest.raises(SystemExit) as end:
-        main(["memcontrol", "--config", str(file), "--family=bias", "--out=other", "--trials=1", "--steps=4"])
+        main(["memcontrol", "--config", str(file), "--family=bias", "--out=other", "--trials=1", "--max-steps=4"])
     assert end.value.code == 2
 
 
@@ -260,8 +260,8 @@ def test_the_choice_of_a_best_checkpoint_is_no_part_of_a_trial(config):
         ({"model": {"init_args": {"pretrained": "x"}}}, {}, "no 'model.init_args.optimizer'. Write an optimizer"),
         ({}, {"lr_option": "model.init_args.rate"}, "no 'model.init_args.rate'"),
         ({"evaluation": {"num_samples": 0}}, {}, "expected an evaluation, but got num_samples 0"),
-        ({}, {"steps": 5}, "of which the second divides the first, but got 5 and 2"),
-        ({}, {"steps": None}, "`steps` expected an integer ≥ 1, but got none"),
+        ({}, {"max_steps": 5}, "of which the second divides the first, but got 5 and 2"),
+        ({}, {"max_steps": None}, "`max_steps` expected an integer ≥ 1, but got none"),
         ({}, {"lr": [1e-3]}, "`lr` expected two numbers"),
         ({}, {"repeat": [3]}, "`repeat` expected two numbers"),
         ({}, {"repeat": [3, 0]}, r"no more that repeat than there are, but got None and \[3, 0\]"),
@@ -297,7 +297,19 @@ def test_bad_input_is_refused_before_the_first_training(config, changes, options
 
 
 def test_classes_are_found_by_name_in_a_fresh_process(config):
-    options = ["--config", str(config()), "--family", "bias", "--steps", "4", "--checkpoints", "2", "--lr", "1", "0.1"]
+    options = [
+        "--config",
+        str(config()),
+        "--family",
+        "bias",
+        "--max-steps",
+        "4",
+        "--checkpoints",
+        "2",
+        "--lr",
+        "1",
+        "0.1",
+    ]
     command = [sys.executable, "-m", "lightning_iet", "memcontrol", *options]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     ended = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)

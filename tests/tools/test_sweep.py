@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 import yaml
@@ -96,9 +97,9 @@ def test_the_number_of_threads_that_the_user_has_set_is_kept(tmp_path, file, mon
 @pytest.mark.parametrize("method", ["random", "bayes"])
 def test_a_search_goes_on_where_it_ended(tmp_path, file, method):
     path = file(method=method, parameters={"model.a": {"min": 0.0, "max": 1.0}}, metric={"name": "eval/objective"})
-    sweep([path], out=tmp_path / "out", count=3)
+    sweep([path], out=tmp_path / "out", trials=3)
     first = {run.parent.name for run in (tmp_path / "out" / "try").glob("*/metrics.json")}
-    sweep([path], out=tmp_path / "out", count=5)
+    sweep([path], out=tmp_path / "out", trials=5)
     runs = {run.parent.name for run in (tmp_path / "out" / "try").glob("*/metrics.json")}
     assert (len(first), len(runs)) == (3, 5)
     assert first < runs
@@ -115,14 +116,14 @@ def test_bad_input(tmp_path, file):
     for method, others in (("grid", {}), ("random", {"parameters": {"model.a": {"values": [0.3]}}})):
         path = file(name=method, method=method, metric={"name": "eval/fidd"}, **others)
         with pytest.raises(ValueError, match=r"expected a metric among .*, but got eval/fidd. Did you mean eval/fid\?"):
-            sweep([path], out=tmp_path / "out", count=2)
+            sweep([path], out=tmp_path / "out", trials=2)
         done = tmp_path / "out" / method / "calls"
         assert len(done.read_text().splitlines()) == 1  # the first run told
-        sweep([file(name=method, method=method, **others)], out=tmp_path / "out", count=2)  # as the message says
+        sweep([file(name=method, method=method, **others)], out=tmp_path / "out", trials=2)  # as the message says
         assert len(done.read_text().splitlines()) == (6 if method == "grid" else 2)  # and the first run has stayed
     with pytest.raises(ValueError, match=r"all of .* failed"):
         sweep([file(name="other", parameters={"model.a": {"value": 0.5}})], out=tmp_path / "out")
-    with pytest.raises(ValueError, match="`count` expected a number of runs"):
+    with pytest.raises(ValueError, match="`trials` expected a number of runs"):
         sweep([file(method="random")], out=tmp_path / "out")
 
 
@@ -219,6 +220,42 @@ def test_many_runs_begin_with_an_estimate_from_finished_ones(tmp_path, file, cap
     sweep([file(parameters=parameters)], out=tmp_path / "out")
     said = capsys.readouterr().out  # each run says that it took 3 seconds
     assert "try: 5 runs, 1 of which have finished, 1 at a time; about 12 s if each takes 3 s." in said
+
+
+def test_many_runs_begin_with_the_estimate_of_plan_for_the_first_point(tmp_path, file, capsys, monkeypatch):
+    def planned(command, *, env, **options):
+        assert command[1:4] == ["-m", "lightning_iet", "plan"]
+        assert {"--model.a=0.3", "--seed=1", "--trainer.logger=false"} <= set(command)
+        assert env["OMP_NUM_THREADS"] == "3"
+        [out] = [word.partition("=")[2] for word in command if word.startswith("--out=")]
+        Path(out).write_text('{"seconds": 90}')
+
+    def interrupted(jobs, number, *, ended):
+        raise KeyboardInterrupt
+
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    monkeypatch.setattr(module.subprocess, "run", planned)
+    monkeypatch.setattr(module, "run_jobs", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        sweep([file(command=["lightning-iet", "fit", "${args}"])], jobs=4, out=tmp_path / "out")
+    said = capsys.readouterr().out
+    assert "try: 6 runs, 4 at a time; about 3 min if each takes 2 min." in said  # 4 runs, then 2
+    assert "Interrupted: 0 of 6 runs have finished." in said
+
+
+def test_plan_really_measures_the_first_point_and_a_command_that_fails_has_no_estimate(tmp_path, monkeypatch):
+    config = os.path.abspath("configs/digits/agc.yaml")
+    monkeypatch.chdir(tmp_path)
+
+    def seconds(*options):
+        content = {"method": "grid", "parameters": {"agc.threshold": {"values": [0.0, 0.5]}}}
+        content["command"] = ["lightning-iet", "fit", f"--config={config}", *options, "${args}"]
+        Path("real.yaml").write_text(yaml.safe_dump(content))
+        return module._seconds_of_run(module.read_sweep(Path("real.yaml")), Path("out"), jobs=1)
+
+    assert 0 < seconds("--trainer.max_epochs=1") < 600
+    assert seconds("--no.such=1") is None
+    assert [file.name for file in Path().iterdir()] == ["real.yaml"]
 
 
 def test_two_points_really_run(tmp_path, monkeypatch):

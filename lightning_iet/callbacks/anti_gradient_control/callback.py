@@ -135,7 +135,8 @@ class AntiGradientControl(Callback):
             Stable Diffusion. 0 is off: the loss is not touched, but bank and statistics are still recorded. Of unseen
             images, 0.9 lets samples be learnt hardly better than these *(our choice)*.
             Used by ``criterion="ratio"`` alone.
-        criterion: ``"ratio"``, which was published; ``"quantile"`` or ``"record"``, see above.
+        criterion: What a sample's loss is judged by: ``"ratio"`` to the bank's mean, which was published; its
+            ``"quantile"``; or ``"record"``, its own running mean.
         z0: :math:`z_0`, in standard deviations; infinity is off. Default: 1 of records, 1.64 of quantiles *(our
             choice: one in 20 usual losses lies below)*.
         delta: :math:`\delta`; records are compared with their median; infinity is off. 0.3 served well *(our choice)*.
@@ -289,6 +290,7 @@ class AntiGradientControl(Callback):
         self.epoch_statistics = TimestepStatistics(self.bins.num_bins)
         self.run_statistics = TimestepStatistics(self.bins.num_bins)
         self.gap_history = GapHistory()
+        self._weights = list[list[float]]()  # by epoch: their mean, and that of the lowest tenth
         self._losses = LossSource()
         self._reference = ReferenceLosses(
             self.reference, every=reference_every, batch_size=reference_batch_size, num_images=reference_images
@@ -794,7 +796,9 @@ class AntiGradientControl(Callback):
             drawn = self.records.record[self.records.drawn]
             module.log(self._prefix(trainer) + "lowest_record", extreme_mean(drawn, 0.01, largest=False))
             if self.eta is not None:
-                module.log(self._prefix(trainer) + "weight", self.records.weights()[self.records.drawn].mean())
+                weights = self.records.weights()[self.records.drawn]
+                module.log(self._prefix(trainer) + "weight", weights.mean())
+                self._weights.append([float(weights.mean()), float(extreme_mean(weights, 0.1, largest=False))])
 
     def counts_since_exchange(self) -> tuple[Tensor, Tensor]:
         """Draws of each sample, and those left out, since samples were last exchanged; both (n,), on the CPU.
@@ -895,6 +899,7 @@ class AntiGradientControl(Callback):
             "epoch_statistics": self.epoch_statistics.state_dict(),
             "run_statistics": self.run_statistics.state_dict(),
             "gaps": self.gap_history.state_dict(),
+            **({"weights": [list(row) for row in self._weights]} if self._weights else {}),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -915,6 +920,7 @@ class AntiGradientControl(Callback):
         self.run_statistics.load_state_dict(state_dict["run_statistics"], strict=False)
         if "gaps" in state_dict:
             self.gap_history.load_state_dict(state_dict["gaps"])
+        self._weights = [list(row) for row in state_dict.get("weights", ())]
 
     # --- what the run was like ---------------------------------------------------------------------------------------
 
@@ -943,6 +949,15 @@ class AntiGradientControl(Callback):
     def unseen_loss_by_timestep(self, num_bins: int = 50) -> Tensor:
         """Mean loss of all unseen images so far; arguments and result as of :meth:`skip_rate_by_timestep`."""
         return self._all_statistics().mean_by_timestep("unseen_loss_sum", num_bins)
+
+    def weights_by_epoch(self) -> Tensor:
+        """Weights of the training images, with ``eta``, at the end of each epoch.
+
+        Returns:
+            Float tensor of shape (epochs, 2), in (0, 1]: the mean of all images, and the mean of the tenth that counts
+            least; (0, 2) without weights.
+        """
+        return torch.tensor(self._weights).reshape(-1, 2)
 
     def gap(self) -> float:
         """How far training losses lie under those of unseen images, as a share of these; the mean over timesteps.
