@@ -87,14 +87,14 @@ def _panel(axes: Axes, course: Sequence[Line], methods: Sequence[Line], name: st
     label = "other methods, with 95 % intervals over seeds"
     axes.errorbar(*_columns(methods, "fid", name), xerr=spread["fid"], yerr=spread[name], label=label, **style)
     control = course[0]
-    axes.axvline(
-        control["fid_control"], color=CONTROL, linewidth=1.2, linestyle=(0, (4, 3)), label="held-out real images"
-    )
-    axes.axhline(control[f"{name}_control"], color=CONTROL, linewidth=1.2, linestyle=(0, (4, 3)))
+    label = f"held-out real images (FID {control['fid_control']:.1f}, far to the left)"
+    axes.axhline(control[f"{name}_control"], color=CONTROL, linewidth=1.2, linestyle=(0, (4, 3)), label=label)
     axes.axvline(
         control["fid_train"], color=QUIET, linewidth=1.2, linestyle=":", label="the training images themselves"
     )
     axes.set_xscale("log")
+    known = [control["fid_train"], *(line["fid"] for line in (*course, *methods))]
+    axes.set_xlim(0.85 * min(known), 1.25 * max(known))
     axes.set_yscale("symlog", linthresh=0.01, linscale=0.6)
     axes.set_ylim(bottom=-0.002)
     axes.set_xlabel("FID to held-out images", fontsize=9, color=INK)

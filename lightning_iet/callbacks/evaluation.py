@@ -414,7 +414,7 @@ class Evaluation(pl.Callback):
         else:
             self._waited = 0
             if not is_saved:
-                trainer.save_checkpoint(self._best["file"])
+                trainer.save_checkpoint(self._best["file"], weights_only=False)
             elif trainer.is_global_zero:
                 Path(self._best["file"]).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(str(trainer.ckpt_path), self._best["file"])
