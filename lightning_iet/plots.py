@@ -321,7 +321,7 @@ def training_curves(
     *,
     validation: Mapping[int, float] | None = None,
     round_epochs: float | None = None,
-    weights: Sequence[Sequence[float]] | None = None,
+    weights: Mapping[int, Sequence[float]] | None = None,
     skip_rate: Sequence[float] | None = None,
     loss_by_timestep: Sequence[float] | None = None,
     threshold: float | None = None,
@@ -333,8 +333,8 @@ def training_curves(
         losses: mean training loss of each epoch.
         validation: loss of held-out images by the epoch after which it was measured, 1 … .
         round_epochs: epochs between two averagings of the shards, which are marked on the axis of epochs.
-        weights: after each epoch, the mean weight of all training images, and that of the tenth that counts least;
-            shown in the place of the skip rate.
+        weights: by the epoch after which they are, 1 …, the mean weight of all training images, and that of the tenth
+            that counts least; shown in the place of the skip rate.
         skip_rate: share of samples skipped in equal bins of the timestep, NaN where none was seen.
         loss_by_timestep: mean loss in equal bins of the timestep, NaN where none was seen.
         threshold: the threshold of anti-gradient control, for the title.
@@ -368,11 +368,11 @@ def training_curves(
     if len(panel.lines) > 1:
         panel.legend(frameon=False, fontsize=8, loc="upper right")
     if weights is not None:
-        panel = _chart(next(panels), title="Weights of AGC by record", xlabel="epoch", ylabel="weight in the loss")
-        courses = (("mean of all training images", CONTROL), ("mean of the tenth that counts least", GENERATED))
+        panel = _chart(next(panels), title="Weights of AGC by record", xlabel="epoch", ylabel="weight")
+        courses = (("mean of all training images", INK), ("mean of the tenth that counts least", GENERATED))
         dots = {"marker": "" if len(weights) > 50 else "o", "markersize": 4}
-        for (label, colour), course in zip(courses, zip(*weights, strict=True), strict=True):
-            panel.plot(range(1, len(weights) + 1), course, color=colour, linewidth=1.4, label=label, **dots)
+        for (label, colour), course in zip(courses, zip(*weights.values(), strict=True), strict=True):
+            panel.plot([*weights], course, color=colour, linewidth=1.4, label=label, **dots)
         panel.yaxis.set_major_formatter(_percent)
         panel.set_ylim(0, 1.3)  # with room for the legend
         panel.set_yticks([0, 0.25, 0.5, 0.75, 1])

@@ -80,11 +80,11 @@ def test_training_curves_draws_what_is_there():
 
 
 def test_training_curves_draw_weights_in_the_place_of_skips():
-    figure = charts.training_curves([0.3, 0.2], weights=[[0.9, 0.5], [0.8, 0.25]], skip_rate=[0.0, 0.0])
+    figure = charts.training_curves([0.3, 0.2], weights={1: [0.9, 0.5], 3: [0.8, 0.25]}, skip_rate=[0.0, 0.0])
     _, panel = figure.axes
     mean, lowest = panel.lines
-    assert mean.get_xydata().tolist() == [[1, 0.9], [2, 0.8]]
-    assert lowest.get_xydata().tolist() == [[1, 0.5], [2, 0.25]]
+    assert mean.get_xydata().tolist() == [[1, 0.9], [3, 0.8]]
+    assert lowest.get_xydata().tolist() == [[1, 0.5], [3, 0.25]]
     assert [text.get_text() for text in panel.get_legend().texts] == [
         "mean of all training images", "mean of the tenth that counts least",
     ]  # fmt: skip

@@ -128,7 +128,7 @@ def describe_run(trainer: pl.Trainer, history: RunHistory) -> dict[str, Any]:
     """
     agc, averaging = find_callback(trainer, AntiGradientControl), find_callback(trainer, ParameterAveragingCallback)
     shards = 1 if averaging is None else averaging.num_shards
-    weights = [] if agc is None else agc.weights_by_epoch().tolist()
+    weights = {} if agc is None else agc.weights_by_epoch()
     return {
         "epochs": trainer.current_epoch,
         "steps": trainer.global_step,
@@ -138,7 +138,7 @@ def describe_run(trainer: pl.Trainer, history: RunHistory) -> dict[str, Any]:
         "threshold": 0.0 if agc is None or agc.criterion != "ratio" else agc.threshold,
         "criterion": None if agc is None or agc.is_off else agc.criterion,
         "skip_rate": 0.0 if agc is None else float(agc.skip_rate()),
-        "lowest_weights": weights[-1][1] if weights else None,
+        "lowest_weights": weights[max(weights)][1] if weights else None,
         "num_timesteps": None if agc is None else agc.num_timesteps,
         "reference": "training" if agc is None else agc.reference,
         "gap": None if agc is None or isnan(agc.gap()) else agc.gap(),
@@ -165,7 +165,7 @@ def curves_of_run(trainer: pl.Trainer, history: RunHistory) -> Mapping[str, Any]
         "loss_by_epoch": history.losses(trainer.strategy),
         "validation_loss": dict(history.validation),
         "round_epochs": _round_epochs(trainer),
-        "weights_by_epoch": None if agc is None else agc.weights_by_epoch().tolist() or None,
+        "weights_by_epoch": None if agc is None else agc.weights_by_epoch() or None,
         "skip_rate_by_timestep": None if agc is None else agc.skip_rate_by_timestep().tolist(),
         "loss_by_timestep": None if agc is None else agc.loss_by_timestep().tolist(),
         "unseen_loss_by_timestep": None if agc is None else agc.unseen_loss_by_timestep().tolist(),

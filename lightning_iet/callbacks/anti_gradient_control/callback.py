@@ -290,7 +290,7 @@ class AntiGradientControl(Callback):
         self.epoch_statistics = TimestepStatistics(self.bins.num_bins)
         self.run_statistics = TimestepStatistics(self.bins.num_bins)
         self.gap_history = GapHistory()
-        self._weights = list[list[float]]()  # by epoch: their mean, and that of the lowest tenth
+        self._weights = dict[int, list[float]]()  # by the epoch after which: their mean, and that of the lowest tenth
         self._losses = LossSource()
         self._reference = ReferenceLosses(
             self.reference, every=reference_every, batch_size=reference_batch_size, num_images=reference_images
@@ -798,7 +798,8 @@ class AntiGradientControl(Callback):
             if self.eta is not None:
                 weights = self.records.weights()[self.records.drawn]
                 module.log(self._prefix(trainer) + "weight", weights.mean())
-                self._weights.append([float(weights.mean()), float(extreme_mean(weights, 0.1, largest=False))])
+                lowest = extreme_mean(weights, 0.1, largest=False)
+                self._weights[trainer.current_epoch + 1] = [float(weights.mean()), float(lowest)]
 
     def counts_since_exchange(self) -> tuple[Tensor, Tensor]:
         """Draws of each sample, and those left out, since samples were last exchanged; both (n,), on the CPU.
@@ -899,7 +900,7 @@ class AntiGradientControl(Callback):
             "epoch_statistics": self.epoch_statistics.state_dict(),
             "run_statistics": self.run_statistics.state_dict(),
             "gaps": self.gap_history.state_dict(),
-            **({"weights": [list(row) for row in self._weights]} if self._weights else {}),
+            **({"weights": {epoch: list(pair) for epoch, pair in self._weights.items()}} if self._weights else {}),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -920,7 +921,7 @@ class AntiGradientControl(Callback):
         self.run_statistics.load_state_dict(state_dict["run_statistics"], strict=False)
         if "gaps" in state_dict:
             self.gap_history.load_state_dict(state_dict["gaps"])
-        self._weights = [list(row) for row in state_dict.get("weights", ())]
+        self._weights = {epoch: list(pair) for epoch, pair in state_dict.get("weights", {}).items()}
 
     # --- what the run was like ---------------------------------------------------------------------------------------
 
@@ -950,14 +951,13 @@ class AntiGradientControl(Callback):
         """Mean loss of all unseen images so far; arguments and result as of :meth:`skip_rate_by_timestep`."""
         return self._all_statistics().mean_by_timestep("unseen_loss_sum", num_bins)
 
-    def weights_by_epoch(self) -> Tensor:
-        """Weights of the training images, with ``eta``, at the end of each epoch.
+    def weights_by_epoch(self) -> dict[int, list[float]]:
+        """Return the weights of the training images, with ``eta``, by the epoch after which they are, 1 … .
 
         Returns:
-            Float tensor of shape (epochs, 2), in (0, 1]: the mean of all images, and the mean of the tenth that counts
-            least; (0, 2) without weights.
+            Two numbers in (0, 1]: the mean of all images, and the mean of the tenth that counts least.
         """
-        return torch.tensor(self._weights).reshape(-1, 2)
+        return {epoch: list(pair) for epoch, pair in self._weights.items()}
 
     def gap(self) -> float:
         """How far training losses lie under those of unseen images, as a share of these; the mean over timesteps.
