@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from pydoc import locate
@@ -16,9 +16,9 @@ import diffusers
 import lightning.pytorch as pl
 import torch
 import yaml
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_info
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lightning_iet import callbacks, data, modules
 from lightning_iet.callbacks import (
@@ -85,7 +85,11 @@ _DESCRIPTIONS = {
     "plan": "Say what fit with the same options will cost: steps, memory, time.",
 }
 _WORDS = ("best", "last", "hpc", "registry")  # of Lightning's own, in the place of a checkpoint's path
-_ACCELERATORS = {"cpu": lambda: True, "cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
+_ACCELERATORS: dict[str, Callable[[], bool]] = {
+    "cpu": lambda: True,
+    "cuda": torch.cuda.is_available,
+    "mps": torch.backends.mps.is_available,
+}
 _LOGGER_EXTRAS = ("tensorboard",)
 _LOGGER = {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"save_dir": "runs", "name": "run"}}
 
