@@ -205,7 +205,8 @@ class Augmented(Dataset[Any]):
         self.is_paused = False
 
     def __getattr__(self, name: str) -> Any:
-        if name == "dataset":  # not yet set: while unpickling
+        # Not yet set while unpickling; and a batch that the inner data set reads itself would pass this layer by.
+        if name in ("dataset", "__getitems__"):
             raise AttributeError(name)
         return getattr(self.dataset, name)
 
@@ -309,6 +310,18 @@ def layers(dataset: Any) -> Iterator[Any]:
         yield dataset
         inside = vars(dataset) if hasattr(dataset, "__dict__") else {}
         dataset = next((inside[name] for name in ("samples", "dataset", "stream") if name in inside), None)
+
+
+def as_it_is(dataset: Any) -> Any:
+    """The data set below the outermost layers that change what a loader reads: draws by weight, and augmentation.
+
+    Example:
+        >>> as_it_is(DrawnByWeight(Augmented([1, 2])))
+        [1, 2]
+    """
+    while isinstance(dataset, Augmented | DrawnByWeight):
+        dataset = dataset.dataset
+    return dataset
 
 
 @contextmanager

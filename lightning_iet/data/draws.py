@@ -37,8 +37,10 @@ class DrawnByWeight(Dataset[Any]):
     """A data set from which :class:`~lightning_iet.AntiGradientControl` draws samples by weight (``weigh="draws"``).
 
     Without it, each sample is drawn once an epoch. With it, an epoch has as many draws as before, in which samples that
-    the model knows better than others come up less often, and the others more often. Any sampler will do: it deals out
-    places, and the table says which sample is read in the place of another, under shards always one of the same shard.
+    the model knows better than others come up less often, and the others more often. The sampler deals out places, and
+    the table says which sample is read in the place of another, under shards always one of the same shard. So it should
+    deal out each place once an epoch: one that favours some samples, or puts those of one size into a batch, does so
+    for places, not for what is read there.
 
     Make it the outermost wrapper, around :class:`~lightning_iet.data.WithIndex`, and keep it where it can be found
     before training: as an attribute of the data module, or in the loader that is given to ``fit``. Data modules of this
@@ -63,7 +65,8 @@ class DrawnByWeight(Dataset[Any]):
         self.is_paused = False
 
     def __getattr__(self, name: str) -> Any:
-        if name == "dataset":  # not yet set: while unpickling
+        # Not yet set while unpickling; and a batch that the inner data set reads itself would pass this layer by.
+        if name in ("dataset", "__getitems__"):
             raise AttributeError(name)
         return getattr(self.dataset, name)
 

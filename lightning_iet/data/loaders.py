@@ -130,8 +130,8 @@ class _Samples(list[Any]):
 
 
 @dataclass(frozen=True)
-class _Seeded(Dataset[_Samples]):
-    """Adds that seed to the samples of a batch."""
+class Seeded(Dataset[_Samples]):
+    """Adds that seed to the samples of a batch, which shards read; it has no length."""
 
     samples: Dataset[list[Any]]
 
@@ -171,4 +171,4 @@ def rebuild(loader: DataLoader[Any], samples: Dataset[list[Any]], sampler: Shard
     kept = {name: getattr(loader, name) for name in _KEPT if hasattr(loader, name)}
     kept["worker_init_fn"] = IgnoreFirstSigterm(loader.worker_init_fn)
     collate = _Collate(loader.collate_fn, batched=loader.batch_sampler is not None)
-    return _ResumableLoader(_Seeded(samples), sampler=sampler, batch_size=None, collate_fn=collate, **kept)
+    return _ResumableLoader(Seeded(samples), sampler=sampler, batch_size=None, collate_fn=collate, **kept)

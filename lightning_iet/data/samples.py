@@ -221,7 +221,8 @@ class RandomFlips(Dataset[tuple[Tensor, Any, int]]):
         self.samples = samples
 
     def __getattr__(self, name: str) -> Any:
-        if name == "samples":  # not yet set: while unpickling
+        # Not yet set while unpickling; and a batch that the inner data set reads itself would pass this layer by.
+        if name in ("samples", "__getitems__"):
             raise AttributeError(name)
         return getattr(self.samples, name)
 
@@ -263,7 +264,8 @@ class WithIndex(Dataset[Any]):
         self.key = key
 
     def __getattr__(self, name: str) -> Any:
-        if name == "dataset":  # not yet set: while unpickling
+        # Not yet set while unpickling; and a batch that the inner data set reads itself would pass this layer by.
+        if name in ("dataset", "__getitems__"):
             raise AttributeError(name)
         return getattr(self.dataset, name)
 

@@ -170,7 +170,12 @@ class DenoisingModule(pl.LightningModule):
             self.ema = ExponentialMovingAverage(self.unet, decay=self.ema_decay, trainable_only=trainable_only)
 
     def select_parameters(
-        self, selection: Selection, *, bases: Path | None = None, norm_lr_scale: float = 1e-2
+        self,
+        selection: Selection,
+        *,
+        network: nn.Module | None = None,
+        bases: Path | None = None,
+        norm_lr_scale: float = 1e-2,
     ) -> tuple[ParameterGroups, frozenset[str]]:
         """Add adapters to ``unet`` and freeze the rest; the average starts anew, of what trains alone.
 
@@ -178,6 +183,8 @@ class DenoisingModule(pl.LightningModule):
 
         Args:
             selection: What trains.
+            network: The denoiser within ``unet``, if that is a wrapper around it; ``None`` = ``unet``. Groups and
+                names are its own.
             bases: Folder for SV-DIFF's decompositions, see :func:`~lightning_iet.modules.adapters.add_svdiff`.
             norm_lr_scale: Factor of the learning rate of SV-DIFF's shifts of norms.
 
@@ -188,7 +195,7 @@ class DenoisingModule(pl.LightningModule):
             ValueError: If the selection does not fit ``unet``, or there is another one already.
         """
         if self.selection is None:
-            self._selected = select_parameters(self.unet, selection, bases=bases)
+            self._selected = select_parameters(self.unet if network is None else network, selection, bases=bases)
             self.selection, self.norm_lr_scale = selection, norm_lr_scale
             self.average_weights(trainable_only=True)
         elif self.selection != selection:

@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 
+from lightning_iet.data.augmentation import as_it_is
 from lightning_iet.functional.checks import check_number
 from lightning_iet.functional.diffusion import FlowWeighting
 from lightning_iet.functional.parameter_groups import ParameterGroups
@@ -332,6 +333,7 @@ class TextToImageModule(DenoisingModule):
                     "Argument `prompts` expected captions, but got none, and `sample_prompts` is 'train', whose images "
                     "are at hand while training only. Give captions."
                 )
+            samples = as_it_is(samples)
             return lambda number: str(samples[number % len(samples)][1])
         texts = [""] if prompts is None and self.sample_prompts is None else list(prompts or self.sample_prompts or ())
         if not texts:

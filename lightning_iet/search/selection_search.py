@@ -299,6 +299,11 @@ def _studies(
     )
 
 
+def _trained(found: SelectionSearch) -> bool:
+    """Whether a mask was trained; not whether a reference was that has the same mask."""
+    return any(not point.copied_from for point in found.points)
+
+
 def _run(
     measuring: _Measuring, space: _Space, masks: SharedStudy, courses: SharedStudy, *,
     trials: int, jobs: int, repeat: bool, folder: Path, progress: bool,
@@ -347,13 +352,14 @@ def _run(
                 bar.ended(outcome, points, reason)
             found = space.result(masks, courses)
             write_points(found, folder / POINTS)
-            if failed >= FAILURES and not found.points and not found.references:
+            # References train in another way: that they work says little of masks.
+            if failed >= (2 if found.references else 1) * FAILURES and not _trained(found):
                 raise ValueError(
                     f"Argument `train_and_measure` expected trainings that work, but the first {failed} failed, the "
                     f"last one with: {reason}."
                 )
     found = space.result(masks, courses)
-    if not found.points:
+    if not found.points or (found.failures and not _trained(found)):
         raise ValueError("All trials of the search failed: " + "; ".join(sorted(set(found.failures.values()))) + ".")
     return found
 

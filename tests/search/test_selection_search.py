@@ -217,6 +217,16 @@ def test_a_failed_trial_is_no_point_and_does_not_end_the_search(tmp_path, how, r
     assert len({point.candidate.name for point in result.points}) + len(result.failures) == 9
 
 
+def test_masks_that_all_fail_end_the_search_though_references_work(tmp_path):
+    def broken(candidate):
+        if candidate.kind == "mask" and "1" in candidate.mask:
+            raise KeyError("unet.conv_in.bias")
+        return figures(candidate)
+
+    with pytest.raises(ValueError, match=r"the first 6 failed, the last one with: KeyError: 'unet\.conv_in\.bias'"):
+        search(tmp_path, broken, trials=20)
+
+
 def test_trainings_that_all_fail_end_the_search(tmp_path):
     calls = []
 

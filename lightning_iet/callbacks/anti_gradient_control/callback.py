@@ -36,8 +36,8 @@ from lightning_iet.callbacks.anti_gradient_control.statistics import (
 from lightning_iet.data.augmentation import find_layer, layers
 from lightning_iet.data.draws import DrawnByWeight, DrawTable
 from lightning_iet.data.images import ImageDataModule
-from lightning_iet.data.samples import WithIndex
-from lightning_iet.data.shard_sampler import ShardSampler
+from lightning_iet.data.loaders import Seeded
+from lightning_iet.data.shard_sampler import SeededSamples, ShardSampler
 from lightning_iet.data.sharding import ShardedDataModule, inner_datamodule
 from lightning_iet.functional.anti_gradient import check_batch, keep_mask, update_anchored_bank, update_bank
 from lightning_iet.functional.sample_record import (
@@ -48,7 +48,7 @@ from lightning_iet.functional.sample_record import (
 )
 from lightning_iet.functional.sharding import to_assignment
 from lightning_iet.shards.groups import gather_rows
-from lightning_iet.utilities.checkpoints import next_epoch
+from lightning_iet.utilities.checkpoints import next_epoch, warn_of_changes
 from lightning_iet.utilities.lightning import Callback
 
 Criterion: TypeAlias = Literal["ratio", "quantile", "record"]
@@ -222,6 +222,7 @@ class AntiGradientControl(Callback):
     _deferred: Tensor | None = None
     _table: DrawTable | None = None  # what the loader's workers read
     _resumed_epoch: int = 0
+    _is_at_start: bool = True
     _verdict: Selection | None = None  # about the batch at work, if it was judged before its step
     sample_group: dist.ProcessGroup | None = None
 
@@ -320,7 +321,7 @@ class AntiGradientControl(Callback):
         _check_trainer(trainer, self)
         self._resumed_epoch = 0
         inner = inner_datamodule(trainer)
-        if self._draws_by_weight and isinstance(inner, ImageDataModule):
+        if self.draws_by_weight and isinstance(inner, ImageDataModule):
             inner.draws = DrawTable()
             if isinstance(trainer.datamodule, ShardedDataModule):  # type: ignore[attr-defined]
                 trainer.datamodule.forget_prepared()  # type: ignore[attr-defined]
@@ -336,13 +337,14 @@ class AntiGradientControl(Callback):
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Find out at which epoch the run goes on."""
+        """Find out at which epoch the run goes on, and whether at its beginning."""
         self._resumed_epoch = next_epoch(checkpoint)
+        self._is_at_start = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["is_last_batch"]
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Choose the held-out images; before any sample is read, say which ones a resumed epoch reads."""
         self._reference.choose_held_out(trainer)
-        if self._draws_by_weight:
+        if self.draws_by_weight:
             self._table = self._find_table(trainer)
             self._restore_draws(self._table)
 
@@ -434,6 +436,12 @@ class AntiGradientControl(Callback):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Remove the hooks; plot the losses of training and reference images."""
         self._stack.close()
+        if self.draws is not None and int(self.draws.draw_clock[1]) <= 1:
+            rank_zero_warn(
+                "AntiGradientControl expected more than one epoch for weigh='draws', the first of which draws each"
+                " sample once, but this run had no second one, and nothing was changed. Use weigh='losses', or train"
+                " longer."
+            )
         self.share_samples()
         self._num_processes = 1  # what is read now needs no other process
         if self._training_set is not None and self.counts is not None and trainer.is_global_zero:
@@ -444,8 +452,9 @@ class AntiGradientControl(Callback):
             plot_gap(trainer, self.gap_history, prefix=self._prefix(trainer), num_timesteps=self.num_timesteps)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Remove the hooks."""
+        """Remove the hooks, and let the data be read as they are."""
         self._stack.close()
+        self._close_draws(trainer)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Remove the hooks after an exit by which the other hooks were not called."""
@@ -453,12 +462,7 @@ class AntiGradientControl(Callback):
         self._reference.close()
         self._training_set, self._members, self._index, self._num_processes = None, {}, None, 1
         self._verdict = None
-        if self._table is not None:
-            self._table.clear()
-            self._table = None
-        inner = inner_datamodule(trainer)
-        if isinstance(inner, ImageDataModule):
-            inner.draws = None
+        self._close_draws(trainer)
 
     @contextmanager
     def _unless_off(self) -> Iterator[None]:
@@ -624,7 +628,7 @@ class AntiGradientControl(Callback):
         self.counts = SampleCounts(len(data))
         if self.criterion == "record":
             self.records = SampleRecords(len(data))
-        if self._draws_by_weight:
+        if self.draws_by_weight:
             self.draws = self._open_draws(trainer, data)
         for table in (self.counts, self.records, self.draws):
             if table is not None:
@@ -638,16 +642,13 @@ class AntiGradientControl(Callback):
         for name, values in saved.items():
             shape = table.state_dict()[name].shape
             if values.shape != shape:
-                raise ValueError(
-                    f"Argument `ckpt_path` expected a checkpoint with counts of {shape[-1]} samples, the size of the"
-                    f" training set, but got those of {values.shape[-1]}. Go on with the same training set."
-                )
+                raise _size_error(values.shape[-1], shape[-1])
         table.load_state_dict(saved, strict=False)
 
     # --- draws by weight ---------------------------------------------------------------------------------------------
 
     @property
-    def _draws_by_weight(self) -> bool:
+    def draws_by_weight(self) -> bool:
         """Whether weights act on how often a sample is drawn."""
         return self.weigh == "draws" and not self.is_off
 
@@ -667,12 +668,16 @@ class AntiGradientControl(Callback):
 
     def _restore_draws(self, table: DrawTable) -> None:
         """Let the loader of a resumed run read what it would have read."""
+        table.clear()
         saved = self._saved_samples
         if "draw_table" not in saved:
             return
-        draws, records = SampleDraws(len(saved["draw_table"])), SampleRecords(len(saved["draw_table"]))
+        size = len(saved["draw_table"])
+        if len(table.sample) not in (0, size):
+            raise _size_error(size, len(table.sample))
+        draws, records = SampleDraws(size), SampleRecords(size)
         self._restore(draws)
-        if self._resumed_epoch > int(draws.draw_clock[1]):
+        if self._is_at_start and self._resumed_epoch > int(draws.draw_clock[1]):
             # A checkpoint of the last step of an epoch: Lightning does not call the hooks of its end again.
             self._restore(records)
             draws.renew(records, epochs_ended=self._resumed_epoch)
@@ -680,10 +685,20 @@ class AntiGradientControl(Callback):
         table.allocate(len(draws.draw_table))
         table.write(draws.draw_table)
 
+    def _close_draws(self, trainer: pl.Trainer) -> None:
+        """Let each sample be read in its own place again."""
+        if self._table is None:
+            return
+        self._table.clear()
+        self._table, inner = None, inner_datamodule(trainer)
+        if isinstance(inner, ImageDataModule):
+            inner.draws = None
+
     def _open_draws(self, trainer: pl.Trainer, data: TrainingSet) -> SampleDraws:
         """Check that the loader reads by the table, and make what it is written from."""
-        found = [layer for layer in layers(trainer.train_dataloader) if isinstance(layer, DrawnByWeight | WithIndex)]
-        if not found or not isinstance(found[0], DrawnByWeight) or found[0].table is not self._table:
+        read = layers(trainer.train_dataloader)
+        outer = next(layer for layer in read if not isinstance(layer, Seeded | SeededSamples))
+        if not isinstance(outer, DrawnByWeight) or outer.table is not self._table or len(outer) != len(data):
             raise ValueError(
                 "AntiGradientControl expected the training loader to read lightning_iet.data.DrawnByWeight, outermost,"
                 " for weigh='draws', but it reads another data set. Keep one DrawnByWeight(WithIndex(dataset)) in the"
@@ -701,6 +716,7 @@ class AntiGradientControl(Callback):
             return
         if trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
             self.draws.renew(self.records, epochs_ended=trainer.current_epoch + 1)
+            self.draws.share(self._num_processes)
             self._table.write(self.draws.draw_table.cpu())
 
     # --- the index of a sample ---------------------------------------------------------------------------------------
@@ -737,7 +753,8 @@ class AntiGradientControl(Callback):
         if len(outside):
             raise self._range_error(int(outside[0]))
         members = self._shard_members()
-        if members is not None and self.needs_samples and not bool(torch.isin(values, members.cpu()).all()):
+        checked = self.needs_samples or self.draws is not None
+        if members is not None and checked and not bool(torch.isin(values, members.cpu()).all()):
             raise ValueError(
                 "AntiGradientControl expected each sample's index in the data set that is split into shards, but got"
                 f" indices of others for shard {self.shard}. Let lightning_iet.data.WithIndex be the outermost wrapper."
@@ -893,7 +910,7 @@ class AntiGradientControl(Callback):
         samples = {name: values for table in tables for name, values in table.items()} or self._saved_samples
         return {
             **self.shard_state(),
-            **({"criterion": self.criterion} if self.criterion != "ratio" else {}),
+            **({"criterion": self.criterion, "settings": self._settings()} if self.criterion != "ratio" else {}),
             **({"by_sample": samples} if samples else {}),
             "continuous": self.bins.continuous,
             **self._reference.state_dict(),
@@ -912,6 +929,7 @@ class AntiGradientControl(Callback):
                 f"Argument `criterion` expected {criterion!r}, with which the checkpoint was trained, but got"
                 f" {self.criterion!r}. Go on with the same criterion, or train afresh."
             )
+        warn_of_changes("AntiGradientControl", state_dict.get("settings", {}), self._settings())
         self._saved_samples = state_dict.get("by_sample", {})
         names = self.shard_state().keys()
         self.load_shard_state({name: state_dict[name].to(self.bank.device, copy=True) for name in names})
@@ -922,6 +940,9 @@ class AntiGradientControl(Callback):
         if "gaps" in state_dict:
             self.gap_history.load_state_dict(state_dict["gaps"])
         self._weights = {epoch: list(pair) for epoch, pair in state_dict.get("weights", {}).items()}
+
+    def _settings(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in ("z0", "delta", "eta", "weigh", "min_weight", "record_decay")}
 
     # --- what the run was like ---------------------------------------------------------------------------------------
 
@@ -993,6 +1014,13 @@ class AntiGradientControl(Callback):
 # --- bad input -------------------------------------------------------------------------------------------------------
 
 
+def _size_error(saved: int, size: int) -> ValueError:
+    return ValueError(
+        f"Argument `ckpt_path` expected a checkpoint with counts of {size} samples, the size of the training set, but"
+        f" got those of {saved}. Go on with the same training set."
+    )
+
+
 def _check_arguments(threshold: float, decay: float, num_timesteps: int, num_bins: int | None) -> None:
     """Refuse values that are out of range."""
     if not 0 <= threshold <= 1:
@@ -1056,6 +1084,12 @@ def _check_trainer(trainer: Any, callback: AntiGradientControl) -> None:
         raise ValueError(
             f"AntiGradientControl expected a strategy that keeps the model whole, but got"
             f" {type(trainer.strategy).__name__}. Use the strategy 'auto' or 'ddp'."
+        )
+    drawing = [c for c in getattr(trainer, "callbacks", ()) if isinstance(c, AntiGradientControl) and c.draws_by_weight]
+    if len(drawing) > 1:
+        raise ValueError(
+            f"AntiGradientControl expected one callback with weigh='draws', since samples are drawn by one table, but"
+            f" got {len(drawing)}. Use weigh='losses' in the others."
         )
     names = [other.denoiser for other in getattr(trainer, "callbacks", ()) if isinstance(other, AntiGradientControl)]
     if len(names) > 1 and (None in names or len(set(names)) < len(names)):

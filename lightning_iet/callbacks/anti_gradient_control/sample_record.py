@@ -10,8 +10,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.data import Dataset, IterableDataset
 
-from lightning_iet.data.augmentation import layers
-from lightning_iet.data.duplicates import FirstOfGroups, OncePerGroup
+from lightning_iet.data.augmentation import as_it_is, layers
+from lightning_iet.data.duplicates import FirstOfGroups, OncePerGroup, Repeated
 from lightning_iet.data.images import IndexedImages
 from lightning_iet.data.samples import Samples, WithIndex
 from lightning_iet.data.streams import StreamedSamples
@@ -257,11 +257,17 @@ class SampleDraws(nn.Module):
         self.draw_table.copy_(table)
         self.draw_pace.copy_(pace)
 
+    def share(self, num_processes: int) -> None:
+        """Draw by the table of the first process: records may differ in the last bit. Takes part on every process."""
+        if num_processes > 1:
+            for values in (self.draw_table, self.draw_pace):
+                dist.broadcast(values, src=0)
+
 
 # --- which sample a row of a batch is --------------------------------------------------------------------------------
 
 
-_WITH_INDEX = (WithIndex, Samples, IndexedImages, OncePerGroup, FirstOfGroups)
+_WITH_INDEX = (WithIndex, Samples, IndexedImages, Repeated, OncePerGroup, FirstOfGroups)
 
 
 @dataclass(frozen=True)
@@ -290,7 +296,7 @@ def training_set(loader: Any) -> TrainingSet | None:
     indexed = [layer for layer in found if isinstance(layer, _WITH_INDEX)]
     if not sized:
         return None
-    return TrainingSet((indexed or sized)[0], getattr(loader, "sampler", None), bool(indexed))
+    return TrainingSet((indexed or [as_it_is(sized[0])])[0], getattr(loader, "sampler", None), bool(indexed))
 
 
 def read_index(batch: Any, where: int | str | None) -> Tensor | None:

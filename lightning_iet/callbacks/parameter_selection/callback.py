@@ -190,7 +190,8 @@ class ParameterSelection(Callback):
             self.mask_file.check(self.selection.find(network))
         select = getattr(module, "select_parameters", None)
         if select is not None:
-            groups, trained = select(self.selection, bases=self.bases, norm_lr_scale=self.norm_lr_scale)
+            options = {"bases": self.bases, "norm_lr_scale": self.norm_lr_scale}
+            groups, trained = select(self.selection, network=network, **options)
         else:
             groups, trained = _select(module, network, self.selection, self.bases)
         self.parameter_groups, self._network = groups, network

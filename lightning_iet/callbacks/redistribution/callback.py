@@ -132,7 +132,7 @@ class Redistribution(Callback):
                 f"Redistribution expected {missing} among the trainer's callbacks, but got none. Add one, or switch"
                 " it off with fraction=0."
             )
-        if any(control.weigh == "draws" for control in self._controls):
+        if any(control.draws_by_weight for control in self._controls):
             raise ValueError(
                 "Redistribution expected an AntiGradientControl that leaves samples out, but got weigh='draws', which"
                 " draws known samples less often and leaves none out. Switch one of them off: fraction=0, or eta=0."

@@ -10,10 +10,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Subset, TensorDataset, random_split
 
 from lightning_iet import AntiGradientControl, ParameterAveragingCallback, Redistribution, ShardedDataModule
 from lightning_iet.data import DrawnByWeight, ImageDataModule, IndexedImages, WithIndex
+from lightning_iet.evaluation.assessment import real_sets
 from lightning_iet.functional.sample_record import draw_by_weight, pace_of_draws
 from lightning_iet.functional.seeding import derive_seed
 from tests.helpers.models import quiet_trainer
@@ -291,6 +292,64 @@ def test_workers_change_nothing(tmp_path, whole):
         assert_same_bits(found["tables"], result["tables"])
 
 
+class Cut(pl.Callback):
+    def __init__(self, epoch, exception):
+        self.epoch, self.exception = epoch, exception
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if trainer.current_epoch == self.epoch and batch_idx == 3:
+            raise self.exception
+
+
+def test_after_an_error_the_data_are_as_they_were(tmp_path):
+    data, points = loader(), Points(num_control=10, num_reference=10, batch_size=5)
+    for module, each in ((Known(), data), (Validated(), points)):
+        with pytest.raises(ZeroDivisionError):
+            fit(tmp_path, module, control(), Cut(4, ZeroDivisionError()), data=each)
+    assert data.dataset.table.sample.tolist() == list(range(NUM))
+    assert points.draws is None
+
+
+def test_from_losses_to_draws_a_cut_epoch_is_read_to_its_end_as_it_began(tmp_path):
+    """A run that changes to draws begins with an epoch in which each sample is drawn once, however often it is cut."""
+
+    def part(weigh, ckpt_path, **kwargs):
+        torch.manual_seed(SEED)
+        module, agc = Validated(), control(weigh=weigh)
+        trainer = quiet_trainer(
+            tmp_path,
+            callbacks=[agc, ParameterAveragingCallback(2), Saves(tmp_path)],
+            limit_val_batches=0,
+            enable_checkpointing=True,
+            **kwargs,
+        )
+        data = ShardedDataModule(Points(num_control=10, num_reference=10, batch_size=5), 2)
+        trainer.fit(module, data, ckpt_path=ckpt_path, weights_only=True if ckpt_path else None)
+        return sorted(i for epoch, batch in module.read if epoch == 2 for i in batch)
+
+    part("losses", None, max_epochs=2)
+    with pytest.warns(UserWarning, match="weigh 'losses' to 'draws'"):
+        first = part("draws", tmp_path / "1-end.ckpt", max_epochs=3)
+    assert first == list(range(40))
+    found = part("draws", tmp_path / "2-3.ckpt", max_epochs=3)
+    assert len(found) == 20
+    assert set(found) <= set(first)
+
+
+@pytest.mark.parametrize("wrap", [lambda inner: DrawnByWeight(WithIndex(inner)), WithIndex])
+def test_what_reads_whole_batches_is_wrapped_as_well(wrap):
+    inner, _ = random_split(TensorDataset(torch.arange(12.0)), [8, 4], generator=torch.Generator().manual_seed(0))
+    batch = next(iter(DataLoader(wrap(inner), batch_size=4)))
+    assert batch[1].tolist() == [0, 1, 2, 3]
+
+
+def test_copies_are_judged_by_all_training_images():
+    images = IndexedImages(torch.rand(6, 1, 4, 4))
+    data = Points()
+    data.train_set, data.control_set, data.reference_set = DrawnByWeight(images), images, images
+    assert real_sets(data)[0] is images
+
+
 # --- bad input -------------------------------------------------------------------------------------------------------
 
 
@@ -313,6 +372,8 @@ def test_a_data_module_of_ones_own(tmp_path):
     ("data", "message"),
     [
         (DataLoader(WithIndex(TensorDataset(torch.zeros(NUM, 1))), batch_size=5), "but found none"),
+        (DataLoader(Subset(loader().dataset, range(20)), batch_size=5), "outermost"),
+        (DataLoader(DrawnByWeight(Subset(loader().dataset.dataset, range(20))), batch_size=5), "outermost"),
         (DataLoader(WithIndex(DrawnByWeight(TensorDataset(torch.zeros(NUM, 1)))), batch_size=5), "outermost"),
         (Own(loader().dataset, keep=False), "it reads another data set"),
     ],
@@ -334,8 +395,30 @@ def test_bad_arguments(kwargs, message):
         control(**kwargs)
 
 
+def test_two_callbacks_cannot_draw_by_one_table(tmp_path):
+    with pytest.raises(ValueError, match="expected one callback with weigh='draws'"):
+        fit(tmp_path, Known(), control(denoiser="a"), control(denoiser="b"))
+
+
+def test_a_checkpoint_of_another_training_set_leaves_the_table(tmp_path):
+    fit(tmp_path, Known(), control(), Saves(tmp_path), epochs=2, enable_checkpointing=True)
+    data = DataLoader(DrawnByWeight(WithIndex(TensorDataset(torch.zeros(30, 1)))), batch_size=5)
+    trainer = quiet_trainer(tmp_path, callbacks=[control()], max_epochs=3, limit_val_batches=0)
+    with pytest.raises(ValueError, match=r"counts of 30 samples.* but got those of 40"):
+        trainer.fit(Known(), data, ckpt_path=tmp_path / "0-3.ckpt", weights_only=True)
+    assert data.dataset.table.sample.tolist() == list(range(30))
+
+
+def test_a_run_of_one_epoch_is_told_that_nothing_changed(tmp_path):
+    with pytest.warns(UserWarning, match="expected more than one epoch for weigh='draws'"):
+        fit(tmp_path, Known(), control(), epochs=1)
+
+
 def test_redistribution_needs_samples_that_are_left_out(tmp_path):
     data = ShardedDataModule(Points(num_control=10, num_reference=10, batch_size=5), 2)
     callbacks = [control(), ParameterAveragingCallback(2), Redistribution()]
     with pytest.raises(ValueError, match="weigh='draws'"):
         fit(tmp_path, Validated(), *callbacks, data=data)
+    callbacks[0] = control(eta=0.0)  # its remedy
+    with pytest.warns(UserWarning, match="Redistribution moves nothing"):
+        fit(tmp_path, Validated(), *callbacks, data=data, epochs=1)

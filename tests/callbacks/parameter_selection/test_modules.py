@@ -56,6 +56,30 @@ def trained_names(module):
     return {name for name, parameter in module.named_parameters() if parameter.requires_grad}
 
 
+class Patches(nn.Module):
+    """A wrapper around a network, as people write them."""
+
+    def __init__(self, unet):
+        super().__init__()
+        self.unet, self.config = unet, unet.config
+
+    def forward(self, images, timesteps):
+        return self.unet(images, timesteps).sample
+
+
+@pytest.mark.parametrize("family", ["norm", "svdiff"])
+def test_a_denoiser_in_a_wrapper_trains_as_it_does_alone(tmp_path, family):
+    groups = find_groups(small_pixel_unet(0), family)
+    mask = "10" * (len(groups.groups) // 2) + "1" * (len(groups.groups) % 2)
+    alone, wrapped = diffusion(), DiffusionModule(Patches(small_pixel_unet(0)), ema_decay=0.5, optimizer=adamw)
+    for module in (alone, wrapped):
+        selection = ParameterSelection(family, mask=mask)
+        fit(tmp_path, module, selection)
+        assert [group.name for group in selection.parameter_groups.groups] == [group.name for group in groups.groups]
+    assert {name.replace("unet.unet.", "unet.") for name in trained_names(wrapped)} == trained_names(alone)
+    assert_same_bits(state_of(wrapped.unet.unet), state_of(alone.unet))
+
+
 # --- optimizer, average, checkpoints ----------------------------------------------------------------------------------
 
 
