@@ -158,7 +158,12 @@ class TextToImageModule(DenoisingModule):
         self._specification["frozen"] = fingerprint(frozen)
 
     def select_parameters(
-        self, selection: Selection, *, bases: Path | None = None, norm_lr_scale: float = 1e-2
+        self,
+        selection: Selection,
+        *,
+        network: nn.Module | None = None,
+        bases: Path | None = None,
+        norm_lr_scale: float = 1e-2,
     ) -> tuple[ParameterGroups, frozenset[str]]:
         """Add adapters to ``unet`` and freeze the rest, see :class:`~lightning_iet.modules.base.DenoisingModule`.
 
@@ -171,7 +176,7 @@ class TextToImageModule(DenoisingModule):
                 f"{self._specification['lora_rank']} and the family '{selection.family}'. Use --selection.family lora "
                 "with --selection.lora_rank, or no selection."
             )
-        selected = super().select_parameters(selection, bases=bases, norm_lr_scale=norm_lr_scale)
+        selected = super().select_parameters(selection, network=network, bases=bases, norm_lr_scale=norm_lr_scale)
         self._note_frozen()
         return selected
 
