@@ -8,7 +8,8 @@
 Two sets: Fashion-MNIST as Debian packages it, and crops of the photographs that scikit-learn and scikit-image ship,
 training images from the left half of each, all others from the right half. Training images are changed in one way and
 searched for, among innocent images that nobody copied and with held-out images as the control. A copy is found if it is
-called one, and of the right training image. At last 200 audits of images without copies are counted.
+called one, and of the right training image. At last 200 audits of images without copies are counted: of 600
+images by all searches; and of 2,400, lest one image among few decides, by all but the slow search for moved copies.
 
 The others, where they are installed (``pip install imagededup cleanvision``): imagededup's PHash and CNN, the latter
 with the features of EfficientNet-Lite0 at 112 pixels, since its own weights would have to be fetched; and cleanvision.
@@ -45,6 +46,8 @@ from lightning_iet.audit.search import References, nearest_references, views
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 TRAIN, HELD_OUT, INNOCENT, EACH = 1000, 400, 200, 20
 AUDITS = 200  # of images without copies
+POOL = 2400  # images that nobody copied, searched for by all but the search for moved copies
+SIZES = {"60 to 300": (60, 300), "1,000": (1000, 1000)}  # least and largest number of images in a set of such audits
 LEVEL = 0.05  # share of false finds that is promised
 INNOCENTS, WITHOUT = "innocent images called copies", "audits without copies:"
 TAILS = (12.0, 8.0, 6.0, 4.0)  # exponents of four simulated searches
@@ -140,6 +143,7 @@ CHANGES: dict[str, Callable[[Tensor], Tensor]] = {
     "exact": lambda images: images,
     "mirrored": lambda images: images.flip(-1),
     "upside down": lambda images: images.flip(-2),
+    "turn 90°": lambda images: images.rot90(1, (-2, -1)),
     "brightness × 0.7": linear(0.7),
     "brightness × 1.3": linear(1.3),
     "contrast × 0.5": linear(0.5, 64),
@@ -245,23 +249,29 @@ def judged(train: ImageSet, images: dict[str, ImageSet], found: dict[str, Copies
     below = noticeable(held_out.search_ratios, len(innocent.blank))
     yield row("audit, noticed", INNOCENTS, torch.where(is_noticed(innocent.search_ratios, below), 0, -1))
     yield row("pixels", INNOCENTS, torch.where(innocent.ratios["nearest"] < 1 / 3, 0, -1))
-    yield from audits_without_copies(_joined([innocent, held_out]))
+    yield from audits_without_copies(_joined([innocent, held_out]), WITHOUT, (60, (HELD_OUT + INNOCENT) // 2))
 
 
-def audits_without_copies(pool: Copies) -> Iterator[dict[str, object]]:
-    """Audit random halves of images that nobody copied against each other, and count what is said of them."""
+def audits_without_copies(pool: Copies, words: str, sizes: tuple[int, int]) -> Iterator[dict[str, object]]:
+    """Audit random parts of images that nobody copied against each other, and count what is said of them.
+
+    Args:
+        pool: what the searches found of the images.
+        words: what the rows are called, before the verdict.
+        sizes: the least and the largest number of images in a part.
+    """
     verdicts = []
     for seed in range(AUDITS):
         generator = torch.Generator().manual_seed(seed)
         order = torch.randperm(len(pool.blank), generator=generator)
-        generated, held_out = torch.randint(60, len(pool.blank) // 2 + 1, (2,), generator=generator).tolist()
+        generated, held_out = torch.randint(sizes[0], sizes[1] + 1, (2,), generator=generator).tolist()
         sets = [_part(pool, order[:generated]), _part(pool, order[generated : generated + held_out])]
         evidence = weigh(*sets, level=LEVEL)
         copies = bool(evidence.named.any()) or evidence.scan.p_value < SIGNIFICANT
         verdicts.append("copies" if copies else "open" if bool(evidence.noticed.any()) else "none")
     for verdict in ("copies", "open"):
         numbers = {"planted": 0, "images": AUDITS, "found": verdicts.count(verdict)}
-        yield {"method": "audit", "change": f"{WITHOUT} {verdict}", **numbers}
+        yield {"method": "audit", "change": f"{words} {verdict}", **numbers}
 
 
 def simulated(audits: int, *, correlation: float, copied: int, held_out: int = 1000) -> tuple[float, float, float]:
@@ -295,12 +305,21 @@ def simulated(audits: int, *, correlation: float, copied: int, held_out: int = 1
     return wrong / audits, false / audits, found / max(1, audits * copied)
 
 
-def _searched(images: ImageSet, train: ImageSet, cache: BlockCache, name: str) -> Copies:
+def wider_audits(train: Tensor, others: Tensor, cache: Path) -> Iterator[dict[str, object]]:
+    """Audit parts of a larger pool of images that nobody copied, without the search for moved copies."""
+    images, references = image_set(others, location="pool"), image_set(train, location="train")
+    found = _searched(images, references, BlockCache(cache), "pool", moved=False)
+    found = measure_noise(found, images, references)
+    for words, sizes in SIZES.items():
+        yield from audits_without_copies(found, f"{WITHOUT} {words} of {len(others):,}:", sizes)
+
+
+def _searched(images: ImageSet, train: ImageSet, cache: BlockCache, name: str, *, moved: bool = True) -> Copies:
     features = build_features("pixels")
     references = References.of(features.rows(train.pixels), train.sha256)
     options = {"views": views("none"), "cache": cache, "argument": name}
     near = nearest_references(images, references, k=50, features=features, **options)
-    matches = find_disguised(images, train, cache=cache, argument=name)
+    matches = find_disguised(images, train, cache=cache, argument=name, moved=moved)
     return find_copies(images, train, near, matches, views=views("none"))
 
 
@@ -429,12 +448,13 @@ def measure(cache: Path) -> Iterator[dict[str, object]]:
     """Work out one row for each set, method and change; ``planted`` is 0 for images that nobody copied."""
     for title, load in SETS.items():
         train, others = load()
-        train, others = train[:TRAIN], others[: HELD_OUT + INNOCENT]
+        train, pool, others = train[:TRAIN], others[:POOL], others[: HELD_OUT + INNOCENT]
         sets = {"held out": others[:HELD_OUT], "innocent": others[HELD_OUT:]}
         for name, change in CHANGES.items():
             if train.shape[1] == 3 or name not in ("red and blue exchanged", "grey"):
                 sets[name] = change(train[:EACH])
         searched = {name: images for name, images in sets.items() if name != "held out"}
+        yield from ({"set": title, **figures} for figures in wider_audits(train, pool, cache))
         yield from ({"set": title, **figures} for figures in by_audit(train, sets, cache))
         for other in (by_phash, by_cnn, by_cleanvision):
             yield from ({"set": title, **figures} for figures in other(train, searched))
@@ -459,6 +479,14 @@ def table(rows: Sequence[dict[str, str]]) -> str:
             f"\nOf {said[0]['images']} audits of {title} without copies, {said[0]['found']} spoke of copies, and "
             f"{said[1]['found']} were *not decided*.\n"
         )
+        for words in SIZES:
+            wider = [row for row in own if row["change"].startswith(f"{WITHOUT} {words} of")]
+            if wider:
+                found = {row["change"].rpartition(" ")[2]: row["found"] for row in wider}
+                text += (
+                    f"With {words} images in each set, of {POOL:,}, and without the search for moved copies: "
+                    f"{found['copies']} and {found['open']} of {wider[0]['images']}.\n"
+                )
     return text
 
 
@@ -523,7 +551,10 @@ def main() -> None:
             write_figure(args.out, args.figure)
         return
     with TemporaryDirectory() as folder:
-        rows = list(measure(args.cache or Path(folder)))
+        rows: list[dict[str, object]] = list(measure(args.cache or Path(folder)))
+    if args.out.exists():  # what other tools found, where they are not installed now
+        measured = {row["method"] for row in rows}
+        rows += [dict(row) for row in read(args.out) if row["method"] not in measured]
     with args.out.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, rows[0], lineterminator="\n")
         writer.writeheader()

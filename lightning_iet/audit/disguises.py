@@ -4,8 +4,8 @@ Three searches stand beside the one by plain distances. Held-out images go throu
 how near an innocent image comes by these liberties is known.
 
 *Recoloured*: grey images, mean removed and norm one, compared by the absolute correlation as they are, mirrored, upside
-down and turned by 180 degrees. Brightness, contrast, inversion and the order of channels make no difference; gamma and
-JPEG little.
+down, and turned by right angles: slices of volumes are often read with their axes exchanged. Brightness, contrast,
+inversion and the order of channels make no difference; gamma and JPEG little.
 
 *Degraded*: the same at 8 x 8 pixels, where blur, noise and strong compression leave no trace.
 
@@ -30,7 +30,12 @@ from lightning_iet.metrics.features.efficientnet import EfficientNetFeatures
 from lightning_iet.utilities.devices import full_precision
 from lightning_iet.utilities.fingerprints import digest
 
-FLIPS = ((1, 1), (-1, 1), (1, -1), (-1, -1))  # of x and y: as it is, mirrored, upside down, turned by 180 degrees
+FLIPS = tuple(
+    map
+    for x, y in ((1, 1), (-1, 1), (1, -1), (-1, -1))  # as it is, mirrored, upside down, turned by 180 degrees
+    for map in (((x, 0), (0, y)), ((0, x), (y, 0)))  # and all these with x and y exchanged
+)
+"""Linear maps from coordinates of an image to those of the training image."""
 SIDE, JUDGED = 32, 64  # pixels of the images that are searched for and of those that are judged
 DEGRADED = 8  # likewise, of images that may be degraded
 LEAST_SIDE = 16  # pixels below which images are too small to be degraded, or to be registered
@@ -43,7 +48,7 @@ REGISTERED = 8  # of them, those that correlate best, are registered
 BLOCK, MOVED_BLOCK, NETWORK_BLOCK = 512, 64, 256  # images that are worked on, and kept, together
 CHUNK = 8192  # training images in one matrix product
 _VALUES = 2**21  # of images that are undone at once, each of which takes some in double precision
-VERSION = 6  # to be raised when results change
+VERSION = 7  # to be raised when results change
 
 
 class Matches(NamedTuple):
@@ -142,8 +147,7 @@ def find_flipped(
             queries = _standard_rows(pixels, device, side)
             indices, flips = _correlated(queries, references, count, _side(pixels, side))
         maps = torch.zeros(*indices.shape, 2, 3)
-        chosen = torch.tensor(FLIPS, dtype=torch.float32)[flips.cpu()]
-        maps[..., 0, 0], maps[..., 1, 1] = chosen.unbind(dim=-1)
+        maps[..., :2] = torch.tensor(FLIPS, dtype=torch.float32)[flips.cpu()]
         size = _side(pixels, judged)
         found = _judge_flipped(pixels, train.pixels, indices.cpu(), maps, size)
         nearest = _nearest(pixels, train.pixels, found, size)
@@ -313,15 +317,29 @@ def _standardized(rows: Tensor) -> Tensor:
 
 
 def _correlated(queries: Tensor, references: Tensor, count: int, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Indices of the references with the largest absolute correlation, and which flip of the query has it."""
+    """Indices of the references with the largest absolute correlation, and which flip of the query has it.
+
+    Pictures that are not square are not turned by 90 degrees.
+    """
     pictures = queries.view(-1, *size)
-    dims = [[axis for axis, sign in zip((2, 1), flip, strict=True) if sign < 0] for flip in FLIPS]
-    versions = [pictures.flip(axes).flatten(1) if axes else queries for axes in dims]
-    best = torch.full((len(queries), 0), 0.0, device=queries.device)
+    versions = {
+        number: (pictures.mT if flip[0][0] == 0 else pictures)
+        .flip([2 - i for i in (0, 1) if sum(flip[i]) < 0])
+        .flatten(1)
+        for number, flip in enumerate(FLIPS)
+        if flip[0][0] or size[0] == size[1]
+    }
+    device = queries.device
+    best = torch.full((len(queries), 0), 0.0, device=device)
     indices = flips = best.long()
     for start in range(0, len(references), CHUNK):
         part = references[start : start + CHUNK]
-        likeness, version = torch.stack([(rows @ part.T).abs() for rows in versions]).max(dim=0)
+        likeness = torch.full((len(queries), len(part)), -1.0, device=device)
+        version = torch.zeros_like(likeness, dtype=torch.int64)
+        for number, rows in versions.items():
+            other = (rows @ part.T).abs()
+            version = torch.where(other > likeness, number, version)
+            likeness = torch.maximum(likeness, other)
         near, place = likeness.topk(min(count, len(part)), dim=1)
         best = torch.cat([best, near], dim=1)
         indices = torch.cat([indices, place + start], dim=1)

@@ -46,6 +46,8 @@ class Evidence:
             for their number. ``None`` without held-out images.
         scan_search: The position of that search.
         held_out_alike: Held-out images as near to a training image as the least near of those discovered.
+        confirmed: Images that a person has confirmed as copies in a review.
+        dismissed: Images that a person has dismissed.
     """
 
     sure: Tensor
@@ -57,6 +59,8 @@ class Evidence:
     scan: Scan | None
     scan_search: int = 0
     held_out_alike: int = 0
+    confirmed: int = 0
+    dismissed: int = 0
 
     @property
     def named(self) -> Tensor:

@@ -134,6 +134,10 @@ class EvidenceFindings:
         named: generated images that are named as copies.
         sure: those that need no statistics.
         discovered: those that are named by comparison with held-out images.
+        named_by_number: of those named, the ones that would not be noticed one by one: they are named since so many
+            images lie so near to a training image, but so few held-out ones do.
+        named_by_pixels: of those named, the others that would not be noticed by their ratio: they equal a training
+            image once the disguise is undone.
         by_search: named images by what they are: ``"identical"``, or the search that found them.
         noticed: images below ``noticed_below`` by any search, where an innocent one seldom lies.
         noticed_below: by search, the ratio.
@@ -145,11 +149,15 @@ class EvidenceFindings:
         held_out_needed: held-out images that would decide whether those noticed are copies; ``None`` if there are
             none, or all of them are named.
         false_finds: the expected share of innocent images among those discovered.
+        confirmed: images that a person has confirmed in a review.
+        dismissed: images that a person has dismissed: neither named nor noticed, whatever their ratio.
     """
 
     named: Share
     sure: int
     discovered: int
+    named_by_number: int
+    named_by_pixels: int
     by_search: dict[str, int]
     noticed: Share
     noticed_below: dict[str, float]
@@ -160,6 +168,8 @@ class EvidenceFindings:
     scan_search: str
     held_out_needed: int | None
     false_finds: float
+    confirmed: int
+    dismissed: int
 
 
 @dataclass(frozen=True)
@@ -343,6 +353,8 @@ def _evidence(audit: Audit) -> EvidenceFindings:
         named=share(int(named.sum()), total),
         sure=int(evidence.sure.sum()),
         discovered=int(evidence.discovered.sum()),
+        named_by_number=int((evidence.discovered & ~evidence.sure & ~evidence.noticed).sum()),
+        named_by_pixels=int((evidence.sure & ~evidence.noticed).sum()),
         by_search=kinds,
         noticed=share(noticed, total),
         noticed_below=dict(zip(copies.matches, evidence.noticed_below.tolist(), strict=True)),
@@ -355,6 +367,8 @@ def _evidence(audit: Audit) -> EvidenceFindings:
         scan_search=list(copies.matches)[evidence.scan_search],
         held_out_needed=held_out_needed(noticed, total, level=audit.settings.false_finds) if unnamed else None,
         false_finds=audit.settings.false_finds,
+        confirmed=evidence.confirmed,
+        dismissed=evidence.dismissed,
     )
 
 

@@ -211,6 +211,8 @@ def apply_review(audit: Audit, review: Review) -> Audit:
         sure=(evidence.sure | confirmed) & ~dismissed,
         discovered=evidence.discovered & ~dismissed,
         noticed=(evidence.noticed | confirmed) & ~dismissed,
+        confirmed=int(confirmed.sum()),
+        dismissed=int(dismissed.sum()),
     )
     return replace(audit, evidence=decided)
 

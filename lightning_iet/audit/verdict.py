@@ -21,6 +21,7 @@ SEARCHED = {
     "degraded": ", details apart",
     "moved": ", moved into its place",
 }
+UNREAD = 0.1  # part of a set that cannot be read, from which on nothing is decided (our choice)
 UNSEEN = "copies of a part of an image, and copies that were drawn anew"
 
 
@@ -71,7 +72,8 @@ def verdict(findings: Findings) -> Verdict:
     if named.count:
         are = "is a copy" if named.count == 1 else "are copies"
         answer = f"The generator copies: {_counted(named)} {are} of training images."
-        return Verdict("copies", answer, looked_for, also, f"{_kinds(findings)}{control}{_contaminated(findings)}")
+        details = " ".join([_kinds(findings), *named_above(findings), *reviewed(findings)])
+        return Verdict("copies", answer, looked_for, also, f"{details}{control}{_contaminated(findings)}")
     if scan is not None and scan.p_value < SIGNIFICANT:
         answer = (
             f"The generator copies: {scan.generated:,} of {total:,} generated images lie nearer to one training image "
@@ -96,7 +98,10 @@ def verdict(findings: Findings) -> Verdict:
         if findings.held_out is not None:
             answer = f"{answer[:-1]}, and so do {_counted(findings.held_out.copies, 'held-out images')}."
         return Verdict("control", answer, looked_for, also, f"{_bound_or_control(findings)}{_contaminated(findings)}")
-    answer = f"No copies found among {total:,} generated images."
+    unread = len(findings.sets["generated"].skipped)
+    answer = (
+        f"No copies found among {total:,} generated images{f'; {unread:,} more could not be read' if unread else ''}."
+    )
     return Verdict("none", answer, looked_for, also, f"{_bound_or_control(findings)}{_contaminated(findings)}")
 
 
@@ -181,6 +186,13 @@ def _reasons(findings: Findings) -> list[str]:
             f"every pixel, but so {'does' if control == 1 else 'do'} {control:,} of the held-out images: they are no "
             "control."
         )
+    for name, kind in (("generated", "generated"), ("train", "training")):
+        facts = findings.sets[name]
+        if len(facts.skipped) > UNREAD * facts.found:
+            reasons.append(
+                f"{len(facts.skipped):,} of {facts.found:,} {kind} images could not be read, and nothing is known of "
+                f"{'them' if name == 'generated' else 'copies of them'}."
+            )
     reasons += _uniform(generated, "generated")
     if held_out is not None:
         reasons += _uniform(findings.sets["held_out"], "held-out")
@@ -210,12 +222,14 @@ def _bound_or_control(findings: Findings) -> str:
     """Say what share of copies there may be all the same, of which kinds, and what was not looked for."""
     kinds = [part.kind for part in claimed(findings.planted)]
     weak = [part for part in findings.planted if part.kind not in kinds] if kinds else []
-    sentences = []
+    sentences = reviewed(findings)
     if findings.fewer_than is not None:
         sentences.append(
             f"With 95 % confidence, fewer than {percent(findings.fewer_than)} of this generator's images are "
             f"{_listed(kinds, 'or')} copies; this allows for the share of planted copies that is not found."
         )
+    if unread := len(findings.sets["train"].skipped):
+        sentences.append(f"{unread:,} training images could not be read: copies of them are not found.")
     for part in weak:
         sentences.append(
             f"Nothing is said of {part.kind} copies: {part.found:,} of {part.planted:,} planted were found."
@@ -281,6 +295,42 @@ def _kinds(findings: Findings) -> str:
             f"{percent(findings.evidence.false_finds)} false finds on average: measured in simulations, not proved."
         )
     return text
+
+
+def named_above(findings: Findings) -> list[str]:
+    """Say why more images are named than lie below the limits: a limit judges each image as if it were the only one.
+
+    Args:
+        findings: the figures.
+
+    Returns:
+        A sentence, or none where all that are named lie below a limit.
+    """
+    evidence = findings.evidence
+    by_number = "so many images lie so near to a training image, but so few held-out ones"
+    by_pixels = "they equal one once the disguise is undone"
+    counts = {by_number: evidence.named_by_number, by_pixels: evidence.named_by_pixels}
+    reasons = [reason for reason, count in counts.items() if count]
+    if not reasons:
+        return []
+    if len(reasons) == 2:
+        reasons = [f"{reason} ({counts[reason]:,})" for reason in reasons]
+    alone = evidence.named.count - sum(counts.values())
+    return [
+        f"{f'Only {alone:,}' if alone else 'None'} of the {evidence.named.count:,} would be noticed alone; "
+        f"{'the others' if alone else 'they'} are named since {', or since '.join(reasons)}."
+    ]
+
+
+def reviewed(findings: Findings) -> list[str]:
+    """Say what a person has decided, see :func:`~lightning_iet.audit.pairs.apply_review`: a sentence, or none."""
+    confirmed, dismissed = findings.evidence.confirmed, findings.evidence.dismissed
+    if not confirmed + dismissed:
+        return []
+    return [
+        f"A person has looked at pairs (--review): {confirmed:,} confirmed, and {dismissed:,} dismissed, which are "
+        "neither named nor noticed here, whatever their ratio."
+    ]
 
 
 def _control(findings: Findings) -> str:
@@ -413,9 +463,9 @@ def rows(findings: Findings) -> list[list[str]]:
     lines = [["", "generated", "held-out"][: len(sets) + 1]]
     lines.append(["images", *(f"{part.copies.total:,}" for part in sets)])
     alike = [] if len(sets) == 1 else [f"{evidence.held_out_alike:,} as near"]
-    lines.append(["named as copies", _cell(evidence.named), *alike])
+    lines.append(["named as copies, all judged together", _cell(evidence.named), *alike])
     noticed = [_cell(evidence.noticed)] + ([] if len(sets) == 1 else [f"{evidence.held_out_noticed:,}"])
-    lines.append([f"noticed: ratio < {limits_words(findings)}", *noticed])
+    lines.append([f"noticed, each judged alone: ratio < {limits_words(findings)}", *noticed])
     if findings.measure == "distinct":
         lines.append([f"d1/d2 < {ratio}, near-duplicates counted once", *(_cell(part.copies) for part in sets)])
     lines.append([f"d1/d2 < {ratio} (memorized fraction)", *(_cell(part.memorized_fraction) for part in sets)])

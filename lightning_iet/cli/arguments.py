@@ -5,9 +5,8 @@ from pathlib import Path
 
 from lightning_iet.cli import PROGRAM
 from lightning_iet.utilities.configurations import find_configuration
-from lightning_iet.utilities.run_folders import checkpoint_of, find_checkpoint
+from lightning_iet.utilities.run_folders import CONFIG, checkpoint_of, find_checkpoint
 
-_OF_A_RUN = "config.yaml"
 _SOURCES = ("--config", "-c", "--model", "--images", "--print_config")
 _HELP = ("-h", "--help", "--help-all")
 
@@ -106,7 +105,7 @@ def with_run(arguments: Sequence[str]) -> list[str]:
         checkpoint = find_checkpoint(place) or checkpoint_of(
             place, argument="ckpt_path"
         )  # which says that none is there
-    beside = [folder / _OF_A_RUN for folder in (place, *list(checkpoint.absolute().parents)[:2])]
+    beside = [folder / CONFIG for folder in (place, *list(checkpoint.absolute().parents)[:2])]
     found = next((file for file in beside if file.is_file()), None)
     return [arguments[0], *([] if found is None else ["--config", str(found)]), *arguments[1:]]
 

@@ -72,6 +72,8 @@ def clear(message: str, options: Iterable[str], *, names: Mapping[str, str] | No
     Example:
         >>> clear("unrecognized arguments: --agc.treshold 1", ["--agc.threshold", "--agc.decay"])
         'There is no option --agc.treshold. Did you mean --agc.threshold?'
+        >>> clear("the following arguments are required: generated, train", [])
+        'Options --generated and --train are missing. The command with --help lists all.'
         >>> clear("Parser key \"agc.decay\": Expected a <class 'float'>. Got value: high", [])
         "Option --agc.decay expected a number, but got 'high'."
     """

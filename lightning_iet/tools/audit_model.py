@@ -1,28 +1,35 @@
 """Find out whether a diffusion model copies, and what its loss gives away of its training images."""
 
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser
+from torch.utils.data import ConcatDataset, Dataset
 
+from lightning_iet import data
 from lightning_iet.audit.core import check_sets
 from lightning_iet.audit.findings import Findings
 from lightning_iet.audit.generator import Drawing, Generator, draw, load_checkpoint, load_pipeline
 from lightning_iet.audit.losses import Probing, measure_losses
-from lightning_iet.audit.reading import ImageSet
+from lightning_iet.audit.reading import ImageSet, image_set
 from lightning_iet.audit.search import Invariance
+from lightning_iet.data import ImageDataModule
 from lightning_iet.data.decoding import Background, Channels, Fit, to_channels
+from lightning_iet.data.samples import name_of
 from lightning_iet.evaluation.membership import Membership, infer_membership, spread_timesteps
 from lightning_iet.modules.noise_processes import Sampler
 from lightning_iet.tools.audit import AUTO, AuditJob, Pages
+from lightning_iet.utilities.errors import first_line
 from lightning_iet.utilities.fingerprints import digest
-from lightning_iet.utilities.run_folders import checkpoint_of
+from lightning_iet.utilities.run_folders import CONFIG, beside, checkpoint_of
 
 
 def audit_model(
-    train: Path,
-    held_out: Path,
+    train: Path | None = None,
+    held_out: Path | None = None,
     *,
     ckpt: Path | None = None,
     pipeline: Path | None = None,
@@ -65,12 +72,13 @@ def audit_model(
     held-out ones (membership inference), and how far the two losses are apart at each timestep.
 
     The model is a checkpoint of a DiffusionModule, or a folder with an unconditional DDPMPipeline or DDIMPipeline of
-    diffusers. An audit that is interrupted goes on when the same command is given again; several processes of torchrun
-    share the work and find the same figures.
+    diffusers. Of a run of `fit` the images need not be given: those that it trained on and held out are taken, as its
+    config.yaml says. An audit that is interrupted goes on when the same command is given again; several processes of
+    torchrun share the work and find the same figures.
 
     Args:
-        train: The images that the model was trained on, in any form that `audit` takes.
-        held_out: Real images from the same source that it was not trained on.
+        train: The images that the model was trained on, in any form that `audit` takes; by default those of the run.
+        held_out: Real images from the same source that it was not trained on; by default those that the run held out.
         ckpt: The folder of a run, or a checkpoint of a DiffusionModule; may stand first, without --ckpt.
         pipeline: A folder of diffusers; nothing is fetched from a network.
         num_samples: Number of images to draw. Image i depends on the model, the seed and i alone.
@@ -135,15 +143,18 @@ def audit_model(
         batch_size=batch_size,
     )
     probing = Probing(images=loss_images, timesteps=loss_timesteps, seed=seed, batch_size=batch_size)
-    generator = _load(ckpt, pipeline, use_ema=use_ema)
+    path = None if ckpt is None else checkpoint_of(Path(ckpt))
+    generator = _load(path, pipeline, use_ema=use_ema)
+    run = _run_of(path, job, train, held_out)
     _check_steps(drawing, generator)
     _check_resize(job, generator)
     generator.module.to(job.on)
     reading = replace(job.reading, size=generator.module.image_shape[1:], fit=job.fit or generator.fit)
     if job.range is None and generator.value_range is not None:
         reading = replace(reading, value_range=generator.value_range)
-    with job.read({"train": train, "held_out": held_out}, reading=reading) as sets:
-        sets = {name: _fitting(images, generator) for name, images in sets.items()}
+    given = {} if run else {"train": train, "held_out": held_out}
+    with job.read(given, reading=reading) as sets:
+        sets = {name: _fitting(images, generator) for name, images in (run.read() if run else sets).items()}
         check_sets(sets, job.k)
         membership = _membership(generator, sets, probing, job)
         sets["generated"] = draw(generator, drawing, cache=job.blocks)
@@ -156,9 +167,96 @@ def audit_model(
         return job.finish(sets, settings=settings | asdict(drawing) | losses, membership=membership)
 
 
+@dataclass(frozen=True)
+class _Run:
+    """A run of `fit` whose own images are audited.
+
+    Attributes:
+        data: what it trained on and held out.
+        name: of the run and its data module, for people.
+    """
+
+    data: ImageDataModule
+    name: str
+
+    def read(self) -> dict[str, ImageSet]:
+        """Return the images as they were trained on, before mirroring, and all that were held out."""
+        self.data.setup("fit")
+        held_out = [part for part in (self.data.control_set, self.data.reference_set) if part is not None]
+        if not held_out:
+            raise ValueError(
+                f"Argument `held_out` expected images that the model was not trained on, but {self.name} held out "
+                "none. Give --train and --held-out."
+            )
+        return {
+            "train": self._images([self.data.train_set], "training"),
+            "held_out": self._images(held_out, "held-out"),
+        }
+
+    def _images(self, parts: list[Dataset[Any]], kind: str) -> ImageSet:
+        samples: Any = ConcatDataset(parts)
+        pixels = torch.stack([samples[i][0].mul(255).round().to(torch.uint8) for i in range(len(samples))])
+        names = [name_of(part, index) for part in parts for index in range(len(part))]  # type: ignore[arg-type]
+        return replace(image_set(pixels, location=f"{kind} images of {self.name}"), names=names)
+
+
+def _run_of(path: Path | None, job: AuditJob, train: Path | None, held_out: Path | None) -> _Run | None:
+    """Build the data module of the run that a checkpoint is of, unless images are given.
+
+    Only data modules of this package are built: a file must not name code to run.
+
+    Raises:
+        ValueError: If images are neither given nor known.
+    """
+    missing = [f"`{name}`" for name, value in (("train", train), ("held_out", held_out)) if value is None]
+    if not missing:
+        return None
+    wanted = f"Argument{'s' if len(missing) > 1 else ''} {' and '.join(missing)} expected images"
+    if len(missing) == 1:
+        raise ValueError(f"{wanted}, but got none. Give both, or neither, to audit a run of `fit` with its own.")
+    config = None if path is None else beside(path, CONFIG)
+    if path is None or config is None:
+        unknown = f"no {CONFIG} lies beside '{path}'"
+        if path is None:
+            unknown = "a pipeline does not say what it was trained on"
+        raise ValueError(f"{wanted}, since {unknown}, but got none. Give --train and --held-out.")
+    try:
+        settings = yaml.safe_load(config.read_text(encoding="utf-8"))["data"]
+        name = settings["class_path"].rpartition(".")[2]
+        kind = getattr(data, name, None) if settings["class_path"].startswith("lightning_iet.") else None
+        options = dict(settings.get("init_args") or {})
+    except (yaml.YAMLError, KeyError, TypeError, AttributeError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"{wanted}, since '{config}' names no data, but got none. Give --train and --held-out."
+        ) from error
+    if not (isinstance(kind, type) and issubclass(kind, ImageDataModule)):
+        raise ValueError(
+            f"{wanted}, since the data module of '{config}', {settings['class_path']}, is none of this package, but "
+            "got none. Give --train and --held-out."
+        )
+    unused = [name for name in ("fit", "range") if getattr(job, name) is not None]
+    if unused:
+        raise ValueError(
+            f"Argument `{unused[0]}` expected nothing where a run is audited with its own images, which are read as it "
+            f"read them, but got '{getattr(job, unused[0])}'. Give --train and --held-out besides, or leave it out."
+        )
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(kind, "data")
+    make = getattr(parser, "instantiate", None) or parser.instantiate_classes  # the name since jsonargparse 4.49
+    try:
+        built = make(parser.parse_object({"data": options})).data
+    except ArgumentError as error:
+        reason = first_line(error)
+        raise ValueError(
+            f"{wanted}, since the data of '{config}' cannot be built ({reason}), but got none. Give --train and "
+            "--held-out."
+        ) from error
+    return _Run(built, f"the run '{config.parent}' ({name}{'' if built.root is None else f' of {built.root}'})")
+
+
 def _load(ckpt: Path | None, pipeline: Path | None, *, use_ema: bool) -> Generator:
     if ckpt is not None and pipeline is None:
-        return load_checkpoint(checkpoint_of(Path(ckpt)), use_ema=use_ema)
+        return load_checkpoint(ckpt, use_ema=use_ema)
     if pipeline is not None and ckpt is None:
         return load_pipeline(Path(pipeline))
     raise ValueError(

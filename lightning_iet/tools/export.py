@@ -17,7 +17,7 @@ from lightning_iet.modules.pretrained import load_any_module
 from lightning_iet.utilities.checkpoints import outline
 from lightning_iet.utilities.errors import first_line
 from lightning_iet.utilities.files import METRICS, check_writable, whole_folder
-from lightning_iet.utilities.run_folders import checkpoint_of
+from lightning_iet.utilities.run_folders import CONFIG, beside, checkpoint_of
 from lightning_iet.utilities.text import percent, three_digits
 
 CARD_FILE, _INDEX = "README.md", "model_index.json"
@@ -54,8 +54,8 @@ def model_card(
     Raises:
         ValueError: If the audit's figures cannot be read.
     """
-    config = _read(_beside(ckpt, "config.yaml"))
-    metrics = _read(_beside(ckpt, METRICS))
+    config = _read(beside(ckpt, CONFIG))
+    metrics = _read(beside(ckpt, METRICS))
     step = int(outline(ckpt, argument="ckpt").get("global_step", 0))
     kind, classes = _kind(module), getattr(module, "conditioning", None)
     pretrained = _pretrained(config)
@@ -95,12 +95,6 @@ def _kind(module: Any) -> str:
 
 
 # --- what lies beside the checkpoint ----------------------------------------------------------------------------------
-
-
-def _beside(ckpt: Path, name: str) -> Path | None:
-    """A file of the run: `ModelCheckpoint` writes into a folder inside the run's."""
-    places = (folder / name for folder in ckpt.absolute().parents[:2])
-    return next((place for place in places if place.is_file()), None)
 
 
 def _read(file: Path | None) -> dict[str, Any]:

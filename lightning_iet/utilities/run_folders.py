@@ -1,4 +1,4 @@
-"""The newest checkpoint of a run's folder."""
+"""The files of a run: its newest checkpoint, and what lies beside it."""
 
 import logging
 from pathlib import Path
@@ -6,6 +6,7 @@ from pathlib import Path
 log = logging.getLogger("lightning.pytorch")  # whose messages a user sees
 
 LAST = "last.ckpt"
+CONFIG = "config.yaml"
 
 
 def checkpoint_of(path: Path, *, argument: str = "ckpt") -> Path:
@@ -45,6 +46,21 @@ def find_checkpoint(folder: Path) -> Path | None:
         if files:
             return place / LAST if place / LAST in files else files[-1]
     return None
+
+
+def beside(checkpoint: Path, name: str) -> Path | None:
+    """Return a file of the run that a checkpoint is of, or ``None``: it lies in its folder or in the one above.
+
+    Args:
+        checkpoint: its path.
+        name: the name of the file, such as ``config.yaml``.
+
+    Example:
+        >>> beside(Path("no/such.ckpt"), "config.yaml") is None
+        True
+    """
+    places = (folder / name for folder in checkpoint.absolute().parents[:2])
+    return next((place for place in places if place.is_file()), None)
 
 
 def version_number(folder: Path) -> int:

@@ -14,7 +14,15 @@ from tests.helpers.phantoms import eight_bits, moved, phantoms
 
 
 def flipped(image, flip):
-    return image.flip([axis for axis, sign in zip((-1, -2), flip, strict=True) if sign < 0]) if -1 in flip else image
+    """The image whose value at x, y is that of the given one at the place that the map says, pixel by pixel."""
+    size = image.shape[-1]
+    found = torch.empty_like(image)
+    for row in range(size):
+        for column in range(size):
+            x, y = 2 * column - size + 1, 2 * row - size + 1
+            u, v = flip[0][0] * x + flip[0][1] * y, flip[1][0] * x + flip[1][1] * y
+            found[..., row, column] = image[..., (v + size - 1) // 2, (u + size - 1) // 2]
+    return found
 
 
 def naive(images, train):
@@ -69,7 +77,7 @@ def test_degraded_matches_equal_those_of_a_naive_search_at_8_x_8_pixels(tmp_path
     assert found.ratios.tolist() == pytest.approx([first / second for first, second in distances], abs=5e-3)
 
 
-@given(st.integers(0, 3), st.floats(0.2, 1), st.booleans(), st.integers(0, 50))
+@given(st.integers(0, 7), st.floats(0.2, 1), st.booleans(), st.integers(0, 50))
 @settings(deadline=None, max_examples=20)
 def test_a_recoloured_copy_is_its_originals(tmp_path_factory, flip, contrast, inverted, seed):
     train = eight_bits(phantoms(20, seed=seed))
@@ -84,6 +92,16 @@ def test_a_recoloured_copy_is_its_originals(tmp_path_factory, flip, contrast, in
     undone, noise = undo(sets[0].pixels, train[found.indices], found.maps)
     assert float(noise) > 40
     assert int((undone.int() - sets[0].pixels.int()).abs().max()) <= 3
+
+
+def test_images_that_are_not_square_are_not_turned_by_90_degrees(tmp_path):
+    train = eight_bits(phantoms(20, size=24))[..., :16]
+    copies = torch.stack([train[3], train[4].flip(-1), train[5].flip(-1, -2)])
+    sets = image_set(copies, location="a"), image_set(train, location="b")
+    found, _ = find_flipped(*sets, kind="recoloured", cache=BlockCache(tmp_path), argument="generated")
+    assert found.indices.tolist() == [3, 4, 5]
+    assert float(found.ratios.max()) < 0.01
+    assert found.maps[:, :, :2].tolist() == [[[1, 0], [0, 1]], [[-1, 0], [0, 1]], [[-1, 0], [0, -1]]]
 
 
 def test_images_of_one_colour_are_like_nothing(tmp_path):

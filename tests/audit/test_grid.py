@@ -43,6 +43,8 @@ RECOLOURED = {
     "exact": lambda x: x,
     "mirrored": lambda x: x.flip(-1),
     "upside down": lambda x: x.flip(-2),
+    "turned by 90 degrees": lambda x: x.rot90(1, (-2, -1)),
+    "with exchanged axes": lambda x: x.mT,
     "darker": lambda x: 0.7 * x,
     "much darker": lambda x: 0.3 * x,
     "brighter": lambda x: 1.2 * x + 0.05,

@@ -61,7 +61,10 @@ def test_a_review_is_kept_and_counts(audited, tmp_path):
     assert sorted(changed) == sorted([rows[0]["index"], rows[5]["index"]])
     assert not reviewed.evidence.noticed[rows[0]["index"]]
     assert reviewed.evidence.noticed[rows[5]["index"]]
-    assert "3 of 43 generated images" in verdict(make_findings(reviewed)).answer
+    findings = make_findings(reviewed)
+    assert "3 of 43 generated images" in verdict(findings).answer
+    assert "1 confirmed, and 1 dismissed" in verdict(findings).details
+    assert (findings.evidence.confirmed, findings.evidence.dismissed) == (1, 1)
 
 
 def test_all_dismissed(audited):

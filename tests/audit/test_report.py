@@ -157,6 +157,14 @@ def test_counts_for_every_stop_of_the_slider_are_those_of_all_images(page, audit
                 assert count == sum(bool(ratio < limit) for ratio in ratios)
 
 
+def test_the_page_says_why_two_counts_differ(report, audited):
+    text = (report / "report.html").read_text(encoding="utf-8")
+    data = json.loads(next(part for part in Page(text).texts["script"] if part.startswith("{")))
+    named = int(audited.evidence.named.sum())
+    assert data["named"] == named
+    assert f"A threshold judges each image alone; the {named} named as copies were judged together" in text
+
+
 def test_everything_has_a_name_for_a_screen_reader(page):
     assert all(attributes["alt"].strip() for attributes in page.all("img"))
     assert page.all("html")[0]["lang"] == "en"

@@ -8,12 +8,14 @@ from lightning_iet.audit.cache import BlockCache
 from lightning_iet.audit.comparability import Difference
 from lightning_iet.audit.features import build_features
 from lightning_iet.audit.findings import PlantedFindings
+from lightning_iet.audit.planted import reencode
 from lightning_iet.audit.reading import Origin
 from lightning_iet.audit.statistics import Nearer, share
-from lightning_iet.audit.verdict import not_looked_for, planted_words, remarks, verdict
+from lightning_iet.audit.verdict import named_above, not_looked_for, planted_words, remarks, rows, verdict
 from lightning_iet.data.samples import Skip
 from lightning_iet.evaluation.membership import Membership
 from tests.helpers.image_folders import random_pixels, random_set
+from tests.helpers.phantoms import eight_bits, phantoms
 
 
 @pytest.fixture
@@ -89,6 +91,66 @@ def test_few_rough_copies_are_never_within_chance(judge):
     assert "4 of 104 generated images (3.8%) are far nearer to one training image than real images are" in words.answer
     assert f"About {findings.evidence.held_out_needed:,} held-out images would decide" in words.answer
     assert findings.evidence.held_out_needed == 519
+
+
+def named_but_not_noticed(findings):
+    return sum(row["named"] and not row["noticed"] for row in findings.pairs)
+
+
+def test_why_more_images_are_named_than_would_be_noticed(judge):
+    train = eight_bits(phantoms(100))
+    images = reencode(torch.cat([train[:40], eight_bits(phantoms(30, seed=5))]), quality=45)
+    control = image_set(eight_bits(phantoms(60, seed=1)), location="held-out")
+    findings = judge(image_set(images, location="a"), image_set(train, location="b"), control, moved=False)
+    evidence, words = findings.evidence, verdict(findings)
+    assert words.level == "copies"
+    assert (evidence.sure, evidence.named_by_pixels) == (0, 0)
+    assert 0 < evidence.named_by_number == named_but_not_noticed(findings)
+    alone = evidence.named.count - evidence.named_by_number
+    assert (
+        f"Only {alone} of the {evidence.named.count} would be noticed alone; the others are named since so many images "
+        "lie so near to a training image, but so few held-out ones." in words.details
+    )
+    table = {line[0].partition(":")[0]: line[1] for line in rows(findings)[1:]}
+    assert table["named as copies, all judged together"].startswith(f"{evidence.named.count} (")
+    assert table["noticed, each judged alone"].startswith(f"{evidence.noticed.count} (")
+
+
+@pytest.mark.parametrize(
+    ("counts", "sentence"),
+    [
+        ({"named_by_number": 0}, ""),
+        ({"named_by_number": 20}, "None of the 20 would be noticed alone; they are named since so many images lie"),
+        (
+            {"named_by_number": 1, "named_by_pixels": 2},
+            "Only 17 of the 20 would be noticed alone; the others are named since so many images lie so near to a "
+            "training image, but so few held-out ones (1), or since they equal one once the disguise is undone (2).",
+        ),
+    ],
+)
+def test_reasons_for_naming_images(judge, counts, sentence):
+    train = random_set(80)
+    findings = judge(planted(train, faded(train, 20)), train)
+    found = named_above(replace(findings, evidence=replace(findings.evidence, **counts)))
+    assert "".join(found).startswith(sentence)
+    assert bool(found) == bool(sentence)
+
+
+@pytest.mark.parametrize(("name", "words"), [("generated", "of them."), ("train", "of copies of them.")])
+@pytest.mark.parametrize(("unread", "level"), [(1, "none"), (11, "none"), (12, "open"), (100, "open")])
+def test_where_much_cannot_be_read_nothing_is_decided(clean, name, words, unread, level):
+    facts = replace(clean.sets[name], found=100 + unread, skipped=[Skip(f"{i}.dcm", "cut off") for i in range(unread)])
+    found = verdict(replace(clean, sets=clean.sets | {name: facts}))
+    assert found.level == level
+    if level == "open":
+        kind = "training" if name == "train" else name
+        assert (
+            f"{unread} of {100 + unread} {kind} images could not be read, and nothing is known {words}" in found.answer
+        )
+    elif name == "generated":
+        assert found.answer == f"No copies found among 100 generated images; {unread} more could not be read."
+    else:
+        assert f"{unread} training images could not be read: copies of them are not found." in found.details
 
 
 def test_identical_images_in_the_control_are_told_of(judge):

@@ -131,6 +131,13 @@ def test_what_is_noticed_by_the_formula():
     assert noticeable_below(scores, 10) == pytest.approx(0.8 * (0.05 * 5 / 40) ** (1 / exponent))
 
 
+def test_what_is_noticed_is_fitted_to_as_many_scores_as_the_root_of_their_number():
+    scores = torch.linspace(0.2, 0.9, 400, dtype=torch.double)[torch.randperm(400)]
+    lowest = sorted(scores.tolist())[:21]
+    exponent = chi2.ppf(0.05, 40) / 2 / sum(math.log(lowest[20] / s) for s in lowest[:20])
+    assert noticeable_below(scores, 100) == pytest.approx(lowest[20] * (0.05 * 400 / 2000) ** (1 / exponent))
+
+
 @pytest.mark.parametrize("scores", [[0.5], [0.0, 0.4, 0.5, 0.6], [0.3, 0.5]])
 def test_held_out_scores_that_say_nothing(scores):
     assert noticeable_below(torch.tensor(scores), 10) == 0

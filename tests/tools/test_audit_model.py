@@ -11,6 +11,7 @@ from lightning_iet import DiffusionModule
 from lightning_iet.audit import search
 from lightning_iet.audit.cache import BlockCache
 from lightning_iet.cli import main
+from lightning_iet.data import DigitsDataModule
 from lightning_iet.tools.audit_model import audit_model
 from tests.helpers.audits import DATE, FILES, QUICK_MODEL, metrics
 from tests.helpers.digit_models import digit_pixels, fresh_model, overfitted_model, save_checkpoint, save_pipeline
@@ -65,6 +66,89 @@ def test_a_report_with_all_its_files(here, capsys):
     page = Path("report/report.html").read_text(encoding="utf-8")
     for text in (auc, "What the loss gives away", 'href="#membership"', "drawn by model.ckpt"):
         assert text in page
+
+
+def run_folder(here):
+    """The folder of a run that trained on 30 digits, 40 held out as the control and the others for FID."""
+    folder = here / "runs" / "version_0"
+    (folder / "checkpoints").mkdir(parents=True)
+    save_checkpoint(fresh_model(), folder / "checkpoints" / "last.ckpt")
+    options = {"num_train": 30, "num_control": 40, "seed": 1}
+    config = {"data": {"class_path": "lightning_iet.DigitsDataModule", "init_args": options}}
+    (folder / "config.yaml").write_text(json.dumps(config), encoding="utf-8")
+    return folder
+
+
+def test_a_run_is_audited_with_its_own_images(here, capsys):
+    folder = run_folder(here)
+    command = [part for name, value in QUICK_MODEL.items() for part in (f"--{name.replace('_', '-')}", str(value))]
+    main(["audit-model", "runs", *command, "--out", "own"])
+    own = json.loads(Path("own/metrics.json").read_text(encoding="utf-8"))
+
+    digits = DigitsDataModule(num_train=30, num_control=40, seed=1)
+    digits.setup("fit")
+    for name, parts in {"t": [digits.train_set], "h": [digits.control_set, digits.reference_set]}.items():
+        images = torch.cat([part.images for part in parts])
+        assert len(images) == {"t": 30, "h": 1767}[name]
+        np.save(f"{name}.npy", (images[:, 0].numpy() * 255).round().astype(np.uint8))
+    given = ["--train", "t.npy", "--held-out", "h.npy", "--out", "given"]
+    main(["audit-model", str(folder), *command, *given])
+    expected = json.loads(Path("given/metrics.json").read_text(encoding="utf-8"))
+    for part in ("generated", "held_out", "evidence", "membership", "planted"):
+        assert own[part] == expected[part]
+    assert own["sets"]["train"]["location"] == f"training images of the run '{folder}' (DigitsDataModule)"
+    assert own["sets"]["held_out"]["used"] == 1767
+
+
+def test_the_runs_images_are_read_as_it_read_them(here, capsys):
+    pixels = random_pixels(60, size=12, channels=1)
+    write_images(here / "mine", pixels[:, :, :, :10])  # of another shape than the model's
+    arguments = {"root": "mine", "image_size": [8, 8], "channels": 1, "num_control": 20}
+    folder = run_folder(here)
+    config = {"data": {"class_path": "lightning_iet.data.ImageFolderDataModule", "init_args": arguments}}
+    (folder / "config.yaml").write_text(json.dumps(config), encoding="utf-8")
+    found = audit_model(ckpt=Path("runs"), out=Path("report"), **QUICK_MODEL)
+    assert (found.sets["train"].used, found.sets["held_out"].used) == (20, 40)
+    names = {row["source"] for row in found.pairs}
+    assert names <= {path.name for path in (here / "mine").iterdir()}
+    assert "(ImageFolderDataModule of mine)" in found.sets["train"].location
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (None, "Arguments `train` and `held_out` expected images, since no config.yaml lies beside"),
+        ("model: 1", "names no data"),
+        ("[: ", "names no data"),
+        ("data: {class_path: os.system, init_args: {command: x}}", "os.system, is none of this package"),
+        ("data: {class_path: lightning_iet.DigitsDataModule, init_args: {no_such: 1}}", "cannot be built"),
+        ("data: {class_path: lightning_iet.ImageFolderDataModule, init_args: {root: nowhere}}", "nowhere"),
+    ],
+)
+def test_a_run_whose_images_are_unknown(here, capsys, config, message):
+    file = run_folder(here) / "config.yaml"
+    file.unlink() if config is None else file.write_text(config, encoding="utf-8")
+    with pytest.raises(SystemExit) as stop:
+        main(["audit-model", "runs", "--out", "report"])
+    lines = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
+    assert stop.value.code == 2
+    assert len(lines) == 1
+    assert message in lines[0]
+    assert not Path("report").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--train", "train"], "Argument `held_out` expected images, but got none. Give both, or neither"),
+        (["--range", "0:1"], "Argument `range` expected nothing where a run is audited with its own images"),
+    ],
+)
+def test_half_of_the_images_or_another_reading_of_the_runs_is_refused(here, capsys, arguments, message):
+    run_folder(here)
+    with pytest.raises(SystemExit):
+        main(["audit-model", "runs", "--out", "report", *arguments])
+    assert message in capsys.readouterr().err
 
 
 def test_what_a_model_has_memorized(here):

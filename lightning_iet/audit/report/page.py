@@ -24,8 +24,10 @@ from lightning_iet.audit.verdict import (
     difference_words,
     limits_words,
     membership_words,
+    named_above,
     not_looked_for,
     remarks,
+    reviewed,
     rows,
     verdict,
 )
@@ -311,7 +313,7 @@ SEARCH_WORDS = {
 MEASURES = {
     "score": (
         "Lowest ratio of all searches, divided by the search's limit",
-        "below 1 an image is noticed; our choice",
+        "below 1 an image is noticed, alone; our choice",
     ),
     "distinct": ("Nearest over next, near-duplicates counted once", "d1/d2 of distances; our choice"),
     "nearest": ("Nearest over second nearest", "d1/d2 of distances; Yoon et al. 2023, Gu et al. 2023"),
@@ -376,6 +378,7 @@ def render_page(audit: Audit, findings: Findings, *, pairs: int, images: bool = 
         cards=shown,
         limits=limits(findings),
         noticed_below=limits_words(findings),
+        apart=counts_apart(findings),
         any_below=any(card["ratio"] < 1 or card["named"] for card in shown) and not audit.evidence.decided_by_scan,
         images=images,
         pixelated=max(audit.sets["train"].pixels.shape[2:]) <= PIXELATED,
@@ -390,8 +393,24 @@ def render_page(audit: Audit, findings: Findings, *, pairs: int, images: bool = 
         settings=_settings(findings),
         rules=RULES,
         version=findings.versions["lightning-iet"],
-        data=_data(ratios, stops, defaults),
+        data=_data(ratios, stops, defaults) | {"named": findings.evidence.named.count},
     )
+
+
+def counts_apart(findings: Findings) -> list[str]:
+    """Say why the count below a threshold is another one than that of the images named.
+
+    Args:
+        findings: the figures.
+
+    Returns:
+        Sentences; none where no image is named, and none was dismissed.
+    """
+    sentences = reviewed(findings)
+    if findings.evidence.named.count:
+        judged = f"A threshold judges each image alone; the {findings.evidence.named.count:,} named as copies were "
+        sentences = [f"{judged}judged together, by all searches.", *named_above(findings), *sentences]
+    return sentences
 
 
 def _date(stamp: str) -> str:

@@ -52,7 +52,8 @@
     const below = data.sets.generated.below[measure()][slider.value];
     find("shown").textContent =
       `${format.format(shown)} ${shown === 1 ? "pair" : "pairs"} shown; ` +
-      `${format.format(below)} generated ${below === 1 ? "image lies" : "images lie"} below the threshold.`;
+      `${format.format(below)} generated ${below === 1 ? "image lies" : "images lie"} below the threshold, and ` +
+      `${format.format(data.named)} ${data.named === 1 ? "is" : "are"} named as ${data.named === 1 ? "a copy" : "copies"}.`;
   };
 
   const showMeasure = () => {
