@@ -553,8 +553,8 @@ def main() -> None:
     with TemporaryDirectory() as folder:
         rows: list[dict[str, object]] = list(measure(args.cache or Path(folder)))
     if args.out.exists():  # what other tools found, where they are not installed now
-        measured = {row["method"] for row in rows}
-        rows += [dict(row) for row in read(args.out) if row["method"] not in measured]
+        measured = {(row["set"], row["method"]) for row in rows}
+        rows += [dict(row) for row in read(args.out) if (row["set"], row["method"]) not in measured]
     with args.out.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, rows[0], lineterminator="\n")
         writer.writeheader()

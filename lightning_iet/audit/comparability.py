@@ -16,6 +16,7 @@ FEW_LEVELS = 64
 FEWER = 0.5  # grey levels in a generated image, as a part of those in a training image, from which on they are no fault
 SAMPLE = 2000  # images of each set that are looked at, spread evenly
 SIGNIFICANT = 1e-3  # p-value of the distance, so that small sets do not differ by chance
+SAME_SHAPE = 0.02  # relative difference of two shapes (width over height) that says nothing
 FARTHER = 1.5  # how much farther from training images than held-out images generated ones lie, to be spoken of
 
 
@@ -41,7 +42,8 @@ class Difference:
 
 
 LEVELS = "grey levels in an image"
-OF_FILES = TRANSPARENCY, LEVELS_OF_SET = "transparency", "grey levels in the set"  # facts of how files were stored
+OF_FILES = TRANSPARENCY, LEVELS_OF_SET, SHAPE = "transparency", "grey levels in the set", "width over height"
+"""Facts of how files were stored."""
 FAR = "distance to the nearest training image"
 _REMEDIES = {
     "brightness": "If they were scaled or saved in another way, say so with --range or --background.",
@@ -152,12 +154,18 @@ def properties(pixels: Tensor) -> dict[str, Tensor]:
 
 
 def _of_whole_sets(sets: Mapping[str, ImageSet]) -> list[Difference]:
-    """Differences in the number of grey levels and in transparency, which are those of a file format."""
+    """Differences in the number of grey levels, in transparency and in shape, which are those of files."""
     found = []
     shares = {name: s.origin.transparent / len(s) for name, s in sets.items()}
     if abs(shares["generated"] - shares["train"]) > DIFFERENT:
         remedy = "Say with --background what colour the generator saw under transparent pixels."
         found.append(Difference(TRANSPARENCY, shares["generated"], shares["train"], 1.0, 0.0, remedy))
+    shapes = {name: _shape(s) for name, s in sets.items()}
+    target = sets["generated"].pixels.shape[3] / sets["generated"].pixels.shape[2]
+    # Training images may have been fitted to the generator's shape, but not these to another one.
+    if all(_differ(shapes["generated"], other) for other in (target, shapes["train"])):
+        remedy = "Give the size of the generated images with --resize, so that only the others change their shape."
+        found.append(Difference(SHAPE, shapes["generated"], shapes["train"], 1.0, 0.0, remedy))
     levels = {
         name: int((torch.bincount(s.pixels.flatten().long(), minlength=256) > 0).sum()) for name, s in sets.items()
     }
@@ -165,6 +173,24 @@ def _of_whole_sets(sets: Mapping[str, ImageSet]) -> list[Difference]:
         remedy = _remedy_of_levels(sets)
         found.append(Difference(LEVELS_OF_SET, levels["generated"], levels["train"], 1.0, 0.0, remedy))
     return found
+
+
+def _shape(images: ImageSet) -> float:
+    """Width over height of the median image as it was stored."""
+    sizes = images.origin.sizes or {f"{images.pixels.shape[3]}x{images.pixels.shape[2]}": 1}
+    shapes = sorted(
+        (int(width) / int(height), count) for size, count in sizes.items() for width, height in [size.split("x")]
+    )
+    half, passed = sum(sizes.values()) / 2, 0
+    for shape, count in shapes:
+        passed += count
+        if passed >= half:
+            return shape
+    return shapes[-1][0]
+
+
+def _differ(one: float, other: float) -> bool:
+    return abs(one - other) > SAME_SHAPE * min(one, other)
 
 
 def _remedy_of_levels(sets: Mapping[str, ImageSet]) -> str:

@@ -9,6 +9,7 @@ from lightning_iet.audit.comparability import FAR, LEVELS_OF_SET, OF_FILES, TRAN
 from lightning_iet.audit.evidence import SIGNIFICANT
 from lightning_iet.audit.findings import Findings, PlantedFindings, SetFacts, SetFindings, claimed
 from lightning_iet.audit.statistics import Nearer, Share
+from lightning_iet.data.decoding import WINDOWED
 from lightning_iet.data.samples import listed
 from lightning_iet.evaluation.membership import Membership
 from lightning_iet.utilities.text import percent
@@ -235,7 +236,7 @@ def _bound_or_control(findings: Findings) -> str:
             f"Nothing is said of {part.kind} copies: {part.found:,} of {part.planted:,} planted were found."
         )
     sentences += not_looked_for(findings)
-    sentences.append(f"Not looked for are {UNSEEN}.{_reshaped(findings)}")
+    sentences.append(f"Not looked for are {UNSEEN}.{_reshaped(findings)}{_windowed(findings)}")
     return " ".join(sentences) + _control(findings)
 
 
@@ -270,6 +271,16 @@ def _reshaped(findings: Findings) -> str:
     return (
         f" Training images of another shape were {done}, as --fit says: if the generator saw them {else_done}, audit "
         f"again with --fit {'stretch' if fit == 'crop' else 'crop'}, for its copies may go unseen here."
+    )
+
+
+def _windowed(findings: Findings) -> str:
+    """Say that values beyond the window of DICOM files are lost, which the generator may have seen."""
+    if WINDOWED not in findings.sets["train"].origin.kinds or WINDOWED in findings.sets["generated"].origin.kinds:
+        return ""
+    return (
+        " Training images are shown in the window that each DICOM file names: if the generator saw them in another, "
+        "audit again with --range LOW:HIGH or --range full, for its copies may go unseen here."
     )
 
 

@@ -33,6 +33,9 @@ Background: TypeAlias = Literal["white", "black"]
 Depth: TypeAlias = Literal["8 bits", "integers", "floating point"]
 Stored: TypeAlias = "bytes | Page | NDArray[Any] | Image.Image"
 
+WINDOWED = "windowed DICOM"
+"""The kind of images whose values beyond the window that their file names are lost."""
+
 RULES = (
     "every page of a file is an image, such as those of a TIFF stack or the frames of an animation",
     "turned as the EXIF orientation says",
@@ -227,7 +230,9 @@ def _open(data: bytes | Page, value_range: ValueRange) -> tuple[Image.Image | ND
         raise ValueError("the file is empty")
     if format_of(data) == "DICOM":
         found = read_dicom(data, number, value_range)
-        return found if isinstance(found, Values) else _image(found), "DICOM"
+        if isinstance(found, Values):
+            return found, "DICOM"
+        return _image(found), WINDOWED if found.ndim == 2 and value_range == "auto" else "DICOM"
     if format_of(data) == "NIfTI":
         return read_nifti(data, number), "NIfTI"
     with warnings.catch_warnings():

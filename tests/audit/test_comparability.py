@@ -81,6 +81,29 @@ def test_transparency_of_one_set_only():
     assert "contrast" in names
 
 
+@pytest.mark.parametrize(
+    ("generated", "train", "differ"),
+    [
+        ({"24x24": 100}, {"24x24": 200}, False),
+        ({"24x24": 100}, {"96x64": 200}, False),  # training images were fitted to the generator's shape
+        ({"96x64": 100}, {"96x64": 200}, False),  # both were changed alike
+        ({"96x64": 100}, {"144x96": 150, "24x24": 50}, False),
+        ({"48x24": 100}, {"24x24": 200}, True),
+        ({"24x24": 40, "48x24": 60}, {"24x24": 200}, True),
+        ({"24x24": 60, "48x24": 40}, {"24x24": 200}, False),
+        ({"64x96": 100}, {"96x64": 200}, True),
+    ],
+)
+def test_generated_images_are_not_brought_to_another_shape(generated, train, differ):
+    found = sets(eight_bits(FRESH))
+    for name, sizes in (("generated", generated), ("train", train)):
+        found[name] = replace(found[name], origin=Origin(sizes=sizes))
+    differences = [difference for difference in compare_sets(found) if difference.name == "width over height"]
+    assert bool(differences) == differ
+    for difference in differences:
+        assert "--resize" in difference.remedy
+
+
 @given(st.integers(1, 3).filter(lambda c: c != 2), st.integers(0, 99))
 @settings(deadline=None, max_examples=15)
 def test_properties_one_by_one(channels, seed):

@@ -153,6 +153,15 @@ def test_where_much_cannot_be_read_nothing_is_decided(clean, name, words, unread
         assert f"{unread} training images could not be read: copies of them are not found." in found.details
 
 
+@pytest.mark.parametrize(("train", "generated", "told"), [(1, 0, True), (1, 1, False), (0, 0, False)])
+def test_windows_of_dicom_files_are_told_of(clean, train, generated, told):
+    sets = dict(clean.sets)
+    for name, windowed in (("train", train), ("generated", generated)):
+        kinds = {"windowed DICOM": 80} if windowed else {"DICOM": 80}
+        sets[name] = replace(sets[name], origin=replace(sets[name].origin, kinds=kinds))
+    assert ("audit again with --range LOW:HIGH or --range full" in verdict(replace(clean, sets=sets)).details) == told
+
+
 def test_identical_images_in_the_control_are_told_of(judge):
     train = random_set(80)
     words = verdict(judge(planted(train, train.pixels[:1]), train, held_out_set(train.pixels[70:71])))

@@ -35,7 +35,8 @@ def test_hounsfield_units_are_shown_in_their_window(kind):
     expected = windowed(STORED * 2.0 - 1024, 40, 400)
     expected = 255 - expected if kind == "MONOCHROME1" else expected
     assert np.abs(decode(data, value_range="auto")[..., 0] - expected).max() <= 1
-    assert decode_stored(data).kind == "DICOM"
+    assert decode_stored(data).kind == "windowed DICOM"
+    assert decode_stored(data, value_range="full").kind == decode_stored(data, value_range=(0, 9)).kind == "DICOM"
 
 
 def test_of_several_windows_the_first_is_taken():
