@@ -233,8 +233,8 @@ def noticeable_below(held_out: Tensor, images: int, *, level: float = 0.05) -> f
 
     *(our choice)*, with ``k`` the square root of ``n``, but at least 10: the more scores there are, the smaller a part
     of them is fitted. A tenth is too much where images are of many kinds: among 1,000 crops of photographs some pairs,
-    such as two edges of one retina, are far more alike than the tenth says. It is a rule for what to look at, not a test: named
-    as copies are only images that need no tail.
+    such as two edges of one retina, are far more alike than the tenth says. It is a rule for what to look at, not a
+    test: named as copies are only images that need no tail.
 
     Args:
         held_out: scores of the ``n`` held-out images, shape ``(n,)``.
