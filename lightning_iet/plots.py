@@ -260,7 +260,11 @@ _DIRECTIONS = ((1, 0), (1, 1), (1, -1), (-1, 0), (-1, 1), (-1, -1), (0, 1), (0, 
 
 
 def label_points(
-    axes: Axes, points: Mapping[str, tuple[float, float]], *, colours: Mapping[str, str] | None = None
+    axes: Axes,
+    points: Mapping[str, tuple[float, float]],
+    *,
+    colours: Mapping[str, str] | None = None,
+    others: Sequence[tuple[float, float]] = (),
 ) -> list[Text]:
     """Write each label beside its point, where it covers neither a point nor another label.
 
@@ -271,6 +275,7 @@ def label_points(
         axes: axes of a figure whose layout and limits are otherwise final.
         points: ``{label: (x, y)}`` in data coordinates.
         colours: of the labels, by label; dark grey where there is none.
+        others: points without a label, which none covers either.
 
     Returns:
         The labels, in the order of ``points``.
@@ -284,7 +289,8 @@ def label_points(
     figure = cast(Figure, axes.get_figure(root=True))
     figure.draw_without_rendering()  # settles the layout, without which no extent is known
     labels: list[Text] = []
-    taken = [Bbox.from_bounds(x - 8, y - 8, 16, 16) for x, y in axes.transData.transform(list(points.values()))]
+    drawn = axes.transData.transform([*points.values(), *others])
+    taken = [Bbox.from_bounds(x - 8, y - 8, 16, 16) for x, y in drawn]
     for label, point in points.items():
         for reach, (right, up) in product((9, 20, 32, 46, 60), _DIRECTIONS):
             text = _text_beside(axes, label, point, right * reach, up * reach)
@@ -576,7 +582,9 @@ def runs_against_fid(
     labels = {str(n) if crowd else name: name for n, name in enumerate(runs, 1)}
     for number, panel in enumerate(panels):
         places = {label: (runs[name].fid, runs[name].shares[number]) for label, name in labels.items()}
-        label_points(panel, places, colours={label: colours[name] for label, name in labels.items()})
+        courses = [(fid, shares[number]) for run in runs.values() for fid, shares in run.course]
+        own = {label: colours[name] for label, name in labels.items()}
+        label_points(panel, places, colours=own, others=courses)
     return figure
 
 

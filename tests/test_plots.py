@@ -69,6 +69,20 @@ def test_nearest_pairs_size(tmp_path, num, size):
     assert picture.shape[1::-1] == pytest.approx(size, abs=1)
 
 
+def test_no_name_of_a_run_covers_the_course_of_another():
+    course = [(9.0, [0.0]), (6.0, [0.02]), (4.6, [0.1])]
+    runs = {
+        "baseline": charts.RunPoint(4.0, [0.185], course),
+        "iet_agc": charts.RunPoint(5.2, [0.01]),
+        "uneven_record_with_a_long_name": charts.RunPoint(4.15, [0.004]),
+    }
+    [panel] = charts.runs_against_fid(runs, control=charts.RunPoint(0.6, [0.0]), measures=["copies"]).axes
+    names = [text.get_window_extent() for text in panel.texts if text.get_text() in runs]
+    assert len(names) == 3
+    points = panel.transData.transform([(fid, shares[0]) for fid, shares in course])
+    assert [box.contains(x, y) for box in names for x, y in points] == [False] * 9
+
+
 def test_training_curves_draws_what_is_there():
     assert len(charts.training_curves([0.3, 0.2]).axes) == 1
     both = charts.training_curves([0.3], skip_rate=[0.0, 0.5], loss_by_timestep=[1.0, math.nan], threshold=0.5)
