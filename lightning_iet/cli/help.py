@@ -204,9 +204,9 @@ def option_lines(actions: Iterable[argparse.Action], *, brief: bool) -> Iterator
         actions: Of the parser.
         brief: Whether only the first sentence of each is shown, and no type.
     """
-    lines = (2 if width() >= 100 else 1) if brief else None
+    lines = (2 if width() >= 115 else 1) if brief else None
     for action in actions:
-        text = plain(action.help or "")
+        text = re.sub(r"\bNone\b", "null", plain(action.help or ""))  # as a configuration has it
         text = first_sentence(text) if brief else " ".join(text.split())
         notes = [] if brief or not _type(action) else [_type(action)]
         if default := _written(action.default):
