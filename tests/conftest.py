@@ -11,6 +11,7 @@ from hypothesis import settings
 from tests.helpers.distributed import Processes
 from tests.helpers.launched import weights, write_config
 from tests.helpers.state import undisturbed
+from tests.helpers.warm import warm_python
 
 for name in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero", "lightning.fabric"):
     logging.getLogger(name).setLevel(logging.ERROR)
@@ -42,6 +43,19 @@ def processes(_pools):
         return _pools[world_size]
 
     return get
+
+
+@pytest.fixture(scope="session")
+def warm_executable():
+    """A Python whose programs need no time to import; see :mod:`tests.helpers.warm`."""
+    with warm_python() as python:
+        yield str(python)
+
+
+@pytest.fixture
+def warm(warm_executable, monkeypatch):
+    """Programs that the test starts with ``sys.executable`` are of that Python."""
+    monkeypatch.setattr(sys, "executable", warm_executable)
 
 
 @pytest.fixture(scope="session")

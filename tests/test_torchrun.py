@@ -4,7 +4,7 @@ from tests.helpers.launched import callback, started, torchrun, weights, write_c
 from tests.helpers.weights import assert_same_bits
 
 
-def test_a_process_that_dies_brings_the_job_back(tmp_path, tiny_weights):
+def test_a_process_that_dies_brings_the_job_back(tmp_path, tiny_weights, warm):
     config = write_config(
         tmp_path / "tiny.yaml", callbacks=[callback("DieOnce", step=7), callback("Starts")], devices=2
     )

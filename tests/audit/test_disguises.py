@@ -41,16 +41,15 @@ def naive(images, train):
     return distances, nearest
 
 
+def searched(folder, images, train, *, kind):
+    sets = image_set(images, location="a"), image_set(train, location="b")
+    return find_flipped(*sets, kind=kind, cache=BlockCache(folder), argument="generated")
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 def test_recoloured_matches_equal_those_of_a_naive_search(tmp_path, channels):
     images, train = random_pixels(7, channels=channels), random_pixels(12, seed=1, channels=channels)
-    found, candidates = find_flipped(
-        image_set(images, location="a"),
-        image_set(train, location="b"),
-        kind="recoloured",
-        cache=BlockCache(tmp_path),
-        argument="generated",
-    )
+    found, candidates = searched(tmp_path, images, train, kind="recoloured")
     distances, nearest = naive(images, train)
     assert found.indices.tolist() == nearest
     assert found.distances.tolist() == pytest.approx([first for first, _ in distances], abs=1e-4)
@@ -62,13 +61,7 @@ def test_recoloured_matches_equal_those_of_a_naive_search(tmp_path, channels):
 def test_degraded_matches_equal_those_of_a_naive_search_at_8_x_8_pixels(tmp_path, channels):
     images, train = eight_bits(phantoms(5, channels=channels)), eight_bits(phantoms(12, seed=1, channels=channels))
     images[3] = train[4].flip(-1)
-    found, candidates = find_flipped(
-        image_set(images, location="a"),
-        image_set(train, location="b"),
-        kind="degraded",
-        cache=BlockCache(tmp_path),
-        argument="generated",
-    )
+    found, candidates = searched(tmp_path, images, train, kind="degraded")
     small = [F.interpolate(part.double() / 255, (8, 8), mode="bilinear", antialias=True) for part in (images, train)]
     distances, nearest = naive(*small)
     assert found.indices.tolist() == candidates[:, 0].tolist() == nearest
@@ -145,8 +138,7 @@ def test_near_duplicates_count_once(tmp_path):
     train[10], train[11] = train[2].flip(-1), train[2] // 2
     noise = torch.randint(-6, 7, train[2:3].shape, generator=torch.Generator().manual_seed(0))
     copy = (train[2:3].int() + noise).clamp(0, 255).to(torch.uint8)
-    sets = image_set(copy, location="a"), image_set(train, location="b")
-    found, _ = find_flipped(*sets, kind="recoloured", cache=BlockCache(tmp_path), argument="generated")
+    found, _ = searched(tmp_path, copy, train, kind="recoloured")
     assert int(found.indices) in (2, 10, 11)
     assert float(found.ratios) < 0.4
 

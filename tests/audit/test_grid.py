@@ -3,6 +3,8 @@
 Never "none" where there are copies of a kind that was looked for; never "copies" where there are none.
 """
 
+import functools
+import itertools
 from io import BytesIO
 
 import numpy as np
@@ -97,11 +99,16 @@ def images(change, copies, *, channels=1, seed=5):
     return change(torch.cat(mixed))
 
 
-@pytest.mark.parametrize("held_out", [60, 150])
-@pytest.mark.parametrize("copies", [0, 5, 30])
-@pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("name", RECOLOURED)
-def test_recoloured_copies(judge, name, copies, held_out, channels):
+def pairwise(names):
+    """Every (name, copies, channels), with numbers of held-out images so that every pair of values occurs."""
+    rows = itertools.product(enumerate(names), (0, 5, 30), (1, 3))
+    return [
+        (name, copies, channels, (60, 150)[(i + copies + channels // 2) % 2]) for (i, name), copies, channels in rows
+    ]
+
+
+@pytest.mark.parametrize(("name", "copies", "channels", "held_out"), pairwise(RECOLOURED))
+def test_recoloured_copies(judge, name, copies, channels, held_out):
     words, found = judge(
         images(RECOLOURED[name], copies, channels=channels), held_out=held_out, channels=channels, moved=False
     )
@@ -170,17 +177,35 @@ def write(folder, pixels, depth):
     return folder
 
 
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """``files(name, depth)``: a source of images as files of a depth, written once."""
+    sets = {"train": phantoms(TRAIN), "held_out": phantoms(60, seed=1)}
+    sets |= {f"{copies} copies": images(lambda x: x, copies) for copies in (0, 40)}
+    folder = tmp_path_factory.mktemp("depths")
+
+    @functools.cache
+    def get(name, depth):
+        return open_source(write(folder / f"{name}, {depth}", sets[name], depth), argument="images")
+
+    return get
+
+
+@pytest.fixture(scope="module")
+def cache_of_files(tmp_path_factory):
+    return BlockCache(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.mark.parametrize("copies", [0, 40])
 @pytest.mark.parametrize("real", DEPTHS)
 @pytest.mark.parametrize("generated", DEPTHS)
-def test_depths_of_files(tmp_path, generated, real, copies):
-    sets = {
-        "generated": (images(lambda x: x, copies), generated),
-        "train": (phantoms(TRAIN), real),
-        "held_out": (phantoms(60, seed=1), real),
+def test_depths_of_files(files, cache_of_files, generated, real, copies):
+    cache = cache_of_files
+    sources = {
+        "generated": files(f"{copies} copies", generated),
+        "train": files("train", real),
+        "held_out": files("held_out", real),
     }
-    sources = {name: open_source(write(tmp_path / name, *what), argument=name) for name, what in sets.items()}
-    cache = BlockCache(tmp_path / "cache")
     read = read_sets(sources, cache, locations=dict.fromkeys(sources, "here"), reading=Reading())
     settings = Settings(moved=False)
     found = audit_images(**read, features=build_features("pixels"), cache=cache, settings=settings)

@@ -44,7 +44,7 @@ def main_in(folder, arguments):
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
-def test_the_commands_of_the_page_run(tmp_path, monkeypatch, command, processes):
+def test_the_commands_of_the_page_run(tmp_path, monkeypatch, command, processes, warm):
     monkeypatch.chdir(tmp_path)
     for seed, name in enumerate(("samples", "train", "held_out")):
         write_images(tmp_path / name, random_pixels(60, seed=seed))

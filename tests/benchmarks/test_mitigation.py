@@ -20,6 +20,7 @@ from benchmarks.mitigation.scoring import Judge
 from benchmarks.mitigation.settings import PRESETS
 from benchmarks.mitigation.training import OutOfTime, train
 from lightning_iet.metrics import feature_extractor
+from tests.helpers.distributed import forking
 from tests.helpers.fashion import write_fashion
 
 SMOKE = PRESETS["smoke"]
@@ -39,7 +40,9 @@ def place(tmp_path_factory):
 def smoke(place):
     """The smoke preset, as a user runs it."""
     folder = place / "of smoke"
-    assert main(["--preset", "smoke", "--out", str(folder), "--jobs", "1"]) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("benchmarks.mitigation.runs.get_context", lambda method: forking())  # need no time to import
+        assert main(["--preset", "smoke", "--out", str(folder), "--jobs", "1"]) == 0
     return folder
 
 

@@ -4,6 +4,7 @@ import lightning.pytorch as pl
 import torch
 from diffusers import DiTTransformer2DModel, UNet2DModel
 from torch import nn
+from torch.utils.data import Dataset
 
 from lightning_iet import DiffusionModule
 
@@ -70,3 +71,17 @@ def quiet_trainer(tmp_path, **kwargs):
         "max_epochs": 2,
     }
     return pl.Trainer(**(settings | kwargs))
+
+
+class Pictures(Dataset):
+    """Random images of 4 pixels with their index, in steps of 8 bits."""
+
+    def __init__(self, num=24, scale=1.0):
+        generator = torch.Generator().manual_seed(0)
+        self.images = scale * (torch.rand(num, 1, 4, 4, generator=generator) * 255).round() / 255
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, index):
+        return self.images[index], index

@@ -28,7 +28,9 @@ def save_torchscript(module, path, example=None):
     """Save a network as TorchScript, by tracing if there is an example, and return the path."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*torch.jit.*deprecated")
-        scripted = torch.jit.script(module) if example is None else torch.jit.trace(module.eval(), example)
+        scripted = (
+            torch.jit.script(module) if example is None else torch.jit.trace(module.eval(), example, check_trace=False)
+        )
         torch.jit.save(scripted, str(path))
     return path
 

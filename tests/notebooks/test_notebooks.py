@@ -52,7 +52,7 @@ def test_there_are_five():
 
 
 @each_notebook
-def test_runs_to_the_end_and_stores_what_it_shows(path, run_notebooks, monkeypatch):
+def test_runs_to_the_end_and_stores_what_it_shows(path, run_notebooks, monkeypatch, warm):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     executed = [cell for cell in run_notebooks.execute(path).cells if cell.cell_type == "code"]
     assert [form(cell) for cell in executed] == [form(cell) for cell in code_cells(path)]

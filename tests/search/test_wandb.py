@@ -38,7 +38,7 @@ def run_by_agent(command, point, *, name):
     return agent._run_processes[name].wait(timeout=200)
 
 
-def test_an_agent_runs_the_points_and_everything_is_logged(tmp_path, monkeypatch):
+def test_an_agent_runs_the_points_and_everything_is_logged(tmp_path, monkeypatch, warm):
     sweep = yaml.safe_load((CONFIGS / "sweeps" / "agc_threshold.yaml").read_text())
     monkeypatch.chdir(tmp_path)
     Path("configs").symlink_to(CONFIGS)

@@ -1,6 +1,7 @@
 """The demonstration: two runs side by side, their table and their picture."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -25,9 +26,11 @@ def test_both_runs_differ_in_the_method_alone():
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+def finished(tmp_path_factory, warm_executable):
     folder = tmp_path_factory.mktemp("demo") / "out"
-    return folder, demo(out=folder, max_epochs=2, seed=3)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "executable", warm_executable)
+        return folder, demo(out=folder, max_epochs=2, seed=3)
 
 
 def test_it_trains_both_on_the_same_uneven_set(finished):
@@ -78,7 +81,7 @@ def test_a_second_demo_leaves_the_first_alone(finished, monkeypatch, tmp_path):
     assert (tmp_path / "jobs").read_text() == f"{folder}-1/plain"
 
 
-def test_a_failed_run_says_where_to_look(tmp_path, monkeypatch, capsys):
+def test_a_failed_run_says_where_to_look(tmp_path, monkeypatch, capsys, warm):
     monkeypatch.setitem(module.CONFIGS, "plain", "nowhere.yaml")
     monkeypatch.setitem(module.CONFIGS, "protected", "nowhere.yaml")
     with pytest.raises(SystemExit) as stop:

@@ -243,7 +243,7 @@ def test_many_runs_begin_with_the_estimate_of_plan_for_the_first_point(tmp_path,
     assert "Interrupted: 0 of 6 runs have finished." in said
 
 
-def test_plan_really_measures_the_first_point_and_a_command_that_fails_has_no_estimate(tmp_path, monkeypatch):
+def test_plan_really_measures_the_first_point_and_a_command_that_fails_has_no_estimate(tmp_path, monkeypatch, warm):
     config = os.path.abspath("configs/digits/agc.yaml")
     monkeypatch.chdir(tmp_path)
 
@@ -258,7 +258,7 @@ def test_plan_really_measures_the_first_point_and_a_command_that_fails_has_no_es
     assert [file.name for file in Path().iterdir()] == ["real.yaml"]
 
 
-def test_two_points_really_run(tmp_path, monkeypatch):
+def test_two_points_really_run(tmp_path, monkeypatch, warm):
     config = os.path.abspath("configs/digits/agc.yaml")
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "real.yaml"

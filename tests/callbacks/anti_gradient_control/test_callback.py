@@ -483,19 +483,15 @@ class OfRank(Regression):
         return loader(of_rank(self.global_rank))
 
 
-class Report(pl.Callback):
-    def __init__(self, folder, agc):
-        self.folder, self.agc = folder, agc
-
-    def on_train_end(self, trainer, pl_module):
-        report = {
-            "weight": pl_module.net.weight.detach(),
-            "bank": self.agc.bank,
-            "skip_rate": self.agc.skip_rate(),
-            "seen": self.agc.run_statistics.seen,
-            "logged": trainer.callback_metrics["agc/skip_rate"],
-        }
-        torch.save(report, self.folder / f"{trainer.global_rank}.pt")
+def one_of_two(folder):
+    """Train on one of two processes; returns its (weight, bank, skip rate, samples seen, logged skip rate)."""
+    agc, module = make(), OfRank()
+    trainer = quiet_trainer(
+        folder, callbacks=agc, strategy="ddp", devices=2, use_distributed_sampler=False, max_epochs=1
+    )
+    trainer.fit(module)
+    logged = trainer.callback_metrics["agc/skip_rate"]
+    return module.net.weight.detach(), agc.bank, agc.skip_rate(), agc.run_statistics.seen, logged
 
 
 def two_processes_by_hand():
@@ -518,15 +514,12 @@ def two_processes_by_hand():
     return module.net.weight.detach(), banks, skipped / 64
 
 
-def test_two_processes_one_of_which_keeps_nothing(tmp_path):
-    agc = make()
-    kwargs = {"strategy": "ddp_spawn", "devices": 2, "use_distributed_sampler": False, "max_epochs": 1}
-    quiet_trainer(tmp_path, callbacks=[agc, Report(tmp_path, agc)], **kwargs).fit(OfRank())
-    weight, banks, skip_rate = two_processes_by_hand()
-    for rank, bank in enumerate(banks):
-        report = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
-        assert_close(report["weight"], weight, rtol=1e-9, atol=1e-9)
-        assert_close(report["bank"].tolist(), bank, rtol=1e-9, atol=1e-9)
-        assert report["seen"].sum() == 64  # of both processes
-        assert report["skip_rate"] == pytest.approx(skip_rate)
-        assert report["logged"].item() == pytest.approx(skip_rate)
+def test_two_processes_one_of_which_keeps_nothing(tmp_path, processes):
+    expected, banks, expected_rate = two_processes_by_hand()
+    found = processes(2).run(one_of_two, tmp_path)
+    for (weight, bank, skip_rate, seen, logged), by_hand in zip(found, banks, strict=True):
+        assert_close(weight, expected, rtol=1e-9, atol=1e-9)
+        assert_close(bank.tolist(), by_hand, rtol=1e-9, atol=1e-9)
+        assert seen.sum() == 64  # of both processes
+        assert skip_rate == pytest.approx(expected_rate)
+        assert logged.item() == pytest.approx(expected_rate)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_iet import (
     AntiGradientControl,
@@ -25,24 +25,12 @@ from lightning_iet.data import Augmented, IndexedImages, WithIndex
 from lightning_iet.data.augmentation import augment
 from lightning_iet.functional.seeding import derive_seed
 from tests.helpers.devices import CountWaits
-from tests.helpers.models import quiet_trainer, tiny_diffusion
+from tests.helpers.interrupted import Saves
+from tests.helpers.models import Pictures, quiet_trainer, tiny_diffusion
 from tests.helpers.weights import assert_same_bits, state_of
 
 SEED, THRESHOLD, DECAY, TIMESTEPS, NUM = 3, 0.8, 0.8, 3, 24
-
-
-class Pictures(Dataset):
-    """Images with their index; loss i depends on the image's sum, so that an augmented image has another loss."""
-
-    def __init__(self, num=NUM):
-        generator = torch.Generator().manual_seed(0)
-        self.images = (torch.rand(num, 1, 4, 4, generator=generator) * 255).round() / 255
-
-    def __len__(self):
-        return len(self.images)
-
-    def __getitem__(self, index):
-        return self.images[index], index
+NAMES = ("0-5", "0-end", "1-2", "1-5", "2-3")  # of checkpoints from which runs go on
 
 
 class Given(pl.LightningModule):
@@ -227,7 +215,7 @@ def squares(folder, world_size=1, *, workers=0, shards=2, ckpt_path=None, save=N
     data = Squares(num_control=10, num_reference=10, batch_size=7, num_workers=workers, flip=shards > 1)
     trainer = quiet_trainer(
         folder,
-        callbacks=[*callbacks, *([Saves(save)] if save else [])],
+        callbacks=[*callbacks, *([Saves(save, NAMES)] if save else [])],
         max_epochs=epochs,
         devices=world_size,
         strategy="ddp" if world_size > 1 else "auto",
@@ -243,17 +231,6 @@ def squares(folder, world_size=1, *, workers=0, shards=2, ckpt_path=None, save=N
     state = taa.state_dict()
     tables = {name: state[name] for name in ("current", "next")} if state else {}
     return {"read": read, "tables": tables, "counts": control.counts.shared.clone()}
-
-
-class Saves(pl.callbacks.Checkpoint):
-    def __init__(self, folder):
-        self.folder = folder
-
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        trainer.save_checkpoint(self.folder / f"{trainer.current_epoch}-{batch_idx}.ckpt")
-
-    def on_train_epoch_end(self, trainer, pl_module):
-        trainer.save_checkpoint(self.folder / f"{trainer.current_epoch}-end.ckpt")
 
 
 def assert_same_reads(found, whole):
@@ -292,7 +269,7 @@ def test_processes_change_nothing(tmp_path, processes, whole):
         assert_same_reads(found, whole[0])
 
 
-@pytest.mark.parametrize("name", ["0-5", "0-end", "1-2", "1-5", "2-3"])
+@pytest.mark.parametrize("name", NAMES)
 def test_a_run_goes_on_from_any_step(tmp_path, whole, name):
     result, folder = whole
     found = squares(tmp_path, ckpt_path=folder / f"{name}.ckpt")

@@ -21,22 +21,12 @@ from lightning_iet.data import WithIndex
 from lightning_iet.data.augmentation import augment
 from lightning_iet.functional.seeding import derive_seed
 from lightning_iet.utilities.random import isolated_rng
-from tests.helpers.models import quiet_trainer, tiny_diffusion
+from tests.helpers.interrupted import SEED, Saves, train_on_shards
+from tests.helpers.models import Pictures, quiet_trainer, tiny_diffusion
 from tests.helpers.weights import assert_same_bits, state_of
 
-SEED, THRESHOLD, DECAY, TIMESTEPS, NUM, RATE = 3, 0.8, 0.8, 3, 24, 0.01
-
-
-class Pictures(Dataset):
-    def __init__(self, scale=1.0):
-        generator = torch.Generator().manual_seed(0)
-        self.images = scale * (torch.rand(NUM, 1, 4, 4, generator=generator) * 255).round() / 255
-
-    def __len__(self):
-        return NUM
-
-    def __getitem__(self, index):
-        return self.images[index], index
+THRESHOLD, DECAY, TIMESTEPS, NUM, RATE = 0.8, 0.8, 3, 24, 0.01
+NAMES = ("0-1", "1-1", "1-2", "1-3", "2-0")  # of checkpoints from which runs go on
 
 
 class Noisy(pl.LightningModule):
@@ -163,33 +153,13 @@ def test_training_draws_what_it_would_without_it(tmp_path):
 # --- shards: processes, replicas, interruptions ----------------------------------------------------------------------
 
 
-class Saves(pl.callbacks.Checkpoint):
-    def __init__(self, folder):
-        self.folder = folder
-
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        trainer.save_checkpoint(self.folder / f"{trainer.current_epoch}-{batch_idx}.ckpt")
-
-
 def digits(folder, world_size=1, *, ckpt_path=None, save=None, magnitude=10):
     """Weights, bank and counts of a run on two shards, with dropout in the judgement too."""
-    torch.manual_seed(SEED)
-    module = tiny_diffusion(unet={"dropout": 0.1})
     control = AntiGradientControl(0.9, num_bins=3, decay=0.3)
     taa = ThresholdAwareAugmentation(magnitude, band=3.0, at="same_step")
-    trainer = quiet_trainer(
-        folder,
-        callbacks=[control, taa, ParameterAveragingCallback(2, every_n_epochs=2), *([Saves(save)] if save else [])],
-        max_epochs=3,
-        devices=world_size,
-        strategy="ddp" if world_size > 1 else "auto",
-        limit_val_batches=0,
-        enable_checkpointing=save is not None,
-    )
-    data = ShardedDataModule(DigitsDataModule(32, batch_size=8), 2, partition="iid")
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*yielded None.*")
-        trainer.fit(module, data, ckpt_path=ckpt_path, weights_only=True if ckpt_path else None)
+    callbacks = [control, taa, ParameterAveragingCallback(2, every_n_epochs=2)]
+    options = {"batch_size": 8, "epochs": 3, "world_size": world_size, "ckpt_path": ckpt_path}
+    module, trainer = train_on_shards(folder, callbacks, 32, 2, **options, saves=save and Saves(save, NAMES))
     share = float(trainer.callback_metrics["augmentation/share"])
     return {"model": state_of(module), "tables": {"counts": control.counts.shared.clone()}, "share": share}
 

@@ -1,8 +1,8 @@
 """Redistribution against a walk by hand: shards, banks and counts in dictionaries, exchanges by sorted lists."""
 
+import functools
 import logging
 import math
-import warnings
 from collections import defaultdict
 from itertools import chain
 
@@ -21,10 +21,11 @@ from lightning_iet import (
 )
 from lightning_iet.data import WithIndex
 from lightning_iet.functional.sharding import from_assignment, partition
+from tests.helpers.interrupted import SEED, Saves, train_on_shards
 from tests.helpers.models import quiet_trainer, tiny_diffusion
 from tests.helpers.weights import assert_same_bits, state_of
 
-SEED, THRESHOLD, DECAY, TIMESTEPS = 3, 0.7, 0.3, 2
+THRESHOLD, DECAY, TIMESTEPS = 0.7, 0.3, 2
 
 
 class Given(pl.LightningModule):
@@ -252,42 +253,20 @@ def test_what_is_logged(tmp_path, caplog):
 # --- processes, interruptions ----------------------------------------------------------------------------------------
 
 
-class Saves(pl.callbacks.Checkpoint):
-    """Saves after every step, and after every epoch."""
-
-    def __init__(self, folder):
-        self.folder = folder
-
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        trainer.save_checkpoint(self.folder / f"{trainer.current_epoch}-{batch_idx}.ckpt")
-
-    def on_train_epoch_end(self, trainer, pl_module):
-        trainer.save_checkpoint(self.folder / f"{trainer.current_epoch}-end.ckpt")
+# From which runs go on: around the exchange after the first epoch (before it, in the step that ends the epoch, after
+# it), and later.
+NAMES = ("0-3", "0-7", "0-end", "1-0", "1-3", "1-7", "1-end", "2-4", "2-7", "2-end")
 
 
 def diffusion(
     folder, world_size=1, *, ckpt_path=None, save_to=None, reference="training", epochs=4, without=False, **kwargs
 ):
     """Train digits in 4 shards with exchanges; what is left of it."""
-    torch.manual_seed(SEED)
-    module = tiny_diffusion(unet={"dropout": 0.1})
     agc = AntiGradientControl(0.95, num_bins=3, decay=0.3, reference=reference, reference_every=1)
     redistribution = Redistribution(**({"fraction": 0.25} | kwargs))
-    averaging = ParameterAveragingCallback(4, every_n_epochs=2)
-    callbacks = [agc, averaging, *([] if without else [redistribution]), *([Saves(save_to)] if save_to else [])]
-    trainer = quiet_trainer(
-        folder,
-        callbacks=callbacks,
-        max_epochs=epochs,
-        devices=world_size,
-        strategy="ddp" if world_size > 1 else "auto",
-        limit_val_batches=0,
-        enable_checkpointing=save_to is not None,
-    )
-    data = ShardedDataModule(DigitsDataModule(48, batch_size=6), 4, partition="iid")
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*yielded None.*")
-        trainer.fit(module, data, ckpt_path=ckpt_path, weights_only=True if ckpt_path else None)
+    callbacks = [agc, ParameterAveragingCallback(4, every_n_epochs=2), *([] if without else [redistribution])]
+    options = {"batch_size": 6, "epochs": epochs, "world_size": world_size, "ckpt_path": ckpt_path}
+    module, _ = train_on_shards(folder, callbacks, 48, 4, **options, saves=save_to and Saves(save_to, NAMES))
     state = {} if without else redistribution.state_dict()
     tables = {name: state[name] for name in ("assignment", "moves") if state.get(name) is not None}
     return {"model": state_of(module), "tables": tables | {"counts": agc.counts.shared.clone()}}
@@ -298,9 +277,21 @@ def assert_equal(a, b):
     assert_same_bits(a["tables"], b["tables"])
 
 
+@pytest.fixture(scope="module")
+def whole_runs(tmp_path_factory):
+    """``whole_runs(reference)``: what is left of a run that nobody disturbs, and the folder of its checkpoints."""
+
+    @functools.cache
+    def get(reference):
+        folder = tmp_path_factory.mktemp("whole")
+        return diffusion(folder, save_to=folder, reference=reference), folder
+
+    return get
+
+
 @pytest.mark.parametrize("reference", ["training", "other_shards"])
-def test_the_number_of_processes_changes_nothing(tmp_path, processes, reference):
-    alone = diffusion(tmp_path, reference=reference)
+def test_the_number_of_processes_changes_nothing(tmp_path, processes, whole_runs, reference):
+    alone, _ = whole_runs(reference)
     assert alone["tables"]["moves"].sum() > 3
     for world_size in (2, 4):
         for found in processes(world_size).run(diffusion, tmp_path / str(world_size), world_size, reference=reference):
@@ -314,21 +305,16 @@ def test_replicas_exchange_the_same(tmp_path, processes):
         assert_equal(found, results[0])
 
 
-def test_a_run_goes_on_from_any_step_bit_for_bit(tmp_path):
-    whole = diffusion(tmp_path, save_to=tmp_path / "all", reference="other_shards")
-    checkpoints = sorted((tmp_path / "all").glob("*.ckpt"))
-    assert len(checkpoints) == 4 * (4 * 2 + 1)
-    # Around the exchange after the first epoch: before it, in the step that ends the epoch, after it, and later.
-    chosen = ["0-3", "0-7", "0-end", "1-0", "1-7", "1-end", "2-4", "2-7"]
-    for name in chosen:
-        found = diffusion(tmp_path, ckpt_path=tmp_path / "all" / f"{name}.ckpt", reference="other_shards")
-        assert_equal(found, whole)
+@pytest.mark.parametrize("name", ["0-3", "0-7", "0-end", "1-0", "1-7", "1-end", "2-4", "2-7"])
+def test_a_run_goes_on_from_any_step_bit_for_bit(tmp_path, whole_runs, name):
+    whole, folder = whole_runs("other_shards")
+    assert_equal(diffusion(tmp_path, ckpt_path=folder / f"{name}.ckpt", reference="other_shards"), whole)
 
 
-def test_a_run_goes_on_with_another_number_of_processes(tmp_path, processes):
-    whole = diffusion(tmp_path, save_to=tmp_path / "all")
+def test_a_run_goes_on_with_another_number_of_processes(tmp_path, processes, whole_runs):
+    whole, folder = whole_runs("training")
     for name in ("0-7", "1-3"):
-        for found in processes(2).run(diffusion, tmp_path / "two", 2, ckpt_path=tmp_path / "all" / f"{name}.ckpt"):
+        for found in processes(2).run(diffusion, tmp_path, 2, ckpt_path=folder / f"{name}.ckpt"):
             assert_equal(found, whole)
 
 
