@@ -26,7 +26,7 @@ CHOSEN = {
 """Rows of the tables that leave some out."""
 RIVALS = ("iet_4", "agc_0.9", "iet_agc_4", "anchored_16", "anchored_64", "iet_anchored")
 """Rows of the short tables at equal quality."""
-README_ROWS = ("plain", "agc_0.8", "anchored_64", "record_1", "record_weights", "deduplicated")
+README_ROWS = ("plain", "agc_0.8", "anchored_64", "record_1", "record_draws", "deduplicated")
 """Rows of README's table."""
 _PLACE = "<!-- table: {name} -->\n"
 _END = "<!-- end of table -->"

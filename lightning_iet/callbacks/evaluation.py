@@ -138,6 +138,7 @@ def describe_run(trainer: pl.Trainer, history: RunHistory) -> dict[str, Any]:
         "threshold": 0.0 if agc is None or agc.criterion != "ratio" else agc.threshold,
         "criterion": None if agc is None or agc.is_off else agc.criterion,
         "skip_rate": 0.0 if agc is None else float(agc.skip_rate()),
+        "weigh": agc.weigh if agc is not None and weights else None,
         "lowest_weights": weights[max(weights)][1] if weights else None,
         "num_timesteps": None if agc is None else agc.num_timesteps,
         "reference": "training" if agc is None else agc.reference,

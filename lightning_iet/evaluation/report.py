@@ -127,7 +127,8 @@ def report_table(report: Report) -> Table:
         if (lowest := report["run"].get("lowest_weights")) is None:
             table.add_row(f"skipped by AGC, {how}", percent(report["run"]["skip_rate"]), "", "")
         else:
-            table.add_row("AGC by record: weight of the lowest tenth", percent(lowest), "", "")
+            what = "drawn by weight" if report["run"].get("weigh") == "draws" else "weights of losses"
+            table.add_row(f"AGC by record, {what}: lowest tenth", percent(lowest), "", "")
     if best := report["run"].get("best_without_copies"):
         table.add_row(f"best without copies: step {best['step']:,}, FID", three_digits(best["fid"]), "", "")
     if (gap := report["run"].get("gap")) is not None:

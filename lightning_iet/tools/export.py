@@ -167,7 +167,8 @@ def _criterion(agc: Mapping[str, Any]) -> str:
         threshold = agc.get("threshold", 0)
         return f"threshold {threshold:g}" if threshold else "off"
     given = [f"{name} {agc[name]:g}" for name in ("z0", "delta", "eta") if agc.get(name) is not None]
-    return ", ".join([f"by {criterion}", *given])
+    drawn = ["drawn by weight"] if agc.get("weigh") == "draws" else []
+    return ", ".join([f"by {criterion}", *given, *drawn])
 
 
 def _class(thing: Mapping[str, Any]) -> str:

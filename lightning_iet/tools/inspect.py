@@ -149,7 +149,7 @@ def advise(number: int, found: Duplicates) -> str:
         return (
             f"Uneven: {found.images} of {number} images have a near-duplicate. Leave {extra} of them out with "
             "--data.duplicates drop (or count each group once: balance), and guard what that misses with "
-            "--agc.criterion record --agc.eta 0.03."
+            "--agc.criterion record --agc.eta 0.03 --agc.weigh draws."
         )
     if number < FEW:
         return (

@@ -436,7 +436,8 @@ class AntiGradientControl(Callback):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Remove the hooks; plot the losses of training and reference images."""
         self._stack.close()
-        if self.draws is not None and int(self.draws.draw_clock[1]) <= 1:
+        is_short = self.draws is not None and int(self.draws.draw_clock[1]) <= 1
+        if is_short and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             rank_zero_warn(
                 "AntiGradientControl expected more than one epoch for weigh='draws', the first of which draws each"
                 " sample once, but this run had no second one, and nothing was changed. Use weigh='losses', or train"
