@@ -77,11 +77,17 @@ _TINY = {
     "channels": (8, 16), "search_rates": (2e-3, 2e-3),
 }  # fmt: skip
 
+_FASHION_ROWS = (
+    "full", "attention", "norm_bias", "lora", "svdiff", "whole", "random_1", "found", "found_iet_agc", "other",
+)  # fmt: skip
+
 PRESETS = {
     "digits": Preset(DIGITS, (0, 1, 2)),
-    "fashion": Preset(FASHION, (0, 1, 2)),
+    "fashion": Preset(FASHION, (0, 1, 2), _FASHION_ROWS),
     "fashion_200": Preset(
-        replace(FASHION, name="fashion_200", num_train=200, stop=1_600, transfer_from="fashion"), (0, 1, 2)
+        replace(FASHION, name="fashion_200", num_train=200, stop=1_600, transfer_from="fashion"),
+        (0, 1, 2),
+        _FASHION_ROWS,
     ),
     "smoke": Preset(
         replace(DIGITS, name="smoke", **_TINY), (0,), ("full", "svdiff", "random_1", "found", "found_iet_agc")
