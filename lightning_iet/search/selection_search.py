@@ -299,9 +299,15 @@ def _studies(
     )
 
 
+def _nothing_works(which: str, reason: str) -> ValueError:
+    return ValueError(
+        f"Argument `train_and_measure` expected trainings that work, but {which} failed, the last one with: {reason}."
+    )
+
+
 def _trained(found: SelectionSearch) -> bool:
-    """Whether a mask was trained; not whether a reference was that has the same mask."""
-    return any(not point.copied_from for point in found.points)
+    """Whether a mask was trained; neither the pretrained network, nor a reference that has the same mask, is one."""
+    return any(point.candidate.kind == "mask" and not point.copied_from for point in found.points)
 
 
 def _run(
@@ -310,7 +316,7 @@ def _run(
 ) -> SelectionSearch:  # fmt: skip
     """Run trials until there are enough, and return what was found."""
     owners: dict[str, tuple[SharedStudy, int]] = {}
-    failed = 0
+    failed = failed_masks = 0
     with (
         masks,
         courses,
@@ -345,21 +351,20 @@ def _run(
                     raise
                 if reason:
                     study.fail(number, reason)
-                    failed += 1
+                    failed, failed_masks = failed + 1, failed_masks + (study is masks)
                 else:
                     result = {"points": points, "seconds": outcome.seconds}
                     study.tell(number, points[-1]["values"], result)
                 bar.ended(outcome, points, reason)
             found = space.result(masks, courses)
             write_points(found, folder / POINTS)
+            if failed >= FAILURES and not found.points and not found.references:
+                raise _nothing_works(f"the first {failed}", reason)
             # References train in another way: that they work says little of masks.
-            if failed >= (2 if found.references else 1) * FAILURES and not _trained(found):
-                raise ValueError(
-                    f"Argument `train_and_measure` expected trainings that work, but the first {failed} failed, the "
-                    f"last one with: {reason}."
-                )
+            if failed_masks >= 2 * FAILURES and not _trained(found):
+                raise _nothing_works(f"the first {failed_masks} masks", reason)
     found = space.result(masks, courses)
-    if not found.points or (found.failures and not _trained(found)):
+    if not found.points or (failed_masks and not _trained(found)):
         raise ValueError("All trials of the search failed: " + "; ".join(sorted(set(found.failures.values()))) + ".")
     return found
 

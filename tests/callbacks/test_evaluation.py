@@ -126,14 +126,17 @@ def test_anti_gradient_control_is_reported(tmp_path):
     assert curves["loss_by_timestep"] == agc.loss_by_timestep().tolist()
 
 
-def test_weights_by_record_are_reported_epoch_by_epoch_and_go_on_with_a_resumed_run(tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("weigh", "what"), [("losses", "AGC by record, weights of losses:"), ("draws", "AGC by record, drawn by weight:")]
+)
+def test_weights_by_record_are_reported_epoch_by_epoch_and_go_on_with_a_resumed_run(tmp_path, capsys, weigh, what):
     class Spy(pl.Callback):
         def on_train_epoch_end(self, trainer, module):  # groups of options come first
             weights = sorted(agc.records.weights().tolist())
             expected.append([sum(weights) / 64, sum(weights[:6]) / 6])
 
     expected, evaluation, data = [], Evaluation(4), {"data": DigitsDataModule(64, num_control=10, batch_size=16)}
-    agc = AntiGradientControl(criterion="record", eta=0.5, num_bins=2)
+    agc = AntiGradientControl(criterion="record", eta=0.5, num_bins=2, weigh=weigh)
     trainer, _ = fit(tmp_path, evaluation, callbacks=[agc, Spy()], **data, trainer={"max_epochs": 4})
     found = evaluation.report["curves"]["weights_by_epoch"]
     assert list(found) == [1, 2, 3, 4]
@@ -141,10 +144,10 @@ def test_weights_by_record_are_reported_epoch_by_epoch_and_go_on_with_a_resumed_
     assert found[4][1] < found[4][0] < 1
     assert evaluation.report["run"]["lowest_weights"] == found[4][1]
     printed = capsys.readouterr().out
-    assert "AGC by record: weight of" in printed
+    assert what in printed
     assert "skipped by AGC" not in printed
     trainer.save_checkpoint(tmp_path / "first.ckpt")
-    agc, resumed = AntiGradientControl(criterion="record", eta=0.5, num_bins=2), Evaluation(4)
+    agc, resumed = AntiGradientControl(criterion="record", eta=0.5, num_bins=2, weigh=weigh), Evaluation(4)
     fit(tmp_path, resumed, callbacks=[agc], **data, trainer={"max_epochs": 5}, ckpt_path=tmp_path / "first.ckpt")
     later = resumed.report["curves"]["weights_by_epoch"]
     assert list(later) == [1, 2, 3, 4, 5]

@@ -223,8 +223,19 @@ def test_masks_that_all_fail_end_the_search_though_references_work(tmp_path):
             raise KeyError("unet.conv_in.bias")
         return figures(candidate)
 
-    with pytest.raises(ValueError, match=r"the first 6 failed, the last one with: KeyError: 'unet\.conv_in\.bias'"):
+    with pytest.raises(ValueError, match=r"the first 6 masks failed, the last one with: KeyError: 'unet\.conv_in"):
         search(tmp_path, broken, trials=20)
+
+
+def test_that_the_pretrained_network_can_be_measured_says_nothing_of_masks(tmp_path):
+    def broken(candidate):
+        if candidate.kind == "mask":
+            raise KeyError("unet.conv_in.bias")
+        return figures(candidate)
+
+    enqueued = {"enqueue": ["0" * len(GROUPS)], "references": False}
+    with pytest.raises(ValueError, match=r"the first (3|6 masks) failed, the last one with: KeyError"):
+        search(tmp_path, broken, trials=20, **enqueued)
 
 
 def test_trainings_that_all_fail_end_the_search(tmp_path):

@@ -93,7 +93,7 @@ def test_a_failed_run_says_where_to_look(tmp_path, monkeypatch, capsys, warm):
 
 
 def test_less_than_an_epoch_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="`epochs` expected an integer ≥ 1, but got 0"):
+    with pytest.raises(ValueError, match="`max_epochs` expected an integer ≥ 1, but got 0"):
         demo(out=tmp_path, max_epochs=0)
 
 
