@@ -9,25 +9,40 @@ from lightning_iet.utilities.run_folders import CONFIG, checkpoint_of, find_chec
 
 _SOURCES = ("--config", "-c", "--model", "--images", "--print_config")
 _HELP = ("-h", "--help", "--help-all")
+_CONFIG = ("-c", "--config")
+_OF_A_CHECKPOINT = ("test", "validate")  # the commands that need one
+_OF_CLASSES = ("model.optimizer", "model.scheduler", "model.unet", "trainer.logger")  # whose arguments may follow
 
 
 def with_underscores(arguments: Iterable[str]) -> list[str]:
     """Write options as a configuration does, for a user may write them with dashes, as those of the tools.
 
+    Only names of arguments change. What may be a key of a dictionary stays as it is: it may have dashes of its own.
+
     Example:
         >>> with_underscores(["fit", "--ckpt-path", "last", "--agc.min-weight=0.1", "--help-all", "a-b"])
         ['fit', '--ckpt_path', 'last', '--agc.min_weight=0.1', '--help-all', 'a-b']
+        >>> with_underscores(["--trainer.logger.init_args.save-dir=a", "--trainer.logger.init_args.config.a-b=3"])
+        ['--trainer.logger.init_args.save_dir=a', '--trainer.logger.init_args.config.a-b=3']
     """
     found = list[str]()
     for argument in arguments:
         name, equals, value = argument.partition("=")
         is_option = name.startswith("--") and name not in _HELP
-        found.append(f"--{name[2:].replace('-', '_')}{equals}{value}" if is_option else argument)
+        found.append(f"--{_with_underscores(name[2:])}{equals}{value}" if is_option else argument)
     return found
 
 
+def _with_underscores(option: str) -> str:
+    parts: list[str] = []
+    for part in option.split("."):
+        is_argument = len(parts) < 2 or parts[-1] == "init_args" or ".".join(parts) in _OF_CLASSES
+        parts.append(part.replace("-", "_") if is_argument else part)
+    return ".".join(parts)
+
+
 def check_source(arguments: Sequence[str]) -> None:
-    """Refuse a command without a configuration, images or a model; say which to try.
+    """Refuse a command without a configuration, images or a model; say which to try, and nothing that would fail.
 
     Args:
         arguments: The command, and all after it.
@@ -47,14 +62,45 @@ def check_source(arguments: Sequence[str]) -> None:
     command = next((argument for argument in arguments if not argument.startswith("-")), "fit")
     word = arguments[1] if arguments[0] == command and len(arguments) > 1 else ""
     if word and not word.startswith("-"):  # otherwise it may be the value of an option
-        option = "--images" if Path(word).is_dir() else "--config"
         raise ValueError(
-            f"`{command}` expected options, but got '{word}'. Did you mean `{PROGRAM} {command} {option} {word}`?"
+            f"`{command}` expected options, but got '{word}'. "
+            f"Did you mean `{PROGRAM} {command} {_options_of(word, command)}`?"
+        )
+    if command in _OF_A_CHECKPOINT and "--ckpt_path" in names:
+        raise ValueError(
+            f"`{command}` expected a configuration, but got none, and the checkpoint has no {CONFIG} beside it. "
+            "Give the one that it was trained with: --config."
+        )
+    if command in _OF_A_CHECKPOINT:
+        raise ValueError(
+            f"`{command}` expected a trained model, but got none. Try `{PROGRAM} {command} --ckpt_path RUN_FOLDER`."
         )
     raise ValueError(
         f"`{command}` expected a configuration, but got none. Try `{PROGRAM} {command} --config digits/iet_agc`, which "
         f"needs no files (`{PROGRAM} configs` lists more), or `{PROGRAM} {command} --images FOLDER` for your images."
     )
+
+
+def _options_of(word: str, command: str) -> str:
+    """Return the options that a word without one was probably meant for: a checkpoint, images or a configuration."""
+    place = Path(word)
+    if place.suffix == ".ckpt" or find_checkpoint(place) is not None:
+        config = _find_config(place)
+        if config is not None and command in _OF_A_CHECKPOINT:
+            return f"--ckpt_path {word}"
+        return f"--config {config or 'CONFIG'} --ckpt_path {word}"
+    if command in _OF_A_CHECKPOINT:
+        return "--ckpt_path RUN_FOLDER" if place.is_dir() else f"--config {word} --ckpt_path RUN_FOLDER"
+    return f"--images {word}" if place.is_dir() else f"--config {word}"
+
+
+def _find_config(place: Path) -> Path | None:
+    """Return the configuration of a checkpoint, of a run's folder or of one of its versions; ``None`` without one."""
+    checkpoint = place
+    if place.is_dir():  # the version whose checkpoint is taken has the configuration too
+        checkpoint = find_checkpoint(place) or place
+    files = (folder / CONFIG for folder in (place, *checkpoint.absolute().parents[:2]))
+    return next((file for file in files if file.is_file()), None)
 
 
 def with_configurations(arguments: Iterable[str]) -> list[str]:
@@ -71,17 +117,23 @@ def with_configurations(arguments: Iterable[str]) -> list[str]:
     found: list[str] = []
     for argument in arguments:
         name, equals, value = argument.partition("=")
-        if found and found[-1] in ("-c", "--config"):
-            found.append(str(find_configuration(argument)))
-        elif name in ("-c", "--config") and equals:
-            found.append(f"{name}={find_configuration(value)}")
+        if found and found[-1] in _CONFIG:
+            found.append(_configuration("" if argument.startswith("-") else argument))
+        elif name in _CONFIG and equals:
+            found.append(f"{name}={_configuration(value)}")
         else:
             found.append(argument)
-    if found and found[-1] in ("-c", "--config"):
+    if found and found[-1] in _CONFIG:
+        _configuration("")
+    return found
+
+
+def _configuration(name: str) -> str:
+    if not name:
         raise ValueError(
             f"Option --config expected a file or a name, but got none. `{PROGRAM} configs` lists the names."
         )
-    return found
+    return str(find_configuration(name))
 
 
 def with_run(arguments: Sequence[str]) -> list[str]:
@@ -89,24 +141,24 @@ def with_run(arguments: Sequence[str]) -> list[str]:
 
     Raises:
         FileNotFoundError: If the checkpoint is a folder that holds none.
+        ValueError: If there is nothing behind ``--ckpt_path``.
 
     Example:
         >>> with_run(["test", "--ckpt_path", "nowhere.ckpt"])
         ['test', '--ckpt_path', 'nowhere.ckpt']
     """
     names = [argument.partition("=")[0] for argument in arguments]
-    if names[:1] not in (["test"], ["validate"]) or "--ckpt_path" not in names or any(map(_is_source, names)):
+    if not arguments or names[0] not in _OF_A_CHECKPOINT or "--ckpt_path" not in names or any(map(_is_source, names)):
         return list(arguments)
     position = names.index("--ckpt_path")
     _, equals, value = arguments[position].partition("=")
     text = value if equals else "".join(arguments[position + 1 : position + 2])
-    place = checkpoint = Path(text)
-    if text and place.is_dir():  # the version whose checkpoint is taken has the configuration too
-        checkpoint = find_checkpoint(place) or checkpoint_of(
-            place, argument="ckpt_path"
-        )  # which says that none is there
-    beside = [folder / CONFIG for folder in (place, *list(checkpoint.absolute().parents)[:2])]
-    found = next((file for file in beside if file.is_file()), None)
+    if not text or text.startswith("-"):
+        raise ValueError("Option --ckpt_path expected a checkpoint or the folder of a run, but got none.")
+    place = Path(text)
+    if place.is_dir() and find_checkpoint(place) is None:
+        checkpoint_of(place, argument="ckpt_path")  # which says that none is there
+    found = _find_config(place)
     return [arguments[0], *([] if found is None else ["--config", str(found)]), *arguments[1:]]
 
 

@@ -83,7 +83,7 @@ def clear(message: str, options: Iterable[str], *, names: Mapping[str, str] | No
         if not unknown.startswith("-"):
             return f"There is no place for '{unknown}': options begin with --. {_SEE_HELP}"
         return f"There is no option {unknown}. {meant(unknown, options)}"
-    if found := re.search(r"(?:does not accept option|Option) '([\w.]+)'", text):
+    if found := re.search(r"(?:does not accept option|Option) '([\w.-]+)'", text):
         return f"There is no option `{found[1]}`. {meant(found[1], options)}"
     if found := re.search(r"the following arguments are required: (.*)", text):
         missing = [f"--{name.rpartition('.')[2]}" for name in found[1].split(", ")]

@@ -53,8 +53,8 @@ def run_tool(tool: Callable[..., object], args: Sequence[str]) -> None:
     """Run a function as a command: a sequence as positional arguments, everything else as options.
 
     Options are written with dashes or with underscores. A switch alone means true, with ``no-`` before it false, and
-    the values of a sequence follow one another: ``--held-out DIR --strict --no-images --objectives fid
-    memorized_fraction``. If the result has an ``exit_status`` other than 0, the program ends with it.
+    the values of a sequence follow one another: ``--held-out DIR --strict --no-show-images --objectives
+    fid memorized_fraction``. If the result has an ``exit_status`` other than 0, the program ends with it.
 
     Args:
         tool: The function; its docstring and type hints are the command's help.
@@ -88,8 +88,10 @@ def _with_underscores(args: Sequence[str], defaults: Mapping[str, object]) -> li
     """Write options as the parser knows them.
 
     Example:
-        >>> _with_underscores(["--held-out", "a-b", "--strict", "--no-images"], {"strict": False, "images": True})
-        ['--held_out', 'a-b', '--strict', 'true', '--images', 'false']
+        >>> _with_underscores(["--strict", "--no-show-images"], {"strict": False, "show_images": True})
+        ['--strict', 'true', '--show_images', 'false']
+        >>> _with_underscores(["--held-out", "a-b"], {})
+        ['--held_out', 'a-b']
         >>> _with_underscores(["--lr", "1e-5", "1e-3", "--jobs", "2"], {"lr": (0.0, 1.0)})
         ['--lr', '[1e-5, 1e-3]', '--jobs', '2']
     """

@@ -90,6 +90,16 @@ _ACCELERATORS: dict[str, Callable[[], bool]] = {
     "cuda": torch.cuda.is_available,
     "mps": torch.backends.mps.is_available,
 }
+_NO_SUCH_DEVICE = (  # what Lightning says of it
+    "invalid accelerator name",
+    "can not run on your system",
+    "No supported gpu backend",
+    "is not a valid input using",
+    "selected with `CPUAccelerator` should be",
+    "GPUs requested but none are available",
+    "You requested gpu: ",
+)
+_NEEDS_GPU = "requires a GPU accelerator"  # what it says of a strategy
 _LOGGER_EXTRAS = ("tensorboard",)
 _LOGGER = {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"save_dir": "runs", "name": "run"}}
 
@@ -127,12 +137,13 @@ class IETCLI(LightningCLI):
         options = self.config[self.config.subcommand]
         _name_projects(options.get("trainer.logger"))
         data, model = (options.get(f"{name}.init_args") or {} for name in ("data", "model"))
+        is_ours = (options.get("model.class_path") or "").startswith("lightning_iet.")  # others may load weights
         if data.get("synthetic") and "synthetic" in model:  # a run without the data is one without the weights, too
             model["synthetic"] = True
         trusted, path = options.get("trust_checkpoint"), options.get("ckpt_path")
         if trusted:
             options["weights_only"] = False
-        if not path and self.config.subcommand in ("test", "validate") and not model.get("pretrained"):
+        if not path and self.config.subcommand in ("test", "validate") and is_ours and not model.get("pretrained"):
             raise ValueError(
                 f"`{self.config.subcommand}` expected a trained model, but got none: --ckpt_path RUN_FOLDER."
             )
@@ -199,11 +210,17 @@ class IETCLI(LightningCLI):
             self.trainer_defaults = {**self.trainer_defaults, "callbacks": [ParameterSummary()]}
         try:
             return super().instantiate_trainer(**kwargs)
-        except (MisconfigurationException, RuntimeError, ValueError) as error:
-            if not any(word in str(error) for word in ("accelerator", "gpu backend", "devices")):
+        except (MisconfigurationException, TypeError, ValueError) as error:
+            here = ", ".join(name for name, is_here in _ACCELERATORS.items() if is_here())
+            if _NEEDS_GPU in str(error):
+                on, strategy = (self._get(self.config_init, f"trainer.{name}") for name in ("accelerator", "strategy"))
+                raise ValueError(
+                    f"Option --trainer.strategy expected one that runs without a GPU with accelerator '{on}' (this "
+                    f"machine has {here}), but got '{strategy}'."
+                ) from error
+            if not any(words in str(error) for words in _NO_SUCH_DEVICE):
                 raise
             asked = [str(self._get(self.config_init, f"trainer.{name}")) for name in ("accelerator", "devices")]
-            here = ", ".join(name for name, is_here in _ACCELERATORS.items() if is_here())
             raise ValueError(
                 f"Options --trainer.accelerator and --trainer.devices expected what this machine has ({here}), but got "
                 f"'{asked[0]}' and '{asked[1]}'. Leave both out to take what is there."

@@ -2,7 +2,7 @@
 
 import pytest
 
-from lightning_iet.cli.arguments import with_run
+from lightning_iet.cli.arguments import with_run, with_underscores
 
 
 def make(folder, *, checkpoint):
@@ -39,3 +39,20 @@ def test_a_configuration_that_is_given_stays_the_only_one(tmp_path):
     make(tmp_path / "version_0", checkpoint=True)
     arguments = ["test", "--config", "my.yaml", "--ckpt_path", str(tmp_path)]
     assert with_run(arguments) == arguments
+
+
+@pytest.mark.parametrize(
+    ("typed", "understood"),
+    [
+        ("--model.min-snr", "--model.min_snr"),
+        ("--model.unet.norm-num-groups", "--model.unet.norm_num_groups"),
+        ("--model.init_args.unet.init_args.norm-num-groups=4", "--model.init_args.unet.init_args.norm_num_groups=4"),
+        ("--model.optimizer.init_args.weight-decay", "--model.optimizer.init_args.weight_decay"),
+        ("--trainer.logger.init_args.config.learning-rate", "--trainer.logger.init_args.config.learning-rate"),
+        ("--trainer.logger.config.learning-rate", "--trainer.logger.config.learning-rate"),
+        ("--trainer.logger.dict_kwargs.a-b", "--trainer.logger.dict_kwargs.a-b"),
+        ("--model.weights.a-b", "--model.weights.a-b"),
+    ],
+)
+def test_dashes_are_underscores_in_names_of_arguments_and_not_in_keys_of_dictionaries(typed, understood):
+    assert with_underscores(["fit", typed, "a-b"]) == ["fit", understood, "a-b"]

@@ -20,8 +20,19 @@ MISTAKES = [
     # configurations
     (["fit"], "`fit` expected a configuration, but got none. Try `lightning-iet fit --config digits/iet_agc`"),
     (["fit", "--config"], "Option --config expected a file or a name, but got none."),
+    (["fit", "--config", "--trainer.max_epochs", "1"], "Option --config expected a file or a name, but got none."),
+    (["fit", "--config="], "Option --config expected a file or a name, but got none."),
     (["fit", "digits/baseline"], "Did you mean `lightning-iet fit --config digits/baseline`?"),
     (["fit", "few"], "Did you mean `lightning-iet fit --images few`?"),
+    (["test", "few"], "Did you mean `lightning-iet test --ckpt_path RUN_FOLDER`?"),
+    (["test", "run"], "Did you mean `lightning-iet test --ckpt_path run`?"),
+    (["validate", "run/version_0/checkpoints/last.ckpt"], "--ckpt_path run/version_0/checkpoints/last.ckpt`?"),
+    (["test", "gone.ckpt"], "Did you mean `lightning-iet test --config CONFIG --ckpt_path gone.ckpt`?"),
+    (["fit", "run"], "/run/version_0/config.yaml --ckpt_path run`?"),
+    (["test", "digits/iet"], "`lightning-iet test --config digits/iet --ckpt_path RUN_FOLDER`?"),
+    (["test"], "expected a trained model, but got none. Try `lightning-iet test --ckpt_path RUN_FOLDER`."),
+    (["test", "--ckpt_path"], "Option --ckpt_path expected a checkpoint or the folder of a run, but got none."),
+    (["test", "--ckpt_path", "gone.ckpt"], "and the checkpoint has no config.yaml beside it."),
     (["test", "--config", "digits/baseline"], "`test` expected a trained model, but got none: --ckpt_path RUN_FOLDER."),
     (["fit", "--config", "digits/iet_acg"], "but got 'digits/iet_acg'. Did you mean digits/iet_agc?"),
     (["fit", "--config", "text.yaml"], "Option --config expected"),
@@ -37,6 +48,9 @@ MISTAKES = [
     ([*DIGITS, "--out", "here"], "There is no option --out. Did you mean --trainer.logger.save_dir?"),
     ([*DIGITS, "--trainer.accelerator", "gpuu"], "but got 'gpuu' and 'auto'. Leave both out to take what is there."),
     ([*DIGITS, "--trainer.devices", "0"], "but got 'cpu' and '0'. Leave both out to take what is there."),
+    ([*DIGITS, "--trainer.devices", "-1"], "but got 'cpu' and '-1'. Leave both out to take what is there."),
+    ([*DIGITS, "--trainer.strategy", "fsdp"], "with accelerator 'cpu' (this machine has"),
+    ([*DIGITS, "--trainer.logger.prefi-x", "a"], "There is no option"),
     ([*DIGITS, "--trainer.precision", "fp8"], "bf16-mixed, 32-true"),
     ([*DIGITS, "--trainer.logger", "wandb"], "Did you mean lightning.pytorch.loggers.WandbLogger?"),
     ([*DIGITS, "--trainer.max_epochs"], "Option --trainer.max_epochs expected a value behind it, but got none."),
@@ -98,6 +112,9 @@ def _place(tmp_path_factory):
         Path("text.yaml").write_text("hello")
         Path("key.yaml").write_text("modell: 3\n")
         Path("class.yaml").write_text("model: {class_path: DiffusionModul}\ndata: {class_path: DigitsDataModule}\n")
+        Path("run/version_0/checkpoints").mkdir(parents=True)
+        Path("run/version_0/config.yaml").touch()
+        Path("run/version_0/checkpoints/last.ckpt").touch()
         write_pictures(Path("few"), ["a.png", "b.png"])
         write_pictures(Path("more"), ["c.png", "d.png"])
         yield
@@ -113,6 +130,12 @@ def test_a_mistake_is_answered_in_one_line_and_leaves_nothing(arguments, answer,
     assert len(error) < 500
     assert "LIGHTNING_IET_TRACEBACK" not in error  # of use where nobody expected the error
     assert set(Path().rglob("*")) == before
+
+
+def test_a_fault_of_lightning_that_is_about_no_option_keeps_its_words(capsys):
+    error = fails(capsys, *DIGITS, "--trainer.strategy", "ddp_magic")
+    assert "invalid strategy name" in error
+    assert "accelerator" not in error
 
 
 def test_a_typing_error_is_followed_by_the_list_of_commands(capsys):

@@ -1,4 +1,5 @@
 import json
+import re
 import runpy
 import sys
 from pathlib import Path
@@ -16,6 +17,15 @@ from tests.helpers.digit_models import save_checkpoint
 from tests.helpers.models import tiny_diffusion
 
 CONFIGS = sorted(Path(__file__).parents[2].glob("configs/digits/*.yaml"))
+
+
+class LoadsItsWeights(DiffusionModule):
+    """A user's module, trained as soon as it is built."""
+
+    def __init__(self, unet: torch.nn.Module) -> None:
+        torch.nn.init.zeros_(unet.conv_out.weight)
+        torch.nn.init.zeros_(unet.conv_out.bias)
+        super().__init__(unet)  # which copies them for the moving average
 
 
 @pytest.fixture(autouse=True)
@@ -249,3 +259,16 @@ def test_each_logger_of_weights_and_biases_has_a_project(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_PROJECT", "digits")
     assert projects()[1] != "lightning-iet"  # wandb takes the variable's
     assert projects()[2] == "mine"
+
+
+def test_a_module_of_a_user_that_loads_its_weights_is_tested_without_a_checkpoint(capsys):
+    config = Path("own.yaml")
+    unet = "{sample_size: 8, in_channels: 1, out_channels: 1, block_out_channels: [8], norm_num_groups: 4, "
+    unet += "down_block_types: [DownBlock2D], up_block_types: [UpBlock2D]}"
+    config.write_text(
+        f"model: {{class_path: {__name__}.LoadsItsWeights, init_args: {{unet: {{class_path: diffusers.UNet2DModel, "
+        f"init_args: {unet}}}}}}}\ndata: {{class_path: DigitsDataModule}}\ntrainer: {{accelerator: cpu}}\n"
+    )
+    main(["test", "--config", str(config), *QUICK[2:]])
+    loss = next(line for line in capsys.readouterr().out.splitlines() if "test/loss" in line)
+    assert float(re.search(r"\d+\.\d+", loss)[0]) == pytest.approx(1, abs=0.1)  # it predicts no noise at all
