@@ -1,6 +1,6 @@
 """Whether sets of images can be compared at all: a copy in another range, or over another background, is not seen."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +16,7 @@ FEW_LEVELS = 64
 FEWER = 0.5  # grey levels in a generated image, as a part of those in a training image, from which on they are no fault
 SAMPLE = 2000  # images of each set that are looked at, spread evenly
 SIGNIFICANT = 1e-3  # p-value of the distance, so that small sets do not differ by chance
+RESHAPED = 0.1  # share of generated images that were brought to another shape, above which copies may go unseen
 SAME_SHAPE = 0.02  # relative difference of two shapes (width over height) that says nothing
 FARTHER = 1.5  # how much farther from training images than held-out images generated ones lie, to be spoken of
 
@@ -26,9 +27,10 @@ class Difference:
 
     Attributes:
         name: The property.
-        generated: Its median, or its value.
+        generated: Its median, or its value; of the shape the median of those that have another one.
         train: Likewise; of :data:`FAR` that of held-out images.
-        distance: Kolmogorov-Smirnov distance of the two distributions; 1 where it is a fact of the whole set.
+        distance: Kolmogorov-Smirnov distance of the two distributions; 1 where it is a fact of the whole set; of the
+            shape the share of generated images that have another one.
         control: Distance of held-out from training images; without held-out images, of two halves of these.
         remedy: What to do about it.
     """
@@ -160,12 +162,14 @@ def _of_whole_sets(sets: Mapping[str, ImageSet]) -> list[Difference]:
     if abs(shares["generated"] - shares["train"]) > DIFFERENT:
         remedy = "Say with --background what colour the generator saw under transparent pixels."
         found.append(Difference(TRANSPARENCY, shares["generated"], shares["train"], 1.0, 0.0, remedy))
-    shapes = {name: _shape(s) for name, s in sets.items()}
+    shapes, train = _shapes(sets["generated"]), _median(_shapes(sets["train"]))
     target = sets["generated"].pixels.shape[3] / sets["generated"].pixels.shape[2]
     # Training images may have been fitted to the generator's shape, but not these to another one.
-    if all(_differ(shapes["generated"], other) for other in (target, shapes["train"])):
+    other = [(shape, count) for shape, count in shapes if _differ(shape, target) and _differ(shape, train)]
+    reshaped = sum(count for _, count in other) / sum(count for _, count in shapes)
+    if reshaped > RESHAPED:
         remedy = "Give the size of the generated images with --resize, so that only the others change their shape."
-        found.append(Difference(SHAPE, shapes["generated"], shapes["train"], 1.0, 0.0, remedy))
+        found.append(Difference(SHAPE, _median(other), train, reshaped, 0.0, remedy))
     levels = {
         name: int((torch.bincount(s.pixels.flatten().long(), minlength=256) > 0).sum()) for name, s in sets.items()
     }
@@ -175,13 +179,16 @@ def _of_whole_sets(sets: Mapping[str, ImageSet]) -> list[Difference]:
     return found
 
 
-def _shape(images: ImageSet) -> float:
-    """Width over height of the median image as it was stored."""
+def _shapes(images: ImageSet) -> list[tuple[float, int]]:
+    """Width over height of the images as they were stored, ascending, and the number of images of each."""
     sizes = images.origin.sizes or {f"{images.pixels.shape[3]}x{images.pixels.shape[2]}": 1}
-    shapes = sorted(
+    return sorted(
         (int(width) / int(height), count) for size, count in sizes.items() for width, height in [size.split("x")]
     )
-    half, passed = sum(sizes.values()) / 2, 0
+
+
+def _median(shapes: Sequence[tuple[float, int]]) -> float:
+    half, passed = sum(count for _, count in shapes) / 2, 0
     for shape, count in shapes:
         passed += count
         if passed >= half:

@@ -4,8 +4,8 @@ Three searches stand beside the one by plain distances. Held-out images go throu
 how near an innocent image comes by these liberties is known.
 
 *Recoloured*: grey images, mean removed and norm one, compared by the absolute correlation as they are, mirrored, upside
-down, and turned by right angles: slices of volumes are often read with their axes exchanged. Brightness, contrast,
-inversion and the order of channels make no difference; gamma and JPEG little.
+down, and, if they are square, turned by right angles and with exchanged axes, as slices are often read. Brightness,
+contrast, inversion and the order of channels make no difference; gamma and JPEG little.
 
 *Degraded*: the same at 8 x 8 pixels, where blur, noise and strong compression leave no trace.
 
@@ -35,7 +35,8 @@ FLIPS = tuple(
     for x, y in ((1, 1), (-1, 1), (1, -1), (-1, -1))  # as it is, mirrored, upside down, turned by 180 degrees
     for map in (((x, 0), (0, y)), ((0, x), (y, 0)))  # and all these with x and y exchanged
 )
-"""Linear maps from coordinates of an image to those of the training image."""
+"""Linear maps from coordinates of an image to those of the training image; of images that are not square the first of
+each pair alone."""
 SIDE, JUDGED = 32, 64  # pixels of the images that are searched for and of those that are judged
 DEGRADED = 8  # likewise, of images that may be degraded
 LEAST_SIDE = 16  # pixels below which images are too small to be degraded, or to be registered
@@ -48,7 +49,7 @@ REGISTERED = 8  # of them, those that correlate best, are registered
 BLOCK, MOVED_BLOCK, NETWORK_BLOCK = 512, 64, 256  # images that are worked on, and kept, together
 CHUNK = 8192  # training images in one matrix product
 _VALUES = 2**21  # of images that are undone at once, each of which takes some in double precision
-VERSION = 7  # to be raised when results change
+VERSION = 8  # to be raised when results change
 
 
 class Matches(NamedTuple):
@@ -140,12 +141,13 @@ def find_flipped(
     side, judged = (SIDE, JUDGED) if kind == "recoloured" else (DEGRADED, DEGRADED)
     references = _standard_rows(train.pixels, device, side)
     count = min(CANDIDATES, len(train))
+    positions = positions_of(images.pixels)  # not those of thumbnails, which are square where images are not
 
     def search(place: slice, _: Progress) -> dict[str, Tensor]:
         pixels = images.pixels[place]
         with full_precision(torch.device(device).type):
             queries = _standard_rows(pixels, device, side)
-            indices, flips = _correlated(queries, references, count, _side(pixels, side))
+            indices, flips = _correlated(queries.view(len(pixels), *_side(pixels, side)), references, count, positions)
         maps = torch.zeros(*indices.shape, 2, 3)
         maps[..., :2] = torch.tensor(FLIPS, dtype=torch.float32)[flips.cpu()]
         size = _side(pixels, judged)
@@ -290,6 +292,35 @@ def undo(images: Tensor, originals: Tensor, maps: Tensor) -> tuple[Tensor, Tenso
     return fitted.mT.view(images.shape).to(torch.uint8), noise.float()
 
 
+def positions_of(pixels: Tensor) -> list[int]:
+    """Return which of :data:`FLIPS` are looked for: images that are not square keep their axes.
+
+    Example:
+        >>> positions_of(torch.zeros(1, 3, 64, 48)), len(positions_of(torch.zeros(1, 3, 64, 64)))
+        ([0, 2, 4, 6], 8)
+    """
+    is_square = pixels.shape[-2] == pixels.shape[-1]
+    return [number for number, flip in enumerate(FLIPS) if flip[0][0] or is_square]
+
+
+def flipped(pictures: Tensor, number: int) -> Tensor:
+    """Undo one of :data:`FLIPS`: bring images into the position of the training image.
+
+    Args:
+        pictures: Shape ``(…, H, W)``.
+        number: Position in :data:`FLIPS`.
+
+    Returns:
+        A copy, or a view.
+
+    Example:
+        >>> [flipped(torch.tensor([[1, 2], [3, 4]]), number).flatten().tolist() for number in (0, 1, 2)]
+        [[1, 2, 3, 4], [1, 3, 2, 4], [2, 1, 4, 3]]
+    """
+    flip = FLIPS[number]
+    return (pictures.mT if flip[0][0] == 0 else pictures).flip([-1 - i for i in (0, 1) if sum(flip[i]) < 0])
+
+
 def _key(images: ImageSet) -> tuple[object, ...]:
     return images.sha256, *images.pixels.shape
 
@@ -316,19 +347,12 @@ def _standardized(rows: Tensor) -> Tensor:
     return torch.where(norms > LEAST_SPREAD * rows.shape[1] ** 0.5, rows / norms.clamp(min=1e-12), 0)
 
 
-def _correlated(queries: Tensor, references: Tensor, count: int, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+def _correlated(queries: Tensor, references: Tensor, count: int, positions: Sequence[int]) -> tuple[Tensor, Tensor]:
     """Indices of the references with the largest absolute correlation, and which flip of the query has it.
 
-    Pictures that are not square are not turned by 90 degrees.
+    Queries have shape ``(Q, H, W)``, references ``(N, H W)``.
     """
-    pictures = queries.view(-1, *size)
-    versions = {
-        number: (pictures.mT if flip[0][0] == 0 else pictures)
-        .flip([2 - i for i in (0, 1) if sum(flip[i]) < 0])
-        .flatten(1)
-        for number, flip in enumerate(FLIPS)
-        if flip[0][0] or size[0] == size[1]
-    }
+    versions = {number: flipped(queries, number).flatten(1) for number in positions}
     device = queries.device
     best = torch.full((len(queries), 0), 0.0, device=device)
     indices = flips = best.long()

@@ -47,7 +47,7 @@ class Evidence:
         scan_search: The position of that search.
         held_out_alike: Held-out images as near to a training image as the least near of those discovered.
         confirmed: Images that a person has confirmed as copies in a review.
-        dismissed: Images that a person has dismissed.
+        dismissed: Those that a person has dismissed, bool, shape ``(Q,)``; ``None`` without a review.
     """
 
     sure: Tensor
@@ -60,7 +60,7 @@ class Evidence:
     scan_search: int = 0
     held_out_alike: int = 0
     confirmed: int = 0
-    dismissed: int = 0
+    dismissed: Tensor | None = None
 
     @property
     def named(self) -> Tensor:

@@ -205,7 +205,8 @@ class Findings:
         not_moved: why moved copies were not looked for; empty if they were.
         not_degraded: likewise, of degraded copies.
         fewer_than: with 95 % confidence, the share of the generator's images that are copies of the kinds that were
-            found, is less; it allows for copies that are not found. ``None`` where images were noticed.
+            found, is less; it allows for copies that are not found, and speaks of images that can be read. ``None``
+            where images were noticed.
         differences: properties in which generated images differ from training images, or lie farther from them than
             held-out images do.
         nearer: measures in which generated images lie nearer to training images than held-out images do.
@@ -368,7 +369,7 @@ def _evidence(audit: Audit) -> EvidenceFindings:
         held_out_needed=held_out_needed(noticed, total, level=audit.settings.false_finds) if unnamed else None,
         false_finds=audit.settings.false_finds,
         confirmed=evidence.confirmed,
-        dismissed=evidence.dismissed,
+        dismissed=0 if evidence.dismissed is None else int(evidence.dismissed.sum()),
     )
 
 

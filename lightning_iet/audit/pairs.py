@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_iet.audit.core import Audit, Copies
-from lightning_iet.audit.evidence import Evidence, relative_ratios
+from lightning_iet.audit.evidence import Evidence, relative_ratios, scan_searches
 from lightning_iet.audit.reading import ImageSet
 from lightning_iet.audit.search import views
 from lightning_iet.evaluation.memorization import below
@@ -94,6 +94,8 @@ def _order(copies: Copies, evidence: Evidence) -> list[int]:
     if evidence.scan is not None and evidence.decided_by_scan:
         ratios = copies.search_ratios[:, evidence.scan_search].double()
         counted = ratios <= evidence.scan.threshold
+        if evidence.dismissed is not None:
+            counted &= ~evidence.dismissed
         keys = [~counted, ratios.where(counted, 0), *keys]
     columns = zip(*(key.tolist() for key in keys), range(len(copies.scores)), strict=True)
     return [int(key[-1]) for key in sorted(columns)]
@@ -191,7 +193,10 @@ def read_review(path: Path) -> Review:
 
 
 def apply_review(audit: Audit, review: Review) -> Audit:
-    """Name the pairs that a person has confirmed, and no longer name or notice those that were dismissed.
+    """Name the pairs that a person has confirmed, and no longer name, notice or count those that were dismissed.
+
+    Images that were dismissed stay in the scan as if they were far from all training images: the number of images that
+    are judged is that of those drawn.
 
     Args:
         audit: What was found.
@@ -206,13 +211,20 @@ def apply_review(audit: Audit, review: Review) -> Audit:
         for i, source in enumerate(copies.sources.tolist())
     ]
     confirmed, dismissed = (_members(pairs, decided) for decided in (review.confirmed, review.dismissed))
+    scan, scan_search = evidence.scan, evidence.scan_search
+    if scan is not None and dismissed.any():
+        ratios = copies.search_ratios.masked_fill(dismissed[:, None], torch.inf)
+        scan, scan_search = scan_searches(ratios, audit.copies["held_out"].search_ratios)
     decided: Evidence = replace(
         evidence,
         sure=(evidence.sure | confirmed) & ~dismissed,
         discovered=evidence.discovered & ~dismissed,
         noticed=(evidence.noticed | confirmed) & ~dismissed,
         confirmed=int(confirmed.sum()),
-        dismissed=int(dismissed.sum()),
+        beyond=evidence.beyond & ~dismissed,
+        scan=scan,
+        scan_search=scan_search,
+        dismissed=dismissed,
     )
     return replace(audit, evidence=decided)
 

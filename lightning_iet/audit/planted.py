@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from lightning_iet.audit.disguises import flipped, positions_of
 from lightning_iet.audit.reading import ImageSet, image_set
 
 Kind = Literal["exact", "mirrored", "recoloured", "degraded", "moved"]
@@ -24,6 +25,7 @@ MOST, LEAST = 20, 10  # copies of each kind
 SHARE = 0.05  # of all images that are searched for
 QUALITY = 75  # of a JPEG whose quality is unknown
 SEED = 0
+_LEFT_RIGHT = 2  # the flip that mirrors an image
 _LOSSY = ("JPEG", "MPO", "WEBP")
 
 
@@ -120,6 +122,12 @@ def _rounded(pixels: Tensor) -> Tensor:
     return pixels.round().clamp(0, 255).to(torch.uint8)
 
 
+def _mirrored(pixels: Tensor) -> Tensor:
+    """Mirrored, upside down, turned by right angles and with exchanged axes in turn, as far as that is searched for."""
+    changes = sorted(positions_of(pixels)[1:], key=lambda number: number != _LEFT_RIGHT)
+    return torch.stack([flipped(image, changes[index % len(changes)]) for index, image in enumerate(pixels)])
+
+
 def _recoloured(pixels: Tensor) -> Tensor:
     """Darker, brighter, inverted, less contrast, gamma, and for colours their order, in turn."""
     x = pixels.float()
@@ -160,7 +168,7 @@ def _moved(pixels: Tensor) -> Tensor:
 
 _CHANGES: dict[Kind, Callable[[Tensor], Tensor]] = {
     "exact": lambda pixels: pixels,
-    "mirrored": lambda pixels: pixels.flip(-1),
+    "mirrored": _mirrored,
     "recoloured": _recoloured,
     "degraded": _degraded,
     "moved": _moved,

@@ -38,6 +38,7 @@ class Origin:
         deep: Number of images of more than 8 bits.
         transparent: Number of images with transparency.
         pages: Number of images that are one of several pages of a file.
+        unread: Share of the files that could not be read; a page counts as its part of a file.
         value_range: Values that became black and white, where there are images of more than 8 bits.
         values: Least and largest value stored in these.
     """
@@ -47,6 +48,7 @@ class Origin:
     deep: int = 0
     transparent: int = 0
     pages: int = 0
+    unread: float = 0.0
     value_range: Range | None = None
     values: Range | None = None
 
@@ -301,11 +303,19 @@ def _join(
             deep=deep,
             transparent=sum(block.facts["transparent"] for block in blocks),
             pages=sum(page is not None for _, page in numbers),
+            unread=_unread(source, [index for block in blocks for index, _ in block.skipped]),
             value_range=used if deep else None,
             values=values if deep else None,
         ),
         left_alone=left_alone_by(source),
     )
+
+
+def _unread(source: Source, skipped: Sequence[int]) -> float:
+    """Share of a source's files that could not be read, each page as its part of a file."""
+    files = [file for file, _ in source.items] if isinstance(source, PagedSource) else list(range(len(source)))
+    pages = Counter(files)
+    return sum(1 / pages[files[index]] for index in skipped) / max(len(pages), 1)
 
 
 def _sum(blocks: Sequence[_Block], name: Literal["kinds", "sizes"]) -> dict[str, int]:

@@ -5,7 +5,7 @@ from typing import Literal, NamedTuple
 
 from rich.table import Table
 
-from lightning_iet.audit.comparability import FAR, LEVELS_OF_SET, OF_FILES, TRANSPARENCY, Difference
+from lightning_iet.audit.comparability import FAR, LEVELS_OF_SET, OF_FILES, SHAPE, TRANSPARENCY, Difference
 from lightning_iet.audit.evidence import SIGNIFICANT
 from lightning_iet.audit.findings import Findings, PlantedFindings, SetFacts, SetFindings, claimed
 from lightning_iet.audit.statistics import Nearer, Share
@@ -22,7 +22,7 @@ SEARCHED = {
     "degraded": ", details apart",
     "moved": ", moved into its place",
 }
-UNREAD = 0.1  # part of a set that cannot be read, from which on nothing is decided (our choice)
+UNREAD = 0.1  # part of a set, in images or in files, that cannot be read, from which on nothing is decided (our choice)
 UNSEEN = "copies of a part of an image, and copies that were drawn anew"
 
 
@@ -85,6 +85,7 @@ def verdict(findings: Findings) -> Verdict:
             f"If both sets were alike, chance would give so large an excess in {_probability(scan.p_value)} audits. "
             "Which images are copies cannot be told one by one: they are those first in the list of pairs."
         )
+        details = " ".join([details, *reviewed(findings)])
         return Verdict("copies", answer, looked_for, also, f"{details}{_contaminated(findings)}")
     open_for = _reasons(findings)
     if open_for:
@@ -92,14 +93,16 @@ def verdict(findings: Findings) -> Verdict:
         details = f"{rest} {_bound_or_control(findings)}".strip()
         also = " ".join(_loss(findings.membership)) if _sentence(open_for[0]) in also else also
         return Verdict("open", f"Not decided: {open_for[0]}", looked_for, also, f"{details}{_contaminated(findings)}")
+    unread = len(findings.sets["generated"].skipped)
     passing = findings.generated.copies
     if passing.count:
         verb = "passes for a copy" if passing.count == 1 else "pass for copies"
         answer = f"No sure sign of copying: {_counted(passing)} {verb} by the published measure."
         if findings.held_out is not None:
             answer = f"{answer[:-1]}, and so do {_counted(findings.held_out.copies, 'held-out images')}."
+        if unread:
+            answer += f" {unread:,} more generated image{'' if unread == 1 else 's'} could not be read."
         return Verdict("control", answer, looked_for, also, f"{_bound_or_control(findings)}{_contaminated(findings)}")
-    unread = len(findings.sets["generated"].skipped)
     answer = (
         f"No copies found among {total:,} generated images{f'; {unread:,} more could not be read' if unread else ''}."
     )
@@ -149,6 +152,9 @@ def difference_words(difference: Difference) -> str:
     values = f"{difference.generated:.3g} against {difference.train:.3g}"
     if difference.name == TRANSPARENCY:
         values = f"{percent(difference.generated)} against {percent(difference.train)} of the images"
+    if difference.name == SHAPE and difference.distance < 1:
+        some = f"{percent(difference.distance)} of the generated images differ from training images"
+        return f"{some} in {SHAPE} ({values}). {difference.remedy}"
     if difference.name == FAR:
         return (
             "generated images lie much farther from training images than held-out images do (median distance "
@@ -189,11 +195,13 @@ def _reasons(findings: Findings) -> list[str]:
         )
     for name, kind in (("generated", "generated"), ("train", "training")):
         facts = findings.sets[name]
-        if len(facts.skipped) > UNREAD * facts.found:
-            reasons.append(
-                f"{len(facts.skipped):,} of {facts.found:,} {kind} images could not be read, and nothing is known of "
-                f"{'them' if name == 'generated' else 'copies of them'}."
-            )
+        unread = f"{len(facts.skipped):,} of {facts.found:,} {kind} images"
+        if len(facts.skipped) <= UNREAD * facts.found:
+            # A file of many pages that cannot be read counts as one image, however many it holds.
+            unread = f"{percent(facts.origin.unread)} of the files of {kind} images"
+        if max(len(facts.skipped) / max(facts.found, 1), facts.origin.unread) > UNREAD:
+            unknown = "them" if name == "generated" else "copies of them"
+            reasons.append(f"{unread} could not be read, and nothing is known of {unknown}.")
     reasons += _uniform(generated, "generated")
     if held_out is not None:
         reasons += _uniform(findings.sets["held_out"], "held-out")
@@ -224,13 +232,15 @@ def _bound_or_control(findings: Findings) -> str:
     kinds = [part.kind for part in claimed(findings.planted)]
     weak = [part for part in findings.planted if part.kind not in kinds] if kinds else []
     sentences = reviewed(findings)
+    readable = " that can be read" if findings.sets["generated"].skipped else ""
     if findings.fewer_than is not None:
         sentences.append(
-            f"With 95 % confidence, fewer than {percent(findings.fewer_than)} of this generator's images are "
+            f"With 95 % confidence, fewer than {percent(findings.fewer_than)} of this generator's images{readable} are "
             f"{_listed(kinds, 'or')} copies; this allows for the share of planted copies that is not found."
         )
     if unread := len(findings.sets["train"].skipped):
-        sentences.append(f"{unread:,} training images could not be read: copies of them are not found.")
+        images, them = ("image", "it") if unread == 1 else ("images", "them")
+        sentences.append(f"{unread:,} training {images} could not be read: copies of {them} are not found.")
     for part in weak:
         sentences.append(
             f"Nothing is said of {part.kind} copies: {part.found:,} of {part.planted:,} planted were found."
@@ -289,7 +299,7 @@ def _kinds(findings: Findings) -> str:
     rest = {
         "identical": "a training image in every pixel",
         "plain": "near to one in its place and colours",
-        "recoloured": "mirrored or recoloured",
+        "recoloured": "mirrored, turned by right angles or recoloured",
         "degraded": "blurred, noisy or compressed",
         "moved": "shifted, turned or zoomed",
     }
@@ -318,19 +328,24 @@ def named_above(findings: Findings) -> list[str]:
         A sentence, or none where all that are named lie below a limit.
     """
     evidence = findings.evidence
+    rest = evidence.named_by_number + evidence.named_by_pixels
+    it = "it equals" if rest == 1 else "they equal"
     by_number = "so many images lie so near to a training image, but so few held-out ones"
-    by_pixels = "they equal one once the disguise is undone"
+    by_pixels = f"{it} a training image once the disguise is undone"
     counts = {by_number: evidence.named_by_number, by_pixels: evidence.named_by_pixels}
     reasons = [reason for reason, count in counts.items() if count]
     if not reasons:
         return []
     if len(reasons) == 2:
         reasons = [f"{reason} ({counts[reason]:,})" for reason in reasons]
-    alone = evidence.named.count - sum(counts.values())
-    return [
-        f"{f'Only {alone:,}' if alone else 'None'} of the {evidence.named.count:,} would be noticed alone; "
-        f"{'the others' if alone else 'they'} are named since {', or since '.join(reasons)}."
-    ]
+    total, alone = evidence.named.count, evidence.named.count - rest
+    if total == 1:
+        are = "It would not be noticed alone; it is"
+    elif alone:
+        are = f"Only {alone:,} of the {total:,} would be noticed alone; the {'other is' if rest == 1 else 'others are'}"
+    else:
+        are = f"None of the {total:,} would be noticed alone; they are"
+    return [f"{are} named since {', or since '.join(reasons)}."]
 
 
 def reviewed(findings: Findings) -> list[str]:

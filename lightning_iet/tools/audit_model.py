@@ -1,5 +1,6 @@
 """Find out whether a diffusion model copies, and what its loss gives away of its training images."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, cast
@@ -18,11 +19,14 @@ from lightning_iet.audit.reading import ImageSet, image_set
 from lightning_iet.audit.search import Invariance
 from lightning_iet.data import ImageDataModule
 from lightning_iet.data.decoding import Background, Channels, Fit, to_channels
-from lightning_iet.data.samples import name_of
+from lightning_iet.data.duplicates import OncePerGroup
+from lightning_iet.data.samples import Skip, name_of
 from lightning_iet.evaluation.membership import Membership, infer_membership, spread_timesteps
+from lightning_iet.evaluation.report import read_metrics
 from lightning_iet.modules.noise_processes import Sampler
 from lightning_iet.tools.audit import AUTO, AuditJob, Pages
 from lightning_iet.utilities.errors import first_line
+from lightning_iet.utilities.files import METRICS
 from lightning_iet.utilities.fingerprints import digest
 from lightning_iet.utilities.run_folders import CONFIG, beside, checkpoint_of
 
@@ -174,14 +178,28 @@ class _Run:
     Attributes:
         data: what it trained on and held out.
         name: of the run and its data module, for people.
+        num_train: number of images that it trained on, as its own evaluation has written; ``None`` if it has not.
     """
 
     data: ImageDataModule
     name: str
+    num_train: int | None
 
     def read(self) -> dict[str, ImageSet]:
-        """Return the images as they were trained on, before mirroring, and all that were held out."""
+        """Return the images as they were trained on, before mirroring, and all that were held out.
+
+        Raises:
+            ValueError: If none were held out, or the data have changed since.
+        """
         self.data.setup("fit")
+        train: Any = self.data.train_set
+        if self.num_train not in (None, len(train)):
+            raise ValueError(
+                f"Argument `train` expected the {self.num_train:,} images that {self.name} has trained on, as its "
+                f"{METRICS} says, but got {len(train):,}: the data have changed. Give --train and --held-out."
+            )
+        if isinstance(train, OncePerGroup):  # shows one member of each group, by chance: it has trained on all of them
+            train = train.samples
         held_out = [part for part in (self.data.control_set, self.data.reference_set) if part is not None]
         if not held_out:
             raise ValueError(
@@ -189,15 +207,20 @@ class _Run:
                 "none. Give --train and --held-out."
             )
         return {
-            "train": self._images([self.data.train_set], "training"),
+            # Which set the images that were left out would have gone to is not known.
+            "train": self._images([train], "training", skipped=self.data.skipped),
             "held_out": self._images(held_out, "held-out"),
         }
 
-    def _images(self, parts: list[Dataset[Any]], kind: str) -> ImageSet:
+    def _images(self, parts: list[Dataset[Any]], kind: str, *, skipped: Sequence[Skip] = ()) -> ImageSet:
         samples: Any = ConcatDataset(parts)
         pixels = torch.stack([samples[i][0].mul(255).round().to(torch.uint8) for i in range(len(samples))])
         names = [name_of(part, index) for part in parts for index in range(len(part))]  # type: ignore[arg-type]
-        return replace(image_set(pixels, location=f"{kind} images of {self.name}"), names=names)
+        return replace(image_set(pixels, location=f"{kind} images of {self.name}"), names=names, skipped=skipped)
+
+
+_OF_READING = {"fit": None, "range": None, "background": "white", "pages": "all", "strict": False}
+"""Options that say how images are read, and what they are where nobody gives them."""
 
 
 def _run_of(path: Path | None, job: AuditJob, train: Path | None, held_out: Path | None) -> _Run | None:
@@ -224,7 +247,9 @@ def _run_of(path: Path | None, job: AuditJob, train: Path | None, held_out: Path
         settings = yaml.safe_load(config.read_text(encoding="utf-8"))["data"]
         name = settings["class_path"].rpartition(".")[2]
         kind = getattr(data, name, None) if settings["class_path"].startswith("lightning_iet.") else None
-        options = dict(settings.get("init_args") or {})
+        options = settings.get("init_args") or {}
+        if not isinstance(options, Mapping):
+            raise TypeError(f"init_args is {type(options).__name__}")
     except (yaml.YAMLError, KeyError, TypeError, AttributeError, UnicodeDecodeError) as error:
         raise ValueError(
             f"{wanted}, since '{config}' names no data, but got none. Give --train and --held-out."
@@ -234,7 +259,7 @@ def _run_of(path: Path | None, job: AuditJob, train: Path | None, held_out: Path
             f"{wanted}, since the data module of '{config}', {settings['class_path']}, is none of this package, but "
             "got none. Give --train and --held-out."
         )
-    unused = [name for name in ("fit", "range") if getattr(job, name) is not None]
+    unused = [name for name, default in _OF_READING.items() if getattr(job, name) != default]
     if unused:
         raise ValueError(
             f"Argument `{unused[0]}` expected nothing where a run is audited with its own images, which are read as it "
@@ -251,7 +276,17 @@ def _run_of(path: Path | None, job: AuditJob, train: Path | None, held_out: Path
             f"{wanted}, since the data of '{config}' cannot be built ({reason}), but got none. Give --train and "
             "--held-out."
         ) from error
-    return _Run(built, f"the run '{config.parent}' ({name}{'' if built.root is None else f' of {built.root}'})")
+    name = f"the run '{config.parent}' ({name}{'' if built.root is None else f' of {built.root}'})"
+    return _Run(built, name, _num_train(config.parent / METRICS))
+
+
+def _num_train(metrics: Path) -> int | None:
+    """Read the number of training images from what a run's own evaluation has written, if it has."""
+    try:
+        found = read_metrics(metrics, kind="evaluation")["data"]["num_train"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return found if isinstance(found, int) else None
 
 
 def _load(ckpt: Path | None, pipeline: Path | None, *, use_ema: bool) -> Generator:

@@ -8,6 +8,7 @@ from torchvision.transforms.functional import gaussian_blur
 
 from lightning_iet.audit.comparability import FAR, compare_distances, compare_sets, properties, unvaried
 from lightning_iet.audit.reading import Origin, image_set
+from lightning_iet.audit.verdict import difference_words
 from tests.helpers.image_folders import random_pixels, random_set
 from tests.helpers.phantoms import eight_bits, phantoms
 
@@ -90,11 +91,14 @@ def test_transparency_of_one_set_only():
         ({"96x64": 100}, {"144x96": 150, "24x24": 50}, False),
         ({"48x24": 100}, {"24x24": 200}, True),
         ({"24x24": 40, "48x24": 60}, {"24x24": 200}, True),
-        ({"24x24": 60, "48x24": 40}, {"24x24": 200}, False),
+        ({"24x24": 60, "48x24": 40}, {"24x24": 200}, True),
+        ({"24x24": 89, "48x24": 11}, {"24x24": 200}, True),
+        ({"24x24": 90, "48x24": 10}, {"24x24": 200}, False),
+        ({"24x24": 60, "96x64": 40}, {"96x64": 200}, False),  # as the training images were
         ({"64x96": 100}, {"96x64": 200}, True),
     ],
 )
-def test_generated_images_are_not_brought_to_another_shape(generated, train, differ):
+def test_no_more_than_a_tenth_of_generated_images_is_brought_to_another_shape(generated, train, differ):
     found = sets(eight_bits(FRESH))
     for name, sizes in (("generated", generated), ("train", train)):
         found[name] = replace(found[name], origin=Origin(sizes=sizes))
@@ -102,6 +106,9 @@ def test_generated_images_are_not_brought_to_another_shape(generated, train, dif
     assert bool(differences) == differ
     for difference in differences:
         assert "--resize" in difference.remedy
+        share = 1 if len(generated) == 1 else generated["48x24"] / 100
+        assert (difference.distance, difference.generated) == (share, 2 / 3 if "64x96" in generated else 2)
+        assert (f"{share:.1%} of the generated images" in difference_words(difference)) == (share < 1)
 
 
 @given(st.integers(1, 3).filter(lambda c: c != 2), st.integers(0, 99))

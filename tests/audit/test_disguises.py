@@ -97,6 +97,20 @@ def test_images_that_are_not_square_are_not_turned_by_90_degrees(tmp_path):
     assert found.maps[:, :, :2].tolist() == [[[1, 0], [0, 1]], [[-1, 0], [0, 1]], [[-1, 0], [0, -1]]]
 
 
+@pytest.mark.parametrize("kind", ["recoloured", "degraded"])
+def test_images_whose_thumbnails_are_square_are_not_turned_either(tmp_path, kind):
+    """64 x 48 pixels are searched for at 32 x 32 and 8 x 8: a turn there would be a turn and a stretch."""
+    train = eight_bits(phantoms(20, size=64))[..., :48]
+    turned = train[3:4].mT.float()
+    stretched = F.interpolate(turned, (64, 48), mode="bilinear", antialias=True).round().to(torch.uint8)
+    copies = torch.cat([stretched, train[4:5].flip(-1), train[5:6].flip(-1, -2)])
+    found, _ = searched(tmp_path, copies, train, kind=kind)
+    assert found.indices.tolist()[1:] == [4, 5]
+    assert float(found.distances[0]) > 0.3
+    assert float(found.distances[1:].max()) < 0.01
+    assert bool((found.maps[:, 0, 0] != 0).all())
+
+
 def test_images_of_one_colour_are_like_nothing(tmp_path):
     train = eight_bits(phantoms(20))
     train[3] = 0

@@ -74,6 +74,43 @@ def test_all_dismissed(audited):
     assert words.level != "copies"
 
 
+@pytest.fixture
+def copying(tmp_path):
+    """20 of 60 generated images are copies, by the scan as well."""
+    train = random_set(60)
+    pixels = torch.cat([(train.pixels[:20].float() * 0.9).to(torch.uint8), random_pixels(40, seed=3)])
+    sets = {"generated": image_set(pixels, location="g"), "train": train, "held_out": random_set(60, seed=4)}
+    cache = BlockCache(tmp_path / "cache")
+    return audit_images(**sets, features=build_features("pixels"), cache=cache, settings=Settings(k=20))
+
+
+def decide(audit, count):
+    rows = pair_rows(audit)[:count]
+    return apply_review(audit, Review(dismissed=frozenset((row["sha256"], row["source_sha256"]) for row in rows)))
+
+
+def test_pairs_that_were_dismissed_do_not_count_in_the_scan(copying):
+    assert copying.evidence.scan.p_value < 1e-6
+    assert copying.evidence.scan.generated == 20
+    reviewed = decide(copying, 20)
+    assert reviewed.evidence.scan.p_value > 0.01
+    words = verdict(make_findings(reviewed))
+    assert words.level != "copies"
+    assert "0 confirmed, and 20 dismissed" in words.details
+
+
+def test_a_review_is_told_of_where_the_scan_decides(copying):
+    """Of 20 images that the scan counts, 5 are dismissed; none is named one by one."""
+    none = torch.zeros(60, dtype=torch.bool)
+    evidence = replace(copying.evidence, sure=none, discovered=none)
+    reviewed = decide(replace(copying, evidence=evidence), 5)
+    assert reviewed.evidence.scan.generated == 15
+    words = verdict(make_findings(reviewed))
+    assert words.answer.startswith("The generator copies: 15 of 60 generated images lie nearer")
+    assert "0 confirmed, and 5 dismissed" in words.details
+    assert not reviewed.evidence.dismissed[[row["index"] for row in pair_rows(reviewed)[:15]]].any()
+
+
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"pairs": [{}]}', '{"pairs": 5}', "\x00"])
 def test_files_that_are_no_review(tmp_path, content):
     (tmp_path / "review.json").write_text(content)

@@ -3,10 +3,14 @@ from dataclasses import replace
 import pytest
 import torch
 
+from lightning_iet.audit.cache import BlockCache
+from lightning_iet.audit.disguises import find_flipped
 from lightning_iet.audit.planted import KINDS, _moved, as_generated, plant, reencode
 from lightning_iet.audit.reading import Origin, image_set
 from tests.helpers.image_folders import random_pixels, random_set
 from tests.helpers.phantoms import eight_bits, phantoms
+
+TURNS = [lambda x, times=times: x.rot90(times, (-2, -1)) for times in range(4)]
 
 
 @pytest.mark.parametrize("searched", [10, 1000, 100_000])
@@ -29,12 +33,29 @@ def test_what_is_done_to_each_kind():
         torch.tensor([kind == name for name in planted.kinds]) for kind in KINDS
     )
     assert torch.equal(pixels[exact], originals[exact])
-    assert torch.equal(pixels[mirrored], originals[mirrored].flip(-1))
+    assert torch.equal(pixels[mirrored][0], originals[mirrored][0].flip(-1))
     assert torch.equal(pixels[recoloured][5], originals[recoloured][5].flip(0))  # the order of the channels
     assert torch.equal(pixels[recoloured][2], 255 - originals[recoloured][2])
     error = (pixels[degraded].float() - originals[degraded].float()).square().mean(dim=(1, 2, 3)).sqrt()
     assert 3 < float(error.min()) <= float(error.max()) < 40
     assert not (pixels[moved] == originals[moved]).flatten(1).all(dim=1).any()
+
+
+@pytest.mark.parametrize(("width", "positions"), [(24, 7), (16, 3)])
+def test_mirrored_copies_take_every_position_that_is_searched_for_in_turn(tmp_path, width, positions):
+    train = image_set(eight_bits(phantoms(60))[..., :width], location="train")
+    planted = plant(train, train, kinds=("mirrored",), searched=10)
+    found = {}
+    for number, (copy, source) in enumerate(zip(planted.images.pixels, planted.sources.tolist(), strict=True)):
+        versions = [turn(part) for part in (train.pixels[source], train.pixels[source].flip(-1)) for turn in TURNS]
+        found[number] = [i for i, other in enumerate(versions) if torch.equal(copy, other)]
+    assert all(len(versions) == 1 for versions in found.values())
+    assert [0] not in found.values()  # that would be an exact copy
+    assert len({versions[0] for versions in found.values()}) == positions
+    assert all(found[number] == found[number + positions] for number in range(10 - positions))
+    matches, _ = find_flipped(planted.images, train, kind="recoloured", cache=BlockCache(tmp_path), argument="planted")
+    assert torch.equal(matches.indices, planted.sources)
+    assert float(matches.distances.max()) < 1e-3
 
 
 def test_images_of_one_colour_are_not_copied():

@@ -261,3 +261,13 @@ def test_hashes_are_those_of_the_files(tmp_path, read):
     found = read(folder)
     assert found.hashes[3] == hashlib.sha256((folder / "00003.png").read_bytes()).hexdigest()
     assert found.origin.kinds == {"PNG": 5}
+
+
+def test_files_that_cannot_be_read_are_counted_as_files(tmp_path, read):
+    """One of two stacks is cut off: one of 5 images, but half of the files."""
+    pages = [Image.fromarray(page[0].numpy()) for page in random_pixels(4)]
+    (tmp_path / "stacks").mkdir()
+    pages[0].save(tmp_path / "stacks/a.tif", save_all=True, append_images=pages[1:])
+    (tmp_path / "stacks/b.tif").write_bytes((tmp_path / "stacks/a.tif").read_bytes()[:40])
+    found = read(tmp_path / "stacks")
+    assert (len(found), len(found.skipped), found.origin.unread) == (4, 1, 0.5)

@@ -10,6 +10,7 @@ from lightning_iet.audit.features import build_features
 from lightning_iet.audit.findings import PlantedFindings
 from lightning_iet.audit.planted import reencode
 from lightning_iet.audit.reading import Origin
+from lightning_iet.audit.report.page import counts_apart
 from lightning_iet.audit.statistics import Nearer, share
 from lightning_iet.audit.verdict import named_above, not_looked_for, planted_words, remarks, rows, verdict
 from lightning_iet.data.samples import Skip
@@ -124,7 +125,8 @@ def test_why_more_images_are_named_than_would_be_noticed(judge):
         (
             {"named_by_number": 1, "named_by_pixels": 2},
             "Only 17 of the 20 would be noticed alone; the others are named since so many images lie so near to a "
-            "training image, but so few held-out ones (1), or since they equal one once the disguise is undone (2).",
+            "training image, but so few held-out ones (1), or since they equal a training image once the disguise is "
+            "undone (2).",
         ),
     ],
 )
@@ -134,6 +136,26 @@ def test_reasons_for_naming_images(judge, counts, sentence):
     found = named_above(replace(findings, evidence=replace(findings.evidence, **counts)))
     assert "".join(found).startswith(sentence)
     assert bool(found) == bool(sentence)
+
+
+@pytest.mark.parametrize(
+    ("counts", "words"),
+    [
+        ((1, 0, 1), "It would not be noticed alone; it is named since it equals a training image once the disguise is"),
+        ((1, 1, 0), "It would not be noticed alone; it is named since so many images lie so near to a training image"),
+        ((20, 0, 1), "Only 19 of the 20 would be noticed alone; the other is named since it equals a training image"),
+        ((20, 0, 20), "None of the 20 would be noticed alone; they are named since they equal a training image once"),
+    ],
+)
+def test_one_image_is_spoken_of_as_one(clean, counts, words):
+    named, by_number, by_pixels = counts
+    evidence = replace(
+        clean.evidence, named=share(named, 100), named_by_number=by_number, named_by_pixels=by_pixels, by_search={}
+    )
+    findings = replace(clean, evidence=evidence)
+    assert named_above(findings)[0].startswith(words)
+    judged = "image named as a copy was judged together with all others" if named == 1 else "judged together, by all"
+    assert judged in counts_apart(findings)[0]
 
 
 @pytest.mark.parametrize(("name", "words"), [("generated", "of them."), ("train", "of copies of them.")])
@@ -149,8 +171,33 @@ def test_where_much_cannot_be_read_nothing_is_decided(clean, name, words, unread
         )
     elif name == "generated":
         assert found.answer == f"No copies found among 100 generated images; {unread} more could not be read."
+        assert "of this generator's images that can be read are" in found.details
     else:
-        assert f"{unread} training images could not be read: copies of them are not found." in found.details
+        words = "image could not be read: copies of it" if unread == 1 else "images could not be read: copies of them"
+        assert f"{unread} training {words} are not found." in found.details
+        assert "that can be read" not in found.details
+
+
+@pytest.mark.parametrize(("unread", "level"), [(0.1, "none"), (0.2, "open")])
+def test_files_of_many_pages_are_counted_as_files(clean, unread, level):
+    """One of five stacks is one of 101 images where each of the others has 25 pages."""
+    facts = clean.sets["train"]
+    origin = replace(facts.origin, unread=unread)
+    facts = replace(facts, origin=origin, found=facts.used + 1, skipped=[Skip("e.tif", "cut off")])
+    found = verdict(replace(clean, sets=clean.sets | {"train": facts}))
+    assert found.level == level
+    if level == "open":
+        assert "20.0% of the files of training images could not be read, and nothing is known of copies of them." in (
+            found.answer
+        )
+
+
+def test_what_cannot_be_read_is_told_beside_a_control_that_passes(clean):
+    facts = replace(clean.sets["generated"], found=101, skipped=[Skip("a.png", "cut off")])
+    passing = replace(clean.generated, copies=share(3, 100))
+    found = verdict(replace(clean, generated=passing, sets=clean.sets | {"generated": facts}))
+    assert found.level == "control"
+    assert found.answer.endswith(" 1 more generated image could not be read.")
 
 
 @pytest.mark.parametrize(("train", "generated", "told"), [(1, 0, True), (1, 1, False), (0, 0, False)])

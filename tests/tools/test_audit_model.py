@@ -1,5 +1,7 @@
+import inspect
 import json
 import os
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +14,13 @@ from lightning_iet.audit import search
 from lightning_iet.audit.cache import BlockCache
 from lightning_iet.cli import main
 from lightning_iet.data import DigitsDataModule
-from lightning_iet.tools.audit_model import audit_model
+from lightning_iet.tools.audit import AuditJob
+from lightning_iet.tools.audit_model import _run_of, audit_model
 from tests.helpers.audits import DATE, FILES, QUICK_MODEL, metrics
 from tests.helpers.digit_models import digit_pixels, fresh_model, overfitted_model, save_checkpoint, save_pipeline
 from tests.helpers.image_folders import random_pixels, write_images
 
+DEFAULTS = inspect.signature(audit_model).parameters
 COMMAND = [part for name, value in QUICK_MODEL.items() for part in (f"--{name.replace('_', '-')}", str(value))]
 COMMAND += ["--train", "train", "--held-out", "held_out", "--out", "report"]
 
@@ -114,6 +118,53 @@ def test_the_runs_images_are_read_as_it_read_them(here, capsys):
     assert "(ImageFolderDataModule of mine)" in found.sets["train"].location
 
 
+def own_images(here, arguments, kind="DigitsDataModule", **files):
+    folder = run_folder(here)
+    config = {"data": {"class_path": f"lightning_iet.data.{kind}", "init_args": arguments}}
+    (folder / "config.yaml").write_text(json.dumps(config), encoding="utf-8")
+    if files:
+        (folder / "metrics.json").write_text(json.dumps(files), encoding="utf-8")
+    return folder / "checkpoints" / "last.ckpt"
+
+
+def test_all_members_of_balanced_groups_are_audited_in_their_order(here):
+    """The run trained on one member of each group at a time, drawn by chance, and on all of them in the end."""
+    arguments = {"num_train": 30, "num_control": 40, "repeated_images": 4, "repeats": 5}
+    path = own_images(here, arguments | {"duplicates": "balance"})
+    digits = DigitsDataModule(**arguments)
+    digits.setup("fit")
+    found = [read_own_images(path)["train"] for _ in range(2)]
+    assert torch.equal(found[0].pixels, (digits.train_set.images * 255).round().to(torch.uint8))
+    assert found[0].names == [str(number) for number in range(30 + 4 * 4)]
+    assert found[0].sha256 == found[1].sha256
+
+
+def read_own_images(path):
+    job = AuditJob(**{field.name: DEFAULTS[field.name].default for field in fields(AuditJob)})
+    return _run_of(path, job, None, None).read()
+
+
+def test_what_the_run_left_out_is_told_of(here):
+    write_images(here / "mine", random_pixels(60))
+    (here / "mine" / "cut.png").write_bytes(b"none")
+    path = own_images(
+        here, {"root": "mine", "channels": 1, "num_control": 20, "on_error": "skip"}, "ImageFolderDataModule"
+    )
+    found = read_own_images(path)
+    assert [skip.name for skip in found["train"].skipped] == ["cut.png"]
+    assert not found["held_out"].skipped
+
+
+@pytest.mark.parametrize(("recorded", "refused"), [(30, False), (31, True), ("many", False)])
+def test_data_that_have_changed_since_the_run_are_refused(here, recorded, refused):
+    path = own_images(here, {"num_train": 30, "num_control": 40}, data={"num_train": recorded})
+    if refused:
+        with pytest.raises(ValueError, match=r"^Argument `train` expected the 31 images .* but got 30: the data have"):
+            read_own_images(path)
+    else:
+        assert len(read_own_images(path)["train"]) == 30
+
+
 @pytest.mark.parametrize(
     ("config", "message"),
     [
@@ -122,6 +173,8 @@ def test_the_runs_images_are_read_as_it_read_them(here, capsys):
         ("[: ", "names no data"),
         ("data: {class_path: os.system, init_args: {command: x}}", "os.system, is none of this package"),
         ("data: {class_path: lightning_iet.DigitsDataModule, init_args: {no_such: 1}}", "cannot be built"),
+        ("data: {class_path: lightning_iet.DigitsDataModule, init_args: text}", "names no data"),
+        ("data: {class_path: lightning_iet.DigitsDataModule, init_args: [1]}", "names no data"),
         ("data: {class_path: lightning_iet.ImageFolderDataModule, init_args: {root: nowhere}}", "nowhere"),
     ],
 )
@@ -142,6 +195,9 @@ def test_a_run_whose_images_are_unknown(here, capsys, config, message):
     [
         (["--train", "train"], "Argument `held_out` expected images, but got none. Give both, or neither"),
         (["--range", "0:1"], "Argument `range` expected nothing where a run is audited with its own images"),
+        (["--background", "black"], "Argument `background` expected nothing where a run is audited with its own"),
+        (["--pages", "first"], "Argument `pages` expected nothing where a run is audited with its own images"),
+        (["--strict", "true"], "Argument `strict` expected nothing where a run is audited with its own images"),
     ],
 )
 def test_half_of_the_images_or_another_reading_of_the_runs_is_refused(here, capsys, arguments, message):

@@ -306,7 +306,7 @@ SKIPS = 200  # images that could not be read, of each set
 LABELS = {"generated": "generated images", "held_out": "held-out images", "train": "training images"}
 SEARCH_WORDS = {
     "plain": "as it is",
-    "recoloured": "mirrored or recoloured",
+    "recoloured": "mirrored, turned by right angles or recoloured",
     "degraded": "blurred or noisy",
     "moved": "moved",
 }
@@ -408,8 +408,12 @@ def counts_apart(findings: Findings) -> list[str]:
     """
     sentences = reviewed(findings)
     if findings.evidence.named.count:
-        judged = f"A threshold judges each image alone; the {findings.evidence.named.count:,} named as copies were "
-        sentences = [f"{judged}judged together, by all searches.", *named_above(findings), *sentences]
+        count = findings.evidence.named.count
+        named = f"the {count:,} named as copies were judged together"
+        if count == 1:
+            named = "the image named as a copy was judged together with all others"
+        judged = f"A threshold judges each image alone; {named}, by all searches."
+        sentences = [judged, *named_above(findings), *sentences]
     return sentences
 
 
