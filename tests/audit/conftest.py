@@ -39,7 +39,10 @@ def small_audit(tmp_path_factory):
 
 @pytest.fixture(scope="session", params=[1, 10], ids=["small", "large"])
 def audited(request, small_audit):
-    """An audit of images of 8 pixels; its pictures are of 8 or 80."""
+    """An audit of images of 8 pixels; its pictures are of 8 or 80.
+
+    Those are too small to be degraded; ``test_report.py`` has an audit of larger ones.
+    """
 
     def enlarged(images):
         times = request.param

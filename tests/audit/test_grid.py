@@ -100,7 +100,11 @@ def images(change, copies, *, channels=1, seed=5):
 
 
 def pairwise(names):
-    """Every (name, copies, channels), with numbers of held-out images so that every pair of values occurs."""
+    """Every (name, copies, channels), with numbers of held-out images so that every pair of values occurs.
+
+    All combinations would be twice as many. But the number of held-out images only moves the limits of the searches,
+    not what is searched for, so that a fault shows with one value of each other factor, or with two.
+    """
     rows = itertools.product(enumerate(names), (0, 5, 30), (1, 3))
     return [
         (name, copies, channels, (60, 150)[(i + copies + channels // 2) % 2]) for (i, name), copies, channels in rows
@@ -109,6 +113,7 @@ def pairwise(names):
 
 @pytest.mark.parametrize(("name", "copies", "channels", "held_out"), pairwise(RECOLOURED))
 def test_recoloured_copies(judge, name, copies, channels, held_out):
+    """Half of all combinations, see ``pairwise``: 114 audits find what 228 would, in half the time."""
     words, found = judge(
         images(RECOLOURED[name], copies, channels=channels), held_out=held_out, channels=channels, moved=False
     )

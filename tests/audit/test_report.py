@@ -11,8 +11,11 @@ from itertools import pairwise
 import pytest
 import torch
 from PIL import Image
+from torchvision.transforms.functional import gaussian_blur
 
-from lightning_iet.audit import make_findings
+from lightning_iet.audit import Settings, audit_images, image_set, make_findings
+from lightning_iet.audit.cache import BlockCache
+from lightning_iet.audit.features import build_features
 from lightning_iet.audit.pairs import for_spreadsheets
 from lightning_iet.audit.report import write_report
 from lightning_iet.audit.report.images import shares
@@ -21,6 +24,7 @@ from lightning_iet.evaluation.membership import infer_membership
 from lightning_iet.evaluation.memorization import below
 from lightning_iet.utilities.files import printable
 from tests.helpers.image_folders import NASTY
+from tests.helpers.phantoms import eight_bits, phantoms
 
 
 class Page(HTMLParser):
@@ -249,6 +253,32 @@ def test_no_pairs_and_no_duplicates(audited, tmp_path):
     assert "No pairs were asked for" in text
     assert "They were not looked for" in text
     assert "no held-out images to compare with" in text
+
+
+def test_kinds_that_need_larger_images_have_their_rows(tmp_path):
+    """Images of 16 pixels may be degraded and moved, as those of the other tests, of 8, may not."""
+    train = eight_bits(phantoms(60, size=16))
+    pixels = torch.cat([eight_bits(gaussian_blur(phantoms(60, size=16)[:6], [5, 5], [0.8, 0.8])), train[6:8]])
+    generated = torch.cat([pixels, eight_bits(phantoms(20, size=16, seed=1))])
+    held_out = eight_bits(phantoms(60, size=16, seed=2))
+    sets = [image_set(images, location=name) for images, name in ((generated, "g"), (train, "t"), (held_out, "h"))]
+    cache = BlockCache(tmp_path / "cache")
+    audit = audit_images(*sets, features=build_features("pixels"), cache=cache, settings=Settings(moved=True))
+    findings = make_findings(audit)
+    write_report(audit, findings, tmp_path, pairs=28)
+    page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
+    assert [part.kind for part in findings.planted] == ["exact", "mirrored", "recoloured", "degraded", "moved"]
+    cells = page.texts["td"] + page.texts["th"]
+    for part in findings.planted:
+        assert part.kind in cells
+        assert f"{part.found:,} of {part.planted:,}" in cells
+    with (tmp_path / "pairs.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    searches = [row["search"] for row in rows if not int(row["identical"])]
+    assert searches.count("degraded") > 0
+    remarks = " ".join(page.texts["span"] + page.texts["p"])
+    print(remarks, cells, searches)
+    assert remarks.count("blurred or noisy") == searches.count("degraded")
 
 
 def test_shares_of_a_histogram():

@@ -2,11 +2,13 @@
 
 import itertools
 import os
+import re
+import select
 import signal
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -79,7 +81,7 @@ def callback(name, **arguments):
 
 @contextmanager
 def started(*command, folder, log, **environment):
-    """A process in a session of its own, which is killed in the end, whatever happens."""
+    """A process in a session of its own; in the end it is dead, and so is all that it had started if it still ran."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | environment
     with log.open("w") as output:
         process = subprocess.Popen(
@@ -88,20 +90,34 @@ def started(*command, folder, log, **environment):
         try:
             yield process
         finally:
-            kill_tree(process.pid)
+            if process.poll() is None:
+                kill_tree(process.pid)
             process.wait(10)
 
 
 def kill_tree(parent):
-    """Kill a process and all that it has started, in other sessions too (torchrun gives each process its own)."""
+    """Kill a process and all that it has started, in other sessions too (torchrun gives each process its own), and wait
+    until they are dead; what runs for a program of a warm Python (:mod:`tests.helpers.warm`) counts as started by it.
+
+    Raises:
+        TimeoutError: if a process is not dead after 10 s.
+    """
     try:
-        children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
-        os.kill(parent, signal.SIGSTOP)  # starts nothing new meanwhile
-    except (FileNotFoundError, ProcessLookupError):
+        ended = os.pidfd_open(parent)
+    except ProcessLookupError:
         return
-    for child in children:
-        kill_tree(int(child))
-    os.kill(parent, signal.SIGKILL)
+    with suppress(FileNotFoundError, ProcessLookupError):  # it has ended meanwhile
+        os.kill(parent, signal.SIGSTOP)  # starts nothing new
+        folder = Path(f"/proc/{parent}")
+        children = [child for file in folder.glob("task/*/children") for child in file.read_text().split()]
+        children += re.findall(r"^for (\d+)$", (folder / "comm").read_text())
+        for child in children:
+            kill_tree(int(child))
+        os.kill(parent, signal.SIGKILL)
+    is_dead = select.select([ended], [], [], 10)[0]
+    os.close(ended)
+    if not is_dead:
+        raise TimeoutError(f"Process {parent} is still alive.")
 
 
 def torchrun(*options):

@@ -4,6 +4,9 @@ Importing torch and Lightning takes longer than most of what the tests' programs
 programs ``python`` and ``lightning-iet``: a test that puts the first in the place of ``sys.executable`` starts others
 through it. What they run is a process of its own: it has its own arguments, environment, folder and streams, gets the
 signals that its program gets, and ends as it ends. Anything but the modules named here goes to the real Python.
+
+That process is no child of its program, but of one that watches over both. A program that runs is therefore called
+``for N``, where N is that one's number: so ``kill_tree`` finds it.
 """
 
 import array
@@ -22,8 +25,10 @@ import tempfile
 import threading
 from contextlib import contextmanager
 from importlib import import_module
+from multiprocessing import connection, parent_process
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from tests.helpers.distributed import forking
@@ -49,15 +54,27 @@ else:
     os.execv({python!r}, [{python!r}, *sys.argv[1:]])
 if options:
     os.environ["PYTHONUNBUFFERED"] = "1"
+forwarded = (signal.SIGTERM, signal.SIGINT)
+signal.pthread_sigmask(signal.SIG_BLOCK, forwarded)  # they wait until there is somebody to hand them on to
 server = socket.socket(socket.AF_UNIX)
 server.connect({address!r})
 request = json.dumps(dict(module=module, words=words, folder=os.getcwd(), environment=dict(os.environ)))
 descriptors = array.array("i", [0, 1, 2])
 server.sendmsg([len(request.encode()).to_bytes(4, "big")], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, descriptors)])
 server.sendall(request.encode())
-for number in (signal.SIGTERM, signal.SIGINT):
-    signal.signal(number, lambda number, frame: server.sendall(bytes([number])))
-status = int(server.makefile().read() or 1)
+answers = server.makefile()
+with open("/proc/self/comm", "w") as name:
+    name.write("for " + answers.readline().strip())
+server.sendall(bytes([0]))  # the program may start
+def forward(number, frame):
+    try:
+        server.sendall(bytes([number]))
+    except OSError:
+        pass  # it has ended
+for number in forwarded:
+    signal.signal(number, forward)
+signal.pthread_sigmask(signal.SIG_UNBLOCK, forwarded)
+status = int(answers.read() or 1)
 if status < 0:
     signal.signal(-status, signal.SIG_DFL) if -status != signal.SIGKILL else None
     os.kill(os.getpid(), -status)
@@ -75,10 +92,7 @@ def warm_python():
         server.start()
         listening.close()
         ready.recv()
-        for program in (python, python.with_name("lightning-iet")):
-            settings = {"python": sys.executable, "is_program": program != python, "modules": MODULES}
-            program.write_text(CLIENT.format(**settings, address=address))
-            program.chmod(0o755)
+        write_programs(python, address)
         try:
             yield python
         finally:
@@ -86,8 +100,16 @@ def warm_python():
             server.join()
 
 
+def write_programs(python, address):
+    """Write ``python`` and, beside it, ``lightning-iet``, for a server at an address."""
+    for program in (python, python.with_name("lightning-iet")):
+        settings = {"python": sys.executable, "is_program": program != python, "modules": MODULES}
+        program.write_text(CLIENT.format(**settings, address=address))
+        program.chmod(0o755)
+
+
 def _serve(address, python, listening):
-    """Fork for each program that asks."""
+    """Fork for each program that asks, until the process is gone that started this one."""
     for name in USED:
         import_module(name)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those who watch over programs
@@ -95,7 +117,8 @@ def _serve(address, python, listening):
         server.bind(address)
         server.listen(50)
         listening.send(True)
-        while True:
+        gone = parent_process().sentinel
+        while gone not in connection.wait([server, gone]):
             client, _ = server.accept()
             if os.fork() == 0:
                 server.close()
@@ -118,10 +141,13 @@ def _watch_over(client, python):
         while len(content) < wanted:
             content += stream.read(wanted - len(content))
     request = json.loads(content)
+    client.sendall(f"{os.getpid()}\n".encode())
+    if not client.recv(1):  # it is gone already
+        return
     program = os.fork()
     if program == 0:
         client.close()
-        _run(python, descriptors, **request)
+        run_program(python, descriptors, **request)
     for descriptor in (0, 1, 2, *descriptors):
         os.close(descriptor)  # whoever reads what the program says waits for no other
     ended = os.pidfd_open(program)
@@ -141,13 +167,14 @@ def _watch_over(client, python):
         os.kill(program, signals[0])
 
 
-def _run(python, descriptors, module, words, folder, environment):
+def run_program(python, descriptors, module, words, folder, environment):
     """Become the program."""
     for target, descriptor in enumerate(descriptors):
         os.dup2(descriptor, target)
         os.close(descriptor)
     _renew_streams(unbuffered="PYTHONUNBUFFERED" in environment)
     environment.pop("JPY_PARENT_PID", None)  # a kernel ends when its client does, see _watch_over
+    threads = _threads(environment)
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)
@@ -155,9 +182,9 @@ def _run(python, descriptors, module, words, folder, environment):
     sys.path[:] = dict.fromkeys(paths)
     sys.argv, sys.executable = [module, *words], python
     random.seed()
-    if "OMP_NUM_THREADS" in environment:
-        torch.set_num_threads(int(environment["OMP_NUM_THREADS"]))
-    status = 0
+    np.random.seed()  # noqa: NPY002 (programs may draw from the global generator)
+    torch.set_num_threads(threads)
+    status, interrupted = 0, False
     try:
         runpy.run_module(module, run_name="__main__", alter_sys=True)
     except SystemExit as stop:
@@ -165,19 +192,32 @@ def _run(python, descriptors, module, words, folder, environment):
         if not isinstance(status, int | None):
             print(status, file=sys.stderr)
             status = 1
-    except BaseException:
+    except BaseException as error:
         sys.excepthook(*sys.exc_info())
-        status = 1
+        status, interrupted = 1, isinstance(error, KeyboardInterrupt)
     threading._shutdown()
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
+    if interrupted:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
     os._exit(status or 0)
 
 
+def _threads(environment):
+    """Return how many threads torch takes in a new process with this environment, on this machine."""
+    for name in ("MKL_NUM_THREADS", "OMP_NUM_THREADS"):
+        if environment.get(name):
+            return int(environment[name].split(",")[0])
+    if {"MKL_NUM_THREADS", "OMP_NUM_THREADS"} & os.environ.keys():  # then this process has another number
+        return len(os.sched_getaffinity(0))
+    return torch.get_num_threads()
+
+
 def _renew_streams(*, unbuffered):
-    """As a new Python makes them; loggers that speak to the old ones speak to these."""
-    old = (sys.stdout, sys.stderr)
+    """As a new Python makes them; loggers that speak to the old ones speak to these, each to its own."""
+    old = {name: getattr(sys, name) for name in ("stdout", "stderr")}
     sys.stdin = io.TextIOWrapper(io.BufferedReader(io.FileIO(0, closefd=False)), "utf-8")
     for number, name, errors in ((1, "stdout", "strict"), (2, "stderr", "backslashreplace")):
         file = io.FileIO(number, "w", closefd=False)
@@ -185,7 +225,8 @@ def _renew_streams(*, unbuffered):
         by_line = number == 2 or file.isatty()
         stream = io.TextIOWrapper(binary, "utf-8", errors, line_buffering=by_line, write_through=unbuffered)
         setattr(sys, name, stream)
-    for logger in logging.root.manager.loggerDict.values():
+    for logger in (logging.root, *logging.root.manager.loggerDict.values()):
         for handler in getattr(logger, "handlers", ()):
-            if getattr(handler, "stream", None) in old:
-                handler.setStream(sys.stderr)
+            for name, stream in old.items():
+                if getattr(handler, "stream", None) is stream:
+                    handler.setStream(getattr(sys, name))

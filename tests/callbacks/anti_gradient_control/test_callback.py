@@ -523,3 +523,24 @@ def test_two_processes_one_of_which_keeps_nothing(tmp_path, processes):
         assert seen.sum() == 64  # of both processes
         assert skip_rate == pytest.approx(expected_rate)
         assert logged.item() == pytest.approx(expected_rate)
+
+
+class SaveBank(pl.Callback):
+    """Writes down what a process that Lightning has started holds in the end."""
+
+    def __init__(self, folder, agc):
+        self.folder, self.agc = folder, agc
+
+    def on_train_end(self, trainer, pl_module):
+        torch.save((self.agc.bank, self.agc.run_statistics.seen), self.folder / f"{trainer.global_rank}.pt")
+
+
+def test_spawned_processes_have_a_bank_each(tmp_path):
+    """A tensor handed to two spawned processes is one in both: each must learn from its own samples alone."""
+    agc, (_, banks, _) = make(), two_processes_by_hand()
+    kwargs = {"strategy": "ddp_spawn", "devices": 2, "use_distributed_sampler": False, "max_epochs": 1}
+    quiet_trainer(tmp_path, callbacks=[agc, SaveBank(tmp_path, agc)], **kwargs).fit(OfRank())
+    for rank, by_hand in enumerate(banks):
+        bank, seen = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        assert_close(bank.tolist(), by_hand, rtol=1e-9, atol=1e-9)
+        assert seen.sum() == 64  # of both processes
