@@ -23,6 +23,8 @@ SEARCHED = {
     "moved": ", moved into its place",
 }
 UNREAD = 0.1  # part of a set, in images or in files, that cannot be read, from which on nothing is decided (our choice)
+PROMISED = ("mirrored", "recoloured")
+"""Kinds of copies beside exact ones that are found of nearly all sets; where they are not, nothing is decided."""
 UNSEEN = "copies of a part of an image, and copies that were drawn anew"
 
 
@@ -213,6 +215,12 @@ def _reasons(findings: Findings) -> list[str]:
         if any(part.name == LEVELS_OF_SET for part in findings.differences):
             cause = "They were brought to the form of the generated images, in which little is left of them."
         reasons.append(f"only {exact.found:,} of {exact.planted:,} exact copies that were planted were found. {cause}")
+    for part in findings.planted:
+        if part.kind in PROMISED and 2 * part.found < part.planted:
+            reasons.append(
+                f"only {part.found:,} of {part.planted:,} {part.kind} copies that were planted were found: the "
+                "generator's would not be found either."
+            )
     reasons += [difference_words(part) for part in findings.differences if part.name not in OF_FILES]
     reasons += _nearer([part for part in findings.nearer if part.is_share])
     return reasons

@@ -289,11 +289,23 @@ def test_a_control_that_fails_decides_nothing(clean):
     assert "only 3 of 10 exact copies that were planted were found" in words.answer
 
 
+@pytest.mark.parametrize(
+    ("kind", "found", "level"), [("recoloured", 4, "open"), ("mirrored", 4, "open"), ("mirrored", 5, "none")]
+)
+def test_copies_that_are_found_of_nearly_all_sets_must_be_found(clean, kind, found, level):
+    planted = [PlantedFindings(p.kind, found, 10, 0.1) if p.kind == kind else p for p in clean.planted]
+    assert kind in [part.kind for part in planted]
+    words = verdict(replace(clean, planted=planted))
+    assert words.level == level
+    said = f"only {found} of 10 {kind} copies that were planted were found" in words.answer
+    assert said == (level == "open")
+
+
 def test_kinds_that_are_not_found_are_not_claimed(clean):
-    weak = [*clean.planted[:2], PlantedFindings("recoloured", 4, 10, 0.12)]
+    weak = [*clean.planted[:2], PlantedFindings("degraded", 4, 10, 0.12)]
     words = verdict(replace(clean, planted=weak))
     assert words.level == "none"
-    assert "Nothing is said of recoloured copies: 4 of 10 planted were found." in words.details
+    assert "Nothing is said of degraded copies: 4 of 10 planted were found." in words.details
     assert "are exact or mirrored copies" in words.details
 
 

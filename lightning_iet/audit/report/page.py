@@ -444,9 +444,10 @@ def _checks(findings: Findings) -> dict[str, Any]:
     evidence, scan = findings.evidence, findings.evidence.scan
     tests = []
     if scan is not None:
+        chance = f"p = {scan.p_value:.4f}" if scan.p_value >= 1e-4 else "p < 0.0001"
         where = "" if scan.threshold != scan.threshold else f", below {scan.threshold:.2f}"
         tests.append(
-            f"Does the generator copy? Scan of all thresholds up to 0.5 of each search: p = {scan.p_value:.2g}, with "
+            f"Does the generator copy? Scan of all thresholds up to 0.5 of each search: {chance}, with "
             f"allowance for the number of searches ({scan.generated:,} generated and {scan.held_out:,} held-out images"
             f"{where}, {evidence.scan_search} search)."
         )
