@@ -247,7 +247,7 @@ def noticeable_below(held_out: Tensor, images: int, *, level: float = 0.05) -> f
     Example:
         >>> scores = torch.linspace(0.001, 1, 1000) ** (1 / 20)  # of points in 20 dimensions
         >>> round(noticeable_below(scores, 100), 2), 0.0005 ** (1 / 20)
-        (0.66, 0.6838...)
+        (0.64, 0.6838...)
     """
     n = _checked(held_out, "held_out")
     lowest = held_out.double().sort().values

@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from torchvision.transforms import RandAugment
 
 from lightning_iet.data import Augmented, WithIndex
-from lightning_iet.data.augmentation import Magnitudes, augment, find_augmented, unaugmented
+from lightning_iet.data.augmentation import Magnitudes, augment, find_layer, unaugmented
 from lightning_iet.data.samples import RandomFlips
 from lightning_iet.utilities.random import get_rng_state, isolated_rng, seed_rng
 
@@ -155,9 +155,9 @@ def test_it_is_found_and_paused_and_pickled():
         def __init__(self):
             self.other, self.loader = 3, loader
 
-    assert find_augmented(None, Module()) is augmented
-    assert find_augmented(loader) is augmented
-    assert find_augmented(DataLoader(samples("tuple")), object()) is None
+    assert find_layer(Augmented, None, Module()) is augmented
+    assert find_layer(Augmented, loader) is augmented
+    assert find_layer(Augmented, DataLoader(samples("tuple")), object()) is None
     with unaugmented(loader.dataset):
         assert torch.equal(augmented[0][1], samples("tuple")[0][1])
     assert not torch.equal(augmented[0][1], samples("tuple")[0][1])

@@ -19,7 +19,7 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 def test_both_runs_differ_in_the_method_alone():
     plain, protected = (yaml.safe_load((CONFIGS / f"{name}.yaml").read_text()) for name in module.CONFIGS.values())
     assert plain.pop("agc") == {"threshold": 0}
-    assert protected.pop("agc") == {"criterion": "record", "eta": 0.03}
+    assert protected.pop("agc") == {"criterion": "record", "eta": 0.03, "weigh": "draws"}
     for settings in (plain, protected):
         settings["trainer"]["logger"]["init_args"].pop("name")
     assert plain == protected
