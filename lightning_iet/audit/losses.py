@@ -40,7 +40,13 @@ class Probing:
 
 
 def measure_losses(
-    generator: "Generator", images: ImageSet, probing: Probing, *, cache: BlockCache, argument: str
+    generator: "Generator",
+    images: ImageSet,
+    probing: Probing,
+    *,
+    cache: BlockCache,
+    argument: str,
+    labels: Tensor | None = None,
 ) -> Tensor:
     """Measure the loss of images at several timesteps.
 
@@ -50,6 +56,7 @@ def measure_losses(
         probing: which of them, and where.
         cache: where finished blocks go.
         argument: what the images are, for the bar.
+        labels: class of each image, shape ``(N,)``, for a model that cannot do without; ``None`` = none are given.
 
     Returns:
         Shape ``(n, J)``, float32, on every process.
@@ -57,6 +64,7 @@ def measure_losses(
     places = choose_images(len(images), probing.images, seed=probing.seed)
     steps = spread_timesteps(probing.timesteps, generator.module.num_timesteps)
     settings = (generator.sha256, images.sha256, images.pixels.shape, probing.seed, steps.tolist())
+    settings += () if labels is None else (labels.tolist(),)
     blocks = in_blocks(
         f"Losses of {argument} images",
         [digest("losses", *settings, part.tolist()) for part in places.split(probing.batch_size)],
@@ -68,6 +76,7 @@ def measure_losses(
                 steps,
                 seed=probing.seed,
                 use_ema=generator.use_ema,
+                condition=None if labels is None else labels[places[place]],
                 progress=progress,
             )
         },

@@ -8,6 +8,7 @@ from typing import Any, cast
 import torch
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
+from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset
 
 from lightning_iet import data
@@ -20,7 +21,7 @@ from lightning_iet.audit.search import Invariance
 from lightning_iet.data import ImageDataModule
 from lightning_iet.data.decoding import Background, Channels, Fit, to_channels
 from lightning_iet.data.duplicates import OncePerGroup
-from lightning_iet.data.samples import Skip, name_of
+from lightning_iet.data.samples import Skip, labels_of, name_of
 from lightning_iet.evaluation.membership import Membership, infer_membership, spread_timesteps
 from lightning_iet.evaluation.report import read_metrics
 from lightning_iet.modules.noise_processes import Sampler
@@ -160,7 +161,7 @@ def audit_model(
     with job.read(given, reading=reading) as sets:
         sets = {name: _fitting(images, generator) for name, images in (run.read() if run else sets).items()}
         check_sets(sets, job.k)
-        membership = _membership(generator, sets, probing, job)
+        membership = _membership(generator, sets, probing, job, labels={} if run is None else run.labels())
         sets["generated"] = draw(generator, drawing, cache=job.blocks)
         settings = {
             "model": generator.location,
@@ -184,6 +185,13 @@ class _Run:
     data: ImageDataModule
     name: str
     num_train: int | None
+
+    def labels(self) -> dict[str, Tensor | None]:
+        """Return the classes of these images, in their order, once they have been read; None where there are none."""
+        train: Any = self.data.train_set
+        train = train.samples if isinstance(train, OncePerGroup) else train
+        held_out = [part for part in (self.data.control_set, self.data.reference_set) if part is not None]
+        return {"train": labels_of(train), "held_out": labels_of(ConcatDataset(held_out))}
 
     def read(self) -> dict[str, ImageSet]:
         """Return the images as they were trained on, before mirroring, and all that were held out.
@@ -331,9 +339,25 @@ def _size(generator: Generator) -> str:
     return f"{width}x{height}"
 
 
-def _membership(generator: Generator, sets: dict[str, ImageSet], probing: Probing, job: AuditJob) -> Membership:
+def _membership(
+    generator: Generator,
+    sets: dict[str, ImageSet],
+    probing: Probing,
+    job: AuditJob,
+    *,
+    labels: Mapping[str, Tensor | None],
+) -> Membership:
+    classes = getattr(generator.module, "conditioning", None)
+    needed = classes is not None and classes.null is None  # else losses are those without a label, as of any folder
     losses = {
-        name: measure_losses(generator, images, probing, cache=job.blocks, argument=name)
+        name: measure_losses(
+            generator,
+            images,
+            probing,
+            cache=job.blocks,
+            argument=name,
+            labels=labels.get(name) if needed else None,
+        )
         for name, images in sets.items()
     }
     return infer_membership(**losses, timesteps=spread_timesteps(probing.timesteps, generator.module.num_timesteps))

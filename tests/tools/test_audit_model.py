@@ -104,6 +104,20 @@ def test_a_run_is_audited_with_its_own_images(here, capsys):
     assert own["sets"]["held_out"]["used"] == 1767
 
 
+def test_a_class_conditional_run_is_audited_with_its_own_classes(here):
+    """Without a null label there is no loss without a class; the run's data know the classes."""
+    arguments = {"num_train": 30, "num_control": 40}
+    path = own_images(here, arguments)
+    save_checkpoint(fresh_model(unet={"num_class_embeds": 10}), path)
+    found = audit_model(ckpt=Path("runs"), out=Path("report"), **QUICK_MODEL)
+    assert (found.membership.train, found.membership.held_out) == (30, 1767)
+    digits = DigitsDataModule(**arguments)
+    digits.setup("fit")
+    run = own_run(path)
+    run.read()
+    assert torch.equal(run.labels()["train"], digits.train_set.targets)
+
+
 def test_the_runs_images_are_read_as_it_read_them(here, capsys):
     pixels = random_pixels(60, size=12, channels=1)
     write_images(here / "mine", pixels[:, :, :, :10])  # of another shape than the model's
@@ -139,9 +153,13 @@ def test_all_members_of_balanced_groups_are_audited_in_their_order(here):
     assert found[0].sha256 == found[1].sha256
 
 
-def read_own_images(path):
+def own_run(path):
     job = AuditJob(**{field.name: DEFAULTS[field.name].default for field in fields(AuditJob)})
-    return _run_of(path, job, None, None).read()
+    return _run_of(path, job, None, None)
+
+
+def read_own_images(path):
+    return own_run(path).read()
 
 
 def test_what_the_run_left_out_is_told_of(here):
