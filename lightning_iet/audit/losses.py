@@ -64,10 +64,10 @@ def measure_losses(
     places = choose_images(len(images), probing.images, seed=probing.seed)
     steps = spread_timesteps(probing.timesteps, generator.module.num_timesteps)
     settings = (generator.sha256, images.sha256, images.pixels.shape, probing.seed, steps.tolist())
-    settings += () if labels is None else (labels.tolist(),)
+    of_labels = () if labels is None else (labels.tolist(),)
     blocks = in_blocks(
         f"Losses of {argument} images",
-        [digest("losses", *settings, part.tolist()) for part in places.split(probing.batch_size)],
+        [digest("losses", *settings, *of_labels, part.tolist()) for part in places.split(probing.batch_size)],
         lambda place, progress: {
             "losses": losses_at(
                 generator.module,
