@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import RandAugment
 
 from lightning_iet.data.draws import DrawnByWeight
+from lightning_iet.data.samples import Layer
 from lightning_iet.functional.seeding import derive_seed
 from lightning_iet.utilities.random import isolated_rng, seed_rng
 
@@ -31,7 +32,7 @@ Operation: TypeAlias = Literal[
     "Equalize",
 ]
 """The operations of RandAugment."""
-Layer = TypeVar("Layer")
+Kind = TypeVar("Kind")
 
 _OPERATIONS: tuple[str, ...] = get_args(Operation)
 _ANY_CHANNELS = _OPERATIONS[:6]
@@ -177,7 +178,7 @@ class Magnitudes:
         self.clock.copy_(torch.tensor([seed, epoch]))
 
 
-class Augmented(Dataset[Any]):
+class Augmented(Layer):
     """A data set whose samples :class:`~lightning_iet.callbacks.ThresholdAwareAugmentation` augments.
 
     Without that callback it yields the samples as they are. The image is the first tensor of shape ``(C, H, W)`` in a
@@ -199,19 +200,10 @@ class Augmented(Dataset[Any]):
     """
 
     def __init__(self, dataset: Dataset[Any], magnitudes: Magnitudes | None = None) -> None:
-        self.dataset = dataset
+        super().__init__(dataset)
         self.magnitudes = Magnitudes() if magnitudes is None else magnitudes
         self.magnitudes.allocate(len(dataset))  # type: ignore[arg-type]
         self.is_paused = False
-
-    def __getattr__(self, name: str) -> Any:
-        # Not yet set while unpickling; and a batch that the inner data set reads itself would pass this layer by.
-        if name in ("dataset", "__getitems__"):
-            raise AttributeError(name)
-        return getattr(self.dataset, name)
-
-    def __len__(self) -> int:
-        return len(self.dataset)  # type: ignore[arg-type]
 
     def __getitem__(self, index: int) -> Any:
         sample = self.dataset[index]
@@ -337,7 +329,7 @@ def unaugmented(dataset: Any) -> Iterator[None]:
             layer.is_paused = False
 
 
-def find_layer(kind: type[Layer], *places: Any) -> Layer | None:
+def find_layer(kind: type[Kind], *places: Any) -> Kind | None:
     """Find a data set of that class in loaders, data sets and data modules; None if there is none."""
     for place in places:
         if isinstance(place, DataLoader | Dataset):

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from lightning_iet.data.samples import Layer
+
 
 class DrawTable:
     """Which sample is read in the place of each one in an epoch; read by the workers of a loader.
@@ -33,7 +35,7 @@ class DrawTable:
         torch.arange(len(self.sample), out=self.sample)
 
 
-class DrawnByWeight(Dataset[Any]):
+class DrawnByWeight(Layer):
     """A data set from which :class:`~lightning_iet.AntiGradientControl` draws samples by weight (``weigh="draws"``).
 
     Without it, each sample is drawn once an epoch. With it, an epoch has as many draws as before, in which samples that
@@ -59,19 +61,10 @@ class DrawnByWeight(Dataset[Any]):
     """
 
     def __init__(self, dataset: Dataset[Any], table: DrawTable | None = None) -> None:
-        self.dataset = dataset
+        super().__init__(dataset)
         self.table = DrawTable() if table is None else table
         self.table.allocate(len(dataset))  # type: ignore[arg-type]
         self.is_paused = False
-
-    def __getattr__(self, name: str) -> Any:
-        # Not yet set while unpickling; and a batch that the inner data set reads itself would pass this layer by.
-        if name in ("dataset", "__getitems__"):
-            raise AttributeError(name)
-        return getattr(self.dataset, name)
-
-    def __len__(self) -> int:
-        return len(self.dataset)  # type: ignore[arg-type]
 
     def __getitem__(self, index: int) -> Any:
         return self.dataset[index if self.is_paused else int(self.table.sample[index])]

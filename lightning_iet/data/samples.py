@@ -202,14 +202,34 @@ class Samples(Dataset[tuple[Tensor, Any, int]]):
         return image, int(self.targets[index]) if self.labelled else condition, index
 
 
-class RandomFlips(Dataset[tuple[Tensor, Any, int]]):
+class Layer(Dataset[Any]):
+    """A data set around another one, whose length and other attributes, such as ``targets``, it has.
+
+    Args:
+        dataset: Map-style.
+    """
+
+    def __init__(self, dataset: Dataset[Any]) -> None:
+        self.dataset = dataset
+
+    def __getattr__(self, name: str) -> Any:
+        # Not yet set while unpickling; and a batch that the inner data set reads itself would pass this layer by.
+        if name in ("dataset", "__getitems__"):
+            raise AttributeError(name)
+        return getattr(self.dataset, name)
+
+    def __len__(self) -> int:
+        return len(self.dataset)  # type: ignore[arg-type]
+
+
+class RandomFlips(Layer):
     """Samples whose images are mirrored left to right with probability 1/2.
 
     It uses torch's global generator, which is seeded for each sample and epoch under shards, so that a resumed run, or
     one on other processes, sees the same flips.
 
     Args:
-        samples: Yields tuples that begin with an image.
+        dataset: Yields tuples that begin with an image.
 
     Example:
         >>> flips = RandomFlips([(torch.tensor([[[1, 2]]]), "a caption", 0)])
@@ -217,24 +237,12 @@ class RandomFlips(Dataset[tuple[Tensor, Any, int]]):
         [(1, 2), (2, 1)]
     """
 
-    def __init__(self, samples: Dataset[Any]) -> None:
-        self.samples = samples
-
-    def __getattr__(self, name: str) -> Any:
-        # Not yet set while unpickling; and a batch that the inner data set reads itself would pass this layer by.
-        if name in ("samples", "__getitems__"):
-            raise AttributeError(name)
-        return getattr(self.samples, name)
-
-    def __len__(self) -> int:
-        return len(self.samples)  # type: ignore[arg-type]
-
     def __getitem__(self, index: int) -> tuple[Tensor, Any, int]:
-        image, *rest = self.samples[index]
+        image, *rest = self.dataset[index]
         return (image.flip(-1) if torch.rand(()) < 0.5 else image, *rest)
 
 
-class WithIndex(Dataset[Any]):
+class WithIndex(Layer):
     """A data set whose samples carry their index, so that statistics of a sample survive shuffling and sharding.
 
     A tuple or list becomes a tuple with the index behind its entries, a dict gets an entry, and anything else becomes
@@ -260,17 +268,8 @@ class WithIndex(Dataset[Any]):
                 f"Argument `dataset` expected a map-style data set, but got the stream {type(dataset).__name__}. "
                 "Let the stream yield a number with each sample."
             )
-        self.dataset = dataset
+        super().__init__(dataset)
         self.key = key
-
-    def __getattr__(self, name: str) -> Any:
-        # Not yet set while unpickling; and a batch that the inner data set reads itself would pass this layer by.
-        if name in ("dataset", "__getitems__"):
-            raise AttributeError(name)
-        return getattr(self.dataset, name)
-
-    def __len__(self) -> int:
-        return len(self.dataset)  # type: ignore[arg-type]
 
     def __getitem__(self, index: int) -> Any:
         sample = self.dataset[index]

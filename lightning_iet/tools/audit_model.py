@@ -188,10 +188,15 @@ class _Run:
 
     def labels(self) -> dict[str, Tensor | None]:
         """Return the classes of these images, in their order, once they have been read; None where there are none."""
+        return {"train": labels_of(self._trained_on()), "held_out": labels_of(ConcatDataset(self._held_out()))}
+
+    def _trained_on(self) -> Any:
         train: Any = self.data.train_set
-        train = train.samples if isinstance(train, OncePerGroup) else train
-        held_out = [part for part in (self.data.control_set, self.data.reference_set) if part is not None]
-        return {"train": labels_of(train), "held_out": labels_of(ConcatDataset(held_out))}
+        # One member of each group is shown, by chance: all of them have been trained on.
+        return train.samples if isinstance(train, OncePerGroup) else train
+
+    def _held_out(self) -> list[Dataset[Any]]:
+        return [part for part in (self.data.control_set, self.data.reference_set) if part is not None]
 
     def read(self) -> dict[str, ImageSet]:
         """Return the images as they were trained on, before mirroring, and all that were held out.
@@ -206,9 +211,7 @@ class _Run:
                 f"Argument `train` expected the {self.num_train:,} images that {self.name} has trained on, as its "
                 f"{METRICS} says, but got {len(train):,}: the data have changed. Give --train and --held-out."
             )
-        if isinstance(train, OncePerGroup):  # shows one member of each group, by chance: it has trained on all of them
-            train = train.samples
-        held_out = [part for part in (self.data.control_set, self.data.reference_set) if part is not None]
+        held_out = self._held_out()
         if not held_out:
             raise ValueError(
                 f"Argument `held_out` expected images that the model was not trained on, but {self.name} held out "
@@ -216,7 +219,7 @@ class _Run:
             )
         return {
             # Which set the images that were left out would have gone to is not known.
-            "train": self._images([train], "training", skipped=self.data.skipped),
+            "train": self._images([self._trained_on()], "training", skipped=self.data.skipped),
             "held_out": self._images(held_out, "held-out"),
         }
 
