@@ -29,8 +29,7 @@ from lightning_iet.callbacks import (
     Redistribution,
     ThresholdAwareAugmentation,
 )
-from lightning_iet.callbacks.final_checkpoint import FinalCheckpoint
-from lightning_iet.callbacks.interruptions import StopSignal, resume_from
+from lightning_iet.callbacks.interruptions import FinalCheckpoint, StopSignal, resume_from
 from lightning_iet.callbacks.progress import ParameterSummary, RunProgressBar
 from lightning_iet.cli import PROGRAM
 from lightning_iet.cli.arguments import with_configurations

@@ -13,7 +13,7 @@ import rich
 import rich.progress as bars
 from rich.console import Console
 
-from lightning_iet.callbacks.parameter_selection.mask_file import write_mask
+from lightning_iet.callbacks.parameter_selection import write_mask
 from lightning_iet.functional.parameter_groups import REST, ParameterGroups
 from lightning_iet.modules.adapters import Selection
 from lightning_iet.search.objectives import Objective, parse_objectives

@@ -25,7 +25,7 @@ from jsonargparse import ArgumentError
 from lightning.pytorch.cli import LightningArgumentParser
 
 from lightning_iet import data, modules
-from lightning_iet.callbacks.parameter_selection.callback import ParameterSelection, find_denoiser
+from lightning_iet.callbacks.parameter_selection import ParameterSelection, find_denoiser
 from lightning_iet.functional.parameter_groups import Family, Granularity, ParameterGroups
 from lightning_iet.search import Candidate, SelectionSearch, search_selection
 from lightning_iet.utilities.configurations import find_configuration

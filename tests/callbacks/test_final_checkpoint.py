@@ -7,7 +7,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
-from lightning_iet.callbacks.final_checkpoint import FinalCheckpoint
+from lightning_iet.callbacks.interruptions import FinalCheckpoint
 from lightning_iet.utilities.lightning import order_callbacks
 from tests.helpers.evaluations import Copier, fit
 

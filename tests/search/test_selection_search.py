@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_iet.callbacks.parameter_selection.mask_file import read_mask
+from lightning_iet.callbacks.parameter_selection import read_mask
 from lightning_iet.functional.parameter_groups import find_groups
 from lightning_iet.functional.pareto import hypervolume
 from lightning_iet.search import Candidate, search_selection, workers

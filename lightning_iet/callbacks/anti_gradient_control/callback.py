@@ -25,8 +25,8 @@ from lightning_iet.callbacks.anti_gradient_control.sample_record import (
     extreme_mean,
     read_index,
     training_set,
+    write_sample_report,
 )
-from lightning_iet.callbacks.anti_gradient_control.sample_report import write_sample_report
 from lightning_iet.callbacks.anti_gradient_control.statistics import (
     GapHistory,
     TimestepStatistics,

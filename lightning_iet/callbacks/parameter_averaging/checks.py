@@ -1,15 +1,23 @@
-"""What ParameterAveragingCallback refuses: settings that cannot work with shards, and checkpoints of other runs."""
+"""What ParameterAveragingCallback refuses: settings that cannot work, checkpoints of other runs, shared state."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from typing import Any, NoReturn
 
+import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from lightning_iet.functional.sharding import num_replicas
+from lightning_iet.shards.ema import Slot, averages_beside, is_users_object, unregistered_averages
 from lightning_iet.shards.groups import shortened
-from lightning_iet.shards.layout import weight_averagings
-from lightning_iet.utilities.lightning import find_callbacks, lightning_classes
+from lightning_iet.shards.layout import checksums, weight_averagings
+from lightning_iet.shards.state import ShardwiseCallback
+from lightning_iet.utilities.lightning import Callback, find_callbacks, lightning_classes
+from lightning_iet.utilities.modules import distinct_modules
 
 
 def check_split(in_data: int | None, num_shards: int, trainer: Trainer) -> None:
@@ -169,3 +177,232 @@ def check_same_run(saved: Mapping[str, Any], current: Mapping[str, Any]) -> None
 
 def _refuse(reason: str) -> NoReturn:
     raise MisconfigurationException(f"ParameterAveragingCallback expected {reason}")
+
+
+_SKIPPED = frozenset(vars(nn.Module())) | {"_trainer", "_fabric", "_log_hyperparams", "_hparams", "_metric_attributes"}
+_WRITES = ("__setitem__", "copy_", "zero_", "fill_")
+
+
+@dataclass
+class _Suspect:
+    """A tensor that was made or changed after training began."""
+
+    tensor: Tensor
+    version: int  # number of changes in place
+    steps_left: int  # in which it is looked for whether it is carried on
+    checksum: int | None = None  # of an average, which may be changed as ``tensor.data`` too
+
+    def is_changed(self, now: Tensor | None) -> bool:
+        """Whether it was replaced, or changed in place."""
+        if now is not self.tensor or now._version != self.version:
+            return True
+        return self.checksum is not None and checksums([now]).item() != self.checksum
+
+
+class LateWatch:
+    """Refuses state of the module or of callbacks that one shard would take over from another.
+
+    What was made, or changed, after training began is looked at: a tensor that a step reads, and changes or replaces,
+    is carried from step to step. Copies of weights that are made once or overwritten, tables, and lists of losses for
+    the log are not; metrics of torchmetrics are let alone. Averages of weights, known by their shapes, are found
+    whenever they are made, and watched for ten steps *(our choice)*; anything else in the first two steps.
+
+    Args:
+        trainer: About to train; its callbacks are looked at, but those of Lightning and those that keep a state by
+            shard.
+        module: What it trains.
+        kept: The tensors that each shard has its own of.
+    """
+
+    def __init__(self, trainer: Trainer, module: LightningModule, kept: Iterable[Tensor]) -> None:
+        self._trainer, self._module = trainer, module
+        self._known = _averages(module)
+        self._kept = {id(tensor): tensor for tensor in (*kept, *self._known.values())}
+        self._found_before = {*self._known, *(name for name, _ in module.named_buffers())}
+        self._before = {name: (tensor, tensor._version) for name, tensor in self._held().items()}
+        self._suspects: dict[str, _Suspect] = {}
+        self._reading: _Reading | None = None
+        self._stack = ExitStack()
+        self._slots: list[Slot] = []
+        self._checksums: dict[str, int] = {}
+        self._outline: tuple[Any, ...] = ()
+
+    @property
+    def is_watching(self) -> bool:
+        """Whether something is to be looked at after the next step."""
+        return bool(self._suspects)
+
+    def check(self, steps: int) -> None:
+        """Look at what is there after some steps of this process; before the first step too.
+
+        Raises:
+            MisconfigurationException: If shards would share something.
+        """
+        self._check_suspects()
+        callbacks = [
+            callback
+            for callback in self._trainer.callbacks  # type: ignore[attr-defined]
+            if is_users_object(callback) and not isinstance(callback, ShardwiseCallback | Callback)
+        ]
+        outline = tuple(_outline(thing) for thing in (*self._module.modules(), *callbacks))
+        if outline != self._outline:  # a search takes longer than a short turn of a shard
+            self._outline = outline
+            self._find_averages()
+            self._slots = [slot for callback in callbacks for slot in averages_beside(self._module, callback)]
+        self._check_callbacks()
+        if steps == 1:
+            for name, tensor in self._held().items():
+                seen = self._before.get(name)
+                if name not in self._known and (seen is None or seen[0] is not tensor or seen[1] != tensor._version):
+                    self._suspects[name] = _Suspect(tensor, tensor._version, steps_left=1)
+            self._before = {}
+
+    def begin_step(self) -> None:
+        """Look at what a step reads, if there is something to look for."""
+        if self._suspects:
+            self._reading = _Reading({id(suspect.tensor) for suspect in self._suspects.values()})
+            self._stack.enter_context(self._reading)
+
+    def end_step(self) -> None:
+        """Look no longer."""
+        self._stack.close()
+
+    def _check_suspects(self) -> None:
+        if self._reading is None:
+            return
+        held, read = self._held() | _averages(self._module), self._reading.read
+        self._reading = None
+        for name, suspect in list(self._suspects.items()):
+            now = held.get(name)
+            if id(suspect.tensor) in read and suspect.is_changed(now):
+                raise MisconfigurationException(
+                    f"ParameterAveragingCallback expected to find what each shard has its own of when training starts,"
+                    f" but got '{name}' of the module, which was made or changed later and is carried from step to"
+                    " step: the next shard would go on with it. Make it in __init__, setup or on_fit_start: averages"
+                    " of the weights as a list or dict of copies, a deep copy, or an AveragedModel; anything else as a"
+                    " buffer (register_buffer) of a module that is trained."
+                )
+            if now is None or suspect.steps_left == 1:
+                del self._suspects[name]
+            else:
+                self._suspects[name] = _suspect_average(now, steps_left=suspect.steps_left - 1)
+
+    def _held(self) -> dict[str, Tensor]:
+        """Tensors of which nobody keeps one for each shard."""
+        return {
+            name: tensor
+            for name, tensor in held_tensors(self._module).items()
+            if id(tensor) not in self._kept and name not in self._found_before
+        }
+
+    def _find_averages(self) -> None:
+        """Find those that are new, under other names than known ones too (a network that is wrapped is not)."""
+        known = {id(tensor) for tensor in self._known.values()}
+        for name, tensor in _averages(self._module).items():
+            if name not in self._known and id(tensor) not in known:
+                self._known[name] = tensor
+                self._suspects[name] = _suspect_average(tensor)
+
+    def _check_callbacks(self) -> None:
+        """Refuse averages of a callback that change: it does not know of shards."""
+        if not self._slots:
+            return
+        known, found = self._checksums, {}
+        for slot in self._slots:
+            with suppress(LookupError, AttributeError):  # a list may have become shorter
+                found[slot.name] = slot.get()
+        self._checksums = dict(zip(found, checksums(found.values()).tolist(), strict=True))
+        for name, value in self._checksums.items():
+            if name in known and known[name] != value:
+                callback, _, attribute = name.partition(".")
+                raise MisconfigurationException(
+                    f"ParameterAveragingCallback expected each shard to have its own averages of the weights, but got "
+                    f"the callback {callback}, whose '{attribute}' changes and would be shared. Use Lightning's "
+                    "EMAWeightAveraging, or give it the methods of lightning_iet.shards.ShardwiseCallback, shard_state "
+                    "and load_shard_state."
+                )
+
+
+def _suspect_average(tensor: Tensor, steps_left: int = 10) -> _Suspect:
+    return _Suspect(tensor, tensor._version, steps_left, int(checksums([tensor]).item()))
+
+
+def _outline(thing: Any, depth: int = 2) -> tuple[Any, ...]:
+    """The kinds of all attributes, and which containers are empty: where an average is made, this changes."""
+    values = vars(thing)
+    kinds = [
+        _outline(value, depth - 1)
+        if depth and is_users_object(value) and not isinstance(value, nn.Module)
+        else (type(value), bool(value) if isinstance(value, list | tuple | Mapping) else None)
+        for value in values.values()
+    ]
+    return *kinds, len(values.get("_parameters", ())), len(values.get("_modules", ()))
+
+
+def _averages(module: LightningModule) -> dict[str, Tensor]:
+    """The parameters of a module, and averages that are none, by name."""
+    return {**dict(module.named_parameters()), **{slot.name: slot.get() for slot in unregistered_averages(module)[0]}}
+
+
+def held_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """Return the tensors that a module holds besides parameters: buffers, attributes, those in containers and objects.
+
+    Example:
+        >>> module = nn.Linear(1, 1)
+        >>> module.seen = {"last": [torch.zeros(2)]}
+        >>> list(held_tensors(module))
+        ['seen.last.0']
+    """
+    seen: set[int] = set()
+
+    def visit(name: str, value: Any, depth: int) -> Iterator[tuple[str, Tensor]]:
+        if isinstance(value, Tensor):
+            yield name, value
+            return
+        is_container = isinstance(value, Mapping | list | tuple | set) or type(value).__name__ == "deque"
+        if depth == 0 or id(value) in seen or not (is_container or is_users_object(value)):
+            return
+        seen.add(id(value))
+        if isinstance(value, Mapping):
+            entries = list(value.items())
+        elif is_container:
+            entries = list(enumerate(value))
+        else:
+            entries = list(vars(value).items())
+        for key, entry in entries[:1000]:
+            yield from visit(f"{name}.{key}", entry, depth - 1)
+
+    found: dict[str, Tensor] = {}
+    for path, part in distinct_modules(module):
+        if type(part).__module__.startswith("torchmetrics."):
+            continue
+        seen.add(id(part))
+        values = {key: value for key, value in vars(part).items() if key not in _SKIPPED} | part._buffers
+        for key, value in values.items():
+            found.update(visit(f"{path}.{key}".lstrip("."), value, 4))
+    return found
+
+
+class _Reading(TorchFunctionMode):
+    """Notes which of some tensors operations read."""
+
+    def __init__(self, watched: set[int]) -> None:
+        super().__init__()
+        self.watched = watched
+        self.read: set[int] = set()
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if not torch.compiler.is_compiling():
+            skipped = 1 if getattr(func, "__name__", "") in _WRITES else 0
+            self._note([*args[skipped:], *kwargs.values()])
+        return func(*args, **kwargs)
+
+    def _note(self, values: Iterable[Any]) -> None:
+        for value in values:
+            if isinstance(value, list | tuple):
+                self._note(value)
+            elif id(value) in self.watched:
+                self.read.add(id(value))

@@ -6,7 +6,7 @@ import torch
 from lightning.pytorch.loggers.logger import Logger
 
 from lightning_iet import AntiGradientControl, ParameterAveragingCallback, ShardedDataModule
-from lightning_iet.callbacks.parameter_averaging.shard_log import diverges
+from lightning_iet.callbacks.parameter_averaging.callback import diverges
 from tests.helpers.models import quiet_trainer, tiny_diffusion
 from tests.helpers.shards import Spied, digits
 

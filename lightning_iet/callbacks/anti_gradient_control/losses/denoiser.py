@@ -26,11 +26,11 @@ from lightning_iet.callbacks.anti_gradient_control.losses.error_capture import (
     ErrorOperation,
     ErrorWatch,
     LossCapture,
+    Origins,
     calls_behind,
     nodes_behind,
     owners_behind,
 )
-from lightning_iet.callbacks.anti_gradient_control.losses.origins import Origins
 from lightning_iet.callbacks.anti_gradient_control.losses.protocols import (
     LossSource,
     ReducerLosses,

@@ -7,8 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lightning_iet.callbacks.anti_gradient_control.losses.error_capture import ErrorWatch
-from lightning_iet.callbacks.anti_gradient_control.losses.origins import Origins
+from lightning_iet.callbacks.anti_gradient_control.losses.error_capture import ErrorWatch, Origins
 from tests.helpers.projects.common import Style
 from tests.helpers.projects.training import fit, make
 

@@ -12,9 +12,8 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_iet.callbacks import AntiGradientControl
-from lightning_iet.callbacks.parameter_selection import ParameterSelection, callback, write_mask
-from lightning_iet.callbacks.parameter_selection.callback import find_denoiser
+from lightning_iet.callbacks import AntiGradientControl, parameter_selection
+from lightning_iet.callbacks.parameter_selection import ParameterSelection, find_denoiser, write_mask
 from lightning_iet.functional.parameter_groups import find_groups
 from lightning_iet.modules.adapters.svdiff import spectral_shifts
 from tests.helpers.models import quiet_trainer
@@ -76,7 +75,7 @@ def equal(first, second):
 def messages(monkeypatch):
     """What is logged."""
     heard = []
-    monkeypatch.setattr(callback, "rank_zero_info", heard.append)
+    monkeypatch.setattr(parameter_selection, "rank_zero_info", heard.append)
     return heard
 
 

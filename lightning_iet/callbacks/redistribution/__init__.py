@@ -1,5 +1,0 @@
-"""Redistribution: the most skipped samples of each shard move to the next shard."""
-
-from lightning_iet.callbacks.redistribution.callback import Redistribution
-
-__all__ = ["Redistribution"]
