@@ -26,7 +26,7 @@ from torch import Tensor
 from lightning_iet.audit.cache import BlockCache, Progress, in_blocks
 from lightning_iet.audit.reading import ImageSet
 from lightning_iet.functional.registration import COARSE, correlate_templates, grey_images, register
-from lightning_iet.metrics.features.efficientnet import EfficientNetFeatures
+from lightning_iet.metrics.features.networks import EfficientNetFeatures
 from lightning_iet.utilities.devices import full_precision
 from lightning_iet.utilities.fingerprints import digest
 

@@ -6,14 +6,12 @@ from lightning_iet.utilities.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from lightning_iet.metrics.average_minimum_distance import AverageMinimumDistance
-    from lightning_iet.metrics.clean_fid import CleanFID
     from lightning_iet.metrics.density_coverage import DensityCoverage
     from lightning_iet.metrics.extraction_attack import ExtractionAttack
     from lightning_iet.metrics.features import DigitsFeatures, InceptionFeatures, feature_extractor
-    from lightning_iet.metrics.frechet import frechet_distance
+    from lightning_iet.metrics.frechet import CleanFID, frechet_distance
     from lightning_iet.metrics.membership_inference import MembershipInference
-    from lightning_iet.metrics.memorized_fraction import MemorizedFraction
-    from lightning_iet.metrics.memorized_quantity import MemorizedQuantity
+    from lightning_iet.metrics.memorization import MemorizedFraction, MemorizedQuantity
     from lightning_iet.metrics.mifid import MiFID
     from lightning_iet.metrics.nearest_training_distance import NearestTrainingDistance
     from lightning_iet.metrics.precision_recall import PrecisionRecall

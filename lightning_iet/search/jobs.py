@@ -1,15 +1,25 @@
-"""Runs of a sweep: each is a process, several at a time."""
+"""What runs several at a time: jobs of a sweep, a process each, and workers that serve for trial after trial."""
 
 import os
+import pickle
 import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from multiprocessing import get_context, parent_process
+from multiprocessing.connection import Connection
+from multiprocessing.connection import wait as wait_for_connections
 from pathlib import Path
-from typing import Any, TypeAlias
+from threading import Thread
+from typing import Any, Self, TypeAlias, cast
+
+import torch
+
+from lightning_iet.utilities.errors import first_line
 
 PROGRAM = "lightning-iet"
 Started: TypeAlias = Callable[["subprocess.Popen[bytes]"], object]
@@ -130,3 +140,152 @@ def _collect(running: dict[Future[str | None], Job], ended: Callable[[Job, str |
     done, _ = wait(running, return_when=FIRST_COMPLETED)
     for future in done:
         ended(running.pop(future), future.result())
+
+
+_CONTEXT = get_context("spawn")  # threads and accelerators do not survive a fork
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a task ended.
+
+    Attributes:
+        task: what the function was called with.
+        value: what it returned; None if it failed.
+        error: why it failed, one line; empty if it did not.
+        seconds: that it took.
+    """
+
+    task: Any
+    value: Any
+    error: str
+    seconds: float
+
+
+class Workers:
+    """Calls a function for several tasks at a time, each in a process that serves for task after task.
+
+    With one job the function is called in this process, as :meth:`start` is. A process that dies fails its own task
+    only; another takes its place. Processes end with this one, also if it is killed.
+
+    Args:
+        function: called with a task; for several jobs one that :mod:`pickle` takes.
+        jobs: tasks at a time, each on its part of the cores.
+
+    Raises:
+        ValueError: if a function for several jobs cannot be pickled.
+
+    Example:
+        >>> with Workers(len, jobs=1) as workers:
+        ...     workers.start("four")
+        ...     [outcome.value for outcome in workers.finished()]
+        [4]
+    """
+
+    def __init__(self, function: Callable[[Any], Any], jobs: int) -> None:
+        self._function, self._jobs = function, jobs
+        self._ready: list[Outcome] = []
+        self._idle: list[_Process] = []
+        self._busy: dict[Connection, tuple[_Process, Any, float]] = {}
+        if jobs > 1:
+            try:
+                pickle.dumps(function)
+            except (pickle.PicklingError, AttributeError, TypeError) as error:
+                raise ValueError(
+                    f"Argument `jobs` expected 1 for a function that other processes cannot import, but got {jobs} "
+                    f"({first_line(error)}). Define the function in a module, outside of others."
+                ) from error
+
+    @property
+    def is_free(self) -> bool:
+        """Whether another task can start."""
+        return len(self._busy) + len(self._ready) < self._jobs
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a task runs, or has ended and was not collected."""
+        return bool(self._busy or self._ready)
+
+    def start(self, task: Any) -> None:
+        """Start a task; with one job, return when it has ended."""
+        begin = time.monotonic()
+        if self._jobs == 1:
+            value, error = _call(self._function, task)
+            self._ready.append(Outcome(task, value, error, time.monotonic() - begin))
+            return
+        process = self._idle.pop() if self._idle else _Process(self._function, threads_of_a_job(self._jobs))
+        process.connection.send(task)
+        self._busy[process.connection] = (process, task, begin)
+
+    def finished(self) -> Iterator[Outcome]:
+        """Yield tasks that have ended; wait for one if there is none."""
+        if not self._ready and self._busy:
+            for ready in wait_for_connections(list(self._busy)):
+                process, task, begin = self._busy.pop(cast("Connection", ready))
+                try:
+                    value, error = process.connection.recv()
+                    self._idle.append(process)
+                except (EOFError, OSError):
+                    process.end()
+                    value, error = None, f"its process ended with status {process.status} (out of memory?)"
+                self._ready.append(Outcome(task, value, error, time.monotonic() - begin))
+        while self._ready:
+            yield self._ready.pop(0)
+
+    def __enter__(self) -> Self:
+        """Return itself: processes are started when they are needed."""
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """End all processes, with whatever they are doing."""
+        for process in (*self._idle, *(process for process, _, _ in self._busy.values())):
+            process.end()
+
+
+class _Process:
+    """A process that waits for tasks at the other end of a connection."""
+
+    def __init__(self, function: Callable[[Any], Any], threads: int) -> None:
+        self.connection, theirs = _CONTEXT.Pipe()
+        self._process = _CONTEXT.Process(target=_serve, args=(theirs, function, threads))
+        self._process.start()
+        theirs.close()
+
+    @property
+    def status(self) -> int | None:
+        return self._process.exitcode
+
+    def end(self) -> None:
+        self.connection.close()
+        self._process.terminate()
+        self._process.join(10)
+        if self._process.is_alive():
+            self._process.kill()
+            self._process.join()
+
+
+def _serve(connection: Connection, function: Callable[[Any], Any], threads: int) -> None:
+    """Answer tasks until the other end is closed."""
+    torch.set_num_threads(threads)
+    Thread(target=_end_with_parent, daemon=True).start()
+    try:
+        while True:
+            connection.send(_call(function, connection.recv()))
+    except (EOFError, OSError, KeyboardInterrupt):
+        return
+
+
+def _end_with_parent() -> None:
+    """Leave at once when the program that hands out tasks is killed: its successor begins the same trial anew."""
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _call(function: Callable[[Any], Any], task: Any) -> tuple[Any, str]:
+    """Return a value and no error, or no value and the error's line."""
+    try:
+        return function(task), ""
+    except Exception as error:
+        return None, f"{type(error).__name__}: {first_line(error)}"

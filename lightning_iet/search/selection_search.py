@@ -16,9 +16,9 @@ from rich.console import Console
 from lightning_iet.callbacks.parameter_selection import write_mask
 from lightning_iet.functional.parameter_groups import REST, ParameterGroups
 from lightning_iet.modules.adapters import Selection
+from lightning_iet.search.jobs import Outcome, Workers
 from lightning_iet.search.objectives import Objective, parse_objectives
-from lightning_iet.search.report.findings import front_table
-from lightning_iet.search.report.writing import CHOSEN, FRONT, MASKS, POINTS, REPORT, write_search
+from lightning_iet.search.report import CHOSEN, FRONT, MASKS, POINTS, REPORT, front_table, write_search
 from lightning_iet.search.selection_points import (
     Candidate,
     Figures,
@@ -29,7 +29,6 @@ from lightning_iet.search.selection_points import (
     write_points,
 )
 from lightning_iet.search.shared_study import SharedStudy, StudyTrial, named_sampler, open_storage, shown_storage
-from lightning_iet.search.workers import Outcome, Workers
 from lightning_iet.utilities.errors import require
 from lightning_iet.utilities.files import check_writable
 

@@ -29,7 +29,7 @@ def stylesheet(package: str) -> str:
     """Return the rules that all pages share, and behind them those of a package's ``report.css``.
 
     Example:
-        >>> stylesheet("lightning_iet.search.report").count("* { box-sizing: border-box; }")
+        >>> stylesheet("lightning_iet.search").count("* { box-sizing: border-box; }")
         1
     """
     return read_resource("lightning_iet.utilities", "page.css") + read_resource(package, "report.css")

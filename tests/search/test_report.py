@@ -15,9 +15,16 @@ from rich.console import Console
 from scipy.stats import t as student
 
 from lightning_iet.search import Candidate, Objective, Point, SelectionSearch
-from lightning_iet.search.report.findings import effect_rows, effects, front_rows, front_table, interval, verdict
-from lightning_iet.search.report.page import render_page
-from lightning_iet.search.report.writing import write_search
+from lightning_iet.search.report import (
+    effect_rows,
+    effects,
+    front_rows,
+    front_table,
+    interval,
+    render_page,
+    verdict,
+    write_search,
+)
 from lightning_iet.search.selection_points import write_points
 
 GROUPS = ("down", "up", "rest")

@@ -15,7 +15,7 @@ from torch import nn
 from lightning_iet.callbacks.parameter_selection import read_mask
 from lightning_iet.functional.parameter_groups import find_groups
 from lightning_iet.functional.pareto import hypervolume
-from lightning_iet.search import Candidate, search_selection, workers
+from lightning_iet.search import Candidate, jobs, search_selection
 from tests.helpers.distributed import forking
 from tests.helpers.landscapes import CONTROL, GROUPS, every_mask, figures
 
@@ -177,7 +177,7 @@ def test_two_programs_on_one_storage(tmp_path, storage):
 
 
 def test_two_jobs_are_two_processes(tmp_path, monkeypatch):
-    monkeypatch.setattr(workers, "_CONTEXT", forking())  # of a warm process, for the sake of time
+    monkeypatch.setattr(jobs, "_CONTEXT", forking())  # of a warm process, for the sake of time
     function = partial(figures, checkpoints=2)
     result = search(tmp_path / "two", function, trials=12, jobs=2)
     assert len({point.candidate.name for point in result.points}) == 12

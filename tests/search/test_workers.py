@@ -8,8 +8,8 @@ import psutil
 import pytest
 import torch
 
-from lightning_iet.search import workers
-from lightning_iet.search.workers import Workers
+from lightning_iet.search import jobs
+from lightning_iet.search.jobs import Workers
 from tests.helpers.distributed import forking
 
 
@@ -25,7 +25,7 @@ def task(word):
 @pytest.fixture(autouse=True)
 def _forks(monkeypatch):
     """Processes are forks of a warm one: starting Python anew would take most of a test's time."""
-    monkeypatch.setattr(workers, "_CONTEXT", forking())
+    monkeypatch.setattr(jobs, "_CONTEXT", forking())
 
 
 def run(pool, words):

@@ -6,12 +6,17 @@ from lightning_iet.utilities.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from lightning_iet.metrics.features.base import embed_images
-    from lightning_iet.metrics.features.clip import CLIPFeatures
-    from lightning_iet.metrics.features.digits import DigitsClassifier, DigitsFeatures
-    from lightning_iet.metrics.features.efficientnet import EfficientNetFeatures
     from lightning_iet.metrics.features.factory import FEATURE_NAMES, PixelFeatures, feature_extractor
-    from lightning_iet.metrics.features.inception import CleanInceptionFeatures, InceptionFeatures
-    from lightning_iet.metrics.features.torchscript import SSCDFeatures, TorchScriptFeatures
+    from lightning_iet.metrics.features.networks import (
+        CleanInceptionFeatures,
+        CLIPFeatures,
+        DigitsClassifier,
+        DigitsFeatures,
+        EfficientNetFeatures,
+        InceptionFeatures,
+        SSCDFeatures,
+        TorchScriptFeatures,
+    )
 else:
     __getattr__, __dir__ = lazy_exports(__name__)
 

@@ -8,11 +8,15 @@ from torch import Tensor, nn
 
 from lightning_iet.functional.checks import image_rows, unit_interval
 from lightning_iet.metrics.features.base import FeatureNetwork, PathLike_
-from lightning_iet.metrics.features.clip import CLIPFeatures
-from lightning_iet.metrics.features.digits import DigitsFeatures
-from lightning_iet.metrics.features.efficientnet import EfficientNetFeatures
-from lightning_iet.metrics.features.inception import CleanInceptionFeatures, InceptionFeatures
-from lightning_iet.metrics.features.torchscript import SSCDFeatures, TorchScriptFeatures
+from lightning_iet.metrics.features.networks import (
+    CleanInceptionFeatures,
+    CLIPFeatures,
+    DigitsFeatures,
+    EfficientNetFeatures,
+    InceptionFeatures,
+    SSCDFeatures,
+    TorchScriptFeatures,
+)
 
 
 class PixelFeatures(FeatureNetwork):

@@ -1,16 +1,168 @@
-"""What a search says, in sentences and rows, for the terminal and for the page."""
+"""The report of a search: what it says in sentences and rows, the page report.html, and all files in its folder."""
 
-from collections.abc import Sequence
+import io
+import json
+import re
+import shutil
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite, log10
+from pathlib import Path
+from typing import Any, TypeAlias
 
+import matplotlib as mpl
 import torch
+from markupsafe import Markup
+from matplotlib.figure import Figure
 from rich import box
 from rich.table import Table
 from scipy.stats import t as student
 
+import lightning_iet
 from lightning_iet.functional.bit_effects import BitEffects, bit_effects
-from lightning_iet.search.selection_points import Point, SelectionSearch, described, labels
+from lightning_iet.plots import CONTROL, GENERATED, INK, QUIET, effect_bars, save_figure, selection_front
+from lightning_iet.search.selection_points import Point, SelectionSearch, described, duration, labels, write_points
+from lightning_iet.utilities.files import write_atomically
+from lightning_iet.utilities.pages import page_environment, read_resource, stylesheet
+
+_PACKAGE = "lightning_iet.search"
+
+# Colours of the figures, as the page calls them; what is not named here is the same by day and by night.
+_COLOURS = {
+    GENERATED: "var(--generated)", CONTROL: "var(--control)", INK: "var(--ink)", QUIET: "var(--quiet)",
+    "#e6e6e6": "var(--line)", "#ffffff": "none", "#5b7f3a": "var(--family)",
+}  # fmt: skip
+
+
+def render_page(search: SelectionSearch) -> str:
+    """Write the report of a search.
+
+    Every name is escaped; the page holds no script, and a content security policy lets it load nothing.
+
+    Args:
+        search: what was found.
+
+    Returns:
+        HTML.
+    """
+    template = page_environment().from_string(read_resource(_PACKAGE, "report.html.j2"))
+    fronts = [
+        {"label": label, "svg": _svg(figure)}
+        for label, figure in zip(labels(search)[1:], front_figures(search), strict=True)
+    ]
+    found = effects(search)
+    known = bool(found) and any(part.effect.isfinite().any() for part in found.values())
+    return template.render(
+        css=Markup(stylesheet(_PACKAGE)),  # noqa: S704 (our own file)
+        verdict=verdict(search),
+        quality=labels(search)[0],
+        fronts=fronts,
+        front=front_rows(search),
+        groups=search.groups,
+        masks=[_mask(search, point) for point in search.front if point.candidate.kind == "mask"],
+        effects=_svg(effect_figure(search)) if known else "",
+        effect_rows=effect_rows(search) if found else [],
+        joint=all(part.joint for part in found.values()),
+        freedom=min((part.degrees_of_freedom for part in found.values()), default=0),
+        labels=labels(search),
+        points=[_point(search, point) for point in search.all_points],
+        failures=failed_rows(search),
+        running=search.running,
+        controls=[
+            (label, number(control))
+            for label, control in zip(labels(search), search.controls, strict=True)
+            if control is not None
+        ],
+        settings=[(name, str(value)) for name, value in search.settings.items()],
+        counts=_counts(search),
+        version=lightning_iet.__version__,
+    )
+
+
+def front_figures(search: SelectionSearch) -> list[Figure]:
+    """Draw the front, one figure for each objective of memorization against the first objective."""
+    names, points = labels(search), search.points
+    courses = {
+        "plain fine-tuning": search.course(kind="plain"),
+        "the whole family": search.course(kind="mask", mask="1" * len(search.groups)),
+        "the pretrained network": search.course(kind="pretrained"),
+    }
+    chosen = search.choice[0] if search.choice else None
+    figures = []
+    for index, objective in enumerate(search.objectives[1:], 1):
+
+        def at(point: Point, column: int = index) -> tuple[float, float]:
+            return point.values[0], point.values[column]
+
+        sides = ["left" if search.objectives[0].direction == "minimize" else "right"]
+        sides.insert(0, "lower" if objective.direction == "minimize" else "upper")
+        figures.append(
+            selection_front(
+                [at(point) for point in points],
+                [at(point) for point in search.front],
+                courses={
+                    name: [list(map(at, course)) for course in trials.values()]
+                    for name, trials in courses.items()
+                    if trials
+                },
+                chosen=None if chosen is None else at(chosen),
+                controls=(search.controls[0], search.controls[index]),
+                labels=(names[0], names[index]),
+                titles=("Memorization against quality", f"{' '.join(sides)} is better"),
+            )
+        )
+    return figures
+
+
+def effect_figure(search: SelectionSearch) -> Figure:
+    """Draw the effect of each bit on each objective, with 95 % intervals."""
+    parts = {label: (part.effect.tolist(), interval(part)) for label, part in effects(search).items()}
+    return effect_bars(search.groups, parts, note="Effect of training a group")
+
+
+def _svg(figure: Figure) -> Markup:
+    """A figure as a part of the page, in the page's colours and letters."""
+    buffer = io.StringIO()
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "lightning-iet"}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1))
+    for colour, name in _COLOURS.items():
+        text = text.replace(colour, name)
+    return Markup(text)  # noqa: S704 (matplotlib escapes the names of groups)
+
+
+def _mask(search: SelectionSearch, point: Point) -> dict[str, Any]:
+    chosen = search.choice is not None and search.choice[0] is point
+    return {
+        "name": point.candidate.name,
+        "step": point.step,
+        "bits": [bit == "1" for bit in point.candidate.mask],
+        "figures": [number(value) for value in point.values],
+        "chosen": chosen,
+    }
+
+
+def _point(search: SelectionSearch, point: Point) -> list[str]:
+    note = f"as {point.copied_from}" if point.copied_from else duration(point.seconds)
+    return [
+        point.candidate.name, described(point.candidate), point.candidate.mask, str(point.step),
+        *(number(value) for value in point.values), note,
+    ]  # fmt: skip
+
+
+def _counts(search: SelectionSearch) -> dict[str, int]:
+    trials = {point.candidate.name: point for point in search.points}
+    return {
+        "masks": len(trials),
+        "copied": sum(bool(point.copied_from) for point in trials.values()),
+        "points": len(search.points),
+        "references": len({point.candidate.name for point in search.references}),
+        "failed": len(search.failures),
+    }
+
 
 CONFIDENCE = 0.95
 _REMEDY = (
@@ -233,3 +385,60 @@ def _share(point: Point) -> str:
 def failed_rows(search: SelectionSearch) -> Sequence[tuple[str, str]]:
     """Return the names of failed trials and why they failed."""
     return tuple(search.failures.items())
+
+
+WriteMask: TypeAlias = Callable[[Path, str, Mapping[str, Any]], object]
+
+POINTS, FRONT, CHOSEN, REPORT, MASKS = "points.csv", "front.png", "chosen.json", "report.html", "masks"
+
+
+def write_search(search: SelectionSearch, folder: Path, *, write_mask: WriteMask | None = None) -> None:
+    """Write ``points.csv``, ``front.png``, ``masks/*.json``, ``chosen.json`` and ``report.html``.
+
+    Args:
+        search: what was found.
+        folder: of the search.
+        write_mask: writes a mask to a path, with where it comes from; by default as JSON with the groups' names.
+    """
+    write = write_mask or _plain_writer(search)
+    write_points(search, folder / POINTS)
+    figures = front_figures(search)
+    for number, figure in enumerate(figures):
+        save_figure(figure, folder / (FRONT if number == 0 else f"front-{number + 1}.png"))
+    unfinished = folder / f".{MASKS}"
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir()
+    for number, point in enumerate((p for p in search.front if p.candidate.kind == "mask"), 1):
+        write(unfinished / f"{number:02d}.json", point.candidate.mask, source(search, point))
+    shutil.rmtree(folder / MASKS, ignore_errors=True)
+    unfinished.rename(folder / MASKS)
+    if search.choice is not None:
+        point, choice = search.choice
+        write(folder / CHOSEN, point.candidate.mask, {**source(search, point), "rule": choice.rule})
+    with write_atomically(folder / REPORT) as path:
+        path.write_text(render_page(search), encoding="utf-8")
+
+
+def source(search: SelectionSearch, point: Point) -> dict[str, Any]:
+    """Where a mask comes from: its trial, and what it was judged by."""
+    return {
+        "trial": point.candidate.name,
+        "learning_rate": point.candidate.learning_rate,
+        "step": point.step,
+        "objectives": dict(zip(labels(search), point.values, strict=True)),
+        "controls": dict(zip(labels(search), search.controls, strict=True)),
+        "share": point.share,
+        "settings": dict(search.settings),
+    }
+
+
+def _plain_writer(search: SelectionSearch) -> WriteMask:
+    """Writes a mask of groups whose network is not known."""
+
+    def write(path: Path, mask: str, origin: Mapping[str, Any]) -> None:
+        bits = {name: int(bit) for name, bit in zip(search.groups, mask, strict=True)}
+        content = {"groups": list(search.groups), "mask": bits, "source": origin}
+        with write_atomically(path) as unfinished:
+            unfinished.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+    return write

@@ -1,1 +1,0 @@
-"""The files that a search leaves, and its page."""
