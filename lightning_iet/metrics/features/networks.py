@@ -1,4 +1,4 @@
-"""The networks whose features images are compared by: any TorchScript file, SSCD, Inception, CLIP, EfficientNet, digits."""
+"""The networks that give features: TorchScript files, SSCD, Inception, CLIP, EfficientNet, and one for digits."""
 
 import os
 import warnings
@@ -315,7 +315,7 @@ class CLIPFeatures(FeatureNetwork):
         return self.network(pixels["pixel_values"].to(images.device, self.dtype)).image_embeds
 
 
-_MEAN, _STD = (127 / 255,) * 3, (128 / 255,) * 3
+_LITE_MEAN, _LITE_STD = (127 / 255,) * 3, (128 / 255,) * 3
 
 
 class EfficientNetFeatures(FeatureNetwork):
@@ -362,7 +362,7 @@ class EfficientNetFeatures(FeatureNetwork):
     def forward(self, images: Tensor) -> Tensor:
         """Map images, shape ``(N, 3, H, W)`` or ``(N, 1, H, W)``, to features, shape ``(N, 1280)``."""
         rgb = resized(unit_interval(rgb_images(images)), (self.size, self.size), bicubic=True)
-        return self.network.extract_features(normalized(rgb, _MEAN, _STD).to(self.dtype)).mean(dim=(2, 3))
+        return self.network.extract_features(normalized(rgb, _LITE_MEAN, _LITE_STD).to(self.dtype)).mean(dim=(2, 3))
 
 
 class DigitsClassifier(nn.Module):
