@@ -16,8 +16,7 @@ from lightning_iet.data.ranges import ValueRange, parse_range
 from lightning_iet.modules import DiffusionModule
 from lightning_iet.modules.base import averaged_network
 from lightning_iet.modules.noise_processes import Sampler, scheduler_class
-from lightning_iet.modules.pretrained import PIPELINES, load_any_module, specify
-from lightning_iet.modules.weight_files import which_weights
+from lightning_iet.modules.pretrained import PIPELINES, load_any_module, specify, which_weights
 from lightning_iet.utilities.checkpoints import outline
 from lightning_iet.utilities.errors import first_line
 from lightning_iet.utilities.fingerprints import digest, hash_weights

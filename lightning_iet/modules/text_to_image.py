@@ -17,15 +17,15 @@ from lightning_iet.functional.diffusion import FlowWeighting
 from lightning_iet.functional.parameter_groups import ParameterGroups
 from lightning_iet.modules.adapters import Selection, add_lora, fold_adapters
 from lightning_iet.modules.base import DenoisingModule
-from lightning_iet.modules.latent_diffusion.encoders import (
+from lightning_iet.modules.encoders import (
     CaptionEncoder,
     Conditions,
     LatentEncoder,
     check_captioned,
     fingerprint,
 )
-from lightning_iet.modules.latent_diffusion.pipelines import open_pipeline
 from lightning_iet.modules.noise_processes import Sampler, rebuilt
+from lightning_iet.modules.pipelines import open_pipeline
 from lightning_iet.modules.pretrained import check_same_architecture
 from lightning_iet.modules.sampling import sample_images
 

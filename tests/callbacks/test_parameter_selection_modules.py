@@ -17,7 +17,7 @@ from lightning_iet.functional.seeding import derive_seed
 from lightning_iet.modules import TextToImageModule
 from lightning_iet.modules.adapters import Selection
 from lightning_iet.modules.adapters.svdiff import spectral_shifts
-from lightning_iet.modules.latent_diffusion.pipelines import load_pipeline
+from lightning_iet.modules.pipelines import load_pipeline
 from lightning_iet.tools.export import export
 from tests.helpers.models import quiet_trainer
 from tests.helpers.shards import Spied, digits

@@ -5,7 +5,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_iet.modules import TextToImageModule
-from lightning_iet.modules.latent_diffusion.pipelines import synthetic_pipeline
+from lightning_iet.modules.pipelines import synthetic_pipeline
 
 SIZE, SCALE = 16, 2  # pixels; 8 rows of latents
 

@@ -10,7 +10,7 @@ from lightning_iet.callbacks import Evaluation
 from lightning_iet.data import DigitsDataModule
 from lightning_iet.functional.seeding import derive_seed
 from lightning_iet.modules import DiffusionModule, TextToImageModule
-from lightning_iet.modules.latent_diffusion.pipelines import synthetic_pipeline
+from lightning_iet.modules.pipelines import synthetic_pipeline
 from lightning_iet.modules.pretrained import load_any_module
 from lightning_iet.tools.export import export
 from tests.helpers.models import quiet_trainer, tiny_diffusion, tiny_unet

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from lightning_iet import AntiGradientControl, ParameterAveragingCallback, ShardedDataModule
 from lightning_iet.modules import TextToImageModule
-from lightning_iet.modules.latent_diffusion.pipelines import load_pipeline
+from lightning_iet.modules.pipelines import load_pipeline
 from lightning_iet.shards.ema import unregistered_averages
 from tests.helpers.models import quiet_trainer
 from tests.helpers.text_to_image import CaptionedData, make_module, save_pipelines

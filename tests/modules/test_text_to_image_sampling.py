@@ -7,7 +7,7 @@ from diffusers import DDIMScheduler, DDPMScheduler, StableDiffusionPipeline, Sta
 
 from lightning_iet.functional.seeding import derive_seed
 from lightning_iet.modules import TextToImageModule
-from lightning_iet.modules.latent_diffusion.pipelines import load_pipeline
+from lightning_iet.modules.pipelines import load_pipeline
 from tests.helpers.models import quiet_trainer
 from tests.helpers.text_to_image import CaptionedData, make_module, save_pipelines
 

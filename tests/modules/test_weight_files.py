@@ -1,6 +1,6 @@
 import pytest
 
-from lightning_iet.modules.weight_files import which_weights
+from lightning_iet.modules.pretrained import which_weights
 
 
 @pytest.mark.parametrize(

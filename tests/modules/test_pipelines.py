@@ -9,7 +9,7 @@ from diffusers import DDPMPipeline, DDPMScheduler
 from safetensors.torch import load_file, save_file
 
 from lightning_iet.modules import TextToImageModule
-from lightning_iet.modules.latent_diffusion.pipelines import load_pipeline, synthetic_pipeline
+from lightning_iet.modules.pipelines import load_pipeline, synthetic_pipeline
 from tests.helpers.models import tiny_unet
 from tests.helpers.single_files import write_single_file
 

@@ -172,7 +172,7 @@ class CaptionEncoder(nn.Module):
         cache: Where encodings are kept: ``"memory"``, a folder, or ``"none"``.
 
     Example:
-        >>> from lightning_iet.modules.latent_diffusion.pipelines import synthetic_pipeline
+        >>> from lightning_iet.modules.pipelines import synthetic_pipeline
         >>> encoder = CaptionEncoder(synthetic_pipeline("sdxl"))
         >>> conditions = encoder(["a dog", "two cats"])
         >>> conditions.hidden.shape, conditions.pooled.shape
@@ -296,7 +296,7 @@ class LatentEncoder(nn.Module):
             latents are as random as without a cache. *(our choice)*
 
     Example:
-        >>> from lightning_iet.modules.latent_diffusion.pipelines import synthetic_pipeline
+        >>> from lightning_iet.modules.pipelines import synthetic_pipeline
         >>> encoder = LatentEncoder(synthetic_pipeline().vae)
         >>> latents = encoder(torch.rand(2, 3, 32, 32))
         >>> latents.shape, encoder.decode(latents).shape

@@ -12,7 +12,7 @@ from safetensors import safe_open
 from torch import nn
 
 from lightning_iet.functional.diffusion import PredictionType
-from lightning_iet.modules.weight_files import which_weights
+from lightning_iet.modules.pretrained import which_weights
 from lightning_iet.utilities.errors import first_line, require
 from lightning_iet.utilities.random import isolated_rng
 

@@ -1,1 +1,0 @@
-"""The parts of fine-tuning a text-to-image model whose autoencoder and text encoders stay as they are."""
