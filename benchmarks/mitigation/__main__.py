@@ -41,8 +41,8 @@ from benchmarks.mitigation.settings import PRESETS
 from benchmarks.mitigation.summary import equal_quality, stopped_in_time, summarize
 from benchmarks.mitigation.tables import fill_pages, tables_of
 from lightning_iet.data import FashionMNISTDataModule
+from lightning_iet.search.jobs import interrupted_by_sigterm
 from lightning_iet.utilities.files import check_writable, write_atomically
-from lightning_iet.utilities.signals import interrupted_by_sigterm
 
 ROOT = Path(__file__).parents[2]
 PUBLISHED = ("laptop", "uneven")  # presets whose tables and pictures README and docs show

@@ -14,6 +14,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lightning_iet.shards.groups import check_same_everywhere
 from lightning_iet.utilities.checkpoints import last_checkpoint, use_atomic_checkpoints
+from lightning_iet.utilities.files import LAST
 from lightning_iet.utilities.lightning import (
     Callback,
     Position,
@@ -22,7 +23,6 @@ from lightning_iet.utilities.lightning import (
     order_callbacks,
     patched_attribute,
 )
-from lightning_iet.utilities.run_folders import LAST
 
 
 class StopSignal(pl.Callback):

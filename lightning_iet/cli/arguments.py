@@ -5,7 +5,7 @@ from pathlib import Path
 
 from lightning_iet.cli import PROGRAM
 from lightning_iet.utilities.configurations import find_configuration
-from lightning_iet.utilities.run_folders import CONFIG, checkpoint_of, find_checkpoint
+from lightning_iet.utilities.files import CONFIG, checkpoint_of, find_checkpoint
 
 _SOURCES = ("--config", "-c", "--model", "--images", "--print_config")
 _HELP = ("-h", "--help", "--help-all")

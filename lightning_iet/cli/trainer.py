@@ -50,9 +50,8 @@ from lightning_iet.functional.sharding import Partition
 from lightning_iet.tools.plan import PlanningTrainer, model_size, schedule_of
 from lightning_iet.utilities.checkpoints import outline
 from lightning_iet.utilities.errors import TRACEBACK_VARIABLE, fail, own_cause, yaml_fault
-from lightning_iet.utilities.files import check_writable, run_folder
+from lightning_iet.utilities.files import check_writable, checkpoint_of, run_folder
 from lightning_iet.utilities.lightning import find_callback, order_callbacks
-from lightning_iet.utilities.run_folders import checkpoint_of
 from lightning_iet.utilities.text import in_words
 
 METHODS = {

@@ -1,14 +1,16 @@
-"""What runs several at a time: jobs of a sweep, a process each, and workers that serve for trial after trial."""
+"""What runs several at a time: jobs of a sweep, workers for trial after trial; and how both are stopped."""
 
 import os
 import pickle
 import shutil
+import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context, parent_process
 from multiprocessing.connection import Connection
@@ -289,3 +291,30 @@ def _call(function: Callable[[Any], Any], task: Any) -> tuple[Any, str]:
         return function(task), ""
     except Exception as error:
         return None, f"{type(error).__name__}: {first_line(error)}"
+
+
+@contextmanager
+def interrupted_by_sigterm() -> Iterator[None]:
+    """Take SIGTERM, as batch systems and ``kill`` send it, for Ctrl-C: both raise ``KeyboardInterrupt``.
+
+    Only the main thread hears signals; in another, what the program does with them stays as it is.
+
+    Example:
+        >>> before = signal.getsignal(signal.SIGTERM)
+        >>> try:
+        ...     with interrupted_by_sigterm():
+        ...         signal.raise_signal(signal.SIGTERM)
+        ... except KeyboardInterrupt:
+        ...     print("interrupted")
+        interrupted
+        >>> signal.getsignal(signal.SIGTERM) is before
+        True
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -27,9 +27,8 @@ from lightning_iet.evaluation.report import read_metrics
 from lightning_iet.modules.noise_processes import Sampler
 from lightning_iet.tools.audit import AUTO, AuditJob, Pages
 from lightning_iet.utilities.errors import first_line
-from lightning_iet.utilities.files import METRICS
+from lightning_iet.utilities.files import CONFIG, METRICS, beside, checkpoint_of
 from lightning_iet.utilities.fingerprints import digest
-from lightning_iet.utilities.run_folders import CONFIG, beside, checkpoint_of
 
 
 def audit_model(

@@ -16,8 +16,7 @@ from lightning_iet.modules.noise_processes import Sampler
 from lightning_iet.modules.pretrained import load_any_module
 from lightning_iet.utilities.checkpoints import outline
 from lightning_iet.utilities.errors import first_line
-from lightning_iet.utilities.files import METRICS, check_writable, whole_folder
-from lightning_iet.utilities.run_folders import CONFIG, beside, checkpoint_of
+from lightning_iet.utilities.files import CONFIG, METRICS, beside, check_writable, checkpoint_of, whole_folder
 from lightning_iet.utilities.text import percent, three_digits
 
 CARD_FILE, _INDEX = "README.md", "model_index.json"

@@ -10,9 +10,8 @@ from lightning_iet.modules.noise_processes import Sampler
 from lightning_iet.modules.pretrained import load_any_module
 from lightning_iet.plots import image_grid, save_figure
 from lightning_iet.utilities.devices import usable_device
-from lightning_iet.utilities.files import check_writable, free_folder, write_atomically
+from lightning_iet.utilities.files import check_writable, checkpoint_of, free_folder, write_atomically
 from lightning_iet.utilities.progress import progress_bar
-from lightning_iet.utilities.run_folders import checkpoint_of
 
 
 def sample(

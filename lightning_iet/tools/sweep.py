@@ -20,13 +20,12 @@ from lightning_iet.evaluation.assessment import Scores, objective
 from lightning_iet.evaluation.report import read_metrics
 from lightning_iet.evaluation.verdict import copies_exceed
 from lightning_iet.search import Job, SweepFile, grid_points, open_study, read_sweep, run_jobs
-from lightning_iet.search.jobs import PROGRAM, threads_of_a_job
+from lightning_iet.search.jobs import PROGRAM, interrupted_by_sigterm, threads_of_a_job
 from lightning_iet.search.sweep_file import OBJECTIVE
 from lightning_iet.tools.compare import compare
 from lightning_iet.utilities.configurations import shipped_configuration
 from lightning_iet.utilities.files import METRICS, check_writable, write_csv
 from lightning_iet.utilities.progress import progress_bar
-from lightning_iet.utilities.signals import interrupted_by_sigterm
 from lightning_iet.utilities.text import in_words, percent, three_digits
 
 RESULTS = "sweep.csv"

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from lightning_iet.utilities.run_folders import checkpoint_of
+from lightning_iet.utilities.files import checkpoint_of
 
 
 def touch(path, time):
