@@ -10,8 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import RandAugment
 
-from lightning_iet.data.draws import DrawnByWeight
-from lightning_iet.data.samples import Layer
+from lightning_iet.data.samples import DrawnByWeight, Layer
 from lightning_iet.functional.seeding import derive_seed
 from lightning_iet.utilities.random import isolated_rng, seed_rng
 

@@ -7,8 +7,7 @@ import torch
 from torch.utils.data import Dataset
 from torchvision.datasets import CIFAR10, CIFAR100
 
-from lightning_iet.data.downloads import absent, damaged, one_line_download
-from lightning_iet.data.images import ImageDataModule, IndexedImages
+from lightning_iet.data.images import ImageDataModule, IndexedImages, absent, damaged, one_line_download
 
 
 class CIFAR10DataModule(ImageDataModule):

@@ -13,8 +13,7 @@ from torchvision.datasets import FashionMNIST
 from torchvision.datasets.mnist import read_sn3_pascalvincent_tensor
 
 from lightning_iet.data.decoding import Channels
-from lightning_iet.data.downloads import absent, one_line_download
-from lightning_iet.data.images import ImageDataModule, IndexedImages
+from lightning_iet.data.images import ImageDataModule, IndexedImages, absent, one_line_download
 
 
 def find_idx(folder: Path, name: str) -> Path | None:

@@ -1,7 +1,8 @@
-"""The base of image data modules: a training set, and two held-out sets to evaluate with."""
+"""The base of image data modules: a training set, two held-out sets, and the errors of data that are not there."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
@@ -13,7 +14,6 @@ from torch.utils.data import DataLoader, Dataset
 
 from lightning_iet.data.augmentation import Augmented, Magnitudes
 from lightning_iet.data.decoding import Channels, Fit, Preparation, Size, within_unit_interval
-from lightning_iet.data.draws import DrawnByWeight, DrawTable
 from lightning_iet.data.duplicates import (
     Duplication,
     FirstOfGroups,
@@ -26,7 +26,7 @@ from lightning_iet.data.duplicates import (
 from lightning_iet.data.inspection import CheckedSource, check_sizes, check_source
 from lightning_iet.data.loaders import IgnoreFirstSigterm
 from lightning_iet.data.ranges import RANGES, choose_ranges, format_range, parse_range
-from lightning_iet.data.samples import RandomFlips, Samples, Skip, labels_of
+from lightning_iet.data.samples import DrawnByWeight, DrawTable, RandomFlips, Samples, Skip, labels_of
 from lightning_iet.data.splits import SetSizes, deal
 from lightning_iet.functional.checks import unit_interval
 from lightning_iet.functional.duplicates import Duplicates, duplicate_groups
@@ -425,3 +425,45 @@ class ImageDataModule(pl.LightningDataModule):
             worker_init_fn=IgnoreFirstSigterm(),
             pin_memory=torch.cuda.is_available(),
         )
+
+
+def absent(title: str, expected: str, root: Path | None) -> FileNotFoundError:
+    """Return the error for data that are not there.
+
+    Example:
+        >>> print(absent("CIFAR-10", "the folder cifar-10-batches-py", Path("data")))
+        Argument `root` expected a folder with CIFAR-10 (the folder cifar-10-batches-py), but got 'data', which has ...
+    """
+    return FileNotFoundError(
+        f"Argument `root` expected a folder with {title} ({expected}), but got '{root}', which has none. Give the "
+        "folder that has, fetch the data by `download: true`, or try with random images by `synthetic: true`."
+    )
+
+
+def damaged(title: str, folder: Path) -> ValueError:
+    """Return the error for files that are incomplete or changed."""
+    return ValueError(
+        f"Argument `root` expected the files of {title}, but some in '{folder}' are missing or damaged. Remove the "
+        "folder and fetch the data again, by `download: true`."
+    )
+
+
+@contextmanager
+def one_line_download(title: str, place: Path | None) -> Iterator[None]:
+    """Raise a failed download as one line that says what to do without a network.
+
+    Args:
+        title: What is fetched.
+        place: Where to; ``None`` = the client's own place.
+
+    Raises:
+        ConnectionError: Instead of what the download raises.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        into = "" if place is None else f"put it into '{place}' yourself, or "
+        raise ConnectionError(
+            f"{title} could not be fetched ({' '.join(str(error).split())[:200]}). Without a network, {into}give the "
+            "path of a local copy as `root`."
+        ) from error

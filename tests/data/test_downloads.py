@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from lightning_iet.data.downloads import absent, damaged, one_line_download
+from lightning_iet.data.images import absent, damaged, one_line_download
 
 
 def test_what_is_not_there_is_named_with_all_remedies():

@@ -34,9 +34,9 @@ from lightning_iet.callbacks.anti_gradient_control.statistics import (
     plot_gap,
 )
 from lightning_iet.data.augmentation import find_layer, layers
-from lightning_iet.data.draws import DrawnByWeight, DrawTable
 from lightning_iet.data.images import ImageDataModule
 from lightning_iet.data.loaders import Seeded
+from lightning_iet.data.samples import DrawnByWeight, DrawTable
 from lightning_iet.data.shard_sampler import SeededSamples, ShardSampler
 from lightning_iet.data.sharding import ShardedDataModule, inner_datamodule
 from lightning_iet.functional.anti_gradient import check_batch, keep_mask, update_anchored_bank, update_bank
