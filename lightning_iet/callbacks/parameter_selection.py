@@ -28,6 +28,7 @@ from lightning_iet.functional.parameter_groups import (
 from lightning_iet.modules.adapters import Selection, select_parameters
 from lightning_iet.modules.adapters.svdiff import rebuild_bases, share_bases, spectral_shifts
 from lightning_iet.shards.ema import averaged_modules, unregistered_averages
+from lightning_iet.utilities.errors import first_line
 from lightning_iet.utilities.files import write_atomically
 from lightning_iet.utilities.lightning import Callback, lightning_classes, patched_attribute
 
@@ -524,7 +525,7 @@ def read_mask(path: Path | str) -> MaskFile:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise _refusal(path, f"no JSON ({str(error).splitlines()[0]})") from error
+        raise _refusal(path, f"no JSON ({first_line(error)})") from error
     if not isinstance(content, dict):
         raise _refusal(path, f"a JSON {type(content).__name__}")
     for found, reason in (

@@ -6,7 +6,6 @@ Source: Dutt et al., *MemControl: Mitigating Memorization in Diffusion Models vi
 2025, https://arxiv.org/abs/2405.19458. "Published" means the authors' code, `Raman1121/Diffusion_Memorization_HPO`.
 """
 
-import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,8 @@ from typing import Literal, NamedTuple, get_args
 
 from torch import nn
 from torch.nn.utils import parametrize
+
+from lightning_iet.utilities.fingerprints import sha256_of
 
 Family = Literal["all", "attention", "norm", "bias", "norm_bias", "svdiff", "difffit", "lora"]
 """Which parameters can train at all."""
@@ -284,7 +285,7 @@ def find_groups(
         numel={candidate.name: candidate.numel for candidate in candidates},
         total=sum(parameter.numel() for parameter in network.parameters()),
         network=type(network).__name__,
-        shapes=_fingerprint(shapes),
+        shapes=sha256_of(["\n".join(sorted(f"{name} {tuple(shape)}" for name, shape in shapes.items())).encode()]),
         patterns=None if groups is None else dict(groups),
     )
 
@@ -569,8 +570,3 @@ def adapted_layer(network: nn.Module) -> str | None:
         if shift or hasattr(layer, "lora_A") or any(offset in layer._parameters for offset in offsets):
             return name
     return None
-
-
-def _fingerprint(shapes: Mapping[str, tuple[int, ...]]) -> str:
-    lines = sorted(f"{name} {tuple(shape)}" for name, shape in shapes.items())
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()

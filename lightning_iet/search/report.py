@@ -202,7 +202,8 @@ def verdict(search: SelectionSearch) -> Verdict:
         headline = f"Chosen: {described(point.candidate)}, the knee of the front; every mask memorizes"
         rule = "No mask memorizes as little as held-out images do; the knee of the front was taken."
     names = ", ".join(f"{label} {cell}" for label, cell in zip(labels(search), _cells(search, point), strict=True))
-    trained = "" if point.trained is None else f"; {point.trained:,} parameters train{_share(point)}"
+    share = "" if point.share is None else f" ({100 * point.share:.3g} % of the network)"
+    trained = "" if point.trained is None else f"; {point.trained:,} parameters train{share}"
     warnings = [
         f"{label} was {cell} at every checkpoint of every trial, so that the search could not tell masks apart by it. "
         f"{_REMEDY if label in labels(search)[1:] else 'Train for longer.'}"
@@ -376,10 +377,6 @@ def _effect(found: BitEffects, group: int) -> str:
     if not isfinite(effect):
         return "not known"
     return f"{effect:+.3g} ± {error:.2g}" if isfinite(error) else f"{effect:+.3g}"
-
-
-def _share(point: Point) -> str:
-    return "" if point.share is None else f" ({100 * point.share:.3g} % of the network)"
 
 
 def failed_rows(search: SelectionSearch) -> Sequence[tuple[str, str]]:

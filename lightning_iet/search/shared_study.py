@@ -17,7 +17,7 @@ from typing import Any, Self
 import psutil
 
 from lightning_iet.functional.seeding import derive_seed
-from lightning_iet.utilities.errors import require
+from lightning_iet.utilities.errors import first_line, require
 
 SAMPLERS = ("tpe", "nsga2", "random")
 BEAT = 30.0  # seconds between two signs of life
@@ -87,7 +87,7 @@ def open_storage(storage: str | Path | None, folder: Path) -> Any:
     except (ImportError, errors.SQLAlchemyError) as error:
         raise ValueError(
             f"Argument `storage` expected a database that can be opened, but got {shown_storage(text)} "
-            f"({str(error).splitlines()[0]}). Look at the URL, or install the database's driver."
+            f"({first_line(error)}). Look at the URL, or install the database's driver."
         ) from error
 
 

@@ -320,9 +320,10 @@ def _check_steps(drawing: Drawing, generator: Generator) -> None:
 
 
 def _check_resize(job: AuditJob, generator: Generator) -> None:
-    if job.size not in (None, generator.module.image_shape[1:]):
+    _, height, width = generator.module.image_shape
+    if job.size not in (None, (height, width)):
         raise ValueError(
-            f"Argument `resize` expected {_size(generator)}, the size of the model's images, but got '{job.resize}'."
+            f"Argument `resize` expected {width}x{height}, the size of the model's images, but got '{job.resize}'."
         )
 
 
@@ -334,11 +335,6 @@ def _fitting(images: ImageSet, generator: Generator) -> ImageSet:
     parts = [torch.stack([to_channels(image / 255, channels) for image in part]) for part in images.pixels.split(256)]
     pixels = torch.cat([part.mul(255).round().to(torch.uint8) for part in parts])
     return replace(images, pixels=pixels, sha256=digest("channels", channels, images.sha256))
-
-
-def _size(generator: Generator) -> str:
-    _, height, width = generator.module.image_shape
-    return f"{width}x{height}"
 
 
 def _membership(

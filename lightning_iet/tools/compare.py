@@ -76,18 +76,14 @@ def _metrics_file(run: Path) -> Path:
         return run
     if (run / METRICS).is_file():
         return run / METRICS
-    versions = sorted(run.glob(f"*/{METRICS}"), key=_age)
+    # By their number, others (run ids of Weights & Biases) by the time of the file.
+    versions = sorted(run.glob(f"*/{METRICS}"), key=lambda file: (version_number(file.parent), file.stat().st_mtime))
     if not versions:
         raise FileNotFoundError(
             f"Argument `runs` expected folders of finished runs, but got '{run}' without a {METRICS}."
             " It is written at the end of `lightning-iet fit`."
         )
     return versions[-1]
-
-
-def _age(file: Path) -> tuple[int, float]:
-    """Order of versions: by their number, others (run ids of Weights & Biases) by the time of the file."""
-    return version_number(file.parent), file.stat().st_mtime
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -41,7 +41,8 @@ def configs(name: str | None = None, *, out: Path | None = None) -> None:
         raise ValueError(
             f"Option --out expected a file that can be written, but got '{out}' ({error.strerror})."
         ) from error
-    print(f"Written to {out}. Edit it, then: lightning-iet {_command(name)} {out}")
+    command = "sweep" if "sweeps/" in name else "fit --config"
+    print(f"Written to {out}. Edit it, then: lightning-iet {command} {out}")
 
 
 def listing() -> str:
@@ -55,7 +56,3 @@ def listing() -> str:
         "lightning-iet fit --config NAME trains with one; lightning-iet configs NAME --out FILE copies it to edit."
     )
     return "\n".join(lines)
-
-
-def _command(name: str) -> str:
-    return "sweep" if "sweeps/" in name else "fit --config"

@@ -216,8 +216,9 @@ def cost_table(cost: Cost) -> Table:
     table.add_row("processes", str(schedule.processes), f"{schedule.hosted} shard(s) on each, in turn")
     each = "each shard: " if shards > 1 else ""
     in_epoch = "as the data are large" if cost.is_synthetic else f"{schedule.epoch_steps:,} in an epoch"
+    epochs = "no limit of epochs" if schedule.epochs is None else f"{schedule.epochs:,} epochs"
     known = _count if cost.has_length else _unknown
-    table.add_row("steps", known(schedule.steps), f"{each}{in_epoch}, {_epochs(schedule)}")
+    table.add_row("steps", known(schedule.steps), f"{each}{in_epoch}, {epochs}")
     if schedule.hosted > 1:
         table.add_row("steps of a process", known(schedule.process_steps), f"those of its {schedule.hosted} shards")
     table.add_section()
@@ -247,10 +248,6 @@ def cost_table(cost: Cost) -> Table:
         length = in_words(cost.seconds) if cost.has_length else _unknown(None)
         table.add_row("time", length, f"{cost.step_seconds:.3g} s for each step, data included")
     return table
-
-
-def _epochs(schedule: Schedule) -> str:
-    return "no limit of epochs" if schedule.epochs is None else f"{schedule.epochs:,} epochs"
 
 
 def _unknown(_: int | None) -> str:

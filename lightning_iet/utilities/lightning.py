@@ -7,7 +7,7 @@ from enum import IntEnum
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import lightning.pytorch as pl
 
@@ -115,6 +115,10 @@ def find_callback(trainer: pl.Trainer, kind: type[T]) -> T | None:
 def find_callbacks(trainer: pl.Trainer, *kinds: type[T]) -> list[T]:
     """Return the trainer's callbacks of some classes, in its order."""
     return [callback for callback in trainer.callbacks if isinstance(callback, kinds)]  # type: ignore[attr-defined]
+
+
+def do_nothing(*args: Any, **kwargs: Any) -> None:
+    """Stand in for a hook or a method, as a replacement in :func:`patched_attribute`."""
 
 
 _ABSENT = object()

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from lightning_iet.callbacks.anti_gradient_control.losses import LossSource, UnsupportedModule
-from lightning_iet.utilities.lightning import patched_attribute
+from lightning_iet.utilities.errors import first_line
+from lightning_iet.utilities.lightning import do_nothing, patched_attribute
 from lightning_iet.utilities.modules import distinct_modules
 from lightning_iet.utilities.random import isolated_module
 
@@ -74,7 +75,7 @@ class MeasuredStep:
         """
         is_known = bool(source.description)  # else the source removes hooks from the module in this step
         before = module_state(self.module) if is_known and not self._is_checked else None
-        silent = partial(patched_attribute, self.module, replacement=_log_nothing)
+        silent = partial(patched_attribute, self.module, replacement=do_nothing)
         with isolated_module(self.module, seed=seed), _kept_metrics(self.module), silent("log"):
             if not is_training:
                 self.module.eval()
@@ -85,8 +86,7 @@ class MeasuredStep:
             except UnsupportedModule:
                 raise
             except Exception as error:
-                reason = str(error).partition("\n")[0]
-                raise self.unsupported(f"it raised {type(error).__name__}: {reason}") from error
+                raise self.unsupported(f"it raised {type(error).__name__}: {first_line(error)}") from error
         if before is not None:
             after = module_state(self.module)
             changed = [name for name in before | after if before.get(name) != after.get(name)]
@@ -128,10 +128,6 @@ def _kept_metrics(module: nn.Module) -> Iterator[None]:
 
 def _copied(value: Any) -> Any:
     return value.clone() if isinstance(value, Tensor) else copy.copy(value)
-
-
-def _log_nothing(*args: Any, **kwargs: Any) -> None:
-    """Stand in for ``log`` while reference images are measured."""
 
 
 def module_state(module: nn.Module) -> dict[str, Hashable]:

@@ -15,7 +15,7 @@ from lightning_iet.callbacks.anti_gradient_control.measurement import MeasuredSt
 from lightning_iet.data.augmentation import unaugmented
 from lightning_iet.data.samples import labels_of
 from lightning_iet.data.shard_sampler import ShardBatch, ShardSampler
-from lightning_iet.data.sharding import ShardedDataModule
+from lightning_iet.data.sharding import inner_datamodule
 from lightning_iet.data.splits import select_disjoint
 from lightning_iet.data.streams import StreamedSamples
 from lightning_iet.functional.seeding import derive_seed
@@ -143,7 +143,7 @@ def held_out_images(trainer: pl.Trainer, number: int | None) -> HeldOutImages:
     datamodule: Any = getattr(trainer, "datamodule", None)
     anchors = getattr(datamodule, "anchor_set", None)
     with isolated_rng():
-        loader = _validation_loader(trainer) if anchors is None else _inner(datamodule).train_dataloader()
+        loader = _validation_loader(trainer) if anchors is None else inner_datamodule(trainer).train_dataloader()
     dataset, where = (loader.dataset, "validation set") if anchors is None else (anchors, "`anchor_set`")
     if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
         raise ValueError(
@@ -177,10 +177,6 @@ def _spread(dataset: Dataset[Any], number: int) -> Tensor:
 def _only_one(convert: Callable[[Any], Any], samples: list[Any]) -> Any:
     """A batch of a loader that makes none: each sample is one already."""
     return convert(samples[0])
-
-
-def _inner(datamodule: pl.LightningDataModule) -> pl.LightningDataModule:
-    return datamodule.datamodule if isinstance(datamodule, ShardedDataModule) else datamodule
 
 
 def _validation_loader(trainer: pl.Trainer) -> DataLoader[Any]:

@@ -25,7 +25,6 @@ from lightning_iet.callbacks.parameter_averaging.checks import (
 )
 from lightning_iet.callbacks.parameter_averaging.weight_averaging import (
     UnregisteredAverages,
-    do_nothing,
     sharded_averages,
 )
 from lightning_iet.data.shard_sampler import ShardPlan, ShardSampler
@@ -39,6 +38,7 @@ from lightning_iet.shards.storage import Offload
 from lightning_iet.utilities.lightning import (
     Callback,
     Position,
+    do_nothing,
     find_callback,
     find_callbacks,
     lightning_classes,

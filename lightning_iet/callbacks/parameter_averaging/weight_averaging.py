@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_iet.shards.ema import unregistered_averages
 from lightning_iet.shards.layout import weight_averagings
-from lightning_iet.utilities.lightning import patched_attribute
+from lightning_iet.utilities.lightning import do_nothing, patched_attribute
 
 
 class UnregisteredAverages:
@@ -117,7 +117,3 @@ def sharded_averages(trainer: Trainer, module: LightningModule) -> Iterator[list
             for hook in ("on_train_batch_end", "on_train_epoch_end"):
                 stack.enter_context(patched_attribute(average.callback, hook, do_nothing))
         yield averages
-
-
-def do_nothing(*args: Any, **kwargs: Any) -> None:
-    """Stand in for a hook that is called elsewhere."""

@@ -24,7 +24,7 @@ from lightning_iet.metrics.features.base import (
     resized,
     rgb_images,
 )
-from lightning_iet.utilities.errors import require
+from lightning_iet.utilities.errors import first_line, require
 
 SSCD_VARIABLE = "LIGHTNING_IET_SSCD"
 _SSCD_URL = "https://dl.fbaipublicfiles.com/sscd-copy-detection/sscd_disc_mixup.torchscript.pt"
@@ -300,9 +300,9 @@ class CLIPFeatures(FeatureNetwork):
             self.network = transformers.CLIPVisionModelWithProjection.from_pretrained(**local)
             self.processor = transformers.CLIPImageProcessor.from_pretrained(**local)
         except (OSError, ValueError, RuntimeError) as error:
-            reason = str(error).splitlines()[0]
             raise ValueError(
-                f"Argument `weights` expected the folder of a CLIP network, but got {weights} ({reason}). {remedy}"
+                f"Argument `weights` expected the folder of a CLIP network, but got {weights} ({first_line(error)}). "
+                f"{remedy}"
             ) from None
         self.num_features = self.network.config.projection_dim
         self.freeze()

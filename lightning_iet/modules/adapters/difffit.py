@@ -91,10 +91,7 @@ def _offsets(layer: nn.Module) -> list[Tensor]:
 
 
 def _scale(layer: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+    behind_channels = output.ndim - 2 if isinstance(layer, nn.modules.conv._ConvNd) else 0
     for offset in _offsets(layer):
-        output = output * (1 + offset).to(output.dtype).reshape(-1, *[1] * (output.ndim - 2 if _is_conv(layer) else 0))
+        output = output * (1 + offset).to(output.dtype).reshape(-1, *[1] * behind_channels)
     return output
-
-
-def _is_conv(layer: nn.Module) -> bool:
-    return isinstance(layer, nn.modules.conv._ConvNd)

@@ -4,9 +4,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from torch import nn
-
-from lightning_iet.utilities.errors import require
+from lightning_iet.utilities.errors import first_line, require
 
 _EXTRA = "text-to-image"
 
@@ -44,7 +42,7 @@ def add_lora(
     except ValueError as error:
         raise ValueError(
             f"Argument `lora_targets` expected ends of names of layers of {type(network).__name__}, such as to_q or "
-            f"to_out.0, but got {list(targets)[:8]}: {str(error).splitlines()[0]}"
+            f"to_out.0, but got {list(targets)[:8]}: {first_line(error)}"
         ) from error
 
 
@@ -64,11 +62,7 @@ def _remove(network: Any, *, folded: bool) -> None:
         if folded:
             layer.merge()
         parent, _, child = name.rpartition(".")
-        setattr(network.get_submodule(parent), child, _plain(layer.get_base_layer()))
+        setattr(network.get_submodule(parent), child, layer.get_base_layer().requires_grad_(False))
     if adapted and getattr(network, "_hf_peft_config_loaded", False):
         network._hf_peft_config_loaded = False
         del network.peft_config
-
-
-def _plain(layer: nn.Module) -> nn.Module:
-    return layer.requires_grad_(False)

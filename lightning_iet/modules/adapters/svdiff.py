@@ -1,6 +1,5 @@
 """SV-DIFF: train shifts of the singular values of weights."""
 
-import hashlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from torch.nn.utils import parametrize
 
 from lightning_iet.functional.parameter_groups import is_norm, is_svdiff_layer
 from lightning_iet.utilities.files import write_atomically
+from lightning_iet.utilities.fingerprints import sha256_of, tensor_bytes
 
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -306,7 +306,10 @@ def _float_type(weight: Tensor) -> torch.dtype:
 
 def _decompose(weight: Tensor, folder: Path | None) -> tuple[Tensor, Tensor, Tensor]:
     matrix = weight.detach().to(_float_type(weight))
-    file = None if folder is None or weight.is_meta else folder / f"{_fingerprint(matrix)}.safetensors"
+    file = None
+    if folder is not None and not weight.is_meta:
+        name = sha256_of((f"{tuple(matrix.shape)} {matrix.dtype}".encode(), tensor_bytes(matrix)))
+        file = folder / f"{name}.safetensors"
     if file is not None and file.is_file():
         try:
             kept = load_file(file)
@@ -323,17 +326,7 @@ def _decompose(weight: Tensor, folder: Path | None) -> tuple[Tensor, Tensor, Ten
         u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
     u, vh = u.contiguous(), vh.contiguous()
     if file is not None:
-        _write(file, {"u": u, "s": s, "vh": vh})
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with write_atomically(file) as unfinished:  # other processes may be about to read it
+            save_file({"u": u.cpu(), "s": s.cpu(), "vh": vh.cpu()}, unfinished)
     return u, s, vh
-
-
-def _fingerprint(matrix: Tensor) -> str:
-    content = matrix.cpu().contiguous().flatten().view(torch.uint8).numpy()
-    return hashlib.sha256(f"{tuple(matrix.shape)} {matrix.dtype}".encode() + content.tobytes()).hexdigest()
-
-
-def _write(file: Path, tensors: dict[str, Tensor]) -> None:
-    """Write a file whole: other processes may be about to read it."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with write_atomically(file) as unfinished:
-        save_file({name: tensor.cpu() for name, tensor in tensors.items()}, unfinished)

@@ -38,7 +38,7 @@ from lightning_iet.callbacks.anti_gradient_control.losses.protocols import (
     TrainingStepLosses,
     UnsupportedModule,
 )
-from lightning_iet.utilities.lightning import patched_attribute
+from lightning_iet.utilities.lightning import do_nothing, patched_attribute
 from lightning_iet.utilities.modules import distinct_modules
 
 
@@ -433,11 +433,7 @@ class _Hook:
             self.function(*args)
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-        return _Hook, (_do_nothing,)
-
-
-def _do_nothing(*args: Any) -> None:
-    """What is left of a hook in a copy."""
+        return _Hook, (do_nothing,)
 
 
 # --- losses that no error operation shows ----------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack, _pop_mode, _push_mode
 
 from lightning_iet.callbacks.anti_gradient_control.losses.denoiser_call import CallError, DenoiserCall, Verdict
+from lightning_iet.utilities.errors import first_line
 
 _LOSSES: dict[str, Callable[..., Tensor]] = {
     "mse_loss": F.mse_loss,
@@ -392,8 +393,7 @@ class LossCapture:
         try:
             return row_maps(rows, [call.outputs for call in calls])
         except RuntimeError as error:  # a graph that may be passed through only once, say
-            reason = str(error).partition("\n")[0]
-            raise CallError(f"the graph of its losses cannot be tested ({reason})") from error
+            raise CallError(f"the graph of its losses cannot be tested ({first_line(error)})") from error
         finally:
             self.probing = False
 
