@@ -26,7 +26,7 @@ from lightning_iet.data.augmentation import (
     put_entry,
 )
 from lightning_iet.data.images import ImageDataModule
-from lightning_iet.data.sharding import ShardedDataModule, inner_datamodule
+from lightning_iet.data.sharding import ShardedDataModule, find_wrapper, inner_datamodule
 from lightning_iet.functional.sample_record import last_of_each, sum_by_index
 from lightning_iet.functional.seeding import derive_seed
 from lightning_iet.functional.threshold_aware_augmentation import (
@@ -36,7 +36,7 @@ from lightning_iet.functional.threshold_aware_augmentation import (
 )
 from lightning_iet.shards.groups import gather_rows
 from lightning_iet.utilities.checkpoints import next_epoch, warn_of_changes
-from lightning_iet.utilities.lightning import Callback, find_callback
+from lightning_iet.utilities.lightning import Callback, find_callback, find_callbacks
 
 _NUM_BANDS = 10
 _JUDGEMENT_SEED = 4  # tells these seeds from those of training steps
@@ -153,7 +153,7 @@ class ThresholdAwareAugmentation(Callback):
         self._forget()
         if self.max_magnitude == 0:
             return
-        controls = [c for c in trainer.callbacks if isinstance(c, AntiGradientControl)]  # type: ignore[attr-defined]
+        controls = find_callbacks(trainer, AntiGradientControl)
         if len(controls) != 1 or controls[0].criterion != "ratio" or controls[0].is_off:
             found = f"{len(controls)} of them" if len(controls) != 1 else f"criterion={controls[0].criterion!r}"
             if len(controls) == 1 and controls[0].criterion == "ratio":
@@ -228,13 +228,12 @@ class ThresholdAwareAugmentation(Callback):
         if isinstance(inner, ImageDataModule):
             assert inner.magnitudes is not None  # noqa: S101
             return inner.magnitudes
-        augmented = find_layer(Augmented, inner, getattr(trainer.fit_loop._data_source, "instance", None))
-        if augmented is None:
-            raise ValueError(
-                "ThresholdAwareAugmentation expected a training set in lightning_iet.data.Augmented, as an attribute of"
-                " the data module or in the loader that is given to fit, but found none. Wrap it before images are"
-                " flipped or normalized."
-            )
+        augmented = find_wrapper(
+            trainer,
+            Augmented,
+            who="ThresholdAwareAugmentation",
+            remedy="Wrap it before images are flipped or normalized.",
+        )
         augmented.magnitudes.num_ops, augmented.magnitudes.ops = self.num_ops, self.ops
         return augmented.magnitudes
 

@@ -28,9 +28,10 @@ from lightning_iet.functional.parameter_groups import (
 from lightning_iet.modules.adapters import Selection, select_parameters
 from lightning_iet.modules.adapters.svdiff import rebuild_bases, share_bases, spectral_shifts
 from lightning_iet.shards.ema import averaged_modules, unregistered_averages
+from lightning_iet.shards.layout import weight_averagings
 from lightning_iet.utilities.errors import first_line
 from lightning_iet.utilities.files import write_atomically
-from lightning_iet.utilities.lightning import Callback, lightning_classes, patched_attribute
+from lightning_iet.utilities.lightning import Callback, patched_attribute
 
 _SHARDED = ("FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy")
 
@@ -379,9 +380,7 @@ def _copy_parameters(network: nn.Module, copy: nn.Module, names: frozenset[str])
 
 
 def _check_averages(trainer: Trainer) -> None:
-    kinds = lightning_classes("callbacks.WeightAveraging")
-    callbacks: list[Any] = [c for c in trainer.callbacks if isinstance(c, kinds)]  # type: ignore[attr-defined]
-    for callback in callbacks:
+    for callback in weight_averagings(trainer):
         if callback._average_model is not None:
             raise MisconfigurationException(
                 f"ParameterSelection expected to come before {type(callback).__name__} in the trainer's callbacks, for "

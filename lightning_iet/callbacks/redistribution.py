@@ -25,7 +25,7 @@ from lightning_iet.functional.redistribution import (
 from lightning_iet.functional.seeding import derive_seed
 from lightning_iet.functional.sharding import from_assignment, to_assignment
 from lightning_iet.utilities.checkpoints import next_epoch, warn_of_changes
-from lightning_iet.utilities.lightning import Callback, find_callback
+from lightning_iet.utilities.lightning import Callback, find_callback, find_callbacks
 
 _SEED = 3  # tells these seeds from those of training steps
 
@@ -125,7 +125,7 @@ class Redistribution(Callback):
         if self.fraction == 0:
             return
         self._averaging = find_callback(trainer, ParameterAveragingCallback)
-        self._controls = [c for c in trainer.callbacks if isinstance(c, AntiGradientControl)]  # type: ignore[attr-defined]
+        self._controls = find_callbacks(trainer, AntiGradientControl)
         if self._averaging is None or not self._controls:
             missing = "a ParameterAveragingCallback" if self._averaging is None else "an AntiGradientControl"
             raise ValueError(

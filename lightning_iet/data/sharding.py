@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from lightning_iet.data.augmentation import unaugmented
+from lightning_iet.data.augmentation import Kind, find_layer, unaugmented
 from lightning_iet.data.loaders import Batching, read_batching, rebuild
 from lightning_iet.data.orders import (
     RestrictedBatchSampler,
@@ -257,6 +257,21 @@ def inner_datamodule(trainer: pl.Trainer) -> Any:
     """The data module of a run, below what shards put around it; None if it has none."""
     datamodule = getattr(trainer, "datamodule", None)
     return datamodule.datamodule if isinstance(datamodule, ShardedDataModule) else datamodule
+
+
+def find_wrapper(trainer: pl.Trainer, kind: type[Kind], *, who: str, remedy: str) -> Kind:
+    """Return the wrapper of that class around the training set of a run that begins; else raise, for ``who`` needs it.
+
+    Raises:
+        ValueError: If there is none, with the remedy, a sentence.
+    """
+    found = find_layer(kind, inner_datamodule(trainer), getattr(trainer.fit_loop._data_source, "instance", None))
+    if found is None:
+        raise ValueError(
+            f"{who} expected a training set in lightning_iet.data.{kind.__name__}, as an attribute of the data module"
+            f" or in the loader that is given to fit, but found none. {remedy}"
+        )
+    return found
 
 
 class _Loaders(DataModule):

@@ -30,6 +30,16 @@ def family(kind, n, dimension, *, seed):
     return 1 - noise / 10000
 
 
+def on_the_way(seed=0, num_train=70, num_generated=20):
+    """Random images; the first half of the generated ones lie on the way from a training image to a random one."""
+    generator = torch.Generator().manual_seed(seed)
+    train = torch.rand(num_train, 1, 4, 4, generator=generator)
+    generated = torch.rand(num_generated, 1, 4, 4, generator=generator)
+    half = num_generated // 2
+    generated[:half].lerp_(train[:half], torch.rand(half, 1, 1, 1, generator=generator))
+    return generated, train
+
+
 def assert_found(queries, references, distances, indices, *, ties=True):
     """Compare with all distances in float64: values, ranks, and no index twice."""
     expected = torch.stack([(row.double() - references.double()).square().sum(dim=1) for row in queries])

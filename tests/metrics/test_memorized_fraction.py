@@ -1,4 +1,5 @@
 import pickle
+from functools import partial
 
 import matplotlib
 import matplotlib.pyplot as plt
@@ -9,8 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_iet.metrics import MemorizedFraction
+from tests.helpers.neighbors import on_the_way
 
 matplotlib.use("Agg")
+
+draw = partial(on_the_way, num_train=40)
 
 
 def naive(generated, train, ratio=1 / 3):
@@ -20,16 +24,6 @@ def naive(generated, train, ratio=1 / 3):
         first, second = sorted(((image - other) ** 2).sum().sqrt().item() for other in train.double())[:2]
         memorized += first < ratio * second or second == 0
     return pytest.approx(memorized / len(generated))
-
-
-def draw(seed=0, num_train=40, num_generated=20):
-    """Random images; the first half of the generated ones lie on the way from a training image to a random one."""
-    generator = torch.Generator().manual_seed(seed)
-    train = torch.rand(num_train, 1, 4, 4, generator=generator)
-    generated = torch.rand(num_generated, 1, 4, 4, generator=generator)
-    half = num_generated // 2
-    generated[:half].lerp_(train[:half], torch.rand(half, 1, 1, 1, generator=generator))
-    return generated, train
 
 
 @pytest.mark.parametrize("ratio", [0.1, 1 / 3, 0.7, 1.0])

@@ -11,6 +11,7 @@ from torchmetrics import MetricCollection
 
 from lightning_iet.functional.memorization import MQ_THRESHOLDS
 from lightning_iet.metrics import MemorizedFraction, MemorizedQuantity
+from tests.helpers.neighbors import on_the_way
 
 matplotlib.use("Agg")
 
@@ -26,19 +27,9 @@ def naive(generated, train, thresholds, k):
     return {name: pytest.approx(share, rel=1e-6) for name, share in shares.items()}
 
 
-def draw(seed=0, num_train=70, num_generated=20):
-    """Random images; the first half of the generated ones lie on the way from a training image to a random one."""
-    generator = torch.Generator().manual_seed(seed)
-    train = torch.rand(num_train, 1, 4, 4, generator=generator)
-    generated = torch.rand(num_generated, 1, 4, 4, generator=generator)
-    half = num_generated // 2
-    generated[:half].lerp_(train[:half], torch.rand(half, 1, 1, 1, generator=generator))
-    return generated, train
-
-
 @pytest.mark.parametrize("k", [2, 50, 70])
 def test_equals_the_double_loop(k):
-    generated, train = draw()
+    generated, train = on_the_way()
     metric = MemorizedQuantity(train, k=k)
     metric.update(generated)
     assert metric.compute() == naive(generated, train, MQ_THRESHOLDS, k)
@@ -65,7 +56,7 @@ def test_planted_copies_are_found_and_only_those():
 
 @given(seed=st.integers(0, 1000), splits=st.lists(st.integers(0, 20), max_size=3).map(sorted))
 def test_batches_do_not_matter(seed, splits):
-    generated, train = draw(seed)
+    generated, train = on_the_way(seed)
     metric = MemorizedQuantity(train, k=20)
     for batch in generated.tensor_split(splits):
         metric.update(batch)
@@ -73,7 +64,7 @@ def test_batches_do_not_matter(seed, splits):
 
 
 def test_forward_returns_the_batch_and_counts_it_in():
-    generated, train = draw()
+    generated, train = on_the_way()
     metric = MemorizedQuantity(train)
     for batch in generated.split(8):
         assert metric(batch) == naive(batch, train, MQ_THRESHOLDS, 50)
@@ -81,7 +72,7 @@ def test_forward_returns_the_batch_and_counts_it_in():
 
 
 def test_reset_starts_anew():
-    generated, train = draw()
+    generated, train = on_the_way()
     metric = MemorizedQuantity(train)
     metric.update(train)
     metric.reset()
@@ -90,7 +81,7 @@ def test_reset_starts_anew():
 
 
 def test_uint8_equals_float():
-    generated, train = ((images * 255).byte() for images in draw())
+    generated, train = ((images * 255).byte() for images in on_the_way())
     results = []
     for g, t in ((generated, train), (generated / 255, train), (generated / 255, train / 255)):
         metric = MemorizedQuantity(t)
@@ -100,7 +91,7 @@ def test_uint8_equals_float():
 
 
 def test_lives_in_a_collection():
-    generated, train = draw()
+    generated, train = on_the_way()
     collection = MetricCollection({"mq": MemorizedQuantity(train, thresholds=(0.5,)), "mf": MemorizedFraction(train)})
     collection.update(generated)
     alone = MemorizedQuantity(train, thresholds=(0.5,))
@@ -110,7 +101,7 @@ def test_lives_in_a_collection():
 
 
 def test_a_module_logs_it(tmp_path):
-    generated, train = draw()
+    generated, train = on_the_way()
     metric = MemorizedQuantity(train, thresholds=(0.15, 0.5), k=10)
     collection = MetricCollection([MemorizedQuantity(train, k=10), MemorizedFraction(train)], prefix="val/")
 
@@ -138,7 +129,7 @@ def test_a_module_logs_it(tmp_path):
 
 
 def test_no_images_give_nan():
-    metric = MemorizedQuantity(draw()[1])
+    metric = MemorizedQuantity(on_the_way()[1])
     metric.update(torch.zeros(0, 1, 4, 4))
     assert all(share.isnan() for share in metric.compute().values())
 
@@ -146,7 +137,7 @@ def test_no_images_give_nan():
 def on_ranks(shares):
     """``MemorizedQuantity`` on each rank's share of the generated images."""
     dist.init_process_group("gloo")
-    _, train = draw()
+    _, train = on_the_way()
     metric = MemorizedQuantity(train)
     for batch in shares[dist.get_rank()]:
         metric.update(batch)
@@ -157,7 +148,7 @@ def on_ranks(shares):
 
 @pytest.mark.parametrize("split", [10, 3, 0], ids=["even", "uneven", "empty rank"])
 def test_two_processes_equal_one(split, processes):
-    generated, train = draw()
+    generated, train = on_the_way()
     expected = naive(generated, train, MQ_THRESHOLDS, 50)
     for results in processes(2).run(on_ranks, [generated[:split].split(2), generated[split:].split(7)]):
         assert results == (expected, expected)
@@ -180,7 +171,7 @@ def test_bad_settings_are_refused_in_one_line(kwargs, message):
 
 
 def test_plot_draws_the_shares():
-    generated, train = draw()
+    generated, train = on_the_way()
     metric = MemorizedQuantity(train)
     values = [metric(batch) for batch in generated.split(10)]
     figure, axes = metric.plot()

@@ -33,12 +33,12 @@ from lightning_iet.callbacks.anti_gradient_control.statistics import (
     log_gap,
     plot_gap,
 )
-from lightning_iet.data.augmentation import find_layer, layers
+from lightning_iet.data.augmentation import layers
 from lightning_iet.data.images import ImageDataModule
 from lightning_iet.data.loaders import Seeded
 from lightning_iet.data.samples import DrawnByWeight, DrawTable
 from lightning_iet.data.shard_sampler import SeededSamples, ShardSampler
-from lightning_iet.data.sharding import ShardedDataModule, inner_datamodule
+from lightning_iet.data.sharding import ShardedDataModule, find_wrapper, inner_datamodule
 from lightning_iet.functional.anti_gradient import check_batch, keep_mask, update_anchored_bank, update_bank
 from lightning_iet.functional.sample_record import (
     LogLossStatistics,
@@ -49,7 +49,7 @@ from lightning_iet.functional.sample_record import (
 from lightning_iet.functional.sharding import to_assignment
 from lightning_iet.shards.groups import gather_rows
 from lightning_iet.utilities.checkpoints import next_epoch, warn_of_changes
-from lightning_iet.utilities.lightning import Callback
+from lightning_iet.utilities.lightning import Callback, find_callbacks
 
 Criterion: TypeAlias = Literal["ratio", "quantile", "record"]
 """By what a sample is judged: its loss over what is usual, its place among usual losses, or its own record."""
@@ -479,7 +479,7 @@ class AntiGradientControl(Callback):
 
     def _prefix(self, trainer: pl.Trainer) -> str:
         """Beginning of the names of what is logged."""
-        several = sum(isinstance(callback, AntiGradientControl) for callback in trainer.callbacks) > 1  # type: ignore[attr-defined]
+        several = len(find_callbacks(trainer, AntiGradientControl)) > 1
         return f"agc/{self.denoiser}/" if several else "agc/"
 
     # --- the method --------------------------------------------------------------------------------------------------
@@ -658,14 +658,12 @@ class AntiGradientControl(Callback):
         inner = inner_datamodule(trainer)
         if isinstance(inner, ImageDataModule) and inner.draws is not None:
             return inner.draws
-        found = find_layer(DrawnByWeight, inner, getattr(trainer.fit_loop._data_source, "instance", None))
-        if found is None:
-            raise ValueError(
-                "AntiGradientControl expected a training set in lightning_iet.data.DrawnByWeight, for weigh='draws', as"
-                " an attribute of the data module or in the loader that is given to fit, but found none. Wrap it:"
-                " DrawnByWeight(WithIndex(dataset)); or use weigh='losses'."
-            )
-        return found.table
+        return find_wrapper(
+            trainer,
+            DrawnByWeight,
+            who="AntiGradientControl with weigh='draws'",
+            remedy="Wrap it: DrawnByWeight(WithIndex(dataset)); or use weigh='losses'.",
+        ).table
 
     def _restore_draws(self, table: DrawTable) -> None:
         """Let the loader of a resumed run read what it would have read."""
@@ -1086,13 +1084,14 @@ def _check_trainer(trainer: Any, callback: AntiGradientControl) -> None:
             f"AntiGradientControl expected a strategy that keeps the model whole, but got"
             f" {type(trainer.strategy).__name__}. Use the strategy 'auto' or 'ddp'."
         )
-    drawing = [c for c in getattr(trainer, "callbacks", ()) if isinstance(c, AntiGradientControl) and c.draws_by_weight]
+    controls = [c for c in getattr(trainer, "callbacks", ()) if isinstance(c, AntiGradientControl)]
+    drawing = [control for control in controls if control.draws_by_weight]
     if len(drawing) > 1:
         raise ValueError(
             f"AntiGradientControl expected one callback with weigh='draws', since samples are drawn by one table, but"
             f" got {len(drawing)}. Use weigh='losses' in the others."
         )
-    names = [other.denoiser for other in getattr(trainer, "callbacks", ()) if isinstance(other, AntiGradientControl)]
+    names = [control.denoiser for control in controls]
     if len(names) > 1 and (None in names or len(set(names)) < len(names)):
         raise ValueError(
             f"AntiGradientControl expected `denoiser` to tell several callbacks apart, but got {names}."
