@@ -30,7 +30,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from benchmarks.agc_step import CIFAR
 from lightning_iet import DiffusionModule, ParameterAveragingCallback, ShardedDataModule
-from lightning_iet.shards.storage import estimate_state_bytes
+from lightning_iet.shards.state import estimate_state_bytes
 
 # Of 32 × 32 images too, but small enough that a process takes hundreds of steps in a minute.
 MEDIUM = CIFAR | {"block_out_channels": (32, 64, 64, 64), "layers_per_block": 1, "norm_num_groups": 8}

@@ -13,8 +13,18 @@ from torch import Tensor
 
 from lightning_iet.functional.averaging import average_
 from lightning_iet.shards.layout import FlatLayout, shard_tensors
-from lightning_iet.shards.state import ShardState, ShardwiseCallback, capture, group_options, install, pack, unpack
-from lightning_iet.shards.storage import Flat, Offload, make_storage
+from lightning_iet.shards.state import (
+    Flat,
+    Offload,
+    ShardState,
+    ShardwiseCallback,
+    capture,
+    group_options,
+    install,
+    make_storage,
+    pack,
+    unpack,
+)
 
 
 class ShardEngine:

@@ -34,7 +34,7 @@ from lightning_iet.shards import ShardEngine, ShardwiseCallback
 from lightning_iet.shards.groups import broadcast_model, check_same_everywhere, gather_shards, make_groups
 from lightning_iet.shards.layout import FrozenWatch
 from lightning_iet.shards.schedule import ShardSchedule, own_shard
-from lightning_iet.shards.storage import Offload
+from lightning_iet.shards.state import Offload
 from lightning_iet.utilities.lightning import (
     Callback,
     Position,

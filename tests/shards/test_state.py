@@ -8,7 +8,7 @@ import torch
 
 from lightning_iet import AntiGradientControl, ShardedDataModule
 from lightning_iet.shards import FlatLayout, ShardState
-from lightning_iet.shards.storage import Offloaded, choose_offload, estimate_state_bytes, host_memory, mapped_memory
+from lightning_iet.shards.state import Offloaded, choose_offload, estimate_state_bytes, host_memory, mapped_memory
 from tests.helpers.models import quiet_trainer, tiny_diffusion
 from tests.helpers.shards import Spied, digits
 from tests.helpers.weights import assert_same_bits, state_of
@@ -28,7 +28,7 @@ def fit(tmp_path, offload, **kwargs):
 
 @pytest.mark.parametrize("offload", ["cpu", "disk"])
 def test_where_states_lie_changes_no_bit(tmp_path, offload, monkeypatch):
-    monkeypatch.setattr("lightning_iet.shards.storage.SMALLEST_FILE", 1)
+    monkeypatch.setattr("lightning_iet.shards.state.SMALLEST_FILE", 1)
     expected, on_device = fit(tmp_path, "none")
     state, spied = fit(tmp_path, offload)
     assert_same_bits(state, expected)
@@ -124,7 +124,7 @@ def test_a_full_disk_is_told_before_training(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("lightning_iet.shards.storage.SMALLEST_FILE", 1)
+    monkeypatch.setattr("lightning_iet.shards.state.SMALLEST_FILE", 1)
     monkeypatch.setattr("os.posix_fallocate", full)
     with pytest.raises(OSError, match=r"`offload` expected room for the shard states in '.*', but got: No space left"):
         fit(tmp_path, "disk")
@@ -138,7 +138,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
 
 
 def test_mapped_memory_is_a_tensor_like_any_other(tmp_path, monkeypatch):
-    monkeypatch.setattr("lightning_iet.shards.storage.SMALLEST_FILE", 1)
+    monkeypatch.setattr("lightning_iet.shards.state.SMALLEST_FILE", 1)
     tensor = mapped_memory(tmp_path)(torch.Size([3, 5]), torch.float64)
     tensor.copy_(torch.arange(15.0).view(3, 5))
     assert tensor.sum().item() == 105
