@@ -2,6 +2,7 @@
 
 import logging
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,6 +10,8 @@ from torchvision.datasets import FakeData
 
 from lightning_iet import ShardedDataModule
 from lightning_iet.data import ImageDataModule, IndexedImages
+from lightning_iet.data.images import SyntheticImages, absent, damaged, one_line_download
+from lightning_iet.data.samples import labels_of
 from lightning_iet.data.shard_sampler import ShardPlan
 from tests.helpers.models import quiet_trainer, tiny_diffusion
 from tests.helpers.pictures import pixels, png
@@ -234,3 +237,36 @@ def test_the_synthetic_twin_has_the_same_shape_and_reads_nothing(num_classes):
         # Enough of each class for ten shards.
         assert data.train_set.targets.bincount(minlength=num_classes).min() >= 10
     assert len(set_up(Nowhere, synthetic=True, subset=5, num_control=0, num_reference=0).train_set) == 5
+
+
+def test_images_are_random_and_always_the_same():
+    images = SyntheticImages(4, channels=3, size=(6, 4), num_classes=2)
+    assert torch.equal(images[1][0], images[1][0])
+    assert not torch.equal(images[1][0], images[2][0])
+    assert not torch.equal(images[1][0], SyntheticImages(4, channels=3, size=(6, 4), seed=1)[1][0])
+    assert images[0][0].shape == (3, 6, 4)
+    assert labels_of(images).tolist() == [0, 1, 0, 1]
+
+
+def test_conditions_are_labels_captions_or_nothing():
+    assert labels_of(SyntheticImages(4, channels=1, size=(2, 2))) is None
+    captioned = SyntheticImages(4, channels=1, size=(2, 2), num_classes=2, captioned=True)
+    assert labels_of(captioned) is None
+    assert len({captioned[number][1] for number in range(4)}) == 4
+
+
+def test_what_is_not_there_is_named_with_all_remedies():
+    message = str(absent("Pictures", "pictures.bin", Path("here")))
+    for part in ("Pictures (pictures.bin)", "'here'", "`download: true`", "`synthetic: true`"):
+        assert part in message
+    assert "'here'" in str(damaged("Pictures", Path("here")))
+
+
+@pytest.mark.parametrize("error", [OSError("a\nb"), RuntimeError("a\nb")])
+@pytest.mark.parametrize("place", [None, Path("here")])
+def test_a_failed_download_is_one_line(error, place):
+    failed = r"^Pictures could not be fetched \(a b\)\. Without a network"
+    with pytest.raises(ConnectionError, match=failed) as caught, one_line_download("Pictures", place):
+        raise error
+    assert ("'here'" in str(caught.value)) == (place is not None)
+    assert str(caught.value).endswith("as `root`.")

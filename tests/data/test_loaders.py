@@ -1,6 +1,8 @@
 """Any training loader, by shards: each takes its own samples, in the loader's own order."""
 
+import os
 import random
+import signal
 
 import numpy as np
 import pytest
@@ -19,6 +21,7 @@ from torch.utils.data import (
 )
 
 from lightning_iet import ShardedDataModule
+from lightning_iet.data.loaders import IgnoreFirstSigterm
 from lightning_iet.data.orders import RestrictedBatchSampler
 from lightning_iet.data.samples import WithIndex
 from lightning_iet.data.shard_sampler import ShardPlan
@@ -386,3 +389,35 @@ def test_samples_are_read_with_the_seeds_of_the_sample():
         for index, x in zip(numbers.tolist(), drawn, strict=True):
             seed_rng(derive_seed(5, 0, index), devices=False)
             assert x == torch.rand(())
+
+
+class Nervous(torch.utils.data.Dataset):
+    """Sends its worker a number of signals before it yields a sample."""
+
+    def __init__(self, signals):
+        self.signals = signals
+
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, index):
+        for _ in range(self.signals if index == 0 else 0):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return index
+
+
+def remember(worker):
+    torch.utils.data.get_worker_info().dataset.prepared = True
+
+
+def read(signals):
+    return [int(x) for x in DataLoader(Nervous(signals), num_workers=1, worker_init_fn=IgnoreFirstSigterm(remember))]
+
+
+def test_one_signal_is_waited_out():
+    assert read(1) == [0, 1]
+
+
+def test_the_second_ends_the_worker():
+    with pytest.raises(RuntimeError, match=r"exited unexpectedly|killed"):
+        read(2)

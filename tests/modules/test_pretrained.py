@@ -13,12 +13,14 @@ from diffusers import (
     PNDMScheduler,
     UNet2DModel,
 )
+from torch import nn
 
 from lightning_iet import DiffusionModule, DigitsDataModule
 from lightning_iet.audit.generator import load_pipeline
 from lightning_iet.functional.seeding import derive_seed
-from lightning_iet.modules.pretrained import load_pretrained
-from tests.helpers.models import quiet_trainer, tiny_diffusion, tiny_unet
+from lightning_iet.modules.pretrained import load_any_module, load_pretrained, which_weights
+from tests.helpers.digit_models import drawn, save_checkpoint
+from tests.helpers.models import quiet_trainer, tiny_diffusion, tiny_dit, tiny_unet
 
 
 @pytest.fixture(scope="module")
@@ -228,3 +230,126 @@ def test_a_file_of_weights_beside_its_configuration(published, tmp_path):
     (tmp_path / "unet" / "config.json").unlink()
     with pytest.raises(ValueError, match=r"there is no '.*config.json'\. Put it there; .* TextToImageModule"):
         load_pretrained(str(file.with_name("mine.safetensors")))
+
+
+def test_the_class_is_that_which_the_checkpoint_names(tmp_path, monkeypatch):
+    module = tiny_diffusion(unet={"num_class_embeds": 3})
+    save_checkpoint(module, tmp_path / "model.ckpt")
+    loaded = load_any_module(tmp_path / "model.ckpt")
+    assert loaded.conditioning == module.conditioning
+    assert torch.equal(loaded.sample(2, num_inference_steps=2), module.sample(2, num_inference_steps=2))
+
+
+def test_a_checkpoint_from_before_there_were_several(tmp_path):
+    save_checkpoint(tiny_diffusion(), tmp_path / "new.ckpt")
+    checkpoint = torch.load(tmp_path / "new.ckpt", weights_only=True)
+    for name in ("module", "num_classes", "label_dropout", "guidance_scale"):
+        del checkpoint["specification"][name]
+    torch.save(checkpoint, tmp_path / "old.ckpt")
+    assert load_any_module(tmp_path / "old.ckpt").conditioning is None
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"specification": {"module": "Evil"}}, "which is one of a Evil"),
+        ({"specification": {}}, "expected the denoiser of"),
+        ([1], "which holds a list"),
+    ],
+)
+def test_other_files_are_one_line(tmp_path, content, message):
+    torch.save(content, tmp_path / "other.ckpt")
+    with pytest.raises(ValueError, match=message) as error:
+        load_any_module(tmp_path / "other.ckpt")
+    assert "\n" not in str(error.value)
+
+
+def test_weights_of_another_architecture_are_one_line(tmp_path):
+    module = tiny_diffusion()
+    save_checkpoint(module, tmp_path / "model.ckpt")
+    checkpoint = torch.load(tmp_path / "model.ckpt", weights_only=True)
+    checkpoint["specification"]["unet"]["config"]["block_out_channels"] = [16]
+    torch.save(checkpoint, tmp_path / "model.ckpt")
+    with pytest.raises(
+        ValueError, match=r"^The checkpoint expected another architecture, but got \d+ of \d+ weights that differ"
+    ):
+        load_any_module(tmp_path / "model.ckpt")
+
+
+@pytest.mark.parametrize("sampler", ["ddpm", "ddim"])
+@pytest.mark.parametrize("unet", [{}, {"in_channels": 3, "out_channels": 3, "sample_size": (4, 8)}])
+def test_a_pipeline_draws_our_images_before_and_after_saving(tmp_path, sampler, unet):
+    module = tiny_diffusion(unet=unet | {"dropout": 0.5}, channels_last=True).train()
+    with torch.no_grad():
+        module.ema.module.conv_in.bias += 1  # the averaged weights are others
+    pipeline = module.pipeline(sampler=sampler)
+    ours = module.sample(5, seed=4, sampler=sampler, num_inference_steps=3)[2:]
+    torch.testing.assert_close(drawn(pipeline, [2, 3, 4], seed=4), ours, rtol=1e-5, atol=1e-5)
+    pipeline.save_pretrained(tmp_path)
+    loaded = DDPMPipeline.from_pretrained(tmp_path)
+    loaded.set_progress_bar_config(disable=True)
+    assert isinstance(loaded.scheduler, {"ddpm": DDPMScheduler, "ddim": DDIMScheduler}[sampler])
+    assert torch.equal(drawn(loaded, [2, 3, 4], seed=4), drawn(pipeline, [2, 3, 4], seed=4))
+
+
+def test_the_weights_themselves_and_weights_of_its_own():
+    module = tiny_diffusion()
+    with torch.no_grad():
+        module.unet.conv_in.bias += 1
+    pipeline = module.pipeline(use_ema=False)
+    before = pipeline.unet.conv_in.bias.clone()
+    assert torch.equal(before, module.unet.conv_in.bias)
+    with torch.no_grad():
+        module.unet.conv_in.bias += 1
+    assert torch.equal(pipeline.unet.conv_in.bias, before)
+    assert module.unet.conv_in.bias.requires_grad
+    assert module.unet.training
+
+
+@pytest.mark.parametrize("make", [lambda: tiny_unet(num_class_embeds=11), tiny_dit])
+def test_a_class_conditional_pipeline_is_loadable(tmp_path, make):
+    module = DiffusionModule(make(), ema_decay=0.9)
+    module.pipeline().save_pretrained(tmp_path)
+    loaded = DDPMPipeline.from_pretrained(tmp_path)
+    images, t, labels = torch.randn(2, 1, 8, 8), torch.tensor([3, 3]), torch.tensor([1, 10])
+    with torch.no_grad():
+        expected = module.eval()(images, t, labels)
+        assert torch.equal(loaded.unet(images, t, class_labels=labels).sample, expected)
+
+
+def test_other_denoisers_make_no_pipeline():
+    with pytest.raises(TypeError, match=r"UNet2DModel or DiTTransformer2DModel .* but got Conv2d"):
+        DiffusionModule(nn.Conv2d(1, 1, 1)).pipeline()
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["diffusion_pytorch_model.safetensors"], {"variant": None, "use_safetensors": True}),
+        (["diffusion_pytorch_model.bin"], {"variant": None, "use_safetensors": False}),
+        (["diffusion_pytorch_model.bin", "diffusion_pytorch_model.safetensors"],
+         {"variant": None, "use_safetensors": True}),
+        (["diffusion_pytorch_model.fp16.bin"], {"variant": "fp16", "use_safetensors": False}),
+        (["diffusion_pytorch_model.fp16-00001-of-00002.safetensors"], {"variant": "fp16", "use_safetensors": True}),
+        (["diffusion_pytorch_model-00001-of-00002.safetensors"], {"variant": None, "use_safetensors": True}),
+        (["unet/diffusion_pytorch_model.fp16.safetensors", "text/model.fp16.safetensors"],
+         {"variant": "fp16", "use_safetensors": True}),
+        (["unet/diffusion_pytorch_model.fp16.safetensors", "text/model.safetensors"],
+         {"variant": "fp16", "use_safetensors": True}),
+        (["unet/diffusion_pytorch_model.safetensors", "text/pytorch_model.bin"], {"variant": None}),
+        (["config.json", "optimizer.bin"], {}),
+    ],
+)  # fmt: skip
+def test_what_is_asked_for(tmp_path, names, expected):
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    assert which_weights(tmp_path) == expected
+
+
+def test_parts_of_different_variants_are_refused(tmp_path):
+    for name in ("unet/diffusion_pytorch_model.fp16.safetensors", "vae/diffusion_pytorch_model.bf16.safetensors"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_bytes(b"")
+    with pytest.raises(ValueError, match="variants bf16, fp16 and no plain ones"):
+        which_weights(tmp_path)

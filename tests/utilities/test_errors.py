@@ -1,8 +1,11 @@
+import math
+import sys
+
 import pytest
 import torch.distributed as dist
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 
-from lightning_iet.utilities.errors import TRACEBACK_VARIABLE, one_line_errors
+from lightning_iet.utilities.errors import TRACEBACK_VARIABLE, one_line_errors, require
 
 
 @pytest.mark.parametrize("error", [ValueError("two\nlines"), OSError("two lines"), ModuleNotFoundError("two lines")])
@@ -53,3 +56,22 @@ def test_a_lost_connection_is_one_line_on_every_process(error, reason, capsys, m
 def test_other_runtime_errors_keep_their_traceback():
     with pytest.raises(RuntimeError, match="shapes"), one_line_errors("program"):
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+
+def test_an_installed_module_is_returned():
+    assert require("math", "inception") is math
+
+
+def test_a_missing_module_names_the_line_that_installs_it():
+    with pytest.raises(ModuleNotFoundError) as caught:
+        require("no_such_package.part", "inception")
+    assert str(caught.value) == "`no_such_package` is not installed. Run: pip install 'lightning-iet[inception]'"
+    assert caught.value.name == "no_such_package"
+
+
+def test_a_module_that_misses_one_of_its_own_names_that_one(tmp_path, monkeypatch):
+    (tmp_path / "needs_more.py").write_text("import no_such_package\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ModuleNotFoundError, match="`no_such_package` is not installed"):
+        require("needs_more", "inception")
+    assert "needs_more" not in sys.modules

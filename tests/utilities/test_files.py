@@ -1,13 +1,24 @@
 import json
+import os
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.demos.boring_classes import BoringModel
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 
-from lightning_iet.utilities.files import check_writable, run_folder, write_atomically, write_csv, write_json
+from lightning_iet.utilities.files import (
+    check_writable,
+    checkpoint_of,
+    printable,
+    run_folder,
+    write_atomically,
+    write_csv,
+    write_json,
+)
 from tests.helpers.models import quiet_trainer
 
 
@@ -94,3 +105,52 @@ def test_tables_and_json_are_whole_or_not_there(tmp_path):
         write_json(tmp_path / "a.json", {"a": object()})
     assert (tmp_path / "a.json").read_bytes() == before
     assert {file.name for file in tmp_path.iterdir()} == {"a.csv", "a.json"}
+
+
+NAMES = st.binary(min_size=1).map(lambda data: data.decode("utf-8", "surrogateescape"))
+
+
+@given(NAMES)
+def test_any_file_name_becomes_one_line_of_utf_8(name):
+    shown = printable(name)
+    assert shown.encode("utf-8")
+    assert len(shown.splitlines()) == 1
+    assert shown.isprintable()
+
+
+@given(st.text(alphabet=st.characters(categories=["L", "N", "P", "S"]), min_size=1))
+def test_readable_names_stay_as_they_are(name):
+    assert printable(name) == name
+
+
+def test_marks_that_turn_writing_around_are_shown():
+    assert printable("a\u202egnp.exe") == "a\\u202egnp.exe"
+
+
+def touch(path, time):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"")
+    os.utime(path, (time, time))
+    return path
+
+
+def test_the_newest_version_that_has_a_checkpoint_counts(tmp_path):
+    touch(tmp_path / "version_9/checkpoints/last.ckpt", 9)
+    newest = touch(tmp_path / "version_10/checkpoints/last.ckpt", 3)
+    touch(tmp_path / "version_10/checkpoints/epoch=4.ckpt", 4)
+    (tmp_path / "version_11/checkpoints").mkdir(parents=True)
+    assert checkpoint_of(tmp_path) == newest
+    assert checkpoint_of(tmp_path / "version_9") == tmp_path / "version_9/checkpoints/last.ckpt"
+    assert checkpoint_of(tmp_path / "version_9/checkpoints") == tmp_path / "version_9/checkpoints/last.ckpt"
+
+
+def test_without_last_the_newest_file_counts(tmp_path):
+    touch(tmp_path / "checkpoints/b.ckpt", 1)
+    newest = touch(tmp_path / "checkpoints/a.ckpt", 2)
+    assert checkpoint_of(tmp_path) == newest
+
+
+def test_a_file_is_itself_and_a_folder_without_checkpoints_is_refused(tmp_path):
+    assert checkpoint_of(Path("any.ckpt")) == Path("any.ckpt")
+    with pytest.raises(FileNotFoundError, match="Argument `ckpt_path` expected a checkpoint or the folder of a run"):
+        checkpoint_of(tmp_path, argument="ckpt_path")
