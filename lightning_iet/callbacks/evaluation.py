@@ -370,7 +370,9 @@ class Evaluation(pl.Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Evaluate if it is time."""
-        if not self._is_due(trainer):
+        if not self.num_samples or self.every_n_epochs is None or _is_dev_run(trainer):
+            return
+        if (trainer.current_epoch + 1) % self.every_n_epochs:
             return
         if self._outcome is None or self._outcome.step != trainer.global_step:
             self._evaluate_in_between(trainer, pl_module)
@@ -517,11 +519,6 @@ class Evaluation(pl.Callback):
             self._best = dict(checkpoint["evaluation"].get("best", {}))
             self._waited = checkpoint["evaluation"].get("waited", 0)
             self._judged = checkpoint["evaluation"].get("judged")
-
-    def _is_due(self, trainer: pl.Trainer) -> bool:
-        if not self.num_samples or self.every_n_epochs is None or _is_dev_run(trainer):
-            return False
-        return (trainer.current_epoch + 1) % self.every_n_epochs == 0
 
     # --- what ------------------------------------------------------------------------------------------------------
 

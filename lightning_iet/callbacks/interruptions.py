@@ -211,7 +211,8 @@ def _save(trainer: Trainer, *, is_end: bool) -> None:
     if trainer.fast_dev_run:  # type: ignore[attr-defined]
         return
     for callback in find_callbacks(trainer, ModelCheckpoint):
-        if not _keeps_last(callback) or callback._last_global_step_saved == trainer.global_step:
+        keeps_last = callback.save_last or (callback.filename == Path(LAST).stem and callback.monitor is None)
+        if not keeps_last or callback._last_global_step_saved == trainer.global_step:
             continue
         before = callback._last_global_step_saved
         _write(trainer, callback)
@@ -228,7 +229,3 @@ def _write(trainer: Trainer, callback: ModelCheckpoint) -> None:
         Path(callback.last_model_path).unlink()  # or the checkpoint that it leads to would be overwritten
     with patched_attribute(callback, "save_last", True):  # "link" leads to the newest checkpoint, which is older
         callback._save_last_checkpoint(trainer, measures)
-
-
-def _keeps_last(callback: ModelCheckpoint) -> bool:
-    return bool(callback.save_last) or (callback.filename == Path(LAST).stem and callback.monitor is None)

@@ -317,7 +317,8 @@ def find_denoiser(module: nn.Module, name: str | None = None, *, any_network: bo
         if not isinstance(part, AveragedModel) and not any(part is copy for copy in copies)
     }
     fitting = {child: part for child, part in networks.items() if any_network or has_blocks(part)}
-    found = {child: part for child, part in fitting.items() if _is_trained(part)} or fitting
+    trained = {child: part for child, part in fitting.items() if any(p.requires_grad for p in part.parameters())}
+    found = trained or fitting
     if len(found) > 1:
         raise ValueError(
             f"Argument `denoiser` expected a name, for {type(module).__name__} has {len(found)} networks that could be "
@@ -337,10 +338,6 @@ def _innermost(network: nn.Module) -> nn.Module:
             break
         network = inner[0]
     return network
-
-
-def _is_trained(module: nn.Module) -> bool:
-    return any(parameter.requires_grad for parameter in module.parameters())
 
 
 def _select(

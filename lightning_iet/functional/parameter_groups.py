@@ -379,7 +379,11 @@ def _candidates(
     elif family == "difffit":
         yield from _scales(network, published=granularity == "published")
     elif family == "lora":
-        found = [(name, layer) for name, layer in network.named_modules() if _is_target(name, targets)]
+        found = [
+            (name, layer)
+            for name, layer in network.named_modules()
+            if name in targets or name.endswith(tuple(f".{target}" for target in targets))
+        ]
         if not found:
             raise ValueError(
                 f"Argument `lora_targets` expected ends of names of layers of {type(network).__name__}, such as to_q "
@@ -407,9 +411,10 @@ def _weights(network: nn.Module, family: Family, owner: Mapping[str, str]) -> It
     }
     for name, parameter in network.named_parameters():
         is_bias = name.rpartition(".")[2] == "bias"
+        is_resnet = owner.get(name, "").rpartition(".")[0].endswith("resnets")
         fits = {
             "all": True,
-            "attention": "attentions." in name or (name in owner and not _is_resnet(owner[name])),
+            "attention": "attentions." in name or (name in owner and not is_resnet),
             "norm": name in norms,
             "bias": is_bias,
         }.get(family, name in norms or is_bias)
@@ -435,14 +440,6 @@ def _scales(network: nn.Module, *, published: bool) -> Iterator[_Candidate]:
 
 def _below(path: str, name: str) -> str:
     return f"{path}.{name}" if path else name
-
-
-def _is_target(name: str, targets: tuple[str, ...]) -> bool:
-    return any(name == target or name.endswith(f".{target}") for target in targets)
-
-
-def _is_resnet(block: str) -> bool:
-    return block.rpartition(".")[0].endswith("resnets")
 
 
 def _is_published(candidate: _Candidate, family: Family, block: str) -> bool:

@@ -262,7 +262,7 @@ def _load_unet(pretrained: str | Path, which: dict[str, Any]) -> Any:
 def _index(pretrained: str | Path) -> dict[str, Any]:
     """The content of ``model_index.json``."""
     folder = Path(pretrained)
-    if not folder.is_dir() and _looks_like_a_path(pretrained):
+    if not folder.is_dir() and looks_like_a_path(pretrained):
         raise FileNotFoundError(
             f"Argument `pretrained` expected a folder with a diffusers pipeline, or a hub id, but got '{pretrained}', "
             "which is no folder. Check the path."
@@ -284,7 +284,7 @@ def _index(pretrained: str | Path) -> dict[str, Any]:
     return index
 
 
-def _looks_like_a_path(pretrained: str | Path) -> bool:
+def looks_like_a_path(pretrained: str | Path) -> bool:
     """Whether it cannot be a hub id, which is ``org/name``."""
     text = os.fspath(pretrained)
     return isinstance(pretrained, Path) or text.startswith((".", "/", "~")) or text.count("/") != 1

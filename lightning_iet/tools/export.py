@@ -13,6 +13,7 @@ from lightning_iet.evaluation.report import read_metrics
 from lightning_iet.evaluation.verdict import fid_note, telling_thresholds, verdict
 from lightning_iet.modules import DiffusionModule
 from lightning_iet.modules.noise_processes import Sampler
+from lightning_iet.modules.pipelines import looks_like_a_path
 from lightning_iet.modules.pretrained import load_any_module
 from lightning_iet.utilities.checkpoints import outline
 from lightning_iet.utilities.errors import first_line
@@ -122,7 +123,7 @@ def _pretrained(config: Mapping[str, Any]) -> str | None:
     given = _init_args(config.get("model")).get("pretrained")
     if not isinstance(given, str):
         return None
-    return Path(given).name if given.count("/") != 1 or given.startswith(("/", ".", "~")) else given
+    return Path(given).name if looks_like_a_path(given) else given
 
 
 # --- settings and figures ---------------------------------------------------------------------------------------------

@@ -3,7 +3,6 @@
 import inspect
 from pathlib import Path
 
-from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
 
 from lightning_iet.modules.noise_processes import Sampler
@@ -79,7 +78,10 @@ def sample(
             progress=bar.advance,
             **options,
         )
-    _write(images, folder)
+    width = max(len(str(num_samples - 1)), 5)
+    for number, image in enumerate(images):
+        with write_atomically(folder / f"{number:0{width}d}.png") as unfinished:
+            to_pil_image(image.mul(255).round().byte()).save(unfinished)
     if grid is not None:
         save_figure(image_grid(images), Path(grid))
     print(f"Written to {folder}: {num_samples} images{'' if grid is None else f'; all at a glance: {grid}'}")
@@ -93,10 +95,3 @@ def _options(module: object, **given: object) -> dict[str, object]:
         if value is not None and name not in taken:
             raise ValueError(f"Argument `{name}` expected none for a {type(module).__name__}, but got {value!r}.")
     return {name: value for name, value in given.items() if value is not None}
-
-
-def _write(images: Tensor, folder: Path) -> None:
-    width = max(len(str(len(images) - 1)), 5)
-    for number, image in enumerate(images):
-        with write_atomically(folder / f"{number:0{width}d}.png") as unfinished:
-            to_pil_image(image.mul(255).round().byte()).save(unfinished)

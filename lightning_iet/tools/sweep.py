@@ -56,7 +56,8 @@ def sweep(
     """
     if jobs < 1:
         raise ValueError(f"Argument `jobs` expected an integer ≥ 1, but got {jobs}.")
-    sweeps = [read_sweep(_file(Path(file))) for file in files]
+    paths = [Path(file) for file in files]  # or the names of sweeps that come with the package
+    sweeps = [read_sweep(path if path.is_file() else shipped_configuration(path) or path) for path in paths]
     for plan in sweeps:
         if plan.method != "grid" and trials is None and plan.cap is None:
             raise ValueError(f"Argument `trials` expected a number of runs for '{plan.path}', but got none.")
@@ -65,11 +66,6 @@ def sweep(
             folder = Path(out) / plan.name
             check_writable(folder, argument="out", remedy="Give another folder with `--out`.")
             _run(plan, folder, jobs=jobs, trials=trials or plan.cap or 0, seed=seed)
-
-
-def _file(path: Path) -> Path:
-    """A file of that path, or the sweep of that name that comes with the package."""
-    return path if path.is_file() else shipped_configuration(path) or path
 
 
 def _run(plan: SweepFile, folder: Path, *, jobs: int, trials: int, seed: int) -> None:

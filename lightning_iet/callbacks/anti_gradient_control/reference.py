@@ -163,15 +163,9 @@ def held_out_images(trainer: pl.Trainer, number: int | None) -> HeldOutImages:
     )
     batched = loader.batch_sampler is not None
     collate = loader.collate_fn if batched else partial(_only_one, loader.collate_fn)
-    return HeldOutImages(dataset, _spread(dataset, wanted), collate)
-
-
-def _spread(dataset: Dataset[Any], number: int) -> Tensor:
-    """Some samples, with the classes in equal shares as far as they are known: stored order may be by class."""
-    labels = labels_of(dataset)
-    length = len(dataset)  # type: ignore[arg-type]
-    (chosen,) = select_disjoint(torch.zeros(length) if labels is None else labels, [number], seed=0)
-    return chosen
+    labels = labels_of(dataset)  # in equal shares as far as they are known: stored order may be by class
+    (chosen,) = select_disjoint(torch.zeros(length) if labels is None else labels, [wanted], seed=0)
+    return HeldOutImages(dataset, chosen, collate)
 
 
 def _only_one(convert: Callable[[Any], Any], samples: list[Any]) -> Any:

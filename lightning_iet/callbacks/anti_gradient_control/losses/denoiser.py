@@ -370,7 +370,12 @@ class DenoiserLosses(LossSource):
         return self._names[id(call.module)] or type(self.module).__name__
 
     def _refuse(self, reason: str) -> NoReturn:
-        raise UnsupportedModule(_message(self.module, reason, denoiser=self.denoiser))
+        """Say what is wrong with the module, and the things that a user can do besides what was done."""
+        expected, remedies = "find the denoiser of", f"{_NAMING}{_RETURNING}"
+        if self.denoiser is not None:
+            expected, remedies = f"read the losses of `{self.denoiser}` in", f"Let{_RETURNING}"
+        kind = type(self.module).__name__
+        raise UnsupportedModule(f"AntiGradientControl expected to {expected} {kind}, but {reason}. {remedies}")
 
 
 # --- hooks -----------------------------------------------------------------------------------------------------------
@@ -514,14 +519,6 @@ _RETURNING = (
     ' training_step return {"loss", "sample_loss", "timesteps"}; or reduce its losses by an attribute'
     " loss_reducer(sample_loss, timesteps)."
 )
-
-
-def _message(module: nn.Module, reason: str, *, denoiser: str | None) -> str:
-    """One line: what is wrong with a module, and the things that a user can do besides what was done."""
-    kind = type(module).__name__
-    if denoiser is None:
-        return f"AntiGradientControl expected to find the denoiser of {kind}, but {reason}. {_NAMING}{_RETURNING}"
-    return f"AntiGradientControl expected to read the losses of `{denoiser}` in {kind}, but {reason}. Let{_RETURNING}"
 
 
 def _why_not_found(module: nn.Module, denoiser: str | None) -> str:
