@@ -165,7 +165,7 @@ class TrainingSetMetric(BaseMetric):
         self.features = features
         images = collect_images(train)
         if len(images) < k:
-            raise ValueError(f"Argument `train` expected at least {k} images, but got {len(images)}. Add images.")
+            raise ValueError(self._too_few(len(images), k))
         self.k = k
         self.image_shape = tuple(images.shape[1:])
         self.train_rows = self.references(self.rows(images, name="train").to(self.device))
@@ -176,6 +176,9 @@ class TrainingSetMetric(BaseMetric):
         train = f"train=<{len(self.train_rows)} x {self.image_shape}>"
         name, _, settings = super().__repr__()[:-1].partition("(")
         return f"{name}({', '.join(filter(None, (train, settings)))})"
+
+    def _too_few(self, found: int, k: int) -> str:
+        return f"Argument `train` expected at least {k} images, but got {found}. Add images."
 
     def rows(self, images: Tensor, *, name: str) -> Tensor:
         """Return what is compared of each image, its pixels or its features, shape ``(N, D)``; refuse what is none."""
