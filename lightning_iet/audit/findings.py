@@ -209,7 +209,8 @@ class Findings:
             where images were noticed.
         differences: properties in which generated images differ from training images, or lie farther from them than
             held-out images do.
-        nearer: measures in which generated images lie nearer to training images than held-out images do.
+        nearer: measures in which generated images lie nearer to training images than held-out images do, by more than
+            chance.
         title: the title that the user gave the audit.
         date: when it was made, ISO 8601.
         command: the command that was given, or ``""``.

@@ -39,7 +39,9 @@ def pair_rows(audit: Audit) -> list[dict[str, Any]]:
 
     Returns:
         A row for each: ``index``, ``name`` and ``sha256`` of the image; ``score``, the ratio by the search that it
-        is shown by, and ``search``, which one that is; ``named`` as a copy and ``noticed``, 0 or 1; ``noise``,
+        is shown by, and ``search``, which one that is; ``named`` as a copy and ``noticed``, 0 or 1;
+        ``beyond_held_out``, 1 if it is nearer than any held-out image, all searches taken together, else 0, and empty
+        where there are none; ``noise``,
         the signal-to-noise ratio in dB once the disguise is undone, empty for scores above 0.5; ``source``,
         ``source_index`` and ``source_sha256`` of the training image; ``ratio_…`` by each published measure;
         ``identical`` and ``copy`` (by the published ratio); ``version`` that is nearest by plain distances; then
@@ -52,6 +54,7 @@ def pair_rows(audit: Audit) -> list[dict[str, Any]]:
     versions = list(views(audit.settings.invariance))
     copied = below(copies.ratios[measures[0]], audit.settings.ratio).tolist()
     named, noticed = audit.evidence.named.tolist(), audit.evidence.noticed.tolist()
+    beyond = audit.evidence.beyond.tolist() if "held_out" in audit.copies else None
     ratios = {measure: values.tolist() for measure, values in copies.ratios.items()}
     distances, indices = neighbors.sq_distances[:, :count].sqrt().tolist(), neighbors.indices[:, :count].tolist()
     scores, sources, noise = copies.scores.tolist(), copies.sources.tolist(), copies.noise.tolist()
@@ -65,6 +68,7 @@ def pair_rows(audit: Audit) -> list[dict[str, Any]]:
             "search": searches[int(copies.search[i])],
             "named": int(named[i]),
             "noticed": int(noticed[i]),
+            "beyond_held_out": "" if beyond is None else int(beyond[i]),
             "noise": "" if noise[i] != noise[i] else noise[i],
             "source": printable(train.names[sources[i]]),
             "source_index": sources[i],
@@ -84,13 +88,16 @@ def pair_rows(audit: Audit) -> list[dict[str, Any]]:
 
 
 def _order(copies: Copies, evidence: Evidence) -> list[int]:
-    """Put named copies first, then what was noticed, then the rest, each by the ratio as a part of its search's limit.
+    """Put named copies first, then what was noticed, what is nearer than any held-out image, and the rest.
+
+    Each are in the order of the ratio as a part of its search's limit.
 
     Where no image is named but the scan speaks of copies, the images that it counts are first, by the ratio of its
     search.
     """
     relative = relative_ratios(copies.search_ratios, evidence.noticed_below)
-    keys = [~evidence.named, ~evidence.noticed, relative.gather(1, copies.search[:, None])[:, 0], copies.scores]
+    relative = relative.gather(1, copies.search[:, None])[:, 0]
+    keys = [~evidence.named, ~evidence.noticed, ~evidence.beyond, relative, copies.scores]
     if evidence.scan is not None and evidence.decided_by_scan:
         ratios = copies.search_ratios[:, evidence.scan_search].double()
         counted = ratios <= evidence.scan.threshold

@@ -75,7 +75,7 @@ def verdict(findings: Findings) -> Verdict:
     if named.count:
         are = "is a copy" if named.count == 1 else "are copies"
         answer = f"The generator copies: {_counted(named)} {are} of training images."
-        details = " ".join([_kinds(findings), *named_above(findings), *reviewed(findings)])
+        details = " ".join([_kinds(findings), *named_above(findings), *reviewed(findings)]) + beyond_words(findings)
         return Verdict("copies", answer, looked_for, also, f"{details}{control}{_contaminated(findings)}")
     if scan is not None and scan.p_value < SIGNIFICANT:
         answer = (
@@ -87,7 +87,7 @@ def verdict(findings: Findings) -> Verdict:
             f"If both sets were alike, chance would give so large an excess in {_probability(scan.p_value)} audits. "
             "Which images are copies cannot be told one by one: they are those first in the list of pairs."
         )
-        details = " ".join([details, *reviewed(findings)])
+        details = " ".join([details, *reviewed(findings)]) + beyond_words(findings)
         return Verdict("copies", answer, looked_for, also, f"{details}{_contaminated(findings)}")
     open_for = _reasons(findings)
     if open_for:
@@ -185,8 +185,7 @@ def _reasons(findings: Findings) -> list[str]:
         )
         reasons.append(
             f"{_counted(evidence.noticed)} {'is' if evidence.noticed.count == 1 else 'are'} far nearer to one training "
-            f"image than real images are; {evidence.beyond:,} more so than any of {_held_out(findings):,} held-out "
-            f"images.{needed} Look at the pairs."
+            f"image than real images are.{needed} Look at the pairs.{beyond_words(findings)}"
         )
     elif findings.generated.identical and held_out is not None and held_out.identical:
         own, control = findings.generated.identical, held_out.identical
@@ -223,7 +222,8 @@ def _reasons(findings: Findings) -> list[str]:
                 "generator's would not be found either."
             )
     reasons += [difference_words(part) for part in findings.differences if part.name not in OF_FILES]
-    reasons += _nearer([part for part in findings.nearer if part.is_share])
+    if any(part.is_large for part in findings.nearer):
+        reasons += _nearer(findings.nearer)
     return reasons
 
 
@@ -379,6 +379,25 @@ def _control(findings: Findings) -> str:
     )
 
 
+def beyond_words(findings: Findings) -> str:
+    """Say how many images are nearer than any held-out image; the list of pairs marks as many.
+
+    Args:
+        findings: the figures.
+
+    Returns:
+        A sentence behind a space, or nothing.
+    """
+    count = findings.evidence.beyond
+    if not count:
+        return ""
+    is_one = count == 1
+    return (
+        f" {count:,} generated {'image is' if is_one else 'images are'} nearer to a training image than any of "
+        f"{_held_out(findings):,} held-out images, and {'is' if is_one else 'are'} marked in the list of pairs."
+    )
+
+
 def limits_words(findings: Findings) -> str:
     """Say below which ratio an image is noticed, by each search."""
     limits = findings.evidence.noticed_below
@@ -400,12 +419,14 @@ def _contaminated(findings: Findings) -> str:
 
 
 def _nearer(nearer: Sequence[Nearer]) -> list[str]:
-    if not nearer:
+    """Say in one sentence by which measures images lie nearer to training images; nothing where there are none."""
+    compared = []
+    for part in nearer:
+        values = [percent(value) if part.is_share else f"{value:.4g}" for value in (part.generated, part.held_out)]
+        compared.append(f"{part.name}: {values[0]} against {values[1]}")
+    if not compared:
         return []
-    first = nearer[0]
-    values = [percent(value) if first.is_share else f"{value:.3g}" for value in (first.generated, first.held_out)]
-    compared = f"{first.name}: {values[0]} against {values[1]}"
-    return [f"the images lie nearer to training images than held-out images do ({compared})."]
+    return [f"the images lie nearer to training images than held-out images do ({'; '.join(compared)})."]
 
 
 def _loss(membership: Membership | None) -> list[str]:
@@ -501,6 +522,9 @@ def rows(findings: Findings) -> list[list[str]]:
     lines.append(["named as copies, all judged together", _cell(evidence.named), *alike])
     noticed = [_cell(evidence.noticed)] + ([] if len(sets) == 1 else [f"{evidence.held_out_noticed:,}"])
     lines.append([f"noticed, each judged alone: ratio < {limits_words(findings)}", *noticed])
+    if len(sets) > 1:
+        chance = evidence.named.total / (sets[1].copies.total + 1)
+        lines.append(["nearer than any held-out image", f"{evidence.beyond:,}", f"up to {chance:.1f} by chance"])
     if findings.measure == "distinct":
         lines.append([f"d1/d2 < {ratio}, near-duplicates counted once", *(_cell(part.copies) for part in sets)])
     lines.append([f"d1/d2 < {ratio} (memorized fraction)", *(_cell(part.memorized_fraction) for part in sets)])

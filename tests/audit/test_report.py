@@ -97,7 +97,8 @@ def test_the_table_of_pairs_has_every_generated_image(report, audited):
     assert sorted(int(row["index"]) for row in rows) == list(range(74))
     limits = dict(zip(copies.matches, audited.evidence.noticed_below.tolist(), strict=True))
     parts = [round(float(row["score"]) / limits[row["search"]], 6) for row in rows]
-    order = [(-int(row["named"]), -int(row["noticed"]), part) for row, part in zip(rows, parts, strict=True)]
+    marks = [[-int(row[name]) for name in ("named", "noticed", "beyond_held_out")] for row in rows]
+    order = [[*own, part] for own, part in zip(marks, parts, strict=True)]
     assert order == sorted(order)  # what is named, then the nearest by the limit of its search, first
     names, train = audited.sets["generated"].names, audited.sets["train"].names
     for row in rows:
@@ -107,6 +108,7 @@ def test_the_table_of_pairs_has_every_generated_image(report, audited):
         assert row["source"] == for_spreadsheets(train[int(row["source_index"])])
         assert int(row["source_index"]) == copies.sources[i]
         assert (int(row["named"]), int(row["noticed"])) == (audited.evidence.named[i], audited.evidence.noticed[i])
+        assert int(row["beyond_held_out"]) == audited.evidence.beyond[i]
         for j in range(5):
             assert int(row[f"train_index_{j + 1}"]) == copies.neighbors.indices[i, j]
             expected = float(copies.neighbors.sq_distances[i, j]) ** 0.5
@@ -115,6 +117,17 @@ def test_the_table_of_pairs_has_every_generated_image(report, audited):
             assert float(row[f"ratio_{name}"]) == pytest.approx(float(ratios[i]), rel=1e-6)
         assert int(row["identical"]) == (i < 4)
         assert int(row["copy"]) == bool(copies.ratios["distinct"][i] < 1 / 3)
+
+
+def test_the_page_marks_what_is_nearer_than_any_held_out_image(page, audited):
+    cards = [attributes for attributes in page.all("li") if "data-beyond" in attributes]
+    marked = {int(card["data-index"]) for card in cards if card["data-beyond"] == "1"}
+    shown = {int(card["data-index"]) for card in cards}
+    beyond = set(audited.evidence.beyond.nonzero().flatten().tolist())
+    assert beyond
+    assert marked == beyond & shown
+    words = [text for text in page.texts["p"] if text == "nearer than any of 50 held-out images"]
+    assert len(words) == len(marked)
 
 
 def test_names_are_escaped_everywhere(report, page):

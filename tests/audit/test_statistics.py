@@ -2,10 +2,11 @@ from dataclasses import astuple
 from math import comb
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_iet.audit.statistics import excess, share
+from lightning_iet.audit.statistics import excess, nearer_distances, nearer_share, share
 
 COUNTS = st.integers(1, 200).flatmap(lambda total: st.tuples(st.integers(0, total), st.just(total)))
 
@@ -36,3 +37,27 @@ def test_newcombe_interval_of_a_published_example():
     """Newcombe 1998, table II, example (a): 56/70 and 48/80, method 10."""
     found = excess(share(56, 70), share(48, 80))
     assert [round(part, 4) for part in astuple(found)[:3]] == [0.2, 0.0524, 0.3339]
+
+
+@given(COUNTS, COUNTS)
+def test_shares_are_nearer_if_larger_beyond_chance(first, second):
+    (a, m), (b, n) = first, second
+    total = comb(m + n, a + b)
+    chance = sum(comb(m, i) * comb(n, a + b - i) for i in range(a, min(m, a + b) + 1)) / total
+    found = nearer_share("MQ", share(a, m), share(b, n))
+    assert (found is not None) == (chance < 0.01)
+    if found is not None:
+        assert (found.generated, found.held_out) == (a / m, b / n)
+        assert found.is_large == (10 * a * n >= 10 * b * m + m * n)  # a / m >= b / n + 0.1
+
+
+@pytest.mark.parametrize(
+    ("factor", "count", "told"), [(0.97, 2000, True), (0.97, 50, False), (1.0, 2000, False), (1.1, 2000, False)]
+)
+def test_median_distances(factor, count, told):
+    near = 1 + torch.rand(count, generator=torch.Generator().manual_seed(0))
+    found = nearer_distances("distance", factor * near, near)
+    assert (found is not None) == told
+    if found is not None:
+        assert found.generated == pytest.approx(factor * found.held_out)
+        assert not found.is_large

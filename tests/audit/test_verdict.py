@@ -341,13 +341,57 @@ def test_other_measures_speak_in_the_headline(clean):
     assert words.headline.endswith("Loss: gives its training images away, AUC 0.994.")
     unsure = replace(membership, auc=0.52, auc_low=0.47)
     assert "Loss" not in verdict(replace(clean, membership=unsure)).headline
-    nearer = Nearer("memorized quantity at 0.15", 0.705, 0.098, True, 1e-20)
+    nearer = Nearer("memorized quantity at 0.15", 0.705, 0.098, True, 1e-20, True)
     words = verdict(replace(clean, nearer=[nearer]))
     assert words.level == "open"
     assert words.answer == (
         "Not decided: the images lie nearer to training images than held-out images do "
         "(memorized quantity at 0.15: 70.5% against 9.8%)."
     )
+
+
+def test_smaller_differences_are_in_the_headline_but_leave_the_verdict(clean):
+    """A significant difference below 10 percentage points is told; it decides nothing, and is no reason to doubt."""
+    small = [
+        Nearer("memorized quantity at 0.15", 0.12, 0.08, True, 0.003, False),
+        Nearer("median distance to the nearest training image", 4.1234, 4.1299, False, 1e-5, False),
+    ]
+    words = verdict(replace(clean, nearer=small))
+    told = (
+        "The images lie nearer to training images than held-out images do (memorized quantity at 0.15: 12.0% against "
+        "8.0%; median distance to the nearest training image: 4.123 against 4.13)."
+    )
+    assert words.level == "none"
+    assert words.headline.endswith(told)
+    large = Nearer("memorized quantity at 0.3", 0.5, 0.2, True, 1e-9, True)
+    words = verdict(replace(clean, nearer=[*small, large]))
+    assert words.level == "open"
+    assert words.answer.endswith("4.123 against 4.13; memorized quantity at 0.3: 50.0% against 20.0%).")
+    assert not words.also
+    differs = Difference("brightness", 3.1, 120.0, 1.0, 0.1, "Say so with --range.")
+    words = verdict(replace(clean, nearer=small, differences=[differs]))
+    assert words.level == "open"
+    assert words.headline.endswith(told)
+
+
+@pytest.mark.parametrize("count", [1, 7])
+def test_images_nearer_than_any_held_out_image_are_counted_as_the_rows_mark_them(judge, count):
+    train = random_set(80)
+    findings = judge(planted(train, rough(train, count, 50)), train, held_out_set())
+    marked = sum(row["beyond_held_out"] for row in findings.pairs)
+    assert marked == findings.evidence.beyond >= count
+    words = verdict(findings)
+    are = "image is" if marked == 1 else "images are"
+    assert (
+        f"{marked} generated {are} nearer to a training image than any of 100 held-out images"
+        in words.details + words.answer
+    )
+    line = next(line for line in rows(findings) if line[0] == "nearer than any held-out image")
+    assert line[1:] == [str(marked), f"up to {(100 + count) / 101:.1f} by chance"]
+    alone = judge(planted(train, rough(train, count, 50)), train)
+    assert {row["beyond_held_out"] for row in alone.pairs} == {""}
+    assert "nearer than any held-out image" not in [line[0] for line in rows(alone)]
+    assert "marked in the list of pairs" not in verdict(alone).headline + verdict(alone).details
 
 
 def test_what_was_looked_for_in_words():

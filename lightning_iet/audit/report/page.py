@@ -195,6 +195,7 @@ def _card(
     copies, index = audit.copies["generated"], row["index"]
     part = float(parts_of_limits(audit, copies)[index])
     remarks = ["identical" if row["identical"] else SEARCH_WORDS[row["search"]]]
+    beyond = row["beyond_held_out"] == 1
     if row["noise"] not in ("", float("inf")):
         remarks.append(f"{row['noise']:.0f}\u00a0dB")
     pictures = {}
@@ -214,6 +215,7 @@ def _card(
         "ratios": {"score": part} | {name: float(values[index]) for name, values in copies.ratios.items()},
         "ratio": part,
         "named": bool(row["named"]),
+        "beyond": f"nearer than any of {len(audit.sets['held_out']):,} held-out images" if beyond else "",
         "remark": ", ".join(remarks),
     }
 

@@ -35,13 +35,14 @@
     if (!gallery) return;
     const limit = Math.fround(data.stops[measure()][slider.value]); // ratios are float32
     const words = find("filter").value.toLowerCase();
-    const onlyBelow = find("show").value === "below";
+    const wanted = find("show").value;
     const ratio = (card) => Number(card.dataset[measure()]);
     let shown = 0;
     for (const card of cards) {
       const below = ratio(card) < limit;
       const kept = below || card.dataset.named === "1";
-      card.hidden = (onlyBelow && !kept) || !card.dataset.names.toLowerCase().includes(words);
+      const leftOut = (wanted === "below" && !kept) || (wanted === "beyond" && card.dataset.beyond === "0");
+      card.hidden = leftOut || !card.dataset.names.toLowerCase().includes(words);
       card.classList.toggle("below", kept);
       card.querySelector(".value").textContent = ratio(card).toFixed(3);
       shown += !card.hidden;
