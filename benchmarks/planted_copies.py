@@ -4,6 +4,7 @@
     python -m benchmarks.planted_copies --out docs/measures/planted-copies.csv --page docs/measures/planted-copies.md \
         --figure docs/images/planted_copies.png
     python -m benchmarks.planted_copies --simulate
+    python -m benchmarks.planted_copies --near-duplicates 200
 
 Two sets: Fashion-MNIST as Debian packages it, and crops of the photographs that scikit-learn and scikit-image ship,
 training images from the left half of each, all others from the right half. Training images are changed in one way and
@@ -20,6 +21,7 @@ import argparse
 import csv
 import gzip
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
@@ -36,10 +38,11 @@ from torch import Tensor
 from torchvision.transforms.functional import gaussian_blur
 
 from lightning_iet.audit.cache import BlockCache
-from lightning_iet.audit.core import Copies, find_copies, measure_noise
+from lightning_iet.audit.core import Copies, Settings, audit_images, find_copies, measure_noise
 from lightning_iet.audit.disguises import Matches, find_disguised
 from lightning_iet.audit.evidence import SIGNIFICANT, discover, is_noticed, noticeable, telling_searches, weigh
 from lightning_iet.audit.features import build_features
+from lightning_iet.audit.findings import make_findings
 from lightning_iet.audit.reading import ImageSet, image_set
 from lightning_iet.audit.search import References, nearest_references, views
 
@@ -305,6 +308,40 @@ def simulated(audits: int, *, correlation: float, copied: int, held_out: int = 1
     return wrong / audits, false / audits, found / max(1, audits * copied)
 
 
+def near_duplicates(audits: int, cache: Path) -> Counter[str]:
+    """Audit images of Fashion-MNIST that nobody copied, where the training set repeats a tenth of its images.
+
+    The repeated ones are a little darker, shifted in brightness, noisy or saved as JPEG, in turn. Training, generated
+    and held-out images (150, 60 and 60) are other ones in each audit, by all searches but that for moved copies.
+
+    Args:
+        audits: how many.
+        cache: folder for finished work.
+
+    Returns:
+        How many verdicts are of each level.
+    """
+    train, others = fashion_mnist()
+    changes = (linear(0.99), linear(1, 2), noisy(2), saved("jpeg", quality=90))
+    levels: Counter[str] = Counter()
+    for seed in range(audits):
+        generator = torch.Generator().manual_seed(seed)
+        own = train[torch.randperm(len(train), generator=generator)[:150]].clone()
+        own[135:] = torch.cat([changes[number % 4](own[number : number + 1]) for number in range(15)])
+        drawn = others[torch.randperm(len(others), generator=generator)[:120]]
+        sets = {"generated": drawn[:60], "train": own, "held_out": drawn[60:]}
+        sets = {name: image_set(pixels, location=name) for name, pixels in sets.items()}
+        with TemporaryDirectory(dir=cache) as folder:
+            found = audit_images(
+                **sets,
+                features=build_features("pixels"),
+                cache=BlockCache(Path(folder)),
+                settings=Settings(moved=False),
+            )
+        levels[make_findings(found).verdict.level] += 1
+    return levels
+
+
 def wider_audits(train: Tensor, others: Tensor, cache: Path) -> Iterator[dict[str, object]]:
     """Audit parts of a larger pool of images that nobody copied, without the search for moved copies."""
     images, references = image_set(others, location="pool"), image_set(train, location="train")
@@ -537,12 +574,20 @@ def main() -> None:
     parser.add_argument("--page", type=Path, help="page to write the table of an existing CSV file into")
     parser.add_argument("--figure", type=Path, help="picture to draw from an existing CSV file")
     parser.add_argument("--simulate", action="store_true", help="count false finds in simulated audits, nothing else")
+    parser.add_argument(
+        "--near-duplicates", type=int, metavar="AUDITS", help="audit innocent images beside repeated training images"
+    )
     parser.add_argument("--cache", type=Path, help="folder to keep finished work in")
     args = parser.parse_args()
     if args.simulate:
         for correlation, copied in product(CORRELATIONS, COPIED):
             wrong, false, found = simulated(SIMULATED, correlation=correlation, copied=copied)
             print(f"{correlation=} {copied=}: {wrong:.3f} with a false find, {false:.3f} false, {found:.3f} found")
+        return
+    if args.near_duplicates:
+        with TemporaryDirectory() as folder:
+            levels = near_duplicates(args.near_duplicates, args.cache or Path(folder))
+        print(f"{args.near_duplicates:,} audits: {', '.join(f'{levels[n]:,} {n}' for n in sorted(levels))}")
         return
     if args.page or args.figure:
         if args.page:

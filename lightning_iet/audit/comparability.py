@@ -1,16 +1,19 @@
 """Whether sets of images can be compared at all: a copy in another range, or over another background, is not seen."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from scipy.stats import ks_2samp
+from scipy.stats import fisher_exact, ks_2samp
 from torch import Tensor
 
 from lightning_iet.audit.reading import ImageSet
+from lightning_iet.data.decoding import WINDOWED
 
 DIFFERENT = 0.6  # Kolmogorov-Smirnov distance: so large a share of one set lies where the other one is not
+DIFFERENT_TOGETHER = 0.45  # likewise, of what a range changes, where three of these four properties differ so much
+DIFFERENT_DEPTH = 0.3  # likewise, of what a range changes, where one set alone has a range that was found out
 TIMES = 2.0  # how much farther apart than held-out and training images
 FEW_LEVELS = 64
 FEWER = 0.5  # grey levels in a generated image, as a part of those in a training image, from which on they are no fault
@@ -18,6 +21,9 @@ SAMPLE = 2000  # images of each set that are looked at, spread evenly
 SIGNIFICANT = 1e-3  # p-value of the distance, so that small sets do not differ by chance
 RESHAPED = 0.1  # share of generated images that were brought to another shape, above which copies may go unseen
 SAME_SHAPE = 0.02  # relative difference of two shapes (width over height) that says nothing
+TRANSPARENT = 0.1  # by how much the shares of images with transparency differ, above which copies may go unseen
+NEARLY = 16  # steps of 255 from black or white that are taken for it: generators draw a little noise over a background
+OUTER = 0.02  # share of an image's pixels at each end that is left aside when its range is measured
 FARTHER = 1.5  # how much farther from training images than held-out images generated ones lie, to be spoken of
 
 
@@ -46,26 +52,42 @@ class Difference:
 LEVELS = "grey levels in an image"
 OF_FILES = TRANSPARENCY, LEVELS_OF_SET, SHAPE = "transparency", "grey levels in the set", "width over height"
 """Facts of how files were stored."""
+OCCUPIED = "occupied range"
+CUT_OFF = "share of black and white pixels"
+OF_RANGE = "brightness", "contrast", OCCUPIED, CUT_OFF
+"""What reading values in another range changes."""
+OF_COLOURS = "colourfulness", "red against green", "blue against yellow"
+"""What is measured of images in colour; the searches for disguised copies are in grey."""
 FAR = "distance to the nearest training image"
 _REMEDIES = {
     "brightness": "If they were scaled or saved in another way, say so with --range or --background.",
     "contrast": "If they were scaled in another way, say so with --range.",
+    OCCUPIED: "If they were scaled in another way, say so with --range.",
+    CUT_OFF: "Values may have been cut off, as a DICOM file's window does: say what is black and white with --range "
+    "LOW:HIGH, or --range full.",
     LEVELS: "Files of more than 8 bits may have been read in the wrong range: say it with --range.",
     "sharpness": "If they were enlarged, bring all images to the smaller size with --resize.",
-    "colourfulness": "Give all sets in the same colours.",
+    **dict.fromkeys(OF_COLOURS, "Give all sets in the same colours, or leave colours aside with --grey."),
     FAR: "They show, or went through, something else: check the paths, --range, --background and --fit.",
 }
 
-_FEW_COLOURS = "They may have been stored in few colours, as GIF and palette PNG do: give them as they were generated."
+_FEW_COLOURS = (
+    "They may have been stored in few colours, as GIF and palette PNG do: give them as they were generated, or bring "
+    "all images to half their size with --resize, which mixes neighbouring colours to shades."
+)
 
 
 def compare_sets(sets: Mapping[str, ImageSet]) -> list[Difference]:
     """Look for properties in which generated and training images differ more than real images do among themselves.
 
-    Of every image: mean, standard deviation, number of grey levels, sharpness (mean absolute Laplacian over the
-    standard deviation), colourfulness (mean standard deviation over the channels, where both sets are in colour). Two
-    distributions differ if their Kolmogorov-Smirnov distance is at least 0.6 and twice that of held-out and training
-    images, beyond chance *(our choice: a generator of middling quality must pass, a wrong range must not)*.
+    Of every image: mean, standard deviation, occupied range (between its 2nd and 98th percentile), share of pixels
+    that are nearly black or white, number of grey levels, sharpness (mean absolute Laplacian over the standard
+    deviation); where both sets are in colour, colourfulness (mean standard deviation over the channels) and mean tint
+    (red against green, blue against yellow). Two distributions differ if their Kolmogorov-Smirnov distance is at least
+    0.6 and twice that of held-out and training images, beyond chance *(our choice: a generator of middling quality must
+    pass, a wrong range must not)*. Where one of the sets alone has a range that was found out, from the values of deep
+    files or the window of DICOM files, 0.3 is enough for what a range changes: then there is a cause to suspect. And
+    0.45 is enough where three of the four properties that a range changes differ by so much.
 
     Args:
         sets: ``"generated"``, ``"train"`` and perhaps ``"held_out"`` images.
@@ -85,16 +107,21 @@ def compare_sets(sets: Mapping[str, ImageSet]) -> list[Difference]:
     held_out = found.get("held_out", {name: values[1::2] for name, values in found["train"].items()})
     train = found["train"] if "held_out" in found else {name: v[::2] for name, v in found["train"].items()}
     grey = {name: _is_grey(pixels) for name, pixels in sample.items()}
-    differences = []
+    distances: dict[str, tuple[float, float]] = {}
     for name, values in found["generated"].items():
-        if name == "colourfulness" and (grey["generated"] or grey["train"]):
+        if name in OF_COLOURS and (grey["generated"] or grey["train"]):
             continue  # the searches are in grey
         if name == LEVELS and values.median() >= FEWER * found["train"][name].median():
             continue  # a generator of smooth shades may be trained on images of few, and palettes take some of many
         distance, p_value = _distance(values, found["train"][name])
         control, _ = _distance(held_out[name], train[name])
-        if distance >= DIFFERENT and distance >= TIMES * control and p_value < SIGNIFICANT:
-            medians = float(values.median()), float(found["train"][name].median())
+        if distance >= TIMES * control and p_value < SIGNIFICANT:
+            distances[name] = distance, control
+    of_range = _least_of_range(sets, [distances[name][0] for name in OF_RANGE if name in distances])
+    differences = []
+    for name, (distance, control) in distances.items():
+        if distance >= (of_range if name in OF_RANGE else DIFFERENT):
+            medians = float(found["generated"][name].median()), float(found["train"][name].median())
             remedy = _remedy_of_levels(sets) if name == LEVELS else _REMEDIES[name]
             differences.append(Difference(name, *medians, distance, control, remedy))
     # Of equal distances what is known of the files, for it is the cause.
@@ -134,7 +161,7 @@ def properties(pixels: Tensor) -> dict[str, Tensor]:
         pixels: uint8, shape ``(N, C, H, W)``.
 
     Returns:
-        By name, shape ``(N,)`` each; brightness and contrast in units of 0 to 255.
+        By name, shape ``(N,)`` each; brightness, contrast, range and colours in units of 0 to 255.
 
     Example:
         >>> properties(torch.tensor([[[[0, 255], [255, 0]]]], dtype=torch.uint8))["brightness"]
@@ -146,12 +173,19 @@ def properties(pixels: Tensor) -> dict[str, Tensor]:
     around = padded[..., :-2, 1:-1] + padded[..., 2:, 1:-1] + padded[..., 1:-1, :-2] + padded[..., 1:-1, 2:]
     edges = (around - 4 * grey).abs().flatten(1).mean(dim=1)
     ordered = pixels[:, 0].flatten(1).sort(dim=1).values
+    size, outside = grey[0].numel(), int(OUTER * (grey[0].numel() - 1))
+    low, high = (grey.flatten(1).kthvalue(place, dim=1).values for place in (1 + outside, size - outside))
+    red, green, blue = pixels.float().flatten(2).mean(dim=2).expand(-1, 3).unbind(dim=1)
     return {
         "brightness": grey.flatten(1).mean(dim=1),
         "contrast": spread,
+        OCCUPIED: high - low,
+        CUT_OFF: ((grey <= NEARLY) | (grey >= 255 - NEARLY)).flatten(1).float().mean(dim=1),
         LEVELS: 1 + (ordered[:, 1:] != ordered[:, :-1]).sum(dim=1).float(),
         "sharpness": torch.where(spread > 0, edges / spread.clamp(min=1e-6), 0),
         "colourfulness": pixels.float().std(dim=1, unbiased=False).flatten(1).mean(dim=1),
+        "red against green": red - green,
+        "blue against yellow": blue - (red + green) / 2,
     }
 
 
@@ -159,7 +193,7 @@ def _of_whole_sets(sets: Mapping[str, ImageSet]) -> list[Difference]:
     """Differences in the number of grey levels, in transparency and in shape, which are those of files."""
     found = []
     shares = {name: s.origin.transparent / len(s) for name, s in sets.items()}
-    if abs(shares["generated"] - shares["train"]) > DIFFERENT:
+    if abs(shares["generated"] - shares["train"]) > TRANSPARENT and _unlike(sets, lambda s: s.origin.transparent):
         remedy = "Say with --background what colour the generator saw under transparent pixels."
         found.append(Difference(TRANSPARENCY, shares["generated"], shares["train"], 1.0, 0.0, remedy))
     shapes, train = _shapes(sets["generated"]), _median(_shapes(sets["train"]))
@@ -177,6 +211,28 @@ def _of_whole_sets(sets: Mapping[str, ImageSet]) -> list[Difference]:
         remedy = _remedy_of_levels(sets)
         found.append(Difference(LEVELS_OF_SET, levels["generated"], levels["train"], 1.0, 0.0, remedy))
     return found
+
+
+def _unlike(sets: Mapping[str, ImageSet], count: Callable[[ImageSet], int]) -> bool:
+    """Tell whether a count differs between generated and training images by more than chance (Fisher's exact test)."""
+    table = [[count(sets[name]), len(sets[name]) - count(sets[name])] for name in ("generated", "train")]
+    return float(fisher_exact(table).pvalue) < SIGNIFICANT
+
+
+def _least_of_range(sets: Mapping[str, ImageSet], distances: Sequence[float]) -> float:
+    """Return the distance that is enough for properties that a range changes, given the distances of these."""
+    if _ranges_unlike(sets["generated"], sets["train"]):
+        return DIFFERENT_DEPTH
+    return DIFFERENT_TOGETHER if sum(distance >= DIFFERENT_TOGETHER for distance in distances) >= 3 else DIFFERENT
+
+
+def _ranges_unlike(generated: ImageSet, train: ImageSet) -> bool:
+    """Tell whether most images of one set have a range that was found out, and most of the other one have not."""
+    found = [
+        2 * (images.origin.kinds.get(WINDOWED, 0) + images.origin.range_found * images.origin.deep) > len(images)
+        for images in (generated, train)
+    ]
+    return found[0] != found[1]
 
 
 def _shapes(images: ImageSet) -> list[tuple[float, int]]:

@@ -5,7 +5,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_iet.audit.cache import BlockCache, all_or_none, gather, rank, world_size
-from lightning_iet.data.decoding import Background, Decoded, Fit, Page, Size, decode_stored
+from lightning_iet.data.decoding import Background, Channels, Decoded, Fit, Page, Size, decode_stored, to_channels
 from lightning_iet.data.ranges import RANGES, Range, ValueRange, choose_ranges
 from lightning_iet.data.samples import Skip, reason_of
 from lightning_iet.data.sources import Data, PagedSource, Source, left_alone_by
@@ -41,6 +41,7 @@ class Origin:
         unread: Share of the files that could not be read; a page counts as its part of a file.
         value_range: Values that became black and white, where there are images of more than 8 bits.
         values: Least and largest value stored in these.
+        range_found: Whether that range was found out from these values, rather than given.
     """
 
     kinds: dict[str, int] = field(default_factory=dict)
@@ -51,6 +52,7 @@ class Origin:
     unread: float = 0.0
     value_range: Range | None = None
     values: Range | None = None
+    range_found: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,6 +160,28 @@ def read_sets(
         name: _join(sources[name], blocks, cache, locations[name], ranges[name], limits[name][0], reading)
         for name, blocks in found.items()
     }
+
+
+def with_channels(images: ImageSet, channels: Channels) -> ImageSet:
+    """Bring a set to grey or to colour, as a data module does for training.
+
+    Args:
+        images: The set.
+        channels: 1 for grey, by ITU-R 601's weights; 3 for colour.
+
+    Returns:
+        The set, of another hash if it has changed.
+
+    Example:
+        >>> red = image_set(torch.tensor([255, 0, 0], dtype=torch.uint8).view(1, 3, 1, 1), location="red")
+        >>> with_channels(red, 1).pixels.flatten().tolist()
+        [76]
+    """
+    if images.pixels.shape[1] == channels:
+        return images
+    parts = [torch.stack([to_channels(image / 255, channels) for image in part]) for part in images.pixels.split(256)]
+    pixels = torch.cat([(part * 255).round().to(torch.uint8) for part in parts])
+    return replace(images, pixels=pixels, sha256=digest("channels", channels, images.sha256))
 
 
 def read_images(
@@ -306,6 +330,7 @@ def _join(
             unread=_unread(source, [index for block in blocks for index, _ in block.skipped]),
             value_range=used if deep else None,
             values=values if deep else None,
+            range_found=bool(deep) and reading.value_range == "auto",
         ),
         left_alone=left_alone_by(source),
     )

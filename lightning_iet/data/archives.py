@@ -98,9 +98,15 @@ def shard_names(names: Sequence[str]) -> list[str]:
     return [re.sub(r"\d+", "*", name) + "/0" for name in names]
 
 
-@cache
 def _seekable(path: Path) -> Path:
     """The archive itself, or a copy without compression that is removed at the end: members are read in any order."""
+    stored = path.stat()
+    return _unpacked(path, stored.st_ino, stored.st_size, stored.st_mtime_ns)
+
+
+@cache
+def _unpacked(path: Path, *_stored: int) -> Path:
+    """Unpack an archive once, unless another file has come to its place since."""
     with path.open("rb") as file:
         start = file.read(8)
     opens = next((opens for magic, opens in _COMPRESSED.items() if start.startswith(magic)), None)

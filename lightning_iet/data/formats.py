@@ -118,7 +118,10 @@ def dicom_frames(data: bytes) -> int:
     """Return the number of images in a DICOM file."""
     with warnings.catch_warnings(action="ignore"):
         dataset = _pydicom().dcmread(io.BytesIO(data), specific_tags=["NumberOfFrames"])
-    return max(int(dataset.get("NumberOfFrames") or 1), 1)
+    frames = max(int(dataset.get("NumberOfFrames") or 1), 1)
+    if frames > len(data):  # one byte for each at least: a list of billions of frames would fill the memory
+        raise ValueError(f"the file names {frames:,} frames, but has {len(data):,} bytes")
+    return frames
 
 
 def read_dicom(data: bytes, frame: int, value_range: ValueRange = "auto") -> NDArray[np.uint8] | Values:

@@ -85,12 +85,14 @@ def load_array(path: Path, name: str | None = None) -> NDArray[Any]:
     Raises:
         ValueError: If there is no such array, or several, naming them.
     """
-    stored = np.load(path, mmap_mode="r", allow_pickle=False)
-    if isinstance(stored, np.ndarray):
+    with path.open("rb") as file:
+        is_archive = file.read(2) == b"PK"
+    if not is_archive:
+        array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
         if name is not None:
             raise ValueError(f"it is one array, which has no '{name}'")
-        return stored
-    with stored:
+        return array
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:  # of a damaged one it leaves a path open
         images = {key: stored[key] for key in stored.files if name in (None, key)}
         images = {key: array for key, array in images.items() if array.ndim in (3, 4)}
         if name is not None and not images:

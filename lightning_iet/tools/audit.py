@@ -18,7 +18,7 @@ from lightning_iet.audit.core import Audit, Settings, audit_images
 from lightning_iet.audit.features import PIXELS, Features, build_features
 from lightning_iet.audit.findings import Findings, make_findings
 from lightning_iet.audit.pairs import Review, apply_review, read_review
-from lightning_iet.audit.reading import ImageSet, Reading, read_sets
+from lightning_iet.audit.reading import ImageSet, Reading, read_sets, with_channels
 from lightning_iet.audit.report import write_report
 from lightning_iet.audit.search import Invariance
 from lightning_iet.audit.verdict import findings_table, remarks
@@ -45,6 +45,7 @@ class AuditJob:
     fit: Fit | None
     range: str | None
     background: Background
+    grey: bool = False
     pages: Pages
     moved: bool | None
     invariance: Invariance
@@ -196,7 +197,7 @@ class AuditJob:
         found = audit_images(**sets, features=self.network, cache=self.blocks, settings=self.settings)
         if self.reviewed is not None:
             found = apply_review(found, self.reviewed)
-        options = ("resize", "fit", "range", "background", "pages", "fail_on_copies")
+        options = ("resize", "fit", "range", "background", "grey", "pages", "fail_on_copies")
         findings = make_findings(
             found,
             settings={name: getattr(self, name) for name in options} | dict(settings or {}),
@@ -239,6 +240,7 @@ def audit(
     fit: Fit | None = None,
     range: str | None = None,
     background: Background = "white",
+    grey: bool = False,
     pages: Pages = "all",
     moved: bool | None = None,
     invariance: Invariance = "none",
@@ -283,6 +285,7 @@ def audit(
         range: Values of black and white in images of more than 8 bits, such as 0:4095 or -1:1; auto = 0 to the least of
             8, 10, 12, 14 and 16 bits that holds all integers, and 0:1 for floating point; full = 0:65535 for integers.
         background: Colour under transparent pixels.
+        grey: Leave colours aside: bring all images to grey first.
         pages: Whether every page of a file (TIFF stack, animation) is an image, or only the first.
         moved: Look for shifted, turned and zoomed copies; by default where that takes less than about 15
             minutes.
@@ -316,4 +319,4 @@ def audit(
     options = {name: value for name, value in locals().items() if name not in ("generated", "train", "held_out")}
     job = AuditJob(**options)
     with job.read({"generated": generated, "train": train, "held_out": held_out}) as sets:
-        return job.finish(sets)
+        return job.finish({name: with_channels(images, 1) for name, images in sets.items()} if grey else sets)

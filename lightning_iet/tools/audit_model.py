@@ -16,10 +16,10 @@ from lightning_iet.audit.core import check_sets
 from lightning_iet.audit.findings import Findings
 from lightning_iet.audit.generator import Drawing, Generator, draw, load_checkpoint, load_pipeline
 from lightning_iet.audit.losses import Probing, measure_losses
-from lightning_iet.audit.reading import ImageSet, image_set
+from lightning_iet.audit.reading import ImageSet, image_set, with_channels
 from lightning_iet.audit.search import Invariance
 from lightning_iet.data import ImageDataModule
-from lightning_iet.data.decoding import Background, Channels, Fit, to_channels
+from lightning_iet.data.decoding import Background, Channels, Fit
 from lightning_iet.data.duplicates import OncePerGroup
 from lightning_iet.data.samples import Skip, labels_of, name_of
 from lightning_iet.evaluation.membership import Membership, infer_membership, spread_timesteps
@@ -28,7 +28,6 @@ from lightning_iet.modules.noise_processes import Sampler
 from lightning_iet.tools.audit import AUTO, AuditJob, Pages
 from lightning_iet.utilities.errors import first_line
 from lightning_iet.utilities.files import CONFIG, METRICS, beside, checkpoint_of
-from lightning_iet.utilities.fingerprints import digest
 
 
 def audit_model(
@@ -329,12 +328,7 @@ def _check_resize(job: AuditJob, generator: Generator) -> None:
 
 def _fitting(images: ImageSet, generator: Generator) -> ImageSet:
     """Give images the channels that the model samples, as a data module does for training."""
-    channels = cast("Channels", generator.module.image_shape[0])
-    if images.pixels.shape[1] == channels:
-        return images
-    parts = [torch.stack([to_channels(image / 255, channels) for image in part]) for part in images.pixels.split(256)]
-    pixels = torch.cat([part.mul(255).round().to(torch.uint8) for part in parts])
-    return replace(images, pixels=pixels, sha256=digest("channels", channels, images.sha256))
+    return with_channels(images, cast("Channels", generator.module.image_shape[0]))
 
 
 def _membership(

@@ -6,9 +6,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.transforms.functional import gaussian_blur
 
-from lightning_iet.audit.comparability import FAR, compare_distances, compare_sets, properties, unvaried
-from lightning_iet.audit.reading import Origin, image_set
+from lightning_iet.audit.comparability import (
+    CUT_OFF,
+    FAR,
+    OCCUPIED,
+    compare_distances,
+    compare_sets,
+    properties,
+    unvaried,
+)
+from lightning_iet.audit.reading import Origin, image_set, with_channels
 from lightning_iet.audit.verdict import difference_words
+from lightning_iet.data.decoding import decode
 from tests.helpers.image_folders import random_pixels, random_set
 from tests.helpers.phantoms import eight_bits, phantoms
 
@@ -40,13 +49,16 @@ def test_images_of_the_same_kind_pass(change, held_out):
         (lambda x: 0.5 + x / 2, "brightness"),
         (lambda x: 0.4 + 0.1 * x, "contrast"),
         (lambda x: (3 * x).round() / 3, "grey levels in the set"),
+        (lambda x: x / 4, OCCUPIED),
+        (lambda x: 8 * x - 1.2, CUT_OFF),
+        (lambda x: torch.where(x < 0.2, 1.0, x), "brightness"),
         (lambda x: gaussian_blur(x, [9, 9], [2.0, 2.0]), "sharpness"),
     ],
 )
 def test_other_ranges_and_filters_are_noticed(change, name, held_out):
     found = compare_sets(sets(eight_bits(change(FRESH)), held_out=held_out))
     assert name in {difference.name for difference in found}
-    assert all(difference.remedy.endswith(".") for difference in found)
+    assert all(difference.remedy.endswith(".") and "--" in difference.remedy for difference in found)
     assert [d.distance for d in found] == sorted((d.distance for d in found), reverse=True)
 
 
@@ -59,15 +71,116 @@ def test_few_grey_levels_have_two_causes(deep, words):
     assert words in remedies["grey levels in an image"]
 
 
+def half(image):
+    """As ``--resize`` does it."""
+    return torch.tensor(decode(image.permute(1, 2, 0).numpy(), size=(12, 12))).permute(2, 0, 1)
+
+
+@pytest.mark.parametrize("levels", [4, 8, 32])
+def test_half_the_size_mends_few_grey_levels(levels):
+    """As the remedy says: neighbouring pixels are mixed to shades."""
+    found = sets(eight_bits((FRESH * (levels - 1)).round() / (levels - 1)))
+    differences = {difference.name: difference.remedy for difference in compare_sets(found)}
+    assert "--resize" in differences["grey levels in an image"]
+    halves = {
+        name: image_set(torch.stack([half(image) for image in s.pixels]), location=name) for name, s in found.items()
+    }
+    assert compare_sets(halves) == []
+
+
 def test_few_images_do_not_differ_by_chance():
     for seed in range(40):
         few = eight_bits(phantoms(8, seed=10 + seed, channels=3))
         assert compare_sets(sets(few)) == []
 
 
+REDDISH = torch.tensor([1.0, 0.6, 0.4]).view(1, 3, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        (lambda x: x.flip(1), "red against green"),
+        (lambda x: x.roll(1, dims=1), "blue against yellow"),
+        (lambda x: x.mean(dim=1, keepdim=True) + 0.2 * (x - x.mean(dim=1, keepdim=True)), "colourfulness"),
+    ],
+)
+def test_other_hues_are_noticed_and_mended_by_leaving_colours_aside(change, name):
+    found = {
+        kind: image_set(eight_bits(phantoms(100, seed=seed) * REDDISH), location=kind)
+        for seed, kind in enumerate(("train", "held_out", "generated"))
+    }
+    assert compare_sets(found) == []
+    found["generated"] = image_set(eight_bits(change(phantoms(100, seed=2) * REDDISH)), location="generated")
+    differences = {difference.name: difference for difference in compare_sets(found)}
+    assert name in differences
+    assert "--grey" in differences[name].remedy
+    grey = compare_sets({kind: with_channels(images, 1) for kind, images in found.items()})
+    assert not {difference.name for difference in grey} & {"red against green", "blue against yellow", "colourfulness"}
+
+
+def with_origin(found, name, **origin):
+    return found | {name: replace(found[name], origin=Origin(**origin))}
+
+
+@pytest.mark.parametrize(
+    ("origin", "differ"),
+    [
+        ({"kinds": {"windowed DICOM": 200}}, True),
+        ({"kinds": {"DICOM": 200}}, False),
+        ({"deep": 200, "range_found": True}, True),
+        ({"deep": 200, "range_found": False}, False),  # the range was given
+        ({"deep": 60, "range_found": True}, False),  # few of them
+    ],
+)
+def test_less_is_enough_where_the_range_of_one_set_was_found_out(origin, differ):
+    """A difference between 0.3 and 0.6, which by itself might be the generator's."""
+    found = sets(eight_bits(0.75 * FRESH))
+    assert compare_sets(found) == []
+    names = {difference.name for difference in compare_sets(with_origin(found, "train", **origin))}
+    assert names == ({"brightness", "contrast", OCCUPIED} if differ else set())
+    if differ:  # and of both sets, as of two that a scanner made
+        both = with_origin(with_origin(found, "train", **origin), "generated", kinds={"windowed DICOM": 100})
+        assert compare_sets(both) == []
+
+
+def test_three_properties_of_range_that_differ_together_need_less():
+    """The middle third of the range, as black to white: no property alone differs by 0.6."""
+    drawn = torch.cat([phantoms(150, channels=3)[:10], phantoms(30, seed=5, channels=3)])
+    found = {
+        "train": phantoms(150, channels=3),
+        "held_out": phantoms(60, seed=1, channels=3),
+        "generated": 3 * drawn - 1,
+    }
+    found = {name: image_set(eight_bits(pixels), location=name) for name, pixels in found.items()}
+    differences = compare_sets(found)
+    assert {difference.name for difference in differences} == {"brightness", "contrast", OCCUPIED, CUT_OFF}
+    assert all(0.45 <= difference.distance < 0.6 for difference in differences)
+
+
+def test_images_with_the_same_share_cut_off_are_alike():
+    window = lambda x: (8 * x - 1.2).clamp(0, 1)  # noqa: E731
+    found = sets(eight_bits(window(FRESH)))
+    found |= {
+        name: image_set(eight_bits(window(phantoms(100, seed=seed, channels=3))), location=name)
+        for seed, name in enumerate(("train", "held_out"))
+    }
+    assert compare_sets(found) == []
+
+
 def test_grey_images_beside_colours_are_not_held_against_them():
     grey = FRESH.mean(dim=1, keepdim=True).expand(-1, 3, -1, -1)
     assert "colourfulness" not in {difference.name for difference in compare_sets(sets(eight_bits(grey)))}
+
+
+@pytest.mark.parametrize(
+    ("generated", "train", "differ"), [(100, 0, True), (15, 0, True), (9, 0, False), (30, 40, False), (0, 200, True)]
+)
+def test_transparency_of_a_part_of_a_set(generated, train, differ):
+    """More than a tenth of the images, and more than chance: so many copies would be hidden."""
+    found = with_origin(sets(eight_bits(FRESH)), "generated", transparent=generated)
+    differences = compare_sets(with_origin(found, "train", transparent=train))
+    assert [difference.name for difference in differences] == ["transparency"] * differ
 
 
 def test_transparency_of_one_set_only():
@@ -130,6 +243,13 @@ def test_properties_one_by_one(channels, seed):
             float(sum(edges) / 64 / grey.std(unbiased=False)), rel=1e-4
         )
         assert int(found["grey levels in an image"][i]) == len(pixels[i, 0].unique())
+        values = sorted(grey.flatten().tolist())
+        assert float(found[OCCUPIED][i]) == pytest.approx(values[-2] - values[1], rel=1e-5)  # of 64, one at each end
+        cut_off = sum(value <= 16 or value >= 239 for value in values) / 64
+        assert float(found[CUT_OFF][i]) == pytest.approx(cut_off)
+        red, green, blue = ([float(image[c].mean()) for c in range(3)]) if channels == 3 else [float(image.mean())] * 3
+        assert float(found["red against green"][i]) == pytest.approx(red - green, rel=1e-4, abs=1e-4)
+        assert float(found["blue against yellow"][i]) == pytest.approx(blue - (red + green) / 2, rel=1e-4, abs=1e-4)
         spread = float(image.std(dim=0, unbiased=False).mean())
         assert float(found["colourfulness"][i]) == pytest.approx(spread, rel=1e-4, abs=1e-6)
 

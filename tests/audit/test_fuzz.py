@@ -1,5 +1,6 @@
 """Truncated, hostile and mixed files: nothing but a reason for each, and a count that is right."""
 
+import random
 import struct
 import zlib
 from io import BytesIO
@@ -10,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from benchmarks.fuzz_readers import CONTAINERS, MORE_FORMATS, damaged, dicom, hostile, read, read_container
 from lightning_iet.audit.cache import BlockCache
 from lightning_iet.audit.reading import Reading, read_images
 from lightning_iet.data.decoding import decode, page_numbers
@@ -134,3 +136,58 @@ def test_a_folder_of_whole_and_damaged_files_is_counted_right(tmp_path_factory, 
     assert len(found) + len(found.skipped) == len(source)
     assert len(found) >= whole
     assert len(found.names) == len(found.hashes) == len(found.pixels)
+
+
+# --- containers of several images, and formats of extras --------------------------------------------------------------
+
+EXTRA = {"parquet": "datasets", "heic": "pillow_heif", "dcm": "pydicom", "nii": "nibabel"}
+
+
+@pytest.mark.parametrize("kind", CONTAINERS)
+def test_whole_and_damaged_containers(kind, tmp_path):
+    """Of whole ones all images are used; damaged ones are refused in one line, or counted right."""
+    pytest.importorskip(EXTRA.get(kind, "numpy"))
+    generator, refused, used = random.Random(kind), 0, 0
+    for number in range(12 if kind == "parquet" else 45):
+        container = CONTAINERS[kind](generator)
+        is_whole = number % 3 == 0
+        if not is_whole:
+            container = container._replace(data=damaged(container.data, generator))
+        found = read_container(container, tmp_path, is_whole=is_whole)
+        refused, used = refused + bool(found.refused), used + found.used
+    assert refused
+    assert used
+
+
+@pytest.mark.parametrize("kind", MORE_FORMATS)
+def test_folders_of_whole_and_damaged_files_of_extras(kind, tmp_path):
+    pytest.importorskip(EXTRA[kind])
+    generator, whole = random.Random(kind), 0
+    for number in range(45):
+        data = MORE_FORMATS[kind](generator)
+        if number % 3:
+            data = damaged(data, generator)
+        else:
+            whole += len(page_numbers(data))
+        (tmp_path / f"{number}.{kind}").write_bytes(data)
+    found = read(tmp_path)
+    assert not found.refused
+    assert found.used >= whole >= 15
+    assert found.skipped
+
+
+@pytest.mark.parametrize("name", hostile())
+def test_hostile_containers_hold_nothing(name, tmp_path):
+    container = hostile()[name]
+    pytest.importorskip(EXTRA.get(container.suffix[1:], "numpy"))
+    found = read_container(container, tmp_path, is_whole=False)
+    assert found.refused.startswith("Argument `train` expected")
+    assert len(found.refused) < 600
+    assert "\n" not in found.refused.strip()
+
+
+def test_a_file_that_names_billions_of_frames_is_one_image():
+    """A list of all its pages would fill the memory."""
+    pytest.importorskip("pydicom")
+    assert page_numbers(dicom(random.Random(0), frames=3)) == [0, 1, 2]
+    assert page_numbers(dicom(random.Random(0), frames=1, claimed=2**31 - 1)) == [0]

@@ -5,19 +5,21 @@ Never "none" where there are copies of a kind that was looked for; never "copies
 
 import functools
 import itertools
+import math
 from io import BytesIO
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torchvision.transforms.functional import gaussian_blur
+from torchvision.transforms.functional import adjust_hue, gaussian_blur
 
 from lightning_iet.audit import Settings, audit_images, image_set, make_findings
 from lightning_iet.audit.cache import BlockCache
 from lightning_iet.audit.features import build_features
 from lightning_iet.audit.reading import Reading, read_sets
 from lightning_iet.audit.verdict import verdict
+from lightning_iet.data.decoding import decode
 from lightning_iet.data.sources import open_source
 from tests.helpers.phantoms import eight_bits, moved, phantoms
 
@@ -132,6 +134,47 @@ def test_moved_copies(judge, name, copies):
         assert int((found.evidence.named | found.evidence.noticed)[:20].sum()) >= 8
 
 
+def windowed(low, width):
+    return lambda x: (x - low) / width
+
+
+HIDING = {
+    "a sixteenth of the range": lambda x: x / 16,
+    "a quarter of the range": lambda x: x / 4,
+    "half of the range, above": lambda x: 0.5 + x / 2,
+    "a tenth of the range": lambda x: 0.4 + 0.1 * x,
+    "twice as bright, cut off": lambda x: 2 * x,
+    "a window": windowed(1 / 3, 1 / 3),
+    "a narrow window": windowed(0.4, 0.1),
+    "a narrower window": windowed(0.5, 0.05),
+    "the low byte of 12 bits": lambda x: ((x * 4095).round() % 256) / 255,
+    "solarised": lambda x: torch.where(x > 0.5, 1 - x, x),
+    "32 grey levels": lambda x: (x * 31).round() / 31,
+    "8 grey levels": lambda x: (x * 7).round() / 7,
+    "black and white": lambda x: (x > 0.3).float(),
+    "gamma 3": lambda x: x.clamp(min=0) ** 3,
+    "gamma 0.3": lambda x: x.clamp(min=0) ** 0.3,
+    "logarithms": lambda x: (1 + 1000 * x.clamp(min=0)).log() / math.log(1001),
+    "another background": lambda x: torch.where(x.mean(dim=1, keepdim=True) < 0.06, 1.0, x),
+    "every other line black": lambda x: x * (torch.arange(x.shape[-2]) % 2)[:, None],
+    "much noise": noisy(0.2),
+    "one channel": lambda x: x[:, :1].expand_as(x),
+    "blue inverted": lambda x: torch.cat([x[:, :-1], 1 - x[:, -1:]], dim=1),
+    "half of the colours": lambda x: (x + x.mean(dim=1, keepdim=True)) / 2,
+    "another hue": lambda x: adjust_hue(x, 1 / 6) if x.shape[1] == 3 else x,
+}
+
+
+@pytest.mark.parametrize(("name", "channels"), [(name, (1, 3)[i % 2]) for i, name in enumerate(HIDING)])
+def test_no_change_of_a_whole_set_hides_copies_in_silence(judge, name, channels):
+    """10 of 40 are copies: they are found, or the verdict is open and says what to do about it."""
+    generated = images(HIDING[name], 10, channels=channels)
+    words, found = judge(generated, held_out=60, channels=channels, moved=False)
+    check(words, found, 10)
+    if words.level == "open":
+        assert "--" in words.answer or "held-out images would decide" in words.answer
+
+
 def check(words, found, copies):
     assert (words.level != "copies") if copies == 0 else (words.level in ("copies", "open")), words
     assert not found.evidence.named[copies:].any()
@@ -218,3 +261,85 @@ def test_depths_of_files(files, cache_of_files, generated, real, copies):
     check(words, found, copies)
     if copies:
         assert (words.level, int(found.evidence.named.sum())) == ("copies", 40)
+
+
+def as_frames(folder, pictures, kind, **options):
+    """Ten images to a file."""
+    for first in range(0, len(pictures), 10):
+        head, *rest = pictures[first : first + 10]
+        head.save(folder / f"{first:03d}.{kind}", save_all=True, append_images=rest, **options)
+
+
+def with_alpha(folder, pictures):
+    """What is nearly black is transparent, over white: black is right."""
+    for number, picture in enumerate(pictures):
+        seen = picture.point([0] * 16 + [255] * 240)
+        ground = Image.composite(picture, Image.new("L", picture.size, 255), seen)
+        Image.merge("LA", (ground, seen)).save(folder / f"{number:03d}.png")
+
+
+def one_by_one(folder, pictures, kind, **options):
+    for number, picture in enumerate(pictures):
+        picture.save(folder / f"{number:03d}.{kind}", **options)
+
+
+FORMS = {
+    "PNG with alpha": with_alpha,
+    "TIFF stacks": functools.partial(as_frames, kind="tif"),
+    "GIF animations": functools.partial(as_frames, kind="gif"),
+    "WebP": functools.partial(one_by_one, kind="webp", lossless=True),
+    "JPEG": functools.partial(one_by_one, kind="jpg", quality=95),
+}
+SHAPES = {  # height and width of real images, and how they are brought to 24 x 24
+    "same": ((24, 24), {}),
+    "larger": ((48, 48), {"size": (24, 24)}),
+    "wide, cropped": ((32, 48), {"size": (24, 24), "fit": "crop"}),
+    "wide, stretched": ((32, 48), {"size": (24, 24), "fit": "stretch"}),
+}
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory):
+    """``real(shape)``: 120 training images and 1,000 held-out ones of a shape, in arrays; written once."""
+    folder = tmp_path_factory.mktemp("real")
+
+    @functools.cache
+    def get(height, width):
+        sets = {
+            name: phantoms(n, seed=seed, size=width) for name, n, seed in (("train", 120, 0), ("held_out", 1000, 1))
+        }
+        for name, pixels in sets.items():
+            np.save(folder / f"{name}-{height}x{width}.npy", eight_bits(pixels)[:, 0, :height].numpy())
+        return {name: folder / f"{name}-{height}x{width}.npy" for name in sets}
+
+    return get
+
+
+@pytest.mark.parametrize(
+    ("form", "shape", "copies"),
+    [(form, shape, 12 * ((i + j) % 2)) for i, form in enumerate(FORMS) for j, shape in enumerate(SHAPES)],
+)
+def test_forms_and_shapes_of_files_with_1000_held_out_images(real, cache_of_files, tmp_path, form, shape, copies):
+    """Every pair of form, shape and whether there are copies: 20 audits of 40 generated images."""
+    (height, width), how = SHAPES[shape]
+    paths = real(height, width)
+    like = {"size": how.get("size"), "fit": how.get("fit", "crop")}
+    sources = [
+        *np.load(paths["train"])[:copies],
+        *eight_bits(phantoms(40, seed=5, size=width))[copies:, 0, :height].numpy(),
+    ]
+    pictures = [Image.fromarray(decode(source, **like)[..., 0]) for source in sources]
+    (tmp_path / "generated").mkdir()
+    FORMS[form](tmp_path / "generated", pictures)
+    paths = paths | {"generated": tmp_path / "generated"}
+    opened = {name: open_source(path, argument=name) for name, path in paths.items()}
+    reading = Reading(**how, background="black", workers=0)
+    read = read_sets(opened, cache_of_files, locations=dict.fromkeys(opened, "here"), reading=reading)
+    assert {name: len(images) for name, images in read.items()} == {"train": 120, "held_out": 1000, "generated": 40}
+    settings = Settings(moved=False)
+    found = audit_images(**read, features=build_features("pixels"), cache=cache_of_files, settings=settings)
+    assert verdict(make_findings(found)).level == ("copies" if copies else "none")
+    named = found.evidence.named
+    assert named[:copies].all()
+    assert torch.equal(found.copies["generated"].sources[:copies], torch.arange(copies))
+    assert int(named[copies:].sum()) <= copies / 6  # 5 % of those named is what is promised on average, not of each

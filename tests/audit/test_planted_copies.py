@@ -8,8 +8,10 @@ from benchmarks.planted_copies import (
     BEGIN,
     CHANGES,
     END,
+    FASHION_MNIST,
     INNOCENTS,
     WITHOUT,
+    near_duplicates,
     read,
     row,
     table,
@@ -88,3 +90,10 @@ def test_the_page_shows_what_was_measured():
             assert figures["found"] == figures["planted"]
         if (figures["method"], figures["change"]) == ("audit", f"{WITHOUT} copies"):
             assert int(figures["found"]) <= 0.05 * int(figures["images"])  # as promised
+
+
+@pytest.mark.skipif(not FASHION_MNIST.exists(), reason="Fashion-MNIST is not installed")
+def test_audits_beside_near_duplicates(tmp_path):
+    levels = near_duplicates(3, tmp_path)
+    assert levels.total() == 3
+    assert not levels["copies"]

@@ -75,6 +75,13 @@ def test_compressed_archives(tmp_path, caplog, suffix, mode):
         open_source(other, argument="train")
 
 
+def test_a_compressed_archive_that_was_replaced_is_read_anew(tmp_path):
+    path = tmp_path / "images.tar.gz"
+    for content in (b"one", b"another one", b"the last"):
+        write_tar(path, {"0.png": content}, mode="w:gz")
+        assert TarSource([path]).read(0) == content
+
+
 def test_what_macos_and_windows_put_into_archives_is_left_alone(tmp_path):
     members = (
         pairs("png")

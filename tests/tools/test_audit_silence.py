@@ -14,6 +14,7 @@ from lightning_iet.data import ImageFolderDataModule
 from lightning_iet.tools.audit import audit
 from tests.helpers.audits import fails, metrics
 from tests.helpers.image_folders import random_pixels, write_images
+from tests.helpers.medical import dicom
 from tests.helpers.phantoms import eight_bits, moved, phantoms
 
 
@@ -149,6 +150,40 @@ def test_alpha_over_another_background_is_not_compared_in_silence():
     assert found.verdict.level in ("copies", "open")
     assert found.verdict.level == "copies" or "--background" in found.verdict.headline
     assert run(background="black").evidence.named.count == 60
+
+
+@pytest.mark.parametrize(("low", "width"), [(0.4, 0.1), (0.5, 0.1), (0.5, 0.05)])
+def test_narrow_windows_of_dicom_files_do_not_hide_copies_in_silence(low, width):
+    """10 of 60 are copies of what lies beyond the window, where no search can see them."""
+    pytest.importorskip("pydicom")
+    for folder, images in (("train", phantoms(150)), ("held_out", phantoms(60, seed=1))):
+        Path(folder).mkdir()
+        for number, image in enumerate(images[:, 0].numpy()):
+            window = {"WindowCenter": 4095 * (low + width / 2), "WindowWidth": 4095 * width}
+            data = dicom(np.rint(image * 4095).astype(np.uint16), **window)
+            Path(folder, f"{number:03d}.dcm").write_bytes(data)
+    write_images(Path("generated"), eight_bits(torch.cat([phantoms(150)[:10], phantoms(50, seed=5)])))
+    found = run()
+    assert found.verdict.level == "open"
+    assert "--range" in found.verdict.answer
+    found = run(range="0:4095")
+    assert found.verdict.level == "copies"
+    assert {row["index"] for row in found.pairs if row["named"]} == set(range(10))
+
+
+def test_colours_can_be_left_aside():
+    """Images in other hues, which nobody copied: the verdict is open, and names the option that mends it."""
+    tint = torch.tensor([1.0, 0.6, 0.4]).view(1, 3, 1, 1)
+    write_images(Path("train"), eight_bits(phantoms(120) * tint))
+    write_images(Path("held_out"), eight_bits(phantoms(60, seed=1) * tint))
+    write_images(Path("generated"), eight_bits(phantoms(60, seed=2) * tint.flip(1)))
+    found = run()
+    assert found.verdict.level == "open"
+    assert "--grey" in found.verdict.answer
+    found = run(grey=True)
+    assert found.verdict.level == "none"
+    assert metrics()["settings"]["grey"] is True
+    assert {facts["channels"] for facts in metrics()["sets"].values()} == {1}
 
 
 def test_an_ascii_terminal_gets_ascii():
