@@ -66,7 +66,7 @@ _REMEDIES = {
     CUT_OFF: "Values may have been cut off, as a DICOM file's window does: say what is black and white with --range "
     "LOW:HIGH, or --range full.",
     LEVELS: "Files of more than 8 bits may have been read in the wrong range: say it with --range.",
-    "sharpness": "If they were enlarged, bring all images to the smaller size with --resize.",
+    "sharpness": "If they were enlarged, bring all images to the smaller size with --image-size.",
     **dict.fromkeys(OF_COLOURS, "Give all sets in the same colours, or leave colours aside with --grey."),
     FAR: "They show, or went through, something else: check the paths, --range, --background and --fit.",
 }
@@ -202,7 +202,7 @@ def _of_whole_sets(sets: Mapping[str, ImageSet]) -> list[Difference]:
     other = [(shape, count) for shape, count in shapes if _differ(shape, target) and _differ(shape, train)]
     reshaped = sum(count for _, count in other) / sum(count for _, count in shapes)
     if reshaped > RESHAPED:
-        remedy = "Give the size of the generated images with --resize, so that only the others change their shape."
+        remedy = "Give the size of the generated images with --image-size, so that only the others change their shape."
         found.append(Difference(SHAPE, _median(other), train, reshaped, 0.0, remedy))
     levels = {
         name: int((torch.bincount(s.pixels.flatten().long(), minlength=256) > 0).sum()) for name, s in sets.items()

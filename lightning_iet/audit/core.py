@@ -439,7 +439,7 @@ def check_sets(sets: Mapping[str, ImageSet], k: int) -> None:
         if images.pixels.shape[2:] != train.pixels.shape[2:]:
             raise ValueError(
                 f"Argument `{name}` expected images of {_size(train)} pixels, as the training images have, but got "
-                f"{_size(images)}. Say with --resize what size to bring them all to."
+                f"{_size(images)}. Say with --image-size what size to bring them all to."
             )
     seen: dict[str, str] = {}
     for name, images in sets.items():

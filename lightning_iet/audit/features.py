@@ -152,7 +152,7 @@ class _Rows:
                 reason = str(error).strip().splitlines()[-1]
                 raise ValueError(
                     f"Argument `features` expected a network that takes images of shape {tuple(images.shape[1:])}, "
-                    f"but got '{self.name}', which fails ({reason}). Bring them to its size with --resize."
+                    f"but got '{self.name}', which fails ({reason}). Bring them to its size with --image-size."
                 ) from error
         rows = torch.cat(batches)
         return F.normalize(rows) if self.on_sphere else rows

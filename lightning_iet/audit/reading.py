@@ -354,8 +354,8 @@ def _check_memory(number: int, size: Size) -> None:
     needed, free = number * size[0] * size[1] * 3, psutil.virtual_memory().available
     if needed > free:
         raise ValueError(
-            f"Argument `resize` expected a size at which {number:,} images fit into {free / 2**30:.1f} GiB of memory, "
-            f"but got {size[1]}x{size[0]}, which takes {needed / 2**30:.1f} GiB. Choose a smaller one."
+            f"Argument `image_size` expected a size at which {number:,} images fit into {free / 2**30:.1f} GiB of "
+            f"memory, but got {size[1]}x{size[0]}, which takes {needed / 2**30:.1f} GiB. Choose a smaller one."
         )
 
 
@@ -422,7 +422,7 @@ def _check_sizes(blocks: Sequence[_Block], source: Source, argument: str) -> Non
         raise ValueError(
             f"Argument `{argument}` expected images of one size, but got '{printable(source.name(first))}' with "
             f"{one[1]}x{one[0]} pixels and '{printable(source.name(second))}' with {other[1]}x{other[0]}. "
-            "Say with --resize what size to bring them to."
+            "Say with --image-size what size to bring them to."
         )
 
 

@@ -48,7 +48,7 @@ _OTHER_COMMANDS = {"train": "fit", "predict": "sample", "generate": "sample", "r
 _EXAMPLES = f"""\
 examples
   {PROGRAM} demo
-  {PROGRAM} inspect --train FOLDER --resize 64
+  {PROGRAM} inspect --train FOLDER --image-size 64
   {PROGRAM} fit --images FOLDER
   {PROGRAM} fit --config digits/iet_agc --agc.threshold 0.5
   {PROGRAM} plan --config digits/iet_agc --measure_steps 5
@@ -92,9 +92,11 @@ def main(args: Sequence[str] | None = None) -> None:
         _silence_advice()
         if command in OF_THE_TRAINER or (command.startswith("-") and not {*OF_THE_TRAINER}.isdisjoint(arguments)):
             from lightning_iet.cli.arguments import check_source, with_run, with_underscores
+            from lightning_iet.cli.options import options_named
 
-            completed = with_run(with_underscores(arguments))
-            check_source(completed)
+            with options_named(lambda name, _: f"--{name}"):
+                completed = with_run(with_underscores(arguments))
+                check_source(completed)
             from lightning_iet.cli.trainer import run_trainer
 
             run_trainer(completed)

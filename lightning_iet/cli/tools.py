@@ -13,6 +13,7 @@ from jsonargparse import ArgumentParser
 
 from lightning_iet.cli import PROGRAM
 from lightning_iet.cli.help import HelpFormatter, OneLineErrors, plain
+from lightning_iet.cli.options import options_named
 from lightning_iet.utilities.errors import fail
 
 _BOOLEANS = ("true", "false", "yes", "no")
@@ -78,7 +79,9 @@ def run_tool(tool: Callable[..., object], args: Sequence[str]) -> None:
     first = next((name for name in _FIRST if name in parameters), None)
     if first is not None and args and not args[0].startswith("-"):
         args = [f"--{first}", *args]
-    result = tool(**parser.parse_args(_with_underscores(args, parser.get_defaults().as_dict())).as_dict())
+    options = {name: name.upper() if name in positional else with_dashes(f"--{name}") for name in parameters}
+    with options_named(lambda name, _: options.get(name)):
+        result = tool(**parser.parse_args(_with_underscores(args, parser.get_defaults().as_dict())).as_dict())
     status = getattr(result, "exit_status", 0)
     if status:
         sys.exit(status)

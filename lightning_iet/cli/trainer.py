@@ -45,6 +45,7 @@ from lightning_iet.cli.help import (
     wrapped,
 )
 from lightning_iet.cli.images import measured_step, seconds_of_step, with_images
+from lightning_iet.cli.options import arguments_of, option_of_owner, options_named
 from lightning_iet.data import ShardedDataModule
 from lightning_iet.functional.sharding import Partition
 from lightning_iet.tools.plan import PlanningTrainer, model_size, schedule_of
@@ -64,6 +65,14 @@ METHODS = {
 }
 """The methods, by the group of their options."""
 
+_PARTS: dict[type, str] = {kind: group for group, kind in METHODS.items()} | {
+    ShardedDataModule: "sharding",  # which the command line puts around the data
+    pl.LightningDataModule: "data",
+    pl.LightningModule: "model",
+}
+"""The prefix of options, by the class whose arguments they are."""
+_OTHER_NAMES = {"datamodule": "--data", "model": "--model", "save_dir": "--trainer.logger.save_dir"}
+"""What arguments of functions are as options."""
 _FIRST = ("config", "ckpt_path", "trust_checkpoint", "measure_steps", "seed_everything")
 _OFTEN = (
     "max_epochs", "max_steps", "accelerator", "devices", "precision", "gradient_clip_val", "accumulate_grad_batches",
@@ -395,9 +404,25 @@ def _options_of_classes() -> Iterator[tuple[str, str]]:
     """Yield the options of this package's modules and data modules, with the part of a configuration they belong to."""
     for part, package in (("model", modules), ("data", data)):
         for kind in (getattr(package, name) for name in package.__all__):
-            for base in kind.__mro__ if isinstance(kind, type) else ():
-                if base.__module__.startswith("lightning_iet"):
-                    yield from ((part, name) for name in inspect.signature(base).parameters)
+            if isinstance(kind, type):
+                yield from ((part, name) for name in arguments_of(kind))
+
+
+def _option_of(name: str, error: BaseException, *, images: bool) -> str | None:
+    """Return the option of an argument that an error names: by who refused it, or by its name where only one has it."""
+    if name == "root" and images:
+        return "--images"
+    own = [*_FIRST, *(f"trainer.{one}" for one in inspect.signature(pl.Trainer).parameters)]
+    own += ["sharding.partition", "sharding.seed"]
+    own += [f"{group}.{one}" for group, kind in METHODS.items() for one in arguments_of(kind)]
+    found = option_of_owner(name, error, _PARTS)
+    if found is not None and (found[2:] in own or found.startswith(("--data.", "--model."))):
+        return found
+    if name in _OTHER_NAMES:
+        return _OTHER_NAMES[name]
+    named = [one for one in own if one.rpartition(".")[2] == name]
+    named = named or sorted({f"{part}.{one}" for part, one in _options_of_classes() if one == name})
+    return f"--{named[0]}" if len(named) == 1 else None
 
 
 def _class_names() -> dict[str, str]:
@@ -424,7 +449,13 @@ def run_trainer(args: Sequence[str]) -> None:
     Args:
         args: Command-line arguments, the command among them.
     """
-    _check_configurations(args)
+    images = any(argument.partition("=")[0] == "--images" for argument in args)
+    with options_named(lambda name, error: _option_of(name, error, images=images)):
+        _check_configurations(args)
+        _run(args)
+
+
+def _run(args: Sequence[str]) -> None:
     for package in (callbacks, data, modules):  # configurations may name a class that is imported without its module
         for name in package.__all__:
             getattr(package, name)

@@ -1,5 +1,6 @@
 """Decoding images to 8-bit pixels, and preparing tensors of one size and number of channels."""
 
+import re
 import warnings
 from dataclasses import dataclass
 from io import BytesIO
@@ -73,6 +74,29 @@ class Decoded(NamedTuple):
     size: Size
     kind: str
     transparent: bool
+
+
+def parse_size(text: int | str | None) -> Size | None:
+    """Read a size of images, such as ``64`` or ``64x48`` (width x height).
+
+    Returns:
+        Height and width; ``None`` if there is none.
+
+    Raises:
+        ValueError: If it is something else.
+
+    Example:
+        >>> parse_size(64), parse_size("64x48"), parse_size(None)
+        ((64, 64), (48, 64), None)
+    """
+    if text is None:
+        return None
+    match = re.fullmatch(r"([1-9]\d{0,4})(?:x([1-9]\d{0,4}))?", str(text))
+    if match is None:
+        raise ValueError(
+            f"Argument `image_size` expected a size such as 64 or 64x48 (width x height), but got '{text}'."
+        )
+    return int(match[2] or match[1]), int(match[1])
 
 
 def may_have_pages(start: bytes) -> bool:

@@ -1,7 +1,6 @@
 """Find out whether a generator copies its training images."""
 
 import os
-import re
 import shlex
 import sys
 from collections.abc import Iterator, Mapping
@@ -22,7 +21,7 @@ from lightning_iet.audit.reading import ImageSet, Reading, read_sets, with_chann
 from lightning_iet.audit.report import write_report
 from lightning_iet.audit.search import Invariance
 from lightning_iet.audit.verdict import findings_table, remarks
-from lightning_iet.data.decoding import Background, Fit, Size
+from lightning_iet.data.decoding import Background, Fit, Size, parse_size
 from lightning_iet.data.ranges import ValueRange, parse_range
 from lightning_iet.data.sources import open_source
 from lightning_iet.evaluation.membership import Membership
@@ -41,7 +40,7 @@ class AuditJob:
     out: Path
     features: str
     feature_weights: Path | None
-    resize: str | None
+    image_size: int | str | None
     fit: Fit | None
     range: str | None
     background: Background
@@ -126,14 +125,7 @@ class AuditJob:
     @cached_property
     def size(self) -> Size | None:
         """Height and width that images are brought to, from ``64`` or ``64x48``, which is width x height."""
-        if self.resize is None:
-            return None
-        match = re.fullmatch(r"([1-9]\d{0,4})(?:x([1-9]\d{0,4}))?", self.resize)
-        if match is None:
-            raise ValueError(
-                f"Argument `resize` expected a size such as 64 or 64x48 (width x height), but got '{self.resize}'."
-            )
-        return int(match[2] or match[1]), int(match[1])
+        return parse_size(self.image_size)
 
     @cached_property
     def on(self) -> str:
@@ -197,7 +189,7 @@ class AuditJob:
         found = audit_images(**sets, features=self.network, cache=self.blocks, settings=self.settings)
         if self.reviewed is not None:
             found = apply_review(found, self.reviewed)
-        options = ("resize", "fit", "range", "background", "grey", "pages", "fail_on_copies")
+        options = ("image_size", "fit", "range", "background", "grey", "pages", "fail_on_copies")
         findings = make_findings(
             found,
             settings={name: getattr(self, name) for name in options} | dict(settings or {}),
@@ -236,7 +228,7 @@ def audit(
     out: Path = Path("audit"),
     features: str = AUTO,
     feature_weights: Path | None = None,
-    resize: str | None = None,
+    image_size: int | str | None = None,
     fit: Fit | None = None,
     range: str | None = None,
     background: Background = "white",
@@ -279,7 +271,7 @@ def audit(
             clean-inception, digits, or a TorchScript file (.ts). auto = pixels, and moved copies are looked for by a
             small network; pixels = without it.
         feature_weights: The network's weight file.
-        resize: Size to bring all images to, such as 64 or 64x48 (width x height); without it all must have one size.
+        image_size: Size to bring all images to, such as 64 or 64x48 (width x height); without it all must have one.
         fit: Whether resizing crops the middle of an image of another shape, as `fit` does, or stretches it; without it
             such images are refused.
         range: Values of black and white in images of more than 8 bits, such as 0:4095 or -1:1; auto = 0 to the least of

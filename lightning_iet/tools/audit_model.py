@@ -47,7 +47,7 @@ def audit_model(
     out: Path = Path("audit"),
     features: str = AUTO,
     feature_weights: Path | None = None,
-    resize: str | None = None,
+    image_size: int | str | None = None,
     fit: Fit | None = None,
     range: str | None = None,
     background: Background = "white",
@@ -98,7 +98,7 @@ def audit_model(
             clean-inception, digits, or a TorchScript file (.ts). auto = pixels, and moved copies are looked for by a
             small network; pixels = without it.
         feature_weights: The network's weight file.
-        resize: Size to bring all images to; by default that of the images that the model samples.
+        image_size: Size to bring all images to; by default that of the images that the model samples.
         fit: Whether resizing crops the middle of an image of another shape or stretches it; by default as the model was
             trained, if its checkpoint says so.
         range: Values of black and white in images of more than 8 bits, such as 0:4095 or -1:1; auto = 0 to the least of
@@ -322,7 +322,8 @@ def _check_resize(job: AuditJob, generator: Generator) -> None:
     _, height, width = generator.module.image_shape
     if job.size not in (None, (height, width)):
         raise ValueError(
-            f"Argument `resize` expected {width}x{height}, the size of the model's images, but got '{job.resize}'."
+            f"Argument `image_size` expected {width}x{height}, the size of the model's images, but got "
+            f"'{job.image_size}'."
         )
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lightning_iet.audit.cache import BlockCache
 from lightning_iet.audit.reading import ImageSet, Reading, read_images
-from lightning_iet.data.decoding import Fit
+from lightning_iet.data.decoding import Fit, parse_size
 from lightning_iet.data.duplicates import write_groups
 from lightning_iet.data.sources import open_source
 from lightning_iet.functional.duplicates import Duplicates, find_duplicates, without_self
@@ -53,7 +53,7 @@ def inspect(
     train: Path,
     *,
     out: Path = Path("inspection"),
-    resize: int | None = None,
+    image_size: int | str | None = None,
     fit: Fit = "crop",
     ratio: float = 1 / 3,
     k: int = 50,
@@ -67,8 +67,9 @@ def inspect(
     Args:
         train: Folder of images, or whatever else `lightning-iet audit` reads.
         out: Folder for the results; files of the same names in it are replaced.
-        resize: Height and width to bring images to; without it, all must have one size.
-        fit: Whether resizing takes the middle of an image (crop) or changes its proportions (stretch).
+        image_size: Size to bring all images to, such as 64 or 64x48 (width x height); without it all must have one.
+        fit: Whether resizing crops the middle of an image of another shape, or stretches it; by default as training
+            does. (An audit wants it said, for a wrong guess hides copies.)
         ratio: Two images are near-duplicates if they are nearer than this times the usual distance around them.
         k: Images around an image that say what is usual there.
 
@@ -78,12 +79,11 @@ def inspect(
     Raises:
         ValueError: For settings out of range, a folder that cannot be written, or images that cannot be compared.
     """
-    if resize is not None and resize < 1:
-        raise ValueError(f"Argument `resize` expected an integer ≥ 1, but got {resize}.")
     if not 0 < ratio <= 1:
         raise ValueError(f"Argument `ratio` expected a number in (0, 1], but got {ratio}. The usual one is 1/3.")
     if k < 1:
         raise ValueError(f"Argument `k` expected an integer ≥ 1, but got {k}.")
+    size = parse_size(image_size)
     folder = Path(out)
     check_writable(folder, argument="out", remedy="Give another folder with --out.", make=False)
     with TemporaryDirectory() as work:
@@ -92,7 +92,7 @@ def inspect(
             BlockCache(Path(work)),
             argument="train",
             location=str(train),
-            reading=Reading(size=None if resize is None else (resize, resize), fit=fit),
+            reading=Reading(size=size, fit=fit),
         )
         return inspect_images(images, folder, ratio=ratio, k=k)
 

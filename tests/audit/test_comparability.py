@@ -218,7 +218,7 @@ def test_no_more_than_a_tenth_of_generated_images_is_brought_to_another_shape(ge
     differences = [difference for difference in compare_sets(found) if difference.name == "width over height"]
     assert bool(differences) == differ
     for difference in differences:
-        assert "--resize" in difference.remedy
+        assert "--image-size" in difference.remedy
         share = 1 if len(generated) == 1 else generated["48x24"] / 100
         assert (difference.distance, difference.generated) == (share, 2 / 3 if "64x96" in generated else 2)
         assert (f"{share:.1%} of the generated images" in difference_words(difference)) == (share < 1)

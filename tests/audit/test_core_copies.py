@@ -104,7 +104,7 @@ def test_held_out_images_that_were_trained_on_are_noted(run):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"generated": random_set(5, size=9)}, r"`generated` expected images of 8x8 pixels.*but got 9x9.*--resize"),
+        ({"generated": random_set(5, size=9)}, r"`generated` expected images of 8x8 pixels.*but got 9x9.*--image-size"),
         ({"generated": random_set(80)}, "`train` expected other images than `generated`"),
         ({"held_out": random_set(80)}, "`held_out` expected other images than `train`"),
         ({"held_out": random_set(30, seed=1)}, "`held_out` expected other images than `generated`"),

@@ -80,7 +80,9 @@ def test_a_folder_of_other_files(tmp_path, read):
 def test_mixed_sizes_need_a_size(tmp_path, read):
     write_images(tmp_path / "images", random_pixels(5))
     folder = write_images(tmp_path / "images", random_pixels(5, size=9), start=5)
-    with pytest.raises(ValueError, match=r"one size, but got '0000\d.png' with 8x8 .* '0000\d.png' with 9x9.*--resize"):
+    with pytest.raises(
+        ValueError, match=r"one size, but got '0000\d.png' with 8x8 .* '0000\d.png' with 9x9.*--image-size"
+    ):
         read(folder)
     found = read(folder, size=(4, 6), fit="stretch")
     assert found.pixels.shape == (10, 1, 4, 6)

@@ -55,7 +55,7 @@ class Page(HTMLParser):
 @pytest.fixture(scope="session")
 def report(audited, membership, tmp_path_factory):
     folder = tmp_path_factory.mktemp("report")
-    findings = make_findings(audited, settings={"resize": None}, membership=membership)
+    findings = make_findings(audited, settings={"image_size": None}, membership=membership)
     write_report(audited, findings, folder, pairs=20)
     return folder
 

@@ -102,17 +102,29 @@ def test_a_plan_says_what_trains_and_what_it_takes(capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--selection.family", "svdiff", "--selection.mask", "01"], f"`mask` expected {len(BITS) - 1} or {len(BITS)}"),
-        (["--selection.family", "svdiff", "--selection.mask", "0" * len(BITS)], "`mask` expected at least one 1"),
-        (["--selection.family", "bias", "--selection.mask", "0b1"], "`mask` expected a string of 0 and 1"),
-        (["--selection.family", "norm", "--selection.granularity", "published"], "`granularity` expected 'block' or"),
+        (
+            ["--selection.family", "svdiff", "--selection.mask", "01"],
+            f"--selection.mask expected {len(BITS) - 1} or {len(BITS)}",
+        ),
+        (
+            ["--selection.family", "svdiff", "--selection.mask", "0" * len(BITS)],
+            "--selection.mask expected at least one 1",
+        ),
+        (["--selection.family", "bias", "--selection.mask", "0b1"], "--selection.mask expected a string of 0 and 1"),
+        (
+            ["--selection.family", "norm", "--selection.granularity", "published"],
+            "--selection.granularity expected 'block' or",
+        ),
         (
             ["--selection.family", "svdiff", "--selection.granularity", "published"],
             "lacks 'down_blocks.0.attentions.0'",
         ),
         (["--selection.family", "attention", "--selection.granularity", "attention"], "denoiser with attention blocks"),
-        (["--selection.file", "none.json"], "`file` expected a file of a mask, but got 'none.json'"),
-        (["--selection.family", "bias", "--selection.denoiser", "net"], "`denoiser` expected the name of a module"),
+        (["--selection.file", "none.json"], "--selection.file expected a file of a mask, but got 'none.json'"),
+        (
+            ["--selection.family", "bias", "--selection.denoiser", "net"],
+            "--selection.denoiser expected the name of a module",
+        ),
     ],
 )
 def test_what_goes_wrong_is_one_line(capsys, options, message):

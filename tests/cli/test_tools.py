@@ -1,10 +1,12 @@
+import inspect
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
-from lightning_iet.cli import main
+from lightning_iet.cli import COMMANDS, OF_THE_TRAINER, main, tool
 from lightning_iet.cli.tools import run_tool
 
 
@@ -44,6 +46,17 @@ def test_options_of_tools_in_either_spelling(arguments, expected):
     assert seen == [neutral | expected]
 
 
+def test_an_option_has_one_type_in_all_tools():
+    tools = [tool(name) for group in COMMANDS.values() for name in group if name not in OF_THE_TRAINER]
+    found = {}
+    for one in tools:
+        for name, parameter in inspect.signature(one).parameters.items():
+            kinds = get_args(parameter.annotation) if type(None) in get_args(parameter.annotation) else None
+            found.setdefault(name, set()).add(frozenset(kinds or [parameter.annotation]) - {type(None)})
+    several = {name for name, kinds in found.items() if len(kinds) > 1}
+    assert not several
+
+
 @pytest.mark.parametrize("arguments", ["--strict a b", "a b --strict", "a b --strict=true", "--strict true a b"])
 def test_a_switch_takes_no_folder_for_its_value(arguments):
     seen.clear()
@@ -66,6 +79,6 @@ def test_help_of_tools_shows_one_spelling(capsys):
         assert stop.value.code == 0
         text = capsys.readouterr().out
         assert text.startswith("usage: lightning-iet audit-model ")
-        for option in ("--held-out", "--num-inference-steps", "--overwrite", "--resize"):
+        for option in ("--held-out", "--num-inference-steps", "--overwrite", "--image-size"):
             assert option in text
         assert not re.search(r"--\w*_", text)

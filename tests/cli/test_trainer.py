@@ -118,13 +118,13 @@ def test_no_logger_is_fine_twice():
     ("arguments", "message"),
     [
         (["--agc.treshold", "1"], "--agc.treshold"),
-        (["--agc.threshold", "2"], r"Argument `threshold` expected a number in [0, 1], but got 2"),
+        (["--agc.threshold", "2"], "Option --agc.threshold expected a number in [0, 1], but got 2"),
         (["--averaging.num_shards", "57", "--sharding.partition", "iid"], "one shard per sample (56), but got 57"),
         (["--averaging.num_shards", "8"], "expected at most 5 for a stratified split"),
-        (["--data.num_train", "0"], "Arguments `num_train` and `num_control` expected"),
+        (["--data.num_train", "0"], "Options --data.num_train and --data.num_control expected"),
         (["--trainer.logger.init_args.save_dir", "/dev/null/runs"], "/dev/null/runs"),
         (["--evaluation.feature_weights", "nowhere.safetensors"], "nowhere.safetensors"),
-        (["--model.ema_decay", "1"], "Argument `ema_decay` expected"),
+        (["--model.ema_decay", "1"], "Option --model.ema_decay expected"),
         (["--trainer.max_steps", "5"], "expected max_steps=-1, but got 5"),
     ],
 )
@@ -138,7 +138,7 @@ def test_bad_input_is_one_clear_line_before_the_first_step(arguments, message, c
     ("arguments", "message"),
     [
         (["--model.unet.init_args.sample_size=9"], "multiples of 2 (it halves them 1 times), but got 9 × 9. "),
-        (["--model.pretrained=nowhere"], "`unet` and `pretrained` expected one of them, but got both. "),
+        (["--model.pretrained=nowhere"], "--model.unet and --model.pretrained expected one of them, but got both. "),
         (["--model.unet=null", "--model.pretrained=no/where"], "Without network give a local path"),
         (["--model.unet.init_args.num_class_embeds=5"], "class labels 0 … 4, but got "),
     ],
@@ -148,7 +148,7 @@ def test_a_model_that_does_not_fit_is_one_short_line(arguments, message, capsys,
     config = next(path for path in CONFIGS if path.stem == "baseline")
     error = fails(capsys, "fit", "--config", str(config), *QUICK, *arguments)
     assert message in error
-    assert error.startswith("lightning-iet: error: Argument")
+    assert error.startswith("lightning-iet: error: Option")
     assert len(error) < 600  # a path and the remedy, and nothing that jsonargparse has tried
 
 
@@ -225,7 +225,7 @@ def test_no_progress_bar_where_none_is_wanted(capsys):
 @pytest.mark.parametrize("given", [["--config", "broken.yaml"], ["--config=broken.yaml"], ["-c", "broken.yaml"]])
 def test_a_configuration_that_is_no_yaml_is_named_with_its_line(capsys, given):
     Path("broken.yaml").write_text("model:\n  a: [1, 2\nb: 3\n")
-    assert "`config` expected YAML, but got 'broken.yaml': expected ',' or ']'" in fails(capsys, "fit", *given)
+    assert "Option --config expected YAML, but got 'broken.yaml': expected ',' or ']'" in fails(capsys, "fit", *given)
 
 
 def test_the_extra_of_a_missing_logger_is_named(capsys, monkeypatch):

@@ -69,7 +69,7 @@ def test_features_of_a_torchscript_file(here, capsys):
     assert run(features="net.ts").as_dict()["generated"]["copies"]["count"] == 3
     Image.new("L", (8, 8)).save("generated/00009.png")
     line = fails(capsys, *COMMAND, "--features", "net.ts", "--out", "again")
-    assert "Argument `features` expected a network with finite features, but got 'net.ts'" in line
+    assert "Option --features expected a network with finite features, but got 'net.ts'" in line
     assert "1 of 40 generated images, the first '00009.png'" in line
     assert "again" not in left_behind(here)
 
@@ -150,9 +150,9 @@ def test_names_that_look_like_formulas_are_harmless_in_a_spreadsheet(here):
 
 
 def test_images_are_resized_as_asked(here):
-    run(resize="6x4", fit="crop")
+    run(image_size="6x4", fit="crop")
     assert [metrics()["sets"]["train"][side] for side in ("width", "height")] == [6, 4]
-    assert (metrics()["settings"]["resize"], metrics()["settings"]["fit"]) == ("6x4", "crop")
+    assert (metrics()["settings"]["image_size"], metrics()["settings"]["fit"]) == ("6x4", "crop")
 
 
 def test_a_cache_that_is_kept_serves_the_next_audit(here, monkeypatch):
@@ -181,32 +181,32 @@ def test_an_empty_folder_and_a_report_may_be_replaced(here, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--generated", "nowhere"], "Argument `generated` expected images, but got 'nowhere', which does not exist"),
-        (["--train", "nowhere"], "Argument `train` expected images, but got 'nowhere', which does not exist"),
-        (["--held_out", "nowhere"], "Argument `held_out` expected images, but got 'nowhere', which does not exist"),
-        (["--train", "empty"], "Argument `train` expected images, but got 'empty', which holds none"),
-        (["--train", "broken.npy"], "Argument `train` expected images, but got 'broken.npy', which cannot be read"),
-        (["--generated", "texts"], "Argument `generated` expected images, but got"),
+        (["--generated", "nowhere"], "Option --generated expected images, but got 'nowhere', which does not exist"),
+        (["--train", "nowhere"], "Option --train expected images, but got 'nowhere', which does not exist"),
+        (["--held_out", "nowhere"], "Option --held-out expected images, but got 'nowhere', which does not exist"),
+        (["--train", "empty"], "Option --train expected images, but got 'empty', which holds none"),
+        (["--train", "broken.npy"], "Option --train expected images, but got 'broken.npy', which cannot be read"),
+        (["--generated", "texts"], "Option --generated expected images, but got"),
         (["--generated", "damaged", "--strict"], "expected images that can all be read"),
-        (["--generated", "mixed"], "Say with --resize"),
+        (["--generated", "mixed"], "Say with --image-size"),
         (["--generated", "large"], "expected images of 8x8 pixels, as the training images have, but got 9x9"),
-        (["--generated", "train"], "expected other images than `generated`, but got the same ones"),
-        (["--held_out", "train"], "expected other images than `train`, but got the same ones"),
-        (["--k", "61"], "Argument `train` expected at least k = 61 images, but got 60"),
-        (["--k", "1"], "Argument `k` expected an integer ≥ 2"),
-        (["--resize", "big"], "Argument `resize` expected a size such as 64 or 64x48"),
-        (["--resize", "0"], "Argument `resize` expected a size"),
+        (["--generated", "train"], "expected other images than --generated, but got the same ones"),
+        (["--held_out", "train"], "expected other images than --train, but got the same ones"),
+        (["--k", "61"], "Option --train expected at least k = 61 images, but got 60"),
+        (["--k", "1"], "Option --k expected an integer ≥ 2"),
+        (["--image-size", "big"], "Option --image-size expected a size such as 64 or 64x48"),
+        (["--image-size", "0"], "Option --image-size expected a size"),
         (["--features", "nosuch"], "nosuch"),
-        (["--features", "digits", "--resize", "9"], "expected shape"),
+        (["--features", "digits", "--image-size", "9"], "expected shape"),
         (["--out", "train"], "holds other files"),
         (["--out", "."], "holds other files"),
-        (["--out", "generated/report"], "Argument `out` expected a folder outside of `generated`"),
-        (["--cache", "train/cache"], "Argument `cache` expected a folder outside of `train`"),
+        (["--out", "generated/report"], "Option --out expected a folder outside of --generated"),
+        (["--cache", "train/cache"], "Option --cache expected a folder outside of --train"),
         (["--out", "a_file"], "which is something else"),
         (["--out", "/dev/null/report"], "expected a folder that can be written"),
-        (["--ratio", "0"], "Argument `ratio` expected"),
-        (["--num-pairs", "-1"], "Argument `num_pairs` expected an integer ≥ 0"),
-        (["--num-workers", "-1"], "Argument `num_workers` expected an integer ≥ 0"),
+        (["--ratio", "0"], "Option --ratio expected"),
+        (["--num-pairs", "-1"], "Option --num-pairs expected an integer ≥ 0"),
+        (["--num-workers", "-1"], "Option --num-workers expected an integer ≥ 0"),
         (["--invariance", "turn"], "invariance"),
     ],
 )

@@ -186,7 +186,7 @@ def test_data_that_have_changed_since_the_run_are_refused(here, recorded, refuse
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (None, "Arguments `train` and `held_out` expected images, since no config.yaml lies beside"),
+        (None, "Options --train and --held-out expected images, since no config.yaml lies beside"),
         ("model: 1", "names no data"),
         ("[: ", "names no data"),
         ("data: {class_path: os.system, init_args: {command: x}}", "os.system, is none of this package"),
@@ -211,11 +211,11 @@ def test_a_run_whose_images_are_unknown(here, capsys, config, message):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--train", "train"], "Argument `held_out` expected images, but got none. Give both, or neither"),
-        (["--range", "0:1"], "Argument `range` expected nothing where a run is audited with its own images"),
-        (["--background", "black"], "Argument `background` expected nothing where a run is audited with its own"),
-        (["--pages", "first"], "Argument `pages` expected nothing where a run is audited with its own images"),
-        (["--strict", "true"], "Argument `strict` expected nothing where a run is audited with its own images"),
+        (["--train", "train"], "Option --held-out expected images, but got none. Give both, or neither"),
+        (["--range", "0:1"], "Option --range expected nothing where a run is audited with its own images"),
+        (["--background", "black"], "Option --background expected nothing where a run is audited with its own"),
+        (["--pages", "first"], "Option --pages expected nothing where a run is audited with its own images"),
+        (["--strict", "true"], "Option --strict expected nothing where a run is audited with its own images"),
     ],
 )
 def test_half_of_the_images_or_another_reading_of_the_runs_is_refused(here, capsys, arguments, message):
@@ -296,18 +296,21 @@ def test_images_are_brought_to_what_the_model_samples(here, capsys):
     [
         ([], "expected one of them, a checkpoint or a folder of diffusers, but got neither"),
         (["--ckpt", "model.ckpt", "--pipeline", "train"], "but got both"),
-        (["--ckpt", "nowhere.ckpt"], "Argument `ckpt` expected a checkpoint file, but got 'nowhere.ckpt'"),
-        (["--ckpt", "other.ckpt"], "Argument `ckpt` expected a whole checkpoint, but got 'other.ckpt'"),
-        (["--pipeline", "nowhere"], "Argument `pipeline` expected a folder with an unconditional DDPMPipeline"),
-        (["--ckpt", "model.ckpt", "--num-samples", "0"], "Argument `num_samples` expected an integer ≥ 1"),
-        (["--ckpt", "model.ckpt", "--seed", "-1"], "Argument `seed` expected an integer ≥ 0"),
+        (["--ckpt", "nowhere.ckpt"], "Option --ckpt expected a checkpoint file, but got 'nowhere.ckpt'"),
+        (["--ckpt", "other.ckpt"], "Option --ckpt expected a whole checkpoint, but got 'other.ckpt'"),
+        (["--pipeline", "nowhere"], "Option --pipeline expected a folder with an unconditional DDPMPipeline"),
+        (["--ckpt", "model.ckpt", "--num-samples", "0"], "Option --num-samples expected an integer ≥ 1"),
+        (["--ckpt", "model.ckpt", "--seed", "-1"], "Option --seed expected an integer ≥ 0"),
         (["--ckpt", "model.ckpt", "--num-inference-steps", "101"], "expected at most 100, the timesteps of the model"),
-        (["--ckpt", "model.ckpt", "--loss-timesteps", "0"], "Argument `loss_timesteps` expected an integer ≥ 1"),
-        (["--ckpt", "model.ckpt", "--loss-images", "1"], "Argument `loss_images` expected an integer ≥ 2"),
-        (["--ckpt", "model.ckpt", "--resize", "16"], "Argument `resize` expected 8x8, the size of the model's images"),
-        (["--ckpt", "model.ckpt", "--held-out", "train"], "expected other images than `train`, but got the same ones"),
-        (["--ckpt", "model.ckpt", "--held-out", "one"], "Argument `held_out` expected at least 2 images"),
-        (["--ckpt", "model.ckpt", "--k", "31"], "Argument `train` expected at least k = 31 images, but got 30"),
+        (["--ckpt", "model.ckpt", "--loss-timesteps", "0"], "Option --loss-timesteps expected an integer ≥ 1"),
+        (["--ckpt", "model.ckpt", "--loss-images", "1"], "Option --loss-images expected an integer ≥ 2"),
+        (
+            ["--ckpt", "model.ckpt", "--image-size", "16"],
+            "Option --image-size expected 8x8, the size of the model's images",
+        ),
+        (["--ckpt", "model.ckpt", "--held-out", "train"], "expected other images than --train, but got the same ones"),
+        (["--ckpt", "model.ckpt", "--held-out", "one"], "Option --held-out expected at least 2 images"),
+        (["--ckpt", "model.ckpt", "--k", "31"], "Option --train expected at least k = 31 images, but got 30"),
         (["--ckpt", "broken.ckpt"], "expected images with a finite loss"),
         (["--ckpt", "model.ckpt", "--out", "train"], "holds other files"),
     ],

@@ -40,7 +40,7 @@ def test_what_appears_in_the_reports_place_meanwhile_is_not_lost(here, capsys, m
 
 @pytest.mark.parametrize("cache", ["report", "report/cache"])
 def test_a_cache_does_not_lie_in_the_report(here, capsys, cache):
-    assert "`cache` expected a folder outside of `out`" in fails(capsys, *COMMAND, "--cache", cache)
+    assert "Option --cache expected a folder outside of --out" in fails(capsys, *COMMAND, "--cache", cache)
 
 
 def test_files_of_others_in_the_partial_folder_stay(here):
@@ -86,7 +86,7 @@ def test_sets_do_not_lie_in_one_another(here, capsys, inner):
     write_images(here / "train" / "generated", random_pixels(30, seed=5))
     outer = "train" if inner != "generated" else "."
     message = fails(capsys, "--generated", inner, "--train", outer, "--out", "../report")
-    assert "`generated` expected a folder outside of `train`" in message
+    assert "Option --generated expected a folder outside of --train" in message
 
 
 class Constant(torch.nn.Module):
@@ -136,7 +136,7 @@ def test_damaged_containers_are_one_line(here, capsys):
     Path("bad.parquet").write_bytes(b"PAR1" + bytes(50) + b"PAR1")
     os.symlink("loop", "loop")
     for name in ("cut.npz", "empty.npy", "no.npz", "bad.parquet"):
-        assert f"`generated` expected images, but got '{name}', which cannot be read" in fails(
+        assert f"Option --generated expected images, but got '{name}', which cannot be read" in fails(
             capsys, "--generated", name, "--train", "train"
         )
     assert "'loop', which does not exist" in fails(capsys, "--generated", "loop", "--train", "train")
@@ -145,12 +145,12 @@ def test_damaged_containers_are_one_line(here, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--device", "abacus"], "`device` expected a device of this machine"),
-        (["--feature-weights", "nowhere"], "`feature_weights` expected None with features='pixels'"),
-        (["--resize", "99999"], "which takes"),
+        (["--device", "abacus"], "Option --device expected a device of this machine"),
+        (["--feature-weights", "nowhere"], "Option --feature-weights expected None with features='pixels'"),
+        (["--image-size", "99999"], "which takes"),
         (
             ["--cache", "train/00000.png"],
-            "`cache` expected a folder, but got 'train/00000.png'",
+            "Option --cache expected a folder, but got 'train/00000.png'",
         ),
     ],
 )

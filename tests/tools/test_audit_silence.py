@@ -83,7 +83,7 @@ def test_images_as_a_data_module_crops_them(capsys):
         "generated",
         "--train",
         "train",
-        "--resize",
+        "--image-size",
         "24",
         "--num-workers",
         "0",
@@ -224,7 +224,7 @@ def test_ranges_that_are_none(capsys, text):
     write_images(Path("train"), random_pixels(60))
     line = fails(capsys, "--generated", "train", "--train", "train", "--range", text)
     wanted = "the values of black and white, such as 0:4095 or -1:1, or auto, or full"
-    assert f"Argument `range` expected {wanted}, but got '{text}'" in line
+    assert f"Option --range expected {wanted}, but got '{text}'" in line
 
 
 def test_in_python_the_result_has_a_verdict_pairs_and_metrics():

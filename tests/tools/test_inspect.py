@@ -77,7 +77,7 @@ def test_a_folder_of_images_is_read(digits, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("options", "argument"), [({"ratio": 0.0}, "ratio"), ({"k": 0}, "k"), ({"resize": 0}, "resize")]
+    ("options", "argument"), [({"ratio": 0.0}, "ratio"), ({"k": 0}, "k"), ({"image_size": 0}, "image_size")]
 )
 def test_settings_out_of_range_are_refused(options, argument, tmp_path):
     with pytest.raises(ValueError, match=f"Argument `{argument}` expected"):
