@@ -292,7 +292,7 @@ def label_points(
     drawn = axes.transData.transform([*points.values(), *others])
     taken = [Bbox.from_bounds(x - 8, y - 8, 16, 16) for x, y in drawn]
     for label, point in points.items():
-        for reach, (right, up) in product((9, 20, 32, 46, 60), _DIRECTIONS):
+        for reach, (right, up) in product((9, 20, 32, 46, 60, 80, 105), _DIRECTIONS):
             text = _text_beside(axes, label, point, right * reach, up * reach)
             box = text.get_window_extent()
             if not box.count_overlaps(taken) and axes.bbox.count_contains(box.corners()) == 4:

@@ -154,6 +154,14 @@ def test_the_four_runs_on_a_data_set_differ_in_the_methods_alone(data):
     assert all(settings == rest[0] for settings in rest)
 
 
+@pytest.mark.parametrize("path", sorted(FOLDER.rglob("*.yaml")), ids=lambda path: path.stem)
+def test_a_run_keeps_one_checkpoint(path):
+    """Two of one step take twice the room: a file of a large model holds 14 GB."""
+    callbacks = (yaml.safe_load(path.read_text()).get("trainer") or {}).get("callbacks") or []
+    saving = [one["init_args"] for one in callbacks if one["class_path"].endswith(".ModelCheckpoint")]
+    assert all(one.get("filename") == "last" and "save_last" not in one for one in saving)
+
+
 def at(settings, path):
     for key in path.split("."):
         settings = settings[key]

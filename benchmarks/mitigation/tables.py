@@ -26,8 +26,14 @@ CHOSEN = {
 """Rows of the tables that leave some out."""
 RIVALS = ("iet_4", "agc_0.9", "iet_agc_4", "anchored_16", "anchored_64", "iet_anchored")
 """Rows of the short tables at equal quality."""
-README_ROWS = ("plain", "agc_0.8", "anchored_64", "record_1", "record_draws", "deduplicated")
-"""Rows of README's table."""
+README_ROWS = {
+    "plain": "plain training",
+    "agc_0.8": "anti-gradient control (AGC), as published",
+    "record_1": "AGC by sample records, judged by 64 unseen images",
+    "record_draws": "AGC by sample records, suspects drawn less often",
+    "deduplicated": "near-duplicates removed first",
+}
+"""Rows of README's table and of its picture, in words that need no other page."""
 _PLACE = "<!-- table: {name} -->\n"
 _END = "<!-- end of table -->"
 
@@ -80,8 +86,8 @@ def gains(lines: Sequence[Line], best: Sequence[Line]) -> str:
     last = {line["row"]: line for line in at_greatest_length(lines) if line["row"] in README_ROWS}
     stopped = {line["row"]: line for line in best}
     plain = last.pop("plain")
-    rows = [(plain["label"], plain), ("plain, stopped before it copies", stopped["plain"])]
-    rows += [(line["label"], line) for line in last.values()]
+    rows = [(README_ROWS["plain"], plain), ("the same, stopped before it copies", stopped["plain"])]
+    rows += [(README_ROWS[name], line) for name, line in last.items()]
     cells = [[label, interval(line, "fid", digits=1), *_shares(line)] for label, line in rows]
     control = {name: plain[f"{name}_control"] for name in ("copies_repeated", "copies_once", "nearest_repeated")}
     cells.append(["*held-out images*", f"*{plain['fid_control']:.1f}*", *(f"*{text}*" for text in _shares(control))])

@@ -271,6 +271,8 @@ class Evaluation(pl.Callback):
             num_samples, sampler, every_n_epochs=every_n_epochs, every_n_steps=every_n_steps,
             num_inference_steps=num_inference_steps, num_pairs=num_pairs, batch_size=batch_size, patience=patience,
         )  # fmt: skip
+        if seed < 0:
+            raise ValueError(f"Argument `seed` expected an integer ≥ 0, but got {seed}.")
         for name, value in (("keep_best", keep_best), ("patience", patience)):
             if value and not (every_n_epochs if name == "keep_best" else keep_best):
                 needed = "every_n_epochs" if name == "keep_best" else "keep_best"

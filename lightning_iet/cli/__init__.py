@@ -82,18 +82,19 @@ def main(args: Sequence[str] | None = None) -> None:
     if not command:
         print(help_text(), file=sys.stderr)
         sys.exit(2)
-    if command in ("-h", "--help"):
+    if command in ("-h", "--help", "help"):
         print(help_text())
         sys.exit(0)
     if command == "--version":
         print(PROGRAM, __version__)
         sys.exit(0)
     with one_line_errors(PROGRAM):
-        _silence_advice()
-        if command in OF_THE_TRAINER or (command.startswith("-") and not {*OF_THE_TRAINER}.isdisjoint(arguments)):
-            from lightning_iet.cli.arguments import check_source, with_run, with_underscores
-            from lightning_iet.cli.options import options_named
+        from lightning_iet.cli.arguments import check_dashes, check_source, with_run, with_underscores
+        from lightning_iet.cli.options import options_named
 
+        _silence_advice()
+        check_dashes(arguments)
+        if command in OF_THE_TRAINER or (command.startswith("-") and not {*OF_THE_TRAINER}.isdisjoint(arguments)):
             with options_named(lambda name, _: f"--{name}"):
                 completed = with_run(with_underscores(arguments))
                 check_source(completed)

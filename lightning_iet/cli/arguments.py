@@ -1,5 +1,6 @@
 """What a user has written on the command line of a trainer, before anything heavy is imported."""
 
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -64,7 +65,7 @@ def check_source(arguments: Sequence[str]) -> None:
     if word and not word.startswith("-"):  # otherwise it may be the value of an option
         raise ValueError(
             f"`{command}` expected options, but got '{word}'. "
-            f"Did you mean `{PROGRAM} {command} {_options_of(word, command)}`?"
+            f"Did you mean `{PROGRAM} {command} {f'--{word}' if '=' in word else _options_of(word, command)}`?"
         )
     if command in _OF_A_CHECKPOINT and "--ckpt_path" in names:
         raise ValueError(
@@ -83,6 +84,8 @@ def check_source(arguments: Sequence[str]) -> None:
 
 def _options_of(word: str, command: str) -> str:
     """Return the options that a word without one was probably meant for: a checkpoint, images or a configuration."""
+    if word == "help":
+        return "--help"
     place = Path(word)
     if place.suffix == ".ckpt" or find_checkpoint(place) is not None:
         config = _find_config(place)
@@ -101,6 +104,25 @@ def _find_config(place: Path) -> Path | None:
         checkpoint = find_checkpoint(place) or place
     files = (folder / CONFIG for folder in (place, *checkpoint.absolute().parents[:2]))
     return next((file for file in files if file.is_file()), None)
+
+
+def check_dashes(arguments: Iterable[str]) -> None:
+    """Refuse options with one dash, of which argparse would take the first letter for an option.
+
+    Raises:
+        ValueError: If there is one.
+
+    Example:
+        >>> check_dashes(["fit", "-c", "digits/iet", "--agc.threshold", "-1"])
+        >>> check_dashes(["fit", "-config", "digits/iet"])
+        Traceback (most recent call last):
+        ...
+        ValueError: There is no option -config. Did you mean --config?
+    """
+    for argument in arguments:
+        name = argument.partition("=")[0]
+        if re.fullmatch(r"-[A-Za-z][\w.-]+", name) and name not in ("-inf", "-nan"):
+            raise ValueError(f"There is no option {name}. Did you mean -{name}?")
 
 
 def with_configurations(arguments: Iterable[str]) -> list[str]:
@@ -132,6 +154,11 @@ def _configuration(name: str) -> str:
     if not name:
         raise ValueError(
             f"Option --config expected a file or a name, but got none. `{PROGRAM} configs` lists the names."
+        )
+    if Path(name).is_dir():
+        raise ValueError(
+            f"Option --config expected a file or a name, but got the folder '{name}'. "
+            f"Did you mean {_options_of(name, 'fit')}?"
         )
     return str(find_configuration(name))
 

@@ -91,26 +91,33 @@ def clear(message: str, options: Iterable[str], *, names: Mapping[str, str] | No
         return f"{which} missing. {_SEE_HELP}"
     if found := re.search(r"argument (--[\w.]+): expected one argument", text):
         return f"Option {found[1]} expected a value behind it, but got none."
-    found = re.match(r'(?:Parser key "(?P<key>[\w.-]+)": )?(?P<problem>.*?)Got value: (?P<value>.*)', text)
+    if found := re.match(r'Parser key "([\w.-]+)": Unable to load config \'(.*?)\' - ', text):
+        return f"Option --{found[1]} has options of its own, --{found[1]}.…, but got '{found[2]}'. {_SEE_HELP}"
+    found = re.match(r'(?:Parser key "(?P<key>[\w.-]+)": )?(?P<problem>.*?)Got value: ?(?P<value>.*)', text)
     found = found or re.match(r'Parser key "(?P<key>[\w.-]+)": (?P<problem>.*?)Given value: (?P<value>.*)', text)
     found = found or re.match(r'Parser key "(?P<key>[\w.-]+)": (?P<problem>.*path string: (?P<value>\S+)).*', text)
     if found is None or not found["key"]:
         return text
     option, value, problem = f"Option --{found['key']}", found["value"], found["problem"]
-    if of_class := re.search(r"dot import path string: (\S+)", problem):
+    kinds = dict.fromkeys(re.findall(r"Expected an? <class '(?:\w+\.)*(\w+)'>", problem))
+    words = [_WORDS[kind] for kind in kinds if kind in _WORDS]
+    of_class = re.search(r"dot import path string: (\S+)", problem)
+    if of_class and "float" not in kinds:  # a learning rate may be a tensor, too
         close = meant(of_class[1], names or {})
         if close == _SEE_HELP and found["key"] == "data":
             close = "Give a folder of images with --images."
+        if (names or {}).get(of_class[1]) == of_class[1]:
+            return f"{option} expected a class of another kind, but got '{of_class[1]}'. {_SEE_HELP}"
         return f"{option} expected the name of a class, but got '{of_class[1]}'. {close}"
     if literals := re.findall(r"Literal\[(.*?)\]", problem):
         choices = list(dict.fromkeys(name for literal in literals for name in re.findall(r"[\w-]+", literal)))
         close = meant(value, choices)
         remedy = "" if close == _SEE_HELP else f" {close}"
         return f"{option} expected one of {', '.join(choices)}, but got '{value}'.{remedy}"
-    kinds = dict.fromkeys(re.findall(r"Expected an? <class '(?:\w+\.)*(\w+)'>", problem))
-    words = [_WORDS[kind] for kind in kinds if kind in _WORDS]
     if not words or len(words) < len(kinds):
         return text
+    if found["key"] in ("model", "data"):
+        words = ["a class, as class_path and init_args"]
     return f"{option} expected {' or '.join(words)}, but got '{value}'."
 
 
@@ -134,6 +141,7 @@ _SEE_HELP = "The command with --help lists all."
 _WORDS = {
     "int": "an integer", "float": "a number", "bool": "true or false", "str": "text", "NoneType": "null",
     "Sequence": "a list, such as [a,b]", "list": "a list, such as [a,b]",
+    "tuple": "a list, such as [a,b]",
 }  # fmt: skip
 
 
@@ -145,7 +153,7 @@ _OTHER_NAMES = {
     "epochs": ("max-epochs", "trainer.max_epochs"),
     "gpus": ("trainer.devices", "device"),
     "device": ("trainer.accelerator",),
-    "images": ("show-images",),
+    "images": ("show-images", "train"),
     "no-images": ("no-show-images",),
     "learning-rate": ("model.optimizer.init_args.lr", "lr"),
     "lr": ("model.optimizer.init_args.lr",),

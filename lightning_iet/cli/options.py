@@ -59,8 +59,13 @@ def with_options(message: str, option_of: Callable[[str], str | None]) -> str:
     options = [option_of(name) for name in names]
     if not all(options):
         return message
+
+    def replaced(found: re.Match[str]) -> str:
+        option = option_of(found[1]) or ""
+        return option if found[1] in names or option.startswith("--") or option.isupper() else found[0]
+
     word = ("Option " if len(names) == 1 else "Options ") if all(f"{one}".startswith("--") for one in options) else ""
-    return word + re.sub(r"`(\w+)`", lambda found: option_of(found[1]) or found[0], message[head.start("names") :])
+    return word + re.sub(r"`(\w+)`", replaced, message[head.start("names") :])
 
 
 def option_of_owner(name: str, error: BaseException, parts: Mapping[type, str]) -> str | None:

@@ -80,7 +80,8 @@ def run_tool(tool: Callable[..., object], args: Sequence[str]) -> None:
     if first is not None and args and not args[0].startswith("-"):
         args = [f"--{first}", *args]
     options = {name: name.upper() if name in positional else with_dashes(f"--{name}") for name in parameters}
-    with options_named(lambda name, _: options.get(name)):
+    of_config = "config" in parameters
+    with options_named(lambda name, _: options.get(name, f"`{name}` of the configuration" if of_config else None)):
         result = tool(**parser.parse_args(_with_underscores(args, parser.get_defaults().as_dict())).as_dict())
     status = getattr(result, "exit_status", 0)
     if status:

@@ -179,7 +179,7 @@ class IETCLI(LightningCLI):
         options = self.config_init[self.subcommand]
         options["ckpt_path"] = resume_from(self.trainer, options["ckpt_path"], trusted=options["trust_checkpoint"])
         if self.trainer.is_global_zero and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
-            remedy = "Give another one as `save_dir` of the logger, or with `--trainer.default_root_dir`."
+            remedy = "Give another folder: --trainer.logger.save_dir, or --trainer.default_root_dir without a logger."
             folder = run_folder(self.trainer)
             check_writable(folder, argument="save_dir", remedy=remedy, make=False)
             self.new_folders = [place for place in (folder, *folder.parents) if not place.exists()]
@@ -308,12 +308,17 @@ class _Parser(OneLineErrors, LightningArgumentParser):
             raise ex
         of_classes = {name: f"--{part}.{name}" for part, name in _options_of_classes()}
         known = ["--images", "--model.optimizer.init_args.lr", "--trainer.logger.save_dir"]
+        of_others = {option.rpartition(".")[2]: option for option in known}
         text = clear(message, [*known, *of_classes.values(), *self.known_options()], names=_class_names())
         if (unknown := re.match(r"There is no option `(\w+)`", text)) and unknown[1] in of_classes:
             text = _of_another_class(*of_classes[unknown[1]].removeprefix("--").split("."))
         fail(
             PROGRAM,
-            re.sub(r"Option --(\w+)(?= )", lambda found: f"Option {of_classes.get(found[1], f'--{found[1]}')}", text),
+            re.sub(
+                r"Option --(\w+)(?= )",
+                lambda found: f"Option {of_classes.get(found[1], of_others.get(found[1], f'--{found[1]}'))}",
+                text,
+            ),
         )
 
     def known_options(self) -> list[str]:

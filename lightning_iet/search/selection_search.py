@@ -126,7 +126,7 @@ def search_selection(
     found = groups if isinstance(groups, ParameterGroups) else None
     sizes = _sizes(groups) if isinstance(groups, ParameterGroups) else groups
     names = _check_groups(sizes, enqueue)
-    _check_numbers(trials=trials, jobs=jobs, seed=seed, learning_rates=learning_rates)
+    check_numbers(trials=trials, jobs=jobs, seed=seed, learning_rates=learning_rates)
     if callable(sampler):
         make, described = sampler, getattr(sampler, "__name__", type(sampler).__name__)
     else:
@@ -466,7 +466,7 @@ def _check_groups(groups: Sequence[str] | Mapping[str, int], enqueue: Sequence[s
     return names
 
 
-def _check_numbers(*, trials: int, jobs: int, seed: int, learning_rates: tuple[float, float]) -> None:
+def check_numbers(*, trials: int, jobs: int, seed: int, learning_rates: tuple[float, float]) -> None:
     """Refuse numbers out of range."""
     for name, number, least in (("trials", trials, 1), ("jobs", jobs, 1), ("seed", seed, 0)):
         if number < least:

@@ -97,7 +97,8 @@ def read_sweep(path: Path) -> SweepFile:
         ValueError: if it lacks something, or asks for what only Weights & Biases can do.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"Argument `files` expected files of sweeps, but got '{path}', which does not exist.")
+        why = "is a folder" if path.is_dir() else "does not exist"
+        raise FileNotFoundError(f"Argument `files` expected files of sweeps, but got '{path}', which {why}.")
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -5,7 +5,7 @@ import shlex
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -30,6 +30,8 @@ from lightning_iet.utilities.errors import arguments_called
 from lightning_iet.utilities.files import FILES, check_apart, check_free, check_writable, remedies, whole_folder
 
 AUTO = "auto"
+K = 50
+"""The published number of neighbours in the mean of the memorized quantity."""
 Pages = Literal["all", "first"]
 
 
@@ -48,7 +50,7 @@ class AuditJob:
     pages: Pages
     moved: bool | None
     invariance: Invariance
-    k: int
+    k: int | None
     ratio: float
     duplicates: bool
     false_finds: float
@@ -92,13 +94,17 @@ class AuditJob:
     def settings(self) -> Settings:
         """What counts as a copy."""
         return Settings(
-            k=self.k,
+            k=K if self.k is None else self.k,
             ratio=self.ratio,
             invariance=self.invariance,
             duplicates=self.duplicates,
             moved=False if self.moved is None and self.features == PIXELS else self.moved,
             false_finds=self.false_finds,
         )
+
+    def settings_for(self, train: ImageSet) -> Settings:
+        """What counts as a copy of these training images, which may be fewer than the usual neighbours."""
+        return self.settings if self.k is not None else replace(self.settings, k=max(2, min(K, len(train))))
 
     @cached_property
     def reviewed(self) -> Review | None:
@@ -186,7 +192,9 @@ class AuditJob:
         Returns:
             The figures, on every process.
         """
-        found = audit_images(**sets, features=self.network, cache=self.blocks, settings=self.settings)
+        found = audit_images(
+            **sets, features=self.network, cache=self.blocks, settings=self.settings_for(sets["train"])
+        )
         if self.reviewed is not None:
             found = apply_review(found, self.reviewed)
         options = ("image_size", "fit", "range", "background", "grey", "pages", "fail_on_copies")
@@ -236,7 +244,7 @@ def audit(
     pages: Pages = "all",
     moved: bool | None = None,
     invariance: Invariance = "none",
-    k: int = 50,
+    k: int | None = None,
     ratio: float = 1 / 3,
     duplicates: bool = True,
     false_finds: float = 0.05,
@@ -283,7 +291,7 @@ def audit(
             minutes.
         invariance: Versions of a generated image that the published measures compare too: mirrored (twice the time),
             shifted by one pixel (9 times), both (18 times).
-        k: Neighbours in the mean of the memorized quantity.
+        k: Neighbours in the mean of the memorized quantity; by default 50, or all where there are fewer images.
         ratio: By the published measure an image counts as a copy if its nearest training image is nearer than this
             times the next.
         duplicates: Look for near-duplicates inside the training set.

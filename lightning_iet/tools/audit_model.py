@@ -54,7 +54,7 @@ def audit_model(
     pages: Pages = "all",
     moved: bool | None = None,
     invariance: Invariance = "none",
-    k: int = 50,
+    k: int | None = None,
     ratio: float = 1 / 3,
     duplicates: bool = True,
     false_finds: float = 0.05,
@@ -110,7 +110,7 @@ def audit_model(
             minutes.
         invariance: Versions of a generated image that the published measures compare too: mirrored (twice the time),
             shifted by one pixel (9 times), both (18 times).
-        k: Neighbours in the mean of the memorized quantity.
+        k: Neighbours in the mean of the memorized quantity; by default 50, or all where there are fewer images.
         ratio: By the published measure an image counts as a copy if its nearest training image is nearer than this
             times the next.
         duplicates: Look for near-duplicates inside the training set.
@@ -158,7 +158,7 @@ def audit_model(
     given = {} if run else {"train": train, "held_out": held_out}
     with job.read(given, reading=reading) as sets:
         sets = {name: _fitting(images, generator) for name, images in (run.read() if run else sets).items()}
-        check_sets(sets, job.k)
+        check_sets(sets, job.settings_for(sets["train"]).k)
         membership = _membership(generator, sets, probing, job, labels={} if run is None else run.labels())
         sets["generated"] = draw(generator, drawing, cache=job.blocks)
         settings = {

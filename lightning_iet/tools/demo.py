@@ -67,7 +67,7 @@ def demo(*, out: Path = Path("runs/demo"), max_epochs: int = 130, seed: int = 0)
 def _command(name: str, epochs: int, seed: int) -> list[str]:
     options = {"seed_everything": seed, "trainer.max_epochs": epochs, "trainer.enable_progress_bar": "false"}
     # What is measured at the end is what is drawn, however long the run.
-    saving = {"every_n_epochs": epochs, "save_on_train_epoch_end": True, "save_last": True}
+    saving = {"every_n_epochs": epochs, "save_on_train_epoch_end": True, "filename": "last"}
     kind = "lightning.pytorch.callbacks.ModelCheckpoint"
     options |= {
         "evaluation.seed": seed,

@@ -28,6 +28,8 @@ from lightning_iet import data, modules
 from lightning_iet.callbacks.parameter_selection import ParameterSelection, find_denoiser
 from lightning_iet.functional.parameter_groups import Family, Granularity, ParameterGroups
 from lightning_iet.search import Candidate, SelectionSearch, search_selection
+from lightning_iet.search.objectives import parse_objectives
+from lightning_iet.search.selection_search import check_numbers
 from lightning_iet.utilities.configurations import find_configuration
 from lightning_iet.utilities.errors import first_line, own_cause
 from lightning_iet.utilities.files import METRICS, check_writable
@@ -108,9 +110,11 @@ def memcontrol(
         raise ValueError(f"Argument `lr` expected two numbers, the lowest and the highest, but got {list(lr)}.")
     if len(repeat) != 2:
         raise ValueError(f"Argument `repeat` expected two numbers, of images and of times, but got {list(repeat)}.")
+    check_numbers(trials=trials, jobs=jobs, seed=seed, learning_rates=(float(lr[0]), float(lr[1])))
+    parse_objectives(objectives, minus_control=minus_control)
     settings["data"] = _provoking(settings["data"], subset, repeat, objectives)
     out = Path(out)
-    check_writable(out, argument="out", remedy="Give another folder with `--out`.")
+    check_writable(out, argument="out", remedy="Give another folder with `--out`.", make=False)
     options = {
         **{name: value for name, value in (settings.get("selection") or {}).items() if name not in ("mask", "file")},
         "family": family, "granularity": granularity,

@@ -303,10 +303,12 @@ class PlanningTrainer(pl.Trainer):
         """
         if datamodule is None:
             raise ValueError("Argument `data` expected a data module to plan with, but got none. Give one as --data.")
-        if measure_steps < 0 or (measure_steps and self.world_size > 1):
+        if measure_steps < 0:
+            raise ValueError(f"Argument `measure_steps` expected an integer ≥ 0, but got {measure_steps}.")
+        if measure_steps and self.world_size > 1:
             raise ValueError(
-                f"Argument `measure_steps` expected an integer ≥ 0, and 0 for {self.world_size} processes, but got "
-                f"{measure_steps}. Measure on one process (--trainer.devices 1)."
+                f"Argument `measure_steps` expected 0 for {self.world_size} processes, but got {measure_steps}. "
+                "Measure on one process (--trainer.devices 1)."
             )
         averaging = find_callback(self, ParameterAveragingCallback)
         if averaging is not None and averaging.num_shards != 1:

@@ -65,7 +65,8 @@ def find_configuration(name: Path | str, *, argument: str = "config") -> Path:
         return Path(name)
     found = shipped_configuration(name)
     if found is None:
-        close = get_close_matches(_plain(name), configurations(), n=1)
+        known, plain = configurations(), _plain(name)
+        close = [one for one in known if one.endswith(f"/{plain}")] or get_close_matches(plain, known, n=1)
         raise FileNotFoundError(
             f"Option --{argument} expected a file or the name of a configuration that comes with the package, but got "
             f"'{name}'. {f'Did you mean {close[0]}? ' if close else ''}`lightning-iet configs` lists all names."

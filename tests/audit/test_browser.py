@@ -174,6 +174,20 @@ def test_nothing_hangs_over_the_edge(page, width):
     page.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
+def test_no_text_sticks_out_of_its_card_on_paper(page):
+    metrics = {"width": 660, "height": 844, "deviceScaleFactor": 1, "mobile": False}
+    page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    beyond = """
+        const card = document.querySelector('#gallery .pair');
+        card.querySelector('.ratio .quiet').textContent = 'mirrored, turned by right angles, other colours';
+        const edge = card.getBoundingClientRect().right;
+        return [...card.querySelectorAll('p, span')].filter(one => one.getBoundingClientRect().right > edge).length"""
+    assert page.execute_script(beyond) == 0
+    page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
+    page.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
 def test_the_curve_of_the_gap_is_there(page):
     curve = page.find_element(By.CSS_SELECTOR, "svg.curve")
     assert curve.is_displayed()

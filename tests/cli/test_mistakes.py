@@ -11,6 +11,7 @@ from tests.helpers.command_line import fails
 from tests.helpers.pictures import write_pictures
 
 DIGITS = ["fit", "--config", "digits/baseline"]
+A_RUN = "model: {class_path: DiffusionModule}\ndata: {class_path: DigitsDataModule}\n"
 MISTAKES = [
     # commands
     (["trian"], "There is no command 'trian'."),
@@ -103,6 +104,51 @@ MISTAKES = [
     (["audit", "--generated", "few"], "Option --train is missing."),
     (["audit", "--generated", "few", "--train", "nowhere", "--held-out", "few"], "'nowhere', which does not exist"),
     (["compare", "empty"], "but got 'empty' without a metrics.json"),
+    # wrong types, and files that are something else
+    (["fit", "--config", "types.yaml"], "Option --trainer.max_epochs expected an integer or null, but got 'ten'."),
+    (["fit", "--config", "list.yaml"], "Option --model expected a class, as class_path and init_args, but got '[1]'."),
+    (["fit", "--config", "empty.yaml"], "expected a mapping in YAML, but got 'empty.yaml' with None."),
+    (["fit", "--config", "tabs.yaml"], "that cannot start any token (line 2, column 1)"),
+    (["fit", "--config", "flat.yaml"], "There is no option `agc.treshold`. Did you mean --agc.threshold?"),
+    (["fit", "--config", "few"], "but got the folder 'few'. Did you mean --images few?"),
+    (["fit", "--config", "few/a.png"], "Option --config expected YAML, but got 'few/a.png'"),
+    (["fit", "--config", "iet_agc"], "Did you mean digits/iet_agc?"),
+    (["fit", "-config", "digits/iet_agc"], "There is no option -config. Did you mean --config?"),
+    (["fit", "config=digits/iet_agc"], "Did you mean `lightning-iet fit --config=digits/iet_agc`?"),
+    (["fit", "help"], "Did you mean `lightning-iet fit --help`?"),
+    ([*DIGITS, "--agc", "0.5"], "Option --agc has options of its own, --agc.…, but got '0.5'."),
+    ([*DIGITS, "--agc.threshold="], "Option --agc.threshold expected a number, but got ''."),
+    ([*DIGITS, "--agc.threshold", "0,5"], "Option --agc.threshold expected a number, but got '0,5'."),
+    ([*DIGITS, "--agc.eta", "0.03"], "Option --agc.eta expected None with criterion='ratio', which does not use it"),
+    ([*DIGITS, "--redistribution.fraction", "0.25"], "Option --redistribution.fraction expected 0 with 1 shard"),
+    ([*DIGITS, "--data.classes", "[1,2"], "Option --data.classes expected a list, such as [a,b] or null"),
+    ([*DIGITS, "--data.classes=[11]"], "Option --data.classes expected digits from 0 to 9, at least one"),
+    ([*DIGITS, "--data", "DiffusionModule"], "--data expected a class of another kind, but got 'DiffusionModule'"),
+    ([*DIGITS, "--data", "ImageFolderDataModule"], "Option --data.root expected a folder of images, but got None."),
+    ([*DIGITS, "--trainer.logger.save_dir", "text.yaml"], "Give another folder: --trainer.logger.save_dir"),
+    ([*DIGITS, "--ckpt_path", "text.yaml"], "Option --ckpt_path expected a whole checkpoint, but got 'text.yaml'"),
+    ([*DIGITS, "--evaluation.features", "sscd"], "--evaluation.feature_weights expected SSCD's TorchScript file"),
+    ([*DIGITS, "--evaluation.num_samples", "1"], "Option --evaluation.num_samples expected an integer ≥ 2"),
+    ([*DIGITS, "--evaluation.seed", "-1"], "Option --evaluation.seed expected an integer ≥ 0, but got -1."),
+    ([*DIGITS, "--model.optimizer.init_args.lr", "fast"], "--model.optimizer.init_args.lr expected a number"),
+    ([*DIGITS, "--model.unet.init_args.sample_size", "eight"], "sample_size expected an integer or a list"),
+    (["fit", "--images", "few/a.png"], "but got 'few/a.png', which is no folder. Check the path."),
+    (["fit", "--images", "texts"], "Option --images expected a folder of images, but got 'texts', which holds none."),
+    (["fit", "--images", "sp ace/Öl"], "at least 10 images, some of which are held out, but got 'sp ace/Öl' with 1."),
+    (["sample", "run"], "Option --ckpt expected a whole checkpoint, but got 'run/version_0/checkpoints/last.ckpt'"),
+    (["export", "run", "--out", "few"], "--out expected a new folder, but got 'few', which holds something else"),
+    (["audit", "--generated", "few", "--train", "few"], "Option --train expected other images than --generated"),
+    (["audit", "--generated", "few/a.png", "--train", "more"], "which cannot be read (it is no folder, .npy"),
+    (["audit", "--generated", "few", "--train", "more", "--fit", "pad"], "Option --fit expected one of stretch, crop"),
+    (["compare", "text.yaml"], "RUNS expected a metrics.json written by `lightning-iet fit`, but got 'text.yaml'"),
+    (["sweep", "few"], "FILES expected files of sweeps, but got 'few', which is a folder."),
+    (["sweep", "class.yaml"], "but got `model`. Remove it."),
+    (["memcontrol", "--config", "digits/finetune", "--trials", "0"], "--trials expected an integer ≥ 1, but got 0."),
+    (["memcontrol", "--config", "digits/finetune", "--trials", "2"], "`pretrained` of the configuration expected a"),
+    (["demo", "--out", "text.yaml"], "Option --out expected a folder that can be written, but got 'text.yaml'"),
+    (["inspect", "--images", "few"], "There is no option --images. Did you mean --train?"),
+    (["configs", "digits/iet_agc", "--out", "text.yaml"], "Option --out expected a new file, but got 'text.yaml'"),
+    (["plan", "--config", "digits/baseline", "--measure_steps", "-1"], "--measure_steps expected an integer ≥ 0"),
 ]  # fmt: skip
 
 
@@ -115,12 +161,20 @@ def _place(tmp_path_factory):
         Path("empty").mkdir()
         Path("text.yaml").write_text("hello")
         Path("key.yaml").write_text("modell: 3\n")
-        Path("class.yaml").write_text("model: {class_path: DiffusionModul}\ndata: {class_path: DigitsDataModule}\n")
+        Path("class.yaml").write_text(A_RUN.replace("DiffusionModule", "DiffusionModul"))
+        Path("types.yaml").write_text(f"{A_RUN}trainer: {{max_epochs: ten}}\n")
+        Path("list.yaml").write_text("model: [1]\ndata: {class_path: DigitsDataModule}\n")
+        Path("empty.yaml").touch()
+        Path("tabs.yaml").write_text("trainer:\n\tmax_epochs: 3\n")
+        Path("flat.yaml").write_text("trainer.max_epochs: 3\nagc.treshold: 2\n")
         Path("run/version_0/checkpoints").mkdir(parents=True)
         Path("run/version_0/config.yaml").touch()
         Path("run/version_0/checkpoints/last.ckpt").touch()
         write_pictures(Path("few"), ["a.png", "b.png"])
         write_pictures(Path("more"), ["c.png", "d.png"])
+        write_pictures(Path("sp ace/Öl"), ["ä b.png"])
+        Path("texts").mkdir()
+        Path("texts/notes.txt").write_text("hello")
         yield
 
 

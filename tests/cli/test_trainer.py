@@ -40,8 +40,9 @@ def fit(name, *arguments):
 
 
 def test_a_run_leaves_all_that_it_promises_and_can_be_repeated(capsys):
+    often = ["--trainer.check_val_every_n_epoch=1", "--trainer.callbacks.init_args.every_n_epochs=1"]
     for version in range(2):
-        fit("iet_agc")
+        fit("iet_agc", *often)
         folder = Path(f"runs/digits/iet_agc/version_{version}")
         report = json.loads((folder / "metrics.json").read_text())
         assert report
@@ -49,7 +50,8 @@ def test_a_run_leaves_all_that_it_promises_and_can_be_repeated(capsys):
             with Image.open(folder / picture) as image:
                 assert min(image.size) > 100
         assert (folder / "config.yaml").is_file()
-        assert (folder / "checkpoints" / "last.ckpt").is_file()
+        assert [file.name for file in (folder / "checkpoints").iterdir()] == ["last.ckpt"]  # none of the same step
+        assert torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["epoch"] == 1
     output = capsys.readouterr().out
     assert "FID" in output
     assert "control" in output.lower()

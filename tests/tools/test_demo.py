@@ -52,7 +52,7 @@ def test_it_trains_both_on_the_same_uneven_set(finished):
 def test_the_checkpoint_that_is_drawn_is_that_of_the_last_epoch(epochs):
     [option] = [word for word in module._command("plain", epochs, 0) if word.startswith("--trainer.callbacks=")]
     [callback] = json.loads(option.partition("=")[2])
-    assert callback["init_args"] == {"every_n_epochs": epochs, "save_on_train_epoch_end": True, "save_last": True}
+    assert callback["init_args"] == {"every_n_epochs": epochs, "save_on_train_epoch_end": True, "filename": "last"}
 
 
 def test_it_draws_a_row_of_pairs_for_each(finished):
