@@ -73,7 +73,7 @@ def test_a_run_leaves_all_that_it_promises_and_can_be_repeated(capsys):
 
     for subcommand in ("validate", "test"):
         config = next(path for path in CONFIGS if path.stem == "iet_agc")
-        main([subcommand, "--config", str(config), *QUICK, "--ckpt_path", str(checkpoint)])
+        main([subcommand, "--config", str(config), *QUICK, *often, "--ckpt_path", str(checkpoint)])
     main(["compare", "runs/digits/iet_agc/version_0", "runs/digits/iet_agc/version_1", "--out", "comparison"])
     for suffix in ("csv", "md", "png"):
         assert Path(f"comparison/comparison.{suffix}").stat().st_size > 0
