@@ -120,7 +120,7 @@ def courses(lines: Sequence[Line], *, title: str) -> Figure:
     axes.tick_params(labelsize=8, which="both", colors=QUIET, labelcolor=INK)
     axes.spines[["top", "right"]].set_visible(False)
     others = [point for line in lines_drawn for point in _along(axes, line)]
-    label_points(axes, ends, colours=colours, others=others)
+    label_points(axes, dict(sorted(ends.items(), key=lambda end: end[1])), colours=colours, others=others)
     return figure
 
 
