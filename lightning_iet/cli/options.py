@@ -98,6 +98,6 @@ def arguments_of(kind: type) -> set[str]:
         >>> sorted(arguments_of(Own))
         ['depth', 'size']
     """
-    own = (base for base in kind.__mro__ if "__init__" in vars(base) and base is not object)
-    found = (parameter for base in own for parameter in list(inspect.signature(base.__init__).parameters.values())[1:])  # type: ignore[misc]
+    own = [vars(base)["__init__"] for base in kind.__mro__ if "__init__" in vars(base) and base is not object]
+    found = [parameter for call in own for parameter in list(inspect.signature(call).parameters.values())[1:]]
     return {parameter.name for parameter in found if parameter.kind not in (_MANY, _MORE)}

@@ -65,7 +65,8 @@ METHODS = {
 }
 """The methods, by the group of their options."""
 
-_PARTS: dict[type, str] = {kind: group for group, kind in METHODS.items()} | {
+_PARTS: dict[type, str] = {
+    **{kind: group for group, kind in METHODS.items()},
     ShardedDataModule: "sharding",  # which the command line puts around the data
     pl.LightningDataModule: "data",
     pl.LightningModule: "model",
