@@ -30,7 +30,12 @@ def options_named(option_of: Callable[[str, BaseException], str | None]) -> Iter
         yield
     except Exception as error:
         if len(error.args) == 1 and isinstance(error.args[0], str):
-            error.args = (with_options(error.args[0], lambda name, refused=error: option_of(name, refused)),)
+            refused = error  # the name of an exception ends with its block
+
+            def of_refused(name: str) -> str | None:
+                return option_of(name, refused)
+
+            error.args = (with_options(error.args[0], of_refused),)
         raise
 
 
