@@ -73,7 +73,7 @@ _REMEDIES = {
 
 _FEW_COLOURS = (
     "They may have been stored in few colours, as GIF and palette PNG do: give them as they were generated, or bring "
-    "all images to half their size with --resize, which mixes neighbouring colours to shades."
+    "all images to half their size with --image-size, which mixes neighbouring colours to shades."
 )
 
 

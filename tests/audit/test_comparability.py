@@ -72,7 +72,7 @@ def test_few_grey_levels_have_two_causes(deep, words):
 
 
 def half(image):
-    """As ``--resize`` does it."""
+    """As ``--image-size`` does it."""
     return torch.tensor(decode(image.permute(1, 2, 0).numpy(), size=(12, 12))).permute(2, 0, 1)
 
 
@@ -81,7 +81,7 @@ def test_half_the_size_mends_few_grey_levels(levels):
     """As the remedy says: neighbouring pixels are mixed to shades."""
     found = sets(eight_bits((FRESH * (levels - 1)).round() / (levels - 1)))
     differences = {difference.name: difference.remedy for difference in compare_sets(found)}
-    assert "--resize" in differences["grey levels in an image"]
+    assert "--image-size" in differences["grey levels in an image"]
     halves = {
         name: image_set(torch.stack([half(image) for image in s.pixels]), location=name) for name, s in found.items()
     }
