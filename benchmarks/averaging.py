@@ -2,6 +2,7 @@
 
 python -m benchmarks.averaging                      4 shards in one process, against one copy of their bytes
 python -m benchmarks.averaging --processes 2        over processes, against one all-reduce of the same bytes
+python -m benchmarks.averaging --processes 2 --device cuda    the same over NCCL, a GPU for each process
 """
 
 import argparse
@@ -49,20 +50,32 @@ def in_one_process(shards: int, parameters: int, repeats: int) -> tuple[list[str
     return [f"averaging of {shards} shards", "one copy of their bytes"], times
 
 
-def over_processes(rank: int, processes: int, parameters: int, repeats: int, store: str, result: str) -> None:
+def over_processes(
+    rank: int, processes: int, parameters: int, repeats: int, kind: str, store: str, result: str
+) -> None:
     """One process of the distributed measurement; rank 0 writes the times."""
     torch.set_num_threads(1)
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=processes)
-    copy, flat = torch.randn(parameters), torch.randn(parameters)
+    device = torch.device(kind, rank if kind == "cuda" else None)
+    if kind == "cuda":
+        torch.cuda.set_device(device)
+    backend = "nccl" if kind == "cuda" else "gloo"
+    dist.init_process_group(backend, init_method=f"file://{store}", rank=rank, world_size=processes)
+    copy, flat = torch.randn(parameters, device=device), torch.randn(parameters, device=device)
+
+    def wait() -> None:
+        if kind == "cuda":
+            torch.cuda.synchronize()
 
     def averaging() -> None:
         dist.barrier()
         average_([copy], [1.0] * processes, group=dist.group.WORLD)
+        wait()
 
     def all_reduce() -> None:
         dist.barrier()
         dist.all_reduce(flat)
+        wait()
 
     times = interleaved([averaging, all_reduce], repeats)
     if rank == 0:
@@ -73,7 +86,8 @@ def over_processes(rank: int, processes: int, parameters: int, repeats: int, sto
 def main() -> None:
     """Measure, and print the ratio."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--processes", type=int, default=1, help="gloo processes, one shard on each (default: 1)")
+    parser.add_argument("--processes", type=int, default=1, help="one shard on each (default: 1)")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="of several processes (default: cpu)")
     parser.add_argument("--shards", type=int, default=4, help="shards in one process (default: 4)")
     parser.add_argument("--parameters", type=int, default=CIFAR_UNET, help="of one shard (default: 35.7 M)")
     parser.add_argument("--repeats", type=int, default=7, help="counted turns; the median is printed (default: 7)")
@@ -83,8 +97,8 @@ def main() -> None:
         bound = 2.0
     else:
         with tempfile.TemporaryDirectory() as folder:
-            arguments = (options.processes, options.parameters, options.repeats, f"{folder}/store", f"{folder}/times")
-            mp.spawn(over_processes, args=arguments, nprocs=options.processes)
+            arguments = (options.processes, options.parameters, options.repeats, options.device)
+            mp.spawn(over_processes, args=(*arguments, f"{folder}/store", f"{folder}/times"), nprocs=options.processes)
             times = torch.load(f"{folder}/times")
         names, bound = [f"averaging over {options.processes} processes", "one all-reduce of the same bytes"], 1.2
     table = Table("measured", "median", title=f"{options.parameters / 1e6:.1f} M parameters, float32")

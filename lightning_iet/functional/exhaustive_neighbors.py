@@ -14,6 +14,7 @@ _UNIT = 2.0**-24  # the relative error of one float32 rounding
 _UNDERFLOW = 1e-30  # squared distances below this lose bits in float32
 _FLOATS = 2**20  # values (4 MiB) that are converted to float32 at a time
 _DEPTH = 2048  # values of a row that go into one matrix product
+_LEVELS_DEPTH = 1024  # the same for 8-bit levels less 128: sums of so many products, at most 2^14 each, are exact
 _SPARE = 14  # candidates kept beyond k, so that rounding at the edge rarely asks for a second look
 _PAIRS = 2**18  # candidates of all queries together, when some are searched again
 # Distances of pairs
@@ -57,7 +58,8 @@ class ExhaustiveSearch(NamedTuple):
 
     Estimates :math:`\lVert x \rVert^2 + \lVert y \rVert^2 - 2 \langle x, y \rangle` propose ``k`` candidates and a few
     more; distances by differences decide among them. A query for which :func:`rounding` cannot exclude that a true
-    neighbour was not proposed is searched again with more candidates.
+    neighbour was not proposed is searched again with more candidates. Between 8-bit images the product itself is exact,
+    and nothing has to be measured.
 
     Example:
         >>> references = torch.tensor([[0.0], [0.5], [1.0]])
@@ -73,9 +75,11 @@ class ExhaustiveSearch(NamedTuple):
 
     def nearest(self, queries: Tensor, width: int | None = None) -> tuple[Tensor, Tensor]:
         """Return the squared distances, float32, and indices of the ``k`` nearest, among ``width > k`` candidates."""
+        if queries.dtype == self.references.dtype == torch.uint8:
+            return self._nearest_levels(queries)
         width = min(width or self.k + _SPARE, len(self.references))
         norms = squared_norms(queries)[:, None]
-        estimates, indices = self._candidates(float_rows(queries), width)
+        estimates, indices = self._candidates(queries, width)
         estimates = (estimates + norms).clamp_(min=0)
         distances = self._measured(queries, norms, estimates, indices)
         distances, indices = sort_neighbors(queries, self.references, distances, indices, self.k, ties=self.ties)
@@ -90,7 +94,7 @@ class ExhaustiveSearch(NamedTuple):
 
     def _candidates(self, rows: Tensor, width: int) -> tuple[Tensor, Tensor]:
         """Return the ``width`` smallest of ``|y|^2 - 2 <x, y>`` for every row x, ascending, and their indices."""
-        best = rows.new_empty(len(rows), 0)
+        best = self.norms.new_empty(len(rows), 0)
         indices = torch.empty_like(best, dtype=torch.int64)
         for start in range(0, len(self.references), self.chunk_size):
             block = slice(start, start + self.chunk_size)
@@ -100,6 +104,18 @@ class ExhaustiveSearch(NamedTuple):
             best, positions = best.topk(min(width, best.shape[1]), largest=False)
             indices = indices.gather(1, positions)
         return best, indices
+
+    def _nearest_levels(self, queries: Tensor) -> tuple[Tensor, Tensor]:
+        """Find the nearest among 8-bit images, in order of the float32 distance and the index."""
+        best = torch.empty(len(queries), 0, dtype=torch.int64, device=queries.device)
+        for start in range(0, len(self.references), self.chunk_size):
+            distances = level_distances(queries, self.references[start : start + self.chunk_size]).float()
+            # Numbers that are not negative are ordered as their bits are: one integer holds distance and index.
+            keys = distances.view(torch.int32).long().bitwise_left_shift_(32)
+            keys += torch.arange(start, start + keys.shape[1], device=keys.device)
+            best = torch.cat([best, keys.topk(min(self.k, keys.shape[1]), largest=False).values], dim=1)
+            best = best.topk(min(self.k, best.shape[1]), largest=False).values
+        return (best >> 32).int().view(torch.float32), best & (2**32 - 1)
 
     def _measured(self, queries: Tensor, norms: Tensor, estimates: Tensor, indices: Tensor) -> Tensor:
         """Measure the candidates by differences; without ``ties`` only those whose value rounding leaves open."""
@@ -115,15 +131,46 @@ class ExhaustiveSearch(NamedTuple):
 def _partial_distances(rows: Tensor, block: Tensor, norms: Tensor) -> Tensor:
     """Return ``|y|^2 - 2 <x, y>``; the term ``|x|^2`` does not change the order, and is added to who stays.
 
-    Rows are summed in equal parts of at most ``_DEPTH`` values, which bounds the rounding.
+    Rows are summed in equal parts of at most ``_DEPTH`` values, which bounds the rounding. A part is converted to float32
+    at a time, for all ``rows`` together, so that the references are converted once whatever the size of an image.
     """
     parts = _parts(rows.shape[1])
-    step = len(block) if block.dtype == torch.float32 else _slice_length(block)
     estimates = norms.repeat(len(rows), 1)
-    for y, out in zip(block.split(step), estimates.split(step, dim=1), strict=True):
-        for x, part in zip(rows.tensor_split(parts, dim=1), float_rows(y).tensor_split(parts, dim=1), strict=True):
-            out.addmm_(x, part.T, alpha=-2)
+    for left, right in zip(rows.tensor_split(parts, dim=1), block.tensor_split(parts, dim=1), strict=True):
+        x, step = float_rows(left), len(block) if block.dtype == torch.float32 else _slice_length(right)
+        for y, out in zip(right.split(step), estimates.split(step, dim=1), strict=True):
+            out.addmm_(x, float_rows(y).T, alpha=-2)
     return estimates
+
+
+def level_distances(queries: Tensor, references: Tensor) -> Tensor:
+    r"""Return the squared l2 distances of all pairs of 8-bit images, exactly but for one rounding.
+
+    Of levels less 128, :math:`\lVert x \rVert^2 + \lVert y \rVert^2 - 2 \langle x, y \rangle` is made of integers:
+    products of up to 1024 values are exact in float32, and their sums in float64.
+
+    Args:
+        queries: shape ``(Q, D)``, uint8 (meaning value / 255).
+        references: shape ``(N, D)``, likewise, on the same device.
+
+    Returns:
+        Shape ``(Q, N)``, float64.
+
+    Example:
+        >>> rows = torch.tensor([[0, 255], [0, 0]], dtype=torch.uint8)
+        >>> level_distances(rows, rows)
+        tensor([[0., 1.],
+                [1., 0.]], dtype=torch.float64)
+    """
+    distances = torch.zeros(len(queries), len(references), dtype=torch.float64, device=queries.device)
+    parts = zip(queries.split(_LEVELS_DEPTH, dim=1), references.split(_LEVELS_DEPTH, dim=1), strict=True)
+    for left, right in parts:
+        x, step = left.float().sub_(128), _slice_length(right)
+        lengths = x.square().sum(dim=1, keepdim=True)
+        for y, out in zip(right.split(step), distances.split(step, dim=1), strict=True):
+            y = y.float().sub_(128)
+            out.sub_(x @ y.T, alpha=2).add_(lengths).add_(y.square().sum(dim=1))
+    return distances.div_(255**2)
 
 
 def _parts(dimension: int, depth: int = _DEPTH) -> int:

@@ -17,7 +17,7 @@ from lightning_iet.functional.pruned_neighbors import PAIR_COST, Projection, Pru
 from lightning_iet.utilities.devices import full_precision
 
 _CHUNK = 8192  # references per top-k: a wide top-k costs far less than many narrow ones
-_BLOCK = 2**23  # values of the queries (32 MiB) that pass over the references together …
+_BLOCK = 2**28  # bytes of the queries that pass over the references together …
 _TOGETHER = 1024, 512  # … and how many queries at most, without and with codes
 _CODED = 2**16  # references that are coded at a time: their lower bounds for a block of queries take 128 MiB
 _MOVED = 2**28  # bytes of references that are on another device at a time
@@ -187,7 +187,7 @@ def _search(
 
 
 def _block_length(queries: Tensor, *, coded: bool) -> int:
-    return max(1, min(_TOGETHER[coded], _BLOCK // max(1, queries.shape[1])))
+    return max(1, min(_TOGETHER[coded], _BLOCK // max(1, queries[:1].nbytes)))
 
 
 @torch.no_grad()
