@@ -25,7 +25,13 @@ from torch import Tensor
 
 from lightning_iet.audit.cache import BlockCache, Progress, in_blocks
 from lightning_iet.audit.reading import ImageSet
-from lightning_iet.functional.registration import COARSE, correlate_templates, grey_images, register
+from lightning_iet.functional.registration import (
+    COARSE,
+    correlate_templates,
+    grey_images,
+    pyramid_sizes,
+    register_pyramids,
+)
 from lightning_iet.metrics.features.networks import EfficientNetFeatures
 from lightning_iet.utilities.devices import full_precision
 from lightning_iet.utilities.fingerprints import digest
@@ -66,6 +72,22 @@ class Matches(NamedTuple):
     ratios: Tensor
     indices: Tensor
     maps: Tensor
+
+
+class _Greys(NamedTuple):
+    """Grey images at every size that the searches need: of large images brought there once, of small ones when asked.
+
+    Attributes:
+        pixels: of the images, uint8, shape ``(N, C, H, W)``.
+        made: by side, float32, shape ``(N, 1, side, side)``; empty for images that are small already.
+    """
+
+    pixels: Tensor
+    made: dict[int, Tensor]
+
+    def at(self, size: tuple[int, int], rows: Tensor | slice) -> Tensor:
+        """Return some of the images at a size, in [0, 1], shape ``(B, 1, *size)``."""
+        return grey_images((self.made[size[0]] if self.made else self.pixels)[rows], size)
 
 
 class _Candidates(NamedTuple):
@@ -139,20 +161,21 @@ def find_flipped(
         The matches, and the nearest candidates of each image, int64, shape ``(Q, min(4, N))``, on the CPU.
     """
     side, judged = (SIDE, JUDGED) if kind == "recoloured" else (DEGRADED, DEGRADED)
-    references = _standard_rows(train.pixels, device, side)
+    own, greys = (_greys(part, cache=cache, argument=name) for part, name in ((images, argument), (train, "train")))
+    references = _standard_rows(greys, slice(0, len(train)), device, side)
     count = min(CANDIDATES, len(train))
     positions = positions_of(images.pixels)  # not those of thumbnails, which are square where images are not
 
     def search(place: slice, _: Progress) -> dict[str, Tensor]:
         pixels = images.pixels[place]
         with full_precision(torch.device(device).type):
-            queries = _standard_rows(pixels, device, side)
+            queries = _standard_rows(own, place, device, side)
             indices, flips = _correlated(queries.view(len(pixels), *_side(pixels, side)), references, count, positions)
         maps = torch.zeros(*indices.shape, 2, 3)
         maps[..., :2] = torch.tensor(FLIPS, dtype=torch.float32)[flips.cpu()]
         size = _side(pixels, judged)
-        found = _judge_flipped(pixels, train.pixels, indices.cpu(), maps, size)
-        nearest = _nearest(pixels, train.pixels, found, size)
+        found = _judge_flipped(own.at(size, place), greys, indices.cpu(), maps, size)
+        nearest = _nearest(greys, found, size)
         return {**nearest._asdict(), "candidates": found.indices[:, :BY_COLOUR]}
 
     blocks = in_blocks(
@@ -194,6 +217,9 @@ def find_moved(
         moved_rows(part, cache=cache, argument=argument, device=device) for part in (images, _mirrored(images))
     )
     counts = [min(count, len(train)) for count in (BY_NETWORK, BY_SPECTRUM, BY_THUMBNAIL)]
+    own_greys, greys = (
+        _greys(part, cache=cache, argument=name) for part, name in ((images, argument), (train, "train"))
+    )
 
     def search(place: slice, _: Progress) -> dict[str, Tensor]:
         near = [candidates[place]]
@@ -201,8 +227,8 @@ def find_moved(
             likeness = (own[place].to(device) @ reference.to(device).T).abs()
             likeness = torch.maximum(likeness, (other[place].to(device) @ reference.to(device).T).abs())
             near.append(likeness.topk(count, dim=1).indices.cpu())
-        found = _register(images.pixels[place], train.pixels, torch.cat(near, dim=1), device)
-        return _nearest(images.pixels[place], train.pixels, found, _side(train.pixels, JUDGED))._asdict()
+        found = _register(own_greys, place, greys, torch.cat(near, dim=1), device)
+        return _nearest(greys, found, _side(train.pixels, JUDGED))._asdict()
 
     starts = range(0, len(images), MOVED_BLOCK)
     blocks = in_blocks(
@@ -236,7 +262,8 @@ def moved_rows(images: ImageSet, *, cache: BlockCache, argument: str, device: st
             network.append(EfficientNetFeatures(size=NETWORK_SIDE).to(device))
         pixels = images.pixels[place].to(device)
         with full_precision(torch.device(device).type), torch.inference_mode():
-            parts = {"network": network[0](pixels), "spectrum": _spectrum(pixels), "thumbnail": _thumbnail(pixels)}
+            grey = grey_images(pixels, _side(pixels, SIDE))
+            parts = {"network": network[0](pixels), "spectrum": _spectrum(grey), "thumbnail": _thumbnail(grey)}
         return {name: F.normalize(rows.float()).cpu() for name, rows in parts.items()}
 
     blocks = in_blocks(
@@ -334,11 +361,37 @@ def _side(pixels: Tensor, largest: int) -> tuple[int, int]:
     return (height, width) if max(height, width) <= largest else (largest, largest)
 
 
-def _standard_rows(pixels: Tensor, device: str, side: int) -> Tensor:
+def _greys(images: ImageSet, *, cache: BlockCache, argument: str) -> _Greys:
+    if max(images.pixels.shape[2:]) <= JUDGED or not len(images):
+        return _Greys(images.pixels, {})
+    sides = dict.fromkeys((DEGRADED, COARSE, SIDE, JUDGED))
+
+    def shrink(place: slice, progress: Progress) -> dict[str, Tensor]:
+        parts: list[list[Tensor]] = []
+        for part in images.pixels[place].split(max(1, _VALUES // images.pixels[0].numel())):
+            whole = grey_images(part, (part.shape[2], part.shape[3]))
+            parts.append([grey_images(whole, (side, side)) for side in sides])
+            progress(sum(len(done[0]) for done in parts))
+        return {str(side): torch.cat(made) for side, made in zip(sides, zip(*parts, strict=True), strict=True)}
+
+    blocks = in_blocks(
+        f"Shrinking {argument} images",
+        [digest("shrinking", VERSION, *_key(images), start) for start in range(0, len(images), BLOCK)],
+        shrink,
+        cache=cache,
+        total=len(images),
+        block=BLOCK,
+    )
+    return _Greys(images.pixels, {side: torch.cat([block[str(side)] for block in blocks]) for side in sides})
+
+
+def _standard_rows(greys: _Greys, place: slice, device: str, side: int) -> Tensor:
     """Grey images with mean 0 and norm 1, shape ``(N, D)``; zeros for images of one colour."""
-    size = _side(pixels, side)
-    parts = pixels.split(max(1, _VALUES // pixels[0].numel()) if len(pixels) else 1)
-    return torch.cat([_standardized(grey_images(part.to(device), size).flatten(1)) for part in parts])
+    size = _side(greys.pixels, side)
+    starts = range(place.start, place.stop, BLOCK)
+    parts = [greys.at(size, slice(start, min(start + BLOCK, place.stop))) for start in starts]
+    rows = [_standardized(part.flatten(1).to(device)) for part in parts]
+    return torch.cat(rows) if rows else torch.empty(0, size[0] * size[1], device=device)
 
 
 def _standardized(rows: Tensor) -> Tensor:
@@ -373,12 +426,12 @@ def _correlated(queries: Tensor, references: Tensor, count: int, positions: Sequ
     return indices, flips
 
 
-def _judge_flipped(pixels: Tensor, train: Tensor, indices: Tensor, maps: Tensor, size: tuple[int, int]) -> _Candidates:
-    """Correlate images with their candidates in double precision, at this size."""
-    target = _standardized(grey_images(pixels, size).flatten(1).double())
+def _judge_flipped(images: Tensor, train: _Greys, indices: Tensor, maps: Tensor, size: tuple[int, int]) -> _Candidates:
+    """Correlate grey images with their candidates in double precision, at this size."""
+    target = _standardized(images.flatten(1).double())
     parts = []
     for column in range(indices.shape[1]):
-        aligned = _aligned(train[indices[:, column]], maps[:, column], size)[0]
+        aligned = _aligned(train.at(size, indices[:, column]), maps[:, column])[0]
         other = _standardized(aligned.flatten(1).double())
         cosine = (target * other).sum(dim=1)
         # 1 - c² of rows that are nearly equal: from their difference, which does not cancel.
@@ -389,23 +442,26 @@ def _judge_flipped(pixels: Tensor, train: Tensor, indices: Tensor, maps: Tensor,
     return _Candidates(distances, indices.gather(1, order), _gather(maps, order))
 
 
-def _register(pixels: Tensor, train: Tensor, indices: Tensor, device: str) -> _Candidates:
+def _register(images: _Greys, place: slice, train: _Greys, indices: Tensor, device: str) -> _Candidates:
     """Register images with the candidates that correlate best, each of them once."""
     ordered, order = indices.sort(dim=1, stable=True)
     again = torch.zeros_like(ordered, dtype=torch.bool)
     again[:, 1:] = ordered[:, 1:] == ordered[:, :-1]
-    coarse = grey_images(train[ordered.flatten()], (COARSE, COARSE)).view(*ordered.shape, COARSE, COARSE)
-    aspect = pixels.shape[2] / pixels.shape[3]
+    coarse = train.at((COARSE, COARSE), ordered.flatten()).view(*ordered.shape, COARSE, COARSE)
+    height, width = images.pixels.shape[2:]
     with full_precision(torch.device(device).type), torch.inference_mode():
-        queries = grey_images(pixels, (COARSE, COARSE)).to(device)
-        likeness, maps = (part.cpu() for part in correlate_templates(queries, coarse.to(device), aspect=aspect))
+        queries = images.at((COARSE, COARSE), place).to(device)
+        likeness, maps = (part.cpu() for part in correlate_templates(queries, coarse.to(device), aspect=height / width))
         likeness = likeness.amax(dim=2).masked_fill(again, -1)
-        best = likeness.topk(min(REGISTERED, len(train), ordered.shape[1]), dim=1).indices
+        best = likeness.topk(min(REGISTERED, len(train.pixels), ordered.shape[1]), dim=1).indices
         chosen = ordered.gather(1, best)
         maps = maps.gather(1, best[:, :, None, None, None].expand(-1, -1, 2, 2, 3))
-        images, others = pixels.repeat_interleave(best.shape[1], dim=0), train[chosen.flatten()]
-        starts = maps.flatten(0, 1).to(device)
-        found = register(images.to(device), others.to(device), starts, side=JUDGED)
+        own = torch.arange(place.start, place.stop).repeat_interleave(best.shape[1])
+        pairs = [
+            (images.at(size, own).to(device), train.at(size, chosen.flatten()).to(device))
+            for size in pyramid_sizes(height, width, JUDGED)
+        ]
+        found = register_pyramids(pairs, maps.flatten(0, 1).to(device), aspect=height / width)
     # A candidate that stands twice fills up the list only where there are too few others.
     repeated = again.gather(1, best)
     distances = found.distances.cpu().view(best.shape).masked_fill(repeated, 1)
@@ -413,18 +469,18 @@ def _register(pixels: Tensor, train: Tensor, indices: Tensor, device: str) -> _C
     return _Candidates(distances, chosen.gather(1, order), _gather(found.maps.cpu().view(*best.shape, 2, 3), order))
 
 
-def _nearest(pixels: Tensor, train: Tensor, found: _Candidates, size: tuple[int, int]) -> Matches:
+def _nearest(train: _Greys, found: _Candidates, size: tuple[int, int]) -> Matches:
     """Take the nearest candidate, and compare it with the next one that shows something else.
 
     A candidate shows the same as the nearest one if the two, both brought into the place of the image, differ by less
     than a third of the root mean square of all candidates' distances *(our choice, as in the search for near-duplicates
     inside the training set)*. Where all do, the next image is taken to be uncorrelated.
     """
-    first, covered = _aligned(train[found.indices[:, 0]], found.maps[:, 0], size)
+    first, covered = _aligned(train.at(size, found.indices[:, 0]), found.maps[:, 0])
     scale = found.distances.square().mean(dim=1).sqrt()
-    following = torch.ones(len(pixels))
+    following = torch.ones(len(found.indices))
     for column in reversed(range(1, found.indices.shape[1])):
-        other, mask = _aligned(train[found.indices[:, column]], found.maps[:, column], size)
+        other, mask = _aligned(train.at(size, found.indices[:, column]), found.maps[:, column])
         apart = _unlikeness(first.flatten(1), other.flatten(1), (covered & mask).flatten(1))
         is_other = (apart >= scale / 3) & (found.indices[:, column] != found.indices[:, 0])
         following = torch.where(is_other, found.distances[:, column], following)
@@ -433,10 +489,10 @@ def _nearest(pixels: Tensor, train: Tensor, found: _Candidates, size: tuple[int,
     return Matches(nearest, ratios, found.indices[:, 0].clone(), found.maps[:, 0].clone())
 
 
-def _aligned(train: Tensor, maps: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+def _aligned(greys: Tensor, maps: Tensor) -> tuple[Tensor, Tensor]:
     """Grey training images in the place of the images, and where they are known, shape ``(B, H, W)`` each."""
-    grid = F.affine_grid(maps, [len(train), 1, *size], align_corners=False)
-    warped = F.grid_sample(grey_images(train, size), grid, padding_mode="border", align_corners=False)
+    grid = F.affine_grid(maps, [*greys.shape], align_corners=False)
+    warped = F.grid_sample(greys, grid, padding_mode="border", align_corners=False)
     return warped[:, 0], (grid.abs() <= 1 + 1e-4).all(dim=-1)
 
 
@@ -453,17 +509,17 @@ def _gather(maps: Tensor, order: Tensor) -> Tensor:
     return maps.gather(1, order[:, :, None, None].expand(-1, -1, 2, 3))
 
 
-def _spectrum(pixels: Tensor) -> Tensor:
+def _spectrum(grey: Tensor) -> Tensor:
     """Amplitudes of the Fourier transform of an image and its mirror image together, which shifts do not change."""
-    grey = grey_images(pixels, _side(pixels, SIDE))[:, 0]
+    grey = grey[:, 0]
     grey = grey - grey.mean(dim=(1, 2), keepdim=True)
-    windows = [torch.hann_window(n + 2, periodic=False, device=pixels.device)[1:-1] for n in grey.shape[1:]]
+    windows = [torch.hann_window(n + 2, periodic=False, device=grey.device)[1:-1] for n in grey.shape[1:]]
     amplitudes = torch.fft.rfft2(grey * (windows[0][:, None] * windows[1]).sqrt()).abs().sqrt()
     amplitudes = amplitudes + amplitudes.flip(1).roll(1, dims=1)
     smooth = F.avg_pool2d(amplitudes[:, None], 3, 1, 1).flatten(1)
     return smooth - smooth.mean(dim=1, keepdim=True)
 
 
-def _thumbnail(pixels: Tensor) -> Tensor:
-    rows = F.adaptive_avg_pool2d(grey_images(pixels, _side(pixels, SIDE)), 8).flatten(1)
+def _thumbnail(grey: Tensor) -> Tensor:
+    rows = F.adaptive_avg_pool2d(grey, 8).flatten(1)
     return rows - rows.mean(dim=1, keepdim=True)

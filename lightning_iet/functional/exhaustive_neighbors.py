@@ -131,8 +131,8 @@ class ExhaustiveSearch(NamedTuple):
 def _partial_distances(rows: Tensor, block: Tensor, norms: Tensor) -> Tensor:
     """Return ``|y|^2 - 2 <x, y>``; the term ``|x|^2`` does not change the order, and is added to who stays.
 
-    Rows are summed in equal parts of at most ``_DEPTH`` values, which bounds the rounding. A part is converted to float32
-    at a time, for all ``rows`` together, so that the references are converted once whatever the size of an image.
+    Rows are summed in equal parts of at most ``_DEPTH`` values, which bounds the rounding. A part is converted to
+    float32 at a time, for all ``rows`` together, so that references are converted once whatever the size of an image.
     """
     parts = _parts(rows.shape[1])
     estimates = norms.repeat(len(rows), 1)
