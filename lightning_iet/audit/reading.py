@@ -225,7 +225,7 @@ class _Blocks(Dataset[_Block | OSError]):
         how = self.reading
         known = how.value_range if isinstance(how.value_range, str) else "given"
         pages = [item.number if isinstance(item, Page) else 0 for item in data]
-        key = digest("images", 5, pillow_version, how.size, how.fit, how.background, known, *hashes, *pages)
+        key = digest("images", 6, pillow_version, how.size, how.fit, how.background, known, *hashes, *pages)
         stored = self.cache.load(key)
         if stored is None:
             stored = _pack([self._decode(item) for item in data])

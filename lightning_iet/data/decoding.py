@@ -223,7 +223,9 @@ def decode_stored(
         _check_values(pixels, depth, None if isinstance(value_range, str) else value_range)
     stored: Size = pixels.shape[0], pixels.shape[1]
     if size is not None and stored != size:
-        pixels = _resize(pixels, size, fit)
+        low, high = pixels.min(), pixels.max()
+        # Bicubic weights are negative in places: values beyond those stored would be taken for more bits.
+        pixels = _resize(pixels, size, fit).clip(low, high) if depth != "8 bits" else _resize(pixels, size, fit)
     return Decoded(pixels, depth, stored, kind, transparent)
 
 

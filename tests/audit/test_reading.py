@@ -273,3 +273,16 @@ def test_files_that_cannot_be_read_are_counted_as_files(tmp_path, read):
     (tmp_path / "stacks/b.tif").write_bytes((tmp_path / "stacks/a.tif").read_bytes()[:40])
     found = read(tmp_path / "stacks")
     assert (len(found), len(found.skipped), found.origin.unread) == (4, 1, 0.5)
+
+
+@pytest.mark.parametrize(("top", "white"), [(4095, 4095), (65535, 65535), (255, 255)])
+@pytest.mark.parametrize("side", [5, 32])
+def test_resizing_makes_no_more_bits(tmp_path, read, top, white, side):
+    """A bicubic filter overshoots at edges: its values must not be taken for those of a wider range."""
+    edges = np.zeros((3, 16, 16), dtype=np.uint16)
+    edges[:, 4:12, 4:12] = top
+    np.save(tmp_path / "edges.npy", edges)
+    found = read(tmp_path / "edges.npy", size=(side, side), fit="stretch")
+    assert found.origin.value_range == (0, white)
+    assert found.origin.values == (0, top)
+    assert found.pixels.amax() == 255
