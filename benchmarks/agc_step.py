@@ -158,6 +158,7 @@ def measure(kind, settings, pairs, batch_size, reference):
     images = torch.rand(2 * (pairs + 1) * timer.stretch * batch_size, *shape)
     train, unseen = (DataLoader(TensorDataset(x), batch_size=batch_size) for x in (images, torch.rand(16, *shape)))
     trainer = pl.Trainer(
+        devices=1,
         max_epochs=1,
         limit_val_batches=0,
         callbacks=[timer],

@@ -29,6 +29,10 @@ if ! gpus=$(nvidia-smi --query-gpu=name,memory.total,driver_version --format=csv
   echo "Expected an NVIDIA GPU, but nvidia-smi finds none. The other benchmarks run on a CPU: see docs/performance.md." >&2
   exit 2
 fi
+if ! python -c "import sys, torch; sys.exit(not torch.cuda.is_available())"; then
+  echo "Expected a PyTorch that sees the GPU, but torch.cuda.is_available() is False. Install a CUDA build." >&2
+  exit 2
+fi
 echo "$gpus"
 if [[ $(wc -l <<< "$gpus") -ge 2 ]]; then parts+=("$two"); else echo "One GPU: no averaging over NCCL."; fi
 
@@ -37,7 +41,7 @@ for part in "${parts[@]}"; do
   read -r limit command <<< "$part"
   printf '\n$ %s\n' "$command"
   # shellcheck disable=SC2086
-  timeout "$limit" $command || failed+=("$command (exit status $?; 124 = longer than $limit s)")
+  timeout -k 5 "$limit" $command || failed+=("$command (exit status $?; 124 = longer than $limit s)")
 done
 if [[ ${#failed[@]} -gt 0 ]]; then
   printf '\nNot measured:\n'

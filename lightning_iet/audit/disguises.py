@@ -16,7 +16,7 @@ All judge by the ratio to the next training image that shows something else, sin
 are more alike than a photograph and its JPEG copy.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -161,7 +161,10 @@ def find_flipped(
         The matches, and the nearest candidates of each image, int64, shape ``(Q, min(4, N))``, on the CPU.
     """
     side, judged = (SIDE, JUDGED) if kind == "recoloured" else (DEGRADED, DEGRADED)
-    own, greys = (_greys(part, cache=cache, argument=name) for part, name in ((images, argument), (train, "train")))
+    own, greys = (
+        _greys(part, {side, judged}, cache=cache, argument=name)
+        for part, name in ((images, argument), (train, "train"))
+    )
     references = _standard_rows(greys, slice(0, len(train)), device, side)
     count = min(CANDIDATES, len(train))
     positions = positions_of(images.pixels)  # not those of thumbnails, which are square where images are not
@@ -218,7 +221,8 @@ def find_moved(
     )
     counts = [min(count, len(train)) for count in (BY_NETWORK, BY_SPECTRUM, BY_THUMBNAIL)]
     own_greys, greys = (
-        _greys(part, cache=cache, argument=name) for part, name in ((images, argument), (train, "train"))
+        _greys(part, {COARSE, SIDE, JUDGED}, cache=cache, argument=name)
+        for part, name in ((images, argument), (train, "train"))
     )
 
     def search(place: slice, _: Progress) -> dict[str, Tensor]:
@@ -361,7 +365,8 @@ def _side(pixels: Tensor, largest: int) -> tuple[int, int]:
     return (height, width) if max(height, width) <= largest else (largest, largest)
 
 
-def _greys(images: ImageSet, *, cache: BlockCache, argument: str) -> _Greys:
+def _greys(images: ImageSet, wanted: Collection[int], *, cache: BlockCache, argument: str) -> _Greys:
+    """Bring large images to all sizes, once for all searches, and take those that are wanted into memory."""
     if max(images.pixels.shape[2:]) <= JUDGED or not len(images):
         return _Greys(images.pixels, {})
     sides = dict.fromkeys((DEGRADED, COARSE, SIDE, JUDGED))
@@ -382,7 +387,7 @@ def _greys(images: ImageSet, *, cache: BlockCache, argument: str) -> _Greys:
         total=len(images),
         block=BLOCK,
     )
-    return _Greys(images.pixels, {side: torch.cat([block[str(side)] for block in blocks]) for side in sides})
+    return _Greys(images.pixels, {side: torch.cat([block[str(side)] for block in blocks]) for side in wanted})
 
 
 def _standard_rows(greys: _Greys, place: slice, device: str, side: int) -> Tensor:

@@ -26,6 +26,7 @@ from lightning_iet.utilities.progress import progress_bar
 
 BLOCK = 256  # images that are read, stored and looked up together
 FEW = 4  # blocks up to which starting processes takes longer than reading
+_SHRUNK = 44_000  # bytes that the grey versions of an image of more than 64 pixels take while they are gathered
 
 
 @dataclass(frozen=True)
@@ -351,7 +352,7 @@ def _sum(blocks: Sequence[_Block], name: Literal["kinds", "sizes"]) -> dict[str,
 
 
 def _check_memory(number: int, size: Size) -> None:
-    needed, free = number * size[0] * size[1] * 3, psutil.virtual_memory().available
+    needed, free = number * (size[0] * size[1] * 3 + (max(size) > 64) * _SHRUNK), psutil.virtual_memory().available
     if needed > free:
         raise ValueError(
             f"Argument `image_size` expected a size at which {number:,} images fit into {free / 2**30:.1f} GiB of "

@@ -209,7 +209,8 @@ def pair_distances(queries: Tensor, references: Tensor, i: Tensor, j: Tensor, *,
     r"""Return :math:`\lVert x_{i} - y_{j} \rVert^2` for a list of pairs, shape ``(P,)``, float64.
 
     Differences and sums of up to 256 squares are float32, which bounds the relative error by 2e-5 in whatever order a
-    device sums; the sums of those are float64. Two uint8 images are compared in levels, without rounding.
+    device sums; the sums of those are float64. Of two uint8 images all sums are of integers, and exact: the same
+    numbers as those of :func:`level_distances`.
 
     Args:
         queries: shape ``(Q, D)``, uint8 (meaning value / 255) or floating point.
@@ -226,14 +227,18 @@ def pair_distances(queries: Tensor, references: Tensor, i: Tensor, j: Tensor, *,
     size = (min(step, len(i)), dimension)
     buffers = [torch.empty(size, dtype=torch.float64 if wide else torch.float32, device=i.device) for _ in range(2)]
     segment = next((size for size in range(min(_SEGMENT, dimension), 1, -1) if dimension % size == 0), 1)
-    roots = buffers[0].new_empty(len(i), dimension // segment)
+    roots = buffers[0].new_empty(len(i), dimension // segment)  # of sums of squares; of levels the sums themselves
     lengths, alone = _steps(i, step, dimension)
     for out, a, b in zip(roots.split(lengths), i.split(lengths), j.split(lengths), strict=True):
         x = _gather(queries, a[:1] if alone else a, buffers[0], levels=levels)
         differences = _gather(references, b, buffers[1], levels=levels).sub_(x)
-        torch.linalg.vector_norm(differences.view(len(b), -1, segment), dim=2, out=out)
-    sums = torch.cat([part.double().square_().sum(dim=1) for part in roots.split(_STEP)])
-    return sums / 255**2 if levels else sums
+        if levels:  # 256 squares of at most 255² are less than 2^24
+            torch.sum(differences.square_().view(len(b), -1, segment), dim=2, out=out)
+        else:
+            torch.linalg.vector_norm(differences.view(len(b), -1, segment), dim=2, out=out)
+    if levels:
+        return roots.sum(dim=1, dtype=torch.float64) / 255**2
+    return torch.cat([part.double().square_().sum(dim=1) for part in roots.split(_STEP)])
 
 
 def _steps(i: Tensor, step: int, dimension: int) -> tuple[list[int], bool]:

@@ -62,7 +62,7 @@ def grey_images(images: Tensor, size: tuple[int, int]) -> Tensor:
         return torch.cat([grey_images(part, size) for part in images.split(block)])
     grey = images[:, :1].float()
     for channel in images.unbind(dim=1)[1:]:  # one by one: a third of the time of a mean over channels
-        grey = grey + channel[:, None]
+        grey = grey + channel[:, None].float()
     grey = grey / images.shape[1]
     grey = grey / 255 if images.dtype == torch.uint8 else grey
     if grey.shape[-2:] == size:

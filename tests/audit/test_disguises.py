@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lightning_iet.audit import disguises
 from lightning_iet.audit.cache import BlockCache
 from lightning_iet.audit.disguises import FLIPS, find_disguised, find_flipped, find_moved, moved_rows, undo
 from lightning_iet.audit.reading import image_set
@@ -225,3 +226,20 @@ def test_moved_copies_may_be_looked_for_among_some_images_only(tmp_path):
         assert torch.equal(one[:2], other[:2])
     assert part["moved"].ratios[2:].tolist() == part["moved"].distances[2:].tolist() == [1, 1]
     assert list(find_disguised(*sets, **shared, moved=torch.zeros(4, dtype=torch.bool))) == ["recoloured", "degraded"]
+
+
+@pytest.mark.parametrize("shape", [(96, 72), (80, 80)])
+def test_large_images_are_found_as_they_are_without_shrinking_them_first(tmp_path, monkeypatch, shape):
+    """Grey versions that were made once, in blocks, give the same matches as versions that are made when asked for."""
+    train = eight_bits(F.interpolate(phantoms(30), shape, mode="bilinear"))
+    images = torch.cat([train[4:6].flip(-1), 255 - train[7:8], eight_bits(moved(train[9:10] / 255, dx=0.1)), train[:3]])
+    sets = image_set(images, location="a"), image_set(train, location="b")
+    monkeypatch.setattr(disguises, "BLOCK", 4)
+    found = find_disguised(*sets, cache=BlockCache(tmp_path / "a"), argument="generated")
+    monkeypatch.setattr(disguises, "_greys", lambda images, *_, **__: disguises._Greys(images.pixels, {}))
+    expected = find_disguised(*sets, cache=BlockCache(tmp_path / "b"), argument="generated")
+    assert found["recoloured"].indices.tolist() == [4, 5, 7, found["recoloured"].indices[3], 0, 1, 2]
+    assert found["moved"].indices.tolist()[3] == 9
+    for kind, matches in expected.items():
+        for own, other in zip(found[kind], matches, strict=True):
+            assert torch.equal(own, other)

@@ -217,3 +217,42 @@ def test_bad_input_is_refused_in_one_line(kwargs, message):
     with pytest.raises(ValueError, match=message) as caught:
         nearest_neighbors(**arguments)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("dimension", [1, 255, 1023, 1024, 1025, 2048, 3072])
+@pytest.mark.parametrize("kind", ["noise", "extremes", "near"])
+def test_distances_of_8_bit_images_are_exact(monkeypatch, dimension, kind):
+    """Against sums of integers, with duplicates in other chunks, parts of rows and all of one level."""
+    generator = torch.Generator().manual_seed(dimension)
+    references = torch.randint(256, (60, dimension), generator=generator, dtype=torch.uint8)
+    queries = torch.randint(256, (6, dimension), generator=generator, dtype=torch.uint8)
+    if kind == "extremes":
+        references, queries = references // 128 * 255, queries * 0
+        queries[::2] = 255
+    if kind == "near":
+        queries = (references[:6].int() + 1).clamp(max=255).to(torch.uint8)
+    references[40:46] = references[:6]
+    monkeypatch.setattr(exhaustive_neighbors, "_FLOATS", 7 * min(1024, dimension))
+    found, indices = nearest_neighbors(queries, references, 50, chunk_size=17)
+    exact = (queries[:, None].long() - references[None].long()).square().sum(dim=2).double() / 255**2
+    order = exact.float().sort(dim=1, stable=True)
+    assert torch.equal(found, order.values[:, :50])
+    assert torch.equal(indices, order.indices[:, :50])
+    pairs = torch.arange(6).repeat_interleave(60), torch.arange(60).repeat(6)
+    assert torch.equal(exhaustive_neighbors.pair_distances(queries, references, *pairs), exact.flatten())
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_references_of_large_images_are_converted_once(monkeypatch, dtype):
+    """However large an image is, all queries pass over the references together."""
+    references = (torch.rand(9, 3, 300, 300, generator=torch.Generator().manual_seed(0)) * 255).to(torch.uint8)
+    references = references if dtype == torch.uint8 else references / 255
+    calls = []
+    nearest = exhaustive_neighbors.ExhaustiveSearch.nearest
+    monkeypatch.setattr(
+        exhaustive_neighbors.ExhaustiveSearch,
+        "nearest",
+        lambda self, rows, *rest: calls.append(len(rows)) or nearest(self, rows, *rest),
+    )
+    assert torch.equal(nearest_neighbors(references, references, 1)[1][:, 0], torch.arange(9))
+    assert calls == [9]

@@ -173,3 +173,14 @@ def test_many_large_images_become_grey_a_few_at_a_time(monkeypatch):
     monkeypatch.setattr(F, "interpolate", counting)
     assert torch.equal(grey_images(images, (4, 4)), whole)
     assert sizes == [3, 3, 1]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.uint8])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_grey_is_the_mean_in_float32_whatever_the_type(dtype, channels):
+    images = torch.randint(256, (2, channels, 4, 6), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    images = images if dtype == torch.uint8 else (images.double() / 255).to(dtype)
+    grey = grey_images(images, (4, 6))
+    expected = images.double().mean(dim=1, keepdim=True) / (255 if dtype == torch.uint8 else 1)
+    assert grey.dtype == torch.float32
+    assert torch.allclose(grey.double(), expected, atol=1e-6)
