@@ -24,6 +24,7 @@ from lightning_iet.utilities.files import printable
 from lightning_iet.utilities.fingerprints import digest
 from lightning_iet.utilities.progress import progress_bar
 
+DECODER = 6  # raised with every change of decoding that changes pixels, here or in what this calls
 BLOCK = 256  # images that are read, stored and looked up together
 FEW = 4  # blocks up to which starting processes takes longer than reading
 _SHRUNK = 44_000  # bytes that the grey versions of an image of more than 64 pixels take while they are gathered
@@ -42,7 +43,7 @@ class Origin:
         unread: Share of the files that could not be read; a page counts as its part of a file.
         value_range: Values that became black and white, where there are images of more than 8 bits.
         values: Least and largest value stored in these.
-        range_found: Whether that range was found out from these values, rather than given.
+        range_found: Whether that range was found out from these values, which are integers then, rather than given.
     """
 
     kinds: dict[str, int] = field(default_factory=dict)
@@ -64,7 +65,7 @@ class ImageSet:
         pixels: uint8, shape ``(N, C, H, W)``, grey or RGB.
         names: One for each.
         location: Where they come from, for people.
-        sha256: Hash of their content and their order.
+        sha256: Hash of their content, their order and how they were decoded.
         skipped: What could not be read, beside the ``N``.
         hashes: SHA-256 of the file or the array of each image; empty for images that were never stored.
         origin: How they were stored.
@@ -157,8 +158,12 @@ def read_sets(
         ranges |= choose_ranges(integers)
     elif given == "full":
         ranges |= dict.fromkeys(integers, RANGES["integers"])
+    # Of floating point nothing is found out: it lies in [0, 1], or is refused.
+    found_out = integers if given == "auto" else {}
     return {
-        name: _join(sources[name], blocks, cache, locations[name], ranges[name], limits[name][0], reading)
+        name: _join(
+            sources[name], blocks, cache, locations[name], ranges[name], limits[name][0], name in found_out, reading
+        )
         for name, blocks in found.items()
     }
 
@@ -226,7 +231,7 @@ class _Blocks(Dataset[_Block | OSError]):
         how = self.reading
         known = how.value_range if isinstance(how.value_range, str) else "given"
         pages = [item.number if isinstance(item, Page) else 0 for item in data]
-        key = digest("images", 6, pillow_version, how.size, how.fit, how.background, known, *hashes, *pages)
+        key = digest("images", DECODER, pillow_version, how.size, how.fit, how.background, known, *hashes, *pages)
         stored = self.cache.load(key)
         if stored is None:
             stored = _pack([self._decode(item) for item in data])
@@ -291,6 +296,7 @@ def _join(
     location: str,
     value_range: Range | None,
     values: Range,
+    range_found: bool,
     reading: Reading,
 ) -> ImageSet:
     """Put all blocks into one tensor, filled block by block so that there is never a second copy of all."""
@@ -312,7 +318,7 @@ def _join(
             pixels[start : start + len(block.kept)] = part
             start += len(block.kept)
     files = [block.hashes[index - block.first] for block in blocks for index in block.kept]
-    how = (reading.size, reading.fit, reading.background, used if deep else None)
+    how = (DECODER, pillow_version, reading.size, reading.fit, reading.background, used if deep else None)
     items = source.items if isinstance(source, PagedSource) else []
     numbers = [items[index] for block in blocks for index in block.kept] if items else []
     return ImageSet(
@@ -331,7 +337,7 @@ def _join(
             unread=_unread(source, [index for block in blocks for index, _ in block.skipped]),
             value_range=used if deep else None,
             values=values if deep else None,
-            range_found=bool(deep) and reading.value_range == "auto",
+            range_found=range_found,
         ),
         left_alone=left_alone_by(source),
     )

@@ -61,6 +61,7 @@ def _shifted(view: View, dx: int, dy: int) -> View:
     return shift if dx or dy else view
 
 
+VERSION = 1  # of the searches below: raised with every change of what they find
 BLOCK = 4096  # images that are searched for together, for references are prepared anew for every block
 
 
@@ -146,7 +147,7 @@ def nearest_references(
     settings = (features.name, features.sha256, k, *views, *references.made_of, images.sha256, *images.pixels.shape)
     blocks = in_blocks(
         f"Comparing {argument} images",
-        [digest("neighbors", *settings, start) for start in range(0, len(images), BLOCK)],
+        [digest("neighbors", VERSION, *settings, start) for start in range(0, len(images), BLOCK)],
         search,
         cache=cache,
         total=len(images),
@@ -176,7 +177,7 @@ def cosine_distances(
     settings = (features.name, features.sha256, *references.made_of, images.sha256, *images.pixels.shape)
     blocks = in_blocks(
         f"Comparing directions of {argument} images",
-        [digest("cosine", *settings, start) for start in range(0, len(images), BLOCK)],
+        [digest("cosine", VERSION, *settings, start) for start in range(0, len(images), BLOCK)],
         lambda place, _: {"distances": nearest_cosine_distance(unit_rows(rows[place]), train, norms=norms).cpu()},
         cache=cache,
         total=len(images),

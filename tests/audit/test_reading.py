@@ -110,6 +110,15 @@ def test_images_are_decoded_once_and_again_when_their_bytes_change(tmp_path, rea
     assert len(calls) == 22
 
 
+@pytest.mark.parametrize(("name", "other"), [("DECODER", reading.DECODER + 1), ("pillow_version", "99.0")])
+def test_another_decoder_makes_other_sets(tmp_path, read, monkeypatch, name, other):
+    """All that is kept of a set hangs on its hash: of other pixels it would be stale."""
+    folder = write_images(tmp_path / "images", random_pixels(9))
+    first = read(folder)
+    monkeypatch.setattr(reading, name, other)
+    assert read(folder).sha256 != first.sha256
+
+
 def test_a_damaged_cache_is_computed_anew(tmp_path, read):
     pixels = random_pixels(9)
     folder = write_images(tmp_path / "images", pixels)
@@ -185,6 +194,22 @@ def test_sets_of_one_kind_share_a_range_and_others_have_their_own(tmp_path):
     ranges = {name: images.origin.value_range for name, images in found.items()}
     assert ranges == {"generated": (0, 65535), "train": (0, 4095), "held_out": (0, 4095)}
     assert int(found["held_out"].pixels.max()) == round(2000 / 4095 * 255)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "found"),
+    [
+        (np.uint16, {}, True),
+        (np.float32, {}, False),  # which lies in [0, 1] by convention
+        (np.uint8, {}, False),
+        (np.uint16, {"value_range": "full"}, False),
+        (np.uint16, {"value_range": (0, 4095)}, False),
+    ],
+)
+def test_only_the_range_of_integers_is_found_out(tmp_path, read, kind, options, found):
+    images = np.random.default_rng(0).random((4, 8, 8))
+    np.save(tmp_path / "x.npy", images.astype(kind) if kind is np.float32 else np.rint(images * 255).astype(kind))
+    assert read(tmp_path / "x.npy", **options).origin.range_found == found
 
 
 @given(st.dictionaries(st.sampled_from("abcd"), st.integers(0, 65535), min_size=1))

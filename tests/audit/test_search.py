@@ -72,6 +72,9 @@ def test_finished_blocks_are_not_searched_for_again(tmp_path, monkeypatch):
     find(images, random_set(12, seed=2), cache, k=5)
     find(random_set(9, seed=3), train, cache, k=5)
     assert len(calls) == 10  # other settings and other images are other work
+    monkeypatch.setattr(search, "VERSION", search.VERSION + 1)
+    find(images, train, cache, k=5)
+    assert len(calls) == 13  # and so is another search
 
 
 _search = search.search_rows
