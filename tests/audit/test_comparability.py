@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.transforms.functional import gaussian_blur
 
+from lightning_iet.audit import comparability
 from lightning_iet.audit.comparability import (
     CUT_OFF,
     FAR,
@@ -284,3 +285,15 @@ def test_few_distances_or_wide_ones_do_not_differ():
     near = torch.rand(200, generator=torch.Generator().manual_seed(0))
     assert compare_distances(2 * near[:4], near[4:8]) == []  # by chance
     assert compare_distances(1.6 * near[:100] + 0.3, 1.6 * near[100:]) == []  # mostly among the others
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_many_large_images_are_measured_a_few_at_a_time(monkeypatch, channels):
+    pixels = random_pixels(7, channels=channels)
+    whole = properties(pixels)
+    monkeypatch.setattr(comparability, "_VALUES", 3 * pixels[0].numel())
+    parts = properties(pixels)
+    assert parts.keys() == whole.keys()
+    for name, values in whole.items():
+        assert torch.equal(parts[name], values)
+    assert comparability._levels(pixels) == len(set(pixels.flatten().tolist()))
