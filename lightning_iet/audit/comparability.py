@@ -181,7 +181,9 @@ def properties(pixels: Tensor) -> dict[str, Tensor]:
     size, outside = grey[0].numel(), int(OUTER * (grey[0].numel() - 1))
     low, high = (grey.flatten(1).kthvalue(place, dim=1).values for place in (1 + outside, size - outside))
     # Channel by channel: a tenth of the time of a standard deviation over channels.
-    varied = sum((channel - grey[:, 0]).square() for channel in pixels.unbind(dim=1))
+    varied = torch.zeros_like(grey[:, 0])
+    for channel in pixels.unbind(dim=1):
+        varied += (channel - grey[:, 0]).square()
     red, green, blue = pixels.float().flatten(2).mean(dim=2).expand(-1, 3).unbind(dim=1)
     return {
         "brightness": grey.flatten(1).mean(dim=1),
