@@ -450,9 +450,8 @@ def check_sets(sets: Mapping[str, ImageSet], k: int) -> None:
             )
         seen[images.sha256] = name
     if len(train) < k:
-        raise ValueError(
-            f"Argument `train` expected at least k = {k} images, but got {len(train)}. Add images, or lower --k."
-        )
+        remedy = "Add images, or lower --k." if k > 2 else "Add images."
+        raise ValueError(f"Argument `train` expected at least k = {k} images, but got {len(train)}. {remedy}")
 
 
 def _within(train: ImageSet, references: References | None, features: Features, k: int, cache: BlockCache) -> Neighbors:

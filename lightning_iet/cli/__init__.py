@@ -89,11 +89,10 @@ def main(args: Sequence[str] | None = None) -> None:
         print(PROGRAM, __version__)
         sys.exit(0)
     with one_line_errors(PROGRAM):
-        from lightning_iet.cli.arguments import check_dashes, check_source, with_run, with_underscores
+        from lightning_iet.cli.arguments import check_source, with_run, with_underscores
         from lightning_iet.cli.options import options_named
 
         _silence_advice()
-        check_dashes(arguments)
         if command in OF_THE_TRAINER or (command.startswith("-") and not {*OF_THE_TRAINER}.isdisjoint(arguments)):
             with options_named(lambda name, _: f"--{name}"):
                 completed = with_run(with_underscores(arguments))

@@ -65,7 +65,7 @@ def check_source(arguments: Sequence[str]) -> None:
     if word and not word.startswith("-"):  # otherwise it may be the value of an option
         raise ValueError(
             f"`{command}` expected options, but got '{word}'. "
-            f"Did you mean `{PROGRAM} {command} {f'--{word}' if '=' in word else _options_of(word, command)}`?"
+            f"Did you mean `{PROGRAM} {command} {_options_of(word, command)}`?"
         )
     if command in _OF_A_CHECKPOINT and "--ckpt_path" in names:
         raise ValueError(
@@ -84,9 +84,9 @@ def check_source(arguments: Sequence[str]) -> None:
 
 def _options_of(word: str, command: str) -> str:
     """Return the options that a word without one was probably meant for: a checkpoint, images or a configuration."""
-    if word == "help":
-        return "--help"
     place = Path(word)
+    if word == "help" or _is_option(word, place):
+        return f"--{word}"
     if place.suffix == ".ckpt" or find_checkpoint(place) is not None:
         config = _find_config(place)
         if config is not None and command in _OF_A_CHECKPOINT:
@@ -97,6 +97,13 @@ def _options_of(word: str, command: str) -> str:
     return f"--images {word}" if place.is_dir() else f"--config {word}"
 
 
+def _is_option(word: str, place: Path) -> bool:
+    """Whether a word is an option without its dashes, and no file, such as epoch=9-step=90.ckpt."""
+    name, equals, _ = word.partition("=")
+    is_file = place.exists() or (place.suffix == ".ckpt" and name not in ("ckpt_path", "ckpt-path"))
+    return bool(equals) and re.fullmatch(r"[A-Za-z_][\w.-]*", name) is not None and not is_file
+
+
 def _find_config(place: Path) -> Path | None:
     """Return the configuration of a checkpoint, of a run's folder or of one of its versions; ``None`` without one."""
     checkpoint = place
@@ -104,25 +111,6 @@ def _find_config(place: Path) -> Path | None:
         checkpoint = find_checkpoint(place) or place
     files = (folder / CONFIG for folder in (place, *checkpoint.absolute().parents[:2]))
     return next((file for file in files if file.is_file()), None)
-
-
-def check_dashes(arguments: Iterable[str]) -> None:
-    """Refuse options with one dash, of which argparse would take the first letter for an option.
-
-    Raises:
-        ValueError: If there is one.
-
-    Example:
-        >>> check_dashes(["fit", "-c", "digits/iet", "--agc.threshold", "-1"])
-        >>> check_dashes(["fit", "-config", "digits/iet"])
-        Traceback (most recent call last):
-        ...
-        ValueError: There is no option -config. Did you mean --config?
-    """
-    for argument in arguments:
-        name = argument.partition("=")[0]
-        if re.fullmatch(r"-[A-Za-z][\w.-]+", name) and name not in ("-inf", "-nan"):
-            raise ValueError(f"There is no option {name}. Did you mean -{name}?")
 
 
 def with_configurations(arguments: Iterable[str]) -> list[str]:
@@ -135,6 +123,8 @@ def with_configurations(arguments: Iterable[str]) -> list[str]:
     Example:
         >>> with_configurations(["fit", "--config", "digits/iet", "--trainer.max_epochs=1"])
         ['fit', '--config', '...iet.yaml', '--trainer.max_epochs=1']
+        >>> with_configurations(["fit", "-cdigits/iet"])
+        ['fit', '--config', '...iet.yaml']
     """
     found: list[str] = []
     for argument in arguments:
@@ -143,6 +133,8 @@ def with_configurations(arguments: Iterable[str]) -> list[str]:
             found.append(_configuration("" if argument.startswith("-") else argument))
         elif name in _CONFIG and equals:
             found.append(f"{name}={_configuration(value)}")
+        elif re.match("-c.", argument):
+            found += ["--config", _configuration(argument[2:])]
         else:
             found.append(argument)
     if found and found[-1] in _CONFIG:
@@ -190,4 +182,5 @@ def with_run(arguments: Sequence[str]) -> list[str]:
 
 
 def _is_source(name: str) -> bool:
-    return name.startswith(_SOURCES)
+    """Whether an option names a source; one with a dash too few is answered by the trainer."""
+    return name.startswith("-") and (name.startswith(_SOURCES) or f"-{name}".startswith(_SOURCES))

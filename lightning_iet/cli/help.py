@@ -137,6 +137,34 @@ def without_values(message: str) -> str:
     return f"{name[1]} cannot be built with these init_args: {found[1]}"
 
 
+def check_dashes(arguments: Iterable[str], options: Iterable[str]) -> None:
+    """Refuse options with one dash, of which argparse would take the first letter for an option.
+
+    What follows an option may be its value, and a configuration may be attached to ``-c``.
+
+    Args:
+        arguments: Of the command line.
+        options: All that the command has, with their dashes.
+
+    Raises:
+        ValueError: If there is one.
+
+    Example:
+        >>> check_dashes(["fit", "-cmy.yaml", "--agc.threshold", "-Infinity"], ["--config", "--agc.threshold"])
+        >>> check_dashes(["fit", "-config", "digits/iet"], ["--config", "--agc.threshold"])
+        Traceback (most recent call last):
+        ...
+        ValueError: There is no option -config. Did you mean --config?
+    """
+    before = ""
+    for argument in arguments:
+        name = argument.partition("=")[0]
+        is_free = not before.startswith("-") or "=" in before
+        if is_free and re.fullmatch(r"-[A-Za-z][\w.-]+", name) and not re.fullmatch(r"-c.+\.ya?ml", argument):
+            raise ValueError(f"There is no option {name}. {meant(f'-{name}', options)}")
+        before = argument
+
+
 _SEE_HELP = "The command with --help lists all."
 _WORDS = {
     "int": "an integer", "float": "a number", "bool": "true or false", "str": "text", "NoneType": "null",

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from traceback import walk_tb
 
+from lightning_iet.cli import COMMANDS
+
 _NAMED = re.compile(r"Arguments? (?P<names>`\w+`(?:(?:,? and |, )`\w+`)*) ")
 """How all errors of this package begin that are about arguments."""
 
@@ -42,6 +44,9 @@ def options_named(option_of: Callable[[str, BaseException], str | None]) -> Iter
 def with_options(message: str, option_of: Callable[[str], str | None]) -> str:
     """Write options in the place of the arguments that an error names; other messages stay as they are.
 
+    What follows the first names are arguments only where their options belong to the same group, or to none, and no
+    command is called so.
+
     Args:
         message: Of an error.
         option_of: Returns the option of an argument; ``None`` where it has none.
@@ -52,6 +57,8 @@ def with_options(message: str, option_of: Callable[[str], str | None]) -> str:
         'Option --out expected a folder outside of RUNS.'
         >>> with_options("Arguments `jobs` and `out` expected one of them.", options.get)
         'Options --jobs and --out expected one of them.'
+        >>> with_options("Argument `out` expected a run of `fit`, not of `jobs`.", {**options, "fit": "--fit"}.get)
+        'Option --out expected a run of `fit`, not of --jobs.'
         >>> with_options("Argument `runs` expected folders.", options.get)
         'RUNS expected folders.'
         >>> with_options("Argument `images` expected values in [0, 1].", options.get)
@@ -65,9 +72,13 @@ def with_options(message: str, option_of: Callable[[str], str | None]) -> str:
     if not all(options):
         return message
 
+    commands = {name for group in COMMANDS.values() for name in group}
+    groups = {f"{option}".rpartition(".")[0] for option in options} | {"", "--trainer"}
+
     def replaced(found: re.Match[str]) -> str:
         option = option_of(found[1]) or ""
-        return option if found[1] in names or option.startswith("--") or option.isupper() else found[0]
+        is_option = option.isupper() or (option.startswith("--") and option.rpartition(".")[0] in groups)
+        return option if found[1] in names or (is_option and found[1] not in commands) else found[0]
 
     word = ("Option " if len(names) == 1 else "Options ") if all(f"{one}".startswith("--") for one in options) else ""
     return word + re.sub(r"`(\w+)`", replaced, message[head.start("names") :])

@@ -12,7 +12,7 @@ from typing import NoReturn, cast
 from jsonargparse import ArgumentParser
 
 from lightning_iet.cli import PROGRAM
-from lightning_iet.cli.help import HelpFormatter, OneLineErrors, plain
+from lightning_iet.cli.help import HelpFormatter, OneLineErrors, check_dashes, plain
 from lightning_iet.cli.options import options_named
 from lightning_iet.utilities.errors import fail
 
@@ -76,6 +76,7 @@ def run_tool(tool: Callable[..., object], args: Sequence[str]) -> None:
         text = plain(explained[1]) if explained else "one or more"
         parser.add_argument(name, nargs="+", type=Path, metavar=name.upper(), help=text)
     parser.add_function_arguments(tool, skip=positional, as_group=False)
+    check_dashes(args, parser.known_options())
     first = next((name for name in _FIRST if name in parameters), None)
     if first is not None and args and not args[0].startswith("-"):
         args = [f"--{first}", *args]

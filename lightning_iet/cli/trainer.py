@@ -36,6 +36,7 @@ from lightning_iet.cli.arguments import with_configurations
 from lightning_iet.cli.help import (
     HelpFormatter,
     OneLineErrors,
+    check_dashes,
     clear,
     first_sentence,
     option_lines,
@@ -72,6 +73,13 @@ _PARTS: dict[type, str] = {
     pl.LightningModule: "model",
 }
 """The prefix of options, by the class whose arguments they are."""
+_OF_SHARDING = {
+    "datamodule": "--data",
+    "num_shards": "--averaging.num_shards",
+    "partition": "--sharding.partition",
+    "seed": "--sharding.seed",
+}
+"""What the command line gives ShardedDataModule, by its arguments."""
 _OTHER_NAMES = {"datamodule": "--data", "model": "--model", "save_dir": "--trainer.logger.save_dir"}
 """What arguments of functions are as options."""
 _FIRST = ("config", "ckpt_path", "trust_checkpoint", "measure_steps", "seed_everything")
@@ -92,6 +100,8 @@ _DESCRIPTIONS = {
     "test": "Measure the loss of a checkpoint on the test images, and evaluate it.",
     "plan": "Say what fit with the same options will cost: steps, memory, time.",
 }
+_DEEPER = ("--images", "--model.optimizer.init_args.lr", "--trainer.logger.save_dir")
+"""Options that no parser lists by itself."""
 _WORDS = ("best", "last", "hpc", "registry")  # of Lightning's own, in the place of a checkpoint's path
 _ACCELERATORS: dict[str, Callable[[], bool]] = {
     "cpu": lambda: True,
@@ -140,6 +150,7 @@ class IETCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Find configurations by name, and check the checkpoint that a run resumes from before anything is built."""
+        check_dashes(cast("Sequence[str]", args), cast("_Parser", parser).likely_options())
         arguments, self.images = with_images(with_configurations(cast("Sequence[str]", args)), measure=measured_step)
         self.config = parser.parse_args(arguments)
         options = self.config[self.config.subcommand]
@@ -308,9 +319,8 @@ class _Parser(OneLineErrors, LightningArgumentParser):
         if os.environ.get(TRACEBACK_VARIABLE) and ex is not None:
             raise ex
         of_classes = {name: f"--{part}.{name}" for part, name in _options_of_classes()}
-        known = ["--images", "--model.optimizer.init_args.lr", "--trainer.logger.save_dir"]
-        of_others = {option.rpartition(".")[2]: option for option in known}
-        text = clear(message, [*known, *of_classes.values(), *self.known_options()], names=_class_names())
+        of_others = {option.rpartition(".")[2]: option for option in _DEEPER}
+        text = clear(message, self.likely_options(), names=_class_names())
         if (unknown := re.match(r"There is no option `(\w+)`", text)) and unknown[1] in of_classes:
             text = _of_another_class(*of_classes[unknown[1]].removeprefix("--").split("."))
         fail(
@@ -321,6 +331,10 @@ class _Parser(OneLineErrors, LightningArgumentParser):
                 text,
             ),
         )
+
+    def likely_options(self) -> list[str]:
+        """Return all options, with those of classes, that may have been meant."""
+        return [*_DEEPER, *(f"--{part}.{name}" for part, name in _options_of_classes()), *self.known_options()]
 
     def known_options(self) -> list[str]:
         """Return all options; of the whole program, those of its commands. Of a class they have another prefix."""
@@ -408,27 +422,31 @@ def _of_another_class(part: str, name: str) -> str:
 
 def _options_of_classes() -> Iterator[tuple[str, str]]:
     """Yield the options of this package's modules and data modules, with the part of a configuration they belong to."""
-    for part, package in (("model", modules), ("data", data)):
+    for part, package, base in (("model", modules, pl.LightningModule), ("data", data, pl.LightningDataModule)):
         for kind in (getattr(package, name) for name in package.__all__):
-            if isinstance(kind, type):
+            if isinstance(kind, type) and issubclass(kind, base):
                 yield from ((part, name) for name in arguments_of(kind))
 
 
 def _option_of(name: str, error: BaseException, *, images: bool) -> str | None:
-    """Return the option of an argument that an error names: by who refused it, or by its name where only one has it."""
+    """Return the option of an argument that an error names: by who refused it, or by its name where only one has it.
+
+    Options of models and data are known by who refused them alone: functions call tensors, such as images, likewise.
+    """
     if name == "root" and images:
         return "--images"
-    own = [*_FIRST, *(f"trainer.{one}" for one in inspect.signature(pl.Trainer).parameters)]
-    own += ["sharding.partition", "sharding.seed"]
-    own += [f"{group}.{one}" for group, kind in METHODS.items() for one in arguments_of(kind)]
+    of_methods = [f"--{group}.{one}" for group, kind in METHODS.items() for one in arguments_of(kind)]
     found = option_of_owner(name, error, _PARTS)
-    if found is not None and (found[2:] in own or found.startswith(("--data.", "--model."))):
-        return found
+    if found is not None and found.startswith("--sharding."):
+        return _OF_SHARDING.get(name)
+    if found is not None:
+        return found if found in of_methods or found.startswith(("--data.", "--model.")) else None
     if name in _OTHER_NAMES:
         return _OTHER_NAMES[name]
-    named = [one for one in own if one.rpartition(".")[2] == name]
-    named = named or sorted({f"{part}.{one}" for part, one in _options_of_classes() if one == name})
-    return f"--{named[0]}" if len(named) == 1 else None
+    own = [f"--{one}" for one in _FIRST] + [f"--trainer.{one}" for one in inspect.signature(pl.Trainer).parameters]
+    sharding = [_OF_SHARDING.get(one, f"--sharding.{one}") for one in arguments_of(ShardedDataModule)]
+    named = {one for one in (*own, *of_methods, *sharding) if re.split(r"\.|--", one)[-1] == name}
+    return named.pop() if len(named) == 1 else None
 
 
 def _class_names() -> dict[str, str]:

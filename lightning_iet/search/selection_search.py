@@ -300,7 +300,7 @@ def _studies(
 
 def _nothing_works(which: str, reason: str) -> ValueError:
     return ValueError(
-        f"Argument `train_and_measure` expected trainings that work, but {which} failed, the last one with: {reason}."
+        f"The search expected trainings that work, but {which} failed, the last one with: {reason.rstrip('.')}."
     )
 
 

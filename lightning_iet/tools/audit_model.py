@@ -245,7 +245,9 @@ def _run_of(path: Path | None, job: AuditJob, train: Path | None, held_out: Path
         return None
     wanted = f"Argument{'s' if len(missing) > 1 else ''} {' and '.join(missing)} expected images"
     if len(missing) == 1:
-        raise ValueError(f"{wanted}, but got none. Give both, or neither, to audit a run of `fit` with its own.")
+        raise ValueError(
+            f"{wanted}, but got none. Give both, or neither, to audit a run of `lightning-iet fit` with its own."
+        )
     config = None if path is None else beside(path, CONFIG)
     if path is None or config is None:
         unknown = f"no {CONFIG} lies beside '{path}'"

@@ -10,7 +10,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import AbstractContextManager, contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from hashlib import sha256
 from inspect import signature
@@ -31,7 +31,7 @@ from lightning_iet.search import Candidate, SelectionSearch, search_selection
 from lightning_iet.search.objectives import parse_objectives
 from lightning_iet.search.selection_search import check_numbers
 from lightning_iet.utilities.configurations import find_configuration
-from lightning_iet.utilities.errors import first_line, own_cause
+from lightning_iet.utilities.errors import arguments_called, first_line, own_cause
 from lightning_iet.utilities.files import METRICS, check_writable
 
 TRIALS, TRIAL_CONFIG, LOG = "trials", "trial.yaml", "output.log"
@@ -110,7 +110,8 @@ def memcontrol(
         raise ValueError(f"Argument `lr` expected two numbers, the lowest and the highest, but got {list(lr)}.")
     if len(repeat) != 2:
         raise ValueError(f"Argument `repeat` expected two numbers, of images and of times, but got {list(repeat)}.")
-    check_numbers(trials=trials, jobs=jobs, seed=seed, learning_rates=(float(lr[0]), float(lr[1])))
+    with _search_arguments():
+        check_numbers(trials=trials, jobs=jobs, seed=seed, learning_rates=(float(lr[0]), float(lr[1])))
     parse_objectives(objectives, minus_control=minus_control)
     settings["data"] = _provoking(settings["data"], subset, repeat, objectives)
     out = Path(out)
@@ -129,23 +130,29 @@ def memcontrol(
         "steps of a trial": steps, "checkpoints": checkpoints, "training images": subset or "all",
         "repeated images": f"{repeat[0]}, {repeat[1]} times" if repeat[0] else "none",
     }  # fmt: skip
-    return search_selection(
-        training,
-        groups,
-        out=out,
-        objectives=objectives,
-        minus_control=minus_control,
-        trials=trials,
-        jobs=jobs,
-        learning_rates=(float(lr[0]), float(lr[1])),
-        sampler=algorithm,
-        storage=storage,
-        enqueue=enqueue,
-        repeat_duplicates=repeat_duplicates,
-        settings=facts,
-        seed=seed,
-        selection=selection.selection,
-    )
+    with _search_arguments():
+        return search_selection(
+            training,
+            groups,
+            out=out,
+            objectives=objectives,
+            minus_control=minus_control,
+            trials=trials,
+            jobs=jobs,
+            learning_rates=(float(lr[0]), float(lr[1])),
+            sampler=algorithm,
+            storage=storage,
+            enqueue=enqueue,
+            repeat_duplicates=repeat_duplicates,
+            settings=facts,
+            seed=seed,
+            selection=selection.selection,
+        )
+
+
+def _search_arguments() -> AbstractContextManager[None]:
+    """Let errors of the search name its arguments as this command does."""
+    return arguments_called(learning_rates="lr", sampler="algorithm")
 
 
 @dataclass(frozen=True)

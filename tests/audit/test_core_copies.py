@@ -108,7 +108,7 @@ def test_held_out_images_that_were_trained_on_are_noted(run):
         ({"generated": random_set(80)}, "`train` expected other images than `generated`"),
         ({"held_out": random_set(80)}, "`held_out` expected other images than `train`"),
         ({"held_out": random_set(30, seed=1)}, "`held_out` expected other images than `generated`"),
-        ({"train": random_set(19)}, "`train` expected at least k = 20 images, but got 19"),
+        ({"train": random_set(19)}, "`train` expected at least k = 20 images, but got 19. Add images, or lower --k"),
     ],
 )
 def test_sets_that_cannot_be_compared(run, change, message):

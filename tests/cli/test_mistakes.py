@@ -29,6 +29,10 @@ MISTAKES = [
     (["test", "run"], "Did you mean `lightning-iet test --ckpt_path run`?"),
     (["validate", "run/version_0/checkpoints/last.ckpt"], "--ckpt_path run/version_0/checkpoints/last.ckpt`?"),
     (["test", "gone.ckpt"], "Did you mean `lightning-iet test --config CONFIG --ckpt_path gone.ckpt`?"),
+    (["validate", "runs/x/epoch=9-step=90.ckpt"], "--config CONFIG --ckpt_path runs/x/epoch=9-step=90.ckpt`?"),
+    (["validate", "epoch=9-step=90.ckpt"], "--config CONFIG --ckpt_path epoch=9-step=90.ckpt`?"),
+    (["validate", "ckpt_path=gone.ckpt"], "Did you mean `lightning-iet validate --ckpt_path=gone.ckpt`?"),
+    (["fit", "few=2"], "Did you mean `lightning-iet fit --images few=2`?"),
     (["fit", "run"], "/run/version_0/config.yaml --ckpt_path run`?"),
     (["test", "digits/iet"], "`lightning-iet test --config digits/iet --ckpt_path RUN_FOLDER`?"),
     (["test"], "expected a trained model, but got none. Try `lightning-iet test --ckpt_path RUN_FOLDER`."),
@@ -114,6 +118,11 @@ MISTAKES = [
     (["fit", "--config", "few/a.png"], "Option --config expected YAML, but got 'few/a.png'"),
     (["fit", "--config", "iet_agc"], "Did you mean digits/iet_agc?"),
     (["fit", "-config", "digits/iet_agc"], "There is no option -config. Did you mean --config?"),
+    (["fit", "-images", "few"], "There is no option -images. Did you mean --images?"),
+    (["fit", "-cgone.yaml"], "that comes with the package, but got 'gone.yaml'"),
+    (["audit", "-generated", "few"], "There is no option -generated. Did you mean --generated?"),
+    ([*DIGITS, "-lr", "3"], "There is no option -lr. Did you mean --model.optimizer.init_args.lr?"),
+    ([*DIGITS, "--agc.threshold", "-Infinity"], "Option --agc.threshold expected"),
     (["fit", "config=digits/iet_agc"], "Did you mean `lightning-iet fit --config=digits/iet_agc`?"),
     (["fit", "help"], "Did you mean `lightning-iet fit --help`?"),
     ([*DIGITS, "--agc", "0.5"], "Option --agc has options of its own, --agc.…, but got '0.5'."),
@@ -138,12 +147,14 @@ MISTAKES = [
     (["sample", "run"], "Option --ckpt expected a whole checkpoint, but got 'run/version_0/checkpoints/last.ckpt'"),
     (["export", "run", "--out", "few"], "--out expected a new folder, but got 'few', which holds something else"),
     (["audit", "--generated", "few", "--train", "few"], "Option --train expected other images than --generated"),
+    (["audit", "--generated", "few", "--train", "sp ace/Öl"], "at least k = 2 images, but got 1. Add images."),
     (["audit", "--generated", "few/a.png", "--train", "more"], "which cannot be read (it is no folder, .npy"),
     (["audit", "--generated", "few", "--train", "more", "--fit", "pad"], "Option --fit expected one of stretch, crop"),
     (["compare", "text.yaml"], "RUNS expected a metrics.json written by `lightning-iet fit`, but got 'text.yaml'"),
     (["sweep", "few"], "FILES expected files of sweeps, but got 'few', which is a folder."),
     (["sweep", "class.yaml"], "but got `model`. Remove it."),
     (["memcontrol", "--config", "digits/finetune", "--trials", "0"], "--trials expected an integer ≥ 1, but got 0."),
+    (["memcontrol", "--config", "digits/finetune", "--lr", "1e-3", "1e-5"], "Option --lr expected 0 < lowest ≤"),
     (["memcontrol", "--config", "digits/finetune", "--trials", "2"], "`pretrained` of the configuration expected a"),
     (["demo", "--out", "text.yaml"], "Option --out expected a folder that can be written, but got 'text.yaml'"),
     (["inspect", "--images", "few"], "There is no option --images. Did you mean --train?"),
@@ -171,6 +182,7 @@ def _place(tmp_path_factory):
         Path("run/version_0/config.yaml").touch()
         Path("run/version_0/checkpoints/last.ckpt").touch()
         write_pictures(Path("few"), ["a.png", "b.png"])
+        Path("few=2").mkdir()
         write_pictures(Path("more"), ["c.png", "d.png"])
         write_pictures(Path("sp ace/Öl"), ["ä b.png"])
         Path("texts").mkdir()

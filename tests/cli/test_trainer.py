@@ -12,6 +12,7 @@ from PIL import Image
 from lightning_iet import DiffusionModule, __version__
 from lightning_iet.cli import main
 from lightning_iet.cli.trainer import IETCLI
+from lightning_iet.data import DigitsDataModule
 from tests.helpers.command_line import QUICK, fails
 from tests.helpers.digit_models import save_checkpoint
 from tests.helpers.models import tiny_diffusion
@@ -26,6 +27,21 @@ class LoadsItsWeights(DiffusionModule):
         torch.nn.init.zeros_(unet.conv_out.weight)
         torch.nn.init.zeros_(unet.conv_out.bias)
         super().__init__(unet)  # which copies them for the moving average
+
+
+class Refuses(DigitsDataModule):
+    """Data that are refused, for what the argument of a function is called."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+
+    def prepare_data(self) -> None:
+        refuse(self.name)
+
+
+def refuse(name):
+    raise ValueError(f"Argument `{name}` expected something else.")
 
 
 @pytest.fixture(autouse=True)
@@ -142,7 +158,7 @@ def test_bad_input_is_one_clear_line_before_the_first_step(arguments, message, c
         (["--model.unet.init_args.sample_size=9"], "multiples of 2 (it halves them 1 times), but got 9 × 9. "),
         (["--model.pretrained=nowhere"], "--model.unet and --model.pretrained expected one of them, but got both. "),
         (["--model.unet=null", "--model.pretrained=no/where"], "Without network give a local path"),
-        (["--model.unet.init_args.num_class_embeds=5"], "class labels 0 … 4, but got "),
+        (["--model.unet.init_args.num_class_embeds=5"], "Argument `condition` expected class labels 0 … 4, but got "),
     ],
 )
 def test_a_model_that_does_not_fit_is_one_short_line(arguments, message, capsys, monkeypatch):
@@ -150,7 +166,8 @@ def test_a_model_that_does_not_fit_is_one_short_line(arguments, message, capsys,
     config = next(path for path in CONFIGS if path.stem == "baseline")
     error = fails(capsys, "fit", "--config", str(config), *QUICK, *arguments)
     assert message in error
-    assert error.startswith("lightning-iet: error: Option")
+    subject = "Argument `condition` " if "condition" in message else "Option"  # labels of a batch are no option
+    assert error.startswith(f"lightning-iet: error: {subject}")
     assert len(error) < 600  # a path and the remedy, and nothing that jsonargparse has tried
 
 
@@ -274,3 +291,31 @@ def test_a_module_of_a_user_that_loads_its_weights_is_tested_without_a_checkpoin
     main(["test", "--config", str(config), *QUICK[2:]])
     loss = next(line for line in capsys.readouterr().out.splitlines() if "test/loss" in line)
     assert float(re.search(r"\d+\.\d+", loss)[0]) == pytest.approx(1, abs=0.1)  # it predicts no noise at all
+
+
+@pytest.mark.parametrize(
+    ("name", "answer"),
+    [
+        ("num_train", "Option --data.num_train expected"),  # of the data that have refused it
+        ("max_steps", "Option --trainer.max_steps expected"),  # of one option only
+        ("num_shards", "Option --averaging.num_shards expected"),
+        ("threshold", "Option --agc.threshold expected"),
+        *((name, f"Argument `{name}` expected") for name in ("images", "labels", "condition", "num_samples", "unet")),
+    ],
+)
+def test_only_what_an_option_is_meant_for_is_called_so(name, answer, capsys):
+    data = ["--data", f"{__name__}.Refuses", "--data.name", name]
+    assert answer in fails(capsys, "fit", "--config", "digits/baseline", *data)
+
+
+def test_the_length_of_a_stream_is_no_option_of_the_evaluation(capsys):
+    sharded = ["--averaging.num_shards", "2", "--sharding.seed", "-1"]
+    data = ["--data", f"{__name__}.Refuses", "--data.name", "num_samples"]
+    assert "Argument `num_samples` expected" in fails(capsys, "fit", "--config", "digits/baseline", *data, *sharded)
+
+
+def test_one_set_of_images_of_two_is_answered_with_the_option_of_the_other_and_the_command(capsys):
+    save_checkpoint(tiny_diffusion(unet={"block_out_channels": (8,)}), Path("model.ckpt"))
+    error = fails(capsys, "audit-model", "model.ckpt", "--train", "images")
+    assert "Option --held-out expected images, but got none." in error
+    assert "to audit a run of `lightning-iet fit` with its own." in error

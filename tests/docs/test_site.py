@@ -134,3 +134,10 @@ def test_the_packages_are_all():
 def test_the_names_of_the_package_itself_are_in_its_table():
     table = re.findall(r"^\| \[?`(\w+)`", (DOCS / "reference" / "index.md").read_text(), re.MULTILINE)
     assert sorted(table) == sorted(lightning_iet.__all__)
+
+
+@pytest.mark.parametrize("card", sorted((ROOT / "lightning_iet").rglob("*.md")), ids=lambda card: card.parent.name)
+def test_cards_of_methods_name_files_that_are_there(card):
+    names = re.findall(r"`([\w/]+\.py)`", card.read_text())
+    places = (card.parent, ROOT / "lightning_iet")
+    assert [name for name in names if not any((place / name).is_file() for place in places)] == []
