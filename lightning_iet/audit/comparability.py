@@ -1,7 +1,7 @@
 """Whether sets of images can be compared at all: a copy in another range, or over another background, is not seen."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -153,6 +153,25 @@ def compare_distances(generated: Tensor, held_out: Tensor) -> list[Difference]:
     if medians[0] < FARTHER * medians[1] or distance < DIFFERENT or p_value >= SIGNIFICANT:
         return []
     return [Difference(FAR, *medians, distance, 0.0, _REMEDIES[FAR])]
+
+
+def with_refused(difference: Difference, refused: Mapping[str, str]) -> Difference:
+    """Say what to do where a remedy names options that the command does not take.
+
+    Args:
+        difference: What differs.
+        refused: By option, such as ``"--grey"``, a sentence that says what to do instead.
+
+    Returns:
+        The difference, its remedy with these sentences, each once.
+
+    Example:
+        >>> difference = Difference("colourfulness", 1.0, 2.0, 0.7, 0.1, "Leave colours aside with --grey.")
+        >>> with_refused(difference, {"--grey": "Give all sets in grey."}).remedy
+        'Leave colours aside with --grey. Give all sets in grey.'
+    """
+    more = dict.fromkeys(sentence for option, sentence in refused.items() if option in difference.remedy)
+    return replace(difference, remedy=" ".join([difference.remedy, *more]))
 
 
 def properties(pixels: Tensor) -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lightning_iet.audit.cache import gather
-from lightning_iet.audit.comparability import Difference, compare_distances, compare_sets, unvaried
+from lightning_iet.audit.comparability import Difference, compare_distances, compare_sets, unvaried, with_refused
 from lightning_iet.audit.core import Audit, Copies, most_copied
 from lightning_iet.audit.evidence import is_noticed
 from lightning_iet.audit.features import SSCD
@@ -286,6 +286,7 @@ def make_findings(
     membership: Membership | None = None,
     title: str = "",
     command: str = "",
+    refused: Mapping[str, str] | None = None,
 ) -> Findings:
     """Work out the figures of an audit.
 
@@ -295,6 +296,8 @@ def make_findings(
         membership: what the generator's loss gives away, if it was measured.
         title: a title to put on record.
         command: the command to put on record.
+        refused: by option that this command does not take, what to do instead, see
+            :func:`~lightning_iet.audit.comparability.with_refused`.
 
     Returns:
         The figures.
@@ -326,7 +329,7 @@ def make_findings(
         not_moved=audit.not_moved,
         not_degraded=audit.not_degraded,
         fewer_than=_fewer_than(evidence, planted),
-        differences=compare_sets(audit.sets) + _farther(audit),
+        differences=[with_refused(part, refused or {}) for part in compare_sets(audit.sets) + _farther(audit)],
         nearer=_nearer(audit, generated, held_out),
         title=printable(title),
         date=gather(_now())[0],  # the same on every process

@@ -46,7 +46,7 @@ class AuditJob:
     fit: Fit | None
     range: str | None
     background: Background
-    grey: bool = False
+    grey: bool
     pages: Pages
     moved: bool | None
     invariance: Invariance
@@ -181,17 +181,21 @@ class AuditJob:
         *,
         settings: Mapping[str, Any] | None = None,
         membership: Membership | None = None,
+        refused: Mapping[str, str] | None = None,
     ) -> Findings:
-        """Compare the images, and write the report on the first process.
+        """Compare the images, in grey if that is asked for, and write the report on the first process.
 
         Args:
             sets: ``"generated"``, ``"train"`` and perhaps ``"held_out"`` images.
             settings: Further settings to put on record.
             membership: What the generator's loss gives away, if it was measured.
+            refused: By option that this command does not take, what to do instead.
 
         Returns:
             The figures, on every process.
         """
+        if self.grey:
+            sets = {name: with_channels(images, 1) for name, images in sets.items()}
         found = audit_images(
             **sets, features=self.network, cache=self.blocks, settings=self.settings_for(sets["train"])
         )
@@ -204,6 +208,7 @@ class AuditJob:
             membership=membership,
             title=self.title,
             command=_command(),
+            refused=refused,
         )
         with all_or_none():
             if rank() == 0:
@@ -319,4 +324,4 @@ def audit(
     options = {name: value for name, value in locals().items() if name not in ("generated", "train", "held_out")}
     job = AuditJob(**options)
     with job.read({"generated": generated, "train": train, "held_out": held_out}) as sets:
-        return job.finish({name: with_channels(images, 1) for name, images in sets.items()} if grey else sets)
+        return job.finish(sets)

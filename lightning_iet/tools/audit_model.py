@@ -51,6 +51,7 @@ def audit_model(
     fit: Fit | None = None,
     range: str | None = None,
     background: Background = "white",
+    grey: bool = False,
     pages: Pages = "all",
     moved: bool | None = None,
     invariance: Invariance = "none",
@@ -105,6 +106,8 @@ def audit_model(
             8, 10, 12, 14 and 16 bits that holds all integers, and 0:1 for floating point; full = 0:65535 for integers;
             by default as the model was trained, if its checkpoint says so, else auto.
         background: Colour under transparent pixels.
+        grey: Leave colours aside: bring all images to grey before they are compared. Losses are measured as the model
+            was trained.
         pages: Whether every page of a file (TIFF stack, animation) is an image, or only the first.
         moved: Look for shifted, turned and zoomed copies; by default where that takes less than about 15
             minutes.
@@ -167,7 +170,8 @@ def audit_model(
             "averaged_weights": generator.use_ema,
         }
         losses = {"loss_images": loss_images, "loss_timesteps": loss_timesteps}
-        return job.finish(sets, settings=settings | asdict(drawing) | losses, membership=membership)
+        refused = _REFUSED | (dict.fromkeys(map("--{}".format, _OF_READING), _READ_BY_RUN) if run else {})
+        return job.finish(sets, settings=settings | asdict(drawing) | losses, membership=membership, refused=refused)
 
 
 @dataclass(frozen=True)
@@ -230,6 +234,13 @@ class _Run:
 
 _OF_READING = {"fit": None, "range": None, "background": "white", "pages": "all", "strict": False}
 """Options that say how images are read, and what they are where nobody gives them."""
+
+
+_READ_BY_RUN = "Here images are read as the run read them: give --train and --held-out besides to say otherwise."
+_REFUSED = {
+    "--image-size": "Here all images have the size that the model draws: save what it draws, and give that to "
+    "`lightning-iet audit`, which brings images to any size."
+}
 
 
 def _run_of(path: Path | None, job: AuditJob, train: Path | None, held_out: Path | None) -> _Run | None:

@@ -15,6 +15,7 @@ from lightning_iet.audit.comparability import (
     compare_sets,
     properties,
     unvaried,
+    with_refused,
 )
 from lightning_iet.audit.reading import Origin, image_set, with_channels
 from lightning_iet.audit.verdict import difference_words
@@ -70,6 +71,14 @@ def test_few_grey_levels_have_two_causes(deep, words):
     remedies = {difference.name: difference.remedy for difference in compare_sets(found)}
     assert words in remedies["grey levels in the set"]
     assert words in remedies["grey levels in an image"]
+
+
+def test_options_that_are_refused_come_with_what_to_do_instead():
+    found = compare_sets(sets(eight_bits(FRESH / 16)))
+    brightness = next(difference for difference in found if difference.name == "brightness")
+    refused = dict.fromkeys(("--range", "--background"), "Give --train.") | {"--image-size": "Save images."}
+    assert with_refused(brightness, refused).remedy == f"{brightness.remedy} Give --train."
+    assert with_refused(brightness, {"--image-size": "Save images."}) == brightness
 
 
 def half(image):

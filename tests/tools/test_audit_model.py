@@ -272,6 +272,29 @@ def test_grey_images_for_a_model_of_colours(here):
     assert {facts["channels"] for facts in metrics()["sets"].values()} == {3}
 
 
+def test_colours_are_left_aside_in_the_comparison_alone(here):
+    unet = {"in_channels": 3, "out_channels": 3}
+    save_checkpoint(fresh_model(unet=unet), here / "model.ckpt")
+    coloured = run(out=Path("coloured"))
+    grey = run(out=Path("grey"), grey=True)
+    assert {facts["channels"] for facts in metrics("grey")["sets"].values()} == {1}
+    assert metrics("grey")["settings"]["grey"] is True
+    assert grey.membership == coloured.membership
+
+
+def test_remedies_that_are_refused_say_what_to_do(here):
+    """An untrained model draws noise, which differs in all that a range changes, and in sharpness."""
+    of_folders = {part.name: part.remedy for part in run(num_samples=60).differences}
+    assert "--range" in of_folders["brightness"]
+    assert "--train" not in of_folders["brightness"]
+    assert "give that to `lightning-iet audit`" in of_folders["sharpness"]
+    run_folder(here)
+    found = audit_model(ckpt=Path("runs"), out=Path("own"), **QUICK_MODEL | {"num_samples": 60})
+    of_run = {part.name: part.remedy for part in found.differences}
+    assert "give --train and --held-out besides" in of_run["brightness"]
+    assert "give that to `lightning-iet audit`" in of_run["sharpness"]
+
+
 def test_images_are_brought_to_what_the_model_samples(here, capsys):
     """Size and channels; a shape is changed as the model was trained, and refused where its checkpoint does not say."""
     write_images(here / "large", random_pixels(30, size=16, channels=3))
