@@ -15,7 +15,7 @@ import random
 import tarfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from io import BytesIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -26,6 +26,7 @@ from PIL import Image
 
 from lightning_iet.audit.cache import BlockCache
 from lightning_iet.audit.reading import Reading, read_images
+from lightning_iet.data.decoding import page_numbers
 from lightning_iet.data.sources import open_source
 
 FORMATS = ("png", "jpeg", "tiff", "gif", "webp", "bmp", "ppm", "tga", "ico", "pcx", "sgi")
@@ -223,12 +224,16 @@ def hostile() -> dict[str, Container]:
 
 
 class Read(NamedTuple):
-    """What reading came to: images found, used and skipped; or ``refused``, why nothing was read."""
+    """What reading came to: images found, used and skipped; or ``refused``, why nothing was read.
+
+    ``names`` are those of the images that were used.
+    """
 
     images: int = 0
     used: int = 0
     skipped: int = 0
     refused: str = ""
+    names: tuple[str, ...] = ()
 
 
 def read(path: Path) -> Read:
@@ -248,7 +253,7 @@ def read(path: Path) -> Read:
         return Read(refused=str(error))
     if not len(found) + len(found.skipped) == len(source) == len(set(found.names)) + len(found.skipped):
         raise AssertionError(f"{len(found)} used and {len(found.skipped)} skipped of '{path}' are not {len(source)}")
-    return Read(len(source), len(found), len(found.skipped))
+    return Read(len(source), len(found), len(found.skipped), names=tuple(found.names))
 
 
 def read_container(container: Container, folder: Path, *, is_whole: bool) -> Read:
@@ -262,6 +267,29 @@ def read_container(container: Container, folder: Path, *, is_whole: bool) -> Rea
     return found
 
 
+def read_folder(files: Mapping[str, bytes], folder: Path, *, whole: Collection[str]) -> Read:
+    """Write files and read them; of each whole one all images must be used.
+
+    Args:
+        files: their bytes, by their names.
+        folder: where to, an empty one.
+        whole: names of those that are whole.
+
+    Raises:
+        AssertionError: if an image of a whole file is not used, or the counts do not add up.
+    """
+    for name, data in files.items():
+        (folder / name).write_bytes(data)
+    found = read(folder)
+    used = Counter(name.partition(", page ")[0] for name in found.names)
+    for name in whole:
+        if used[name] != len(page_numbers(files[name])):
+            raise AssertionError(
+                f"of the {len(page_numbers(files[name]))} images of the whole {name} {used[name]} are used"
+            )
+    return found
+
+
 def main() -> None:
     """Make folders and containers, read them, and print the counts."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -272,8 +300,7 @@ def main() -> None:
     kinds = [kind for kind in CONTAINERS if kind != "parquet"] * 5 + ["parquet"]  # which takes the longest by far
     containers = args.files * CONTAINERS_IN_TEN // 10
     with TemporaryDirectory() as folder:
-        cases = [(container, True) for container in hostile().values() if container.suffix != ".dcm"]
-        found = [read_container(container, Path(folder), is_whole=False) for container, _ in cases]
+        found = [read_container(container, Path(folder), is_whole=False) for container in hostile().values()]
         if any(part.used for part in found):
             raise AssertionError("a hostile container came to images")
         for number in range(containers):
@@ -284,12 +311,15 @@ def main() -> None:
             found.append(read_container(container, Path(folder), is_whole=is_whole))
     formats = FORMATS + tuple(MORE_FORMATS)
     for first in range(containers, args.files, IN_A_FOLDER):
+        files, are_whole = {}, []
+        for number in range(first, min(first + IN_A_FOLDER, args.files)):
+            data = whole(generator.choice(formats), generator)
+            data = data if number % 3 == 0 else damaged(data, generator)
+            name = f"{number}.{generator.choice(formats)}"
+            files[name] = data
+            are_whole += [name] if number % 3 == 0 else []
         with TemporaryDirectory() as folder:
-            for number in range(first, min(first + IN_A_FOLDER, args.files)):
-                data = whole(generator.choice(formats), generator)
-                data = data if number % 3 == 0 else damaged(data, generator)
-                (Path(folder) / f"{number}.{generator.choice(formats)}").write_bytes(data)
-            found.append(read(Path(folder)))
+            found.append(read_folder(files, Path(folder), whole=are_whole))
     for part in found:
         total.update({"refused": bool(part.refused), "images": part.images, "used": part.used, "skipped": part.skipped})
     print(

@@ -11,10 +11,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from benchmarks.fuzz_readers import CONTAINERS, MORE_FORMATS, damaged, dicom, hostile, read, read_container
+from benchmarks.fuzz_readers import CONTAINERS, MORE_FORMATS, damaged, dicom, hostile, read_container, read_folder
+from lightning_iet.audit import reading
 from lightning_iet.audit.cache import BlockCache
 from lightning_iet.audit.reading import Reading, read_images
-from lightning_iet.data.decoding import decode, page_numbers
+from lightning_iet.data.decoding import Page, decode, page_numbers
 from lightning_iet.data.samples import reason_of
 from lightning_iet.data.sources import left_alone_by, open_source
 
@@ -162,18 +163,32 @@ def test_whole_and_damaged_containers(kind, tmp_path):
 @pytest.mark.parametrize("kind", MORE_FORMATS)
 def test_folders_of_whole_and_damaged_files_of_extras(kind, tmp_path):
     pytest.importorskip(EXTRA[kind])
-    generator, whole = random.Random(kind), 0
+    generator, files = random.Random(kind), {}
     for number in range(45):
         data = MORE_FORMATS[kind](generator)
-        if number % 3:
-            data = damaged(data, generator)
-        else:
-            whole += len(page_numbers(data))
-        (tmp_path / f"{number}.{kind}").write_bytes(data)
-    found = read(tmp_path)
+        files[f"{number}.{kind}"] = damaged(data, generator) if number % 3 else data
+    whole = [f"{number}.{kind}" for number in range(0, 45, 3)]
+    found = read_folder(files, tmp_path, whole=whole)
     assert not found.refused
-    assert found.used >= whole >= 15
+    assert found.used >= sum(len(page_numbers(files[name])) for name in whole) >= 15
     assert found.skipped
+
+
+def test_a_whole_file_that_is_skipped_is_no_plausible_count(tmp_path, monkeypatch):
+    files = {"0.png": encoded("png"), "1.jpg": encoded("jpeg"), "2.tif": encoded("tiff", pages=3)}
+    (tmp_path / "all").mkdir()
+    assert read_folder(files, tmp_path / "all", whole=files).used == 5
+    original = reading.decode_stored
+
+    def decode_no_page_but_the_first(data, **options):
+        if isinstance(data, Page) and data.number:
+            raise ValueError("a fault of the reader")
+        return original(data, **options)
+
+    monkeypatch.setattr(reading, "decode_stored", decode_no_page_but_the_first)
+    (tmp_path / "few").mkdir()
+    with pytest.raises(AssertionError, match=r"of the 3 images of the whole 2\.tif 1 are used"):
+        read_folder(files, tmp_path / "few", whole=files)
 
 
 @pytest.mark.parametrize("name", hostile())
