@@ -78,16 +78,18 @@ _TINY = {
 }  # fmt: skip
 
 _FASHION_ROWS = (
-    "full", "attention", "norm_bias", "lora", "svdiff", "whole", "random_1", "found", "found_iet_agc", "other",
+    "full", "attention", "norm_bias", "lora", "svdiff", "whole", "random_1", "found", "found_agc", "found_iet_agc",
+    "other",
 )  # fmt: skip
+_FEWER_ROWS = ("full", "attention", "svdiff", "whole", "random_1", "found", "found_agc", "found_iet_agc")
 
 PRESETS = {
     "digits": Preset(DIGITS, (0, 1, 2)),
     "fashion": Preset(FASHION, (0, 1, 2), _FASHION_ROWS),
     "fashion_200": Preset(
-        replace(FASHION, name="fashion_200", num_train=200, stop=1_600, transfer_from="fashion"),
+        replace(FASHION, name="fashion_200", num_train=200, stop=800, num_trials=12, transfer_from=""),
         (0, 1, 2),
-        _FASHION_ROWS,
+        _FEWER_ROWS,
     ),
     "smoke": Preset(
         replace(DIGITS, name="smoke", **_TINY), (0,), ("full", "svdiff", "random_1", "found", "found_iet_agc")
