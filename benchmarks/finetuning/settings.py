@@ -78,8 +78,7 @@ _TINY = {
 }  # fmt: skip
 
 _FASHION_ROWS = (
-    "full", "attention", "norm_bias", "lora", "svdiff", "whole", "random_1", "found", "found_agc", "found_iet_agc",
-    "other",
+    "full", "attention", "norm_bias", "lora", "svdiff", "whole", "random_1", "found", "found_iet_agc", "other",
 )  # fmt: skip
 _FEWER_ROWS = ("full", "attention", "svdiff", "whole", "random_1", "found", "found_agc", "found_iet_agc")
 
