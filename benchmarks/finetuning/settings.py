@@ -80,7 +80,7 @@ _TINY = {
 _FASHION_ROWS = (
     "full", "attention", "norm_bias", "lora", "svdiff", "whole", "random_1", "found", "found_iet_agc", "other",
 )  # fmt: skip
-_FEWER_ROWS = ("full", "attention", "svdiff", "whole", "random_1", "found", "found_agc", "found_iet_agc")
+_FEWER_ROWS = ("full", "whole", "random_1", "found", "found_agc", "found_iet_agc")
 
 PRESETS = {
     "digits": Preset(DIGITS, (0, 1, 2)),
