@@ -197,7 +197,7 @@ def damaged(data: bytes, generator: random.Random) -> bytes:
 
 def hostile() -> dict[str, Container]:
     """Return containers that promise what they do not hold, or hold what must not be opened; none has an image."""
-    generator, file, objects, linked, twisted = random.Random(0), BytesIO(), BytesIO(), BytesIO(), BytesIO()
+    file, objects, linked, twisted = BytesIO(), BytesIO(), BytesIO(), BytesIO()
     np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": (10**6, 1000, 1000)})
     np.save(objects, np.array([{"a": 1}], dtype=object), allow_pickle=True)
     with tarfile.open(fileobj=linked, mode="w") as archive:
@@ -215,9 +215,13 @@ def hostile() -> dict[str, Container]:
         "an archive of links": Container(".tar", linked.getvalue(), 0),
         "a member of eight gigabytes": Container(".tar", bytes(size), 0),
         "a table of nothing": Container(".parquet", b"PAR1" + bytes(8) + b"PAR1", 0),
-        "billions of frames": Container(".dcm", dicom(generator, frames=1, claimed=2**31 - 1)[:-60], 0),
         "no bytes": Container(".npz", b"", 0),
     }
+
+
+def hostile_files() -> dict[str, bytes]:
+    """Return files, by their names in a folder, that promise what they do not hold; none has an image."""
+    return {"billions of frames.dcm": dicom(random.Random(0), frames=1, claimed=2**31 - 1)[:-60]}
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
@@ -301,8 +305,10 @@ def main() -> None:
     containers = args.files * CONTAINERS_IN_TEN // 10
     with TemporaryDirectory() as folder:
         found = [read_container(container, Path(folder), is_whole=False) for container in hostile().values()]
-        if any(part.used for part in found):
-            raise AssertionError("a hostile container came to images")
+        (Path(folder) / "files").mkdir()
+        files = read_folder(hostile_files(), Path(folder) / "files", whole=())
+        if any(part.used for part in [*found, files]):
+            raise AssertionError("a hostile container or file came to images")
         for number in range(containers):
             container = CONTAINERS[generator.choice(kinds)](generator)
             is_whole = number % 3 == 0

@@ -87,7 +87,7 @@ def choose(trials: Sequence[Mapping[str, Any]], *, control: float, num_control: 
     )
     limits = [standard_error(control, num_control)]
     choice = choose_point(values, limits=limits, trained=[round(1e9 * trial["share"]) for trial in able])
-    tried = len({trial["trial"] for trial in trials if trial["kind"] != "plain"})
+    tried = len({trial["trial"] for trial in trials if trial["kind"] == "mask"})
     return {**able[choice.point], "rule": choice.rule, "trials": tried}
 
 

@@ -22,6 +22,7 @@ _VALUES = 2**24  # of images that are measured together
 SIGNIFICANT = 1e-3  # p-value of the distance, so that small sets do not differ by chance
 RESHAPED = 0.1  # share of generated images that were brought to another shape, above which copies may go unseen
 SAME_SHAPE = 0.02  # relative difference of two shapes (width over height) that says nothing
+FEW_IMAGES = 20  # generated images below which transparency of more than a tenth counts without a test
 TRANSPARENT = 0.1  # by how much the shares of images with transparency differ, above which copies may go unseen
 NEARLY = 16  # steps of 255 from black or white that are taken for it: generators draw a little noise over a background
 OUTER = 0.02  # share of an image's pixels at each end that is left aside when its range is measured
@@ -230,8 +231,8 @@ def _of_whole_sets(sets: Mapping[str, ImageSet]) -> list[Difference]:
     found = []
     shares = {name: s.origin.transparent / len(s) for name, s in sets.items()}
     difference = abs(shares["generated"] - shares["train"])
-    # Few images never differ by more than chance; most of them do not come to another background by chance either.
-    if difference > DIFFERENT or (difference > TRANSPARENT and _unlike(sets, lambda s: s.origin.transparent)):
+    few = len(sets["generated"]) < FEW_IMAGES  # which never differ by more than chance, and may be copies all the same
+    if difference > TRANSPARENT and (few or _unlike(sets, lambda s: s.origin.transparent)):
         remedy = "Say with --background what colour the generator saw under transparent pixels."
         found.append(Difference(TRANSPARENCY, shares["generated"], shares["train"], 1.0, 0.0, remedy))
     shapes, train = _shapes(sets["generated"]), _median(_shapes(sets["train"]))

@@ -26,6 +26,7 @@ from lightning_iet.utilities.progress import progress_bar
 
 DECODER = 6  # raised with every change of decoding that changes pixels, here or in what this calls
 BLOCK = 256  # images that are read, stored and looked up together
+DIM = 0.6  # largest value of floating point below which its range is doubtful
 FEW = 4  # blocks up to which starting processes takes longer than reading
 _SHRUNK = 44_000  # bytes that the grey versions of an image of more than 64 pixels take while they are gathered
 
@@ -43,7 +44,8 @@ class Origin:
         unread: Share of the files that could not be read; a page counts as its part of a file.
         value_range: Values that became black and white, where there are images of more than 8 bits.
         values: Least and largest value stored in these.
-        range_found: Whether that range was found out from these values, which are integers then, rather than given.
+        range_found: Whether that range was found out from these values rather than given: of integers, and of floating
+            point that keeps below 0.6 of its range.
     """
 
     kinds: dict[str, int] = field(default_factory=dict)
@@ -158,8 +160,10 @@ def read_sets(
         ranges |= choose_ranges(integers)
     elif given == "full":
         ranges |= dict.fromkeys(integers, RANGES["integers"])
-    # Of floating point nothing is found out: it lies in [0, 1], or is refused.
-    found_out = integers if given == "auto" else {}
+    # Of floating point nothing is found out: it lies in [0, 1], or is refused. But one that keeps far below 1 may be
+    # made for another range.
+    dim = {name for name, (values, _) in limits.items() if 0 < values[1] < DIM}  # 0: none of more than 8 bits
+    found_out = {*integers, *dim} if given == "auto" else set()
     return {
         name: _join(
             sources[name], blocks, cache, locations[name], ranges[name], limits[name][0], name in found_out, reading

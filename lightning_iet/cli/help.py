@@ -5,7 +5,7 @@ import os
 import re
 import shutil
 import textwrap
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from difflib import get_close_matches
 from typing import NoReturn
 
@@ -137,7 +137,7 @@ def without_values(message: str) -> str:
     return f"{name[1]} cannot be built with these init_args: {found[1]}"
 
 
-def check_dashes(arguments: Iterable[str], options: Iterable[str]) -> None:
+def check_dashes(arguments: Iterable[str], options: Collection[str]) -> None:
     """Refuse options with one dash, of which argparse would take the first letter for an option.
 
     What follows an option may be its value, and a configuration may be attached to ``-c``.
@@ -156,10 +156,11 @@ def check_dashes(arguments: Iterable[str], options: Iterable[str]) -> None:
         ...
         ValueError: There is no option -config. Did you mean --config?
     """
-    before = ""
+    before, known = "", {option.replace("_", "-") for option in options}
     for argument in arguments:
         name = argument.partition("=")[0]
-        is_free = not before.startswith("-") or "=" in before
+        is_known = f"-{name}".replace("_", "-") in known  # then it is no value, even behind an option
+        is_free = is_known or not before.startswith("-") or "=" in before
         if is_free and re.fullmatch(r"-[A-Za-z][\w.-]+", name) and not re.fullmatch(r"-c.+\.ya?ml", argument):
             raise ValueError(f"There is no option {name}. {meant(f'-{name}', options)}")
         before = argument

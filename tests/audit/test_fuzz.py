@@ -11,7 +11,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from benchmarks.fuzz_readers import CONTAINERS, MORE_FORMATS, damaged, dicom, hostile, read_container, read_folder
+from benchmarks.fuzz_readers import (
+    CONTAINERS,
+    MORE_FORMATS,
+    damaged,
+    dicom,
+    hostile,
+    hostile_files,
+    read_container,
+    read_folder,
+)
 from lightning_iet.audit import reading
 from lightning_iet.audit.cache import BlockCache
 from lightning_iet.audit.reading import Reading, read_images
@@ -199,6 +208,13 @@ def test_hostile_containers_hold_nothing(name, tmp_path):
     assert found.refused.startswith("Argument `train` expected")
     assert len(found.refused) < 600
     assert "\n" not in found.refused.strip()
+
+
+def test_hostile_files_hold_nothing(tmp_path):
+    pytest.importorskip("pydicom")
+    found = read_folder(hostile_files(), tmp_path, whole=())
+    assert found.used == 0
+    assert "billions of frames.dcm" in found.refused
 
 
 def test_a_file_that_names_billions_of_frames_is_one_image():

@@ -201,14 +201,17 @@ def test_sets_of_one_kind_share_a_range_and_others_have_their_own(tmp_path):
     [
         (np.uint16, {}, True),
         (np.float32, {}, False),  # which lies in [0, 1] by convention
+        (np.float16, {}, True),  # but here keeps below 0.5
+        (np.float16, {"value_range": "full"}, False),
         (np.uint8, {}, False),
         (np.uint16, {"value_range": "full"}, False),
         (np.uint16, {"value_range": (0, 4095)}, False),
     ],
 )
-def test_only_the_range_of_integers_is_found_out(tmp_path, read, kind, options, found):
+def test_the_range_of_integers_is_found_out_and_that_of_dim_floats_is_doubted(tmp_path, read, kind, options, found):
     images = np.random.default_rng(0).random((4, 8, 8))
-    np.save(tmp_path / "x.npy", images.astype(kind) if kind is np.float32 else np.rint(images * 255).astype(kind))
+    scale = {np.float32: 1, np.float16: 0.5}.get(kind)
+    np.save(tmp_path / "x.npy", (images * scale if scale else np.rint(images * 255)).astype(kind))
     assert read(tmp_path / "x.npy", **options).origin.range_found == found
 
 

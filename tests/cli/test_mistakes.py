@@ -92,6 +92,10 @@ MISTAKES = [
     (["audit", "--generated", "few", "--train", "few", "--weights", "f"], "Did you mean --feature-weights?"),
     (["audit", "--generated", "few", "--train", "few", "--no-images"], "Did you mean --no-show-images?"),
     (["audit", "--generated", "few", "--train", "more", "--features", "resnet"], "Option --features expected 'pixels'"),
+    (
+        ["audit", "--generated", "few", "--train", "more", "--fail-on-copies", "-held-out", "few"],
+        "There is no option -held-out. Did you mean --held-out?",
+    ),
     (["audit"], "Options --generated and --train are missing."),
     (["audit-model"], "Options --ckpt and --pipeline expected one of them"),
     (["inspect", "--train", "empty"], "Option --train expected images, but got 'empty', which holds none"),
