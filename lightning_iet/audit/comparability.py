@@ -232,7 +232,8 @@ def _of_whole_sets(sets: Mapping[str, ImageSet]) -> list[Difference]:
     shares = {name: s.origin.transparent / len(s) for name, s in sets.items()}
     difference = abs(shares["generated"] - shares["train"])
     few = len(sets["generated"]) < FEW_IMAGES  # which never differ by more than chance, and may be copies all the same
-    if difference > TRANSPARENT and (few or _unlike(sets, lambda s: s.origin.transparent)):
+    is_said = sets["generated"].origin.background != "white"  # which is the default, and may have been meant or not
+    if not is_said and difference > TRANSPARENT and (few or _unlike(sets, lambda s: s.origin.transparent)):
         remedy = "Say with --background what colour the generator saw under transparent pixels."
         found.append(Difference(TRANSPARENCY, shares["generated"], shares["train"], 1.0, 0.0, remedy))
     shapes, train = _shapes(sets["generated"]), _median(_shapes(sets["train"]))

@@ -44,6 +44,7 @@ class Origin:
         unread: Share of the files that could not be read; a page counts as its part of a file.
         value_range: Values that became black and white, where there are images of more than 8 bits.
         values: Least and largest value stored in these.
+        background: Colour that was laid under transparent pixels.
         range_found: Whether that range was found out from these values rather than given: of integers, and of floating
             point that keeps below 0.6 of its range.
     """
@@ -56,6 +57,7 @@ class Origin:
     unread: float = 0.0
     value_range: Range | None = None
     values: Range | None = None
+    background: Background = "white"
     range_found: bool = False
 
 
@@ -341,6 +343,7 @@ def _join(
             unread=_unread(source, [index for block in blocks for index, _ in block.skipped]),
             value_range=used if deep else None,
             values=values if deep else None,
+            background=reading.background,
             range_found=range_found,
         ),
         left_alone=left_alone_by(source),
