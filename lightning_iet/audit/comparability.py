@@ -192,7 +192,8 @@ def properties(pixels: Tensor) -> dict[str, Tensor]:
     if len(pixels) > block:  # so that many large images take no more memory than a few
         parts = [properties(part) for part in pixels.split(block)]
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-    grey = pixels.float().mean(dim=1, keepdim=True)
+    values = pixels.float()
+    grey = values.mean(dim=1, keepdim=True)
     spread = grey.flatten(1).std(dim=1, unbiased=False)
     padded = F.pad(grey, (1, 1, 1, 1), mode="replicate")
     around = padded[..., :-2, 1:-1] + padded[..., 2:, 1:-1] + padded[..., 1:-1, :-2] + padded[..., 1:-1, 2:]
@@ -202,9 +203,9 @@ def properties(pixels: Tensor) -> dict[str, Tensor]:
     low, high = (grey.flatten(1).kthvalue(place, dim=1).values for place in (1 + outside, size - outside))
     # Channel by channel: a tenth of the time of a standard deviation over channels.
     varied = torch.zeros_like(grey[:, 0])
-    for channel in pixels.unbind(dim=1):
+    for channel in values.unbind(dim=1):
         varied += (channel - grey[:, 0]).square()
-    red, green, blue = pixels.float().flatten(2).mean(dim=2).expand(-1, 3).unbind(dim=1)
+    red, green, blue = values.flatten(2).mean(dim=2).expand(-1, 3).unbind(dim=1)
     return {
         "brightness": grey.flatten(1).mean(dim=1),
         "contrast": spread,

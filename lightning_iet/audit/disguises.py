@@ -30,7 +30,7 @@ from lightning_iet.functional.registration import (
     correlate_templates,
     grey_images,
     pyramid_sizes,
-    register_pyramids,
+    register,
 )
 from lightning_iet.metrics.features.networks import EfficientNetFeatures
 from lightning_iet.utilities.devices import full_precision
@@ -466,7 +466,7 @@ def _register(images: _Greys, place: slice, train: _Greys, indices: Tensor, devi
             (images.at(size, own).to(device), train.at(size, chosen.flatten()).to(device))
             for size in pyramid_sizes(height, width, JUDGED)
         ]
-        found = register_pyramids(pairs, maps.flatten(0, 1).to(device), aspect=height / width)
+        found = register(pairs, maps.flatten(0, 1).to(device), aspect=height / width)
     # A candidate that stands twice fills up the list only where there are too few others.
     repeated = again.gather(1, best)
     distances = found.distances.cpu().view(best.shape).masked_fill(repeated, 1)

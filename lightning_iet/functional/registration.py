@@ -228,32 +228,6 @@ def _distorted(maps: Tensor, aspect: float) -> Tensor:
     return squares > (STRETCH + 1 / STRETCH) * product
 
 
-def register(queries: Tensor, candidates: Tensor, maps: Tensor, *, side: int) -> Registration:
-    """Align pairs of images from coarse to fine, and fit how much the second has to be blurred.
-
-    Args:
-        queries: uint8 or floating point in [0, 1], shape ``(P, C, H, W)``.
-        candidates: likewise.
-        maps: where to start, two for each pair as :func:`correlate_templates` finds them, shape ``(P, 2, 2, 3)``.
-        side: pixels of the finest images.
-
-    Returns:
-        The distances and the maps.
-
-    Example:
-        >>> image = torch.rand(1, 1, 32, 32, generator=torch.Generator().manual_seed(0))
-        >>> image = F.interpolate(image[..., :8, :8], (32, 32), mode="bicubic").clamp(0, 1)
-        >>> starts = torch.eye(2, 3).expand(1, 2, 2, 3)
-        >>> found = register(image.roll(2, dims=3), image, starts, side=32)
-        >>> bool(found.distances < 0.02), round(float(found.maps[0, 0, 2]), 3)  # 2 of 32 pixels are 0.125
-        (True, -0.125)
-    """
-    height, width = queries.shape[-2:]
-    sizes = pyramid_sizes(height, width, side)
-    pairs = [(grey_images(queries, size), grey_images(candidates, size)) for size in sizes]
-    return register_pyramids(pairs, maps, aspect=height / width)
-
-
 def pyramid_sizes(height: int, width: int, side: int) -> list[tuple[int, int]]:
     """Return the sizes that images are aligned at, from coarse to fine.
 
@@ -271,22 +245,24 @@ def pyramid_sizes(height: int, width: int, side: int) -> list[tuple[int, int]]:
     return [(COARSE, COARSE), *middle, finest]
 
 
-def register_pyramids(pairs: Sequence[tuple[Tensor, Tensor]], maps: Tensor, *, aspect: float) -> Registration:
-    """Do the work of :func:`register` on grey images that have been brought to the sizes already.
+def register(pairs: Sequence[tuple[Tensor, Tensor]], maps: Tensor, *, aspect: float) -> Registration:
+    """Align pairs of grey images from coarse to fine, and fit how much the second has to be blurred.
 
     Args:
-        pairs: the images and their candidates at every size, from coarse to fine, shape ``(P, 1, *size)`` each.
-        maps: where to start, two for each pair, shape ``(P, 2, 2, 3)``.
+        pairs: the images and their candidates at all :func:`pyramid_sizes`, in [0, 1], shape ``(P, 1, *size)`` each.
+        maps: where to start, two for each pair as :func:`correlate_templates` finds them, shape ``(P, 2, 2, 3)``.
         aspect: height over width of the images that these were.
 
     Returns:
         The distances and the maps.
 
     Example:
-        >>> image = torch.rand(1, 1, 16, 16, generator=torch.Generator().manual_seed(0))
-        >>> starts = torch.eye(2, 3).expand(1, 2, 2, 3)
-        >>> bool(register_pyramids([(image, image)], starts, aspect=1.0).distances < 0.01)
-        True
+        >>> image = torch.rand(1, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+        >>> image = F.interpolate(image, (32, 32), mode="bicubic").clamp(0, 1)
+        >>> pairs = [(grey_images(image.roll(2, 3), size), grey_images(image, size)) for size in ((16, 16), (32, 32))]
+        >>> found = register(pairs, torch.eye(2, 3).expand(1, 2, 2, 3), aspect=1.0)
+        >>> bool(found.distances < 0.02), round(float(found.maps[0, 0, 2]), 3)  # 2 of 32 pixels are 0.125
+        (True, -0.125)
     """
     finest = pairs[-1]
     found = Registration(torch.ones(len(maps), device=maps.device), maps[:, 0])

@@ -12,6 +12,7 @@ from lightning_iet.functional.registration import (
     _distorted,
     correlate_templates,
     grey_images,
+    pyramid_sizes,
     refine,
     register,
 )
@@ -41,7 +42,10 @@ def align(queries, candidates, side=32):
     aspect = queries.shape[2] / queries.shape[3]
     correlation, maps = correlate_templates(sizes[0], sizes[1].transpose(0, 1), aspect=aspect)
     assert correlation.shape == (len(queries), len(candidates), 2)
-    return register(queries, candidates, maps[:, 0], side=side)
+    height, width = queries.shape[-2:]
+    pyramid = pyramid_sizes(height, width, side)
+    pairs = [(grey_images(queries, size), grey_images(candidates, size)) for size in pyramid]
+    return register(pairs, maps[:, 0], aspect=height / width)
 
 
 @given(
