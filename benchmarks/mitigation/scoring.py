@@ -25,6 +25,8 @@ FIDS = {"fid": "reference", "fid_selection": "selection"}  # to which real image
 MQ = (0.15, 0.3)
 TIMESTEPS = 10  # at which an image's loss is taken
 NON_MEMBERS = 200  # control images that the attack tells from training images
+QUARTERS = (1, 2, 3, 4)  # of the training images, from the least typical to the most typical
+NEIGHBORS = 10  # held-out images by whose distance an image is more or less typical
 
 
 @dataclass
@@ -75,7 +77,15 @@ class Judge:
         # Of what was trained on mirrored images, the image or its mirror image, whichever is nearer.
         closeness = measure_closeness(images, train, min(50, len(train)), mirrored=self.row.flip)
         counts = closeness.count(thresholds=MQ)
-        return {
+        by_quarter = {}
+        if self.setting.by_typicality:
+            quarter = quarters(self._distance_to_others(train), self._distance_to_others(train))[closeness.nearest]
+            for name, limit in (("", RATIO), ("_half", 1 / 2)):
+                copied = below(closeness.ratio, limit)
+                shares = {f"copies_quarter_{q}{name}": copied & (quarter == q) for q in QUARTERS}
+                by_quarter |= {key: float(chosen.double().mean()) for key, chosen in shares.items()}
+            by_quarter |= {f"nearest_quarter_{q}": float((quarter == q).double().mean()) for q in QUARTERS}
+        return by_quarter | {
             **{name: self._fid(images, f"{set_}_set") for name, set_ in FIDS.items()},
             "memorized_fraction": counts.memorized_fraction,
             "copied_images": len(closeness.nearest[below(closeness.ratio, RATIO)].unique()) / len(train),
@@ -91,11 +101,28 @@ class Judge:
             for kind, chosen in (("repeated", is_repeated), ("once", ~is_repeated)):
                 found = membership_inference(members[chosen], others)
                 by_kind[f"membership_auc_{kind}"] = float(found["auc"])
+        if self.setting.by_typicality:
+            own, other = (
+                self._distance_to_others(_images(images)[: len(losses)])
+                for images, losses in ((self.sets.every_image, members), (self.sets.control_set, others))
+            )
+            of_members, of_others = quarters(own, own), quarters(other, own)
+            for q in QUARTERS:
+                found = membership_inference(members[of_members == q], others[of_others == q])
+                by_kind[f"membership_auc_quarter_{q}"] = float(found["auc"])
         return by_kind | {
             "membership_auc": float(membership_inference(members, others)["auc"]),
             "train_loss": float(members.mean()),
             "unseen_loss": float(self._losses(module, self.sets.unseen).mean()),
         }
+
+    def _distance_to_others(self, images: Tensor) -> Tensor:
+        """Mean distance, in the features of FID, to the nearest images that FID compares with: small = typical."""
+        features = [
+            torch.cat([self.features(part.to(self.device)) for part in each.split(500)])
+            for each in (images, _images(self.sets.reference_set))
+        ]
+        return torch.cdist(*features).topk(NEIGHBORS, largest=False).values.mean(dim=1).cpu()
 
     def _losses(self, module: DiffusionModule, images: IndexedImages) -> Tensor:
         timesteps = spread_timesteps(TIMESTEPS, module.num_timesteps)
@@ -144,6 +171,21 @@ def copies_by_source(sq_distances: Tensor, nearest: Tensor, source: Tensor, *, n
             found[f"copies_{kind}{name}"] = float(((ratio < limit) & chosen).double().mean())
     found["memorized_fraction"] = found["copies_repeated"] + found["copies_once"]
     return found
+
+
+def quarters(distance: Tensor, of: Tensor) -> Tensor:
+    """Number images from 1 (least typical: farthest from others) to 4, by the quartiles of a set's distances.
+
+    Args:
+        distance: mean distance of each image to its nearest others, shape ``(N,)``.
+        of: the distances whose quartiles divide, shape ``(M,)``.
+
+    Example:
+        >>> quarters(torch.tensor([9.0, 0.5, 2.6]), of=torch.tensor([1.0, 2.0, 3.0, 4.0]))
+        tensor([1, 4, 2])
+    """
+    limits = of.quantile(torch.tensor([0.25, 0.5, 0.75], dtype=of.dtype))
+    return 4 - torch.bucketize(distance, limits)
 
 
 def _images(images: IndexedImages) -> Tensor:

@@ -40,6 +40,8 @@ class Setting:
         repeats: how often each of them occurs.
         change: what tells the occurrences of an image from one another, see
             :func:`lightning_iet.data.duplicates.repeat_images`.
+        by_typicality: whether copies and the membership attack are told apart by quarters of the training set, from
+            the least typical images to the most typical ones.
     """
 
     name: str
@@ -70,6 +72,7 @@ class Setting:
     num_repeated: int = 0
     repeats: int = 20
     change: str = "recolored"
+    by_typicality: bool = False
 
     @property
     def is_uneven(self) -> bool:
@@ -119,6 +122,10 @@ UNEVEN_FASHION = replace(
     FASHION, name="uneven_fashion_mnist", **(_UNEVEN | {"num_selection": 1_000, "num_control": 512})
 )
 
+TYPICAL_DIGITS = replace(
+    DIGITS, name="typical_digits", num_train=100, batch_size=25, by_typicality=True, lengths=(1, 2, 4)
+)
+
 _TINY = {
     "num_control": 32, "num_selection": 32, "num_reference": 64, "channels": (8, 16), "lengths": (1, 2),
     "plain_lengths": (0.5, 1, 2), "num_samples": 24, "inference_steps": 2, "round_epochs": 1, "num_feature_images": 200,
@@ -152,6 +159,7 @@ _UNEVEN_ROWS = (
     "iet_agc_taa", "iet_agc_plus", "iet_agc_4_twice", "iet_agc_plus_twice", "randaugment",
 )  # fmt: skip
 
+_TYPICAL_ROWS = ("plain", "agc_0.8", "record_weights", "record_draws", "iet_agc_4")
 _OTHER_UNEVEN_ROWS = ("plain", "deduplicated", "agc_0.8", "record_1", "record_weights", "record_draws")
 
 PRESETS = {
@@ -161,7 +169,9 @@ PRESETS = {
             replace(UNEVEN_DIGITS, name="uneven_digits_moved", change="moved"),
             replace(UNEVEN_DIGITS, name="uneven_digits_10x5", repeats=5),
             replace(UNEVEN_DIGITS, name="uneven_digits_40x20", num_repeated=40),
+            replace(UNEVEN_DIGITS, name="uneven_digits_exact", change="exact"),
             UNEVEN_FASHION,
+            TYPICAL_DIGITS,
         ),
         (0, 1, 2),
         {
@@ -169,6 +179,8 @@ PRESETS = {
             "uneven_digits_moved": _OTHER_UNEVEN_ROWS,
             "uneven_digits_10x5": _OTHER_UNEVEN_ROWS,
             "uneven_digits_40x20": _OTHER_UNEVEN_ROWS,
+            "uneven_digits_exact": _OTHER_UNEVEN_ROWS,
+            "typical_digits": _TYPICAL_ROWS,
             "uneven_fashion_mnist": (*_OTHER_UNEVEN_ROWS, "anchored_64"),
         },
     ),

@@ -8,6 +8,7 @@ import numpy as np
 
 from benchmarks.mitigation.points import Point, row_named
 from benchmarks.mitigation.rows import ROWS
+from benchmarks.mitigation.scoring import QUARTERS
 from benchmarks.mitigation.statistics import bootstrap
 
 Line = Mapping[str, Any]
@@ -18,6 +19,12 @@ UNEVEN = (
     "membership_auc_repeated", "membership_auc_once",
 )  # fmt: skip
 """Figures of uneven training sets only."""
+BY_QUARTER = tuple(
+    name.format(quarter)
+    for name in ("copies_quarter_{}", "copies_quarter_{}_half", "nearest_quarter_{}", "membership_auc_quarter_{}")
+    for quarter in QUARTERS
+)
+"""Figures by quarters of the training images, where a setting tells typical ones apart."""
 TOLERANCE = 0.005  # share of drawn images: two of 400
 _KEPT = ("memorized_fraction", "mq_0.15", "membership_auc")  # that are compared at equal quality
 STOPPED = {"stopped_on_loss": ("plain, stopped at the least held-out loss", "unseen_loss"),
@@ -72,7 +79,7 @@ def summarize(points: Sequence[Point]) -> list[dict[str, Any]]:
     for (setting, row, length), group in groups.items():
         line = {"setting": setting, "row": row, "label": label_of(row), "length": length, "seeds": len(group)}
         line["steps"] = float(np.mean([point["steps"] for point in group]))
-        for name in (name for name in (*FIGURES, *UNEVEN) if name in group[0]):
+        for name in (name for name in (*FIGURES, *UNEVEN, *BY_QUARTER) if name in group[0]):
             line |= estimate(name, [point[name] for point in group])
             if f"{name}_control" in group[0]:
                 line[f"{name}_control"] = float(np.mean([point[f"{name}_control"] for point in group]))

@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from benchmarks.mitigation.scoring import QUARTERS
 from benchmarks.mitigation.summary import STOPPED, Line, at_greatest_length
 from lightning_iet.utilities.files import write_atomically
 
@@ -49,6 +50,8 @@ def tables_of(lines: Sequence[Line], equals: Sequence[Line], in_time: Sequence[L
             tables[f"{setting} in short"] = gains(mine, best)
             tables[f"{setting} lengths"] = over_lengths(mine, "copies_repeated", "copies of repeated")
             continue
+        if "copies_quarter_1" in mine[0]:
+            tables[f"{setting} quarters"] = by_quarter(mine)
         tables[setting] = at_the_end(mine)
         for name, rows in CHOSEN.items():
             tables[f"{setting} {name}"] = at_the_end([line for line in mine if line["row"] in rows])
@@ -128,6 +131,42 @@ def uneven(lines: Sequence[Line], best: Sequence[Line]) -> str:
         "*0.5: chance*", "",
     ]  # fmt: skip
     return markdown(header, [*cells, control])
+
+
+def by_quarter(lines: Sequence[Line]) -> str:
+    """Rows at their end, by quarters of the training set, from the least typical images to the most typical ones."""
+    last = [line for line in at_greatest_length(lines) if line["row"] not in STOPPED]
+    header = [
+        "method", "FID", "MQ < 0.15", "copies by d1/d2 < 1/2, by quarter of the image copied",
+        "drawn images by quarter of the nearest", "membership AUC by quarter",
+    ]  # fmt: skip
+    cells = [
+        [
+            line["label"],
+            interval(line, "fid", digits=1),
+            f"{100 * line['mq_0.15']:.1f} %",
+            _by_quarter(line, "copies_quarter_{}_half"),
+            _by_quarter(line, "nearest_quarter_{}", digits=0),
+            " / ".join(f"{line[f'membership_auc_quarter_{quarter}']:.2f}" for quarter in QUARTERS),
+        ]
+        for line in last
+    ]
+    control = {name.removesuffix("_control"): share for name, share in last[0].items() if name.endswith("_control")}
+    cells.append(
+        [
+            "*held-out images*",
+            f"*{control['fid']:.1f}*",
+            f"*{100 * control['mq_0.15']:.1f} %*",
+            f"*{_by_quarter(control, 'copies_quarter_{}_half')}*",
+            f"*{_by_quarter(control, 'nearest_quarter_{}', digits=0)}*",
+            "*0.5: chance*",
+        ]
+    )
+    return markdown(header, cells)
+
+
+def _by_quarter(line: Line, name: str, *, digits: int = 1) -> str:
+    return " / ".join(f"{100 * line[name.format(quarter)]:.{digits}f}" for quarter in QUARTERS) + " %"
 
 
 def over_lengths(lines: Sequence[Line], share: str = "memorized_fraction", words: str = "memorized") -> str:

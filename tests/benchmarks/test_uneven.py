@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 
 from benchmarks.mitigation.data import Sets, kept_occurrences
 from benchmarks.mitigation.points import row_named
-from benchmarks.mitigation.scoring import copies_by_source
-from benchmarks.mitigation.settings import UNEVEN_DIGITS
+from benchmarks.mitigation.scoring import NEIGHBORS, Judge, copies_by_source, quarters
+from benchmarks.mitigation.settings import TYPICAL_DIGITS, UNEVEN_DIGITS
 from benchmarks.mitigation.summary import TOLERANCE, stopped_in_time, summarize
 from benchmarks.mitigation.tables import tables_of
+from lightning_iet.metrics import feature_extractor
 
 SMALL = replace(UNEVEN_DIGITS, num_train=30, num_repeated=3, repeats=4)
 KINDS = (
@@ -105,3 +106,64 @@ def test_the_table_of_an_uneven_setting_shows_both_ends_and_the_control():
     table = tables_of(summarize(points), [], stopped_in_time(points))["uneven"].splitlines()
     assert table[2] == ("| plain | 7.0 (7.0–7.0) | 25.0 % (25.0) | 25.0 % | 25 % | 0.25 / 0.25 | 9.0 (9.0–9.0) |")
     assert table[-1].startswith("| *held-out images* | *0.0* | *0.0 % (0.0)* |")
+
+
+@pytest.fixture(scope="module")
+def judge():
+    """Of a set of 40 images that is judged by quarters."""
+    setting = replace(TYPICAL_DIGITS, num_train=40, num_control=60, num_selection=40, num_reference=80)
+    return Judge(setting, row_named("plain"), 0, feature_extractor("digits"))
+
+
+def test_quarters_go_from_the_images_farthest_from_others_to_the_nearest(judge):
+    train = judge.sets.every_image.images
+    reference = judge.features(judge.sets.reference_set.images)
+    expected = []
+    for image in train:
+        distances = sorted((judge.features(image[None]) - other).norm().item() for other in reference)
+        expected.append(sum(distances[:NEIGHBORS]) / NEIGHBORS)
+    found = judge._distance_to_others(train)
+    assert found.tolist() == pytest.approx(expected, rel=1e-4)
+    quarter = quarters(found, found)
+    assert quarter.bincount().tolist() == [0, 10, 10, 10, 10]
+    order = found.argsort(descending=True)
+    assert quarter[order].tolist() == sorted(quarter.tolist())
+
+
+def test_planted_copies_are_counted_in_the_quarter_of_what_they_copy(judge):
+    train = judge.sets.every_image.images
+    distance = judge._distance_to_others(train)
+    quarter = quarters(distance, distance)
+    least, most = (train[quarter == q] for q in (1, 4))
+    drawn = torch.cat([least[:6], most[:3], judge.sets.control_set.images[:31]])
+    found, control = judge.of_images(drawn), judge.of_images(judge.sets.control_set.images[:31])
+    for name in ("copies_quarter_{}", "copies_quarter_{}_half", "nearest_quarter_{}"):
+        for q, planted in ((1, 6), (2, 0), (3, 0), (4, 3)):
+            expected = (planted + 31 * control[name.format(q)]) / 40
+            assert found[name.format(q)] == pytest.approx(expected)
+    assert sum(found[f"copies_quarter_{q}"] for q in (1, 2, 3, 4)) == pytest.approx(found["memorized_fraction"])
+
+
+def test_the_attack_by_quarters_sets_members_against_others_as_typical(judge, monkeypatch):
+    """A loss that is larger the less typical an image is tells nothing, once equally typical ones are compared."""
+    monkeypatch.setattr(Judge, "_losses", lambda self, module, images: self._distance_to_others(images.images))
+    found = judge.of_losses(None)
+    train, control = (judge._distance_to_others(s.images) for s in (judge.sets.every_image, judge.sets.control_set))
+    for q in (1, 2, 3, 4):
+        mine, others = train[quarters(train, train) == q], control[quarters(control, train) == q]
+        wins = [(m < o).double() + (m == o).double() / 2 for m in mine for o in others]
+        assert found[f"membership_auc_quarter_{q}"] == pytest.approx(float(torch.stack(wins).mean()))
+
+
+def test_the_table_by_quarters_shows_each_and_the_control():
+    names = [f"{name}_quarter_{q}" for name in ("copies", "nearest", "membership_auc") for q in (1, 2, 3, 4)]
+    names += [f"copies_quarter_{q}_half" for q in (1, 2, 3, 4)]
+    figures = {name: 0.01 * place for place, name in enumerate(names)} | {"mq_0.15": 0.5, "mq_0.3": 0.75}
+    base = {key: value for key, value in point("plain", 0, 1, 9.0, 0.0, selection=9.0).items() if key[:6] != "copies"}
+    points = [base | {"copied_images": 0.0} | figures | {f"{n}_control": 0.125 for n in (*figures, "copied_images")}]
+    points[0]["memorized_fraction_control"] = 0.0
+    table = tables_of(summarize(points), [])["uneven quarters"].splitlines()
+    assert table[2] == (
+        "| plain | 9.0 (9.0–9.0) | 50.0 % | 12.0 / 13.0 / 14.0 / 15.0 % | 4 / 5 / 6 / 7 % | 0.08 / 0.09 / 0.10 / 0.11 |"
+    )
+    assert table[3].startswith("| *held-out images* | *0.0* | *12.5 %* | *12.5 / 12.5 / 12.5 / 12.5 %* |")
