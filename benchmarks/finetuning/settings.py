@@ -78,9 +78,9 @@ _TINY = {
 }  # fmt: skip
 
 _FASHION_ROWS = (
-    "full", "attention", "norm_bias", "lora", "svdiff", "whole", "random_1", "found", "found_iet_agc", "other",
+    "full", "attention", "norm_bias", "lora", "svdiff", "whole", "random_1", "found", "found_agc", "found_iet_agc",
+    "other",
 )  # fmt: skip
-_FEWER_ROWS = ("full", "whole", "random_1", "found", "found_agc", "found_iet_agc")
 
 PRESETS = {
     "digits": Preset(DIGITS, (0, 1, 2)),
@@ -88,7 +88,7 @@ PRESETS = {
     "fashion_200": Preset(
         replace(FASHION, name="fashion_200", num_train=200, stop=800, num_trials=12, transfer_from=""),
         (0, 1, 2),
-        _FEWER_ROWS,
+        _FASHION_ROWS,
     ),
     "smoke": Preset(
         replace(DIGITS, name="smoke", **_TINY), (0,), ("full", "svdiff", "random_1", "found", "found_iet_agc")

@@ -179,7 +179,7 @@ PRESETS = {
             "uneven_digits_moved": _OTHER_UNEVEN_ROWS,
             "uneven_digits_10x5": _OTHER_UNEVEN_ROWS,
             "uneven_digits_40x20": _OTHER_UNEVEN_ROWS,
-            "uneven_digits_exact": _OTHER_UNEVEN_ROWS,
+            "uneven_digits_exact": ("plain", "deduplicated", "agc_0.8", "record_draws"),
             "typical_digits": _TYPICAL_ROWS,
             "uneven_fashion_mnist": (*_OTHER_UNEVEN_ROWS, "anchored_64"),
         },
