@@ -4,7 +4,7 @@ import json
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_args
 
@@ -52,7 +52,8 @@ class ParameterSelection(Callback):
             ``"lora"``, see :func:`~lightning_iet.functional.parameter_groups.find_groups`.
         mask: One character, 0 or 1, for each group in the network's order, and one more for the rest of the family,
             unless granularity is ``"published"``. None = all ones.
-        file: A file of a mask, which also says the family and the granularity, instead of them.
+        file: A file of a mask, which also says the family, the granularity and the like. These may stand beside it
+            where they say the same.
         granularity: What one bit switches: ``"block"``, ``"attention"`` or ``"published"``.
         rest: Whether the family's parameters in no group train, if the mask does not say. None = they do.
         denoiser: Name of the denoiser in the module, such as ``"unet"``, or ``""`` for the module itself. Default: the
@@ -111,26 +112,27 @@ class ParameterSelection(Callback):
             lora_alpha=lora_alpha,
             lora_targets=lora_targets,
         )
-        selection.check()
         self.mask_file: MaskFile | None = None
-        if file is not None:
-            if selection != Selection():
-                raise ValueError(
-                    f"Argument `file` expected no family, mask or groups beside it, which '{file}' holds, but got "
-                    "some. Leave them, or the file, out."
-                )
+        if file is None:
+            selection.check()
+        else:
             self.mask_file = read_mask(file)
+            self.mask_file.check_agreement(selection)
             selection = self.mask_file.selection
         self.selection = selection
         self.denoiser = denoiser
         self.norm_lr_scale = norm_lr_scale
         self.bases = bases
+        self._forget()
+        self._stack = ExitStack()
+
+    def _forget(self) -> None:
+        """Know of no network."""
         self.parameter_groups: ParameterGroups | None = None
         self.num_trained = 0
         self.share = 0.0
         self._trained: dict[str, nn.Parameter] = {}
         self._network: nn.Module | None = None
-        self._stack = ExitStack()
 
     def __getstate__(self) -> dict[str, Any]:
         # Of a copy: callbacks are copied with a module that knows its trainer.
@@ -149,6 +151,8 @@ class ParameterSelection(Callback):
 
         # Callbacks are asked only when the weights have been loaded, or have failed to be with a list of their names.
         self._stack.enter_context(patched_attribute(pl_module, "on_load_checkpoint", on_load_checkpoint))
+        if self._network is not None and not any(part is self._network for part in pl_module.modules()):
+            self._forget()  # the network of another module, of an earlier run
         if self.selection.is_neutral or self._network is not None:
             return
         if type(trainer.strategy).__name__ in _SHARDED:
@@ -332,7 +336,8 @@ def find_denoiser(module: nn.Module, name: str | None = None, *, any_network: bo
 
 def _innermost(network: nn.Module) -> nn.Module:
     """The module inside wrappers that hold nothing else."""
-    while not any(True for _ in network.parameters(recurse=False)):
+    # What torch.compile has wrapped is not unwrapped: find_groups refuses it.
+    while not hasattr(network, "_orig_mod") and next(network.parameters(recurse=False), None) is None:
         inner = [part for part in network.children() if next(part.parameters(), None) is not None]
         if len(inner) != 1 or not has_blocks(inner[0]):
             break
@@ -353,9 +358,11 @@ def _select(
             f"{selection.family!r}, but got '{beside[0].name}'. Keep it as a deep copy of the network or as "
             "torch.optim.swa_utils.AveragedModel, or make it in on_fit_start."
         )
+    free = {name: parameter.requires_grad for name, parameter in network.named_parameters()}
     groups, trained = select_parameters(network, selection, bases=bases)
     for copy in copies:
-        copy.requires_grad_(True)
+        for name, parameter in copy.named_parameters():
+            parameter.requires_grad_(free[name])
         select_parameters(copy, selection, bases=bases)
         share_bases(network, copy)
         if adds:
@@ -418,6 +425,23 @@ class MaskFile:
     shapes: str
     source: Mapping[str, Any] = field(default_factory=dict)
     path: Path | None = None
+
+    def check_agreement(self, beside: Selection) -> None:
+        """Refuse options that say something else than the file; defaults say nothing.
+
+        Args:
+            beside: What was given beside the file.
+
+        Raises:
+            ValueError: With the first option that differs.
+        """
+        for option in fields(Selection):
+            given, saved = (getattr(selection, option.name) for selection in (beside, self.selection))
+            if given not in (option.default, saved):
+                raise ValueError(
+                    f"Argument `file` expected no option beside it that says something else, but got {option.name} "
+                    f"{given!r}, where '{self.path}' has {saved!r}. Leave {option.name}, or the file, out."
+                )
 
     def check(self, groups: ParameterGroups) -> None:
         """Refuse the groups of another network, and warn of another one with the same groups (a transfer).

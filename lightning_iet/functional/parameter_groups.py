@@ -253,7 +253,7 @@ def find_groups(
         raise ValueError(f"Argument `lora_rank` expected an integer ≥ 1, but got {lora_rank}.")
     shapes = {name: tuple(parameter.shape) for name, parameter in network.named_parameters()}
     owner = _own_groups(network, list(shapes), groups) if groups is not None else _blocks(network, shapes, granularity)
-    candidates = list(_candidates(network, family, granularity, owner, lora_rank, tuple(lora_targets)))
+    candidates = list(_candidates(network, family, granularity, lora_rank, tuple(lora_targets)))
     if not candidates:
         raise ValueError(
             f"Argument `family` expected one with parameters in {type(network).__name__}, but got {family!r}, which "
@@ -364,12 +364,11 @@ def _candidates(
     network: nn.Module,
     family: Family,
     granularity: Granularity,
-    owner: Mapping[str, str],
     rank: int,
     targets: tuple[str, ...],
 ) -> Iterator[_Candidate]:
     if family in ("all", "attention", "norm", "bias", "norm_bias", "difffit"):
-        yield from _weights(network, family, owner)
+        yield from _weights(network, family)
     if family == "svdiff":
         for name, layer in network.named_modules():
             if is_svdiff_layer(layer):
@@ -401,7 +400,7 @@ def _candidates(
                 yield _Candidate(_below(name, factor), _below(name, "weight"), size)
 
 
-def _weights(network: nn.Module, family: Family, owner: Mapping[str, str]) -> Iterator[_Candidate]:
+def _weights(network: nn.Module, family: Family) -> Iterator[_Candidate]:
     """Parameters of the network itself."""
     norms = {
         _below(path, name)
@@ -409,12 +408,12 @@ def _weights(network: nn.Module, family: Family, owner: Mapping[str, str]) -> It
         if is_norm(layer)
         for name, _ in layer.named_parameters(recurse=False)
     }
+    is_unet = any(_block_of(name, _U_NET) for name, _ in network.named_parameters())
     for name, parameter in network.named_parameters():
         is_bias = name.rpartition(".")[2] == "bias"
-        is_resnet = owner.get(name, "").rpartition(".")[0].endswith("resnets")
         fits = {
             "all": True,
-            "attention": "attentions." in name or (name in owner and not is_resnet),
+            "attention": "attentions." in name or (not is_unet and _block_of(name, _OTHERS) is not None),
             "norm": name in norms,
             "bias": is_bias,
         }.get(family, name in norms or is_bias)
@@ -541,7 +540,7 @@ def _own_groups(network: nn.Module, names: Sequence[str], groups: Mapping[str, s
 
 def _check_plain(network: nn.Module) -> None:
     """Refuse a network that has adapters, or that is compiled."""
-    if hasattr(network, "_orig_mod") or any(part._compiled_call_impl is not None for part in network.modules()):
+    if any(hasattr(part, "_orig_mod") or part._compiled_call_impl is not None for part in network.modules()):
         raise ValueError(
             "Argument `network` expected a network that is not compiled yet, but got the result of torch.compile. "
             "Select parameters first, then compile."

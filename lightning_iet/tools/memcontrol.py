@@ -43,8 +43,8 @@ _LOGGERS = ("lightning.pytorch", "lightning.fabric", "pytorch_lightning", "light
 def memcontrol(
     config: Path,
     *,
-    family: Family = "svdiff",
-    granularity: Granularity = "block",
+    family: Family | None = None,
+    granularity: Granularity | None = None,
     trials: int = 50,
     jobs: int = 1,
     out: Path = Path("runs/memcontrol"),
@@ -74,9 +74,12 @@ def memcontrol(
 
     Args:
         config: A configuration of `fit` that fine-tunes a model, with its evaluation, or the name of one that comes
-            with the package. Options of its group `selection` that are not given here stay.
-        family: What can train at all: svdiff, difffit, attention, norm, bias, norm_bias, lora or all.
-        granularity: What one bit of a mask switches: block, attention or published.
+            with the package. Options of its group `selection` that are not given here stay, but for mask and file.
+            A trial runs on one device.
+        family: What can train at all: svdiff, difffit, attention, norm, bias, norm_bias, lora or all; by default the
+            configuration's, if it selects anything, else svdiff.
+        granularity: What one bit of a mask switches: block, attention or published; by default the configuration's,
+            else block.
         trials: Masks to try; the references come on top.
         jobs: Trials at a time, each on its part of the cores, in a process that serves for all its trials.
         out: Folder for the search.
@@ -116,17 +119,14 @@ def memcontrol(
     settings["data"] = _provoking(settings["data"], subset, repeat, objectives)
     out = Path(out)
     check_writable(out, argument="out", remedy="Give another folder with `--out`.", make=False)
-    options = {
-        **{name: value for name, value in (settings.get("selection") or {}).items() if name not in ("mask", "file")},
-        "family": family, "granularity": granularity,
-    }  # fmt: skip
-    if family == "svdiff":
+    options = _selection(settings, family, granularity)
+    if options["family"] == "svdiff":
         options.setdefault("bases", str((out / "bases").absolute()))
     selection, groups = _find_groups(settings, options)
     training = Training(_for_trials(settings, steps, checkpoints), options, lr_option, out / TRIALS)
     facts = {
         "config": f"{config.name} ({_digest(training.settings)})",
-        "network": groups.network, "family": family, "granularity": granularity,
+        "network": groups.network, "family": options["family"], "granularity": options["granularity"],
         "steps of a trial": steps, "checkpoints": checkpoints, "training images": subset or "all",
         "repeated images": f"{repeat[0]}, {repeat[1]} times" if repeat[0] else "none",
     }  # fmt: skip
@@ -249,6 +249,7 @@ def _read(config: Path, *, lr_option: str) -> dict[str, Any]:
         raise ValueError(
             "Argument `config` expected an evaluation, but got num_samples 0. A search needs its figures: at least 2."
         )
+    _refuse_what_no_trial_can(settings)
     try:
         _replace(copy.deepcopy(settings), lr_option, 0.0)
     except KeyError as error:
@@ -257,6 +258,56 @@ def _read(config: Path, *, lr_option: str) -> dict[str, Any]:
             f"is no {error.args[0]!r}. Write an optimizer with a learning rate into the file, or name its place."
         ) from None
     return settings
+
+
+def _refuse_what_no_trial_can(settings: Mapping[str, Any]) -> None:
+    """Refuse options that would fail every trial, or mean something else in one."""
+    trainer, averaging, selection = (settings.get(name) or {} for name in ("trainer", "averaging", "selection"))
+    nodes, shards = trainer.get("num_nodes") or 1, averaging.get("num_shards") or 1
+    for name, got, reason in (
+        ("trainer.num_nodes of 1", nodes, "A trial runs on one device: share the work of a search with `--storage`"),
+        (
+            "trainer.devices of one device",
+            trainer.get("devices") if _num_devices(trainer.get("devices")) > 1 else 1,
+            "Trials share a process, which trains on one device: for several, give each a program with `--storage`",
+        ),
+        ("averaging.num_shards of 1", shards, "Search without shards, then train the mask with them"),
+    ):
+        if got != 1:
+            raise ValueError(f"Argument `config` expected {name}, but got {got!r}. {reason}.")
+    if selection.get("rest") is not None:
+        raise ValueError(
+            f"Argument `config` expected no rest in `selection`, which a search decides by a bit of its masks, but got "
+            f"{selection['rest']}. Remove it."
+        )
+
+
+def _num_devices(devices: Any) -> int:
+    """How many devices the trainer's option names for certain.
+
+    Example:
+        >>> [_num_devices(devices) for devices in ("auto", -1, None, 2, "2", [0, 1], [1], "0,1", "1,")]
+        [1, 1, 1, 2, 2, 2, 1, 2, 1]
+    """
+    if isinstance(devices, str) and "," in devices:
+        devices = [part for part in devices.split(",") if part.strip()]
+    if isinstance(devices, list | tuple):
+        return len(devices)
+    number = str(devices)
+    return max(1, int(number)) if number.isdecimal() else 1
+
+
+def _selection(settings: Mapping[str, Any], family: Family | None, granularity: Granularity | None) -> dict[str, Any]:
+    """Options of ParameterSelection for all trials: those that were given, the configuration's, the defaults."""
+    known = dict(settings.get("selection") or {})
+    if known.pop("mask", None) is None and known.get("family") == "all":  # as every run without a selection writes it
+        del known["family"]
+    known.pop("file", None)
+    words = {
+        "family": family or known.get("family") or "svdiff",
+        "granularity": granularity or known.get("granularity") or "block",
+    }
+    return known | words
 
 
 def _provoking(
@@ -374,6 +425,8 @@ def _for_trials(settings: Mapping[str, Any], steps: int, checkpoints: int) -> di
         "max_steps": steps, "max_epochs": -1, "enable_checkpointing": False, "enable_progress_bar": False,
         "num_sanity_val_steps": 0,
     }  # fmt: skip
+    if trainer.get("devices") in (None, "auto", -1, "-1"):
+        trainer["devices"] = 1  # Lightning starts a process for each further one with the words of this command
     evaluation |= {"every_n_steps": steps // checkpoints, "pictures": False}
     for option in ("every_n_epochs", "keep_best", "patience"):  # every checkpoint of a trial counts
         evaluation.pop(option, None)

@@ -164,9 +164,18 @@ def test_mask_from_a_file(tmp_path, messages):
     expected = {groups.groups[0].name, groups.groups[2].name}
     assert {".".join(name.split(".")[:4]) for name in spectral_shifts(module.unet)} >= expected
     assert messages[0].startswith("ParameterSelection: svdiff in 2 of 4 blocks, not in the rest; ")
-    for other in ({"family": "bias"}, {"mask": "1"}, {"granularity": "attention"}, {"rest": True}):
-        with pytest.raises(ValueError, match="`file` expected no family, mask or groups beside it"):
-            ParameterSelection(file=file, **other)
+    same = {"family": "svdiff", "granularity": "attention", "mask": "1010", "rest": False}
+    assert ParameterSelection(file=file, **same).selection == selection.selection
+    for option, given, saved in (
+        ("family", "bias", "svdiff"),
+        ("mask", "1", "1010"),
+        ("granularity", "published", "attention"),
+        ("rest", True, False),
+        ("groups", {"a": "b"}, None),
+    ):
+        message = f"something else, but got {option} {given!r}, where '{file}' has {saved!r}. Leave {option}, or the"
+        with pytest.raises(ValueError, match=re.escape(message)):
+            ParameterSelection(file=file, **{**same, option: given})
     with pytest.raises(ValueError, match=r"group 0 is down_blocks\.1\.attentions\.0 there, and transformer_blocks\.0"):
         ParameterSelection(file=file).apply(Project(small_dit()))
 
@@ -395,6 +404,30 @@ def test_the_same_callback_fits_twice(tmp_path):
         fit(tmp_path, module, selection)
     assert not any(hasattr(layer, "parametrizations") and len(layer.parametrizations.weight) > 1
                    for layer in module.unet.modules() if hasattr(layer, "parametrizations"))  # fmt: skip
+
+
+def test_the_same_callback_selects_in_the_next_module(tmp_path):
+    selection = ParameterSelection("bias")
+    for seed in (0, 1):
+        module = project(seed)
+        fit(tmp_path, module, selection, max_steps=1)
+        trained = {name for name, parameter in module.unet.named_parameters() if parameter.requires_grad}
+        assert trained == {name for name, _ in module.unet.named_parameters() if name.endswith("bias")}
+        assert all(parameter is module.unet.get_parameter(name) for name, parameter in selection._trained.items())
+
+
+def test_a_compiled_denoiser_is_refused():
+    for unet in (torch.compile(small_pixel_unet()), nn.Sequential(torch.compile(small_pixel_unet()))):
+        with pytest.raises(ValueError, match="not compiled yet"):
+            ParameterSelection("bias").apply(Project(unet))
+
+
+@pytest.mark.parametrize("family", ["svdiff", "lora"])
+def test_average_of_a_network_with_frozen_layers_follows(family):
+    module = Averaging(small_pixel_unet(), "deepcopy")
+    module.unet.mid_block.attentions[0].requires_grad_(False)
+    ParameterSelection(family).apply(module)
+    assert [name for name, _ in module.ema.named_parameters()] == [name for name, _ in module.unet.named_parameters()]
 
 
 @pytest.mark.parametrize(

@@ -286,6 +286,20 @@ def test_bad_groups(groups, message):
         find_groups(mlp(), "bias", groups=groups)
 
 
+def test_own_groups_of_attention_hold_attention_alone():
+    unet = small_pixel_unet()
+    with pytest.raises(ValueError, match="family 'attention' in each group, but got none in 'first'"):
+        find_groups(unet, "attention", groups={"first": "^conv_in"})
+    whole = set(trained_parameters(find_groups(unet, "attention")))
+    own = find_groups(unet, "attention", groups={"mid": r"^mid_block\."})
+    assert {*own.groups[0].parameters, *own.rest} == whole
+    assert set(own.groups[0].parameters) == {name for name in whole if name.startswith("mid_block.")}
+    dit = small_dit()
+    first = find_groups(dit, "attention", groups={"a": r"blocks\.0\."})
+    assert set(trained_parameters(first)) == set(trained_parameters(find_groups(dit, "attention")))
+    assert {name.split(".")[1] for name in first.rest} == {"1", "2"}
+
+
 # --- masks ------------------------------------------------------------------------------------------------------------
 
 
@@ -374,6 +388,10 @@ def test_networks_with_adapters_and_compiled_ones_are_refused():
         find_groups(compiled)
     with pytest.raises(ValueError, match="not compiled yet"):
         find_groups(torch.compile(small_dit()))
+    regional = small_dit()
+    regional.transformer_blocks[1] = torch.compile(regional.transformer_blocks[1])
+    with pytest.raises(ValueError, match="not compiled yet"):
+        find_groups(regional)
 
 
 def test_fingerprint_is_of_names_and_shapes():

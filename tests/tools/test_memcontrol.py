@@ -20,7 +20,7 @@ from lightning_iet.evaluation.assessment import Assessor
 from lightning_iet.functional.parameter_groups import find_groups
 from lightning_iet.metrics.frechet import frechet_distance
 from lightning_iet.search import Candidate
-from lightning_iet.tools.memcontrol import Training, _for_trials, figures_at, memcontrol
+from lightning_iet.tools.memcontrol import Training, _for_trials, _selection, figures_at, memcontrol
 
 STUDIES = ("references", "masks")
 BARE = "lightning.pytorch.demos.boring_classes.BoringDataModule"
@@ -244,6 +244,32 @@ def test_an_interruption_ends_the_search_and_fails_no_trial(config, number, tmp_
     assert states.count("RUNNING") == 1
 
 
+@pytest.mark.parametrize(
+    ("known", "given", "expected"),
+    [
+        (None, (None, None), ("svdiff", "block")),
+        ({"family": "difffit", "granularity": "published"}, (None, None), ("difffit", "published")),
+        ({"family": "difffit", "granularity": "published"}, (None, "block"), ("difffit", "block")),
+        ({"family": "difffit"}, ("bias", None), ("bias", "block")),
+        ({"family": "all", "granularity": "block", "mask": None}, (None, None), ("svdiff", "block")),
+        ({"family": "all", "mask": "01"}, (None, None), ("all", "block")),
+        ({"family": None, "granularity": "attention"}, (None, None), ("svdiff", "attention")),
+    ],
+)
+def test_what_is_not_given_is_that_of_the_configuration(known, given, expected):
+    found = _selection({"selection": known}, *given)
+    assert (found["family"], found["granularity"]) == expected
+    assert not {"mask", "file"} & set(found)
+    kept = _selection({"selection": {"file": "x.json", "bases": None, "denoiser": "unet"}}, None, None)
+    assert kept == {"family": "svdiff", "granularity": "block", "bases": None, "denoiser": "unet"}
+
+
+@pytest.mark.parametrize(("devices", "expected"), [(None, 1), ("auto", 1), (-1, 1), ("-1", 1), (1, 1), ([3], [3])])
+def test_a_trial_runs_on_one_device(devices, expected):
+    trainer = {} if devices is None else {"devices": devices}
+    assert _for_trials({"trainer": trainer, "evaluation": {}}, 4, 2)["trainer"]["devices"] == expected
+
+
 def test_the_choice_of_a_best_checkpoint_is_no_part_of_a_trial(config):
     evaluation = {"every_n_epochs": 1, "keep_best": True, "patience": 2}
     file = config(evaluation=evaluation)
@@ -285,6 +311,11 @@ def test_the_choice_of_a_best_checkpoint_is_no_part_of_a_trial(config):
         ({}, {"family": "svd"}, "svd"),
         ({}, {"granularity": "published"}, "'published'"),
         ({}, {"enqueue": ["01"]}, "`enqueue` expected masks of 13 characters"),
+        ({"selection": {"rest": True}}, {}, "expected no rest in `selection`, which .* but got True. Remove it"),
+        ({"trainer": {"num_nodes": 2}}, {}, "expected trainer.num_nodes of 1, but got 2. A trial runs on one device"),
+        ({"trainer": {"devices": 2}}, {}, "expected trainer.devices of one device, but got 2. Trials share"),
+        ({"trainer": {"devices": [0, 1]}}, {}, r"of one device, but got \[0, 1\]"),
+        ({"averaging": {"num_shards": 2}}, {}, "num_shards of 1, but got 2. Search without shards, then train"),
         ({"selection": {"famly": "svdiff"}}, {}, "options of ParameterSelection in `selection`, but got {'famly'}"),
         ({}, {"objectives": ["fid"]}, "at least two figures"),
     ],

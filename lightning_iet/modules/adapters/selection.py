@@ -10,6 +10,7 @@ from torch import nn
 from lightning_iet.functional.parameter_groups import (
     DIFFFIT_BRANCH_OFFSET,
     DIFFFIT_OFFSET,
+    LORA_FACTORS,
     LORA_TARGETS,
     SVDIFF_SHIFT,
     Family,
@@ -107,8 +108,8 @@ def select_parameters(
     """Add the adapters that a selection trains to a network, and freeze everything else.
 
     Adapters start at zero: the network computes what it did, bit for bit. Groups that the mask switches off get none.
-    Parameters that were frozen while others were trained stay frozen (a table of positions, say); in a network that
-    is frozen as a whole, the selection says what trains.
+    Parameters that were frozen while others were trained stay frozen (a table of positions, say), and a layer whose
+    weight was gets no adapter; in a network that is frozen as a whole, the selection says what trains.
 
     Args:
         network: A denoiser without adapters, in the type and with the weights that it is trained from.
@@ -142,7 +143,7 @@ def select_parameters(
     parameters = dict(network.named_parameters())
     frozen = {name for name, parameter in parameters.items() if not parameter.requires_grad}
     if len(frozen) < len(parameters):
-        trained -= frozen
+        trained = frozenset(name for name in trained if _weight_of(name) not in frozen)
     if not trained:
         raise ValueError(
             f"Argument `family` expected parameters that are not frozen in {type(network).__name__}, but got "
@@ -161,6 +162,21 @@ def select_parameters(
     for name, parameter in network.named_parameters():
         parameter.requires_grad_(name in trained)
     return groups, trained
+
+
+def _weight_of(name: str) -> str:
+    """Name of the weight that a parameter of an adapter stands beside; a parameter of the network is its own.
+
+    Example:
+        >>> _weight_of("conv.parametrizations.weight.0.shift"), _weight_of("to_q.lora_A.default.weight")
+        ('conv.weight', 'to_q.weight')
+        >>> _weight_of("to_q.difffit_offset"), _weight_of("conv.bias")
+        ('to_q.weight', 'conv.bias')
+    """
+    for ending in (SVDIFF_SHIFT, DIFFFIT_OFFSET, DIFFFIT_BRANCH_OFFSET, *LORA_FACTORS):
+        if name == ending or name.endswith(f".{ending}"):
+            return f"{name.removesuffix(ending)}weight"
+    return name
 
 
 def fold_adapters(network: nn.Module) -> None:

@@ -168,6 +168,29 @@ def test_what_was_frozen_beside_trained_parts_stays_frozen():
         select_parameters(part, Selection("bias"))
 
 
+@pytest.mark.parametrize("family", ["svdiff", "difffit", "lora"])
+def test_a_layer_that_was_frozen_gets_no_adapter(family):
+    network = small_pixel_unet()
+    frozen = [network.conv_in, network.mid_block.attentions[0].to_q, network.mid_block.attentions[0].group_norm]
+    for layer in frozen:
+        layer.requires_grad_(False)
+    names = {name for name, layer in network.named_modules() if any(layer is one for one in frozen)}
+    expected = {
+        name
+        for name in trained_parameters(find_groups(network, family))
+        if not any(name.startswith(f"{layer}.") for layer in names)
+    }
+    groups, trained = select_parameters(network, Selection(family))
+    assert trained == expected
+    assert expected < set(trained_parameters(groups))
+    assert {name for name, parameter in network.named_parameters() if parameter.requires_grad} == expected
+    before = [{name: value.clone() for name, value in layer.state_dict().items()} for layer in frozen]
+    train(network, steps=1)
+    for layer, old in zip(frozen, before, strict=True):
+        assert all(torch.equal(value, old[name]) for name, value in layer.state_dict().items())
+        assert set(layer.state_dict()) == {"weight", "bias"}
+
+
 def test_shifts_of_norms_are_a_group_of_their_own():
     network = small_pixel_unet()
     select_parameters(network, Selection("svdiff"))
