@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from hashlib import sha256
 
 import torch
 import torch.nn.functional as F
@@ -219,8 +220,13 @@ def properties(pixels: Tensor) -> dict[str, Tensor]:
     }
 
 
-def _levels(pixels: Tensor) -> int:
-    """Count the levels that occur in any image; image by image, since 8-byte integers of all are too many."""
+def count_levels(pixels: Tensor) -> int:
+    """Count the levels that occur in any image; image by image, since 8-byte integers of all are too many.
+
+    Example:
+        >>> count_levels(torch.tensor([0, 7, 7, 255], dtype=torch.uint8).view(2, 1, 1, 2))
+        3
+    """
     occurs = torch.zeros(256, dtype=torch.bool)
     for image in pixels:
         occurs |= torch.bincount(image.flatten(), minlength=256) > 0
@@ -245,7 +251,7 @@ def _of_whole_sets(sets: Mapping[str, ImageSet]) -> list[Difference]:
     if reshaped > RESHAPED:
         remedy = "Give the size of the generated images with --image-size, so that only the others change their shape."
         found.append(Difference(SHAPE, _median(other), train, reshaped, 0.0, remedy))
-    levels = {name: _levels(s.pixels) for name, s in sets.items()}
+    levels = {name: count_levels(s.pixels) for name, s in sets.items()}
     if levels["generated"] < min(FEW_LEVELS, levels["train"] / 4):
         remedy = _remedy_of_levels(sets)
         found.append(Difference(LEVELS_OF_SET, levels["generated"], levels["train"], 1.0, 0.0, remedy))
@@ -310,7 +316,7 @@ def unvaried(images: ImageSet) -> tuple[int, int]:
     """
     rows = images.pixels.flatten(1)
     blank = int((rows.amax(dim=1) == rows.amin(dim=1)).sum())
-    return blank, len(rows) - len({row.numpy().tobytes() for row in rows.cpu()})
+    return blank, len(rows) - len({sha256(row.numpy()).digest() for row in rows.cpu()})
 
 
 def _spread(pixels: Tensor) -> Tensor:

@@ -122,7 +122,10 @@ def write_pairs(rows: Sequence[dict[str, Any]], path: Path) -> None:
 
 
 def image_hash(images: ImageSet, index: int) -> str:
-    """Return the SHA-256 of the file that an image was read from, or of its pixels if it was never stored."""
+    """Return the SHA-256 of the file that an image was read from, or of its pixels if it was never stored.
+
+    The fourth page of a file of several has ``:4`` behind it: what a person decides of a page holds for it alone.
+    """
     if images.hashes:
         return images.hashes[index]
     pixels = images.pixels[index].contiguous()

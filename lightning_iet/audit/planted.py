@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from lightning_iet.audit.comparability import count_levels
 from lightning_iet.audit.disguises import flipped, positions_of
 from lightning_iet.audit.reading import ImageSet, image_set
 
@@ -96,7 +97,7 @@ def as_generated(pixels: Tensor, like: ImageSet) -> Tensor:
         if smaller[0] < height and smaller[1] < width:
             small = F.interpolate(pixels.float(), smaller, mode="bicubic", antialias=True)
             pixels = _rounded(F.interpolate(small, (height, width), mode="bicubic"))
-    levels = int((torch.bincount(like.pixels.flatten().long(), minlength=256) > 0).sum())
+    levels = count_levels(like.pixels)
     if levels < 64:
         steps = max(levels - 1, 1)
         pixels = _rounded((pixels.float() / 255 * steps).round() / steps * 255)

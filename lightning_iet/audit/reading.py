@@ -24,7 +24,7 @@ from lightning_iet.utilities.files import printable
 from lightning_iet.utilities.fingerprints import digest
 from lightning_iet.utilities.progress import progress_bar
 
-DECODER = 6  # raised with every change of decoding that changes pixels, here or in what this calls
+DECODER = 7  # raised with every change of decoding that changes pixels, here or in what this calls
 BLOCK = 256  # images that are read, stored and looked up together
 DIM = 0.6  # largest value of floating point below which its range is doubtful
 FEW = 4  # blocks up to which starting processes takes longer than reading
@@ -71,7 +71,8 @@ class ImageSet:
         location: Where they come from, for people.
         sha256: Hash of their content, their order and how they were decoded.
         skipped: What could not be read, beside the ``N``.
-        hashes: SHA-256 of the file or the array of each image; empty for images that were never stored.
+        hashes: SHA-256 of the file or the array of each image, with ``:4`` behind it for the fourth page of a file of
+            several; empty for images that were never stored.
         origin: How they were stored.
         left_alone: What other files lie beside them, in words.
     """
@@ -233,11 +234,11 @@ class _Blocks(Dataset[_Block | OSError]):
 
     def _block(self, first: int) -> _Block:
         data = [self._read(index) for index in range(first, min(first + BLOCK, len(self.source)))]
-        hashes = [_hash(item) for item in data]
+        hashes = _hashes(data)
         how = self.reading
-        known = how.value_range if isinstance(how.value_range, str) else "given"
-        pages = [item.number if isinstance(item, Page) else 0 for item in data]
-        key = digest("images", DECODER, pillow_version, how.size, how.fit, how.background, known, *hashes, *pages)
+        # The range too: it decides what a decoder returns, such as a DICOM file in its window or in values.
+        options = (how.size, how.fit, how.background, how.value_range)
+        key = digest("images", DECODER, pillow_version, *options, *hashes)
         stored = self.cache.load(key)
         if stored is None:
             stored = _pack([self._decode(item) for item in data])
@@ -324,14 +325,15 @@ def _join(
             pixels[start : start + len(block.kept)] = part
             start += len(block.kept)
     files = [block.hashes[index - block.first] for block in blocks for index in block.kept]
-    how = (DECODER, pillow_version, reading.size, reading.fit, reading.background, used if deep else None)
+    # The range that was asked for, and the one that was found out together with the other sets.
+    ranges = (reading.value_range, used if deep else None)
+    how = (DECODER, pillow_version, reading.size, reading.fit, reading.background, *ranges)
     items = source.items if isinstance(source, PagedSource) else []
-    numbers = [items[index] for block in blocks for index in block.kept] if items else []
     return ImageSet(
         pixels=pixels,
         names=[source.name(index) for block in blocks for index in block.kept],
         location=location,
-        sha256=digest(*how, *(item for block in blocks for item in block.hashes), *(page for _, page in numbers)),
+        sha256=digest(*how, *(item for block in blocks for item in block.hashes)),
         skipped=[Skip(source.name(index), reason) for block in blocks for index, reason in block.skipped],
         hashes=files,
         origin=Origin(
@@ -339,7 +341,7 @@ def _join(
             sizes=_sum(blocks, "sizes"),
             deep=deep,
             transparent=sum(block.facts["transparent"] for block in blocks),
-            pages=sum(page is not None for _, page in numbers),
+            pages=sum(items[index][1] is not None for block in blocks for index in block.kept) if items else 0,
             unread=_unread(source, [index for block in blocks for index, _ in block.skipped]),
             value_range=used if deep else None,
             values=values if deep else None,
@@ -373,12 +375,23 @@ def _check_memory(number: int, size: Size) -> None:
         )
 
 
-def _hash(data: Data | Exception) -> str:
-    """SHA-256 of a file, as ``sha256sum`` gives it; of an array and of a reason with what it is."""
-    if isinstance(data, np.ndarray):
-        return digest(data.dtype.str, *data.shape, data.tobytes())
-    content = data.data if isinstance(data, Page) else data
-    return hashlib.sha256(content).hexdigest() if isinstance(content, bytes) else digest(reason_of(content))
+def _hashes(items: Sequence[Data | Exception]) -> list[str]:
+    """SHA-256 of each file, as ``sha256sum`` gives it, with the page; of an array and of a reason with what it is."""
+    files: dict[int, str] = {}  # by object: pages of one file share its bytes, which are hashed once
+
+    def of_file(content: bytes) -> str:
+        if id(content) not in files:
+            files[id(content)] = hashlib.sha256(content).hexdigest()
+        return files[id(content)]
+
+    def of(item: Data | Exception) -> str:
+        if isinstance(item, np.ndarray):
+            return digest(item.dtype.str, *item.shape, item.tobytes())
+        if isinstance(item, Page):
+            return f"{of_file(item.data)}:{item.number + 1}"
+        return of_file(item) if isinstance(item, bytes) else digest(reason_of(item))
+
+    return [of(item) for item in items]
 
 
 def _pack(decoded: Sequence[Decoded | Exception]) -> dict[str, Tensor]:

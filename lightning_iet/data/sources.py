@@ -165,6 +165,7 @@ class PagedSource:
 
     def __init__(self, source: Source) -> None:
         self.source = source
+        self._last: tuple[int, Data] | None = None
         self.items: list[tuple[int, int | None]] = []
         for index in range(len(source)):
             numbers = self._pages(index)
@@ -197,10 +198,15 @@ class PagedSource:
         return self.source.name(file) if page is None else f"{self.source.name(file)}, page {page + 1}"
 
     def read(self, index: int) -> Data:
-        """Return the file, or one page of it."""
+        """Return the file, or one page of it; pages of one file that are read one after another share its bytes."""
         file, page = self.items[index]
-        data = self.source.read(file)
-        return Page(data, page) if page is not None and isinstance(data, bytes) else data
+        if page is None:
+            return self.source.read(file)
+        if self._last is None or self._last[0] != file:
+            self._last = None  # before the next one is read: two large files may be too much
+            self._last = file, self.source.read(file)
+        data = self._last[1]
+        return Page(data, page) if isinstance(data, bytes) else data
 
 
 def open_source(path: Path, *, argument: str, pages: Literal["all", "first"] = "all") -> Source:

@@ -1,3 +1,4 @@
+import tracemalloc
 from dataclasses import replace
 
 import pytest
@@ -284,6 +285,15 @@ def test_images_of_one_colour_and_repeated_ones_are_counted():
     assert unvaried(images) == (2, 2)
 
 
+def test_equal_images_are_counted_without_a_copy_of_all():
+    images = image_set(random_pixels(40, size=64)[torch.arange(40) % 30], location="")
+    tracemalloc.start()
+    assert unvaried(images) == (0, 10)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < images.pixels.numel() / 2
+
+
 @pytest.mark.parametrize(("times", "far"), [(1.0, False), (0.3, False), (1.4, False), (1.6, True), (5.0, True)])
 def test_generated_images_far_from_all_training_images_are_noticed(times, far):
     near = 1 + 0.1 * torch.rand(80, generator=torch.Generator().manual_seed(0))
@@ -309,4 +319,4 @@ def test_many_large_images_are_measured_a_few_at_a_time(monkeypatch, channels):
     assert parts.keys() == whole.keys()
     for name, values in whole.items():
         assert torch.equal(parts[name], values)
-    assert comparability._levels(pixels) == len(set(pixels.flatten().tolist()))
+    assert comparability.count_levels(pixels) == len(set(pixels.flatten().tolist()))

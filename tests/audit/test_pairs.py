@@ -4,12 +4,15 @@ from dataclasses import replace
 
 import pytest
 import torch
+from PIL import Image
 
 from lightning_iet.audit import Settings, audit_images, image_set, make_findings
 from lightning_iet.audit.cache import BlockCache
 from lightning_iet.audit.features import build_features
 from lightning_iet.audit.pairs import Review, apply_review, image_hash, pair_rows, read_review
+from lightning_iet.audit.reading import read_images
 from lightning_iet.audit.verdict import verdict
+from lightning_iet.data.sources import open_source
 from lightning_iet.functional.copy_tests import Scan
 from tests.helpers.image_folders import random_pixels, random_set
 
@@ -133,3 +136,18 @@ def test_the_hash_of_an_image_is_that_of_its_file_or_of_its_pixels():
     assert image_hash(images, 1) == image_hash(random_set(3), 1)
     stored = replace(images, hashes=[hashlib.sha256(bytes([n])).hexdigest() for n in range(3)])
     assert image_hash(stored, 2) == hashlib.sha256(b"\x02").hexdigest()
+
+
+def test_a_decision_on_a_page_holds_for_that_page_alone(audited, tmp_path):
+    """All pages of a stack have one file's bytes."""
+    stacks = {}
+    for name in ("generated", "train"):
+        first, *rest = (Image.fromarray(page[0].numpy()) for page in audited.sets[name].pixels)
+        (tmp_path / name).mkdir()
+        first.save(tmp_path / name / "a.tif", save_all=True, append_images=rest)
+        source = open_source(tmp_path / name, argument=name)
+        stacks[name] = read_images(source, BlockCache(tmp_path / "read"), argument=name, location=name)
+        assert torch.equal(stacks[name].pixels, audited.sets[name].pixels)
+    stored = replace(audited, sets=dict(audited.sets) | stacks)
+    reviewed = decide(stored, 1)
+    assert reviewed.evidence.dismissed.nonzero().flatten().tolist() == [pair_rows(stored)[0]["index"]]

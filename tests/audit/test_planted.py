@@ -103,3 +103,12 @@ def test_copies_are_turned_without_a_distortion(height, width):
         jacobian = torch.stack([along_x, along_y])
         assert torch.allclose(jacobian @ jacobian.T, torch.eye(2).double(), atol=0.06)
         assert abs(float(jacobian[0, 1])) > 0.01  # it was turned
+
+
+def test_levels_are_counted_without_integers_of_all_pixels(monkeypatch):
+    counted, bincount = [], torch.bincount
+    monkeypatch.setattr(torch, "bincount", lambda x, **kwargs: counted.append(x.numel()) or bincount(x, **kwargs))
+    pixels = random_pixels(20) // 64 * 64  # 4 levels
+    found = as_generated(random_pixels(20), image_set(pixels, location=""))
+    assert max(counted) == 64  # pixels of one image
+    assert found.unique().tolist() == [0, 85, 170, 255]

@@ -1,5 +1,6 @@
 import hashlib
 import tarfile
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from lightning_iet.audit.reading import Reading, read_images, read_sets
 from lightning_iet.data.ranges import choose_ranges
 from lightning_iet.data.sources import open_source
 from tests.helpers.image_folders import random_pixels, write_images
+from tests.helpers.medical import dicom
 
 
 @pytest.fixture(autouse=True)
@@ -117,6 +119,30 @@ def test_another_decoder_makes_other_sets(tmp_path, read, monkeypatch, name, oth
     first = read(folder)
     monkeypatch.setattr(reading, name, other)
     assert read(folder).sha256 != first.sha256
+
+
+def test_the_range_that_was_asked_for_makes_another_set(tmp_path, read):
+    """DICOM in its window and over all its bits are both 8 bits, and what is kept of one is stale for the other."""
+    pytest.importorskip("pydicom", reason="needs the extra `medical`")
+    (tmp_path / "ct").mkdir()
+    values = np.random.default_rng(0).integers(0, 4096, (3, 8, 8), dtype=np.uint16)
+    for number, image in enumerate(values):
+        (tmp_path / f"ct/{number}.dcm").write_bytes(dicom(image, WindowCenter=300, WindowWidth=200))
+    auto, full = (read(tmp_path / "ct", value_range=name) for name in ("auto", "full"))
+    assert auto.origin.deep == full.origin.deep == 0
+    assert not torch.equal(auto.pixels, full.pixels)
+    assert auto.sha256 != full.sha256
+
+
+def test_turned_values_are_not_taken_from_the_cache_of_another_range(tmp_path, read):
+    """Of MONOCHROME1, where small values are bright, a range decides what is stored."""
+    pytest.importorskip("pydicom", reason="needs the extra `medical`")
+    (tmp_path / "xray").mkdir()
+    values = np.array([[0, 1000], [2000, 4000]], dtype=np.uint16)
+    (tmp_path / "xray/a.dcm").write_bytes(dicom(values, PhotometricInterpretation="MONOCHROME1"))
+    for high in (4000, 2000):
+        found = read(tmp_path / "xray", value_range=(0.0, float(high)))
+        assert np.array_equal(found.pixels[0, 0], np.rint((high - values.astype(float)).clip(0) / high * 255))
 
 
 def test_a_damaged_cache_is_computed_anew(tmp_path, read):
@@ -251,9 +277,26 @@ def test_every_page_of_a_file_is_an_image(tmp_path, read, kind, options):
     assert found.origin.pages == 5
     for number, page in enumerate(pages):
         assert np.array_equal(found.pixels[number].permute(1, 2, 0), np.asarray(page))
-    assert len(set(found.hashes)) == 2  # those of the two files
+    file, other = (hashlib.sha256((tmp_path / f"stacks/{name}.{kind}").read_bytes()).hexdigest() for name in "ab")
+    assert found.hashes == [*(f"{file}:{number}" for number in range(1, 6)), other]
     source = open_source(tmp_path / "stacks", argument="train", pages="first")
     assert [source.name(index) for index in range(len(source))] == [f"a.{kind}", f"b.{kind}"]
+
+
+def test_the_bytes_of_a_stack_are_read_and_hashed_once_a_block(tmp_path, read, monkeypatch):
+    """A stack of many pages is large: a copy of it for each page would fill the memory."""
+    pages = [Image.fromarray(page[0].numpy()) for page in random_pixels(8)]
+    (tmp_path / "stacks").mkdir()
+    pages[0].save(tmp_path / "stacks/a.tif", save_all=True, append_images=pages[1:])
+    source = open_source(tmp_path / "stacks", argument="train")
+    assert len({id(source.read(index).data) for index in range(8)}) == 1
+    hashed = []
+    sha256 = hashlib.sha256
+    monkeypatch.setattr(
+        reading, "hashlib", SimpleNamespace(sha256=lambda data: hashed.append(len(data)) or sha256(data))
+    )
+    assert torch.equal(read(tmp_path / "stacks", workers=0).pixels, random_pixels(8))
+    assert hashed == [(tmp_path / "stacks/a.tif").stat().st_size] * 2  # blocks of 4 images
 
 
 def test_pages_in_archives_are_images_too(tmp_path, read):
