@@ -41,7 +41,8 @@ class Origin:
         deep: Number of images of more than 8 bits.
         transparent: Number of images with transparency.
         pages: Number of images that are one of several pages of a file.
-        unread: Share of the files that could not be read; a page counts as its part of a file.
+        unread: Share of the files that could not be read; a page counts as its part of a file, one that is cut off as
+            a whole file.
         value_range: Values that became black and white, where there are images of more than 8 bits.
         values: Least and largest value stored in these.
         background: Colour that was laid under transparent pixels.
@@ -353,10 +354,16 @@ def _join(
 
 
 def _unread(source: Source, skipped: Sequence[int]) -> float:
-    """Share of a source's files that could not be read, each page as its part of a file."""
-    files = [file for file, _ in source.items] if isinstance(source, PagedSource) else list(range(len(source)))
+    """Share of a source's files that could not be read, each page as its part of a file.
+
+    A file that is cut off counts whole: nobody knows how many pages it lacks.
+    """
+    if not isinstance(source, PagedSource):
+        return len(skipped) / max(len(source), 1)
+    files, cut_off = [file for file, _ in source.items], source.cut_off
     pages = Counter(files)
-    return sum(1 / pages[files[index]] for index in skipped) / max(len(pages), 1)
+    part = sum(1 / pages[files[index]] for index in skipped if files[index] not in cut_off)
+    return (part + len(cut_off)) / len(pages)
 
 
 def _sum(blocks: Sequence[_Block], name: Literal["kinds", "sizes"]) -> dict[str, int]:

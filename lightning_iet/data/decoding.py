@@ -1,9 +1,9 @@
 """Decoding images to 8-bit pixels, and preparing tensors of one size and number of channels."""
 
 import re
+import struct
 import warnings
 from dataclasses import dataclass
-from io import BytesIO
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
@@ -16,13 +16,12 @@ from torchvision.transforms.v2 import functional as F
 
 from lightning_iet.data.formats import (
     Values,
-    dicom_frames,
     format_of,
-    nifti_slices,
-    open_heif,
+    open_image,
     read_dicom,
     read_nifti,
 )
+from lightning_iet.data.pages import MISSING, check_page
 from lightning_iet.data.ranges import RANGES, Range, ValueRange
 from lightning_iet.functional.checks import TOLERANCE
 
@@ -48,7 +47,6 @@ RULES = (
 )
 
 _16_BITS = ("I;16", "I;16L", "I;16B", "I;16N", "I")
-_PAGED = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"GIF8", b"RIFF")
 
 
 class Page(NamedTuple):
@@ -97,58 +95,6 @@ def parse_size(text: int | str | None) -> Size | None:
             f"Argument `image_size` expected a size such as 64 or 64x48 (width x height), but got '{text}'."
         )
     return int(match[2] or match[1]), int(match[1])
-
-
-def may_have_pages(start: bytes) -> bool:
-    """Tell from the first bytes of a file, 4,096 of them suffice, whether it may hold several images.
-
-    Example:
-        >>> may_have_pages(b"GIF89a"), may_have_pages(b"BM")
-        (True, False)
-    """
-    if start.startswith(b"\x89PNG"):  # an animated one says so before its first data
-        data = start.find(b"IDAT")
-        return b"acTL" in (start if data < 0 else start[:data])
-    if format_of(start) is not None:
-        return True
-    return start.startswith(_PAGED) and not (start.startswith(b"RIFF") and start[8:12] != b"WEBP")
-
-
-def page_numbers(data: bytes) -> list[int]:
-    """List the pages of a file that are images: ``[0]`` for most files, and for those that cannot be read.
-
-    Pages of a TIFF that its tags call a smaller version or a mask of another one are left out.
-
-    Args:
-        data: The file's bytes.
-
-    Returns:
-        Numbers for :class:`Page`.
-
-    Example:
-        >>> file, frame = BytesIO(), Image.new("L", (2, 2))
-        >>> frame.save(file, "tiff", save_all=True, append_images=[frame, frame])
-        >>> page_numbers(file.getvalue())
-        [0, 1, 2]
-    """
-    if not may_have_pages(data):
-        return [0]
-    try:
-        counts = {"DICOM": dicom_frames, "NIfTI": nifti_slices}.get(str(format_of(data)))
-        if counts is not None:
-            return list(range(counts(data)))
-        with warnings.catch_warnings(action="ignore"), _opened(data) as image:
-            numbers = list(range(getattr(image, "n_frames", 1)))
-            if image.format == "TIFF":
-                numbers = [number for number in numbers if not _page_tag(image, number) & 0b101]
-            return numbers or [0]
-    except Exception:  # decoders raise whatever damaged bytes provoke; decoding tells what it is
-        return [0]
-
-
-def _page_tag(image: Image.Image, number: int) -> int:
-    image.seek(number)
-    return int(image.tag_v2.get(254, 0))  # type: ignore[attr-defined]  # NewSubfileType
 
 
 def decode(
@@ -241,14 +187,6 @@ def to_eight_bits(values: NDArray[Any], value_range: Range) -> Pixels:
     return np.rint(scaled.clip(0, 255)).astype(np.uint8)
 
 
-def _opened(data: bytes) -> Image.Image:
-    if format_of(data) == "HEIF":
-        return open_heif(data)
-    Image.init()
-    formats = [name for name in Image.ID if name != "EPS"]  # for which Pillow would run Ghostscript on the file
-    return Image.open(BytesIO(data), formats=formats)
-
-
 def _open(data: bytes | Page, value_range: ValueRange) -> tuple[Image.Image | NDArray[Any] | Values, str]:
     """Decode a page of a file."""
     data, number = data if isinstance(data, Page) else (data, 0)
@@ -261,15 +199,23 @@ def _open(data: bytes | Page, value_range: ValueRange) -> tuple[Image.Image | ND
         return _image(found), WINDOWED if found.ndim == 2 and value_range == "auto" else "DICOM"
     if format_of(data) == "NIfTI":
         return read_nifti(data, number), "NIfTI"
+    check_page(data, number)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of what Pillow reads all the same, such as damaged EXIF data
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        with _opened(data) as image:
+        with open_image(data) as image:
             kind = image.format or "unknown"
             if number:
-                image.seek(number)
+                _seek(image, number)
             image.load()
             return ImageOps.exif_transpose(image), kind
+
+
+def _seek(image: Image.Image, number: int) -> None:
+    try:
+        image.seek(number)
+    except (EOFError, IndexError, TypeError, struct.error) as error:  # whose messages speak of the reader
+        raise ValueError(MISSING) from error
 
 
 def _image(array: NDArray[Any]) -> NDArray[Any] | Image.Image:

@@ -111,6 +111,20 @@ def open_heif(data: bytes) -> Image.Image:
     return Image.open(io.BytesIO(data), formats=["HEIF"])
 
 
+def open_image(data: bytes) -> Image.Image:
+    """Open a file by Pillow, or by pillow-heif, without decoding its pixels.
+
+    Raises:
+        ModuleNotFoundError: For HEIC, without pillow-heif.
+        Exception: Whatever Pillow raises on damaged files.
+    """
+    if format_of(data) == "HEIF":
+        return open_heif(data)
+    Image.init()
+    formats = [name for name in Image.ID if name != "EPS"]  # for which Pillow would run Ghostscript on the file
+    return Image.open(io.BytesIO(data), formats=formats)
+
+
 # --- DICOM ------------------------------------------------------------------------------------------------------------
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from lightning_iet.data.archives import TarSource, archives_at, shard_names
 from lightning_iet.data.captions import LISTS
-from lightning_iet.data.decoding import Page, may_have_pages, page_numbers
+from lightning_iet.data.decoding import Page
 from lightning_iet.data.formats import suffix_of
 from lightning_iet.data.listing import (
     Listing,
@@ -21,6 +21,7 @@ from lightning_iet.data.listing import (
     read_regular,
     without_excluded,
 )
+from lightning_iet.data.pages import Pages, may_have_pages, pages_of
 from lightning_iet.data.tables import HuggingFaceSource, one_split
 
 Data: TypeAlias = bytes | Page | NDArray[Any]
@@ -157,6 +158,7 @@ class PagedSource:
 
     Attributes:
         items: For every image the position of its file, and the number of its page where the file has several.
+        cut_off: Positions of the files whose pages could not be counted to the end.
 
     Example:
         >>> PagedSource(ArraySource(np.zeros((2, 8, 8), dtype=np.uint8))).name(1)
@@ -167,22 +169,25 @@ class PagedSource:
         self.source = source
         self._last: tuple[int, Data] | None = None
         self.items: list[tuple[int, int | None]] = []
+        self.cut_off: set[int] = set()
         for index in range(len(source)):
-            numbers = self._pages(index)
+            numbers, is_whole = self._pages(index)
             self.items += [(index, number if numbers != [0] else None) for number in numbers]
+            if not is_whole:
+                self.cut_off.add(index)
 
-    def _pages(self, index: int) -> list[int]:
+    def _pages(self, index: int) -> Pages:
         """List the pages of a file; of most files a look at the first bytes tells that there is one."""
         if isinstance(self.source, ArraySource):
-            return [0]
+            return Pages([0])
         try:
             start = self.source.head(index) if isinstance(self.source, FolderSource | TarSource) else None
             if start is not None and not may_have_pages(start):
-                return [0]
+                return Pages([0])
             data = self.source.read(index)
         except Exception:  # what cannot be read is listed when it is its turn
-            return [0]
-        return page_numbers(data) if isinstance(data, bytes) else [0]
+            return Pages([0])
+        return pages_of(data) if isinstance(data, bytes) else Pages([0])
 
     @property
     def names(self) -> list[str]:
@@ -272,9 +277,9 @@ def _is_there(place: str) -> bool:
 
 
 def with_pages(source: Source) -> Source:
-    """Return a source of all pages of its files; the source itself where no file has more than one."""
+    """Return a source of all pages of its files; the source itself where of each the first is the only one."""
     paged = PagedSource(source)
-    return source if len(paged) == len(source) else paged
+    return source if all(page is None for _, page in paged.items) else paged
 
 
 def _reason(error: Exception) -> str:

@@ -346,6 +346,22 @@ def test_files_that_cannot_be_read_are_counted_as_files(tmp_path, read):
     assert (len(found), len(found.skipped), found.origin.unread) == (4, 1, 0.5)
 
 
+@pytest.mark.parametrize("part", [0.2, 0.5, 0.9])
+@pytest.mark.parametrize("kind", ["tif", "gif"])
+def test_a_stack_that_is_cut_off_counts_whole_whatever_is_left_of_it(tmp_path, read, kind, part):
+    """Nobody knows how many pages it had."""
+    first, *rest = (Image.fromarray(page[0].numpy()) for page in random_pixels(10))
+    (tmp_path / "stacks").mkdir()
+    for name in "ab":
+        first.save(tmp_path / f"stacks/{name}.{kind}", save_all=True, append_images=rest)
+    whole = (tmp_path / f"stacks/b.{kind}").read_bytes()
+    (tmp_path / f"stacks/b.{kind}").write_bytes(whole[: int(part * len(whole))])
+    found = read(tmp_path / "stacks")
+    assert len(found) > 10
+    assert found.skipped
+    assert found.origin.unread == 0.5
+
+
 @pytest.mark.parametrize(("top", "white"), [(4095, 4095), (65535, 65535), (255, 255)])
 @pytest.mark.parametrize("side", [5, 32])
 def test_resizing_makes_no_more_bits(tmp_path, read, top, white, side):
