@@ -275,7 +275,7 @@ class Assessor:
                 )
         MemorizedQuantity(self.train, thresholds=thresholds, k=k)  # refuses what does not fit, with the remedy
         chosen = torch.randperm(len(control), generator=torch.Generator().manual_seed(0))[:num_control]
-        self._control_images = control[chosen]
+        self.num_held_out, self._control_images = len(control), control[chosen]
         self.k = k
         self.thresholds = tuple(thresholds)
         self.limit = limit

@@ -49,7 +49,8 @@ def make_report(
 
     Returns:
         Plain numbers and text: ``kind`` and ``version``; ``verdict``, a sentence; ``settings``, with the limit of
-        ``d1 / d2`` and the number of FID's features; ``data``, sizes and fingerprints of the real sets; ``run``;
+        ``d1 / d2`` and the number of FID's features; ``data``, sizes and fingerprints of the real sets (of the
+        ``num_held_out`` images, ``num_control`` are compared with generated ones); ``run``;
         ``generated`` and ``control``, where ``mq`` are shares and ``mq_count`` are numbers of images; ``train``, the
         FID of the training images themselves; ``curves``; and ``course``.
     """
@@ -61,6 +62,7 @@ def make_report(
         "data": {
             "num_train": len(train),
             "num_control": assessor.control.num_images,
+            "num_held_out": assessor.num_held_out,
             "num_reference": len(reference),
             "image_shape": list(train.shape[1:]),
             "train_sha256": hash_images(train),

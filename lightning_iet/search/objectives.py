@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import isfinite, nan
+from math import isfinite
 
 _CONTROL = "_control"
 _ERROR = "_control_standard_error"
@@ -72,10 +72,10 @@ class Objective:
         control = figures.get(self.name + _CONTROL)
         return control if control is not None and isfinite(control) else None
 
-    def control_error(self, figures: Mapping[str, float]) -> float:
-        """Return the standard error of the control, 0 where the figures do not tell."""
-        error = figures.get(self.name + _ERROR, nan)
-        return error if isfinite(error) else 0.0
+    def control_error(self, figures: Mapping[str, float]) -> float | None:
+        """Return the standard error of the control, or None where the figures do not tell."""
+        error = figures.get(self.name + _ERROR)
+        return error if error is not None and isfinite(error) else None
 
     def _finite(self, figures: Mapping[str, float], name: str) -> float:
         if name not in figures:

@@ -194,7 +194,7 @@ def verdict(search: SelectionSearch) -> Verdict:
         rule = "No trial, plain fine-tuning included, memorized more than held-out images do, by these figures."
     elif choice.rule == "control":
         headline = f"Chosen: {described(point.candidate)}, which memorizes no more than held-out images show"
-        rule = "Best quality among the masks that memorize at most as much as held-out images and one standard error."
+        rule = f"Best quality among the masks that memorize at most as much as held-out images{_allowance(search)}."
     elif None in search.limits:
         headline = f"Chosen: {described(point.candidate)}, the knee of the front"
         rule = "The trials measured no control, so that the knee of the front was taken."
@@ -217,6 +217,16 @@ def verdict(search: SelectionSearch) -> Verdict:
     ]
     result = f"{point.candidate.name} at step {point.step}: {names}{trained}."
     return Verdict(headline, (*warnings, result, rule, *compared(search)))
+
+
+def _allowance(search: SelectionSearch) -> str:
+    """What the rule of the control lets masks memorize beyond it: a standard error, where one is known."""
+    names, errors = labels(search)[1:], search.control_errors[1:]
+    known = [name for name, error in zip(names, errors, strict=True) if error is not None]
+    if not known:
+        return ""
+    which = "" if len(known) == len(names) else f" of {' and '.join(known)}"
+    return f" and one standard error{which}"
 
 
 def unmoved(search: SelectionSearch, *, masks: bool = False) -> frozenset[str]:

@@ -126,10 +126,14 @@ class SelectionSearch:
         return tuple(_mean([o.control(point.figures) for point in self.all_points]) for o in self.objectives)
 
     @property
+    def control_errors(self) -> tuple[float | None, ...]:
+        """Standard error of each control, the mean over all trials, None where it is not known."""
+        return tuple(_mean([o.control_error(point.figures) for point in self.all_points]) for o in self.objectives)
+
+    @property
     def limits(self) -> tuple[float | None, ...]:
-        """What each objective of memorization may cost at most: its control and one standard error of that."""
-        errors = (_mean([o.control_error(point.figures) for point in self.all_points]) for o in self.objectives)
-        parts = zip(self.objectives, self.controls, errors, strict=True)
+        """What each objective of memorization may cost at most: its control and, where known, a standard error."""
+        parts = zip(self.objectives, self.controls, self.control_errors, strict=True)
         costs = [None if control is None else o.cost(control) + (error or 0.0) for o, control, error in parts]
         return tuple(costs[1:])
 

@@ -23,8 +23,9 @@ SAMPLERS = ("tpe", "nsga2", "random")
 BEAT = 30.0  # seconds between two signs of life
 STALE = 150.0  # seconds without one, after which a trial of another machine counts as abandoned
 _ATTEMPTS = 10  # to open a database whose tables another program writes at this moment
-UNCLAIMED = 3.0  # seconds from the start of a trial within which its program writes that it is its own
-_SPACE, _CLAIM, _RESULT, _REASON, _VOID, _ENQUEUED = "space", "claim", "result", "reason", "void", "enqueued"
+UNCLAIMED = 3.0  # seconds within which a program that draws or takes over a trial writes the next thing about it
+_SPACE, _CLAIM, _RESULT, _REASON, _VOID = "space", "claim", "result", "reason", "void"
+_ENQUEUED, _RETRIED = "enqueued", "retried"
 
 
 @dataclass(frozen=True)
@@ -155,8 +156,10 @@ class SharedStudy:
 
     A trial is claimed by the program that runs it, with a sign of life every half minute. A program that finds a claim
     of its own machine whose process is gone, or one without a sign of life for 150 seconds, runs that trial again with
-    the same parameters; clocks of machines may differ by a minute. The sampler is made anew for every trial from the
-    seed and the number of trials before, so that one program draws the same trials whether it was interrupted or not.
+    the same parameters; clocks of machines may differ by a minute. Of programs that take over one trial at once, the
+    last to write its claim has it: each waits three seconds, and reads it again. The sampler is made anew for every
+    trial from the seed and the number of trials before, so that one program draws the same trials whether it was
+    interrupted or not.
 
     Args:
         storage: of Optuna's, see :func:`open_storage`.
@@ -212,8 +215,8 @@ class SharedStudy:
             self._beating.discard(number)
 
     def trials(self) -> list[StudyTrial]:
-        """Return all trials that were drawn, by number."""
-        return [self._read(trial) for trial in self._all() if _VOID not in trial.user_attrs]
+        """Return all trials that were drawn, by number; of those that were tried again, the last try."""
+        return [self._read(trial) for trial in self._known()]
 
     def enqueue(self, parameters: Mapping[str, Any]) -> None:
         """Have a point tried before any other, unless it was tried or waits already."""
@@ -222,6 +225,12 @@ class SharedStudy:
             if _VOID not in trial.user_attrs and trial.state != self._states.FAIL and fixed == parameters:
                 return
         self._study.enqueue_trial(dict(parameters), user_attrs={_ENQUEUED: True})
+
+    def retry_failed(self) -> None:
+        """Have the trials that have failed so far tried again, with their parameters, before any other."""
+        for trial in self._known():
+            if trial.state == self._states.FAIL:
+                self._study.enqueue_trial(trial.params, user_attrs={_ENQUEUED: True, _RETRIED: trial.number})
 
     def next(self, total: int | None = None) -> StudyTrial | None:
         """Claim a trial: one that was cut off, one that was enqueued, or a new one.
@@ -235,10 +244,9 @@ class SharedStudy:
         with self._quiet():
             while True:
                 for trial in self._abandoned(self._all()):
-                    self._claim(trial.number)
-                    return self._read(trial)
-                # Read again: the search for abandoned ones may have struck some out.
-                known = [trial for trial in self._all() if _VOID not in trial.user_attrs]
+                    if self._take_over(trial.number):
+                        return self._read(trial)
+                known = self._known()  # read again: the search for abandoned ones may have struck some out
                 drawn = sum(trial.state != self._states.WAITING for trial in known)
                 if drawn == len(known) if total is None else drawn >= total:
                     return None
@@ -249,7 +257,9 @@ class SharedStudy:
                     self._strike_out(asked.number)
                     continue
                 self._claim(asked.number)
-                return StudyTrial(asked.number, dict(asked.params), "running")
+                if self._is_mine(self._all()[asked.number]):
+                    return StudyTrial(asked.number, dict(asked.params), "running")
+                self._beating.discard(asked.number)  # this program was so slow that another one has struck it out
 
     def tell(self, number: int, values: Sequence[float], result: Any) -> None:
         """Store a trial's objectives and whatever else is to be known of it, in JSON."""
@@ -272,6 +282,12 @@ class SharedStudy:
 
     def _all(self) -> list[Any]:
         return self._study.get_trials(deepcopy=False)
+
+    def _known(self) -> list[Any]:
+        """Trials that count: neither struck out, nor tried again."""
+        drawn = [trial for trial in self._all() if _VOID not in trial.user_attrs]
+        again = {trial.user_attrs.get(_RETRIED) for trial in drawn}
+        return [trial for trial in drawn if trial.number not in again]
 
     def _read(self, trial: Any) -> StudyTrial:
         names = {"COMPLETE": "complete", "FAIL": "failed", "RUNNING": "running", "WAITING": "waiting"}
@@ -301,7 +317,8 @@ class SharedStudy:
     def _beat(self) -> None:
         while not self._stop.wait(BEAT):
             for number in list(self._beating):
-                self._set(number, _CLAIM, _claim(self._token))
+                with suppress(self._optuna.exceptions.OptunaError, OSError):  # a storage that is away comes back
+                    self._set(number, _CLAIM, _claim(self._token))
 
     def _is_mine(self, trial: Any) -> bool:
         return (trial.user_attrs.get(_CLAIM) or {}).get("token") == self._token
@@ -315,20 +332,45 @@ class SharedStudy:
             and trial.params == asked.params
             and trial.state != self._states.FAIL
             and _ENQUEUED in trial.user_attrs
+            and trial.user_attrs.get(_RETRIED) == asked.user_attrs.get(_RETRIED)
             for trial in self._all()
         )
+
+    def _take_over(self, number: int) -> bool:
+        """Claim an abandoned trial; of several programs that do so at once, the last to write has it."""
+        trial = self._all()[number]
+        if trial.state != self._states.RUNNING or _is_alive(trial.user_attrs.get(_CLAIM)):
+            return False  # another one was faster
+        self._claim(number)
+        time.sleep(UNCLAIMED)
+        if self._is_mine(self._all()[number]):
+            return True
+        self._beating.discard(number)
+        return False
+
+    def _is_left_unclaimed(self, trial: Any) -> bool:
+        """Wait for the claim of a trial that is being drawn; whether nothing more comes, by this machine's clock."""
+        drawn, began = len(trial.params), time.monotonic()
+        while time.monotonic() - began < UNCLAIMED:
+            time.sleep(UNCLAIMED / 10)
+            trial = self._all()[trial.number]
+            if _CLAIM in trial.user_attrs or trial.state != self._states.RUNNING:
+                return False
+            if len(trial.params) > drawn:
+                drawn, began = len(trial.params), time.monotonic()
+        return True
 
     def _abandoned(self, trials: Sequence[Any]) -> Iterator[Any]:
         """Trials that nobody runs any more; those that were not drawn to the end are struck out."""
         for trial in trials:
             if trial.state != self._states.RUNNING or self._is_mine(trial):
                 continue
-            if _CLAIM not in trial.user_attrs:  # its program may be about to write the claim
-                age = time.time() - trial.datetime_start.timestamp()
-                time.sleep(min(UNCLAIMED, max(0.0, UNCLAIMED - age)))
-                trial = self._study.get_trials(deepcopy=False)[trial.number]
-                if _CLAIM not in trial.user_attrs and trial.state == self._states.RUNNING:
+            if _CLAIM not in trial.user_attrs:
+                if self._is_left_unclaimed(trial):
                     self._strike_out(trial.number)
+                    if _ENQUEUED in trial.user_attrs:  # who asked for it may not do so again
+                        fixed = trial.system_attrs["fixed_params"]
+                        self._study.enqueue_trial(fixed, user_attrs=dict(trial.user_attrs))
             elif not _is_alive(trial.user_attrs[_CLAIM]):
                 yield trial
 

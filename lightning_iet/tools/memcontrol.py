@@ -26,6 +26,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from lightning_iet import data, modules
 from lightning_iet.callbacks.parameter_selection import ParameterSelection, find_denoiser
+from lightning_iet.evaluation.measures import MembershipMeasure
 from lightning_iet.functional.parameter_groups import Family, Granularity, ParameterGroups
 from lightning_iet.search import Candidate, SelectionSearch, search_selection
 from lightning_iet.search.objectives import parse_objectives
@@ -217,7 +218,9 @@ def figures_at(report: Mapping[str, Any], point: Mapping[str, Any]) -> dict[str,
         ``step``; ``fid``, ``memorized_fraction``, ``copied_fraction``, ``mq_0.15`` … and further measures, each with
         ``_control`` where there is one; and of shares ``_control_standard_error``, :math:`\sqrt{p(1 - p)/(n + 2)}`
         with :math:`p = (c + 1)/(n + 2)`, for ``c`` of ``n`` images *(our choice: not 0 where none of them counts)*.
-        The AUC of membership inference has the control 0.5, that of a model that never saw the training images.
+        The AUC of membership inference has the control 0.5, that of a model that never saw the training images, and its
+        standard error, :math:`\sqrt{(m + n + 1)/(12 m n)}` for ``m`` training and ``n`` held-out images (Mann and
+        Whitney, 1947).
     """
     found: dict[str, float] = {"step": point["step"], "fid_train": report["train"]["fid"]}
     for suffix, part in (("", point), ("_control", report["control"])):
@@ -229,7 +232,11 @@ def figures_at(report: Mapping[str, Any], point: Mapping[str, Any]) -> dict[str,
         share = (found[f"{name}_control"] * total + 1) / (total + 2)
         found[f"{name}_control_standard_error"] = sqrt(share * (1 - share) / (total + 2))
     if "membership_inference_auc" in found:
+        sizes = report["data"]["num_train"], report["data"]["num_held_out"]
+        members, others = (min(size, MembershipMeasure.images) for size in sizes)
         found.setdefault("membership_inference_auc_control", 0.5)
+        error = sqrt((members + others + 1) / (12 * members * others))
+        found.setdefault("membership_inference_auc_control_standard_error", error)
     return {name: float("nan") if value is None else value for name, value in found.items()}
 
 

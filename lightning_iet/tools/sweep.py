@@ -38,10 +38,10 @@ def sweep(
     """Run sweeps, such as configs/sweeps/agc_threshold.yaml, on this machine.
 
     Every point is a run of its own, in OUT/NAME/; what has finished is not run again, so the same command goes on with
-    a sweep that was cut off. Ctrl-C and SIGTERM end its runs, too. Writes sweep.csv, one row for each run, and the
-    table and the plot of `compare`, also of an interrupted sweep. Names the run of the least FID among those that copy
-    no more than held-out images do, and the best by the file's metric (eval/objective, if it names none: FID, raised by
-    copies). The same files work with `wandb sweep` and `wandb agent`.
+    a sweep that was cut off, and tries again what failed. Ctrl-C and SIGTERM end its runs, too. Writes sweep.csv, one
+    row for each run, and the table and the plot of `compare`, also of an interrupted sweep. Names the run of the least
+    FID among those that copy no more than held-out images do, and the best by the file's metric (eval/objective, if it
+    names none: FID, raised by copies). The same files work with `wandb sweep` and `wandb agent`.
 
     Args:
         files: Files of sweeps: method grid, random or bayes (these two choose points with Optuna).
@@ -79,7 +79,8 @@ def _run(plan: SweepFile, folder: Path, *, jobs: int, trials: int, seed: int) ->
             study = None
         else:
             study = stack.enter_context(open_study(plan, folder, trials=trials, seed=seed))
-            total, finished = trials, sum(trial.state in ("complete", "failed") for trial in study.trials())
+            study.retry_failed()  # of earlier calls, as the points of a grid are
+            total, finished = trials, sum(trial.state == "complete" for trial in study.trials())
             drawn = iter(lambda: study.next(trials), None)
             waiting = (_job(plan, folder, trial.number, trial.parameters) for trial in drawn)
         _announce(plan, folder, total=total, finished=finished, jobs=jobs)

@@ -176,7 +176,8 @@ def test_run_folder_has_figures_and_pictures(tmp_path, pictures):
         "num_samples": 100, "sampler": "ddim", "num_inference_steps": 50, "use_ema": True, "seed": 0,
         "features": "digits", "k": 50, "ratio": 1 / 3, "feature_dimensions": 64,
     }  # fmt: skip
-    assert (stored["data"]["num_train"], stored["data"]["num_reference"]) == (64, 1633)
+    sizes = [stored["data"][f"num_{name}"] for name in ("train", "control", "held_out", "reference")]
+    assert sizes == [64, 100, 100, 1633]
     sizes = {name: size_of(folder / name) for name in PICTURES}
     assert sizes["samples.png"] == (760, 8 * 64 + 9 * 6 + 76)
     assert sizes["nearest.png"] == (1260, 874)

@@ -38,7 +38,8 @@ def test_quality_counts_as_it_is_and_its_control_is_a_line():
     assert quality.control(figures) == 1.0
     assert fraction.value(figures) == 0.0
     assert Objective("x").control({"x": 1.0}) is None
-    assert quality.control_error(figures) == 0.0
+    assert quality.control_error(figures) is None
+    assert fraction.control_error({"fraction_control_standard_error": float("nan")}) is None
     assert fraction.control_error({"fraction_control_standard_error": 0.02}) == 0.02
 
 

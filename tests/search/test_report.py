@@ -63,6 +63,22 @@ def test_the_best_quality_within_the_control_is_chosen():
     assert "trial-001 at step 100: fid 4, copies beyond control 0.005; 10 parameters train (10 %" in words(search)
 
 
+def test_the_rule_names_a_standard_error_only_where_one_is_known():
+    assert "as much as held-out images and one standard error." in words(found(MASKS))
+    bare = [
+        replace(p, figures={name: value for name, value in p.figures.items() if not name.endswith("error")})
+        for p in MASKS
+    ]
+    assert found(bare).choice[0] is bare[2]  # 0.005 is beyond the control now
+    assert "memorize at most as much as held-out images." in words(found(bare))
+    both = SelectionSearch(
+        groups=GROUPS,
+        objectives=(*OBJECTIVES, Objective("distance", minus_control=True)),
+        points=tuple(replace(p, values=(*p.values, 0.0)) for p in MASKS),
+    )
+    assert "held-out images and one standard error of copies beyond control." in words(both)
+
+
 def test_where_all_memorize_it_is_the_knee():
     points = [
         point("a", "111", (0.0, 1.0)), point("b", "100", (0.2, 0.3)), point("c", "010", (1.0, 0.1)),

@@ -2,8 +2,10 @@
 
 import os
 import signal
+import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import optuna
 import pytest
@@ -117,7 +119,110 @@ def test_what_a_killed_program_has_left_is_run_again(tmp_path, monkeypatch, stor
         assert told(study, 5) == parts
 
 
-def test_an_interrupted_program_gives_its_trials_back(tmp_path):
+@pytest.fixture
+def clock(monkeypatch):
+    """Time that passes in sleep alone, an hour ahead of other machines'; ``clock.sleeps`` are called, one in each."""
+
+    def sleep(seconds):
+        found.now += seconds
+        if found.sleeps:
+            found.sleeps.pop(0)()
+
+    ahead = time.time() + 3600
+    found = SimpleNamespace(now=0.0, sleeps=[], sleep=sleep)
+    found.time, found.monotonic = (lambda: ahead + found.now), (lambda: found.now)
+    monkeypatch.setattr(shared_study, "time", found)
+    return found
+
+
+def test_a_trial_that_is_being_drawn_is_left_to_its_program_whatever_its_clock_says(tmp_path, clock):
+    with opened(tmp_path, "trials.journal") as theirs, opened(tmp_path, "trials.journal") as ours:
+        asked = theirs._study.ask({"a": SPACE["a"]})
+        wait = [lambda: None] * 7  # of ten, until a trial without anything new counts as left
+        clock.sleeps = [*wait, lambda: asked.suggest_float("x", 1e-5, 1e-3, log=True), *wait]
+        clock.sleeps.append(lambda: theirs._claim(asked.number))
+        assert ours.next(2).number == asked.number + 1
+        assert not clock.sleeps
+        assert ours.num_elsewhere == 1
+        theirs._study.ask(SPACE)
+        assert ours.next(3).number == asked.number + 3  # nothing came after the last one, which is struck out
+        assert [trial.number for trial in ours.trials()] == [0, 1, 3]
+
+
+def test_an_abandoned_trial_is_taken_over_by_one_program(tmp_path, clock):
+    with pytest.raises(KeyboardInterrupt), opened(tmp_path) as study:  # noqa: PT012
+        first = study.next(1)
+        raise KeyboardInterrupt
+    with opened(tmp_path) as theirs, opened(tmp_path) as ours:
+        clock.sleeps = [lambda: theirs._claim(first.number)]  # it found the trial at the same moment
+        assert ours.next(1) is None
+        assert ours.num_elsewhere == 1
+        assert not ours._beating
+        assert theirs._is_mine(theirs._all()[first.number])
+
+
+def test_a_program_that_was_too_slow_does_not_run_what_was_struck_out(tmp_path, monkeypatch):
+    with opened(tmp_path) as study:
+        claim = study._claim
+        monkeypatch.setattr(study, "_claim", lambda number: (number or study._strike_out(number), claim(number)))
+        assert study.next(1).number == 1
+        assert study._beating == {1}
+
+
+def test_an_enqueued_trial_that_was_left_before_it_was_claimed_is_tried_in_the_same_call(tmp_path, clock):
+    point = {"a": 1, "x": 1e-4}
+    with opened(tmp_path) as theirs, opened(tmp_path) as ours:
+        theirs.enqueue(point)
+        theirs._study.ask(SPACE)  # and is killed
+        assert ours.next().parameters == point
+        assert ours.next() is None
+
+
+def test_a_storage_that_is_away_for_a_moment_stops_no_signs_of_life(tmp_path, monkeypatch):
+    monkeypatch.setattr(shared_study, "BEAT", 0.01)
+    with opened(tmp_path) as study:
+        number = study.next(1).number
+        errors = [optuna.exceptions.StorageInternalError("away"), OSError("away")]
+        write, reached = study._storage.set_trial_user_attr, threading.Event()
+
+        def set_trial_user_attr(*arguments):
+            if errors:
+                raise errors.pop()
+            write(*arguments)
+            reached.set()
+
+        monkeypatch.setattr(study._storage, "set_trial_user_attr", set_trial_user_attr)
+        assert reached.wait(30)
+        assert study._is_mine(study._all()[number])
+
+
+def test_failed_trials_are_tried_again_and_count_once(tmp_path):
+    with opened(tmp_path) as study:
+        drawn = [study.next(3) for _ in range(3)]
+        for trial, state in zip(drawn, ("complete", "failed", "failed"), strict=True):
+            if state == "failed":
+                study.fail(trial.number, "no memory")
+            else:
+                study.tell(trial.number, [1.0, 1.0], None)
+        assert study.next(3) is None
+        for _ in range(2):  # the second call finds those of the first waiting
+            study.retry_failed()
+        again = [study.next(3), study.next(3)]
+        assert [trial.parameters for trial in again] == [trial.parameters for trial in drawn[1:]]
+        assert study.next(3) is None
+        study.tell(again[0].number, [2.0, 2.0], None)
+        study.fail(again[1].number, "no memory, again")
+        assert [(trial.number, trial.state) for trial in study.trials()] == [
+            (0, "complete"),
+            (3, "complete"),
+            (4, "failed"),
+        ]
+        study.retry_failed()
+        assert study.next(3).parameters == drawn[2].parameters
+        assert study.next(4).number == 6  # a fourth one
+
+
+def test_an_interrupted_program_gives_its_trials_back(tmp_path, clock):
     with pytest.raises(KeyboardInterrupt), opened(tmp_path) as study:  # noqa: PT012
         first = study.next(3)
         raise KeyboardInterrupt
@@ -126,6 +231,7 @@ def test_an_interrupted_program_gives_its_trials_back(tmp_path):
 
 
 def test_a_trial_that_runs_elsewhere_is_left_alone_until_it_shows_no_life(tmp_path, monkeypatch):
+    monkeypatch.setattr(shared_study, "UNCLAIMED", 0.1)
     with opened(tmp_path) as theirs, opened(tmp_path) as ours:
         first = theirs.next(2)
         second = ours.next(2)

@@ -167,13 +167,21 @@ def test_figures_of_an_evaluation():
         "num_images": 98, "fid": 1.0, "memorized_fraction": 0.0, "copied_fraction": 0.0, "mq": {"0.3": 0.5},
         "further": {},
     }  # fmt: skip
-    found = figures_at({"control": control, "train": {"fid": None}}, {"step": 7, **part})
+    data = {"num_train": 20, "num_held_out": 900}
+    found = figures_at({"control": control, "train": {"fid": None}, "data": data}, {"step": 7, **part})
     assert found["step"] == 7
     assert found["fid_train"] != found["fid_train"]
     assert (found["fid"], found["fid_control"], found["mq_0.3"], found["mq_0.3_control"]) == (2.0, 1.0, 0.25, 0.5)
     assert found["memorized_fraction_control_standard_error"] == pytest.approx((0.01 * 0.99 / 100) ** 0.5)
     assert found["mq_0.3_control_standard_error"] == pytest.approx(0.05)
     assert (found["membership_inference_auc"], found["membership_inference_auc_control"]) == (0.7, 0.5)
+    error = found["membership_inference_auc_control_standard_error"]  # of 20 training and 512 held-out images
+    generator = torch.Generator().manual_seed(0)
+    aucs = [
+        (torch.rand(20, 1, generator=generator) < torch.rand(512, generator=generator)).double().mean()
+        for _ in range(2000)
+    ]
+    assert error == pytest.approx(float(torch.stack(aucs).std()), rel=0.06)  # of such AUCs without any difference
 
 
 def test_a_candidate_becomes_a_configuration():

@@ -106,6 +106,18 @@ def test_a_search_goes_on_where_it_ended(tmp_path, file, method):
     assert len(set(calls(tmp_path))) == 5  # no point twice
 
 
+@pytest.mark.parametrize("method", ["random", "bayes"])
+def test_failed_runs_of_a_search_are_tried_again(tmp_path, file, method):
+    path = file(method=method, parameters={"model.a": {"values": [0.5]}})
+    with pytest.raises(ValueError, match=r"all of .* failed"):
+        sweep([path], out=tmp_path / "out", trials=2)
+    (tmp_path / "mended").touch()
+    for _ in range(2):
+        sweep([path], out=tmp_path / "out", trials=2)
+    assert len(calls(tmp_path)) == 2 + 2  # each once more
+    assert len(list((tmp_path / "out" / "try").glob("*/metrics.json"))) == 2
+
+
 def test_bad_input(tmp_path, file):
     for arguments, message in (
         ({"jobs": 0}, "`jobs` expected an integer ≥ 1"),
