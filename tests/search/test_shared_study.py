@@ -136,7 +136,8 @@ def clock(monkeypatch):
 
 
 def test_a_trial_that_is_being_drawn_is_left_to_its_program_whatever_its_clock_says(tmp_path, clock):
-    with opened(tmp_path, "trials.journal") as theirs, opened(tmp_path, "trials.journal") as ours:
+    journal = tmp_path / "trials.journal"
+    with opened(tmp_path, journal) as theirs, opened(tmp_path, journal) as ours:
         asked = theirs._study.ask({"a": SPACE["a"]})
         wait = [lambda: None] * 7  # of ten, until a trial without anything new counts as left
         clock.sleeps = [*wait, lambda: asked.suggest_float("x", 1e-5, 1e-3, log=True), *wait]
