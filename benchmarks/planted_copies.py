@@ -367,6 +367,8 @@ JUDGED = (
     "search_noise",
     "identical",
     "blank",
+    "variance",
+    "content",
     "search",
 )  # what a verdict depends on
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from hashlib import sha256
+from hashlib import blake2b
 
 import torch
 import torch.nn.functional as F
@@ -314,9 +314,43 @@ def unvaried(images: ImageSet) -> tuple[int, int]:
         >>> unvaried(image_set(torch.zeros(3, 1, 4, 4, dtype=torch.uint8), location=""))
         (3, 2)
     """
-    rows = images.pixels.flatten(1)
-    blank = int((rows.amax(dim=1) == rows.amin(dim=1)).sum())
-    return blank, len(rows) - len({sha256(row.numpy()).digest() for row in rows.cpu()})
+    content = contents(images.pixels)
+    return int(one_colour(images.pixels).sum()), len(content) - len(content.unique())
+
+
+def one_colour(pixels: Tensor) -> Tensor:
+    """Tell which images show one colour only.
+
+    Args:
+        pixels: shape ``(N, C, H, W)``.
+
+    Returns:
+        Bool, shape ``(N,)``.
+
+    Example:
+        >>> red = torch.tensor([255, 0, 0]).view(1, 3, 1, 1).expand(1, 3, 4, 4)
+        >>> one_colour(red)
+        tensor([True])
+    """
+    flat = pixels.flatten(2)
+    return (flat.amax(dim=2) == flat.amin(dim=2)).all(dim=1)
+
+
+def contents(pixels: Tensor) -> Tensor:
+    """Return a number for each image, by which images that are equal in every pixel are known.
+
+    Args:
+        pixels: uint8, shape ``(N, C, H, W)``.
+
+    Returns:
+        64 bits of a hash, int64, shape ``(N,)``.
+
+    Example:
+        >>> len(contents(torch.tensor([0, 1, 0]).view(3, 1, 1, 1)).unique())
+        2
+    """
+    hashes = (blake2b(image.contiguous().numpy().tobytes(), digest_size=8).digest() for image in pixels.cpu())
+    return torch.tensor([int.from_bytes(found, "little", signed=True) for found in hashes], dtype=torch.int64)
 
 
 def _spread(pixels: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_iet.audit.cache import BlockCache
+from lightning_iet.audit.comparability import contents, one_colour
 from lightning_iet.audit.disguises import LEAST_SIDE, Matches, find_disguised, undo
 from lightning_iet.audit.evidence import LARGEST, Evidence, telling_searches, weigh
 from lightning_iet.audit.features import CLASS_LIKE, PIXELS, Features, build_features, check_comparable, extract
@@ -50,6 +51,9 @@ class Copies:
         search_noise: peak signal-to-noise ratio to it once the disguise is undone, in dB, shape ``(Q, S)``; NaN where
             the ratio is above 0.5, or it was not measured, see :func:`measure_noise`.
         blank: whether an image shows one colour only, bool, shape ``(Q,)``.
+        variance: mean over the channels of the variance of an image's pixels, in steps of 255, shape ``(Q,)``.
+        content: a number by which equal images of the set are known, int64, shape ``(Q,)``, see
+            :func:`~lightning_iet.audit.comparability.contents`.
         search: the position of the search that an image is shown by, int64, shape ``(Q,)``, see
             :func:`~lightning_iet.audit.evidence.weigh`.
     """
@@ -64,6 +68,8 @@ class Copies:
     search_sources: Tensor
     search_noise: Tensor
     blank: Tensor
+    variance: Tensor
+    content: Tensor
     search: Tensor
 
     @property
@@ -141,7 +147,6 @@ def find_copies(
         _maps(neighbors.views[:, 0], list(views)),
     )
     by_search = {"plain": found} | {name: matches[name] for name in SEARCHES[1:] if name in matches}
-    flat = images.pixels.flatten(1)
     distances, by_ratio, sources, _ = zip(*by_search.values(), strict=True)
     search_ratios = torch.stack(by_ratio, dim=1)
     return Copies(
@@ -154,7 +159,9 @@ def find_copies(
         search_distances=torch.stack(distances, dim=1),
         search_sources=torch.stack(sources, dim=1),
         search_noise=torch.full_like(search_ratios, torch.nan),
-        blank=flat.amax(dim=1) == flat.amin(dim=1),
+        blank=one_colour(images.pixels),
+        variance=_variance(images.pixels),
+        content=contents(images.pixels),
         search=torch.zeros(len(images), dtype=torch.int64),
     )
 
@@ -182,6 +189,12 @@ def _equal(images: Tensor, train: Tensor, indices: Tensor) -> Tensor:
     """Tell which images equal the training images of these positions, without a copy of all of them."""
     pairs = zip(images.split(1024), indices.split(1024), strict=True)
     return torch.cat([(part == train[places]).flatten(1).all(dim=1) for part, places in pairs])
+
+
+def _variance(pixels: Tensor) -> Tensor:
+    """Return how much is lost of an image if each channel is replaced by its mean, block by block."""
+    parts = [part.flatten(2).float().var(dim=2, correction=0).mean(dim=1) for part in pixels.split(256)]
+    return torch.cat(parts) if parts else torch.empty(0)
 
 
 def _maps(versions: Tensor, names: list[str]) -> Tensor:

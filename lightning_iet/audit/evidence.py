@@ -22,6 +22,7 @@ LARGEST = 0.5  # score above which no image is taken for a copy: half as far as 
 SIGNIFICANT = 0.01  # p-value of the scan below which a generator is said to copy
 NOTICEABLE = 0.05  # probability that an audit of innocent images has one that is noticed
 LEAST_NOISE = 35.0  # dB; copies that differ by less are sure ones, if no held-out image comes near
+UNLIKE = 0.1  # of an image's own variance, by which a sure copy may differ: nearly black images are alike by themselves
 NEARER = 3.0  # times than every held-out image
 NEAR = 0.1  # sqrt(1 - c²) of a sure copy, where there are no held-out images
 LARGEST_SURE = 1 / 3  # ratio of a sure copy
@@ -42,6 +43,8 @@ class Evidence:
         beyond: Generated images that are less likely than every held-out image, all searches taken together, bool,
             shape ``(Q,)``.
         search: By which search each image is shown, int64, shape ``(Q,)``, see :func:`weigh`.
+        judged: Generated images that the tests judge, bool, shape ``(Q,)``, see :func:`to_judge`.
+        held_out_judged: Number of held-out images likewise; 0 without held-out images.
         scan: The test of whether the generator copies, by the search that says it the most clearly; its p-value allows
             for their number. ``None`` without held-out images.
         scan_search: The position of that search.
@@ -56,7 +59,9 @@ class Evidence:
     noticed_below: Tensor
     beyond: Tensor
     search: Tensor
+    judged: Tensor
     scan: Scan | None
+    held_out_judged: int = 0
     scan_search: int = 0
     held_out_alike: int = 0
     confirmed: int = 0
@@ -77,9 +82,13 @@ def weigh(generated: "Copies", held_out: "Copies | None", *, level: float) -> Ev
     """Judge generated images by their scores, and by those of held-out images that went through the same searches.
 
     *Sure* copies need no statistics: in one of the searches they equal a training image in every pixel, or nearly so
-    once the disguise is undone (more than 35 dB, and a ratio below 1/3), and are at least three times nearer than every
-    held-out image; without held-out images their ratio has to be below that search's limit, and their distance below
-    0.1. Images of one colour are never sure copies.
+    once the disguise is undone (more than 35 dB, an error below a tenth of the image's own variance, and a ratio below
+    1/3), and are at least three times nearer than every held-out image; without held-out images their ratio has to be
+    below that search's limit, and their distance below 0.1.
+
+    Images of one colour show nothing that could be copied: they are neither named nor noticed, nor are they a control.
+    The tests judge equal images once, generated and held-out ones alike (:func:`to_judge`); what they say of an image
+    holds for those that equal it.
 
     *Discovered* are those that the procedure of Benjamini and Hochberg names by conformal p-values, as long as the
     ratio that is the least likely is at most 0.5. Each search is calibrated by its own held-out ratios: where one comes
@@ -106,27 +115,80 @@ def weigh(generated: "Copies", held_out: "Copies | None", *, level: float) -> Ev
     """
     ratios, distances = generated.search_ratios, generated.search_distances
     identical, varied = generated.identical[:, None], ~generated.blank[:, None]
-    nearly = identical | ((generated.search_noise > LEAST_NOISE) & (ratios < LARGEST_SURE))
+    error = 255**2 * 10 ** (-generated.search_noise / 10)
+    undone = (generated.search_noise > LEAST_NOISE) & (error <= UNLIKE * generated.variance[:, None])
+    nearly = identical | (undone & (ratios < LARGEST_SURE))
     none = torch.zeros_like(generated.blank)
-    if held_out is None:
+    judged = to_judge(generated)
+    control = None if held_out is None else held_out.search_ratios[to_judge(held_out)]
+    if held_out is None or control is None or not len(control):
         below = without_control(generated.matches)
         is_plain = torch.tensor([name == "plain" for name in generated.matches])
         sure = varied & nearly & (ratios < below) & (is_plain | (distances < NEAR))
         sure[:, 0] |= (identical & varied)[:, 0] & ~sure.any(dim=1)  # its distance is 0, whatever the next one's
         search = _first(sure, telling_searches(generated, None, below))
-        return Evidence(sure.any(dim=1), none, is_noticed(ratios, below), below, none, search, None)
-    control, least = held_out.search_ratios, held_out.search_distances.amin(dim=0)
+        noticed = is_noticed(ratios, below) & ~generated.blank
+        return Evidence(sure.any(dim=1), none, noticed, below, none, search, judged, None)
+    least = held_out.search_distances[~held_out.blank].amin(dim=0)
     # An identical image is at distance 0: surely a copy, unless a held-out image is as near.
-    sure = varied & nearly & (distances * NEARER <= least) & (least > 0) & ~held_out.identical.any()
-    discovered, ranks, naming = discover(ratios, control, level=level)
-    below = noticeable(control, len(ratios))
-    scan, scan_search = scan_searches(ratios, control)
+    contaminated = (held_out.identical & ~held_out.blank).any()
+    sure = varied & nearly & (distances * NEARER <= least) & (least > 0) & ~contaminated
+    found = discover(ratios[judged], control, level=level)
+    places = _places(generated.content, judged)
+    discovered, ranks, naming = (
+        torch.cat([part, other])[places] for part, other in zip(found, _NOT_JUDGED, strict=True)
+    )
+    below = noticeable(control, max(1, int(judged.sum())))
+    scan, scan_search = scan_searches(ratios[judged], control)
     alike = int(ranks[discovered].max()) - 1 if discovered.any() else 0
     search = _first(sure, _shown_by(generated, naming, below, discovered))
     if scan.p_value < SIGNIFICANT and not (sure.any() or discovered.any()):  # decided by the scan
         search = torch.where(ratios[:, scan_search].double() <= scan.threshold, scan_search, search)
-    noticed = is_noticed(ratios, below)
-    return Evidence(sure.any(dim=1), discovered, noticed, below, ranks == 1, search, scan, scan_search, alike)
+    noticed = is_noticed(ratios, below) & ~generated.blank
+    return Evidence(
+        sure.any(dim=1),
+        discovered,
+        noticed,
+        below,
+        ranks == 1,
+        search,
+        judged,
+        scan,
+        held_out_judged=len(control),
+        scan_search=scan_search,
+        held_out_alike=alike,
+    )
+
+
+# What is said of images of one colour: not named, a rank behind all others, the first search.
+_NOT_JUDGED = torch.tensor([False]), torch.tensor([torch.iinfo(torch.int64).max]), torch.tensor([0])
+
+
+def to_judge(images: "Copies") -> Tensor:
+    """Tell which images the tests judge: each that shows more than one colour, and of equal ones the first.
+
+    A generator that draws one image again and again says as much by it as if it drew it once.
+
+    Args:
+        images: What the searches found of ``Q`` images.
+
+    Returns:
+        Bool, shape ``(Q,)``.
+    """
+    return (_first_of(images.content) == torch.arange(len(images.content))) & ~images.blank
+
+
+def _first_of(content: Tensor) -> Tensor:
+    """Return of each image the position of the first that equals it."""
+    _, groups = content.unique(return_inverse=True)
+    first = torch.full_like(groups, len(content)).scatter_reduce(0, groups, torch.arange(len(content)), "amin")
+    return first[groups]
+
+
+def _places(content: Tensor, judged: Tensor) -> Tensor:
+    """Return of each image its place among those judged, or that of one that it equals; the last if there is none."""
+    places = torch.where(judged, judged.cumsum(0) - 1, int(judged.sum()))
+    return places[_first_of(content)]
 
 
 def discover(ratios: Tensor, held_out: Tensor, *, level: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -165,10 +227,11 @@ def telling_searches(images: "Copies", held_out: "Copies | None", below: Tensor)
     Returns:
         Positions of searches, int64, shape ``(Q,)``.
     """
-    if held_out is None:
+    control = None if held_out is None else held_out.search_ratios[to_judge(held_out)]
+    if control is None or not len(control):
         unusual = relative_ratios(images.search_ratios, below).min(dim=1).indices
     else:
-        unusual = combined_p_values(images.search_ratios, held_out.search_ratios).searches
+        unusual = combined_p_values(images.search_ratios, control).searches
     return _shown_by(images, unusual, below, torch.zeros_like(images.blank))
 
 
@@ -243,7 +306,10 @@ def scan_searches(generated: Tensor, held_out: Tensor) -> tuple[Scan, int]:
 
     Returns:
         The scan, its p-value multiplied by the number of searches in which any ratio is at most 0.5; and which it is.
+        Where there are no generated images it says nothing.
     """
+    if not len(generated):
+        return Scan(float("nan"), 0, 0, 1.0), 0
     pairs = zip(generated.unbind(dim=1), held_out.unbind(dim=1), strict=True)
     scans = [scan_test(*pair, largest=LARGEST) for pair in pairs]
     best = min(range(len(scans)), key=lambda number: scans[number].p_value)

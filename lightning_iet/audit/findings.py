@@ -15,7 +15,7 @@ from torch import Tensor
 from lightning_iet.audit.cache import gather
 from lightning_iet.audit.comparability import Difference, compare_distances, compare_sets, unvaried, with_refused
 from lightning_iet.audit.core import Audit, Copies, most_copied
-from lightning_iet.audit.evidence import is_noticed
+from lightning_iet.audit.evidence import is_noticed, to_judge
 from lightning_iet.audit.features import SSCD
 from lightning_iet.audit.pairs import pair_rows
 from lightning_iet.audit.reading import ImageSet, Origin
@@ -81,7 +81,7 @@ class SetFindings:
 
     Attributes:
         copies: images whose ratio, by the main measure, lies below the threshold.
-        identical: images that equal a training image in every pixel.
+        identical: images that equal a training image in every pixel, and show more than one colour.
         memorized_fraction: images with ``d1 / d2`` below the threshold, as published (near-duplicates not considered).
         memorized_quantity: for each published threshold the images whose ratio of nearest to mean lies below it.
         median_distance: median of the l2 distance to the nearest training image.
@@ -142,6 +142,8 @@ class EvidenceFindings:
         noticed: images below ``noticed_below`` by any search, where an innocent one seldom lies.
         noticed_below: by search, the ratio.
         held_out_noticed: held-out images below it; ``None`` without held-out images.
+        judged: generated images that the tests judge: of more than one colour, and equal ones once.
+        held_out_judged: held-out images likewise; ``None`` without held-out images.
         held_out_alike: held-out images as near as the least near of those discovered; ``None`` likewise.
         beyond: generated images that are less likely than every held-out image, all searches taken together.
         scan: the test of whether the generator copies; ``None`` without held-out images.
@@ -162,6 +164,8 @@ class EvidenceFindings:
     noticed: Share
     noticed_below: dict[str, float]
     held_out_noticed: int | None
+    judged: int
+    held_out_judged: int | None
     held_out_alike: int | None
     beyond: int
     scan: Scan | None
@@ -273,7 +277,7 @@ class Findings:
         share_of_copies = evidence.named.share
         if level == "copies" and not evidence.named.count and evidence.scan is not None and self.held_out is not None:
             scan = evidence.scan
-            share_of_copies = scan.generated / evidence.named.total - scan.held_out / self.held_out.copies.total
+            share_of_copies = scan.generated / evidence.judged - scan.held_out / max(1, evidence.held_out_judged or 0)
         if level == "copies" and (allowed is True or share_of_copies > allowed):
             return 3
         return 4 if level == "open" else 0
@@ -330,7 +334,7 @@ def make_findings(
         not_degraded=audit.not_degraded,
         fewer_than=_fewer_than(evidence, planted),
         differences=[with_refused(part, refused or {}) for part in compare_sets(audit.sets) + _farther(audit)],
-        nearer=_nearer(audit, generated, held_out),
+        nearer=_nearer(audit),
         title=printable(title),
         date=gather(_now())[0],  # the same on every process
         command=printable(command),
@@ -354,6 +358,7 @@ def _evidence(audit: Audit) -> EvidenceFindings:
     for number, name in enumerate(copies.matches):
         kinds[name] = int((named & ~copies.identical & (copies.search == number)).sum())
     unnamed = int((evidence.noticed & ~named).sum())
+    judged, noticed_once = int(evidence.judged.sum()), int((evidence.noticed & evidence.judged).sum())
     return EvidenceFindings(
         named=share(int(named.sum()), total),
         sure=int(evidence.sure.sum()),
@@ -365,12 +370,16 @@ def _evidence(audit: Audit) -> EvidenceFindings:
         noticed_below=dict(zip(copies.matches, evidence.noticed_below.tolist(), strict=True)),
         held_out_noticed=None
         if held_out is None
-        else int(is_noticed(held_out.search_ratios, evidence.noticed_below).sum()),
+        else int((is_noticed(held_out.search_ratios, evidence.noticed_below) & ~held_out.blank).sum()),
+        judged=judged,
+        held_out_judged=None if held_out is None else evidence.held_out_judged,
         held_out_alike=None if held_out is None else evidence.held_out_alike,
         beyond=int(evidence.beyond.sum()),
         scan=evidence.scan,
         scan_search=list(copies.matches)[evidence.scan_search],
-        held_out_needed=held_out_needed(noticed, total, level=audit.settings.false_finds) if unnamed else None,
+        held_out_needed=held_out_needed(noticed_once, judged, level=audit.settings.false_finds)
+        if unnamed and noticed_once
+        else None,
         false_finds=audit.settings.false_finds,
         confirmed=evidence.confirmed,
         dismissed=0 if evidence.dismissed is None else int(evidence.dismissed.sum()),
@@ -411,14 +420,22 @@ def _fewer_than(evidence: EvidenceFindings, planted: Sequence[PlantedFindings]) 
     return min(1.0, fewer_than(evidence.noticed.total) / min(part.least for part in kinds))
 
 
-def _nearer(audit: Audit, generated: SetFindings, held_out: SetFindings | None) -> list[Nearer]:
-    if held_out is None:
+def _nearer(audit: Audit) -> list[Nearer]:
+    """Compare generated with held-out images by published measures: those that the tests judge, equal ones once."""
+    if "held_out" not in audit.copies:
         return []
-    distances = [audit.copies[name].neighbors.sq_distances[:, 0].sqrt() for name in ("generated", "held_out")]
-    pairs = [
-        nearer_share(f"memorized quantity at {a}", generated.memorized_quantity[a], held_out.memorized_quantity[a])
-        for a in ("0.15", "0.3")
-    ]
+    judged = {name: to_judge(audit.copies[name]) for name in ("generated", "held_out")}
+    if not all(bool(which.any()) for which in judged.values()):
+        return []
+    counts, distances = [], []
+    for name, which in judged.items():
+        copies = audit.copies[name]
+        distances.append(copies.neighbors.sq_distances[which, 0].sqrt())
+        nearest = copies.neighbors.indices[which, 0]
+        closeness = Closeness(copies.ratios["nearest"][which], copies.ratios["mean"][which], nearest)
+        quantity = closeness.count(limit=audit.settings.ratio).quantity
+        counts.append({threshold: share(count, int(which.sum())) for threshold, count in quantity.items()})
+    pairs = [nearer_share(f"memorized quantity at {a}", counts[0][a], counts[1][a]) for a in ("0.15", "0.3")]
     found = [*pairs, nearer_distances("median distance to the nearest training image", *distances)]
     return [part for part in found if part is not None]
 
@@ -437,7 +454,7 @@ def _set_findings(copies: Copies, ratio: float, measure: str, features: str) -> 
     counts = closeness.count(limit=ratio)
     return SetFindings(
         copies=share(int(below(copies.ratios[measure], ratio).sum()), total),
-        identical=int(copies.identical.sum()),
+        identical=int((copies.identical & ~copies.blank).sum()),
         memorized_fraction=share(counts.memorized, total),
         memorized_quantity={threshold: share(count, total) for threshold, count in counts.quantity.items()},
         median_distance=float(np.median(copies.neighbors.sq_distances[:, 0].sqrt().numpy())),

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_iet.audit.core import Audit, Copies
-from lightning_iet.audit.evidence import Evidence, relative_ratios, scan_searches
+from lightning_iet.audit.evidence import Evidence, relative_ratios, scan_searches, to_judge
 from lightning_iet.audit.reading import ImageSet
 from lightning_iet.audit.search import views
 from lightning_iet.evaluation.memorization import below
@@ -100,7 +100,7 @@ def _order(copies: Copies, evidence: Evidence) -> list[int]:
     keys = [~evidence.named, ~evidence.noticed, ~evidence.beyond, relative, copies.scores]
     if evidence.scan is not None and evidence.decided_by_scan:
         ratios = copies.search_ratios[:, evidence.scan_search].double()
-        counted = ratios <= evidence.scan.threshold
+        counted = (ratios <= evidence.scan.threshold) & ~copies.blank
         if evidence.dismissed is not None:
             counted &= ~evidence.dismissed
         keys = [~counted, ratios.where(counted, 0), *keys]
@@ -223,8 +223,9 @@ def apply_review(audit: Audit, review: Review) -> Audit:
     confirmed, dismissed = (_members(pairs, decided) for decided in (review.confirmed, review.dismissed))
     scan, scan_search = evidence.scan, evidence.scan_search
     if scan is not None and dismissed.any():
-        ratios = copies.search_ratios.masked_fill(dismissed[:, None], torch.inf)
-        scan, scan_search = scan_searches(ratios, audit.copies["held_out"].search_ratios)
+        ratios = copies.search_ratios.masked_fill(dismissed[:, None], torch.inf)[evidence.judged]
+        held_out = audit.copies["held_out"]
+        scan, scan_search = scan_searches(ratios, held_out.search_ratios[to_judge(held_out)])
     decided: Evidence = replace(
         evidence,
         sure=(evidence.sure | confirmed) & ~dismissed,

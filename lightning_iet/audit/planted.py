@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from lightning_iet.audit.comparability import count_levels
+from lightning_iet.audit.comparability import count_levels, one_colour
 from lightning_iet.audit.disguises import flipped, positions_of
 from lightning_iet.audit.reading import ImageSet, image_set
 
@@ -65,9 +65,8 @@ def plant(train: ImageSet, like: ImageSet, *, kinds: tuple[Kind, ...], searched:
         True
     """
     count = max(LEAST, min(MOST, int(SHARE * searched / len(kinds))))
-    flat = train.pixels.flatten(1)
     order = torch.randperm(len(train), generator=torch.Generator().manual_seed(SEED))
-    varied = order[(flat.amax(dim=1) > flat.amin(dim=1)).cpu()[order]]
+    varied = order[~one_colour(train.pixels).cpu()[order]]
     order = varied if len(varied) else order  # images of one colour are copied only if there are no others
     sources, copies, names = [], [], []
     for number, kind in enumerate(kinds):

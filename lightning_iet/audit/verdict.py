@@ -56,7 +56,8 @@ def verdict(findings: Findings) -> Verdict:
     """Say in plain words whether the generated images are copies.
 
     *Copies*: some images are named as copies, or the scan of all thresholds finds more images near to single training
-    images than chance gives in one of a hundred audits *(our choice)*. Else *open* if something was noticed that is not
+    images than chance gives in one of a hundred audits *(our choice)*; unless none is a sure copy and there is reason
+    to doubt the comparison with held-out images, see :func:`_doubts`. Else *open* if something was noticed that is not
     decided, if the sets cannot be compared, or if the audit did not find what it planted itself. Else *none*, or
     *control* if images pass for copies by the published measure as held-out images do.
 
@@ -72,16 +73,20 @@ def verdict(findings: Findings) -> Verdict:
     control = _control(findings)
     looked_for = planted_words(findings.planted)
     scan = evidence.scan
-    if named.count:
+    doubts = _doubts(findings)
+    is_sure = evidence.sure > 0 or not doubts
+    if named.count and is_sure:
         are = "is a copy" if named.count == 1 else "are copies"
         answer = f"The generator copies: {_counted(named)} {are} of training images."
-        details = " ".join([_kinds(findings), *named_above(findings), *reviewed(findings)]) + beyond_words(findings)
+        beware = [f"Beware: {doubt}" for doubt in doubts] if evidence.discovered else []
+        details = " ".join([_kinds(findings), *beware, *named_above(findings), *reviewed(findings)])
+        details += beyond_words(findings)
         return Verdict("copies", answer, looked_for, also, f"{details}{control}{_contaminated(findings)}")
-    if scan is not None and scan.p_value < SIGNIFICANT:
+    if scan is not None and scan.p_value < SIGNIFICANT and is_sure:
         answer = (
-            f"The generator copies: {scan.generated:,} of {total:,} generated images lie nearer to one training image "
+            f"The generator copies: {scan.generated:,} of {_judged(findings)} lie nearer to one training image "
             f"than {scan.threshold:.2f} times the next{SEARCHED[evidence.scan_search]}, but only {scan.held_out:,} of "
-            f"{_held_out(findings):,} held-out ones do."
+            f"{_control_images(findings, 'ones')} do."
         )
         details = (
             f"If both sets were alike, chance would give so large an excess in {_probability(scan.p_value)} audits. "
@@ -89,7 +94,8 @@ def verdict(findings: Findings) -> Verdict:
         )
         details = " ".join([details, *reviewed(findings)]) + beyond_words(findings)
         return Verdict("copies", answer, looked_for, also, f"{details}{_contaminated(findings)}")
-    open_for = _reasons(findings)
+    is_seen = named.count > 0 or (scan is not None and scan.p_value < SIGNIFICANT)  # by a comparison that is doubted
+    open_for = list(dict.fromkeys([*(doubts if is_seen else []), *_reasons(findings)]))
     if open_for:
         rest = " ".join(map(_sentence, open_for[1:]))
         details = f"{rest} {_bound_or_control(findings)}".strip()
@@ -171,7 +177,7 @@ def _reasons(findings: Findings) -> list[str]:
     # How files were stored comes first: it hides copies, those that were planted too, and no further images would help.
     reasons = [difference_words(part) for part in findings.differences if part.name in OF_FILES]
     stored_alike = not reasons
-    if evidence.noticed.count and held_out is None:
+    if evidence.noticed.count and not evidence.held_out_judged:
         reasons.append(
             f"{_counted(evidence.noticed)} {'lies' if evidence.noticed.count == 1 else 'lie'} as near to one training "
             "image as copies do, but without held-out images nobody can tell how many of them are chance: on data of "
@@ -227,12 +233,29 @@ def _reasons(findings: Findings) -> list[str]:
     return reasons
 
 
+def _doubts(findings: Findings) -> list[str]:
+    """Say why a comparison with held-out images names no copies by itself."""
+    varied = findings.evidence.named.total - findings.sets["generated"].one_colour
+    return _repeated(varied - findings.evidence.judged, varied, "generated")
+
+
 def _uniform(images: SetFacts, kind: str) -> list[str]:
     """Say that most images show one colour, or are equal to one another."""
     if 2 * images.one_colour > images.used:
-        return [f"{images.one_colour:,} of {images.used:,} {kind} images show one colour only."]
-    if 2 * images.repeated > images.used and images.used > 2:
-        return [f"{images.repeated:,} of {images.used:,} {kind} images equal another one of them."]
+        return [
+            f"{images.one_colour:,} of {images.used:,} {kind} images show one colour only, which tells nothing of "
+            "copies. Leave them out, and audit again."
+        ]
+    return _repeated(images.repeated, images.used, kind)
+
+
+def _repeated(repeated: int, images: int, kind: str) -> list[str]:
+    """Say that most images equal another one: then those that differ are seldom independent of one another either."""
+    if 2 * repeated > images > 2:
+        return [
+            f"{repeated:,} of {images:,} {kind} images equal another one of them. Give images that differ, "
+            "each of them once."
+        ]
     return []
 
 
@@ -394,7 +417,7 @@ def beyond_words(findings: Findings) -> str:
     is_one = count == 1
     return (
         f" {count:,} generated {'image is' if is_one else 'images are'} nearer to a training image than any of "
-        f"{_held_out(findings):,} held-out images, and {'is' if is_one else 'are'} marked in the list of pairs."
+        f"{_control_images(findings)}, and {'is' if is_one else 'are'} marked in the list of pairs."
     )
 
 
@@ -443,6 +466,18 @@ def _held_out(findings: Findings) -> int:
     return 0 if findings.held_out is None else findings.held_out.copies.total
 
 
+def _judged(findings: Findings) -> str:
+    """Count the generated images that the tests judge: "different" ones, where some are equal or of one colour."""
+    count, total = findings.evidence.judged, findings.evidence.named.total
+    return f"{count:,} {'' if count == total else 'different '}generated images"
+
+
+def _control_images(findings: Findings, noun: str = "images") -> str:
+    """Count the held-out images that they are compared with."""
+    count = findings.evidence.held_out_judged or 0
+    return f"{count:,} {'' if count == _held_out(findings) else 'different '}held-out {noun}"
+
+
 def _probability(p_value: float) -> str:
     times = 1 / p_value if p_value > 0 else float("inf")
     return "fewer than 1 of 1,000,000" if times >= 1e6 else f"1 of {round(times):,}"
@@ -479,7 +514,9 @@ def remarks(facts: SetFacts) -> list[str]:
             f"at {low:g} and white at {high:g}; --range says otherwise."
         )
     if facts.one_colour:
-        lines.append(f"{facts.one_colour:,} of {facts.used:,} images show one colour only.")
+        lines.append(
+            f"{facts.one_colour:,} of {facts.used:,} images show one colour only, which tells nothing of copies."
+        )
     if 2 * facts.repeated > facts.used > 2:
         lines.append(f"{facts.repeated:,} of {facts.used:,} images equal another one of them.")
     if facts.skipped:
@@ -523,7 +560,7 @@ def rows(findings: Findings) -> list[list[str]]:
     noticed = [_cell(evidence.noticed)] + ([] if len(sets) == 1 else [f"{evidence.held_out_noticed:,}"])
     lines.append([f"noticed, each judged alone: ratio < {limits_words(findings)}", *noticed])
     if len(sets) > 1:
-        chance = evidence.named.total / (sets[1].copies.total + 1)
+        chance = evidence.judged / ((evidence.held_out_judged or 0) + 1)
         lines.append(["nearer than any held-out image", f"{evidence.beyond:,}", f"up to {chance:.1f} by chance"])
     if findings.measure == "distinct":
         lines.append([f"d1/d2 < {ratio}, near-duplicates counted once", *(_cell(part.copies) for part in sets)])

@@ -32,6 +32,8 @@ def copies(scores, *, search=None, distances=None, noise=None, **changes):
         "search_sources": torch.zeros(count, 4, dtype=torch.int64),
         "identical": torch.zeros(count, dtype=torch.bool),
         "blank": torch.zeros(count, dtype=torch.bool),
+        "variance": torch.full((count,), 1000.0),
+        "content": torch.arange(count),
     }
     return SimpleNamespace(scores=scores, **found | changes)
 
@@ -158,6 +160,9 @@ def test_a_generator_nearer_in_the_bulk_is_no_copier():
         ({"blank": torch.ones(1, dtype=torch.bool)}, False),  # one colour
         ({"distances": torch.full((1,), 0.2)}, False),  # not three times nearer than held-out images
         ({"noise": torch.full((1,), torch.nan), "identical": torch.ones(1, dtype=torch.bool)}, True),
+        ({"noise": torch.full((1,), 36.0), "variance": torch.full((1,), 163.0)}, False),  # 16.33: a tenth of its own
+        ({"noise": torch.full((1,), 36.0), "variance": torch.full((1,), 164.0)}, True),
+        ({"identical": torch.ones(1, dtype=torch.bool), "variance": torch.full((1,), 0.1)}, True),
     ],
 )
 def test_what_makes_a_copy_a_sure_one(changes, named):
@@ -172,6 +177,74 @@ def test_identical_images_are_not_sure_if_held_out_images_are_identical_too():
     evidence = weigh(copies([0.0], identical=identical), held_out, level=0.05)
     assert not evidence.named.any()
     assert evidence.noticed_below[1] == 0
+
+
+def test_equal_images_say_as_much_as_one_of_them():
+    """One innocent image that is drawn 50 times, by chance nearer than any held-out image, makes no copier."""
+    held_out, other = innocent(100, seed=1), innocent(49)
+    once, often = copies([0.45, *other]), copies([0.45] * 50 + other, content=torch.tensor([7] * 50 + [*range(8, 57)]))
+    plain, found = (weigh(images, copies(held_out), level=0.05) for images in (once, often))
+    assert found.scan == plain.scan == scan_test(once.scores, torch.tensor(held_out), largest=0.5)
+    assert torch.equal(found.noticed_below, plain.noticed_below)
+    assert not found.named.any()
+    assert (int(found.judged.sum()), found.held_out_judged) == (50, 100)
+    assert found.beyond.tolist() == [True] * 50 + [False] * 49
+    assert weigh(copies([0.45] * 50 + other), copies(held_out), level=0.05).scan.p_value < 1e-6  # all of them different
+
+
+def test_what_the_tests_name_are_all_that_equal_it():
+    """Copies are named by the ranks of different images; each that was drawn twice is named twice."""
+    generated, held_out = copies([0.2] * 30 + innocent(30)), copies(innocent(100, seed=1))
+    expected = weigh(generated, held_out, level=0.05)
+    assert int(expected.discovered.sum()) == 30
+    twice = torch.arange(60).repeat(2)
+    found = weigh(copies(generated.scores[twice].tolist(), content=twice), held_out, level=0.05)
+    for name in ("discovered", "noticed", "beyond", "search"):
+        assert torch.equal(getattr(found, name), getattr(expected, name)[twice])
+    assert found.scan == expected.scan
+
+
+def test_equal_held_out_images_are_one_control():
+    """Ninety-one times the same one: only ten say what chance gives."""
+    held_out = copies([0.9] * 91 + innocent(9, seed=1), content=torch.tensor([0] * 91 + [*range(1, 10)]))
+    generated = copies([0.3] * 6 + innocent(54))
+    found = weigh(generated, held_out, level=0.05)
+    assert found.scan == weigh(generated, copies(held_out.scores[90:].tolist()), level=0.05).scan
+    assert found.held_out_judged == 10
+    assert not found.discovered.any()
+
+
+def test_images_of_one_colour_are_neither_copies_nor_a_control():
+    """As black slices at the ends of volumes, which lie in every part of the data."""
+    identical = torch.tensor([False] * 3 + [True] * 20 + [False] * 97)
+    blank = torch.arange(120) < 3
+    scores = [0.0] * 23 + innocent(97)
+    control = {"distances": torch.tensor([0.0] * 2 + [0.4] * 100), "identical": torch.arange(102) < 2}
+    held_out = copies([0.0] * 2 + innocent(100, seed=1), blank=torch.arange(102) < 2, **control)
+    generated = copies(scores, identical=identical | blank, blank=blank, content=torch.arange(120).clamp(min=2))
+    found = weigh(generated, held_out, level=0.05)
+    assert found.named.nonzero().flatten().tolist() == list(range(3, 23))
+    assert found.noticed.nonzero().flatten().tolist() == list(range(3, 23))
+    others = weigh(copies(scores[3:], identical=identical[3:]), copies(held_out.scores[2:].tolist()), level=0.05)
+    assert found.scan == others.scan
+    assert torch.equal(found.noticed_below, others.noticed_below)
+
+
+@pytest.mark.parametrize("score", [0.01, 0.3])
+def test_a_control_of_one_colour_is_none(score):
+    generated = copies([score] * 3 + innocent(20), content=torch.tensor([*range(20), 0, 0, 0]))
+    blank = copies([0.0] * 20, blank=torch.ones(20, dtype=torch.bool), content=torch.zeros(20, dtype=torch.int64))
+    found, expected = weigh(generated, blank, level=0.05), weigh(generated, None, level=0.05)
+    assert (found.scan, found.held_out_judged) == (None, 0)
+    for name in ("sure", "discovered", "noticed", "noticed_below", "search"):
+        assert torch.equal(getattr(found, name), getattr(expected, name))
+
+
+def test_a_generator_of_one_colour_alone_is_not_judged():
+    blank = copies([0.0] * 5, blank=torch.ones(5, dtype=torch.bool), content=torch.arange(5))
+    found = weigh(blank, copies(innocent(30)), level=0.05)
+    assert not (found.named | found.noticed | found.beyond).any()
+    assert found.scan.p_value == 1
 
 
 @pytest.mark.parametrize(

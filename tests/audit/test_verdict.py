@@ -324,6 +324,55 @@ def test_most_images_of_one_colour_or_equal_to_one_another(judge):
     assert "60 of 100 held-out images show one colour only" in f"{words.answer} {words.details}"
 
 
+def nearly_black(count, seed):
+    return random_pixels(count, seed=seed) % 4
+
+
+def test_nearly_black_images_are_alike_without_being_copies(judge):
+    """The last slices of a volume: 35 dB are less than their own noise."""
+    train = image_set(torch.cat([random_pixels(80), nearly_black(1, 3)]), location="train")
+    images = torch.cat([random_pixels(100, seed=7), nearly_black(3, 4)])
+    for control in (held_out_set(), None):
+        findings = judge(image_set(images, location="generated"), train, control)
+        assert findings.evidence.sure == 0
+        assert verdict(findings).level == "open"
+        assert findings.evidence.noticed.count >= 3
+    identical = image_set(torch.cat([images[:100], train.pixels[80:]]), location="generated")
+    assert verdict(judge(identical, train, held_out_set())).level == "copies"
+
+
+def test_slices_of_one_colour_are_neither_copies_nor_contamination(judge):
+    black = torch.zeros(3, 1, 8, 8, dtype=torch.uint8)
+    train = image_set(torch.cat([random_pixels(80), black]), location="train")
+    control = held_out_set(black[:2])
+    findings = judge(planted(train, train.pixels[:20], black), train, control)
+    words = verdict(findings)
+    assert words.answer.startswith("The generator copies: 20 of 123 generated images")
+    assert "20 equal a training image in every pixel" in words.details
+    assert "Beware" not in words.details
+    assert (findings.generated.identical, findings.held_out.identical) == (20, 0)
+    words = verdict(judge(planted(train, black), train, control))
+    assert words.level == "control"
+    assert words.answer.startswith("No sure sign of copying: 3 of 103 generated images (2.9%) pass for copies by the")
+
+
+@pytest.mark.parametrize(("times", "level"), [(30, ("none", "open")), (60, ("open",))])
+def test_one_image_that_is_drawn_again_and_again_is_no_copier(judge, times, level):
+    """An innocent one which by chance lies nearer than any held-out image: only as many different ones could tell."""
+    train = image_set(eight_bits(phantoms(60)), location="train")
+    control = image_set(eight_bits(phantoms(60, seed=1)), location="held-out")
+    pool = eight_bits(phantoms(200, seed=5))
+    options = {"moved": False, "duplicates": False}
+    order = [row["index"] for row in judge(image_set(pool, location="pool"), train, control, **options).pairs]
+    images = torch.cat([pool[order[:1]].expand(times, -1, -1, -1), pool[order[-40:]]])
+    findings = judge(image_set(images, location="generated"), train, control, **options)
+    words = verdict(findings)
+    assert words.level in level
+    assert findings.evidence.judged == 41
+    if times == 60:
+        assert "59 of 100 generated images equal another one of them. Give images that differ" in words.headline
+
+
 def test_generated_images_far_from_everything_are_not_called_innocent(judge):
     train = image_set(random_pixels(80) // 8, location="train")
     control = image_set(random_pixels(100, seed=8) // 8, location="held-out")

@@ -215,7 +215,7 @@ def _card(
         "ratios": {"score": part} | {name: float(values[index]) for name, values in copies.ratios.items()},
         "ratio": part,
         "named": bool(row["named"]),
-        "beyond": f"nearer than any of {len(audit.sets['held_out']):,} held-out images" if beyond else "",
+        "beyond": f"nearer than any of {audit.evidence.held_out_judged:,} held-out images" if beyond else "",
         "remark": ", ".join(remarks),
     }
 
@@ -228,9 +228,10 @@ def parts_of_limits(audit: Audit, copies: Copies) -> Tensor:
         copies: what the searches found.
 
     Returns:
-        Shape ``(Q,)``; exactly those that are noticed lie below 1.
+        Shape ``(Q,)``; exactly those that are noticed lie below 1. Images of one colour never are.
     """
-    return relative_ratios(copies.search_ratios, audit.evidence.noticed_below).amin(dim=1).clamp(max=PARTS_END)
+    parts = relative_ratios(copies.search_ratios, audit.evidence.noticed_below).amin(dim=1).clamp(max=PARTS_END)
+    return parts.masked_fill(copies.blank, PARTS_END)
 
 
 def originals(audit: Audit, *, images: bool) -> list[dict[str, Any]]:
