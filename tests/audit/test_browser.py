@@ -13,6 +13,8 @@ from lightning_iet.audit.report.page import parts_of_limits
 webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium")
 By = pytest.importorskip("selenium.webdriver.common.by").By
 Keys = pytest.importorskip("selenium.webdriver.common.keys").Keys
+Wait = pytest.importorskip("selenium.webdriver.support.ui").WebDriverWait
+Intercepted = pytest.importorskip("selenium.common.exceptions").ElementClickInterceptedException
 pytestmark = pytest.mark.skipif(
     not (shutil.which("chromium") and shutil.which("chromedriver")), reason="needs chromium and chromedriver"
 )
@@ -61,6 +63,17 @@ def visible(page):
 
 def press(page, *keys):
     page.find_element(By.ID, "threshold").send_keys(*keys)
+
+
+def click(page, element):
+    """Bring an element into view and click it; a browser that is still scrolling is given time."""
+
+    def clicked(page):
+        page.execute_script("arguments[0].scrollIntoView({block: 'center'})", element)
+        element.click()
+        return True
+
+    Wait(page, 60, ignored_exceptions=[Intercepted]).until(clicked)
 
 
 def count(audited, threshold, measure="score"):
@@ -124,8 +137,7 @@ def test_the_gallery_is_filtered_and_sorted(page, audited):
 
 def test_a_click_shows_a_pair_side_by_side_with_its_difference(page):
     button = page.find_element(By.CSS_SELECTOR, "button.images")
-    page.execute_script("arguments[0].scrollIntoView({block: 'center'})", button)
-    button.click()
+    click(page, button)
     dialog = page.find_element(By.ID, "large")
     assert dialog.is_displayed()
     shown = [image for image in dialog.find_elements(By.TAG_NAME, "img") if image.is_displayed()]
@@ -149,11 +161,9 @@ def test_a_review_is_saved_for_the_next_audit(page):
     first, second, third = visible(page)[:3]
     for card, decision in ((first, "confirmed"), (second, "dismissed"), (third, "dismissed"), (third, "dismissed")):
         button = card.find_element(By.CSS_SELECTOR, f"button[value={decision}]")
-        page.execute_script("arguments[0].scrollIntoView({block: 'center'})", button)
-        button.click()
+        click(page, button)
     assert first.find_element(By.CSS_SELECTOR, "[aria-pressed=true]").get_attribute("value") == "confirmed"
-    page.execute_script("arguments[0].scrollIntoView({block: 'center'})", save)
-    save.click()
+    click(page, save)
     saved = page.execute_async_script("setTimeout(() => arguments[0](window.saved), 200)")
     decided = {pair["sha256"]: pair["decision"] for pair in json.loads(saved)["pairs"]}
     hashes = [card.get_attribute("data-sha256") for card in (first, second)]
