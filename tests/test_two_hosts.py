@@ -74,13 +74,13 @@ def test_a_machine_that_is_cut_off_ends_the_run_and_the_run_goes_on(tmp_path, ti
         num_nodes=2,
         strategy=strategy,
     )
-    statuses, ends, logs = on_both(tmp_path, config, timeout=120)
+    statuses, ends, logs = on_both(tmp_path, config, timeout=1_200)
     cut_at = float((tmp_path / "cut_off").read_text())
     for status, end, log in zip(statuses, ends, logs, strict=True):
         assert status != 0
         assert "The connection to another process was lost" in log
         assert "--ckpt_path last" in log
-        assert end - cut_at < TIMEOUT + 15
+        assert end - cut_at < TIMEOUT + 150  # without the limit they would wait for half an hour
 
     # The bytes of the first averaging, at the end of the second epoch, and of steps that neither average nor save.
     for rank in (0, 1):
@@ -92,7 +92,7 @@ def test_a_machine_that_is_cut_off_ends_the_run_and_the_run_goes_on(tmp_path, ti
     print(logs[0][-3000:], ends, cut_at)
 
     ip("-n", NAMES[1], "link", "set", "cable1", "up")
-    statuses, _, logs = on_both(tmp_path, config, timeout=120)
+    statuses, _, logs = on_both(tmp_path, config, timeout=1_200)
     assert statuses == [0, 0], "\n".join(logs)
     assert (tmp_path / "starts.txt").read_text().split() == ["0", "10"]
     assert_same_bits(weights(tmp_path), tiny_weights)

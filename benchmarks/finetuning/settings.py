@@ -60,7 +60,7 @@ DIGITS = Setting(
     "digits", "digits", num_train=20, batch_size=20, stop=150, num_unseen=24, num_control=80, num_selection=90,
     num_reference=140, channels=(16, 32), learning_rate=2e-3, warmup=20, ema_decay=0.98, num_samples=320,
     inference_steps=15, lengths=(0.5, 1, 2), plain_lengths=(0.25, 0.375, 0.5, 0.75, 1, 1.5, 2), family="all",
-    search_rates=(1e-3, 1.6e-2), checkpoints=2, num_random=2,
+    search_rates=(1e-3, 1.6e-2), checkpoints=2, num_random=5,
 )  # fmt: skip
 FASHION = Setting(
     "fashion_50", "fashion_mnist", num_train=50, batch_size=25, stop=400, num_unseen=50, num_control=400,

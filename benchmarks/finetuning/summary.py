@@ -12,7 +12,7 @@ from benchmarks.mitigation.summary import at_quality, estimate
 
 Line = Mapping[str, Any]
 
-FIGURES = ("fid", "memorized_fraction", "copies_half", "mq_0.15", "membership_auc")
+FIGURES = ("fid", "memorized_fraction", "copied_images", "copies_half", "mq_0.15", "membership_auc")
 COPIES = "mq_0.15"  # by which a run is stopped in time: it moves long before the others do
 TOLERANCE = 0.005
 RANDOM = "random"

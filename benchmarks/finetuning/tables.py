@@ -7,7 +7,11 @@ from benchmarks.finetuning.summary import Line
 from benchmarks.mitigation.tables import interval, markdown
 
 PAGE = Path("docs/finetuning-benchmark.md")
-_COLUMNS = ("what trains", "share", "FID", "MQ < 0.15", "d1/d2 < 1/2", "memorized (< 1/3)", "membership AUC")
+_COLUMNS = (
+    "what trains", "share", "FID", "MQ < 0.15", "d1/d2 < 1/2", "memorized (< 1/3)", "training images extracted",
+    "membership AUC",
+)  # fmt: skip
+_SHARES = ("copies_half", "memorized_fraction", "copied_images")
 
 
 def tables_of(lines: Sequence[Line]) -> dict[str, str]:
@@ -29,7 +33,7 @@ def at_the_end(lines: Sequence[Line]) -> str:
     cells = [
         [
             line["label"], _share(line), interval(line, "fid", digits=1), interval(line, "mq_0.15", share=True),
-            *(f"{100 * line[name]:.1f} %" for name in ("copies_half", "memorized_fraction")),
+            *(f"{100 * line[name]:.1f} %" for name in _SHARES),
             interval(line, "membership_auc"), f"{line['seconds']:.0f}",
         ]
         for line in lines
@@ -42,7 +46,7 @@ def stopped_in_time(lines: Sequence[Line]) -> str:
     cells = [
         [
             line["label"], _share(line), interval(line, "fid", digits=1), interval(line, "mq_0.15", share=True),
-            *(f"{100 * line[name]:.1f} %" for name in ("copies_half", "memorized_fraction")),
+            *(f"{100 * line[name]:.1f} %" for name in _SHARES),
             interval(line, "membership_auc"),
             f"{line['length']:.2f} ×" + (f"; none in {line['never']:g} runs" if line["never"] else ""),
         ]
@@ -72,7 +76,7 @@ def at_equal_quality(lines: Sequence[Line]) -> str:
 
 
 def _control(line: Line) -> list[str]:
-    shares = [f"*{100 * line[f'{name}_control']:.1f} %*" for name in ("mq_0.15", "copies_half", "memorized_fraction")]
+    shares = [f"*{100 * line[f'{name}_control']:.1f} %*" for name in ("mq_0.15", *_SHARES)]
     return ["*held-out images*", "", f"*{line['fid_control']:.1f}*", *shares, "*0.5: chance*"]
 
 

@@ -181,9 +181,9 @@ def test_tables_show_the_rows_and_the_control():
     end = tables["finetuning digits"].splitlines()
     assert (
         end[2]
-        == "| full fine-tuning | 50 % | 5.0 (5.0–5.0) | 60.0 % (60.0–60.0) | 60.0 % | 60.0 % | 1.00 (1.00–1.00) | 20 |"
+        == "| full fine-tuning | 50 % | 5.0 (5.0–5.0) | 60.0 % (60.0–60.0) | 60.0 % | 60.0 % | 60.0 % | 1.00 (1.00–1.00) | 20 |"
     )
-    assert end[-1] == "| *held-out images* |  | *0.0* | *2.0 %* | *2.0 %* | *2.0 %* | *0.5: chance* |  |"
+    assert end[-1] == "| *held-out images* |  | *0.0* | *2.0 %* | *2.0 %* | *2.0 %* | *2.0 %* | *0.5: chance* |  |"
     assert "| 1.00 × |" in tables["finetuning digits stopped"].splitlines()[2]
     bias, found = tables["finetuning digits equal quality"].splitlines()[2:]
     assert bias == "| biases |  | full fine-tuning: better from the start in 1 of 1 runs |  |"
