@@ -26,6 +26,7 @@ from lightning_iet.functional.parameter_groups import (
     is_norm,
 )
 from lightning_iet.modules.adapters import Selection, select_parameters
+from lightning_iet.modules.adapters.selection import describe_selection, differing_options
 from lightning_iet.modules.adapters.svdiff import rebuild_bases, share_bases, spectral_shifts
 from lightning_iet.shards.ema import averaged_modules, unregistered_averages
 from lightning_iet.shards.layout import weight_averagings
@@ -222,14 +223,7 @@ class ParameterSelection(Callback):
         groups = self.parameter_groups
         if groups is None:
             return "ParameterSelection: everything trains" if self.selection.is_neutral else "ParameterSelection"
-        switches = groups.switches(self.selection.mask, rest=self.selection.rest)
-        on = sum(switches[group.name] for group in groups.groups)
-        what = "blocks" if groups.patterns is None else "groups"
-        rest = "" if not groups.rest else " and in the rest" if switches[REST] else ", not in the rest"
-        return (
-            f"ParameterSelection: {groups.family} in {on} of {len(groups.groups)} {what}{rest}; {self.num_trained:,} "
-            f"for {groups.total:,} parameters ({100 * self.share:.4f} %)"
-        )
+        return f"ParameterSelection: {describe_selection(groups, self.selection, self.num_trained)}"
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """See that the optimizers train what is selected, and nothing that is frozen.
@@ -273,11 +267,13 @@ class ParameterSelection(Callback):
         saved = checkpoint.get("callbacks", {}).get(self.state_key, {})
         if trainer.state.fn != "fit" or saved == self.state_dict():
             return
-        there = _summary(Selection(**saved)) if saved else "everything"
+        there, here = _summary(Selection(**saved)) if saved else "everything", _summary(self.selection)
+        got = f"one under which {here} does"
+        if there == here:
+            got = f"another one: {differing_options(saved, self.state_dict())}"
         raise ValueError(
-            f"The checkpoint expected a selection under which {there} trains, but got one under which "
-            f"{_summary(self.selection)} does. Use the settings of the run that wrote it; to begin another run from "
-            "its weights, load them with load_from_checkpoint."
+            f"The checkpoint expected a selection under which {there} trains, but got {got}. Use the settings of the "
+            "run that wrote it; to begin another run from its weights, load them with load_from_checkpoint."
         )
 
 

@@ -21,6 +21,7 @@ from lightning_iet.functional.diffusion import FlowWeighting, mean_loss
 from lightning_iet.functional.parameter_groups import ParameterGroups, adapted_layer
 from lightning_iet.functional.seeding import derive_seed
 from lightning_iet.modules.adapters import Selection, fold_adapters, parameter_groups, select_parameters
+from lightning_iet.modules.adapters.selection import describe_selection, differing_options
 from lightning_iet.modules.noise_processes import NoiseProcess, noise_process
 from lightning_iet.modules.pretrained import check_same_architecture
 from lightning_iet.utilities.random import seed_rng
@@ -206,6 +207,14 @@ class DenoisingModule(pl.LightningModule):
         return self._selected
 
     @property
+    def trained_part(self) -> str:
+        """What of the network trains, in a line; empty if everything does."""
+        if self.selection is None:
+            return ""
+        groups, trained = self._selected
+        return describe_selection(groups, self.selection, sum(groups.numel[name] for name in trained))
+
+    @property
     def process(self) -> NoiseProcess:
         """How the module is trained and sampled with ``scheduler``.
 
@@ -379,6 +388,11 @@ class DenoisingModule(pl.LightningModule):
             scale = options.pop("norm_lr_scale")
             self.select_parameters(Selection(**options), norm_lr_scale=scale)
             return
+        if saved is not None and own is not None:
+            raise ValueError(
+                f"The checkpoint expected the selection of the run that wrote it, but got another one: "
+                f"{differing_options(saved, own)}. Use the same options."
+            )
         there, here = ("everything" if found is None else f"a part ('{found['family']}')" for found in (saved, own))
         raise ValueError(
             f"The checkpoint expected a module of which {there} is trained, but got one of which {here} is. Use the "

@@ -363,6 +363,11 @@ def _run(
             if failed_masks >= 2 * FAILURES and not _trained(found):
                 raise _nothing_works(f"the first {failed_masks} masks", reason)
     found = space.result(masks, courses)
+    if not found.points and found.running:
+        raise ValueError(
+            f"The search expected masks that were tried, but {found.running} trials still run elsewhere, and none has "
+            "ended well. Give the same command again when they have ended."
+        )
     if not found.points or (failed_masks and not _trained(found)):
         raise ValueError("All trials of the search failed: " + "; ".join(sorted(set(found.failures.values()))) + ".")
     return found

@@ -79,7 +79,7 @@ def model_card(
         scales=pipeline == "ConsistencyModelPipeline",
         shape=module.image_shape,
         steps=module.num_timesteps if sampler == "ddpm" else min(50, module.num_timesteps),
-        training=list(_training(config)),
+        training=list(_training(config, module)),
         quality=_quality(metrics, step) if "control" in metrics else None,
         audit=None if audit is None else _audit(audit),
         share=percent,
@@ -129,7 +129,7 @@ def _pretrained(config: Mapping[str, Any]) -> str | None:
 # --- settings and figures ---------------------------------------------------------------------------------------------
 
 
-def _training(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def _training(config: Mapping[str, Any], module: Any) -> Iterator[tuple[str, str]]:
     """How the model was trained, as (setting, value)."""
     if not config:
         return
@@ -153,6 +153,9 @@ def _training(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     many = f"{shards or 'one per process'} shards, averaged every {length}"
     yield "iterative ensemble training", "off" if shards == 1 else many
     yield "anti-gradient control", _criterion(agc)
+    if part := getattr(module, "trained_part", ""):
+        mask = "" if module.selection.mask is None else f"; mask {module.selection.mask}"
+        yield "what was trained (MemControl)", f"{part}{mask}"
     redistribution, augmentation = config.get("redistribution") or {}, config.get("augmentation") or {}
     if fraction := redistribution.get("fraction"):
         yield "redistribution", f"{fraction:g} of each shard, {redistribution.get('at', 'half_round')}"

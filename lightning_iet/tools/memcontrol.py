@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Literal, TextIO
 
 import lightning.pytorch as pl
+import rich
 import torch
 import yaml
 from jsonargparse import ArgumentError
@@ -131,6 +132,13 @@ def memcontrol(
         "steps of a trial": steps, "checkpoints": checkpoints, "training images": subset or "all",
         "repeated images": f"{repeat[0]}, {repeat[1]} times" if repeat[0] else "none",
     }  # fmt: skip
+    if isinstance(final := settings["trainer"].get("max_steps"), int) and final > 0:
+        rich.get_console().print(
+            f"{trials} masks of {steps:,} steps each take {trials * steps / final:.3g} times the {final:,} steps of "
+            f"{config.name}; what they are compared with comes on top.",
+            soft_wrap=True,
+            highlight=False,
+        )
     with _search_arguments():
         return search_selection(
             training,

@@ -169,6 +169,7 @@ class Cost:
         peak: Measured peak of the memory; None = not measured.
         device: Whose memory that was.
         is_synthetic: Whether a few random images took the place of the data, whose number is then not known.
+        denoiser: Number of parameters of the denoiser, if only a part of it trains.
     """
 
     size: ModelSize
@@ -177,6 +178,7 @@ class Cost:
     peak: int | None = None
     device: str = "cpu"
     is_synthetic: bool = False
+    denoiser: int | None = None
 
     @property
     def has_length(self) -> bool:
@@ -206,7 +208,9 @@ def cost_table(cost: Cost) -> Table:
     size, schedule = cost.size, cost.schedule
     shards, averagings = len(schedule.shard_sizes), schedule.averagings
     table = Table("what", "how much", "made up of", title="What this run will cost")
-    share = f" ({100 * size.trained / (size.trained + size.frozen):.3g} %)" if size.frozen else ""
+    whole = cost.denoiser or size.trained + size.frozen
+    of = " of the denoiser" if cost.denoiser else ""
+    share = f" ({100 * size.trained / whole:.3g} %{of})" if size.frozen else ""
     table.add_row(
         "trained parameters", f"{_count(size.trained)}{share}", f"{_count(size.frozen)} frozen ones beside them"
     )
@@ -322,7 +326,14 @@ class PlanningTrainer(pl.Trainer):
         datamodule.setup("fit")
         synthetic = bool(getattr(getattr(datamodule, "datamodule", datamodule), "synthetic", False))
         device = str(self.strategy.root_device)
-        cost = Cost(model_size(model), schedule_of(self, datamodule), device=device, is_synthetic=synthetic)
+        groups = None if selection is None else selection.parameter_groups
+        cost = Cost(
+            model_size(model),
+            schedule_of(self, datamodule),
+            device=device,
+            is_synthetic=synthetic,
+            denoiser=None if groups is None else groups.total,
+        )
         if measure_steps:
             cost = _measured(self, model, datamodule, cost, steps=measure_steps)
         rich.get_console().print(cost_table(cost))

@@ -382,6 +382,23 @@ def test_resume_with_another_selection_is_refused(tmp_path):
         assert module.on_load_checkpoint.__self__ is module
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"groups": {"a": "conv_in", "b": "mid"}}, "groups was {'a': 'conv_in'} and is {'a': 'conv_in', 'b': 'mid'}"),
+        ({"lora_alpha": 8.0}, "lora_alpha was 4.0 and is 8.0"),
+        ({"lora_targets": ["to_q", "to_k"]}, "lora_targets was ['to_q'] and is ['to_q', 'to_k']"),
+    ],
+)
+def test_a_refused_resume_names_what_differs(changes, message):
+    options = {"groups": {"a": "conv_in"}, "lora_alpha": 4.0, "lora_targets": ["to_q"]}
+    trainer = SimpleNamespace(state=SimpleNamespace(fn="fit"))
+    saved, own = ParameterSelection("bias", **options), ParameterSelection("bias", **{**options, **changes})
+    with pytest.raises(ValueError, match=re.escape(f"'bias' by block trains, but got another one: {message}. Use the")):
+        own._check_same(trainer, {"callbacks": {own.state_key: saved.state_dict()}})
+    own._check_same(trainer, {"callbacks": {own.state_key: own.state_dict()}})
+
+
 def test_validation_of_a_checkpoint_with_adapters(tmp_path):
     module = project()
     trainer = fit(tmp_path, module, ParameterSelection("svdiff"))

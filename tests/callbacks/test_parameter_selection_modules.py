@@ -19,6 +19,7 @@ from lightning_iet.modules.adapters import Selection
 from lightning_iet.modules.adapters.svdiff import spectral_shifts
 from lightning_iet.modules.pipelines import load_pipeline
 from lightning_iet.tools.export import export
+from lightning_iet.tools.plan import PlanningTrainer
 from tests.helpers.models import quiet_trainer
 from tests.helpers.shards import Spied, digits
 from tests.helpers.text_to_image import CaptionedData, make_module, save_pipelines
@@ -184,6 +185,28 @@ def test_a_checkpoint_brings_its_selection(tmp_path, family):
             fit(tmp_path, diffusion(), *callbacks, ckpt_path=tmp_path / "last.ckpt", max_epochs=3)
     with pytest.raises(ValueError, match="expected one selection of parameters, but got a second one"):
         loaded.select_parameters(Selection("norm"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "scale", "message"),
+    [
+        ({}, 0.1, "norm_lr_scale was 0.01 and is 0.1"),
+        ({"mask": "11"}, 0.01, "mask was '10' and is '11'"),
+        (
+            {"family": "bias", "groups": {"a": "x"}},
+            0.01,
+            "family was 'svdiff' and is 'bias', groups was {'a': 'conv_in', ",
+        ),
+    ],
+)
+def test_a_refused_checkpoint_names_what_differs(changes, scale, message):
+    options = {"family": "svdiff", "mask": "10", "groups": {"a": "conv_in", "b": "mid"}}
+    module, checkpoint = diffusion(), {}
+    module.selection, module.norm_lr_scale = Selection(**options), 0.01
+    module.on_save_checkpoint(checkpoint)
+    module.selection, module.norm_lr_scale = Selection(**{**options, **changes}), scale
+    with pytest.raises(ValueError, match=re.escape(message)):
+        module.on_load_checkpoint(checkpoint)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -353,6 +376,16 @@ def test_the_published_bits_on_a_pipeline_of_the_real_classes(folders, tmp_path)
     for name, parameter in start.unet.named_parameters():
         if name.endswith("bias"):
             assert torch.equal(module.unet.get_parameter(name), parameter)
+
+
+def test_a_plan_has_the_share_of_the_denoiser_alone(folders):
+    module = make_module(folders["sd1"])
+    network = sum(parameter.numel() for parameter in module.unet.parameters())
+    cost = PlanningTrainer(
+        accelerator="cpu", devices=1, logger=False, enable_checkpointing=False, callbacks=[ParameterSelection("bias")]
+    ).plan(module, CaptionedData())
+    assert cost.denoiser == network
+    assert cost.size.frozen > network
 
 
 def test_lora_rank_and_a_selection_are_one_too_many(folders, tmp_path):

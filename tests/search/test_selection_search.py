@@ -251,6 +251,18 @@ def test_trainings_that_all_fail_end_the_search(tmp_path):
     assert len(calls) == 3
 
 
+def test_a_search_whose_trials_all_run_elsewhere_says_so(tmp_path, monkeypatch):
+    def interrupted(candidate):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        search(tmp_path, interrupted, trials=1, references=False)
+    monkeypatch.setattr(shared_study, "_is_alive", lambda claim: True)
+    with pytest.raises(ValueError, match="1 trials still run elsewhere, and none has ended well") as error:
+        search(tmp_path, trials=1, references=False)
+    assert "\n" not in str(error.value)
+
+
 def test_an_objective_that_is_not_measured_ends_the_search_at_once(tmp_path):
     calls = []
 

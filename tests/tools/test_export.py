@@ -8,6 +8,7 @@ from diffusers import DDIMScheduler, DDPMPipeline, UNet2DModel
 
 from lightning_iet import DiffusionModule
 from lightning_iet.cli import main
+from lightning_iet.modules.adapters import Selection
 from lightning_iet.tools.audit_model import audit_model
 from lightning_iet.tools.export import export
 from tests.helpers.audits import QUICK_MODEL
@@ -99,6 +100,23 @@ def test_the_card_tells_data_method_settings_and_figures(run, tmp_path):
         assert fact in body, fact
     assert "Measured after" not in body
     assert str(run) not in body
+
+
+def test_the_card_says_which_part_was_trained(run, tmp_path):
+    module = tiny_diffusion()
+    groups, trained = module.select_parameters(Selection("bias", mask="100000"))
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text((run / "config.yaml").read_text())
+    save_checkpoint(module, tmp_path / "run" / "last.ckpt")
+    body = header(export(tmp_path / "run" / "last.ckpt", out=tmp_path / "out"))[1]
+    number = sum(groups.numel[name] for name in trained)
+    share = 100 * number / groups.total
+    assert (
+        f"| what was trained (MemControl) | bias in 1 of {len(groups.groups)} blocks, not in the rest; {number} for "
+        f"{groups.total:,} parameters ({share:.4f} %); mask 100000 |"
+    ) in body
+    whole = header(export(run / "checkpoints" / "last.ckpt", out=tmp_path / "whole"))[1]
+    assert "MemControl" not in whole
 
 
 def test_figures_of_another_step_are_called_so(run, tmp_path):

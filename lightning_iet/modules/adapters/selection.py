@@ -12,6 +12,7 @@ from lightning_iet.functional.parameter_groups import (
     DIFFFIT_OFFSET,
     LORA_FACTORS,
     LORA_TARGETS,
+    REST,
     SVDIFF_SHIFT,
     Family,
     Granularity,
@@ -100,6 +101,43 @@ class Selection:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "lora_targets", tuple(self.lora_targets))
+
+
+def describe_selection(groups: ParameterGroups, selection: Selection, num_trained: int) -> str:
+    """Say in a line what of a network trains.
+
+    Args:
+        groups: Of the network.
+        selection: What trains.
+        num_trained: Number of parameters that train.
+
+    Example:
+        >>> network = nn.ModuleDict({"blocks": nn.ModuleList([nn.Linear(2, 2), nn.Linear(2, 2)])})
+        >>> describe_selection(find_groups(network, "bias"), Selection("bias", "01"), 2)
+        'bias in 1 of 2 blocks; 2 for 12 parameters (16.6667 %)'
+    """
+    switches = groups.switches(selection.mask, rest=selection.rest)
+    on = sum(switches[group.name] for group in groups.groups)
+    what = "blocks" if groups.patterns is None else "groups"
+    rest = "" if not groups.rest else " and in the rest" if switches[REST] else ", not in the rest"
+    share = f"{100 * num_trained / groups.total:.4f} %"
+    where = f"{on} of {len(groups.groups)} {what}{rest}"
+    return f"{groups.family} in {where}; {num_trained:,} for {groups.total:,} parameters ({share})"
+
+
+def differing_options(saved: Mapping[str, Any], own: Mapping[str, Any]) -> str:
+    """Say in which options two specifications of selections differ.
+
+    Args:
+        saved: Of a checkpoint.
+        own: Of what is to go on with it.
+
+    Example:
+        >>> differing_options({"family": "lora", "lora_alpha": 4.0}, {"family": "lora", "lora_alpha": None})
+        'lora_alpha was 4.0 and is None'
+    """
+    names = [name for name in {**saved, **own} if saved.get(name) != own.get(name)]
+    return ", ".join(f"{name} was {saved.get(name)!r} and is {own.get(name)!r}" for name in names)
 
 
 def select_parameters(
