@@ -50,7 +50,7 @@ class SetFacts:
     """What a set of images consists of. ``found`` = ``used`` + the number of ``skipped``.
 
     ``one_colour`` counts the images that show one colour only, ``repeated`` those that equal an earlier one of the set.
-    ``left_alone`` says what other files lie beside them.
+    ``left_alone`` says what other files lie beside them; ``beside`` counts by suffix those that may hold images.
     """
 
     location: str
@@ -65,6 +65,7 @@ class SetFacts:
     one_colour: int
     repeated: int
     left_alone: str = ""
+    beside: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -487,6 +488,7 @@ def _facts(images: ImageSet) -> SetFacts:
         images.origin,
         *varied,
         images.left_alone,
+        dict(images.beside),
     )
 
 

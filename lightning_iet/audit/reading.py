@@ -16,17 +16,29 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_iet.audit.cache import BlockCache, all_or_none, gather, rank, world_size
-from lightning_iet.data.decoding import Background, Channels, Decoded, Fit, Page, Size, decode_stored, to_channels
+from lightning_iet.data.decoding import (
+    HALF_READ,
+    Background,
+    Channels,
+    Decoded,
+    Depth,
+    Fit,
+    Page,
+    Size,
+    decode_stored,
+    to_channels,
+)
 from lightning_iet.data.ranges import RANGES, Range, ValueRange, choose_ranges
 from lightning_iet.data.samples import Skip, reason_of
-from lightning_iet.data.sources import Data, PagedSource, Source, left_alone_by
+from lightning_iet.data.sources import Data, PagedSource, Source, beside, left_alone_by
 from lightning_iet.utilities.files import printable
 from lightning_iet.utilities.fingerprints import digest
 from lightning_iet.utilities.progress import progress_bar
 
-DECODER = 7  # raised with every change of decoding that changes pixels, here or in what this calls
+DECODER = 8  # raised with every change of decoding that changes pixels, here or in what this calls
 BLOCK = 256  # images that are read, stored and looked up together
 DIM = 0.6  # largest value of floating point below which its range is doubtful
+DEEP: tuple[Depth, ...] = ("integers", "floating point")
 FEW = 4  # blocks up to which starting processes takes longer than reading
 _SHRUNK = 44_000  # bytes that the grey versions of an image of more than 64 pixels take while they are gathered
 
@@ -48,6 +60,7 @@ class Origin:
         background: Colour that was laid under transparent pixels.
         range_found: Whether that range was found out from these values rather than given: of integers, and of floating
             point that keeps below 0.6 of its range.
+        mixed: Whether ``value_range`` is that of integers, and floating point beside them has its own, 0 to 1.
     """
 
     kinds: dict[str, int] = field(default_factory=dict)
@@ -60,6 +73,7 @@ class Origin:
     values: Range | None = None
     background: Background = "white"
     range_found: bool = False
+    mixed: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,6 +90,7 @@ class ImageSet:
             several; empty for images that were never stored.
         origin: How they were stored.
         left_alone: What other files lie beside them, in words.
+        beside: Of these, by suffix, the number of files that may hold images.
     """
 
     pixels: Tensor
@@ -86,6 +101,7 @@ class ImageSet:
     hashes: Sequence[str] = field(default=())
     origin: Origin = field(default_factory=Origin)
     left_alone: str = ""
+    beside: Mapping[str, int] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -158,19 +174,19 @@ def read_sets(
     found = {name: _read_blocks(source, cache, name, locations[name], reading) for name, source in sources.items()}
     limits = {name: _limits(blocks) for name, blocks in found.items()}
     given = reading.value_range
-    ranges: dict[str, Range | None] = dict.fromkeys(found, None if isinstance(given, str) else given)
-    integers = {name: values for name, (values, integers) in limits.items() if integers}
+    integers = {name: (limit.low, limit.high) for name, limit in limits.items() if limit.integers}
+    ranges = {name: {depth: RANGES[depth] if isinstance(given, str) else given for depth in DEEP} for name in found}
     if given == "auto":
-        ranges |= choose_ranges(integers)
-    elif given == "full":
-        ranges |= dict.fromkeys(integers, RANGES["integers"])
+        _check_one_depth(limits, locations)
+        for name, chosen in choose_ranges(integers).items():
+            ranges[name]["integers"] = chosen
     # Of floating point nothing is found out: it lies in [0, 1], or is refused. But one that keeps far below 1 may be
     # made for another range.
-    dim = {name for name, (values, _) in limits.items() if 0 < values[1] < DIM}  # 0: none of more than 8 bits
+    dim = {name for name, limit in limits.items() if 0 < limit.high < DIM}  # 0: none of more than 8 bits
     found_out = {*integers, *dim} if given == "auto" else set()
     return {
         name: _join(
-            sources[name], blocks, cache, locations[name], ranges[name], limits[name][0], name in found_out, reading
+            sources[name], blocks, cache, locations[name], ranges[name], limits[name], name in found_out, reading
         )
         for name, blocks in found.items()
     }
@@ -290,11 +306,31 @@ def _read_blocks(source: Source, cache: BlockCache, argument: str, location: str
     return blocks
 
 
-def _limits(blocks: Sequence[_Block]) -> tuple[Range, bool]:
-    """Least and largest value of the images of more than 8 bits, and whether they are integers of an unknown range."""
+class _Limits(NamedTuple):
+    """Least and largest value of the images of more than 8 bits, and what they are."""
+
+    low: float
+    high: float
+    integers: bool
+    floating: bool
+
+
+def _limits(blocks: Sequence[_Block]) -> _Limits:
     values = [block.facts["values"] for block in blocks if block.facts["values"]]
     low, high = (min(v[0] for v in values), max(v[1] for v in values)) if values else (0.0, 0.0)
-    return (low, high), any(block.facts["integers"] for block in blocks)
+    depths = {depth for block in blocks for depth in block.facts["depths"]}
+    return _Limits(low, high, "integers" in depths, "floating point" in depths)
+
+
+def _check_one_depth(limits: Mapping[str, _Limits], locations: Mapping[str, str]) -> None:
+    """Refuse sets of which one range would make the integers, or the floating point, all black."""
+    for name, found in limits.items():
+        if found.integers and found.floating:
+            raise ValueError(
+                f"Argument `range` expected 'full' or values such as 0:4095 for `{name}`, since integers and floating "
+                f"point of more than 8 bits lie side by side in '{locations[name]}', but got 'auto', which is one "
+                "range for all. With --range full white is 65535 and 1."
+            )
 
 
 def _join(
@@ -302,8 +338,8 @@ def _join(
     blocks: Sequence[_Block],
     cache: BlockCache,
     location: str,
-    value_range: Range | None,
-    values: Range,
+    ranges: Mapping[Depth, Range],
+    limits: _Limits,
     range_found: bool,
     reading: Reading,
 ) -> ImageSet:
@@ -312,23 +348,24 @@ def _join(
     height, width = next(size for block in blocks for size in block.sizes)
     pixels = torch.empty(sum(len(block.kept) for block in blocks), channels, height, width, dtype=torch.uint8)
     deep = sum(block.facts["deep"] for block in blocks)
-    used = value_range or RANGES["floating point"]
+    used = ranges["integers" if limits.integers else "floating point"]
     start = 0
     for block in blocks:
         if block.kept:
             stored = cache.require(block.key)
             part = stored["pixels"]
-            if part.is_floating_point():
-                low, high = used
-                scaled = ((part.double() - low) * (255 / (high - low))).clamp(0, 255).round()
-                part = torch.where(stored["deep"].bool()[:, None, None, None], scaled, part).to(torch.uint8)
+            for code, depth in enumerate(DEEP, 1):
+                if "deep" in stored and (these := stored["deep"] == code).any():
+                    low, high = ranges[depth]
+                    scaled = ((part.double() - low) * (255 / (high - low))).clamp(0, 255).round()
+                    part = torch.where(these[:, None, None, None], scaled, part)
             # Grey blocks of an RGB set are repeated over the channels.
             pixels[start : start + len(block.kept)] = part
             start += len(block.kept)
     files = [block.hashes[index - block.first] for block in blocks for index in block.kept]
     # The range that was asked for, and the one that was found out together with the other sets.
-    ranges = (reading.value_range, used if deep else None)
-    how = (DECODER, pillow_version, reading.size, reading.fit, reading.background, *ranges)
+    asked = (reading.value_range, used if deep else None)
+    how = (DECODER, pillow_version, reading.size, reading.fit, reading.background, *asked)
     items = source.items if isinstance(source, PagedSource) else []
     return ImageSet(
         pixels=pixels,
@@ -345,11 +382,13 @@ def _join(
             pages=sum(items[index][1] is not None for block in blocks for index in block.kept) if items else 0,
             unread=_unread(source, [index for block in blocks for index, _ in block.skipped]),
             value_range=used if deep else None,
-            values=values if deep else None,
+            values=(limits.low, limits.high) if deep else None,
             background=reading.background,
             range_found=range_found,
+            mixed=limits.integers and limits.floating and used != ranges["floating point"],
         ),
         left_alone=left_alone_by(source),
+        beside=beside(source),
     )
 
 
@@ -413,7 +452,7 @@ def _pack(decoded: Sequence[Decoded | Exception]) -> dict[str, Tensor]:
         "kinds": Counter(image.kind for image in images.values()),
         "sizes": Counter(f"{image.size[1]}x{image.size[0]}" for image in images.values()),
         "deep": len(deep),
-        "integers": any(image.depth == "integers" for image in deep),
+        "depths": sorted({image.depth for image in deep}),
         "transparent": sum(image.transparent for image in images.values()),
         "values": [min(float(i.pixels.min()) for i in deep), max(float(i.pixels.max()) for i in deep)] if deep else [],
     }
@@ -430,8 +469,8 @@ def _pack(decoded: Sequence[Decoded | Exception]) -> dict[str, Tensor]:
         stacked = np.stack([np.broadcast_to(array, (*array.shape[:2], channels)) for array in arrays])
         packed["pixels"] = torch.from_numpy(stacked).permute(0, 3, 1, 2)
         if deep:
-            flags = [image.depth != "8 bits" for image in images.values()]
-            packed["deep"] = torch.tensor(flags, dtype=torch.uint8)
+            depths: tuple[Depth, ...] = ("8 bits", *DEEP)
+            packed["deep"] = torch.tensor([depths.index(i.depth) for i in images.values()], dtype=torch.uint8)
     return packed
 
 
@@ -483,6 +522,8 @@ def _check_readable(blocks: Sequence[_Block], source: Source, *, argument: str, 
     remedy = "Remove it, or leave out --strict to list and skip it." if strict and kept else "Check the path."
     if "black and white is not known" in reason:
         remedy = "Say with --range LOW:HIGH which values are black and white, such as --range 0:255."
+    if HALF_READ in reason:
+        remedy = "Say --range full if so, or save them in 8 bits."
     raise ValueError(
         f"Argument `{argument}` expected {wanted}, but got '{location}' with {len(skipped)} of "
         f"{kept + len(skipped)} unreadable, the first '{printable(source.name(index))}' ({reason}). {remedy}"

@@ -1,5 +1,6 @@
 """The answer of an audit in words, and its figures in the terminal."""
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
@@ -10,6 +11,7 @@ from lightning_iet.audit.evidence import SIGNIFICANT
 from lightning_iet.audit.findings import Findings, PlantedFindings, SetFacts, SetFindings, claimed
 from lightning_iet.audit.statistics import Nearer, Share
 from lightning_iet.data.decoding import WINDOWED
+from lightning_iet.data.listing import left_alone
 from lightning_iet.data.samples import listed
 from lightning_iet.evaluation.membership import Membership
 from lightning_iet.utilities.text import percent
@@ -209,6 +211,12 @@ def _reasons(findings: Findings) -> list[str]:
         if max(len(facts.skipped) / max(facts.found, 1), facts.origin.unread) > UNREAD:
             unknown = "them" if name == "generated" else "copies of them"
             reasons.append(f"{unread} could not be read, and nothing is known of {unknown}.")
+        if (beside := sum(facts.beside.values())) > UNREAD * (facts.found + beside):
+            lie, were = ("lies 1 file", "was") if beside == 1 else (f"lie {beside:,} files", "were")
+            reasons.append(
+                f"beside the {facts.found:,} {kind} images {lie} that may hold more, and {were} not read "
+                f"({left_alone(Counter(facts.beside))}). Bring them to a form that is read, or move them elsewhere."
+            )
     reasons += _uniform(generated, "generated")
     if held_out is not None:
         reasons += _uniform(findings.sets["held_out"], "held-out")
@@ -509,9 +517,10 @@ def remarks(facts: SetFacts) -> list[str]:
         )
     if origin.value_range is not None and origin.values is not None and origin.value_range != (0, 1):
         (low, high), (least, most) = origin.value_range, origin.values
+        other = " (1 in floating point)" if origin.mixed else ""
         lines.append(
             f"{origin.deep:,} images of more than 8 bits, with values from {least:g} to {most:g}, were read with black "
-            f"at {low:g} and white at {high:g}; --range says otherwise."
+            f"at {low:g} and white at {high:g}{other}; --range says otherwise."
         )
     if facts.one_colour:
         lines.append(

@@ -12,13 +12,13 @@ import shutil
 import tarfile
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import cache
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
-from lightning_iet.data.formats import HEAD, image_suffixes, suffix_of
-from lightning_iet.data.listing import is_system, left_alone
+from lightning_iet.data.formats import HEAD, image_suffixes, is_image, suffix_of
+from lightning_iet.data.listing import is_system, left_alone, may_hold_images
 
 log = logging.getLogger(__name__)
 
@@ -146,6 +146,14 @@ def tar_members(path: Path) -> Iterator[Member]:
             raise ValueError("the archive is cut off")
 
 
+def _is_image(member: Member) -> bool:
+    """Whether a member is an image, by its suffix, or where it has none by its first bytes."""
+    suffix = suffix_of(member.name)
+    if suffix or member.is_link:
+        return suffix in image_suffixes()
+    return is_image(member.read(HEAD), named=False)
+
+
 class TarSource:
     """The images of WebDataset archives: of each member whose suffix is one of an image, one for each sample.
 
@@ -157,35 +165,39 @@ class TarSource:
         image_key: Which of several images of a sample is meant, by what follows the first dot of its name:
             ``"jpg"``, ``"mask.png"``; several for archives of several kinds are separated by ``;``. ``None`` = there is
             one.
+        used: Suffixes of other members that are not left alone, but read for something else.
 
     Attributes:
-        members: The images.
+        members: The images: of each member without a suffix its first bytes tell.
         others: All other members.
-        left_alone: Numbers of images of other keys, in words.
+        left_alone: Numbers of other members and of images of other keys, in words.
+        beside: Of other members, by suffix, the number of those that may hold images, and belong to no image's sample.
 
     Raises:
         SeveralImages: If samples hold several images and none is chosen.
         ValueError: If an archive is cut off, or samples hold several images of one key.
     """
 
-    def __init__(self, paths: Sequence[Path], *, image_key: str | None = None) -> None:
+    def __init__(self, paths: Sequence[Path], *, image_key: str | None = None, used: Collection[str] = ()) -> None:
         self.members: list[Member] = []
         self.others: list[Member] = []
         for member in (member for path in paths for member in tar_members(path)):
-            is_image = suffix_of(member.name) in image_suffixes()
-            (self.members if is_image else self.others).append(member)
-        self.left_alone = ""
-        if image_key is not None:
-            self._choose(image_key)
+            (self.members if _is_image(member) else self.others).append(member)
+        found = Counter(suffix_of(member.name) for member in self.others)
+        unchosen = Counter[str]() if image_key is None else self._choose(image_key)
+        self.left_alone = left_alone(unchosen + Counter({name: n for name, n in found.items() if name not in used}))
+        samples = {member.key for member in self.members}
+        self.beside = may_hold_images(member.name for member in self.others if member.key not in samples)
         self._check_one_each()
 
-    def _choose(self, image_key: str) -> None:
+    def _choose(self, image_key: str) -> Counter[str]:
+        """Keep the images of a key, and count the others."""
         keys = {key.strip().lstrip(".").lower() for key in image_key.split(";")}
         there = Counter(member.ending for member in self.members)
         if not keys & set(there):
             raise SeveralImages(f"no image's name ends in .{', .'.join(sorted(keys))}, but in {_endings(there)}")
-        self.left_alone = left_alone(Counter({f".{key}": n for key, n in there.items() if key not in keys}))
         self.members = [member for member in self.members if member.ending in keys]
+        return Counter({f".{key}": number for key, number in there.items() if key not in keys})
 
     def _check_one_each(self) -> None:
         samples: dict[tuple[Path, str], Member] = {}

@@ -46,6 +46,9 @@ RULES = (
     "grey images stay grey where all images are",
 )
 
+HALF_READ = "colours of 16 bits, of which only the upper 8 can be read: say `range` full if white is 65535"
+"""Why images that Pillow reads without saying that it drops half of their bits are refused."""
+
 _16_BITS = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 
 
@@ -117,7 +120,8 @@ def decode(
         background: Colour under transparent pixels.
         value_range: Values of black and white in images of more than 8 bits: ``"full"`` = 0 and 65535 for integers, 0
             and 1 for floating point. Values beyond them become black or white. ``"auto"`` refuses integers, whose range
-            only a look at all images tells.
+            only a look at all images tells. Files of 16 bits in colour or with transparency are read with the full
+            range only, since Pillow drops the lower 8. Transparency in arrays of more than 8 bits has the same range.
 
     Returns:
         Shape ``(H, W, 1)`` for grey images, else ``(H, W, 3)``, or ``(H, W, 4)`` with ``alpha``.
@@ -158,9 +162,11 @@ def decode_stored(
     if isinstance(data, bytes | Page):
         image, kind = _open(data, value_range)
     else:
-        image = data if isinstance(data, Image.Image) else _image(data)
+        image = data if isinstance(data, Image.Image) else _image(data, value_range)
     pixels: NDArray[Any]
     depth: Depth
+    if isinstance(image, Image.Image):
+        _check_bits(image, value_range)  # of one that Pillow has opened, but not read yet
     if isinstance(image, Values):
         pixels, depth, transparent = image.pixels[..., None], image.depth, False
     else:
@@ -196,7 +202,7 @@ def _open(data: bytes | Page, value_range: ValueRange) -> tuple[Image.Image | ND
         found = read_dicom(data, number, value_range)
         if isinstance(found, Values):
             return found, "DICOM"
-        return _image(found), WINDOWED if found.ndim == 2 and value_range == "auto" else "DICOM"
+        return _image(found, value_range), WINDOWED if found.ndim == 2 and value_range == "auto" else "DICOM"
     if format_of(data) == "NIfTI":
         return read_nifti(data, number), "NIfTI"
     check_page(data, number)
@@ -207,6 +213,7 @@ def _open(data: bytes | Page, value_range: ValueRange) -> tuple[Image.Image | ND
             kind = image.format or "unknown"
             if number:
                 _seek(image, number)
+            _check_bits(image, value_range)
             image.load()
             return ImageOps.exif_transpose(image), kind
 
@@ -218,7 +225,16 @@ def _seek(image: Image.Image, number: int) -> None:
         raise ValueError(MISSING) from error
 
 
-def _image(array: NDArray[Any]) -> NDArray[Any] | Image.Image:
+def _check_bits(image: Image.Image, value_range: ValueRange) -> None:
+    """Refuse an image whose lower 8 of 16 bits Pillow drops as it decodes, unless they are of no account."""
+    if value_range in ("full", RANGES["integers"]) or image.mode in _16_BITS:
+        return
+    # How pixels lie in the file, such as "RGB;16B"; without the order of bytes 16 bits are those of a whole pixel.
+    if any(re.search(r";16[BLN]", str(tile[3])) for tile in getattr(image, "tile", ())):
+        raise ValueError(HALF_READ)
+
+
+def _image(array: NDArray[Any], value_range: ValueRange) -> NDArray[Any] | Image.Image:
     """Check the shape and the type of an array."""
     channels = array.shape[2] if array.ndim == 3 else 1
     if array.ndim not in (2, 3) or channels not in (1, 3, 4) or not array.size:
@@ -228,7 +244,15 @@ def _image(array: NDArray[Any]) -> NDArray[Any] | Image.Image:
     if array.dtype.kind not in "uif":
         raise ValueError(f"pixels of type {array.dtype} have no known range")
     if channels == 4 and array.dtype != np.uint8:  # transparency needs 8 bits
-        array = to_eight_bits(array, RANGES["floating point" if array.dtype.kind == "f" else "integers"])
+        depth: Depth = "floating point" if array.dtype.kind == "f" else "integers"
+        given = None if isinstance(value_range, str) else value_range
+        if depth == "integers" and value_range == "auto":
+            raise ValueError(
+                "integers of more than 8 bits with transparency: which of them are black and white is not known, give "
+                "`range`"
+            )
+        _check_values(array, depth, given)
+        array = to_eight_bits(array, given or RANGES[depth])
     if array.dtype != np.uint8:
         return array
     return Image.fromarray(array[..., 0] if array.ndim == 3 and channels == 1 else array)

@@ -24,6 +24,15 @@ _OTHERS = {
     ".zip", ".npz", ".npy", ".pt", ".safetensors", ".py", ".ipynb", ".pdf", ".idx", ".log",
 }  # fmt: skip
 
+# What may hold images all the same: containers, other formats of images, films, microscopes' and cameras' raw files.
+_MAY_HOLD = {
+    ".npy", ".npz", ".mat", ".h5", ".hdf5", ".pt", ".pth", ".pkl", ".pickle", ".parquet", ".arrow", ".tfrecord",
+    ".tfrecords", ".mdb", ".lmdb", ".beton", ".zip", ".7z", ".rar", ".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz",
+    ".tar.zst", ".jxl", ".jxr", ".exr", ".hdr", ".dng", ".nef", ".cr2", ".cr3", ".arw", ".orf", ".rw2", ".raf",
+    ".raw", ".mha", ".mhd", ".nrrd", ".mgz", ".svs", ".ndpi", ".czi", ".lif", ".nd2", ".mp4", ".avi", ".mov", ".mkv",
+    ".webm",
+}  # fmt: skip
+
 
 def is_system(name: str) -> bool:
     """Whether a path lies in what a system keeps for itself: hidden files, bins, thumbnails of network drives.
@@ -163,6 +172,28 @@ def left_alone(others: Counter[str], system: Counter[str] | None = None, exclude
         f"{number:,} in {name}" if name.lower() in _SYSTEM_FOLDERS else name for name, number in (system or {}).items()
     ]
     return ", ".join([*parts, *([f"{excluded:,} by `exclude`"] if excluded else [])])
+
+
+def may_hold_images(names: Iterable[str]) -> Counter[str]:
+    """Count by suffix the files that are not read as images, but may hold some: arrays, archives, films.
+
+    Example:
+        >>> may_hold_images(["a.npy", "a.txt", "b.NPY"])
+        Counter({'.npy': 2})
+    """
+    return Counter(suffix for suffix in map(suffix_of, names) if suffix in _MAY_HOLD)
+
+
+def without_companions(names: Iterable[str], images: Iterable[str]) -> list[str]:
+    """Leave out what belongs to an image: files in its folder whose names begin with its own, as latents of it do.
+
+    Example:
+        >>> without_companions(["a/1.npz", "a/1_sdxl.npz", "a/10.npz", "b/1.npz"], ["a/1.png"])
+        ['a/10.npz', 'b/1.npz']
+    """
+    stems = {name[: len(name) - len(suffix_of(name))] for name in images}
+    end = re.compile(r"[-_. ](?=[^/\\]*$)|$")
+    return [name for name in names if not any(name[: match.start()] in stems for match in end.finditer(name))]
 
 
 def without_excluded(names: Sequence[str], patterns: Iterable[str]) -> list[str]:

@@ -18,7 +18,9 @@ from lightning_iet.data.listing import (
     check_one_split,
     left_alone,
     list_folder,
+    may_hold_images,
     read_regular,
+    without_companions,
     without_excluded,
 )
 from lightning_iet.data.pages import Pages, may_have_pages, pages_of
@@ -116,6 +118,7 @@ class FolderSource:
     Attributes:
         names: Paths of the images below the folder.
         left_alone: What other files there are, in words; empty where there are none.
+        beside: Of these, by suffix, the number of files that may hold images, and do not belong to one.
         listing: All files.
     """
 
@@ -133,6 +136,8 @@ class FolderSource:
         self.names = without_excluded(images, exclude)
         others = Counter({suffix: number for suffix, number in others.items() if suffix not in used})
         self.left_alone = left_alone(others, self.listing.system, len(images) - len(self.names))
+        unread = {name for name in self.listing.files if suffix_of(name) in others}.difference(images)
+        self.beside = may_hold_images(without_companions(unread, images)) if may_hold_images(unread) else Counter()
 
     def __len__(self) -> int:
         return len(self.names)
@@ -257,6 +262,11 @@ def open_source(path: Path, *, argument: str, pages: Literal["all", "first"] = "
 def left_alone_by(source: Source) -> str:
     """Return what lies beside the images of a source, in words; empty where nothing does."""
     return str(getattr(source.source if isinstance(source, PagedSource) else source, "left_alone", ""))
+
+
+def beside(source: Source) -> dict[str, int]:
+    """Count by suffix the files beside the images of a source that were not read, and may hold images."""
+    return dict(getattr(source.source if isinstance(source, PagedSource) else source, "beside", {}))
 
 
 def split_name(path: Path) -> tuple[Path, str | None]:

@@ -84,7 +84,7 @@ class WebDatasetDataModule(StoredDataModule):
         place = path if path.is_dir() else path.parent
         check_one_split(shard_names([shard.name for shard in paths]), place, argument=argument)
         try:
-            source = TarSource(paths, image_key=self.image_key)
+            source = TarSource(paths, image_key=self.image_key, used=[f".{kind}" for kind in CONDITIONS])
         except SeveralImages as error:
             raise ValueError(
                 f"Argument `image_key` expected to say which image of each sample in '{path}' is meant, but got "
@@ -105,7 +105,7 @@ class WebDatasetDataModule(StoredDataModule):
                     "twice. Remove one."
                 )
         if source.left_alone:
-            log.warning("Of the images in '%s' these are left alone: %s.", path, source.left_alone)
+            log.warning("In '%s' these are left alone: %s; %d images are read.", path, source.left_alone, len(source))
         ending = self.condition or self._found(beside)
         if ending is None:
             return StoredSamples(source)

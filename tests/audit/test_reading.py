@@ -12,10 +12,12 @@ from PIL import Image
 from lightning_iet.audit import reading
 from lightning_iet.audit.cache import BlockCache
 from lightning_iet.audit.reading import Reading, read_images, read_sets
+from lightning_iet.data.folders import ImageFolderDataModule
 from lightning_iet.data.ranges import choose_ranges
 from lightning_iet.data.sources import open_source
 from tests.helpers.image_folders import random_pixels, write_images
 from tests.helpers.medical import dicom
+from tests.helpers.pictures import png_of_16_bits
 
 
 @pytest.fixture(autouse=True)
@@ -264,6 +266,40 @@ def test_integers_of_a_scanner_are_read_by_the_range_that_is_given(tmp_path, rea
     with pytest.raises(ValueError, match="integer pixels lie in"):
         read(tmp_path / "ct.npy")
     assert read(tmp_path / "ct.npy", value_range=(-1024, 3071)).pixels.flatten().tolist() == [0, 255, 64, 255]
+
+
+def test_integers_beside_floating_point_have_no_range_in_common(tmp_path, read):
+    """One range for both made all floating point black; training refuses the same."""
+    values = np.random.default_rng(0).random((6, 8, 8)).astype(np.float32)
+    folder = save_deep(tmp_path / "mixed", values[:3], 65535)
+    for number in range(3, 6):
+        Image.fromarray(values[number]).save(folder / f"{number:03d}.tif")
+    with pytest.raises(ValueError, match=r"^Argument `range` expected .* side by side in .*mixed', but got 'auto'"):
+        read(folder)
+    with pytest.raises(ValueError, match=r"^Argument `range` expected .* side by side, but got 'auto'"):
+        ImageFolderDataModule(folder, num_control=1, num_reference=1).setup("fit")
+    found = read(folder, value_range="full")
+    assert np.abs(found.pixels[:, 0].numpy() - values * 255).max() <= 0.51
+    assert found.origin.mixed
+    data = ImageFolderDataModule(folder, num_control=1, num_reference=1, range="full", channels=1)
+    data.setup("fit")
+    trained = {(255 * image).round().byte().numpy().tobytes() for image, *_ in data.train_set}
+    assert len(trained & {image.numpy().tobytes() for image in found.pixels}) == 4
+
+
+def test_colours_of_16_bits_are_read_with_the_full_range_only(tmp_path, read):
+    """Pillow drops the lower 8: of 12 bits 16 levels would be left."""
+    (tmp_path / "scans").mkdir()
+    scans = np.random.default_rng(0).integers(0, 4096, (4, 6, 5, 3), dtype=np.uint16)
+    for number, scan in enumerate(scans):
+        (tmp_path / f"scans/{number}.png").write_bytes(png_of_16_bits(scan))
+    for value_range in ("auto", (0.0, 4095.0)):
+        with pytest.raises(ValueError, match=r"4 of 4 unreadable, .*upper 8 .*Say --range full if so, or save them in"):
+            read(tmp_path / "scans", value_range=value_range)
+    with pytest.raises(ValueError, match=r"with 4 of 4 that cannot: .* only the upper 8 can be read: say `range` full"):
+        ImageFolderDataModule(tmp_path / "scans", num_control=1, num_reference=1).setup("fit")
+    found = read(tmp_path / "scans", value_range="full")
+    assert np.abs(found.pixels.permute(0, 2, 3, 1).numpy() - scans / 257).max() <= 1
 
 
 @pytest.mark.parametrize(("kind", "options"), [("tif", {}), ("gif", {}), ("webp", {"lossless": True}), ("png", {})])

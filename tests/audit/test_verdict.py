@@ -73,6 +73,33 @@ def test_the_level(judge, copied, control, level):
         assert words.details.startswith(f"{copied} {'is' if is_one else 'are'} ")
 
 
+@pytest.mark.parametrize(
+    ("name", "kind", "files", "words"),
+    [
+        (
+            "generated",
+            "generated",
+            {".npy": 8, ".jxl": 4},
+            "lie 12 files that may hold more, and were not read (8 .npy, 4",
+        ),
+        ("train", "training", {".npz": 10}, "lie 10 files that may hold more, and were not read (10 .npz)"),
+        ("train", "training", {".npz": 8}, ""),  # fewer than a tenth of all
+        ("held_out", "held-out", {".npz": 99}, ""),
+    ],
+)
+def test_files_that_may_hold_images_leave_it_open(judge, name, kind, files, words):
+    """A thousand arrays beside three pictures are most of what was generated."""
+    sets = {"generated": planted(random_set(80)), "train": random_set(80), "held_out": held_out_set()}
+    sets[name] = replace(sets[name], beside=files)
+    found = judge(**sets)
+    if not words:
+        assert verdict(found).level == "none"
+        return
+    assert verdict(found).level == "open"
+    assert f"beside the {len(sets[name])} {kind} images {words}" in verdict(found).answer
+    assert found.sets[name].beside == files
+
+
 def test_copies_without_a_control_that_are_not_sure_stay_open(judge):
     train = random_set(80)
     words = verdict(judge(planted(train, rough(train, 20, 50)), train))
@@ -463,6 +490,8 @@ def test_remarks_on_how_a_set_was_read(clean):
     for part in ("1,140 images are pages", "from 3 to 4080", "white at 4095", "--range", "2 of 80 images show one"):
         assert part in lines
     assert "2 of 82 could not be read: 'a.png' (the file is empty), 'b.png' (cut off)." in lines
+    both = replace(origin, value_range=(0, 65535), mixed=True)
+    assert "white at 65535 (1 in floating point); --range" in " ".join(remarks(replace(facts, origin=both)))
 
 
 @pytest.mark.parametrize(

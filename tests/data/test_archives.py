@@ -97,3 +97,19 @@ def test_patterns_and_folders(tmp_path):
     assert [path.name for path in archives_at(tmp_path / "train-*.tar")] == ["train-0.tar", "train-1.tar"]
     assert [path.name for path in archives_in(tmp_path)] == ["train-0.tar", "train-1.tar", "val-0.tar"]
     assert archives_at(tmp_path / "train-0.idx") == archives_at(tmp_path) == archives_at(tmp_path / "no-*.tar") == []
+
+
+def test_what_is_left_alone_in_an_archive_is_said_and_counted(tmp_path):
+    """Half of the images in a format that nobody reads are no set of the other half."""
+    members = pairs("png", "cls", "npy") | {f"{n}.jxl": b"\xff\x0a" for n in range(100, 105)} | {"README": b"x"}
+    source = open_source(write_tar(tmp_path / "a.tar", members), argument="train")
+    assert len(source) == 6
+    assert source.left_alone == "6 .cls, 6 .npy, 5 .jxl, 1 without a suffix"
+    assert source.beside == {".jxl": 5}  # the arrays belong to samples with images
+    source = TarSource([tmp_path / "a.tar"], used=[".cls"])
+    assert source.left_alone == "6 .npy, 5 .jxl, 1 without a suffix"
+
+
+def test_images_without_a_suffix_are_told_by_their_first_bytes(tmp_path):
+    path = write_tar(tmp_path / "a.tar", {f"{n}": FILES[n] for n in range(6)} | {"6": b"no image", "7": b""})
+    assert np.array_equal(contents(TarSource([path])), PIXELS)

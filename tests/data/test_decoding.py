@@ -1,3 +1,4 @@
+import struct
 import warnings
 from io import BytesIO
 
@@ -8,7 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
 
-from lightning_iet.data.decoding import decode
+from lightning_iet.data.decoding import decode, decode_stored
+from tests.helpers.pictures import png_of_16_bits
 
 COLOURS = np.random.default_rng(0).integers(0, 256, (6, 5, 3), dtype=np.uint8)
 GREYS = COLOURS[..., 0]
@@ -147,3 +149,69 @@ def test_warnings_of_others_stay_as_they_were():
         decode(encoded(Image.fromarray(COLOURS)))
         warnings.warn("seen", stacklevel=1)
     assert [str(warning.message) for warning in caught] == ["seen"]
+
+
+# --- 16 bits in colour, and transparency of more than 8 bits ----------------------------------------------------------
+
+
+@pytest.mark.parametrize("channels", [2, 3, 4])
+@pytest.mark.parametrize("value_range", ["auto", (0, 4095)])
+def test_files_whose_lower_8_bits_pillow_drops_are_refused(channels, value_range):
+    """Colours of 12 bits would be 16 levels."""
+    deep = np.random.default_rng(0).integers(0, 4096, (6, 5, channels), dtype=np.uint16)
+    with pytest.raises(ValueError, match=r"^colours of 16 bits, of which only the upper 8 .* `range` full"):
+        decode(png_of_16_bits(deep), value_range=value_range)
+    with pytest.raises(ValueError, match=r"^colours of 16 bits"):
+        decode(Image.open(BytesIO(png_of_16_bits(deep))), value_range=value_range)
+
+
+def test_so_are_tiff_of_16_bits():
+    tags = {256: 2, 257: 2, 258: 122, 259: 1, 262: 2, 273: 128, 277: 3, 278: 2, 279: 24}
+    entries = [struct.pack("<HHII", tag, 3, 3 if tag == 258 else 1, value) for tag, value in tags.items()]
+    head = b"II*\0" + struct.pack("<IH", 8, len(entries)) + b"".join(entries) + bytes(4)
+    data = head + struct.pack("<HHH", 16, 16, 16) + bytes(range(24))
+    assert decode(data)[0, :, 0].tolist() == [1, 7]  # the upper bytes
+    with pytest.raises(ValueError, match=r"^colours of 16 bits"):
+        decode(data, value_range="auto")
+
+
+def test_of_full_16_bits_the_upper_8_are_enough():
+    deep = np.random.default_rng(0).integers(0, 65536, (6, 5, 3), dtype=np.uint16)
+    for value_range in ("full", (0, 65535)):
+        found = decode(png_of_16_bits(deep), value_range=value_range)
+        assert np.abs(found - deep / 257).max() <= 1
+    assert np.array_equal(decode(png_of_16_bits(deep[..., :1]))[..., 0], np.rint(deep[..., 0] / 257))
+
+
+def test_pixels_of_16_bits_in_all_are_of_8_bits_a_colour():
+    """BMP with 5 or 6 bits a colour names its pixels "BGR;16"."""
+    size, head = 2 * 4 * 4, struct.pack("<IiiHHIIiiII", 40, 4, 4, 1, 16, 3, 32, 0, 0, 0, 0)
+    masks = struct.pack("<III", 0xF800, 0x07E0, 0x001F)
+    data = b"BM" + struct.pack("<IHHI", 66 + size, 0, 0, 66) + head + masks + b"\xff" * size
+    assert (decode(data, value_range="auto") == 255).all()
+
+
+@pytest.mark.parametrize("value_range", ["auto", "full", (-1.0, 1.0)])
+def test_transparency_in_floating_point_is_checked_like_colours(value_range):
+    pixels = np.random.default_rng(0).random((6, 5, 4))
+    pixels[0, 0] = np.nan
+    with pytest.raises(ValueError, match="NaN"):
+        decode(pixels, value_range=value_range)
+    pixels[0, 0] = -1
+    if isinstance(value_range, str):
+        with pytest.raises(ValueError, match=r"lie in \[-1, .* which of them are black and white is not known"):
+            decode(pixels, value_range=value_range)
+    else:
+        eight_bits = np.rint((pixels + 1) / 2 * 255).astype(np.uint8)
+        assert np.array_equal(decode(pixels, value_range=value_range), decode(eight_bits))
+
+
+def test_transparency_in_integers_has_the_range_that_is_given():
+    deep = np.random.default_rng(0).integers(0, 4096, (6, 5, 4), dtype=np.uint16)
+    with pytest.raises(ValueError, match=r"^integers of more than 8 bits with transparency: .* give `range`"):
+        decode(deep, value_range="auto")
+    for value_range, top in (((0, 4095), 4095), ("full", 65535)):
+        eight_bits = np.rint(deep / top * 255).astype(np.uint8)
+        assert np.array_equal(decode(deep, value_range=value_range), decode(eight_bits))
+    with pytest.raises(ValueError, match="integer pixels lie in"):
+        decode_stored(deep.astype(np.int64) * 1000, value_range="full")

@@ -11,7 +11,7 @@ from lightning_iet.data.listing import (
     splits_among,
     without_excluded,
 )
-from lightning_iet.data.sources import FolderSource
+from lightning_iet.data.sources import FolderSource, beside, open_source
 from tests.helpers.pictures import pixels, png, write_pictures
 
 SYSTEM = [
@@ -138,3 +138,13 @@ def test_patterns_are_of_whole_names_or_of_the_last_part():
 def test_the_first_bytes_of_a_file_are_enough(tmp_path):
     (tmp_path / "a").write_bytes(np.arange(256, dtype=np.uint8).tobytes() * 100)
     assert len(list_folder(tmp_path).head("a")) == 4096
+
+
+def test_files_that_may_hold_images_are_counted_but_not_what_belongs_to_an_image(tmp_path):
+    names = ["a/1.png", "a/2.png", "a/1.npz", "a/1_latent.npz", "a/1.txt", "a/9.npz", "b/1.npz", "b.1/2.npz", "a.jxl"]
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    assert FolderSource(tmp_path).beside == {".npz": 3, ".jxl": 1}
+    assert FolderSource(tmp_path, used=[".npz"]).beside == {".jxl": 1}
+    assert beside(open_source(tmp_path, argument="train")) == {".npz": 3, ".jxl": 1}

@@ -1,5 +1,7 @@
 """Image files for tests."""
 
+import struct
+import zlib
 from io import BytesIO
 
 import numpy as np
@@ -26,6 +28,23 @@ def png(image):
     file = BytesIO()
     Image.fromarray(image).save(file, "png")
     return file.getvalue()
+
+
+def png_of_16_bits(image):
+    """The bytes of a PNG file of 16 bits, which Pillow writes of grey images only: (H, W, 1 to 4), uint16."""
+    height, width, channels = image.shape
+    colour_type = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in image)
+    chunks = {
+        b"IHDR": struct.pack(">IIBBBBB", width, height, 16, colour_type, 0, 0, 0),
+        b"IDAT": zlib.compress(rows),
+        b"IEND": b"",
+    }
+    parts = [
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        for name, data in chunks.items()
+    ]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
 
 def to_bytes(tensor):
