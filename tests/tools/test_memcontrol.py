@@ -14,13 +14,16 @@ import yaml
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 
 from lightning_iet import DiffusionModule, DigitsDataModule
-from lightning_iet.callbacks.parameter_selection import read_mask
+from lightning_iet.callbacks.parameter_selection import ParameterSelection, read_mask
 from lightning_iet.cli import main
 from lightning_iet.evaluation.assessment import Assessor
 from lightning_iet.functional.parameter_groups import find_groups
 from lightning_iet.metrics.frechet import frechet_distance
+from lightning_iet.modules.pipelines import synthetic_pipeline
 from lightning_iet.search import Candidate
 from lightning_iet.tools.memcontrol import Training, _for_trials, _selection, figures_at, memcontrol
+from tests.helpers.image_folders import write_images
+from tests.helpers.unets import small_sd_unet
 
 STUDIES = ("references", "masks")
 BARE = "lightning.pytorch.demos.boring_classes.BoringDataModule"
@@ -146,6 +149,41 @@ def test_options_of_the_selection_stay(config):
     result = memcontrol(file, family="all", out=Path("search"), **QUICK)
     assert result.groups == ("conv", "rest")
     assert read_mask(Path("search/chosen.json")).selection.groups == {"conv": "conv_in|conv_out"}
+
+
+def test_the_search_of_the_paper_runs_on_a_pipeline_of_the_real_classes(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    pipeline = synthetic_pipeline(image_size=16, vae_scale=2)
+    pipeline.unet = small_sd_unet()
+    pipeline.save_pretrained("sd")
+    images = torch.randint(256, (12, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    for file in sorted(write_images(Path("images"), images).iterdir()):
+        file.with_suffix(".txt").write_text(f"an image called {file.stem}")
+    paper = Path(__file__).parents[2] / "configs" / "paper" / "memcontrol_sd15.yaml"
+    settings = yaml.safe_load(paper.read_text())
+    settings["model"]["init_args"] |= {"pretrained": "sd", "image_size": 16}
+    small = {"image_size": 16, "batch_size": 4, "num_control": 4, "num_reference": 4, "num_workers": 0}
+    settings["data"]["init_args"] |= {"root": "images"} | small
+    Path("paper.yaml").write_text(yaml.safe_dump(settings))
+    quick = {"trials": 1, "max_steps": 1, "checkpoints": 1, "lr": [1e-4, 1e-4], "out": Path("search")}
+    with pytest.raises(ValueError, match=r"got num_samples 0. A search needs its figures: at least 2"):
+        memcontrol(Path("paper.yaml"), **quick)
+    settings["evaluation"] |= {"num_samples": 2, "num_inference_steps": 2, "k": 2, "features": "none"}
+    settings["evaluation"]["measures"] = ["text_norm"]
+    settings["trainer"] |= {"accelerator": "cpu", "precision": "32-true"}
+    Path("paper.yaml").write_text(yaml.safe_dump(settings))
+    result = memcontrol(Path("paper.yaml"), objectives=["memorized_fraction", "text_norm"], **quick)
+    assert "1 masks of 1 steps each take 6.67e-05 times the 15,000 steps of paper.yaml" in capsys.readouterr().out
+    groups = find_groups(small_sd_unet(), "svdiff", granularity="published")
+    assert result.groups == tuple(group.name for group in groups.groups)
+    assert [(point.candidate.kind, point.candidate.mask) for point in result.all_points] == [
+        ("mask", "1" * 13), ("plain", ""), ("pretrained", ""),
+    ]  # fmt: skip
+    assert result.points[0].trained == groups.count()
+    chosen = read_mask(Path("search/chosen.json"))
+    chosen.check(groups)
+    known = {name: settings["selection"][name] for name in ("family", "granularity", "mask", "norm_lr_scale")}
+    assert ParameterSelection(file=Path("search/chosen.json"), **known).selection == chosen.selection
 
 
 def test_memorization_is_provoked_by_images_that_repeat(config):
