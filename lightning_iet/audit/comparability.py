@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -32,7 +33,7 @@ FARTHER = 1.5  # how much farther from training images than held-out images gene
 
 @dataclass(frozen=True)
 class Difference:
-    """A property in which generated images differ from training images.
+    """A property in which generated, or held-out, images differ from training images.
 
     Attributes:
         name: The property.
@@ -40,8 +41,11 @@ class Difference:
         train: Likewise; of :data:`FAR` that of held-out images.
         distance: Kolmogorov-Smirnov distance of the two distributions; 1 where it is a fact of the whole set; of the
             shape the share of generated images that have another one.
-        control: Distance of held-out from training images; without held-out images, of two halves of these.
+        control: Distance of held-out from training images; without held-out images, or where these differ themselves,
+            of two halves of the training images.
         remedy: What to do about it.
+        compared: Which images differ; ``generated`` is the median of these.
+        more: What to do where the command does not take the options that the remedy names, a sentence each.
     """
 
     name: str
@@ -50,6 +54,8 @@ class Difference:
     distance: float
     control: float
     remedy: str
+    compared: Literal["generated", "held_out"] = "generated"
+    more: tuple[str, ...] = ()
 
 
 LEVELS = "grey levels in an image"
@@ -62,10 +68,11 @@ OF_RANGE = "brightness", "contrast", OCCUPIED, CUT_OFF
 OF_COLOURS = "colourfulness", "red against green", "blue against yellow"
 """What is measured of images in colour; the searches for disguised copies are in grey."""
 FAR = "distance to the nearest training image"
+_SCALED = "If they were scaled in another way, say so with --range."
 _REMEDIES = {
-    "brightness": "If they were scaled or saved in another way, say so with --range or --background.",
-    "contrast": "If they were scaled in another way, say so with --range.",
-    OCCUPIED: "If they were scaled in another way, say so with --range.",
+    "brightness": _SCALED,
+    "contrast": _SCALED,
+    OCCUPIED: _SCALED,
     CUT_OFF: "Values may have been cut off, as a DICOM file's window does: say what is black and white with --range "
     "LOW:HIGH, or --range full.",
     LEVELS: "Files of more than 8 bits may have been read in the wrong range: say it with --range.",
@@ -74,6 +81,12 @@ _REMEDIES = {
     FAR: "They show, or went through, something else: check the paths, --range, --background and --fit.",
 }
 
+_SCALED_OR_SAVED = "If they were scaled or saved in another way, say so with --range or --background."
+_SAVED = "If they were saved over another colour, say so with --background."
+_EIGHT_BITS = (
+    "All files have 8 bits, which no range changes: give images as they were generated; a model that draws noise is "
+    "not trained yet."
+)
 _FEW_COLOURS = (
     "They may have been stored in few colours, as GIF and palette PNG do: give them as they were generated, or bring "
     "all images to half their size with --image-size, which mixes neighbouring colours to shades."
@@ -87,10 +100,15 @@ def compare_sets(sets: Mapping[str, ImageSet]) -> list[Difference]:
     that are nearly black or white, number of grey levels, sharpness (mean absolute Laplacian over the standard
     deviation); where both sets are in colour, colourfulness (mean standard deviation over the channels) and mean tint
     (red against green, blue against yellow). Two distributions differ if their Kolmogorov-Smirnov distance is at least
-    0.6 and twice that of held-out and training images, beyond chance *(our choice: a generator of middling quality must
-    pass, a wrong range must not)*. Where one of the sets alone has a range that was found out, from the values of deep
-    files or the window of DICOM files, 0.3 is enough for what a range changes: then there is a cause to suspect. And
-    0.45 is enough where three of the four properties that a range changes differ by so much.
+    0.6, beyond chance *(our choice: a generator of middling quality must pass, a wrong range must not)*. Where one of
+    the sets alone has a range that was found out, from the values of deep files or the window of DICOM files, 0.3 is
+    enough for what a range changes: then there is a cause to suspect. And 0.45 is enough where three of the four
+    properties that a range changes differ by so much. Of such smaller distances only those count that are twice as
+    large as that of held-out and training images.
+
+    Held-out images are compared with training images as well. Where they differ by 0.6, or by 0.3 of what a range
+    changes where one of the two alone has a range that was found out, they are no control, here or elsewhere; then
+    halves of the training images are.
 
     Args:
         sets: ``"generated"``, ``"train"`` and perhaps ``"held_out"`` images.
@@ -107,28 +125,55 @@ def compare_sets(sets: Mapping[str, ImageSet]) -> list[Difference]:
     """
     sample = {name: _spread(images.pixels) for name, images in sets.items()}
     found = {name: properties(pixels) for name, pixels in sample.items()}
-    held_out = found.get("held_out", {name: values[1::2] for name, values in found["train"].items()})
-    train = found["train"] if "held_out" in found else {name: v[::2] for name, v in found["train"].items()}
     grey = {name: _is_grey(pixels) for name, pixels in sample.items()}
-    distances: dict[str, tuple[float, float]] = {}
-    for name, values in found["generated"].items():
-        if name in OF_COLOURS and (grey["generated"] or grey["train"]):
-            continue  # the searches are in grey
-        if name == LEVELS and values.median() >= FEWER * found["train"][name].median():
-            continue  # a generator of smooth shades may be trained on images of few, and palettes take some of many
-        distance, p_value = _distance(values, found["train"][name])
-        control, _ = _distance(held_out[name], train[name])
-        if distance >= TIMES * control and p_value < SIGNIFICANT:
-            distances[name] = distance, control
-    of_range = _least_of_range(sets, [distances[name][0] for name in OF_RANGE if name in distances])
-    differences = []
-    for name, (distance, control) in distances.items():
-        if distance >= (of_range if name in OF_RANGE else DIFFERENT):
-            medians = float(found["generated"][name].median()), float(found["train"][name].median())
-            remedy = _remedy_of_levels(sets) if name == LEVELS else _REMEDIES[name]
-            differences.append(Difference(name, *medians, distance, control, remedy))
+    train = found["train"]
+    halves = {name: _distance(values[::2], values[1::2])[0] for name, values in train.items()}
+
+    def apart(compared: Literal["generated", "held_out"], controls: Mapping[str, float]) -> dict[str, float]:
+        distances = {}
+        for name, values in found[compared].items():
+            if name in OF_COLOURS and (grey[compared] or grey["train"]):
+                continue  # the searches are in grey
+            if name == LEVELS and values.median() >= FEWER * train[name].median():
+                continue  # a generator of smooth shades may be trained on images of few, and palettes take some of many
+            distance, p_value = _distance(values, train[name])
+            if distance >= min(TIMES * controls[name], DIFFERENT) and p_value < SIGNIFICANT:
+                distances[name] = distance
+        return distances
+
+    def described(
+        compared: Literal["generated", "held_out"], distances: Mapping[str, float], controls: Mapping[str, float]
+    ) -> list[Difference]:
+        return [
+            Difference(
+                name,
+                float(found[compared][name].median()),
+                float(train[name].median()),
+                distance,
+                controls[name],
+                _remedy(name, sets),
+                compared,
+            )
+            for name, distance in distances.items()
+        ]
+
+    controls, no_control = halves, []
+    if "held_out" in found:
+        read_otherwise = _ranges_unlike(sets["held_out"], sets["train"])
+        least = dict.fromkeys(OF_RANGE, DIFFERENT_DEPTH if read_otherwise else DIFFERENT)
+        away = {name: d for name, d in apart("held_out", halves).items() if d >= least.get(name, DIFFERENT)}
+        no_control = described("held_out", away, halves)
+        useless = {*away, *(OF_RANGE if read_otherwise else ())}
+        controls = {
+            name: halves[name] if name in useless else _distance(found["held_out"][name], train[name])[0]
+            for name in train
+        }
+    distances = apart("generated", controls)
+    of_range = _least_of_range(sets, [distances[name] for name in OF_RANGE if name in distances])
+    distances = {name: d for name, d in distances.items() if d >= (of_range if name in OF_RANGE else DIFFERENT)}
+    differences = [*_of_whole_sets(sets), *described("generated", distances, controls)]
     # Of equal distances what is known of the files, for it is the cause.
-    return sorted([*_of_whole_sets(sets), *differences], key=lambda difference: -difference.distance)
+    return sorted(differences + no_control, key=lambda difference: -difference.distance)
 
 
 def compare_distances(generated: Tensor, held_out: Tensor) -> list[Difference]:
@@ -165,15 +210,15 @@ def with_refused(difference: Difference, refused: Mapping[str, str]) -> Differen
         refused: By option, such as ``"--grey"``, a sentence that says what to do instead.
 
     Returns:
-        The difference, its remedy with these sentences, each once.
+        The difference with these sentences, each once.
 
     Example:
         >>> difference = Difference("colourfulness", 1.0, 2.0, 0.7, 0.1, "Leave colours aside with --grey.")
-        >>> with_refused(difference, {"--grey": "Give all sets in grey."}).remedy
-        'Leave colours aside with --grey. Give all sets in grey.'
+        >>> with_refused(difference, {"--grey": "Give all sets in grey."}).more
+        ('Give all sets in grey.',)
     """
     more = dict.fromkeys(sentence for option, sentence in refused.items() if option in difference.remedy)
-    return replace(difference, remedy=" ".join([difference.remedy, *more]))
+    return replace(difference, more=tuple(more))
 
 
 def properties(pixels: Tensor) -> dict[str, Tensor]:
@@ -299,6 +344,19 @@ def _median(shapes: Sequence[tuple[float, int]]) -> float:
 
 def _differ(one: float, other: float) -> bool:
     return abs(one - other) > SAME_SHAPE * min(one, other)
+
+
+def _remedy(name: str, sets: Mapping[str, ImageSet]) -> str:
+    """Name the options that can mend a difference, of these files: a range changes none of 8 bits."""
+    if name == LEVELS:
+        return _remedy_of_levels(sets)
+    known = bool(sets["train"].origin.kinds)  # where training images come from no files, nobody knows what they were
+    ranged = not known or any(
+        images.origin.deep or {WINDOWED, "DICOM"} & images.origin.kinds.keys() for images in sets.values()
+    )
+    if name == "brightness" and (not known or any(images.origin.transparent for images in sets.values())):
+        return _SCALED_OR_SAVED if ranged else _SAVED
+    return _EIGHT_BITS if name in OF_RANGE and not ranged else _REMEDIES[name]
 
 
 def _remedy_of_levels(sets: Mapping[str, ImageSet]) -> str:

@@ -50,6 +50,7 @@ class Evidence:
         scan_search: The position of that search.
         held_out_alike: Held-out images as near to a training image as the least near of those discovered.
         confirmed: Images that a person has confirmed as copies in a review.
+        sure_by_review: Of these the ones that are sure copies for no other reason.
         dismissed: Those that a person has dismissed, bool, shape ``(Q,)``; ``None`` without a review.
     """
 
@@ -65,6 +66,7 @@ class Evidence:
     scan_search: int = 0
     held_out_alike: int = 0
     confirmed: int = 0
+    sure_by_review: int = 0
     dismissed: Tensor | None = None
 
     @property

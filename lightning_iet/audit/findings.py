@@ -115,8 +115,8 @@ class CopiedImage:
 class DuplicateFacts:
     """Near-duplicates inside the training set; ``groups`` lists the names in the largest of them.
 
-    ``among_copied`` is the share of the copies whose original has a near-duplicate, ``among_train`` that of all
-    training images; ``features`` says what near-duplicates were found by.
+    ``among_copied`` is the share of the images of :func:`counted_as_copies` whose original has a near-duplicate,
+    ``among_train`` that of all training images; ``features`` says what near-duplicates were found by.
     """
 
     features: str
@@ -134,6 +134,7 @@ class EvidenceFindings:
     Attributes:
         named: generated images that are named as copies.
         sure: those that need no statistics.
+        sure_by_review: of these the ones that only a person has confirmed.
         discovered: those that are named by comparison with held-out images.
         named_by_number: of those named, the ones that would not be noticed one by one: they are named since so many
             images lie so near to a training image, but so few held-out ones do.
@@ -158,6 +159,7 @@ class EvidenceFindings:
 
     named: Share
     sure: int
+    sure_by_review: int
     discovered: int
     named_by_number: int
     named_by_pixels: int
@@ -201,7 +203,7 @@ class Findings:
         generated: figures of the generated images.
         held_out: the same of the held-out images, if there are any.
         excess: how much larger the share of copies is among generated images.
-        most_copied: training images with the most copies, first the one with most.
+        most_copied: training images with the most copies, see :func:`counted_as_copies`, first the one with most.
         originals: number of training images with at least one copy.
         duplicates: near-duplicates inside the training set, if they were looked for.
         membership: whether the generator's loss tells training images from others, if it was measured.
@@ -211,7 +213,7 @@ class Findings:
         not_degraded: likewise, of degraded copies.
         fewer_than: with 95 % confidence, the share of the generator's images that are copies of the kinds that were
             found, is less; it allows for copies that are not found, and speaks of images that can be read. ``None``
-            where images were noticed.
+            where images were noticed, where nothing is decided, and where the generator copies.
         differences: properties in which generated images differ from training images, or lie farther from them than
             held-out images do.
         nearer: measures in which generated images lie nearer to training images than held-out images do, by more than
@@ -310,13 +312,12 @@ def make_findings(
     ratio = audit.settings.ratio
     copies = audit.copies["generated"]
     measure = next(iter(copies.ratios))
-    copied = below(copies.ratios[measure], ratio) | audit.evidence.named
-    originals = most_copied(copies.sources, copied)
+    originals = most_copied(copies.sources, counted_as_copies(audit))
     figures = {name: _set_findings(found, ratio, measure, audit.features.name) for name, found in audit.copies.items()}
     generated, held_out = figures["generated"], figures.get("held_out")
     planted = judge_planted(audit)
     evidence = _evidence(audit)
-    return Findings(
+    found = Findings(
         settings={"features": audit.features.name, "features_sha256": audit.features.sha256}
         | asdict(audit.settings)
         | dict(settings or {}),
@@ -342,6 +343,22 @@ def make_findings(
         versions={name: version(name) for name in PACKAGES} | {"python": platform.python_version()},
         pairs=pair_rows(audit),
     )
+    return found if found.verdict.level in ("none", "control") else replace(found, fewer_than=None)
+
+
+def counted_as_copies(audit: Audit) -> Tensor:
+    """Tell which generated images are listed with their originals.
+
+    Args:
+        audit: what was found.
+
+    Returns:
+        Those that are named, or pass for copies by the main published measure, and that nobody has dismissed, bool,
+        shape ``(Q,)``.
+    """
+    main = next(iter(audit.copies["generated"].ratios.values()))
+    copied = below(main, audit.settings.ratio) | audit.evidence.named
+    return copied if audit.evidence.dismissed is None else copied & ~audit.evidence.dismissed
 
 
 def _now() -> str:
@@ -363,6 +380,7 @@ def _evidence(audit: Audit) -> EvidenceFindings:
     return EvidenceFindings(
         named=share(int(named.sum()), total),
         sure=int(evidence.sure.sum()),
+        sure_by_review=evidence.sure_by_review,
         discovered=int(evidence.discovered.sum()),
         named_by_number=int((evidence.discovered & ~evidence.sure & ~evidence.noticed).sum()),
         named_by_pixels=int((evidence.sure & ~evidence.noticed).sum()),

@@ -232,6 +232,7 @@ def apply_review(audit: Audit, review: Review) -> Audit:
         discovered=evidence.discovered & ~dismissed,
         noticed=(evidence.noticed | confirmed) & ~dismissed,
         confirmed=int(confirmed.sum()),
+        sure_by_review=int((confirmed & ~evidence.sure).sum()),
         beyond=evidence.beyond & ~dismissed,
         scan=scan,
         scan_search=scan_search,

@@ -1,7 +1,7 @@
 """The answer of an audit in words, and its figures in the terminal."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple
 
 from rich.table import Table
@@ -80,11 +80,12 @@ def verdict(findings: Findings) -> Verdict:
     if named.count and is_sure:
         are = "is a copy" if named.count == 1 else "are copies"
         answer = f"The generator copies: {_counted(named)} {are} of training images."
-        beware = [f"Beware: {doubt}" for doubt in doubts] if evidence.discovered else []
+        beware = [f"Beware: {doubt}" for doubt in said_once(doubts)] if evidence.discovered else []
         details = " ".join([_kinds(findings), *beware, *named_above(findings), *reviewed(findings)])
         details += beyond_words(findings)
         return Verdict("copies", answer, looked_for, also, f"{details}{control}{_contaminated(findings)}")
-    if scan is not None and scan.p_value < SIGNIFICANT and is_sure:
+    is_significant = scan is not None and scan.p_value < SIGNIFICANT
+    if scan is not None and is_significant and is_sure:
         answer = (
             f"The generator copies: {scan.generated:,} of {_judged(findings)} lie nearer to one training image "
             f"than {scan.threshold:.2f} times the next{SEARCHED[evidence.scan_search]}, but only {scan.held_out:,} of "
@@ -96,12 +97,13 @@ def verdict(findings: Findings) -> Verdict:
         )
         details = " ".join([details, *reviewed(findings)]) + beyond_words(findings)
         return Verdict("copies", answer, looked_for, also, f"{details}{_contaminated(findings)}")
-    is_seen = named.count > 0 or (scan is not None and scan.p_value < SIGNIFICANT)  # by a comparison that is doubted
-    open_for = list(dict.fromkeys([*(doubts if is_seen else []), *_reasons(findings)]))
+    seen = doubts if named.count or is_significant else []  # by a comparison that is doubted
+    open_for = said_once([*seen, *_reasons(findings)])
     if open_for:
         rest = " ".join(map(_sentence, open_for[1:]))
-        details = f"{rest} {_bound_or_control(findings)}".strip()
-        also = " ".join(_loss(findings.membership)) if _sentence(open_for[0]) in also else also
+        details = f"{rest} {_bound_or_control(findings, bound=False)}".strip()
+        if any(said in open_for[0] for said in _nearer(findings.nearer)):
+            also = " ".join(_loss(findings.membership))
         return Verdict("open", f"Not decided: {open_for[0]}", looked_for, also, f"{details}{_contaminated(findings)}")
     unread = len(findings.sets["generated"].skipped)
     passing = findings.generated.copies
@@ -157,33 +159,66 @@ def membership_words(membership: Membership) -> str:
     )
 
 
-def difference_words(difference: Difference) -> str:
-    """Say in one sentence how the sets differ, with the remedy."""
+def said_once(reasons: Iterable[Sequence[str]]) -> list[str]:
+    """Join the sentences of each reason, without those that an earlier one has said.
+
+    Args:
+        reasons: sentences, such as those of :func:`difference_sentences`.
+
+    Returns:
+        A text for each reason; none for one of which everything has been said.
+
+    Example:
+        >>> said_once([("they differ in contrast.", "Say so."), ("they differ in brightness.", "Say so.")])
+        ['they differ in contrast. Say so.', 'they differ in brightness.']
+    """
+    said: set[str] = set()
+    texts = []
+    for reason in reasons:
+        texts.append(" ".join(sentence for sentence in reason if sentence not in said))
+        said.update(reason)
+    return [text for text in texts if text]
+
+
+def difference_sentences(difference: Difference) -> tuple[str, ...]:
+    """Say in one sentence how the sets differ, then what to do about it."""
+    return _how_different(difference), difference.remedy, *difference.more
+
+
+def _how_different(difference: Difference) -> str:
     values = f"{difference.generated:.3g} against {difference.train:.3g}"
     if difference.name == TRANSPARENCY:
         values = f"{percent(difference.generated)} against {percent(difference.train)} of the images"
     if difference.name == SHAPE and difference.distance < 1:
         some = f"{percent(difference.distance)} of the generated images differ from training images"
-        return f"{some} in {SHAPE} ({values}). {difference.remedy}"
+        return f"{some} in {SHAPE} ({values})."
     if difference.name == FAR:
         return (
             "generated images lie much farther from training images than held-out images do (median distance "
-            f"{values}). {difference.remedy}"
+            f"{values})."
         )
-    return f"generated and training images differ in {difference.name} ({values}). {difference.remedy}"
+    if difference.compared == "held_out":
+        return f"held-out and training images differ in {difference.name} ({values}): they are no control."
+    return f"generated and training images differ in {difference.name} ({values})."
 
 
-def _reasons(findings: Findings) -> list[str]:
-    """List why nothing is decided, the weightiest first."""
+def _reasons(findings: Findings) -> list[Sequence[str]]:
+    """List why nothing is decided, the weightiest first: what was found, then what to do."""
     evidence, generated, held_out = findings.evidence, findings.sets["generated"], findings.held_out
     # How files were stored comes first: it hides copies, those that were planted too, and no further images would help.
-    reasons = [difference_words(part) for part in findings.differences if part.name in OF_FILES]
+    reasons: list[Sequence[str]] = [
+        difference_sentences(part) for part in findings.differences if part.name in OF_FILES
+    ]
     stored_alike = not reasons
     if evidence.noticed.count and not evidence.held_out_judged:
+        lie = "lies" if evidence.noticed.count == 1 else "lie"
         reasons.append(
-            f"{_counted(evidence.noticed)} {'lies' if evidence.noticed.count == 1 else 'lie'} as near to one training "
-            "image as copies do, but without held-out images nobody can tell how many of them are chance: on data of "
-            "low variety, images that nobody copied lie so near as well. Add --held-out."
+            (
+                f"{_counted(evidence.noticed)} {lie} as near to one training image as copies do, but without held-out "
+                "images nobody can tell how many of them are chance: on data of low variety, images that nobody copied "
+                "lie so near as well.",
+                "Add --held-out.",
+            )
         )
     elif evidence.noticed.count:
         needed = (
@@ -191,16 +226,22 @@ def _reasons(findings: Findings) -> list[str]:
             if evidence.held_out_needed and stored_alike
             else ""
         )
+        are = "is" if evidence.noticed.count == 1 else "are"
         reasons.append(
-            f"{_counted(evidence.noticed)} {'is' if evidence.noticed.count == 1 else 'are'} far nearer to one training "
-            f"image than real images are.{needed} Look at the pairs.{beyond_words(findings)}"
+            (
+                f"{_counted(evidence.noticed)} {are} far nearer to one training image than real images are.{needed} "
+                f"Look at the pairs.{beyond_words(findings)}",
+            )
         )
     elif findings.generated.identical and held_out is not None and held_out.identical:
         own, control = findings.generated.identical, held_out.identical
         reasons.append(
-            f"{own:,} of {generated.used:,} generated images {'equals' if own == 1 else 'equal'} a training image in "
-            f"every pixel, but so {'does' if control == 1 else 'do'} {control:,} of the held-out images: they are no "
-            "control."
+            (
+                f"{own:,} of {generated.used:,} generated images {'equals' if own == 1 else 'equal'} a training image "
+                f"in every pixel, but so {'does' if control == 1 else 'do'} {control:,} of the held-out images: they "
+                "are no control.",
+                "Remove such images from --held-out.",
+            )
         )
     for name, kind in (("generated", "generated"), ("train", "training")):
         facts = findings.sets[name]
@@ -210,12 +251,15 @@ def _reasons(findings: Findings) -> list[str]:
             unread = f"{percent(facts.origin.unread)} of the files of {kind} images"
         if max(len(facts.skipped) / max(facts.found, 1), facts.origin.unread) > UNREAD:
             unknown = "them" if name == "generated" else "copies of them"
-            reasons.append(f"{unread} could not be read, and nothing is known of {unknown}.")
+            reasons.append((f"{unread} could not be read, and nothing is known of {unknown}.", _SAVE_ANEW))
         if (beside := sum(facts.beside.values())) > UNREAD * (facts.found + beside):
             lie, were = ("lies 1 file", "was") if beside == 1 else (f"lie {beside:,} files", "were")
             reasons.append(
-                f"beside the {facts.found:,} {kind} images {lie} that may hold more, and {were} not read "
-                f"({left_alone(Counter(facts.beside))}). Bring them to a form that is read, or move them elsewhere."
+                (
+                    f"beside the {facts.found:,} {kind} images {lie} that may hold more, and {were} not read "
+                    f"({left_alone(Counter(facts.beside))}).",
+                    "Bring them to a form that is read, or move them elsewhere.",
+                )
             )
     reasons += _uniform(generated, "generated")
     if held_out is not None:
@@ -223,57 +267,86 @@ def _reasons(findings: Findings) -> list[str]:
     exact = next((part for part in findings.planted if part.kind == "exact"), None)
     exact_fails = exact is not None and exact.found < 0.9 * exact.planted
     if exact is not None and exact_fails:
-        cause = "Training images are too much alike."
-        if held_out is not None:
-            cause = "Some held-out images are training images, or there are too few of them."
-        if any(part.name == LEVELS_OF_SET for part in findings.differences):
-            cause = "They were brought to the form of the generated images, in which little is left of them."
-        reasons.append(f"only {exact.found:,} of {exact.planted:,} exact copies that were planted were found. {cause}")
+        count = f"only {exact.found:,} of {exact.planted:,} exact copies that were planted were found."
+        reasons.append((count, *_why_exact_fails(findings)))
     for part in findings.planted:
         if part.kind in PROMISED and 2 * part.found < part.planted and not exact_fails:  # else it goes without saying
             reasons.append(
-                f"only {part.found:,} of {part.planted:,} {part.kind} copies that were planted were found: the "
-                "generator's would not be found either."
+                (
+                    f"only {part.found:,} of {part.planted:,} {part.kind} copies that were planted were found: the "
+                    "generator's would not be found either.",
+                    "Add images to --held-out, or give all images in their full size.",
+                )
             )
-    reasons += [difference_words(part) for part in findings.differences if part.name not in OF_FILES]
+    reasons += [difference_sentences(part) for part in findings.differences if part.name not in OF_FILES]
     if any(part.is_large for part in findings.nearer):
-        reasons += _nearer(findings.nearer)
+        reasons += [(said, _SAME_SOURCE) for said in _nearer(findings.nearer)]
     return reasons
 
 
-def _doubts(findings: Findings) -> list[str]:
+_SAVE_ANEW = "The report lists each with what ails it: save them anew, or in another format."
+_SAME_SOURCE = "Look at the pairs, and take held-out images from the source of the training images."
+
+
+def _why_exact_fails(findings: Findings) -> tuple[str, str]:
+    """Say why copies that the audit planted itself were not found, and what to do about it."""
+    if any(part.name == LEVELS_OF_SET for part in findings.differences):
+        return (
+            "They were brought to the form of the generated images, in which little is left of them.",
+            "Give images as they were generated, with all their shades.",
+        )
+    if findings.held_out is not None:
+        return (
+            "Some held-out images are training images, or there are too few of them.",
+            "Remove the former from --held-out, or add others.",
+        )
+    return "Training images are too much alike.", "Give each of them once, in its full size, and add --held-out."
+
+
+def _doubts(findings: Findings) -> list[Sequence[str]]:
     """Say why a comparison with held-out images names no copies by itself."""
     varied = findings.evidence.named.total - findings.sets["generated"].one_colour
-    return _repeated(varied - findings.evidence.judged, varied, "generated")
+    no_control = [difference_sentences(part) for part in findings.differences if part.compared == "held_out"]
+    return [*no_control, *_repeated(varied - findings.evidence.judged, varied, "generated")]
 
 
-def _uniform(images: SetFacts, kind: str) -> list[str]:
+def _uniform(images: SetFacts, kind: str) -> list[Sequence[str]]:
     """Say that most images show one colour, or are equal to one another."""
     if 2 * images.one_colour > images.used:
         return [
-            f"{images.one_colour:,} of {images.used:,} {kind} images show one colour only, which tells nothing of "
-            "copies. Leave them out, and audit again."
+            (
+                f"{images.one_colour:,} of {images.used:,} {kind} images show one colour only, which tells nothing of "
+                "copies.",
+                "Leave them out, and audit again.",
+            )
         ]
     return _repeated(images.repeated, images.used, kind)
 
 
-def _repeated(repeated: int, images: int, kind: str) -> list[str]:
+def _repeated(repeated: int, images: int, kind: str) -> list[Sequence[str]]:
     """Say that most images equal another one: then those that differ are seldom independent of one another either."""
     if 2 * repeated > images > 2:
         return [
-            f"{repeated:,} of {images:,} {kind} images equal another one of them. Give images that differ, "
-            "each of them once."
+            (
+                f"{repeated:,} of {images:,} {kind} images equal another one of them.",
+                "Give images that differ, each of them once.",
+            )
         ]
     return []
 
 
-def _bound_or_control(findings: Findings) -> str:
-    """Say what share of copies there may be all the same, of which kinds, and what was not looked for."""
+def _bound_or_control(findings: Findings, *, bound: bool = True) -> str:
+    """Say what share of copies there may be all the same, of which kinds, and what was not looked for.
+
+    Args:
+        findings: the figures.
+        bound: whether there is such a share: where nothing is decided, none is known.
+    """
     kinds = [part.kind for part in claimed(findings.planted)]
     weak = [part for part in findings.planted if part.kind not in kinds] if kinds else []
     sentences = reviewed(findings)
     readable = " that can be read" if findings.sets["generated"].skipped else ""
-    if findings.fewer_than is not None:
+    if bound and findings.fewer_than is not None:
         sentences.append(
             f"With 95 % confidence, fewer than {percent(findings.fewer_than)} of this generator's images{readable} are "
             f"{_listed(kinds, 'or')} copies; this allows for the share of planted copies that is not found."

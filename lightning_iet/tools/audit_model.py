@@ -21,6 +21,7 @@ from lightning_iet.audit.search import Invariance
 from lightning_iet.data import ImageDataModule
 from lightning_iet.data.decoding import Background, Channels, Fit
 from lightning_iet.data.duplicates import OncePerGroup
+from lightning_iet.data.ranges import format_range
 from lightning_iet.data.samples import Skip, labels_of, name_of
 from lightning_iet.evaluation.membership import Membership, infer_membership, spread_timesteps
 from lightning_iet.evaluation.report import read_metrics
@@ -168,6 +169,8 @@ def audit_model(
             "model": generator.location,
             "model_sha256": generator.sha256,
             "averaged_weights": generator.use_ema,
+            "fit": run.data.fit if run else reading.fit,
+            "range": format_range(run.data.value_range if run else reading.value_range),
         }
         losses = {"loss_images": loss_images, "loss_timesteps": loss_timesteps}
         refused = _REFUSED | (dict.fromkeys(map("--{}".format, _OF_READING), _READ_BY_RUN) if run else {})

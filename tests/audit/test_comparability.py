@@ -19,7 +19,7 @@ from lightning_iet.audit.comparability import (
     with_refused,
 )
 from lightning_iet.audit.reading import Origin, image_set, with_channels
-from lightning_iet.audit.verdict import difference_words
+from lightning_iet.audit.verdict import difference_sentences
 from lightning_iet.data.decoding import decode
 from tests.helpers.image_folders import random_pixels, random_set
 from tests.helpers.phantoms import eight_bits, phantoms
@@ -78,8 +78,81 @@ def test_options_that_are_refused_come_with_what_to_do_instead():
     found = compare_sets(sets(eight_bits(FRESH / 16)))
     brightness = next(difference for difference in found if difference.name == "brightness")
     refused = dict.fromkeys(("--range", "--background"), "Give --train.") | {"--image-size": "Save images."}
-    assert with_refused(brightness, refused).remedy == f"{brightness.remedy} Give --train."
+    assert with_refused(brightness, refused) == replace(brightness, more=("Give --train.",))
     assert with_refused(brightness, {"--image-size": "Save images."}) == brightness
+
+
+@pytest.mark.parametrize(
+    ("kinds", "facts", "remedies"),
+    [
+        ({"PNG": 100}, {}, ("All files have 8 bits, which no range changes", "All files have 8 bits, which")),
+        ({"PNG": 100}, {"transparent": 3}, ("over another colour, say so with --background", "All files have 8 bits")),
+        ({"PNG": 100}, {"deep": 3}, ("say so with --range.", "say so with --range.")),
+        ({"PNG": 100}, {"deep": 3, "transparent": 3}, ("with --range or --background.", "say so with --range.")),
+        ({"DICOM": 100}, {}, ("say so with --range.", "say so with --range.")),
+        ({"windowed DICOM": 100}, {}, ("say so with --range.", "say so with --range.")),
+        ({}, {}, ("with --range or --background.", "say so with --range.")),  # nobody knows what they were read from
+    ],
+)
+@pytest.mark.parametrize("drawn", [True, False])
+def test_a_remedy_is_one_that_can_help(kinds, facts, remedies, drawn):
+    """Options of reading change nothing in files of 8 bits without transparency; drawn images come from no files."""
+    found = with_origin(sets(eight_bits(FRESH / 16)), "train", kinds=kinds, **facts)
+    if not drawn:
+        found = with_origin(found, "generated", kinds={"PNG": 100})
+    named = {difference.name: difference.remedy for difference in compare_sets(found)}
+    assert remedies[0] in named["brightness"]
+    assert all(remedies[1] in named[name] for name in ("contrast", OCCUPIED))
+
+
+def test_only_files_that_can_be_cut_off_have_a_window():
+    found = with_origin(sets(eight_bits(8 * FRESH - 1.2)), "train", kinds={"PNG": 200})
+    (cut_off,) = (difference for difference in compare_sets(found) if difference.name == CUT_OFF)
+    assert cut_off.remedy.startswith("All files have 8 bits")
+    (cut_off,) = (d for d in compare_sets(with_origin(found, "train", kinds={"DICOM": 200})) if d.name == CUT_OFF)
+    assert "as a DICOM file's window does" in cut_off.remedy
+
+
+def named_by_set(differences):
+    return {which: {d.name for d in differences if d.compared == which} for which in ("generated", "held_out")}
+
+
+def test_held_out_images_of_another_range_are_no_control():
+    """Training images behind a narrow window, all others without: each is as far from them as the other."""
+    found = sets(eight_bits(FRESH))
+    found["train"] = image_set(eight_bits(8 * phantoms(200, channels=3) - 1.2), location="train")
+    differences = compare_sets(found)
+    names = named_by_set(differences)
+    assert CUT_OFF in names["generated"] & names["held_out"]
+    assert f"held-out and training images differ in {CUT_OFF}" in " ".join(map(how_different, differences))
+    as_train = compare_sets(found | {"generated": image_set(found["train"].pixels[::2], location="generated")})
+    assert named_by_set(as_train) == {"generated": set(), "held_out": names["held_out"]}
+
+
+def how_different(difference):
+    return difference_sentences(difference)[0]
+
+
+def test_held_out_images_whose_range_was_read_in_another_way_are_no_control():
+    found = sets(eight_bits(0.75 * FRESH))
+    found["held_out"] = image_set(eight_bits(0.75 * phantoms(100, seed=1, channels=3)), location="held-out")
+    assert compare_sets(found) == []
+    names = named_by_set(compare_sets(with_origin(found, "train", kinds={"windowed DICOM": 200})))
+    assert names == {"generated": {"brightness", "contrast", OCCUPIED}, "held_out": {"contrast", OCCUPIED}}
+
+
+@pytest.mark.parametrize(("shift", "differ"), [(65, True), (55, False)])
+def test_a_large_difference_counts_however_far_held_out_images_are(shift, differ):
+    """Brightness as even as the numbers from 0 to 99, held-out images 35 brighter: a distance of 0.35."""
+    noise = random_pixels(100, seed=1) // 4
+    levels = torch.arange(100, dtype=torch.uint8).view(-1, 1, 1, 1)
+    found = {
+        name: image_set(noise + levels + by, location=name)
+        for name, by in (("train", 0), ("held_out", 35), ("generated", shift))
+    }
+    names = named_by_set(compare_sets(found))
+    assert ("brightness" in names["generated"]) == differ
+    assert not names["held_out"]
 
 
 def half(image):
@@ -245,7 +318,7 @@ def test_no_more_than_a_tenth_of_generated_images_is_brought_to_another_shape(ge
         assert "--image-size" in difference.remedy
         share = 1 if len(generated) == 1 else generated["48x24"] / 100
         assert (difference.distance, difference.generated) == (share, 2 / 3 if "64x96" in generated else 2)
-        assert (f"{share:.1%} of the generated images" in difference_words(difference)) == (share < 1)
+        assert (f"{share:.1%} of the generated images" in how_different(difference)) == (share < 1)
 
 
 @given(st.integers(1, 3).filter(lambda c: c != 2), st.integers(0, 99))

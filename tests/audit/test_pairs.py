@@ -11,6 +11,7 @@ from lightning_iet.audit.cache import BlockCache
 from lightning_iet.audit.features import build_features
 from lightning_iet.audit.pairs import Review, apply_review, image_hash, pair_rows, read_review
 from lightning_iet.audit.reading import read_images
+from lightning_iet.audit.report.page import render_page
 from lightning_iet.audit.verdict import verdict
 from lightning_iet.data.sources import open_source
 from lightning_iet.functional.copy_tests import Scan
@@ -68,6 +69,27 @@ def test_a_review_is_kept_and_counts(audited, tmp_path):
     assert "3 of 43 generated images" in verdict(findings).answer
     assert "1 confirmed, and 1 dismissed" in verdict(findings).details
     assert (findings.evidence.confirmed, findings.evidence.dismissed) == (1, 1)
+
+
+def test_what_a_person_has_decided_is_no_measurement(audited):
+    """Dismissed images are in no list of copies, and confirmed ones are no sure copies by their pixels."""
+    rows = pair_rows(audited)
+    dismissed, confirmed = (frozenset({(row["sha256"], row["source_sha256"])}) for row in (rows[0], rows[5]))
+    findings = make_findings(apply_review(audited, Review(dismissed=dismissed, confirmed=confirmed)))
+    before = make_findings(audited)
+    assert rows[0]["copy"]
+    listed = {name for image in findings.most_copied for name in image.copies}
+    assert listed == {name for image in before.most_copied for name in image.copies} - {rows[0]["name"]} | {
+        rows[5]["name"]
+    }
+    assert findings.originals == before.originals
+    sure = before.evidence.sure - 1
+    assert (findings.evidence.sure, findings.evidence.sure_by_review) == (sure + 1, 1)
+    page = render_page(
+        apply_review(audited, Review(dismissed=dismissed, confirmed=confirmed)), findings, pairs=0, images=False
+    )
+    assert f"{sure} are sure copies: equal to a training image" in page
+    assert "1 more are copies since a person has confirmed them (--review)." in page
 
 
 def test_all_dismissed(audited):

@@ -3,6 +3,7 @@ import csv
 import hashlib
 import json
 import re
+from dataclasses import replace
 from datetime import datetime
 from html.parser import HTMLParser
 from io import BytesIO
@@ -19,7 +20,8 @@ from lightning_iet.audit.features import build_features
 from lightning_iet.audit.pairs import for_spreadsheets
 from lightning_iet.audit.report import write_report
 from lightning_iet.audit.report.images import shares
-from lightning_iet.audit.report.page import parts_of_limits
+from lightning_iet.audit.report.page import parts_of_limits, render_page
+from lightning_iet.data.samples import Skip
 from lightning_iet.evaluation.membership import infer_membership
 from lightning_iet.evaluation.memorization import below
 from lightning_iet.utilities.files import printable
@@ -239,6 +241,15 @@ def test_without_images_the_page_has_names_and_figures_only(audited, membership,
     assert {file.name for file in tmp_path.iterdir()} == {"report.html", "pairs.csv", "metrics.json", "ratios.png"}
 
 
+def test_all_that_could_not_be_read_is_counted_though_not_listed(small_audit):
+    skipped = [Skip(f"{number}.png", "cut off") for number in range(1234)]
+    train = replace(small_audit.sets["train"], skipped=skipped)
+    audited = replace(small_audit, sets=small_audit.sets | {"train": train})
+    text = render_page(audited, make_findings(audited), pairs=0, images=False)
+    assert "1,234 could not be read" in text
+    assert "… and 1034 more" in text
+
+
 def test_the_record_says_what_was_found_and_how(report, audited):
     metrics = json.loads((report / "metrics.json").read_text())
     assert metrics["kind"] == "audit"
@@ -258,8 +269,6 @@ def test_membership_is_silent_where_losses_were_not_measured(audited, tmp_path):
 
 
 def test_no_pairs_and_no_duplicates(audited, tmp_path):
-    from dataclasses import replace
-
     bare = replace(audited, duplicates=None, copies={"generated": audited.copies["generated"]})
     write_report(bare, make_findings(bare), tmp_path, pairs=0)
     text = (tmp_path / "report.html").read_text(encoding="utf-8")

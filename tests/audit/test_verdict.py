@@ -289,6 +289,86 @@ def test_sets_that_differ_are_not_compared_in_silence(clean):
     )
 
 
+def test_what_to_do_is_said_once(clean):
+    """Three properties of one cause, and two options that the command does not take."""
+    more = ("Here images are read as the run read them.",)
+    differences = [
+        Difference(name, 3.1, 120.0, 1.0, 0.1, remedy, more=more)
+        for name, remedy in (("contrast", "Use --range."), ("brightness", "Use --range."), ("sharpness", "Resize."))
+    ]
+    words = verdict(replace(clean, differences=differences))
+    assert words.answer == (
+        "Not decided: generated and training images differ in contrast (3.1 against 120). Use --range. Here images are "
+        "read as the run read them."
+    )
+    assert words.details.startswith(
+        "Generated and training images differ in brightness (3.1 against 120). Generated and training images differ in "
+        "sharpness (3.1 against 120). Resize. "
+    )
+
+
+def test_nothing_is_named_by_a_control_that_is_none(clean):
+    """Held-out images that were read in another way lie far away: then innocent images are nearer than they are."""
+    difference = Difference("brightness", 3.1, 120.0, 1.0, 0.1, "Use --range.", compared="held_out")
+    said = "held-out and training images differ in brightness (3.1 against 120): they are no control. Use --range."
+    words = verdict(replace(clean, differences=[difference]))
+    assert (words.level, words.answer) == ("open", f"Not decided: {said}")
+    evidence = replace(clean.evidence, named=share(5, 100), discovered=5)
+    scan = replace(clean.evidence, scan=clean.evidence.scan._replace(p_value=1e-9))
+    for found in (evidence, scan):
+        assert verdict(replace(clean, evidence=found)).level == "copies"
+        words = verdict(replace(clean, evidence=found, differences=[difference]))
+        assert (words.level, words.answer) == ("open", f"Not decided: {said}")
+    words = verdict(replace(clean, evidence=replace(evidence, sure=2), differences=[difference]))
+    assert words.level == "copies"
+    assert f"Beware: {said}" in words.details
+
+
+@pytest.mark.parametrize("reason", ["differs", "planted", "unread", "one colour", "nearer"])
+def test_where_nothing_is_decided_no_bound_is_said(clean, reason):
+    assert "With 95 % confidence, fewer than 5.2%" in verdict(clean).details
+    train, generated = clean.sets["train"], clean.sets["generated"]
+    changes = {
+        "differs": {"differences": [Difference("brightness", 3.1, 120.0, 1.0, 0.1, "Say so with --range.")]},
+        "planted": {"planted": [PlantedFindings("exact", 3, 10, 0.07), *clean.planted[1:]]},
+        "unread": {"sets": clean.sets | {"train": replace(train, found=160, skipped=[Skip("a", "cut off")] * 80)}},
+        "one colour": {"sets": clean.sets | {"generated": replace(generated, one_colour=60)}},
+        "nearer": {"nearer": [Nearer("memorized quantity at 0.15", 0.7, 0.1, True, 1e-20, True)]},
+    }
+    words = verdict(replace(clean, **changes[reason]))
+    assert words.level == "open"
+    assert "confidence" not in words.details
+    assert "Not looked for are" in words.details
+
+
+def test_every_reason_says_what_to_do(clean):
+    """Each text ends in a sentence that tells the reader to do something."""
+    train, generated = clean.sets["train"], clean.sets["generated"]
+    identical = {name: replace(getattr(clean, name), identical=2) for name in ("generated", "held_out")}
+    failed = [PlantedFindings("exact", 3, 10, 0.07), *clean.planted[1:]]
+    weak = [clean.planted[0], PlantedFindings("mirrored", 3, 10, 0.07)]
+    cases = [
+        (identical, "Remove such images from --held-out."),
+        ({"planted": failed}, "Remove the former from --held-out, or add others."),
+        ({"planted": failed, "held_out": None}, "Give each of them once, in its full size, and add --held-out."),
+        ({"planted": weak}, "Add images to --held-out, or give all images in their full size."),
+        (
+            {"sets": clean.sets | {"train": replace(train, found=160, skipped=[Skip("a", "cut off")] * 80)}},
+            "The report lists each with what ails it: save them anew, or in another format.",
+        ),
+        ({"sets": clean.sets | {"generated": replace(generated, repeated=60)}}, "each of them once."),
+        ({"sets": clean.sets | {"generated": replace(generated, one_colour=60)}}, "Leave them out, and audit again."),
+        (
+            {"nearer": [Nearer("memorized quantity at 0.15", 0.7, 0.1, True, 1e-20, True)]},
+            "Look at the pairs, and take held-out images from the source of the training images.",
+        ),
+    ]
+    for changes, option in cases:
+        words = verdict(replace(clean, **changes))
+        assert words.level == "open"
+        assert words.answer.endswith(option)
+
+
 def test_how_files_were_stored_is_said_before_what_was_noticed_all_the_same(clean):
     """An alpha channel hides most of 60 copies: two are noticed, and further held-out images would decide nothing."""
     stored = [
@@ -339,8 +419,10 @@ def test_kinds_that_are_not_found_are_not_claimed(clean):
 def test_most_images_of_one_colour_or_equal_to_one_another(judge):
     train = random_set(80)
     blank = image_set(torch.cat([torch.zeros(60, 1, 8, 8, dtype=torch.uint8), random_pixels(40, seed=7)]), location="g")
-    words = verdict(judge(blank, train, held_out_set()))
+    findings = judge(blank, train, held_out_set())
+    words = verdict(findings)
     assert words.level == "open"
+    assert findings.fewer_than is None
     assert "60 of 100 generated images show one colour only" in f"{words.answer} {words.details}"
     same = image_set(random_pixels(1, seed=7).expand(100, 1, 8, 8).contiguous(), location="g")
     words = verdict(judge(same, train, held_out_set()))
@@ -422,7 +504,8 @@ def test_other_measures_speak_in_the_headline(clean):
     assert words.level == "open"
     assert words.answer == (
         "Not decided: the images lie nearer to training images than held-out images do "
-        "(memorized quantity at 0.15: 70.5% against 9.8%)."
+        "(memorized quantity at 0.15: 70.5% against 9.8%). Look at the pairs, and take held-out images from the source "
+        "of the training images."
     )
 
 
@@ -442,7 +525,7 @@ def test_smaller_differences_are_in_the_headline_but_leave_the_verdict(clean):
     large = Nearer("memorized quantity at 0.3", 0.5, 0.2, True, 1e-9, True)
     words = verdict(replace(clean, nearer=[*small, large]))
     assert words.level == "open"
-    assert words.answer.endswith("4.123 against 4.13; memorized quantity at 0.3: 50.0% against 20.0%).")
+    assert "4.123 against 4.13; memorized quantity at 0.3: 50.0% against 20.0%). Look at the pairs" in words.answer
     assert not words.also
     differs = Difference("brightness", 3.1, 120.0, 1.0, 0.1, "Say so with --range.")
     words = verdict(replace(clean, nearer=small, differences=[differs]))

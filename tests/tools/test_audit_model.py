@@ -282,17 +282,26 @@ def test_colours_are_left_aside_in_the_comparison_alone(here):
     assert grey.membership == coloured.membership
 
 
+def remedies(findings):
+    return {part.name: " ".join([part.remedy, *part.more]) for part in findings.differences}
+
+
 def test_remedies_that_are_refused_say_what_to_do(here):
     """An untrained model draws noise, which differs in all that a range changes, and in sharpness."""
-    of_folders = {part.name: part.remedy for part in run(num_samples=60).differences}
-    assert "--range" in of_folders["brightness"]
-    assert "--train" not in of_folders["brightness"]
+    of_folders = remedies(run(num_samples=60))
+    assert of_folders["brightness"].startswith("All files have 8 bits, which no range changes")
+    assert "a model that draws noise is not trained yet" in of_folders["brightness"]
     assert "give that to `lightning-iet audit`" in of_folders["sharpness"]
     run_folder(here)
     found = audit_model(ckpt=Path("runs"), out=Path("own"), **QUICK_MODEL | {"num_samples": 60})
-    of_run = {part.name: part.remedy for part in found.differences}
+    of_run = remedies(found)
     assert "give --train and --held-out besides" in of_run["brightness"]
     assert "give that to `lightning-iet audit`" in of_run["sharpness"]
+    text = " ".join([found.verdict.headline, found.verdict.details])
+    assert text.count("Here images are read as the run read them") == 1
+    page = Path("own/report.html").read_text(encoding="utf-8").partition("What was checked")[2]
+    assert page.count("Here images are read as the run read them") == 1
+    assert (metrics("own")["settings"]["fit"], metrics("own")["settings"]["range"]) == ("crop", "auto")
 
 
 def test_images_are_brought_to_what_the_model_samples(here, capsys):
@@ -307,11 +316,13 @@ def test_images_are_brought_to_what_the_model_samples(here, capsys):
     assert "expected images of the shape of 8x8, but got some of 8x16" in line
     assert "other" not in left_behind(here)
     content = torch.load("model.ckpt", weights_only=True)
-    trained = {"image_size": (8, 8), "fit": "crop", "channels": 1}
+    trained = {"image_size": (8, 8), "fit": "crop", "channels": 1, "range": "0:4095"}
     torch.save({**content, "ImageFolderDataModule": trained}, "trained.ckpt")
     run(ckpt=Path("trained.ckpt"), train=Path("wide"), out=Path("by_checkpoint"))
     run(train=Path("wide"), out=Path("by_option"), fit="crop")
     assert metrics("by_checkpoint")["generated"] == metrics("by_option")["generated"]
+    used = [[metrics(name)["settings"][key] for key in ("fit", "range")] for name in ("by_checkpoint", "by_option")]
+    assert used == [["crop", "0:4095"], ["crop", "auto"]]
 
 
 @pytest.mark.parametrize(

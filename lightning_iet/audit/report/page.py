@@ -17,11 +17,11 @@ from lightning_iet.audit.core import Audit, Copies, most_copied
 from lightning_iet.audit.disguises import undo
 from lightning_iet.audit.evidence import relative_ratios
 from lightning_iet.audit.features import PIXELS
-from lightning_iet.audit.findings import Findings
+from lightning_iet.audit.findings import Findings, counted_as_copies
 from lightning_iet.audit.report.images import BOTTOM, HEIGHT, LEFT, PIXELATED, RIGHT, TOP, WIDTH, chart, data_uri
 from lightning_iet.audit.statistics import Share, share
 from lightning_iet.audit.verdict import (
-    difference_words,
+    difference_sentences,
     limits_words,
     membership_words,
     named_above,
@@ -29,11 +29,11 @@ from lightning_iet.audit.verdict import (
     remarks,
     reviewed,
     rows,
+    said_once,
     verdict,
 )
 from lightning_iet.data.decoding import RULES
 from lightning_iet.evaluation.membership import Membership, TimestepGap
-from lightning_iet.evaluation.memorization import below
 from lightning_iet.functional.memorization import count_below
 from lightning_iet.utilities.files import printable
 from lightning_iet.utilities.pages import page_environment, read_resource, stylesheet
@@ -245,8 +245,7 @@ def originals(audit: Audit, *, images: bool) -> list[dict[str, Any]]:
         What the template needs of each.
     """
     generated, train, copies = audit.sets["generated"], audit.sets["train"], audit.copies["generated"]
-    copied = below(next(iter(copies.ratios.values())), audit.settings.ratio) | audit.evidence.named
-    found = most_copied(copies.sources, copied)[:ORIGINALS]
+    found = most_copied(copies.sources, counted_as_copies(audit))[:ORIGINALS]
     described = []
     for index, places in found:
         shown = [_image(train.pixels[index], f"Training image {printable(train.names[index])}", images=images)]
@@ -279,7 +278,10 @@ def duplicate_groups(audit: Audit, findings: Findings, *, images: bool) -> dict[
     if facts.features != audit.features.name:
         summary += f" They were looked for in {facts.features}: {audit.features.name} tells classes apart, not images."
     if facts.among_copied is not None:
-        summary += f" Of the copies, {percent(facts.among_copied.share)} are copies of such images."
+        summary += (
+            " Of the images that are named as copies, or pass for copies by the published measure, "
+            f"{percent(facts.among_copied.share)} are copies of such images."
+        )
     return {
         "summary": summary,
         "groups_found": facts.groups_found,
@@ -460,9 +462,11 @@ def _checks(findings: Findings) -> dict[str, Any]:
             "average no larger share of such finds is false was measured in simulations, not proved."
         )
     tests.append(
-        f"{evidence.sure:,} are sure copies: equal to a training image, or nearly so once the disguise is undone, and "
-        "far nearer than held-out images."
+        f"{evidence.sure - evidence.sure_by_review:,} are sure copies: equal to a training image, or nearly so once "
+        "the disguise is undone, and far nearer than held-out images."
     )
+    if evidence.sure_by_review:
+        tests.append(f"{evidence.sure_by_review:,} more are copies since a person has confirmed them (--review).")
     if evidence.held_out_needed:
         tests.append(
             f"About {evidence.held_out_needed:,} held-out images would decide on the images that were noticed."
@@ -473,7 +477,7 @@ def _checks(findings: Findings) -> dict[str, Any]:
         ],
         "not_looked_for": not_looked_for(findings),
         "tests": tests,
-        "differences": [difference_words(part) for part in findings.differences],
+        "differences": said_once(difference_sentences(part) for part in findings.differences),
     }
 
 
@@ -575,6 +579,7 @@ def _set(findings: Findings, name: str) -> dict[str, Any]:
         "sha256": facts.sha256,
         "remarks": remarks(facts),
         "stored": ", ".join(f"{count:,} {kind}" for kind, count in facts.origin.kinds.items()),
+        "unread": f"{len(facts.skipped):,}" if facts.skipped else "",
         "skipped": facts.skipped[:SKIPS],
         "more": len(facts.skipped[SKIPS:]),
     }
