@@ -88,7 +88,7 @@ class ExhaustiveSearch(NamedTuple):
             reach = farthest + rounding(_lengths(norms, farthest), queries.shape[1])
             open_ = (reach >= estimates[:, -1:]).squeeze(1).nonzero().squeeze(1)
             # Not empty where many references are within rounding of the farthest, as in a set full of duplicates.
-            for part in open_.split(max(1, _PAIRS // (4 * width))):
+            for part in open_.split(max(1, _PAIRS // (4 * width))) if len(open_) else ():
                 distances[part], indices[part] = self.nearest(queries[part], 4 * width)
         return distances, indices
 
@@ -100,6 +100,9 @@ class ExhaustiveSearch(NamedTuple):
             block = slice(start, start + self.chunk_size)
             estimates = _partial_distances(rows, self.references[block], self.norms[block])
             top, positions = estimates.topk(min(width, estimates.shape[1]), largest=False)
+            if start == 0:
+                best, indices = top, positions
+                continue
             best, indices = torch.cat([best, top], dim=1), torch.cat([indices, positions + start], dim=1)
             best, positions = best.topk(min(width, best.shape[1]), largest=False)
             indices = indices.gather(1, positions)

@@ -154,8 +154,11 @@ def search_rows(
             search = ExhaustiveSearch(moved, lengths, min(k, len(moved)), ties, chunk_size)
             for rows, *found in _search(queries, search, projection, distances[:, -1]):
                 near, index = (tensor.to(queries.device) for tensor in found)
-                before = distances[rows], indices[rows]
-                distances[rows], indices[rows] = merge_nearest(before, (near, index + part.start), k=k)
+                if len(parts) == 1:  # nothing to merge with; at an infinite distance is no neighbour
+                    distances[rows], indices[rows] = near, index.masked_fill(near == torch.inf, -1)
+                else:
+                    before = distances[rows], indices[rows]
+                    distances[rows], indices[rows] = merge_nearest(before, (near, index + part.start), k=k)
                 done += len(rows)
                 if progress is not None:
                     progress(done // len(parts))
