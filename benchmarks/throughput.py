@@ -3,18 +3,28 @@
     python -m benchmarks.throughput                          the CIFAR U-Net, 35.7 M parameters, batch 128
     python -m benchmarks.throughput --width 32 --batch-size 16     in a few minutes
     python -m benchmarks.throughput --fast channels_last bf16 fused compile
+    python -m benchmarks.throughput --digits --steps 800     the small U-Net of the digits, under the command line
 
 The bare loop does the same work over the same U-Net of diffusers: noise, loss, clipped gradients, Adam, moving average.
 Its steps alternate with the Trainer's in one run, so that a drift of the machine meets them alike; the ratio is that of
 the medians. Fast settings are measured in a second run, again in turns with the bare loop in float32: what they gain is
 the ratio of the two ratios. The losses of both runs, on the same images and noise, are printed beside each other.
+
+Of the digits the run is that of `lightning-iet fit --config digits/baseline` without its evaluation: epochs of four
+steps, with all that they begin and end with. Its time is that of the processor, on one thread, so that other work on
+the machine changes little; means count, since medians leave out the ends of epochs.
 """
 
 import argparse
+import copy
+import json
 import statistics
 import time
 import warnings
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from tempfile import TemporaryDirectory
+from typing import ClassVar, cast
 
 import lightning.pytorch as pl
 import torch
@@ -28,8 +38,10 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from benchmarks.agc_step import CIFAR
 from lightning_iet import DiffusionModule
+from lightning_iet.cli import main as command_line
 
 LIMIT, FAST_LIMIT, FAST_LIMIT_GPU = 0.97, 1.5, 3.0
+DIGITS_LIMIT = 1.10
 SETTINGS = ("channels_last", "bf16", "fused", "compile")
 
 
@@ -42,17 +54,32 @@ def make_unet(width: int) -> UNet2DModel:
 class BareLoop:
     """What one writes without Lightning, one step at a time."""
 
-    def __init__(self, unet: UNet2DModel, loader: DataLoader, device: torch.device) -> None:
+    def __init__(
+        self,
+        unet: UNet2DModel,
+        loader: DataLoader,
+        device: torch.device,
+        *,
+        lr: float = 2e-4,
+        decay: float = 0.9999,
+        clip: float | None = 1.0,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
         self.unet = unet.to(device).train()
-        self.ema = AveragedModel(self.unet, multi_avg_fn=get_ema_multi_avg_fn(0.9999))
-        self.optimizer = torch.optim.Adam(self.unet.parameters(), lr=2e-4)
+        self.ema = AveragedModel(self.unet, multi_avg_fn=get_ema_multi_avg_fn(decay))
+        self.optimizer = torch.optim.Adam(self.unet.parameters(), lr=lr, fused=clip is None or None)
         self.scheduler = DDPMScheduler()
-        self.batches = iter(loader)
-        self.device = device
+        self.batches = self._batches(loader)
+        self.device, self.clip, self.clock = device, clip, clock
+
+    @staticmethod
+    def _batches(loader: DataLoader) -> Iterator[list[Tensor]]:
+        while True:
+            yield from loader
 
     def step(self) -> float:
         """Take a step; returns its seconds."""
-        start = time.perf_counter()
+        start = self.clock()
         images = next(self.batches)[0].to(self.device, non_blocking=True) * 2 - 1
         noise = torch.randn_like(images)
         timesteps = torch.randint(1000, (len(images),), device=self.device)
@@ -60,11 +87,12 @@ class BareLoop:
         loss = F.mse_loss(prediction, noise)
         self.optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.unet.parameters(), 1.0)
+        if self.clip is not None:
+            torch.nn.utils.clip_grad_norm_(self.unet.parameters(), self.clip)
         self.optimizer.step()
         self.ema.update_parameters(self.unet)
         wait(self.device)
-        return time.perf_counter() - start
+        return self.clock() - start
 
 
 def wait(device: torch.device) -> None:
@@ -73,7 +101,7 @@ def wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-@dataclass
+@dataclass(eq=False)  # for a set of callbacks
 class Turns(pl.Callback):
     """Lets the bare loop take a step after each of the Trainer's."""
 
@@ -84,17 +112,34 @@ class Turns(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the clock."""
-        self.start = time.perf_counter()
+        self.start = self.bare.clock()
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs, batch, batch_idx) -> None:
         """Stop it, and let the other one work."""
         wait(pl_module.device)
-        self.ours.append(time.perf_counter() - self.start)
+        self.ours.append(self.bare.clock() - self.start)
         self.losses.append(outputs["loss"].detach())
         with torch.random.fork_rng():  # the next step's noise must not depend on the settings
             self.theirs.append(self.bare.step())
         torch.manual_seed(batch_idx)
-        self.start = time.perf_counter()
+        self.start = self.bare.clock()
+
+
+class TurnsOfARun(Turns):
+    """Takes turns with a run of the command line, on the processor's time."""
+
+    last: ClassVar["TurnsOfARun"]
+
+    def __init__(self) -> None:
+        super().__init__(bare=cast("BareLoop", None))  # made from the run's own network
+        type(self).last = self
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Make the bare loop of the same network, data and settings."""
+        loader = trainer.datamodule.train_dataloader()
+        unet, device = copy.deepcopy(pl_module.unet), pl_module.device
+        self.bare = BareLoop(unet, loader, device, lr=1e-3, decay=0.995, clip=None, clock=time.process_time)
+        super().on_train_start(trainer, pl_module)
 
 
 def measure(options: argparse.Namespace, fast: list[str]) -> Turns:
@@ -129,6 +174,24 @@ def measure(options: argparse.Namespace, fast: list[str]) -> Turns:
     return turns
 
 
+def measure_digits(options: argparse.Namespace) -> None:
+    """Run `fit` on the digits in turns with the bare loop, and print the ratio."""
+    torch.set_num_threads(1)
+    turns = [{"class_path": f"{TurnsOfARun.__module__}.{TurnsOfARun.__name__}"}]
+    epochs = -(-(options.steps + options.warm_up) // 4)
+    with TemporaryDirectory() as folder:
+        command_line([
+            "fit", "--config", "digits/baseline", f"--trainer.logger.save_dir={folder}",
+            f"--trainer.max_epochs={epochs}", f"--trainer.callbacks+={json.dumps(turns)}", "--evaluation.num_samples=0",
+        ])  # fmt: skip
+    ours, theirs = (
+        sum(times[options.warm_up :]) / len(times[options.warm_up :])
+        for times in (TurnsOfARun.last.ours, TurnsOfARun.last.theirs)
+    )
+    print(f"a step under the command line {1e3 * ours:.2f} ms, of the bare loop {1e3 * theirs:.2f} ms of the processor")
+    print(f"ratio {ours / theirs:.3f} (at most {DIGITS_LIMIT} is wanted)")
+
+
 def report(options: argparse.Namespace, default: Turns, fast: Turns | None) -> None:
     """Print images per second, their ratios and what they should be."""
     table = Table("run", "Trainer", "bare loop, float32", "ratio", "mean loss", title="Images per second")
@@ -155,7 +218,11 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20, help="counted steps (default: 20)")
     parser.add_argument("--warm-up", type=int, default=3, help="steps before them (default: 3)")
     parser.add_argument("--fast", nargs="*", choices=SETTINGS, default=list(SETTINGS[:3]), help="none = no second run")
+    parser.add_argument("--digits", action="store_true", help="the small U-Net of the digits, under the command line")
     options = parser.parse_args()
+    if options.digits:
+        measure_digits(options)
+        return
     warnings.filterwarnings("ignore", message=".*(LeafSpec|does not have many workers|logging interval).*")
     default = measure(options, [])
     report(options, default, measure(options, options.fast) if options.fast else None)

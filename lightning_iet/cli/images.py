@@ -22,6 +22,7 @@ from lightning_iet.data.formats import format_of
 from lightning_iet.data.samples import reason_of
 from lightning_iet.utilities.configurations import find_configuration
 from lightning_iet.utilities.files import CONFIG, find_checkpoint
+from lightning_iet.utilities.threads import training_threads
 
 _OF_FOLDERS = (ImageFolderDataModule.__name__, "True")  # without a class, its options alone
 LARGEST = 64  # pixels a side, unless a larger size is asked for
@@ -302,7 +303,8 @@ def seconds_of_step(module: Any, batch_size: int, device: torch.device) -> float
         device: Where it will train.
     """
     seconds = list[float]()
-    with torch.random.fork_rng(), torch.enable_grad():
+    threads = training_threads(module, batch_size, device)
+    with threads, torch.random.fork_rng(), torch.enable_grad():
         module = copy.deepcopy(module).to(device)
         images = torch.rand(batch_size, *module.image_shape, device=device)
         timesteps = torch.randint(module.num_timesteps, (batch_size,), device=device)

@@ -7,7 +7,7 @@ import re
 import shutil
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from pydoc import locate
 from typing import Any, NoReturn, cast
@@ -55,6 +55,7 @@ from lightning_iet.utilities.errors import TRACEBACK_VARIABLE, fail, own_cause, 
 from lightning_iet.utilities.files import check_writable, checkpoint_of, run_folder
 from lightning_iet.utilities.lightning import find_callback, order_callbacks
 from lightning_iet.utilities.text import in_words
+from lightning_iet.utilities.threads import training_threads
 
 METHODS = {
     "agc": AntiGradientControl,
@@ -129,6 +130,8 @@ class IETCLI(LightningCLI):
     """What was found of ``--images``."""
     new_folders: Sequence[Path] = ()
     """Folders that this run makes: its own, and those above it."""
+    threads = 0
+    """Threads of torch before anything of the configuration was imported."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add a group of options for each method, such as ``--agc.*``: flat keys, also for sweeps."""
@@ -150,6 +153,7 @@ class IETCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Find configurations by name, and check the checkpoint that a run resumes from before anything is built."""
+        self.threads = torch.get_num_threads()
         check_dashes(cast("Sequence[str]", args), cast("_Parser", parser).likely_options())
         arguments, self.images = with_images(with_configurations(cast("Sequence[str]", args)), measure=measured_step)
         self.config = parser.parse_args(arguments)
@@ -217,11 +221,31 @@ class IETCLI(LightningCLI):
     def _run_subcommand(self, subcommand: str) -> None:
         """Run a command; a run that fails before its first step leaves nothing behind."""
         try:
-            super()._run_subcommand(subcommand)
+            with self._threads(subcommand):
+                super()._run_subcommand(subcommand)
         except Exception:
             if subcommand == "fit" and self.trainer.is_global_zero and not self.trainer.global_step:
                 _remove(self.new_folders)
             raise
+
+    @contextmanager
+    def _threads(self, subcommand: str) -> Iterator[None]:
+        """Train a small network on one thread; measure and plan it likewise.
+
+        Lightning divides the cores among processes that it starts, and what a configuration has set stays.
+        """
+        if self.trainer.world_size > 1 or torch.get_num_threads() != self.threads:
+            yield
+            return
+        data = getattr(self.datamodule, "datamodule", self.datamodule)
+        device = self.trainer.strategy.root_device
+        with training_threads(self.model, getattr(data, "batch_size", None), device) as chosen:
+            if chosen is not None and subcommand == "fit":
+                rank_zero_info(
+                    f"Training on {chosen} thread: a step is too small to be divided among {self.threads} "
+                    f"(OMP_NUM_THREADS={self.threads} divides it)."
+                )
+            yield
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """Leave our progress bar out where none is wanted; Lightning refuses both together."""
@@ -391,6 +415,7 @@ def _page(parser: _Parser) -> Iterator[str]:
     yield from wrapped("--model.*", f"`{PROGRAM} {command} --model.help DiffusionModule` explains those of a class.")
     yield from wrapped("--data.*", f"`{PROGRAM} {command} --data.help ImageFolderDataModule` likewise.")
     yield from option_lines([actions[f"trainer.{name}"] for name in _OFTEN], brief=True)
+    yield from wrapped("OMP_NUM_THREADS", "Threads of the CPU, in the environment; unset, small networks take one.")
     yield from wrapped("--help-all", "Shows all options, Lightning's too.")
 
 

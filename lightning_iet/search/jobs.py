@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,9 +19,8 @@ from pathlib import Path
 from threading import Thread
 from typing import Any, Self, TypeAlias, cast
 
-import torch
-
 from lightning_iet.utilities.errors import first_line
+from lightning_iet.utilities.threads import become_a_job, environment_of_a_job, threads_of_a_job
 
 PROGRAM = "lightning-iet"
 Started: TypeAlias = Callable[["subprocess.Popen[bytes]"], object]
@@ -51,11 +50,11 @@ class Job:
         """Whether the run has left its result."""
         return (self.folder / self.result).is_file()
 
-    def run(self, *, threads: int, started: Started = lambda _: None) -> str | None:
+    def run(self, *, environment: Mapping[str, str], started: Started = lambda _: None) -> str | None:
         """Run to the end; files of an interrupted run are removed first.
 
         Args:
-            threads: that the program may use, unless ``OMP_NUM_THREADS`` is set.
+            environment: of the program, see :func:`~lightning_iet.utilities.threads.environment_of_a_job`.
             started: called with the process.
 
         Returns:
@@ -66,7 +65,6 @@ class Job:
         log = self.folder.with_suffix(f"{self.folder.suffix}.log")
         # The same Python, whatever the path finds first.
         program = [sys.executable, "-m", "lightning_iet"] if self.command[0] == PROGRAM else [self.command[0]]
-        environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
         with log.open("w", encoding="utf-8") as file:
             process = subprocess.Popen(  # noqa: S603 (the command of the user's file)
                 [*program, *self.command[1:], *_place(self.folder)],
@@ -102,7 +100,7 @@ def run_jobs(jobs: Iterable[Job], number: int, *, ended: Callable[[Job, str | No
         number: of jobs at a time.
         ended: called with each job when it has ended, and with ``None`` or its error.
     """
-    threads = threads_of_a_job(number)
+    environment = environment_of_a_job(number)
     running: dict[Future[str | None], Job] = {}
     processes: list[subprocess.Popen[bytes]] = []
     stopped = threading.Event()
@@ -115,7 +113,7 @@ def run_jobs(jobs: Iterable[Job], number: int, *, ended: Callable[[Job, str | No
     with ThreadPoolExecutor(number) as pool:
         try:
             for job in jobs:
-                running[pool.submit(job.run, threads=threads, started=started)] = job
+                running[pool.submit(job.run, environment=environment, started=started)] = job
                 if len(running) == number:
                     _collect(running, ended)
             while running:
@@ -125,17 +123,6 @@ def run_jobs(jobs: Iterable[Job], number: int, *, ended: Callable[[Job, str | No
             for process in processes:
                 process.terminate()
             raise
-
-
-def threads_of_a_job(number: int) -> int:
-    """Return the threads of each of a number of jobs at a time: what the user has set, else a part of the cores.
-
-    Example:
-        >>> threads_of_a_job(1000)
-        1
-    """
-    asked = os.environ.get("OMP_NUM_THREADS", "")
-    return int(asked) if asked.isdecimal() and int(asked) > 0 else max(1, (os.cpu_count() or 1) // number)
 
 
 def _collect(running: dict[Future[str | None], Job], ended: Callable[[Job, str | None], object]) -> None:
@@ -268,7 +255,7 @@ class _Process:
 
 def _serve(connection: Connection, function: Callable[[Any], Any], threads: int) -> None:
     """Answer tasks until the other end is closed."""
-    torch.set_num_threads(threads)
+    become_a_job(threads)
     Thread(target=_end_with_parent, daemon=True).start()
     try:
         while True:

@@ -18,10 +18,11 @@ from lightning_iet.evaluation.report import read_metrics
 from lightning_iet.functional.duplicates import duplicate_groups
 from lightning_iet.modules.pretrained import load_any_module
 from lightning_iet.plots import RunPairs, pairs_of_runs, save_figure
-from lightning_iet.search.jobs import Job, threads_of_a_job
+from lightning_iet.search.jobs import Job
 from lightning_iet.utilities.files import METRICS, check_writable, free_folder
 from lightning_iet.utilities.progress import progress_bar
 from lightning_iet.utilities.text import three_digits
+from lightning_iet.utilities.threads import environment_of_a_job
 
 RUNS = {"plain": "plain training", "protected": "AGC by records"}
 CONFIGS = {"plain": "digits/uneven", "protected": "digits/uneven_record"}
@@ -78,10 +79,10 @@ def _command(name: str, epochs: int, seed: int) -> list[str]:
 
 def _train(jobs: Sequence[Job], epochs: int) -> None:
     """Run all jobs at once; a bar shows how far they are by the last step in each run's metrics.csv."""
-    threads = threads_of_a_job(len(jobs))
+    environment = environment_of_a_job(len(jobs))
     total = len(jobs) * epochs * _STEPS_OF_EPOCH
     with progress_bar("Training two models", total) as bar, ThreadPoolExecutor(len(jobs)) as pool:
-        running = [pool.submit(job.run, threads=threads) for job in jobs]
+        running = [pool.submit(job.run, environment=environment) for job in jobs]
         while wait(running, timeout=1).not_done:
             bar.show(sum(_steps(job.folder / "metrics.csv") for job in jobs))
     errors = [error for future in running if (error := future.result()) is not None]

@@ -1,7 +1,6 @@
 """Run a sweep in the file format of Weights & Biases on this machine, without an account."""
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -20,13 +19,14 @@ from lightning_iet.evaluation.assessment import Scores, objective
 from lightning_iet.evaluation.report import read_metrics
 from lightning_iet.evaluation.verdict import copies_exceed
 from lightning_iet.search import Job, SweepFile, grid_points, open_study, read_sweep, run_jobs
-from lightning_iet.search.jobs import PROGRAM, interrupted_by_sigterm, threads_of_a_job
+from lightning_iet.search.jobs import PROGRAM, interrupted_by_sigterm
 from lightning_iet.search.sweep_file import OBJECTIVE
 from lightning_iet.tools.compare import compare
 from lightning_iet.utilities.configurations import shipped_configuration
 from lightning_iet.utilities.files import METRICS, check_writable, write_csv
 from lightning_iet.utilities.progress import progress_bar
 from lightning_iet.utilities.text import in_words, percent, three_digits
+from lightning_iet.utilities.threads import environment_of_a_job
 
 RESULTS = "sweep.csv"
 _MANY = 4  # runs, fewer of which begin without an estimate, which takes some seconds
@@ -158,7 +158,7 @@ def _seconds_of_run(plan: SweepFile, folder: Path, *, jobs: int) -> float | None
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            env={**os.environ, "OMP_NUM_THREADS": str(threads_of_a_job(jobs))},
+            env=environment_of_a_job(jobs),
             check=False,
         )
         if not file.is_file():  # what is wrong with the command, its runs will say

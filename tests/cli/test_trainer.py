@@ -3,6 +3,7 @@ import re
 import runpy
 import sys
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from lightning_iet.cli.trainer import IETCLI
 from lightning_iet.data import DigitsDataModule
 from tests.helpers.command_line import QUICK, fails
 from tests.helpers.digit_models import save_checkpoint
-from tests.helpers.models import tiny_diffusion
+from tests.helpers.models import tiny_diffusion, tiny_unet
 
 CONFIGS = sorted(Path(__file__).parents[2].glob("configs/digits/*.yaml"))
 
@@ -38,6 +39,21 @@ class Refuses(DigitsDataModule):
 
     def prepare_data(self) -> None:
         refuse(self.name)
+
+
+class CountsThreads(DiffusionModule):
+    """A user's module that notes the threads of its steps, and may set their number."""
+
+    seen: ClassVar[list[int]] = []
+
+    def __init__(self, unet: torch.nn.Module, threads: int | None = None) -> None:
+        super().__init__(unet)
+        if threads is not None:
+            torch.set_num_threads(threads)
+
+    def training_step(self, *args):
+        self.seen.append(torch.get_num_threads())
+        return super().training_step(*args)
 
 
 def refuse(name):
@@ -117,6 +133,38 @@ def test_methods_are_switched_off_by_their_neutral_values(tmp_path):
     )
     for name in plain:
         assert torch.equal(plain[name], neutral[name])
+
+
+@pytest.mark.parametrize(
+    ("variable", "options", "expected"),
+    [
+        (None, [], 1),
+        (None, ["--data.batch_size=100000000"], 3),  # a step of a few billion multiply-adds
+        ("OMP_NUM_THREADS", [], 3),
+        ("MKL_NUM_THREADS", [], 3),
+        (None, ["--model.threads=2"], 2),
+    ],
+)
+def test_a_small_network_trains_on_one_thread_unless_the_user_has_set_a_number(
+    variable, options, expected, monkeypatch, caplog
+):
+    caplog.set_level("INFO", "lightning.pytorch.utilities.rank_zero")
+    for name in ("MKL_NUM_THREADS", "OMP_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    if variable is not None:
+        monkeypatch.setenv(variable, "3")
+    torch.set_num_threads(3)
+    settings = {name: value for name, value in tiny_unet().config.items() if not name.startswith("_")}
+    unet = json.dumps({"class_path": "diffusers.UNet2DModel", "init_args": settings})
+    module = [f"--model={__name__}.CountsThreads", f"--model.unet={unet}"]
+    trainer = ["--trainer.fast_dev_run=1", "--trainer.accelerator=cpu", "--evaluation.num_samples=0"]
+    CountsThreads.seen.clear()
+    main(["fit", *module, "--data=DigitsDataModule", "--data.num_train=20", *trainer, *options])
+    assert CountsThreads.seen == [expected]
+    assert ("Training on 1 thread: a step is too small to be divided among 3 (OMP_NUM_THREADS=3" in caplog.text) == (
+        expected == 1
+    )
+    assert torch.get_num_threads() == (2 if expected == 2 else 3)
 
 
 def test_another_logger_works():

@@ -160,7 +160,7 @@ def test_the_best_run_is_that_of_the_least_fid_among_those_that_do_not_copy(tmp_
 def test_an_interrupted_sweep_leaves_its_table_and_says_how_to_go_on(tmp_path, file, capsys, monkeypatch):
     def interrupted(jobs, number, *, ended):
         first = next(iter(jobs))
-        ended(first, first.run(threads=1))
+        ended(first, first.run(environment=os.environ))
         raise KeyboardInterrupt
 
     path = file(parameters={"model.a": {"values": [0.3, 0.4, 0.7]}, "seed": {"value": 1}})
