@@ -284,9 +284,10 @@ def _of_whole_sets(sets: Mapping[str, ImageSet]) -> list[Difference]:
     shares = {name: s.origin.transparent / len(s) for name, s in sets.items()}
     difference = abs(shares["generated"] - shares["train"])
     few = len(sets["generated"]) < FEW_IMAGES  # which never differ by more than chance, and may be copies all the same
-    is_said = sets["generated"].origin.background != "white"  # which is the default, and may have been meant or not
+    # Images that a model has just drawn were not read, and have none.
+    is_said = any(sets[name].origin.background is not None for name in ("generated", "train"))
     if not is_said and difference > TRANSPARENT and (few or _unlike(sets, lambda s: s.origin.transparent)):
-        remedy = "Say with --background what colour the generator saw under transparent pixels."
+        remedy = "Say with --background white or black what colour the generator saw under transparent pixels."
         found.append(Difference(TRANSPARENCY, shares["generated"], shares["train"], 1.0, 0.0, remedy))
     shapes, train = _shapes(sets["generated"]), _median(_shapes(sets["train"]))
     target = sets["generated"].pixels.shape[3] / sets["generated"].pixels.shape[2]

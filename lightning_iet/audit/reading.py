@@ -57,7 +57,7 @@ class Origin:
             a whole file.
         value_range: Values that became black and white, where there are images of more than 8 bits.
         values: Least and largest value stored in these.
-        background: Colour that was laid under transparent pixels.
+        background: Colour under transparent pixels that was named; ``None`` = none was, and white was laid under them.
         range_found: Whether that range was found out from these values rather than given: of integers, and of floating
             point that keeps below 0.6 of its range.
         mixed: Whether ``value_range`` is that of integers, and floating point beside them has its own, 0 to 1.
@@ -71,7 +71,7 @@ class Origin:
     unread: float = 0.0
     value_range: Range | None = None
     values: Range | None = None
-    background: Background = "white"
+    background: Background | None = None
     range_found: bool = False
     mixed: bool = False
 
@@ -136,7 +136,7 @@ class Reading:
         fit: Whether an image of another shape is stretched or its middle is cropped; ``None`` refuses such images.
         value_range: Values of black and white in images of more than 8 bits, see
             :func:`~lightning_iet.data.ranges.parse_range`.
-        background: Colour under transparent pixels.
+        background: Colour under transparent pixels; ``None`` = white, which was not named.
         strict: Refuse what cannot be read, instead of listing it.
         workers: Processes that decode; 0 = this one alone, ``None`` = one for each core.
     """
@@ -144,9 +144,14 @@ class Reading:
     size: Size | None = None
     fit: Fit | None = None
     value_range: ValueRange = "auto"
-    background: Background = "white"
+    background: Background | None = None
     strict: bool = False
     workers: int | None = None
+
+    @property
+    def colour(self) -> Background:
+        """Colour that is laid under transparent pixels."""
+        return self.background or "white"
 
 
 def read_sets(
@@ -254,7 +259,7 @@ class _Blocks(Dataset[_Block | OSError]):
         hashes = _hashes(data)
         how = self.reading
         # The range too: it decides what a decoder returns, such as a DICOM file in its window or in values.
-        options = (how.size, how.fit, how.background, how.value_range)
+        options = (how.size, how.fit, how.colour, how.value_range)
         key = digest("images", DECODER, pillow_version, *options, *hashes)
         stored = self.cache.load(key)
         if stored is None:
@@ -280,7 +285,7 @@ class _Blocks(Dataset[_Block | OSError]):
 
     def _decode(self, data: Data | Exception) -> Decoded | Exception:
         how = self.reading
-        options: dict[str, Any] = {"size": how.size, "fit": how.fit or "crop", "background": how.background}
+        options: dict[str, Any] = {"size": how.size, "fit": how.fit or "crop", "background": how.colour}
         try:
             return data if isinstance(data, Exception) else decode_stored(data, value_range=how.value_range, **options)
         except Exception as error:  # decoders raise whatever damaged bytes provoke
@@ -365,7 +370,7 @@ def _join(
     files = [block.hashes[index - block.first] for block in blocks for index in block.kept]
     # The range that was asked for, and the one that was found out together with the other sets.
     asked = (reading.value_range, used if deep else None)
-    how = (DECODER, pillow_version, reading.size, reading.fit, reading.background, *asked)
+    how = (DECODER, pillow_version, reading.size, reading.fit, reading.colour, *asked)
     items = source.items if isinstance(source, PagedSource) else []
     return ImageSet(
         pixels=pixels,

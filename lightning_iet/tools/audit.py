@@ -45,7 +45,7 @@ class AuditJob:
     image_size: int | str | None
     fit: Fit | None
     range: str | None
-    background: Background
+    background: Background | None
     grey: bool
     pages: Pages
     moved: bool | None
@@ -246,7 +246,7 @@ def audit(
     image_size: int | str | None = None,
     fit: Fit | None = None,
     range: str | None = None,
-    background: Background = "white",
+    background: Background | None = None,
     grey: bool = False,
     pages: Pages = "all",
     moved: bool | None = None,
@@ -291,7 +291,8 @@ def audit(
             such images are refused.
         range: Values of black and white in images of more than 8 bits, such as 0:4095 or -1:1; auto = 0 to the least of
             8, 10, 12, 14 and 16 bits that holds all integers, and 0:1 for floating point; full = 0:65535 for integers.
-        background: Colour under transparent pixels.
+        background: Colour under transparent pixels, by default white; where the sets differ in transparency, the
+            verdict is left open until a colour is named.
         grey: Leave colours aside: bring all images to grey first.
         pages: Whether every page of a file (TIFF stack, animation) is an image, or only the first.
         moved: Look for shifted, turned and zoomed copies; by default where that takes less than about 15

@@ -51,7 +51,7 @@ def audit_model(
     image_size: int | str | None = None,
     fit: Fit | None = None,
     range: str | None = None,
-    background: Background = "white",
+    background: Background | None = None,
     grey: bool = False,
     pages: Pages = "all",
     moved: bool | None = None,
@@ -106,7 +106,8 @@ def audit_model(
         range: Values of black and white in images of more than 8 bits, such as 0:4095 or -1:1; auto = 0 to the least of
             8, 10, 12, 14 and 16 bits that holds all integers, and 0:1 for floating point; full = 0:65535 for integers;
             by default as the model was trained, if its checkpoint says so, else auto.
-        background: Colour under transparent pixels.
+        background: Colour under transparent pixels, by default white; where training images have such pixels, the
+            verdict is left open until a colour is named.
         grey: Leave colours aside: bring all images to grey before they are compared. Losses are measured as the model
             was trained.
         pages: Whether every page of a file (TIFF stack, animation) is an image, or only the first.
@@ -235,7 +236,7 @@ class _Run:
         return replace(image_set(pixels, location=f"{kind} images of {self.name}"), names=names, skipped=skipped)
 
 
-_OF_READING = {"fit": None, "range": None, "background": "white", "pages": "all", "strict": False}
+_OF_READING = {"fit": None, "range": None, "background": None, "pages": "all", "strict": False}
 """Options that say how images are read, and what they are where nobody gives them."""
 
 

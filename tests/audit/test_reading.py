@@ -362,7 +362,16 @@ def test_transparent_pixels_show_the_background(tmp_path, read):
     for colour, value in (("white", 255), ("black", 0)):
         found = read(tmp_path / "clear", background=colour)
         assert found.pixels[:, 0, 0, 0].tolist() == [value, 9]
-        assert found.origin.transparent == 1
+        assert (found.origin.transparent, found.origin.background) == (1, colour)
+
+
+def test_a_background_that_is_not_named_is_white(tmp_path, read):
+    (tmp_path / "clear").mkdir()
+    Image.new("RGBA", (4, 4), (9, 9, 9, 0)).save(tmp_path / "clear" / "a.png")
+    found, named = read(tmp_path / "clear"), read(tmp_path / "clear", background="white")
+    assert found.pixels.unique().tolist() == [255]
+    assert (found.origin.background, named.origin.background) == (None, "white")
+    assert found.sha256 == named.sha256  # of how it was decoded, which is the same
 
 
 def test_hashes_are_those_of_the_files(tmp_path, read):

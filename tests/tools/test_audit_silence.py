@@ -150,6 +150,8 @@ def test_alpha_over_another_background_is_not_compared_in_silence():
     assert found.verdict.level in ("copies", "open")
     assert found.verdict.level == "copies" or "--background" in found.verdict.headline
     assert run(background="black").evidence.named.count == 60
+    named = run(background="white").verdict  # wrong, but said
+    assert "transparency" not in named.headline
 
 
 @pytest.mark.parametrize(("low", "width"), [(0.4, 0.1), (0.5, 0.1), (0.5, 0.05)])
