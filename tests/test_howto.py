@@ -6,9 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import UNet2DModel
 from torch import nn
+from torch.nn import functional as F
 
+from lightning_iet import DiffusionModule, DigitsDataModule
 from lightning_iet.callbacks.anti_gradient_control.callback import AntiGradientControl
+from lightning_iet.modules.adapters import fold_adapters
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs" / "howto").glob("*.md"))
@@ -117,10 +121,51 @@ def test_the_example_runs(tmp_path, monkeypatch, version):
 # --- fine-tuning -----------------------------------------------------------------------------------------------------
 
 
+CALLBACK, PLAIN, SEARCH = blocks("fine-tune-without-memorising.md", "python")
+
+
+@pytest.fixture
+def unet():
+    return UNet2DModel(
+        sample_size=8, in_channels=1, out_channels=1, layers_per_block=1, block_out_channels=(8, 8),
+        down_block_types=("DownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "UpBlock2D"), norm_num_groups=4,
+    )  # fmt: skip
+
+
+def assert_singular_values_alone_have_changed(before, after):
+    assert list(after) == list(before)
+    assert all(torch.equal(after[name], before[name]) for name in before if name.endswith("bias"))
+    name = "mid_block.resnets.0.conv1.weight"
+    left, _, right = torch.linalg.svd(before[name].flatten(1), full_matrices=False)
+    moved = left.T @ (after[name] - before[name]).flatten(1) @ right.T
+    assert moved.diagonal().abs().min() > 1e-5
+    torch.testing.assert_close(moved, moved.diagonal().diag(), rtol=0, atol=1e-6)
+
+
+def test_a_callback_selects_what_trains(tmp_path, monkeypatch, unet):
+    monkeypatch.chdir(tmp_path)
+    before = {name: value.clone() for name, value in unet.state_dict().items()}
+    module, datamodule = DiffusionModule(unet, ema_decay=0), DigitsDataModule(20, batch_size=10)
+    exec(CALLBACK, {"module": module, "datamodule": datamodule})
+    fold_adapters(module.unet)
+    assert_singular_values_alone_have_changed(before, module.unet.state_dict())
+
+
+def test_a_selection_in_plain_pytorch(unet):
+    before = {name: value.clone() for name, value in unet.state_dict().items()}
+
+    def train(optimizer):
+        noisy, noise = torch.randn(2, 4, 1, 8, 8)
+        F.mse_loss(unet(noisy, 5).sample, noise).backward()
+        optimizer.step()
+
+    exec(PLAIN.replace("...  #", "train(optimizer)  #"), {"unet": unet, "train": train})
+    assert_singular_values_alone_have_changed(before, unet.state_dict())
+
+
 def test_a_search_from_python_prints_its_mask(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    (code,) = blocks("fine-tune-without-memorising.md", "python")
-    exec(code, {})
+    exec(SEARCH, {})
     mask, rule = capsys.readouterr().out.strip().splitlines()[-1].split()
     assert re.fullmatch("[01]{3}", mask)
     assert mask.count("1") == 1  # more exceeds the control, and less has no better quality

@@ -55,7 +55,7 @@ examples
   {PROGRAM} sample runs/digits/iet_agc --num-samples 64 --out images
   {PROGRAM} audit --generated FOLDER --train FOLDER --held-out FOLDER --out audit
   {PROGRAM} compare runs/digits/iet_agc runs/digits/baseline
-  {PROGRAM} memcontrol --config digits/finetune --trials 20 --jobs 2 --out search
+  {PROGRAM} memcontrol --config FINE_TUNING.yaml --max-steps 600 --trials 20 --out search
   {PROGRAM} sweep sweeps/agc_threshold --jobs 2
 
 {PROGRAM} COMMAND --help lists the options of a command. Methods are groups of options of `fit`: --agc.*,

@@ -154,7 +154,7 @@ def advise(number: int, found: Duplicates) -> str:
     if number < FEW:
         return (
             f"Even, but few: {number} images are learnt by heart in a short time. Stop in time (--evaluation.keep_best "
-            "true --evaluation.every_n_epochs N --evaluation.patience 3), or fine-tune a part of a pretrained model."
+            "true --evaluation.every_n_epochs N --evaluation.patience 3)."
         )
     return (
         f"Even, and many images: hardly any of {number} has a near-duplicate. Train as usual, and audit the result; "

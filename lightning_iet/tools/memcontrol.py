@@ -6,6 +6,7 @@ import json
 import logging
 import re
 import runpy
+import shlex
 import shutil
 import signal
 import sys
@@ -31,6 +32,7 @@ from lightning_iet.evaluation.measures import MembershipMeasure
 from lightning_iet.functional.parameter_groups import Family, Granularity, ParameterGroups
 from lightning_iet.search import Candidate, SelectionSearch, search_selection
 from lightning_iet.search.objectives import parse_objectives
+from lightning_iet.search.report import CHOSEN
 from lightning_iet.search.selection_search import check_numbers
 from lightning_iet.utilities.configurations import find_configuration
 from lightning_iet.utilities.errors import arguments_called, first_line, own_cause
@@ -71,8 +73,8 @@ def memcontrol(
     what it must be compared with: plain fine-tuning, the whole family, and the model as it was. The same command goes
     on with a search that was cut off; several machines with one `--storage` share the work.
 
-    Writes points.csv, front.png, the folder masks, chosen.json, and report.html, which says what was found. The mask is
-    used by `fit --config CONFIG --selection.file OUT/chosen.json`.
+    Writes points.csv, front.png, the folder masks, chosen.json, and report.html, which says what was found; and prints
+    the command of `fit` that trains the chosen mask, OUT/chosen.json, at the learning rate and the length found.
 
     Args:
         config: A configuration of `fit` that fine-tunes a model, with its evaluation, or the name of one that comes
@@ -82,7 +84,8 @@ def memcontrol(
             configuration's, if it selects anything, else svdiff.
         granularity: What one bit of a mask switches: block, attention or published; by default the configuration's,
             else block.
-        trials: Masks to try; the references come on top.
+        trials: Masks to try, among them the whole family at up to three rates, the rest alone and none; plain
+            fine-tuning and the pretrained network come on top.
         jobs: Trials at a time, each on its part of the cores, in a process that serves for all its trials.
         out: Folder for the search.
         objectives: Figures to improve, quality first, then memorization: any of those that loggers know as eval/NAME;
@@ -108,7 +111,7 @@ def memcontrol(
         FileNotFoundError: If there is no such configuration.
         ValueError: If the configuration or an option cannot be used, or the trials fail.
     """
-    config = find_configuration(config)
+    named, config = config, find_configuration(config)
     settings = _read(config, lr_option=lr_option)
     steps = _steps(settings, max_steps, checkpoints)
     if len(lr) != 2:
@@ -140,7 +143,7 @@ def memcontrol(
             highlight=False,
         )
     with _search_arguments():
-        return search_selection(
+        found = search_selection(
             training,
             groups,
             out=out,
@@ -157,6 +160,17 @@ def memcontrol(
             seed=seed,
             selection=selection.selection,
         )
+    if found.choice is not None:
+        point, _ = found.choice
+        given = {
+            "config": named, "selection.file": out / CHOSEN, lr_option: f"{point.candidate.learning_rate:.4g}",
+            "trainer.max_steps": point.step,
+        }  # fmt: skip
+        words = [word for name, value in given.items() for word in (f"--{name}", str(value))]
+        if settings["trainer"].get("max_epochs") not in (None, -1):  # which may end before that step
+            words.append("--trainer.max_epochs=-1")
+        print(f"To train what was chosen: {shlex.join(['lightning-iet', 'fit', *words])}")
+    return found
 
 
 def _search_arguments() -> AbstractContextManager[None]:
