@@ -1,6 +1,6 @@
 """What fine-tuning a part of a network buys: every way of it on few images, over several seeds.
 
-    python -m benchmarks.finetuning --preset digits     a network of eight digits, fine-tuned on 40 images of two others
+    python -m benchmarks.finetuning --preset digits     a network of eight digits, fine-tuned on 20 images of two others
     python -m benchmarks.finetuning --preset fashion    one of nine kinds of clothes, on 50 images of the tenth
     python -m benchmarks.finetuning --preset fashion_200   the same on 200 images
     python -m benchmarks.finetuning --preset smoke      the first in miniature, to see that it works

@@ -61,7 +61,8 @@ def load_checkpoint(path: Path, *, use_ema: bool = True) -> Generator:
     if not isinstance(module, DiffusionModule):
         raise ValueError(
             f"Argument `ckpt` expected a checkpoint of a DiffusionModule, but got '{path}', "
-            f"which is one of a {type(module).__name__}."
+            f"which is one of a {type(module).__name__}. Draw its images with `lightning-iet sample`, and give them to "
+            "`lightning-iet audit`."
         )
     network = module.ema if use_ema and module.ema is not None else module.unet
     if module.selection is not None:  # adapters, or an average of a part: neither says all about the network

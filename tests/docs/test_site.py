@@ -17,6 +17,7 @@ from lightning_iet.cli import OF_THE_TRAINER
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]
+CARDS = sorted((ROOT / "lightning_iet").rglob("*.md"))
 PACKAGES = ["audit", "callbacks", "data", "metrics", "metrics.features", "modules", "search", "shards"]
 COMMANDS = sorted({name for group in COMMANDS_OF_CLI.values() for name in group} - {*OF_THE_TRAINER})
 
@@ -39,7 +40,7 @@ def is_broken(page, link):
     return not target.exists() or bool(anchor and anchor not in anchors(target))
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+@pytest.mark.parametrize("page", [*PAGES, *CARDS], ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_links_and_images_lead_somewhere(page):
     links = re.findall(r"\]\(([^)\s]+)\)", without_code(page))
     assert [link for link in links if "://" not in link and is_broken(page, link)] == []
@@ -136,7 +137,7 @@ def test_the_names_of_the_package_itself_are_in_its_table():
     assert sorted(table) == sorted(lightning_iet.__all__)
 
 
-@pytest.mark.parametrize("card", sorted((ROOT / "lightning_iet").rglob("*.md")), ids=lambda card: card.parent.name)
+@pytest.mark.parametrize("card", CARDS, ids=lambda card: card.relative_to(ROOT).as_posix())
 def test_cards_of_methods_name_files_that_are_there(card):
     names = re.findall(r"`([\w/]+\.py)`", card.read_text())
     places = (card.parent, ROOT / "lightning_iet")
