@@ -39,7 +39,7 @@ from benchmarks.mitigation.points import FILE, collect, read_points, write_table
 from benchmarks.mitigation.runs import Results, Run, carry_out, peak_memory, runs_of
 from benchmarks.mitigation.settings import PRESETS
 from benchmarks.mitigation.summary import equal_quality, stopped_in_time, summarize
-from benchmarks.mitigation.tables import fill_pages, tables_of
+from benchmarks.mitigation.tables import PAGES, fill_pages, tables_of
 from lightning_iet.data import FashionMNISTDataModule
 from lightning_iet.search.jobs import interrupted_by_sigterm
 from lightning_iet.utilities.files import check_writable, write_atomically
@@ -204,7 +204,9 @@ def report(folder: Path, *, is_published: bool) -> None:
         write_table(in_time, folder / "stopped_in_time.csv")
         written.append(folder / "stopped_in_time.csv")
     if is_published:
-        copies = [Path(shutil.copy(picture, PICTURES)) for picture in written if picture.suffix == ".png"]
+        shown = "".join((ROOT / page).read_text(encoding="utf-8") for page in PAGES)
+        pictures = [file for file in written if file.suffix == ".png" and file.name in shown]
+        copies = [Path(shutil.copy(picture, PICTURES)) for picture in pictures]
         written += [*fill_pages(ROOT, published_tables()), *copies]
     for file in written:
         console.print(f"Written: {os.path.relpath(file)}", style="dim", soft_wrap=True)

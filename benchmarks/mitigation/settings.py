@@ -168,7 +168,7 @@ PRESETS = {
             UNEVEN_DIGITS,
             replace(UNEVEN_DIGITS, name="uneven_digits_moved", change="moved"),
             replace(UNEVEN_DIGITS, name="uneven_digits_10x5", repeats=5),
-            replace(UNEVEN_DIGITS, name="uneven_digits_40x20", num_repeated=40),
+            replace(UNEVEN_DIGITS, name="uneven_digits_40x20", num_repeated=40, num_reference=680),
             replace(UNEVEN_DIGITS, name="uneven_digits_exact", change="exact"),
             UNEVEN_FASHION,
             TYPICAL_DIGITS,

@@ -134,22 +134,24 @@ def uneven(lines: Sequence[Line], best: Sequence[Line]) -> str:
 
 
 def by_quarter(lines: Sequence[Line]) -> str:
-    """Rows at their end, by quarters of the training set, from the least typical images to the most typical ones."""
+    """Rows at 1 × and at their end, by quarters of the training set, the least typical images first."""
     last = [line for line in at_greatest_length(lines) if line["row"] not in STOPPED]
+    first = [line for line in lines if line["length"] == 1]
+    shown = [line for end in last for line in (*(x for x in first if x["row"] == end["row"]), end)]
     header = [
         "method", "FID", "MQ < 0.15", "copies by d1/d2 < 1/2, by quarter of the image copied",
         "drawn images by quarter of the nearest", "membership AUC by quarter",
     ]  # fmt: skip
     cells = [
         [
-            line["label"],
+            f"{line['label']}, {line['length']:g} ×",
             interval(line, "fid", digits=1),
             f"{100 * line['mq_0.15']:.1f} %",
             _by_quarter(line, "copies_quarter_{}_half"),
             _by_quarter(line, "nearest_quarter_{}", digits=0),
             " / ".join(f"{line[f'membership_auc_quarter_{quarter}']:.2f}" for quarter in QUARTERS),
         ]
-        for line in last
+        for line in {id(line): line for line in shown}.values()
     ]
     control = {name.removesuffix("_control"): share for name, share in last[0].items() if name.endswith("_control")}
     cells.append(

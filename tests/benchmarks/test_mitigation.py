@@ -12,6 +12,7 @@ import torch
 from filelock import FileLock
 
 from benchmarks.mitigation.__main__ import main
+from benchmarks.mitigation.data import Sets
 from benchmarks.mitigation.dp_sgd import train_privately
 from benchmarks.mitigation.features import prepare_features
 from benchmarks.mitigation.points import row_named
@@ -98,6 +99,16 @@ def test_only_some_settings():
     assert [run.name for run in runs] == [
         f"uneven_digits/{row}-{seed}" for seed in (0, 1, 2) for row in ("plain", "record_draws")
     ]
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [s for p in PRESETS.values() for s in p.settings if s.source == "digits"],
+    ids=lambda setting: setting.name,
+)
+def test_there_are_digits_enough_for_every_setting(setting):
+    sets = Sets(setting, row_named("plain"), seed=0)
+    assert len(sets.every_image) == setting.num_train + setting.num_repeated * setting.repeats
 
 
 def test_a_result_of_other_settings_does_not_count(smoke):
