@@ -366,15 +366,16 @@ def _remedy_of_levels(sets: Mapping[str, ImageSet]) -> str:
 
 
 def unvaried(images: ImageSet) -> tuple[int, int]:
-    """Count the images of one colour, and those that equal an earlier image of the set.
+    """Count the images of one colour, and of the others those that equal an earlier one of the set.
 
     Example:
         >>> from lightning_iet.audit.reading import image_set
         >>> unvaried(image_set(torch.zeros(3, 1, 4, 4, dtype=torch.uint8), location=""))
-        (3, 2)
+        (3, 0)
     """
-    content = contents(images.pixels)
-    return int(one_colour(images.pixels).sum()), len(content) - len(content.unique())
+    blank = one_colour(images.pixels)
+    varied = contents(images.pixels)[~blank]
+    return int(blank.sum()), len(varied) - len(varied.unique())
 
 
 def one_colour(pixels: Tensor) -> Tensor:

@@ -49,7 +49,7 @@ LISTED = 100  # groups of duplicates and training images copied most that are li
 class SetFacts:
     """What a set of images consists of. ``found`` = ``used`` + the number of ``skipped``.
 
-    ``one_colour`` counts the images that show one colour only, ``repeated`` those that equal an earlier one of the set.
+    ``one_colour`` counts the images that show one colour only, ``repeated`` those others that equal an earlier one.
     ``left_alone`` says what other files lie beside them; ``beside`` counts by suffix those that may hold images.
     """
 
@@ -148,6 +148,7 @@ class EvidenceFindings:
         held_out_judged: held-out images likewise; ``None`` without held-out images.
         held_out_alike: held-out images as near as the least near of those discovered; ``None`` likewise.
         beyond: generated images that are less likely than every held-out image, all searches taken together.
+        beyond_judged: those of them that the tests judge: equal ones once.
         scan: the test of whether the generator copies; ``None`` without held-out images.
         scan_search: the search that says it the most clearly.
         held_out_needed: held-out images that would decide whether those noticed are copies; ``None`` if there are
@@ -171,6 +172,7 @@ class EvidenceFindings:
     held_out_judged: int | None
     held_out_alike: int | None
     beyond: int
+    beyond_judged: int
     scan: Scan | None
     scan_search: str
     held_out_needed: int | None
@@ -394,6 +396,7 @@ def _evidence(audit: Audit) -> EvidenceFindings:
         held_out_judged=None if held_out is None else evidence.held_out_judged,
         held_out_alike=None if held_out is None else evidence.held_out_alike,
         beyond=int(evidence.beyond.sum()),
+        beyond_judged=int((evidence.beyond & evidence.judged).sum()),
         scan=evidence.scan,
         scan_search=list(copies.matches)[evidence.scan_search],
         held_out_needed=held_out_needed(noticed_once, judged, level=audit.settings.false_finds)

@@ -320,15 +320,21 @@ def _uniform(images: SetFacts, kind: str) -> list[Sequence[str]]:
                 "Leave them out, and audit again.",
             )
         ]
-    return _repeated(images.repeated, images.used, kind)
+    return _repeated(images.repeated, images.used - images.one_colour, kind)
 
 
-def _repeated(repeated: int, images: int, kind: str) -> list[Sequence[str]]:
-    """Say that most images equal another one: then those that differ are seldom independent of one another either."""
+def _repeated(repeated: int, images: int, kind: str = "") -> list[Sequence[str]]:
+    """Say that most images equal another one: then those that differ are seldom independent of one another either.
+
+    Args:
+        repeated: images that equal an earlier one, without those of one colour.
+        images: images of more than one colour.
+        kind: what they are.
+    """
     if 2 * repeated > images > 2:
         return [
             (
-                f"{repeated:,} of {images:,} {kind} images equal another one of them.",
+                f"{repeated:,} of {images:,} {f'{kind} ' if kind else ''}images equal another one of them.",
                 "Give images that differ, each of them once.",
             )
         ]
@@ -599,8 +605,8 @@ def remarks(facts: SetFacts) -> list[str]:
         lines.append(
             f"{facts.one_colour:,} of {facts.used:,} images show one colour only, which tells nothing of copies."
         )
-    if 2 * facts.repeated > facts.used > 2:
-        lines.append(f"{facts.repeated:,} of {facts.used:,} images equal another one of them.")
+    if repeated := _repeated(facts.repeated, facts.used - facts.one_colour):
+        lines.append(repeated[0][0])
     if facts.skipped:
         lines.append(f"{len(facts.skipped):,} of {facts.found:,} could not be read: {listed(facts.skipped)}.")
     return lines
@@ -641,9 +647,11 @@ def rows(findings: Findings) -> list[list[str]]:
     lines.append(["named as copies, all judged together", _cell(evidence.named), *alike])
     noticed = [_cell(evidence.noticed)] + ([] if len(sets) == 1 else [f"{evidence.held_out_noticed:,}"])
     lines.append([f"noticed, each judged alone: ratio < {limits_words(findings)}", *noticed])
-    if len(sets) > 1:
-        chance = evidence.judged / ((evidence.held_out_judged or 0) + 1)
-        lines.append(["nearer than any held-out image", f"{evidence.beyond:,}", f"up to {chance:.1f} by chance"])
+    if evidence.held_out_judged:
+        once = "" if evidence.beyond_judged == evidence.beyond else ", equal ones counted once"
+        chance = evidence.judged / (evidence.held_out_judged + 1)
+        beyond = [f"{evidence.beyond_judged:,}", f"up to {chance:.1f} by chance"]
+        lines.append([f"nearer than any held-out image{once}", *beyond])
     if findings.measure == "distinct":
         lines.append([f"d1/d2 < {ratio}, near-duplicates counted once", *(_cell(part.copies) for part in sets)])
     lines.append([f"d1/d2 < {ratio} (memorized fraction)", *(_cell(part.memorized_fraction) for part in sets)])

@@ -205,7 +205,7 @@ class AuditJob:
         findings = make_findings(
             found,
             settings={name: getattr(self, name) for name in options}
-            | {"range": format_range(self.value_range)}
+            | {"range": format_range(self.value_range), "background": self.reading.colour}
             | dict(settings or {}),
             membership=membership,
             title=self.title,
@@ -225,8 +225,19 @@ class AuditJob:
         for name, facts in findings.sets.items():
             for line in remarks(facts):
                 console.print(f"{name}: {line}", style="bold", highlight=False, markup=False)
+        if self.reviewed is not None and (line := self._unmatched(self.reviewed, findings)):
+            console.print(line, style="bold", soft_wrap=True, highlight=False, markup=False)
         line = f"Written to {self.out}: {', '.join(name for name in FILES if (self.folder / name).exists())}"
         console.print(line, style="dim", soft_wrap=True, highlight=False, markup=False)
+
+    def _unmatched(self, review: Review, findings: Findings) -> str:
+        """Say that no decision of a person counts: they were of other images, or the images have other hashes now."""
+        count = len(review.confirmed | review.dismissed)
+        if not count or findings.evidence.confirmed + findings.evidence.dismissed:
+            return ""
+        which = "The decision" if count == 1 else f"None of the {count:,} decisions"
+        belongs = "belongs to no pair" if count == 1 else "belongs to a pair"
+        return f"{which} in '{self.review}' {belongs} of these images: mark them anew."
 
 
 def _command() -> str:

@@ -176,6 +176,19 @@ def test_counts_for_every_stop_of_the_slider_are_those_of_all_images(page, audit
                 assert count == sum(bool(ratio < limit) for ratio in ratios)
 
 
+def test_the_share_of_the_control_is_that_of_the_images_judged(audited):
+    findings = make_findings(audited)
+    evidence = replace(findings.evidence, held_out_alike=2, held_out_judged=40)
+
+    def counts(evidence):
+        text = render_page(audited, replace(findings, evidence=evidence), pairs=0)
+        return re.findall(r'<td class="count">([^<]*)<', text), "and of held-out images that are as near" in text
+
+    named = findings.evidence.named
+    assert counts(evidence) == ([f"{named.count} of 74", "2 of 40"], True)
+    assert counts(replace(evidence, held_out_judged=0)) == ([f"{named.count} of 74"], False)
+
+
 def test_the_page_says_why_two_counts_differ(report, audited):
     text = (report / "report.html").read_text(encoding="utf-8")
     data = json.loads(next(part for part in Page(text).texts["script"] if part.startswith("{")))

@@ -433,6 +433,23 @@ def test_most_images_of_one_colour_or_equal_to_one_another(judge):
     assert "60 of 100 held-out images show one colour only" in f"{words.answer} {words.details}"
 
 
+def test_repeated_images_are_counted_without_those_of_one_colour(judge):
+    """What is said of the set, and of those that are judged, is the same count."""
+    train = random_set(80)
+    parts = [torch.zeros(3, 1, 8, 8, dtype=torch.uint8), random_pixels(1, seed=7).expand(61, -1, -1, -1)]
+    same = image_set(torch.cat([*parts, random_pixels(36, seed=9)]), location="g")
+    found = judge(same, train, held_out_set())
+    seen = replace(found, evidence=replace(found.evidence, named=share(1, 100), discovered=1))
+    words = verdict(seen)
+    said = f"{words.answer} {words.details}"
+    assert words.level == "open"
+    assert said.count("equal another one") == said.count("60 of 97 generated images equal another one of them.") == 1
+    assert remarks(found.sets["generated"]) == [
+        "3 of 100 images show one colour only, which tells nothing of copies.",
+        "60 of 97 images equal another one of them.",
+    ]
+
+
 def nearly_black(count, seed):
     return random_pixels(count, seed=seed) % 4
 
@@ -551,6 +568,22 @@ def test_images_nearer_than_any_held_out_image_are_counted_as_the_rows_mark_them
     assert {row["beyond_held_out"] for row in alone.pairs} == {""}
     assert "nearer than any held-out image" not in [line[0] for line in rows(alone)]
     assert "marked in the list of pairs" not in verdict(alone).headline + verdict(alone).details
+
+
+def test_images_nearer_than_any_held_out_image_are_counted_once_beside_chance(judge):
+    """Chance is that of the images that are judged, equal ones once."""
+    train = random_set(80)
+    copied = rough(train, 2, 50)
+    findings = judge(planted(train, copied, copied[:1], copied[:1]), train, held_out_set())
+    beyond = {findings.pairs[place]["index"] for place in range(104) if findings.pairs[place]["beyond_held_out"]}
+    assert {0, 2, 3} <= beyond
+    line = next(line for line in rows(findings) if line[0].startswith("nearer than any held-out image"))
+    assert line == [
+        "nearer than any held-out image, equal ones counted once",
+        str(len(beyond - {2, 3})),
+        f"up to {102 / 101:.1f} by chance",
+    ]
+    assert f"{len(beyond)} generated images are nearer" in verdict(findings).details + verdict(findings).answer
 
 
 def test_what_was_looked_for_in_words():

@@ -1,5 +1,6 @@
 import csv
 import errno
+import json
 import os
 from pathlib import Path
 
@@ -46,6 +47,35 @@ def test_sources_of_any_kind_give_the_same_figures(here):
     np.save("train.npy", train[:, 0].numpy())
     np.savez("generated.npz", images=torch.cat([train[:3], random_pixels(37, seed=1)]).numpy())
     assert run(generated=Path("generated.npz"), train=Path("train.npy")).as_dict()["generated"] == expected
+
+
+def test_the_record_names_the_colour_under_transparent_pixels(here):
+    assert run().as_dict()["settings"]["background"] == "white"
+    assert run(background="black", overwrite=True).as_dict()["settings"]["background"] == "black"
+
+
+@pytest.mark.parametrize(
+    ("hashes", "line"),
+    [
+        (["a", "b"], "None of the 2 decisions in 'review.json' belongs to a pair of these images: mark them anew."),
+        (["a"], "The decision in 'review.json' belongs to no pair of these images: mark them anew."),
+        ([], ""),
+        (["a", None], ""),
+    ],
+)
+def test_a_review_of_other_images_is_told_of(here, capsys, hashes, line):
+    pair = run(out=Path("before")).pairs[0]
+    own = {name: pair[name] for name in ("sha256", "source_sha256")}
+    pairs = [
+        (own if name is None else {"sha256": name, "source_sha256": name}) | {"decision": "dismissed"}
+        for name in hashes
+    ]
+    Path("review.json").write_text(json.dumps({"pairs": pairs}))
+    capsys.readouterr()
+    run(review=Path("review.json"))
+    printed = capsys.readouterr().out
+    assert line in printed
+    assert ("review.json" in printed) == bool(line)
 
 
 def test_features_of_a_network(here):

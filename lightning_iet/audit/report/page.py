@@ -519,12 +519,13 @@ def _shows_named(findings: Findings) -> bool:
 
 def _rates(findings: Findings) -> list[dict[str, Any]]:
     evidence = findings.evidence
-    generated, held_out = evidence.noticed, evidence.held_out_noticed
-    if _shows_named(findings):
-        generated, held_out = evidence.named, evidence.held_out_alike
-    shares = {"generated": generated}
-    if findings.held_out is not None and held_out is not None:
-        shares["held_out"] = share(held_out, findings.held_out.copies.total)
+    shares = {"generated": evidence.named if _shows_named(findings) else evidence.noticed}
+    if findings.held_out is not None and evidence.held_out_judged:
+        total = findings.held_out.copies.total
+        held_out = (evidence.held_out_noticed, total)
+        if _shows_named(findings):  # counted among those that are judged: of more than one colour, equal ones once
+            held_out = (evidence.held_out_alike, evidence.held_out_judged)
+        shares["held_out"] = share(*(count or 0 for count in held_out))
     widest = max(part.high for part in shares.values())
     return [_rate(name, part, widest) for name, part in shares.items()]
 
