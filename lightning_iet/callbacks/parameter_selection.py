@@ -422,8 +422,20 @@ class MaskFile:
     source: Mapping[str, Any] = field(default_factory=dict)
     path: Path | None = None
 
+    def contradicted(self, beside: Selection) -> tuple[str, ...]:
+        """Return the names of options that say something else than the file; defaults say nothing.
+
+        Args:
+            beside: What is given beside the file.
+        """
+        return tuple(
+            option.name
+            for option in fields(Selection)
+            if getattr(beside, option.name) not in (option.default, getattr(self.selection, option.name))
+        )
+
     def check_agreement(self, beside: Selection) -> None:
-        """Refuse options that say something else than the file; defaults say nothing.
+        """Refuse options that say something else than the file.
 
         Args:
             beside: What was given beside the file.
@@ -431,13 +443,12 @@ class MaskFile:
         Raises:
             ValueError: With the first option that differs.
         """
-        for option in fields(Selection):
-            given, saved = (getattr(selection, option.name) for selection in (beside, self.selection))
-            if given not in (option.default, saved):
-                raise ValueError(
-                    f"Argument `file` expected no option beside it that says something else, but got {option.name} "
-                    f"{given!r}, where '{self.path}' has {saved!r}. Leave {option.name}, or the file, out."
-                )
+        for name in self.contradicted(beside):
+            given, saved = (getattr(selection, name) for selection in (beside, self.selection))
+            raise ValueError(
+                f"Argument `file` expected no option beside it that says something else, but got {name} {given!r}, "
+                f"where '{self.path}' has {saved!r}. Leave {name}, or the file, out."
+            )
 
     def check(self, groups: ParameterGroups) -> None:
         """Refuse the groups of another network, and warn of another one with the same groups (a transfer).

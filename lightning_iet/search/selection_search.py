@@ -31,6 +31,7 @@ from lightning_iet.search.selection_points import (
 from lightning_iet.search.shared_study import SharedStudy, StudyTrial, named_sampler, open_storage, shown_storage
 from lightning_iet.utilities.errors import require
 from lightning_iet.utilities.files import check_writable
+from lightning_iet.utilities.text import counted
 
 Measure: TypeAlias = Callable[[Candidate], Figures | Sequence[Figures]]
 
@@ -167,7 +168,9 @@ def search_selection(
         console.print(front_table(result))
         console.print(f"Written to {folder}: {REPORT}, {FRONT}, {POINTS}, {CHOSEN}, {MASKS}/", soft_wrap=True)
         if result.running:
-            console.print(f"{result.running} trials run elsewhere: give the same command again when they have ended.")
+            run, they_have = ("runs", "it has") if result.running == 1 else ("run", "they have")
+            again = f"give the same command again when {they_have} ended"
+            console.print(f"{counted(result.running, 'trial')} {run} elsewhere: {again}.")
     return result
 
 
@@ -364,9 +367,10 @@ def _run(
                 raise _nothing_works(f"the first {failed_masks} masks", reason)
     found = space.result(masks, courses)
     if not found.points and found.running:
+        run, they_have = ("runs", "it has") if found.running == 1 else ("run", "they have")
         raise ValueError(
-            f"The search expected masks that were tried, but {found.running} trials still run elsewhere, and none has "
-            "ended well. Give the same command again when they have ended."
+            f"The search expected masks that were tried, but {counted(found.running, 'trial')} still {run} elsewhere, "
+            f"and none has ended well. Give the same command again when {they_have} ended."
         )
     if not found.points or (failed_masks and not _trained(found)):
         raise ValueError("All trials of the search failed: " + "; ".join(sorted(set(found.failures.values()))) + ".")

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from math import isnan
 from pathlib import Path
 from typing import Any, Self
 
@@ -37,7 +38,7 @@ class StudyTrial:
         parameters: by name.
         state: ``complete``, ``failed``, ``running`` or ``waiting``.
         result: what was told of a complete trial.
-        reason: why a failed trial failed.
+        reason: why a failed trial failed; empty where an objective that was told is no number.
     """
 
     number: int
@@ -45,6 +46,11 @@ class StudyTrial:
     state: str
     result: Any = None
     reason: str = ""
+
+    @property
+    def has_figures(self) -> bool:
+        """Whether it ran to its end: also one whose objective is no number, which Optuna counts as failed."""
+        return self.state == "complete" or (self.state == "failed" and not self.reason)
 
 
 def open_storage(storage: str | Path | None, folder: Path) -> Any:
@@ -227,9 +233,12 @@ class SharedStudy:
         self._study.enqueue_trial(dict(parameters), user_attrs={_ENQUEUED: True})
 
     def retry_failed(self) -> None:
-        """Have the trials that have failed so far tried again, with their parameters, before any other."""
+        """Have the trials that have failed so far tried again, with their parameters, before any other.
+
+        Those whose objective is no number ran to their end, and would have the same figures again.
+        """
         for trial in self._known():
-            if trial.state == self._states.FAIL:
+            if trial.state == self._states.FAIL and _REASON in trial.user_attrs:
                 self._study.enqueue_trial(trial.params, user_attrs={_ENQUEUED: True, _RETRIED: trial.number})
 
     def next(self, total: int | None = None) -> StudyTrial | None:
@@ -264,7 +273,10 @@ class SharedStudy:
     def tell(self, number: int, values: Sequence[float], result: Any) -> None:
         """Store a trial's objectives and whatever else is to be known of it, in JSON."""
         self._set(number, _RESULT, _json(result))
-        self._end(number, values=list(values))
+        if any(map(isnan, values)):  # of which Optuna keeps none
+            self._end(number, state=self._states.FAIL)
+        else:
+            self._end(number, values=list(values))
 
     def fail(self, number: int, reason: str) -> None:
         """Store that a trial failed, and why."""

@@ -12,7 +12,7 @@ import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, redirect_stderr, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from hashlib import sha256
 from inspect import signature
 from math import sqrt
@@ -27,9 +27,10 @@ from jsonargparse import ArgumentError
 from lightning.pytorch.cli import LightningArgumentParser
 
 from lightning_iet import data, modules
-from lightning_iet.callbacks.parameter_selection import ParameterSelection, find_denoiser
+from lightning_iet.callbacks.parameter_selection import ParameterSelection, find_denoiser, read_mask
 from lightning_iet.evaluation.measures import MembershipMeasure
 from lightning_iet.functional.parameter_groups import Family, Granularity, ParameterGroups
+from lightning_iet.modules.adapters import Selection
 from lightning_iet.search import Candidate, SelectionSearch, search_selection
 from lightning_iet.search.objectives import parse_objectives
 from lightning_iet.search.report import CHOSEN
@@ -37,6 +38,7 @@ from lightning_iet.search.selection_search import check_numbers
 from lightning_iet.utilities.configurations import find_configuration
 from lightning_iet.utilities.errors import arguments_called, first_line, own_cause
 from lightning_iet.utilities.files import METRICS, check_writable
+from lightning_iet.utilities.text import counted
 
 TRIALS, TRIAL_CONFIG, LOG = "trials", "trial.yaml", "output.log"
 LR_OPTION = "model.init_args.optimizer.init_args.lr"
@@ -136,9 +138,10 @@ def memcontrol(
         "repeated images": f"{repeat[0]}, {repeat[1]} times" if repeat[0] else "none",
     }  # fmt: skip
     if isinstance(final := settings["trainer"].get("max_steps"), int) and final > 0:
+        take, they_are = ("takes", "it is") if trials == 1 else ("each take", "they are")
         rich.get_console().print(
-            f"{trials} masks of {steps:,} steps each take {trials * steps / final:.3g} times the {final:,} steps of "
-            f"{config.name}; what they are compared with comes on top.",
+            f"{counted(trials, 'mask')} of {counted(steps, 'step')} {take} {trials * steps / final:.3g} times the "
+            f"{counted(final, 'step')} of {config.name}; what {they_are} compared with comes on top.",
             soft_wrap=True,
             highlight=False,
         )
@@ -167,6 +170,7 @@ def memcontrol(
             "trainer.max_steps": point.step,
         }  # fmt: skip
         words = [word for name, value in given.items() for word in (f"--{name}", str(value))]
+        words += _beside_the_mask(settings, out / CHOSEN)
         if settings["trainer"].get("max_epochs") not in (None, -1):  # which may end before that step
             words.append("--trainer.max_epochs=-1")
         print(f"To train what was chosen: {shlex.join(['lightning-iet', 'fit', *words])}")
@@ -218,6 +222,10 @@ class Training:
         folder = (self.folder / candidate.name).absolute()
         logger = {"save_dir": str(folder.parent), "name": "", "version": folder.name}
         settings["trainer"]["logger"] = {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": logger}
+        if settings["trainer"].get("devices") in (None, "auto", -1, "-1"):
+            # Lightning starts a process for each further one with the words of this command. Not in the settings of
+            # all trials, by which a search knows whether it may go on.
+            settings["trainer"]["devices"] = 1
         settings.pop("selection", None)
         if candidate.kind == "mask":
             settings["selection"] = {**self.selection, "mask": candidate.mask}
@@ -296,7 +304,7 @@ def _refuse_what_no_trial_can(settings: Mapping[str, Any]) -> None:
     for name, got, reason in (
         ("trainer.num_nodes of 1", nodes, "A trial runs on one device: share the work of a search with `--storage`"),
         (
-            "trainer.devices of one device",
+            "one device (trainer.devices)",
             trainer.get("devices") if _num_devices(trainer.get("devices")) > 1 else 1,
             "Trials share a process, which trains on one device: for several, give each a program with `--storage`",
         ),
@@ -337,6 +345,24 @@ def _selection(settings: Mapping[str, Any], family: Family | None, granularity: 
         "granularity": granularity or known.get("granularity") or "block",
     }
     return known | words
+
+
+def _beside_the_mask(settings: Mapping[str, Any], chosen: Path) -> list[str]:
+    """Options of `fit` that undo what the configuration selects and the file of a mask does not.
+
+    Args:
+        settings: The configuration.
+        chosen: File of the mask.
+    """
+    names = {option.name for option in fields(Selection)}
+    given = {name: value for name, value in (settings.get("selection") or {}).items() if name in names}
+    saved = read_mask(chosen)
+    mended = {name: getattr(saved.selection, name) for name in saved.contradicted(Selection(**given))}
+    if "mask" in mended:
+        mended["mask"] = None  # the file has it
+    return [
+        f"--selection.{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in mended.items()
+    ]
 
 
 def _provoking(
@@ -454,8 +480,6 @@ def _for_trials(settings: Mapping[str, Any], steps: int, checkpoints: int) -> di
         "max_steps": steps, "max_epochs": -1, "enable_checkpointing": False, "enable_progress_bar": False,
         "num_sanity_val_steps": 0,
     }  # fmt: skip
-    if trainer.get("devices") in (None, "auto", -1, "-1"):
-        trainer["devices"] = 1  # Lightning starts a process for each further one with the words of this command
     evaluation |= {"every_n_steps": steps // checkpoints, "pictures": False}
     for option in ("every_n_epochs", "keep_best", "patience"):  # every checkpoint of a trial counts
         evaluation.pop(option, None)

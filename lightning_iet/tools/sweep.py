@@ -80,7 +80,7 @@ def _run(plan: SweepFile, folder: Path, *, jobs: int, trials: int, seed: int) ->
         else:
             study = stack.enter_context(open_study(plan, folder, trials=trials, seed=seed))
             study.retry_failed()  # of earlier calls, as the points of a grid are
-            total, finished = trials, sum(trial.state == "complete" for trial in study.trials())
+            total, finished = trials, sum(trial.has_figures for trial in study.trials())
             drawn = iter(lambda: study.next(trials), None)
             waiting = (_job(plan, folder, trial.number, trial.parameters) for trial in drawn)
         _announce(plan, folder, total=total, finished=finished, jobs=jobs)
@@ -101,7 +101,7 @@ def _run(plan: SweepFile, folder: Path, *, jobs: int, trials: int, seed: int) ->
             run_jobs(_unfinished(waiting, ended), jobs, ended=ended)
         except ValueError:
             stack.close()
-            if study is not None and not any(trial.state == "complete" for trial in study.trials()):
+            if study is not None and not any(trial.has_figures for trial in study.trials()):
                 study.discard()  # it would keep the metric that no run has; the same points are drawn again
             raise
         except KeyboardInterrupt:

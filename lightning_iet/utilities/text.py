@@ -31,6 +31,20 @@ def three_digits(number: float | None) -> str:
     return "–" if number is None else f"{number:#.3g}".rstrip(".")
 
 
+def counted(number: int, thing: str) -> str:
+    """Write a number of things, in the singular where it is one.
+
+    Args:
+        number: Of things.
+        thing: One of them; its plural ends in *s*.
+
+    Example:
+        >>> [counted(number, "mask") for number in (1, 2, 15_000)]
+        ['1 mask', '2 masks', '15,000 masks']
+    """
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"
+
+
 def in_words(seconds: float | None) -> str:
     """A time for people.
 

@@ -223,6 +223,18 @@ def test_failed_trials_are_tried_again_and_count_once(tmp_path):
         assert study.next(4).number == 6  # a fourth one
 
 
+def test_a_trial_whose_figure_is_no_number_has_ended_and_is_not_tried_again(tmp_path):
+    with opened(tmp_path) as study:
+        blind, failed, good = (study.next(3) for _ in range(3))
+        study.tell(blind.number, [float("nan"), 1.0], None)
+        study.fail(failed.number, "no memory")
+        study.tell(good.number, [1.0, 1.0], None)
+        study.retry_failed()
+        assert [trial.has_figures for trial in study.trials()] == [True, True, False]
+        assert study.next(3).parameters == failed.parameters
+        assert study.next(3) is None
+
+
 def test_an_interrupted_program_gives_its_trials_back(tmp_path, clock):
     with pytest.raises(KeyboardInterrupt), opened(tmp_path) as study:  # noqa: PT012
         first = study.next(3)

@@ -15,14 +15,23 @@ import yaml
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 
 from lightning_iet import DiffusionModule, DigitsDataModule
-from lightning_iet.callbacks.parameter_selection import ParameterSelection, read_mask
+from lightning_iet.callbacks.parameter_selection import ParameterSelection, read_mask, write_mask
 from lightning_iet.cli import main
 from lightning_iet.evaluation.assessment import Assessor
 from lightning_iet.functional.parameter_groups import find_groups
 from lightning_iet.metrics.frechet import frechet_distance
+from lightning_iet.modules.adapters import Selection
 from lightning_iet.modules.pipelines import synthetic_pipeline
 from lightning_iet.search import Candidate
-from lightning_iet.tools.memcontrol import Training, _for_trials, _selection, figures_at, memcontrol
+from lightning_iet.tools.memcontrol import (
+    Training,
+    _beside_the_mask,
+    _digest,
+    _for_trials,
+    _selection,
+    figures_at,
+    memcontrol,
+)
 from tests.helpers.image_folders import write_images
 from tests.helpers.unets import small_sd_unet
 
@@ -120,6 +129,56 @@ def test_a_search_from_the_command_line_and_the_use_of_its_mask(config, pretrain
     assert moved <= trained
 
 
+def test_the_command_for_the_chosen_mask_undoes_what_the_configuration_selects(config, capsys):
+    selected = {"family": "difffit", "granularity": "attention", "mask": "101", "lora_rank": 8, "norm_lr_scale": 0.5}
+    options = {**QUICK, "trials": 1, "max_steps": 1, "checkpoints": 1}
+    memcontrol(config(selection=selected), family="bias", granularity="block", out=Path("search"), **options)
+    program, *shown = shlex.split(capsys.readouterr().out.partition("To train what was chosen: ")[2])
+    assert program == "lightning-iet"
+    main(shown)
+    (checkpoint,) = Path("runs").rglob("*.ckpt")
+    saved = torch.load(checkpoint, weights_only=True)["callbacks"]
+    trained = next(state for name, state in saved.items() if name.startswith("ParameterSelection"))
+    assert Selection(**trained) == read_mask(Path("search/chosen.json")).selection
+
+
+@pytest.mark.parametrize(
+    ("searched", "selected", "expected"),
+    [
+        (Selection("bias"), None, []),
+        (Selection("bias"), {"family": "all", "lora_rank": 4, "denoiser": "unet", "bases": "x"}, []),
+        (Selection("bias"), {"family": "bias", "mask": "1" * 12}, []),
+        (Selection("bias"), {"family": "all", "mask": "01"}, ["mask=null"]),
+        (
+            Selection("bias", granularity="attention"),
+            {"family": "lora", "granularity": "published", "lora_rank": 8, "lora_alpha": 2.0, "lora_targets": ["to_q"]},
+            [
+                "family=bias", "granularity=attention", "lora_rank=4", "lora_alpha=null",
+                'lora_targets=["to_q", "to_k", "to_v", "to_out.0"]',
+            ],
+        ),
+    ],
+)  # fmt: skip
+def test_only_options_that_the_mask_contradicts_stand_beside_it(pretrained, tmp_path, searched, selected, expected):
+    groups = searched.find(UNet2DModel.from_pretrained(pretrained, subfolder="unet"))
+    file = write_mask(tmp_path / "chosen.json", groups, selection=searched)
+    words = _beside_the_mask({"selection": selected}, file)
+    assert words == [f"--selection.{word}" for word in expected]
+    kept = ParameterSelection(file=file, **_selected(selected, words)).selection
+    assert kept == read_mask(file).selection
+
+
+def _selected(selected, words):
+    """Options of a configuration after those of a command line."""
+    given = (word.removeprefix("--selection.").split("=", 1) for word in words)
+    return {**(selected or {}), **{name: yaml.safe_load(value) for name, value in given}}
+
+
+def test_a_search_of_an_earlier_version_goes_on():
+    settings = _for_trials({"trainer": {"max_steps": 8, "accelerator": "gpu"}, "evaluation": {"k": 5}}, 4, 2)
+    assert _digest(settings) == "b570eddc5822"  # as before trials ran on one device
+
+
 def test_a_trial_is_the_run_that_its_configuration_says(config):
     result = memcontrol(config(), family="norm", out=Path("search"), **QUICK)
     point = next(p for p in result.points if p.candidate.kind == "mask" and p.last)
@@ -182,7 +241,7 @@ def test_the_search_of_the_paper_runs_on_a_pipeline_of_the_real_classes(tmp_path
     settings["trainer"] |= {"accelerator": "cpu", "precision": "32-true"}
     Path("paper.yaml").write_text(yaml.safe_dump(settings))
     result = memcontrol(Path("paper.yaml"), objectives=["memorized_fraction", "text_norm"], **quick)
-    assert "1 masks of 1 steps each take 6.67e-05 times the 15,000 steps of paper.yaml" in capsys.readouterr().out
+    assert "1 mask of 1 step takes 6.67e-05 times the 15,000 steps of paper.yaml" in capsys.readouterr().out
     groups = find_groups(small_sd_unet(), "svdiff", granularity="published")
     assert result.groups == tuple(group.name for group in groups.groups)
     assert [(point.candidate.kind, point.candidate.mask) for point in result.all_points] == [
@@ -322,7 +381,12 @@ def test_what_is_not_given_is_that_of_the_configuration(known, given, expected):
 @pytest.mark.parametrize(("devices", "expected"), [(None, 1), ("auto", 1), (-1, 1), ("-1", 1), (1, 1), ([3], [3])])
 def test_a_trial_runs_on_one_device(devices, expected):
     trainer = {} if devices is None else {"devices": devices}
-    assert _for_trials({"trainer": trainer, "evaluation": {}}, 4, 2)["trainer"]["devices"] == expected
+    settings = _for_trials({"trainer": trainer, "evaluation": {}, "lr": 1.0}, 4, 2)
+    assert settings["trainer"].get("devices") == devices  # by these a search knows whether it may go on
+    training = Training(settings, {"family": "bias"}, "lr", Path("x"))
+    for kind in ("mask", "plain", "pretrained"):
+        assert training.configuration(Candidate(kind, kind, "01", 0.1))["trainer"]["devices"] == expected
+        assert training.settings["trainer"].get("devices") == devices
 
 
 def test_the_choice_of_a_best_checkpoint_is_no_part_of_a_trial(config):
@@ -368,8 +432,8 @@ def test_the_choice_of_a_best_checkpoint_is_no_part_of_a_trial(config):
         ({}, {"enqueue": ["01"]}, "`enqueue` expected masks of 13 characters"),
         ({"selection": {"rest": True}}, {}, "expected no rest in `selection`, which .* but got True. Remove it"),
         ({"trainer": {"num_nodes": 2}}, {}, "expected trainer.num_nodes of 1, but got 2. A trial runs on one device"),
-        ({"trainer": {"devices": 2}}, {}, "expected trainer.devices of one device, but got 2. Trials share"),
-        ({"trainer": {"devices": [0, 1]}}, {}, r"of one device, but got \[0, 1\]"),
+        ({"trainer": {"devices": 2}}, {}, r"expected one device \(trainer.devices\), but got 2. Trials share"),
+        ({"trainer": {"devices": [0, 1]}}, {}, r"one device \(trainer.devices\), but got \[0, 1\]"),
         ({"averaging": {"num_shards": 2}}, {}, "num_shards of 1, but got 2. Search without shards, then train"),
         ({"selection": {"famly": "svdiff"}}, {}, "options of ParameterSelection in `selection`, but got {'famly'}"),
         ({}, {"objectives": ["fid"]}, "at least two figures"),
