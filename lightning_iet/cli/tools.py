@@ -4,7 +4,7 @@ import inspect
 import json
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from itertools import takewhile
 from pathlib import Path
 from typing import NoReturn, cast
@@ -17,6 +17,15 @@ from lightning_iet.cli.options import options_named
 from lightning_iet.utilities.errors import fail
 
 _BOOLEANS = ("true", "false", "yes", "no")
+_FORMER = {
+    "count": "trials",
+    "num": "num_samples",
+    "pairs": "num_pairs",
+    "resize": "image_size",
+    "weights": "feature_weights",
+    "workers": "num_workers",
+}
+"""What options were called before all tools had one style of names; scripts that give them go on working."""
 _FIRST = ("ckpt", "name")  # arguments that may be given as the first word, without their option
 
 
@@ -76,6 +85,7 @@ def run_tool(tool: Callable[..., object], args: Sequence[str]) -> None:
         text = plain(explained[1]) if explained else "one or more"
         parser.add_argument(name, nargs="+", type=Path, metavar=name.upper(), help=text)
     parser.add_function_arguments(tool, skip=positional, as_group=False)
+    args = [_renamed(argument, parameters) for argument in args]
     check_dashes(args, parser.known_options())
     first = next((name for name in _FIRST if name in parameters), None)
     if first is not None and args and not args[0].startswith("-"):
@@ -87,6 +97,25 @@ def run_tool(tool: Callable[..., object], args: Sequence[str]) -> None:
     status = getattr(result, "exit_status", 0)
     if status:
         sys.exit(status)
+
+
+def _renamed(argument: str, parameters: Container[str]) -> str:
+    """Write an option by the name that it has today, and say so where a user has given a former one.
+
+    Example:
+        >>> _renamed("--workers=0", {"num_workers": None})
+        '--num-workers=0'
+        >>> _renamed("--weights", {"ckpt": None})
+        '--weights'
+    """
+    name, equals, value = argument.partition("=")
+    former = name[2:] if name.startswith("--") else ""
+    today = _FORMER.get(former, "")
+    if former in parameters or today not in parameters:
+        return argument
+    option = with_dashes(f"--{today}")
+    print(f"{PROGRAM}: {name} is called {option} today.", file=sys.stderr)
+    return f"{option}{equals}{value}"
 
 
 def _with_underscores(args: Sequence[str], defaults: Mapping[str, object]) -> list[str]:

@@ -46,6 +46,30 @@ def test_options_of_tools_in_either_spelling(arguments, expected):
     assert seen == [neutral | expected]
 
 
+def renamed(*, num_samples: int = 1, image_size: str | None = None, num_workers: int | None = None, num_pairs: int = 9,
+            feature_weights: Path | None = None, trials: int = 1):  # fmt: skip
+    """Something whose options had other names."""
+    seen.append([num_samples, image_size, num_workers, num_pairs, feature_weights, trials])
+
+
+def test_former_names_of_options_go_on_working_and_are_told(capsys):
+    seen.clear()
+    run_tool(
+        renamed, ["--num", "3", "--resize", "64x48", "--workers=0", "--pairs", "5", "--weights", "w.pt", "--count", "2"]
+    )
+    assert seen == [[3, "64x48", 0, 5, Path("w.pt"), 2]]
+    told = capsys.readouterr().err.splitlines()
+    assert told[0] == "lightning-iet: --num is called --num-samples today."
+    assert len(told) == 6
+
+
+def test_a_former_name_is_no_option_of_a_tool_that_never_had_it(capsys):
+    with pytest.raises(SystemExit) as ended:
+        run_tool(folders, ["runs", "--workers", "0"])
+    assert ended.value.code == 2
+    assert "There is no option --workers" in capsys.readouterr().err
+
+
 def test_an_option_has_one_type_in_all_tools():
     tools = [tool(name) for group in COMMANDS.values() for name in group if name not in OF_THE_TRAINER]
     found = {}
