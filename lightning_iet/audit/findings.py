@@ -132,7 +132,8 @@ class EvidenceFindings:
     """What the scores of the generated images say; see :class:`~lightning_iet.audit.evidence.Evidence`.
 
     Attributes:
-        named: generated images that are named as copies.
+        named: generated images that are named as copies; where the comparison with held-out images is doubted, only
+            ``sure`` ones count, see :func:`~lightning_iet.audit.verdict.counted`.
         sure: those that need no statistics.
         sure_by_review: of these the ones that only a person has confirmed.
         discovered: those that are named by comparison with held-out images.
@@ -141,6 +142,7 @@ class EvidenceFindings:
         named_by_pixels: of those named, the others that would not be noticed by their ratio: they equal a training
             image once the disguise is undone.
         by_search: named images by what they are: ``"identical"``, or the search that found them.
+        sure_by_search: likewise, of those that are sure.
         noticed: images below ``noticed_below`` by any search, where an innocent one seldom lies.
         noticed_below: by search, the ratio.
         held_out_noticed: held-out images below it; ``None`` without held-out images.
@@ -165,6 +167,7 @@ class EvidenceFindings:
     named_by_number: int
     named_by_pixels: int
     by_search: dict[str, int]
+    sure_by_search: dict[str, int]
     noticed: Share
     noticed_below: dict[str, float]
     held_out_noticed: int | None
@@ -278,8 +281,10 @@ class Findings:
         allowed = self.settings.get("fail_on_copies", False)
         if allowed is False:
             return 0
+        from lightning_iet.audit.verdict import counted
+
         level, evidence = self.verdict.level, self.evidence
-        share_of_copies = evidence.named.share
+        share_of_copies = counted(self).share
         if level == "copies" and not evidence.named.count and evidence.scan is not None and self.held_out is not None:
             scan = evidence.scan
             share_of_copies = scan.generated / evidence.judged - scan.held_out / max(1, evidence.held_out_judged or 0)
@@ -312,9 +317,7 @@ def make_findings(
         The figures.
     """
     ratio = audit.settings.ratio
-    copies = audit.copies["generated"]
-    measure = next(iter(copies.ratios))
-    originals = most_copied(copies.sources, counted_as_copies(audit))
+    measure = next(iter(audit.copies["generated"].ratios))
     figures = {name: _set_findings(found, ratio, measure, audit.features.name) for name, found in audit.copies.items()}
     generated, held_out = figures["generated"], figures.get("held_out")
     planted = judge_planted(audit)
@@ -328,9 +331,7 @@ def make_findings(
         generated=generated,
         held_out=held_out,
         excess=None if held_out is None else excess(generated.copies, held_out.copies),
-        most_copied=[_copied(audit, index, places) for index, places in originals[:LISTED]],
-        originals=len(originals),
-        duplicates=None if audit.duplicates is None else _duplicates(audit.duplicates, audit.sets["train"], originals),
+        **_lists(audit),
         membership=membership,
         evidence=evidence,
         planted=planted,
@@ -343,9 +344,41 @@ def make_findings(
         date=gather(_now())[0],  # the same on every process
         command=printable(command),
         versions={name: version(name) for name in PACKAGES} | {"python": platform.python_version()},
-        pairs=pair_rows(audit),
     )
+    kept = without_doubted(audit, found)
+    if kept is not audit:
+        found = replace(found, **_lists(kept))
     return found if found.verdict.level in ("none", "control") else replace(found, fewer_than=None)
+
+
+def without_doubted(audit: Audit, findings: Findings) -> Audit:
+    """Leave out the images that are named by comparison with held-out images alone, where that is doubted.
+
+    Args:
+        audit: what was found.
+        findings: its figures.
+
+    Returns:
+        The audit, whose evidence names those that :func:`~lightning_iet.audit.verdict.counted` counts.
+    """
+    from lightning_iet.audit.verdict import counted
+
+    if counted(findings) == findings.evidence.named:
+        return audit
+    none = torch.zeros_like(audit.evidence.discovered)
+    return replace(audit, evidence=replace(audit.evidence, discovered=none))
+
+
+def _lists(audit: Audit) -> dict[str, Any]:
+    """Work out what lists images by name."""
+    originals = most_copied(audit.copies["generated"].sources, counted_as_copies(audit))
+    duplicates = None if audit.duplicates is None else _duplicates(audit.duplicates, audit.sets["train"], originals)
+    return {
+        "most_copied": [_copied(audit, index, places) for index, places in originals[:LISTED]],
+        "originals": len(originals),
+        "duplicates": duplicates,
+        "pairs": pair_rows(audit),
+    }
 
 
 def counted_as_copies(audit: Audit) -> Tensor:
@@ -374,9 +407,6 @@ def _evidence(audit: Audit) -> EvidenceFindings:
     evidence, copies, held_out = audit.evidence, audit.copies["generated"], audit.copies.get("held_out")
     total = len(copies.scores)
     noticed, named = int(evidence.noticed.sum()), evidence.named
-    kinds = {"identical": int((named & copies.identical).sum())}
-    for number, name in enumerate(copies.matches):
-        kinds[name] = int((named & ~copies.identical & (copies.search == number)).sum())
     unnamed = int((evidence.noticed & ~named).sum())
     judged, noticed_once = int(evidence.judged.sum()), int((evidence.noticed & evidence.judged).sum())
     return EvidenceFindings(
@@ -386,7 +416,8 @@ def _evidence(audit: Audit) -> EvidenceFindings:
         discovered=int(evidence.discovered.sum()),
         named_by_number=int((evidence.discovered & ~evidence.sure & ~evidence.noticed).sum()),
         named_by_pixels=int((evidence.sure & ~evidence.noticed).sum()),
-        by_search=kinds,
+        by_search=_by_search(copies, named),
+        sure_by_search=_by_search(copies, evidence.sure),
         noticed=share(noticed, total),
         noticed_below=dict(zip(copies.matches, evidence.noticed_below.tolist(), strict=True)),
         held_out_noticed=None
@@ -406,6 +437,13 @@ def _evidence(audit: Audit) -> EvidenceFindings:
         confirmed=evidence.confirmed,
         dismissed=0 if evidence.dismissed is None else int(evidence.dismissed.sum()),
     )
+
+
+def _by_search(copies: Copies, which: Tensor) -> dict[str, int]:
+    kinds = {"identical": int((which & copies.identical).sum())}
+    for number, name in enumerate(copies.matches):
+        kinds[name] = int((which & ~copies.identical & (copies.search == number)).sum())
+    return kinds
 
 
 def judge_planted(audit: Audit) -> list[PlantedFindings]:

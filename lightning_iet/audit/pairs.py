@@ -41,7 +41,7 @@ def pair_rows(audit: Audit) -> list[dict[str, Any]]:
         A row for each: ``index``, ``name`` and ``sha256`` of the image; ``score``, the ratio by the search that it
         is shown by, and ``search``, which one that is; ``named`` as a copy and ``noticed``, 0 or 1;
         ``beyond_held_out``, 1 if it is nearer than any held-out image, all searches taken together, else 0, and empty
-        where there are none; ``noise``,
+        where there are none of more than one colour; ``noise``,
         the signal-to-noise ratio in dB once the disguise is undone, empty for scores above 0.5; ``source``,
         ``source_index`` and ``source_sha256`` of the training image; ``ratio_…`` by each published measure;
         ``identical`` and ``copy`` (by the published ratio); ``version`` that is nearest by plain distances; then
@@ -54,7 +54,7 @@ def pair_rows(audit: Audit) -> list[dict[str, Any]]:
     versions = list(views(audit.settings.invariance))
     copied = below(copies.ratios[measures[0]], audit.settings.ratio).tolist()
     named, noticed = audit.evidence.named.tolist(), audit.evidence.noticed.tolist()
-    beyond = audit.evidence.beyond.tolist() if "held_out" in audit.copies else None
+    beyond = audit.evidence.beyond.tolist() if audit.evidence.held_out_judged else None
     ratios = {measure: values.tolist() for measure, values in copies.ratios.items()}
     distances, indices = neighbors.sq_distances[:, :count].sqrt().tolist(), neighbors.indices[:, :count].tolist()
     scores, sources, noise = copies.scores.tolist(), copies.sources.tolist(), copies.noise.tolist()

@@ -9,7 +9,7 @@ from rich.table import Table
 from lightning_iet.audit.comparability import FAR, LEVELS_OF_SET, OF_FILES, SHAPE, TRANSPARENCY, Difference
 from lightning_iet.audit.evidence import SIGNIFICANT
 from lightning_iet.audit.findings import Findings, PlantedFindings, SetFacts, SetFindings, claimed
-from lightning_iet.audit.statistics import Nearer, Share
+from lightning_iet.audit.statistics import Nearer, Share, share
 from lightning_iet.data.decoding import WINDOWED
 from lightning_iet.data.listing import left_alone
 from lightning_iet.data.samples import listed
@@ -70,18 +70,19 @@ def verdict(findings: Findings) -> Verdict:
         The verdict.
     """
     evidence = findings.evidence
-    named, total = evidence.named, evidence.named.total
+    named, total = counted(findings), evidence.named.total
     also = " ".join([*map(_sentence, _nearer(findings.nearer)), *_loss(findings.membership)])
     control = _control(findings)
     looked_for = planted_words(findings.planted)
     scan = evidence.scan
     doubts = _doubts(findings)
     is_sure = evidence.sure > 0 or not doubts
-    if named.count and is_sure:
+    if named.count:
         are = "is a copy" if named.count == 1 else "are copies"
         answer = f"The generator copies: {_counted(named)} {are} of training images."
         beware = [f"Beware: {doubt}" for doubt in said_once(doubts)] if evidence.discovered else []
-        details = " ".join([_kinds(findings), *beware, *named_above(findings), *reviewed(findings)])
+        above = not_counted(findings) or named_above(findings)
+        details = " ".join([_kinds(findings), *above, *beware, *reviewed(findings)])
         details += beyond_words(findings)
         return Verdict("copies", answer, looked_for, also, f"{details}{control}{_contaminated(findings)}")
     is_significant = scan is not None and scan.p_value < SIGNIFICANT
@@ -97,7 +98,7 @@ def verdict(findings: Findings) -> Verdict:
         )
         details = " ".join([details, *reviewed(findings)]) + beyond_words(findings)
         return Verdict("copies", answer, looked_for, also, f"{details}{_contaminated(findings)}")
-    seen = doubts if named.count or is_significant else []  # by a comparison that is doubted
+    seen = doubts if evidence.named.count or is_significant else []  # by a comparison that is doubted
     open_for = said_once([*seen, *_reasons(findings)])
     if open_for:
         rest = " ".join(map(_sentence, open_for[1:]))
@@ -119,6 +120,42 @@ def verdict(findings: Findings) -> Verdict:
         f"No copies found among {total:,} generated images{f'; {unread:,} more could not be read' if unread else ''}."
     )
     return Verdict("none", answer, looked_for, also, f"{_bound_or_control(findings)}{_contaminated(findings)}")
+
+
+def counted(findings: Findings) -> Share:
+    """Count the images that the answer calls copies.
+
+    Where there is reason to doubt the comparison with held-out images, those that are named by it alone do not count.
+
+    Args:
+        findings: the figures.
+
+    Returns:
+        Those that are named, or of these the sure ones.
+    """
+    evidence = findings.evidence
+    if evidence.named.count > evidence.sure and _doubts(findings):
+        return share(evidence.sure, evidence.named.total)
+    return evidence.named
+
+
+def not_counted(findings: Findings) -> list[str]:
+    """Say how many more images only a comparison would name that is doubted.
+
+    Args:
+        findings: the figures.
+
+    Returns:
+        A sentence, or none where all that are named count.
+    """
+    rest = findings.evidence.named.count - counted(findings).count
+    if not rest:
+        return []
+    are, they = ("is", "it") if rest == 1 else ("are", "they")
+    return [
+        f"{rest:,} more {are} not counted: {they} would be named only by comparison with held-out images, which is "
+        "doubted here."
+    ]
 
 
 def planted_words(planted: Sequence[PlantedFindings]) -> str:
@@ -212,12 +249,15 @@ def _reasons(findings: Findings) -> list[Sequence[str]]:
     stored_alike = not reasons
     if evidence.noticed.count and not evidence.held_out_judged:
         lie = "lies" if evidence.noticed.count == 1 else "lie"
+        without, remedy = "without held-out images", "Add --held-out."
+        if held_out is not None:
+            without, remedy = "as no held-out image shows more than one colour,", "Give others with --held-out."
         reasons.append(
             (
-                f"{_counted(evidence.noticed)} {lie} as near to one training image as copies do, but without held-out "
-                "images nobody can tell how many of them are chance: on data of low variety, images that nobody copied "
-                "lie so near as well.",
-                "Add --held-out.",
+                f"{_counted(evidence.noticed)} {lie} as near to one training image as copies do, but {without} nobody "
+                "can tell how many of them are chance: on data of low variety, images that nobody copied lie so near "
+                "as well.",
+                remedy,
             )
         )
     elif evidence.noticed.count:
@@ -422,14 +462,15 @@ def _kinds(findings: Findings) -> str:
         "degraded": "blurred, noisy or compressed",
         "moved": "shifted, turned or zoomed",
     }
-    parts = []
+    parts, all_count = [], not not_counted(findings)
+    kinds = findings.evidence.by_search if all_count else findings.evidence.sure_by_search
     for name, words in rest.items():
-        count = findings.evidence.by_search.get(name, 0)
+        count = kinds.get(name, 0)
         verbs = ("equals", "equal") if name == "identical" else ("is", "are")
         if count:
             parts.append(f"{count:,} {verbs[count != 1]} {words}")
     text = f"{_sentence(', '.join(parts))}."
-    if findings.evidence.discovered:
+    if findings.evidence.discovered and all_count:
         text += (
             f" {findings.evidence.discovered:,} of them were named by comparison with held-out images, at a level of "
             f"{percent(findings.evidence.false_finds)} false finds on average: measured in simulations, not proved."
@@ -479,7 +520,7 @@ def reviewed(findings: Findings) -> list[str]:
 
 
 def _control(findings: Findings) -> str:
-    if findings.held_out is None or findings.evidence.held_out_noticed is None:
+    if not findings.evidence.held_out_judged or findings.evidence.held_out_noticed is None:
         return ""
     noticed = findings.evidence.held_out_noticed
     verb = "lies" if noticed == 1 else "lie"
@@ -643,8 +684,12 @@ def rows(findings: Findings) -> list[list[str]]:
     ratio, evidence = f"{findings.settings['ratio']:.3g}", findings.evidence
     lines = [["", "generated", "held-out"][: len(sets) + 1]]
     lines.append(["images", *(f"{part.copies.total:,}" for part in sets)])
-    alike = [] if len(sets) == 1 else [f"{evidence.held_out_alike:,} as near"]
-    lines.append(["named as copies, all judged together", _cell(evidence.named), *alike])
+    named, alike = counted(findings), [] if len(sets) == 1 else [f"{evidence.held_out_alike:,} as near"]
+    if rest := evidence.named.count - named.count:
+        lines.append(["named as copies", _cell(named), *("" for _ in alike)])
+        lines.append(["not counted: named only by a comparison that is doubted", f"{rest:,}", *alike])
+    else:
+        lines.append(["named as copies, all judged together", _cell(named), *alike])
     noticed = [_cell(evidence.noticed)] + ([] if len(sets) == 1 else [f"{evidence.held_out_noticed:,}"])
     lines.append([f"noticed, each judged alone: ratio < {limits_words(findings)}", *noticed])
     if evidence.held_out_judged:

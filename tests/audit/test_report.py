@@ -25,7 +25,7 @@ from lightning_iet.data.samples import Skip
 from lightning_iet.evaluation.membership import infer_membership
 from lightning_iet.evaluation.memorization import below
 from lightning_iet.utilities.files import printable
-from tests.helpers.image_folders import NASTY
+from tests.helpers.image_folders import NASTY, random_pixels
 from tests.helpers.phantoms import eight_bits, phantoms
 
 
@@ -187,6 +187,30 @@ def test_the_share_of_the_control_is_that_of_the_images_judged(audited):
     named = findings.evidence.named
     assert counts(evidence) == ([f"{named.count} of 74", "2 of 40"], True)
     assert counts(replace(evidence, held_out_judged=0)) == ([f"{named.count} of 74"], False)
+
+
+@pytest.mark.parametrize("sure", [0, 1])
+def test_the_page_marks_no_copies_by_a_control_that_is_none(tmp_path, sure):
+    """Held-out images far darker than all others: what only they would name is no copy, on the page and in the rows."""
+    train = image_set(random_pixels(80), location="train")
+    noise = torch.randint(-50, 51, (20, 1, 8, 8), generator=torch.Generator().manual_seed(4))
+    rough = (train.pixels[:20].int() + noise).clamp(0, 255).to(torch.uint8)
+    drawn = torch.cat([train.pixels[60 : 60 + sure], rough, random_pixels(60, seed=1)])
+    sets = {"generated": image_set(drawn, location="g"), "train": train}
+    held_out = image_set(random_pixels(100, seed=2) // 8, location="h")
+    options = {"cache": BlockCache(tmp_path / "cache"), "settings": Settings(k=20)}
+    audit = audit_images(**sets, held_out=held_out, features=build_features("pixels"), **options)
+    findings = make_findings(audit)
+    named = findings.evidence.named.count
+    assert named > sure == findings.evidence.sure
+    assert [row["index"] for row in findings.pairs if row["named"]] == [0] * sure
+    assert findings.verdict.level == ("copies" if sure else "open")
+    page = render_page(audit, findings, pairs=100)
+    assert page.count('<span class="named">copy</span>') == sure
+    assert f'"named": {sure}' in page
+    assert ("Share of images named as copies" in page) == bool(sure)
+    assert "A threshold judges each image alone" not in page
+    assert f"<td>{named - sure}</td>" in page
 
 
 def test_the_page_says_why_two_counts_differ(report, audited):

@@ -12,7 +12,7 @@ from lightning_iet.audit.planted import reencode
 from lightning_iet.audit.reading import Origin
 from lightning_iet.audit.report.page import counts_apart
 from lightning_iet.audit.statistics import Nearer, share
-from lightning_iet.audit.verdict import named_above, not_looked_for, planted_words, remarks, rows, verdict
+from lightning_iet.audit.verdict import named_above, not_counted, not_looked_for, planted_words, remarks, rows, verdict
 from lightning_iet.data.samples import Skip
 from lightning_iet.evaluation.membership import Membership
 from tests.helpers.image_folders import random_pixels, random_set
@@ -324,6 +324,32 @@ def test_nothing_is_named_by_a_control_that_is_none(clean):
     assert f"Beware: {said}" in words.details
 
 
+def test_only_sure_copies_count_where_the_control_is_none(clean):
+    """One sure copy does not make copies of what only the doubted comparison names."""
+    difference = Difference("brightness", 3.1, 120.0, 1.0, 0.1, "Use --range.", compared="held_out")
+    kinds = {"by_search": {"identical": 1, "plain": 59}, "sure_by_search": {"identical": 1}}
+    evidence = replace(clean.evidence, named=share(60, 100), discovered=59, sure=1, held_out_alike=4, **kinds)
+    trusted = replace(clean, evidence=evidence)
+    doubted = replace(trusted, differences=[difference])
+    assert verdict(trusted).answer.startswith("The generator copies: 60 of 100 generated images (60.0%) are copies")
+    words = verdict(doubted)
+    assert words.answer == "The generator copies: 1 of 100 generated images (1.0%) is a copy of training images."
+    assert words.details.startswith(
+        "1 equals a training image in every pixel. 59 more are not counted: they would be named only by comparison "
+        "with held-out images, which is doubted here. Beware: held-out and training images differ in brightness"
+    )
+    table = {line[0]: line[1:] for line in rows(doubted)}
+    assert table["named as copies"] == ["1 (1.0%)", ""]
+    assert table["not counted: named only by a comparison that is doubted"] == ["59", "4 as near"]
+    assert counts_apart(doubted) == not_counted(doubted)
+    for found, allowed, status in ((trusted, 0.5, 3), (doubted, 0.5, 0), (doubted, 0.005, 3), (doubted, True, 3)):
+        assert replace(found, settings=found.settings | {"fail_on_copies": allowed}).exit_status == status
+    undecided = replace(doubted, evidence=replace(evidence, sure=0, sure_by_search={}))
+    assert verdict(undecided).level == "open"
+    assert counts_apart(undecided) == []
+    assert next(line for line in rows(undecided) if line[0] == "named as copies")[1] == "0 (0.0%)"
+
+
 @pytest.mark.parametrize("reason", ["differs", "planted", "unread", "one colour", "nearer"])
 def test_where_nothing_is_decided_no_bound_is_said(clean, reason):
     assert "With 95 % confidence, fewer than 5.2%" in verdict(clean).details
@@ -448,6 +474,25 @@ def test_repeated_images_are_counted_without_those_of_one_colour(judge):
         "3 of 100 images show one colour only, which tells nothing of copies.",
         "60 of 97 images equal another one of them.",
     ]
+
+
+def test_held_out_images_of_one_colour_are_no_control(judge):
+    """Somebody who gave them is not asked to give some, and no image counts as compared with them."""
+    train = random_set(80)
+    blank = image_set(
+        torch.arange(40, dtype=torch.uint8)[:, None, None, None].expand(40, 1, 8, 8).clone(), location="h"
+    )
+    findings = judge(planted(train, rough(train, 20, 50)), train, blank)
+    words = verdict(findings)
+    assert words.level == "open"
+    assert (
+        "as no held-out image shows more than one colour, nobody can tell how many of them are chance" in words.answer
+    )
+    assert words.answer.endswith("Give others with --held-out.")
+    assert "Add --held-out" not in words.answer
+    assert "which nobody copied" not in words.details
+    assert not [line for line in rows(findings) if "nearer than any" in line[0]]
+    assert {row["beyond_held_out"] for row in findings.pairs} == {""}
 
 
 def nearly_black(count, seed):

@@ -17,14 +17,16 @@ from lightning_iet.audit.core import Audit, Copies, most_copied
 from lightning_iet.audit.disguises import undo
 from lightning_iet.audit.evidence import relative_ratios
 from lightning_iet.audit.features import PIXELS
-from lightning_iet.audit.findings import Findings, counted_as_copies
+from lightning_iet.audit.findings import Findings, counted_as_copies, without_doubted
 from lightning_iet.audit.report.images import BOTTOM, HEIGHT, LEFT, PIXELATED, RIGHT, TOP, WIDTH, chart, data_uri
 from lightning_iet.audit.statistics import Share, share
 from lightning_iet.audit.verdict import (
+    counted,
     difference_sentences,
     limits_words,
     membership_words,
     named_above,
+    not_counted,
     not_looked_for,
     remarks,
     reviewed,
@@ -353,6 +355,7 @@ def render_page(audit: Audit, findings: Findings, *, pairs: int, images: bool = 
     Returns:
         HTML.
     """
+    audit = without_doubted(audit, findings)
     css, js = stylesheet(_PACKAGE), read_resource(_PACKAGE, "report.js")
     environment = page_environment()
     environment.filters["breakable"] = breakable
@@ -398,7 +401,7 @@ def render_page(audit: Audit, findings: Findings, *, pairs: int, images: bool = 
         settings=_settings(findings),
         rules=RULES,
         version=findings.versions["lightning-iet"],
-        data=_data(ratios, stops, defaults) | {"named": findings.evidence.named.count},
+        data=_data(ratios, stops, defaults) | {"named": counted(findings).count},
     )
 
 
@@ -412,8 +415,10 @@ def counts_apart(findings: Findings) -> list[str]:
         Sentences; none where no image is named, and none was dismissed.
     """
     sentences = reviewed(findings)
-    if findings.evidence.named.count:
-        count = findings.evidence.named.count
+    count = counted(findings).count
+    if count < findings.evidence.named.count:
+        return [*not_counted(findings), *sentences] if count else sentences
+    if count:
         named = f"the {count:,} named as copies were judged together"
         if count == 1:
             named = "the image named as a copy was judged together with all others"
@@ -461,6 +466,8 @@ def _checks(findings: Findings) -> dict[str, Any]:
             f"Benjamini and Hochberg at a level of {percent(evidence.false_finds)}. Each p-value is exact; that on "
             "average no larger share of such finds is false was measured in simulations, not proved."
         )
+        if counted(findings) != evidence.named:
+            tests[-1] += " Here the comparison is doubted: of these only sure copies count."
     tests.append(
         f"{evidence.sure - evidence.sure_by_review:,} are sure copies: equal to a training image, or nearly so once "
         "the disguise is undone, and far nearer than held-out images."
@@ -513,14 +520,15 @@ def _data(
 
 
 def _shows_named(findings: Findings) -> bool:
-    """Whether the head of the page counts the images that are named; else those that are noticed."""
-    return findings.evidence.named.count > 0
+    """Whether the head of the page counts the images that are named and counted; else those that are noticed."""
+    return counted(findings).count > 0
 
 
 def _rates(findings: Findings) -> list[dict[str, Any]]:
     evidence = findings.evidence
-    shares = {"generated": evidence.named if _shows_named(findings) else evidence.noticed}
-    if findings.held_out is not None and evidence.held_out_judged:
+    shares = {"generated": counted(findings) if _shows_named(findings) else evidence.noticed}
+    is_doubted = _shows_named(findings) and counted(findings) != evidence.named
+    if findings.held_out is not None and evidence.held_out_judged and not is_doubted:
         total = findings.held_out.copies.total
         held_out = (evidence.held_out_noticed, total)
         if _shows_named(findings):  # counted among those that are judged: of more than one colour, equal ones once
