@@ -30,7 +30,7 @@ RIVALS = ("iet_4", "agc_0.9", "iet_agc_4", "anchored_16", "anchored_64", "iet_an
 README_ROWS = {
     "plain": "plain training",
     "agc_0.8": "anti-gradient control (AGC), as published",
-    "record_1": "AGC by sample records, judged by 64 unseen images",
+    "record_1": "AGC by sample records, against 64 held-out images",
     "record_draws": "AGC by sample records, suspects drawn less often",
     "deduplicated": "near-duplicates removed first",
 }
