@@ -24,6 +24,7 @@ CARD_FILE, _INDEX = "README.md", "model_index.json"
 _PACKAGES = ("lightning-iet", "diffusers", "torch", "lightning")
 # Settings of data that say nothing about the model, or where they lie on the machine that it was trained on.
 _LEFT_OUT = ("root", "download", "num_workers", "path", "folder", "cache_dir", "check", "on_error")
+_DRAWN = 4  # images that the code in the card draws
 _TASKS = {"text": "text-to-image"}  # on the hub, class-conditional models go under unconditional ones
 
 
@@ -74,6 +75,7 @@ def model_card(
         pretrained=pretrained,
         kind=kind,
         num_classes=getattr(classes, "num_classes", None),
+        labels=[number % (getattr(classes, "num_classes", None) or _DRAWN) for number in range(_DRAWN)],
         null=getattr(classes, "null", None),
         pipeline=pipeline,
         scales=pipeline == "ConsistencyModelPipeline",
@@ -275,7 +277,12 @@ def export(
     with whole_folder(folder) as unfinished:
         pipeline.save_pretrained(unfinished)
         (unfinished / CARD_FILE).write_text(card, encoding="utf-8")
-    print(f"Written to {folder}: a {type(pipeline).__name__} of diffusers, and its model card, {CARD_FILE}")
+    print(f"Written to {folder}: a {kind} of diffusers, and its model card, {CARD_FILE}")
+    if _kind(module) == "classes":
+        print(
+            f"The model draws by class, but a {kind} called by itself gives no classes: call its `unet` with "
+            f"`class_labels=`, as the code in {folder / CARD_FILE} does."
+        )
     if push_to_hub is not None:
         print(f"Uploaded to {_upload(folder, push_to_hub, private=private)}")
     return folder

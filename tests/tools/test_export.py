@@ -65,7 +65,9 @@ def header(folder):
 def test_train_export_load_draw_the_same_images(run, tmp_path, capsys):
     checkpoint = run / "checkpoints" / "last.ckpt"
     main(["export", "--ckpt", str(checkpoint), "--out", str(tmp_path / "digits-model")])
-    assert "a DDPMPipeline of diffusers" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "a DDPMPipeline of diffusers" in printed
+    assert "class_labels" not in printed
     loaded = DDPMPipeline.from_pretrained(tmp_path / "digits-model")
     loaded.set_progress_bar_config(disable=True)
     module = DiffusionModule.load_from_checkpoint(checkpoint)
@@ -142,15 +144,23 @@ def test_an_audit_is_in_the_card(tmp_path):
     assert not (tmp_path / "other").exists()
 
 
-def test_the_code_in_the_card_of_a_class_conditional_model_runs(tmp_path, monkeypatch):
-    save_checkpoint(tiny_diffusion(unet={"num_class_embeds": 6}, label_dropout=0.1), tmp_path / "model.ckpt")
+@pytest.mark.parametrize(
+    ("classes", "labels"), [(1, [0, 0, 0, 0]), (2, [0, 1, 0, 1]), (3, [0, 1, 2, 0]), (5, [0, 1, 2, 3])]
+)
+def test_the_code_in_the_card_of_a_class_conditional_model_runs(tmp_path, monkeypatch, capsys, classes, labels):
+    # With label dropout, one more class stands for "any".
+    model = tiny_diffusion(unet={"num_class_embeds": classes + 1}, label_dropout=0.1)
+    save_checkpoint(model, tmp_path / "model.ckpt")
     folder = export(tmp_path / "model.ckpt", out=tmp_path / "out", sampler="ddim", use_ema=False)
+    printed = capsys.readouterr().out
+    assert f"call its `unet` with `class_labels=`, as the code in {folder / 'README.md'} does" in printed
     body = header(folder)[1]
     code = body.split("```python\n")[1].split("```")[0]
-    assert "5 = any class" in code
+    assert f"# 0 … {classes - 1}; {classes} = any class" in code
     monkeypatch.chdir(tmp_path)
     names = {}
     exec(code.replace("set_timesteps(50)", "set_timesteps(2)"), names)
+    assert names["labels"].tolist() == labels
     assert names["images"].shape == (4, 1, 8, 8)
     assert isinstance(names["scheduler"], DDIMScheduler)
     assert "These are the last weights" in body
