@@ -42,7 +42,16 @@ COMMANDS = {
 OF_THE_TRAINER = ("fit", "validate", "test", "plan")
 """The commands that LightningCLI runs; each other one is a function of its name in ``lightning_iet.tools``."""
 
-_OTHER_COMMANDS = {"train": "fit", "predict": "sample", "generate": "sample", "resume": "fit", "evaluate": "test"}
+_OTHER_COMMANDS = {
+    "evaluate": "test",
+    "generate": "sample",
+    "generation": "sample",
+    "inference": "sample",
+    "predict": "sample",
+    "resume": "fit",
+    "train": "fit",
+    "training": "fit",
+}
 """What commands are called elsewhere, and here."""
 
 _EXAMPLES = f"""\

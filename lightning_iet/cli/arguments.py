@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 
 from lightning_iet.cli import PROGRAM
@@ -9,6 +10,7 @@ from lightning_iet.utilities.configurations import find_configuration
 from lightning_iet.utilities.files import CONFIG, checkpoint_of, find_checkpoint
 
 _SOURCES = ("--config", "-c", "--model", "--images", "--print_config")
+_SPELT = ("--config", "--images", "--ckpt_path")  # for one of which a word with other letters may stand
 _HELP = ("-h", "--help", "--help-all")
 _CONFIG = ("-c", "--config")
 _OF_A_CHECKPOINT = ("test", "validate")  # the commands that need one
@@ -67,6 +69,9 @@ def check_source(arguments: Sequence[str]) -> None:
             f"`{command}` expected options, but got '{word}'. "
             f"Did you mean `{PROGRAM} {command} {_options_of(word, command)}`?"
         )
+    for name in names:
+        if name.startswith("--") and name != "--ckpt_path" and (close := get_close_matches(name, _SPELT, 1, 0.85)):
+            raise ValueError(f"There is no option {name}. Did you mean {close[0]}?")
     if command in _OF_A_CHECKPOINT and "--ckpt_path" in names:
         raise ValueError(
             f"`{command}` expected a configuration, but got none, and the checkpoint has no {CONFIG} beside it. "

@@ -26,6 +26,8 @@ _FORMER = {
     "workers": "num_workers",
 }
 """What options were called before all tools had one style of names; scripts that give them go on working."""
+_OF_THE_TRAINER = {"ckpt_path": "ckpt"}
+"""What `fit` calls the same; it may be given to the tools as well."""
 _FIRST = ("ckpt", "name")  # arguments that may be given as the first word, without their option
 
 
@@ -107,9 +109,13 @@ def _renamed(argument: str, parameters: Container[str]) -> str:
         '--num-workers=0'
         >>> _renamed("--weights", {"ckpt": None})
         '--weights'
+        >>> _renamed("--ckpt_path=run", {"ckpt": None})
+        '--ckpt=run'
     """
     name, equals, value = argument.partition("=")
-    former = name[2:] if name.startswith("--") else ""
+    former = name[2:].replace("-", "_") if name.startswith("--") else ""
+    if former not in parameters and _OF_THE_TRAINER.get(former, "") in parameters:
+        return f"--{_OF_THE_TRAINER[former]}{equals}{value}"
     today = _FORMER.get(former, "")
     if former in parameters or today not in parameters:
         return argument

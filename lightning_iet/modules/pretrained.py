@@ -305,10 +305,22 @@ def load_any_module(path: Path, *, argument: str = "ckpt") -> Any:
         FileNotFoundError: If there is no such file.
         ValueError: If it is something else.
     """
-    name = outline(path, argument=argument).get("specification", {}).get("module", "DiffusionModule")
+    specification = outline(path, argument=argument).get("specification")
+    if not isinstance(specification, dict):
+        raise ValueError(
+            f"Argument `{argument}` expected a checkpoint of `lightning-iet fit`, but got '{path}', which is none: it "
+            "does not say what its model is. A pipeline of diffusers can be audited with "
+            "`lightning-iet audit-model --pipeline FOLDER`."
+        )
+    name = specification.get("module", "DiffusionModule")
     wanted = f"Argument `{argument}` expected a checkpoint of a {' or '.join(_MODULES)}, but got '{path}'"
     if name not in _MODULES:
         raise ValueError(f"{wanted}, which is one of a {name}.")
+    if name == "DiffusionModule" and "unet" not in specification:
+        raise ValueError(
+            f"{wanted} whose denoiser is one of diffusers: the file does not say how to build it. In Python, "
+            "DiffusionModule.load_from_checkpoint(path, unet=…) takes the denoiser."
+        )
     try:
         return getattr(import_module(_MODULES[name]), name).load_from_checkpoint(path, map_location="cpu")
     except (ValueError, ImportError):

@@ -57,9 +57,13 @@ def sample(
 
     Raises:
         FileNotFoundError: If there is no such checkpoint.
-        ValueError: If the file is something else, the model does not take such an option, or the folder cannot be
-            written.
+        ValueError: If a number is out of range, the file is something else, the model does not take such an option, or
+            the folder cannot be written.
     """
+    if num_samples < 1:
+        raise ValueError(f"Argument `num_samples` expected an integer ≥ 1, but got {num_samples}.")
+    if batch_size < 1:
+        raise ValueError(f"Argument `batch_size` expected an integer ≥ 1, but got {batch_size}.")
     device = usable_device(device)
     module = load_any_module(checkpoint_of(Path(ckpt))).to(device)
     options = _options(module, labels=labels, guidance_scale=guidance_scale, prompts=prompts)

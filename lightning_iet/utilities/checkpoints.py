@@ -181,7 +181,16 @@ def check_whole(path: Path, *, argument: str) -> None:
 
 
 def _not_whole(path: Any, fault: str, *, argument: str) -> str:
-    return f"Argument `{argument}` expected a whole checkpoint, but got '{path}', {fault}. Use the one before it."
+    remedy = "Use the one before it."
+    if (before := _whole_before(Path(path))) is not None:
+        remedy = f"Use the one before it: {before}."
+    return f"Argument `{argument}` expected a whole checkpoint, but got '{path}', {fault}. {remedy}"
+
+
+def _whole_before(path: Path) -> Path | None:
+    """Return the checkpoint in the same folder that was written last before one that is not whole."""
+    others = (file for file in path.parent.glob("*.ckpt") if file != path and zipfile.is_zipfile(file))
+    return max(others, key=lambda file: file.stat().st_mtime_ns, default=None)
 
 
 class UnreadableCheckpointError(ValueError):
@@ -348,7 +357,7 @@ def _whole_ones(files: Iterable[Path], faults: list[str], *, trusted: bool) -> I
                 raise
             except (OSError, ValueError) as error:
                 text = str(error).partition("but got ")[2] or f"'{path}', which cannot be read: {error}."
-                faults.append(text.removesuffix(" Use the one before it."))
+                faults.append(text.partition(" Use the one before it")[0])
                 _warn(str(error))
         yield from sorted(found, key=lambda one: one[1].get("global_step", -1), reverse=True)
 

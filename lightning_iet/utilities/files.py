@@ -364,11 +364,34 @@ def checkpoint_of(path: Path, *, argument: str = "ckpt") -> Path:
     newest = find_checkpoint(path)
     if newest is None:
         raise FileNotFoundError(
-            f"Argument `{argument}` expected a checkpoint or the folder of a run, but got '{path}', which holds no "
-            "checkpoint. It is written during `lightning-iet fit`."
+            f"Argument `{argument}` expected a checkpoint or the folder of a run, but got '{path}', {_instead(path)}"
         )
     log.info("Checkpoint: %s", newest)
     return newest
+
+
+def _instead(folder: Path) -> str:
+    """Say what a folder without a checkpoint holds, and what to do."""
+    if any((folder / name).is_file() for name in ("model_index.json", "scheduler_config.json")):
+        return (
+            "which holds a pipeline of diffusers and no checkpoint. Load it with diffusers, or audit it with "
+            f"`lightning-iet audit-model --pipeline {folder}`."
+        )
+    below = _runs(folder)
+    if not below:
+        return "which holds no checkpoint. It is written during `lightning-iet fit`."
+    more = f" and {len(below) - 3} more" if len(below) > 3 else ""
+    return f"which holds no checkpoint itself, but the runs {', '.join(map(str, below[:3]))}{more}. Give one of them."
+
+
+def _runs(folder: Path, *, depth: int = 2) -> list[Path]:
+    """Return the folders of runs that lie in a folder, or in one of its folders."""
+    found = list[Path]()
+    for place in sorted(folder.iterdir()):
+        if place.is_dir() and os.access(place, os.R_OK | os.X_OK):
+            is_run = find_checkpoint(place) is not None
+            found += [place] if is_run else _runs(place, depth=depth - 1) if depth > 1 else []
+    return found
 
 
 def find_checkpoint(folder: Path) -> Path | None:

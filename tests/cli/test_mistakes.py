@@ -17,6 +17,7 @@ MISTAKES = [
     (["trian"], "There is no command 'trian'."),
     (["audti"], "There is no command 'audti'. Did you mean audit?"),
     (["train", "--images", "few"], "There is no command 'train'. Did you mean fit?"),
+    (["training"], "There is no command 'training'. Did you mean fit?"),
     (["--config", "digits/baseline"], "Expected a command first, but got '--config', as in `lightning-iet fit"),
     # configurations
     (["fit"], "`fit` expected a configuration, but got none. Try `lightning-iet fit --config digits/iet_agc`"),
@@ -80,13 +81,24 @@ MISTAKES = [
     (["fit", "--images", "empty"], "'empty'"),
     (["fit", "--images", "few"], "Option --images expected at least 10 images"),
     (["fit", "--config", "images"], "Option --images expected a folder of images, but got none."),
-    (["fit", "--image", "few"], "`fit` expected a configuration, but got none."),
+    (["fit", "--image", "few"], "There is no option --image. Did you mean --images?"),
+    (["plan", "--image=few"], "There is no option --image. Did you mean --images?"),
+    (["fit", "--confg", "digits/iet"], "There is no option --confg. Did you mean --config?"),
+    (["test", "--ckpt-pth", "run"], "There is no option --ckpt_pth. Did you mean --ckpt_path?"),
     ([*DIGITS, "--image", "few"], "There is no option --image. Did you mean --images?"),
     ([*DIGITS, "--images", "few"], "but got one with DigitsDataModule. Leave out one of --config and --images."),
     # tools
     (["sample", "empty"], "Option --ckpt expected a checkpoint or the folder of a run, but got 'empty'"),
     (["sample"], "Option --ckpt is missing."),
-    (["sample", "--ckpt_path", "empty"], "There is no option --ckpt-path. Did you mean --ckpt?"),
+    (["sample", "--ckpt_path", "empty"], "Option --ckpt expected a checkpoint or the folder of a run, but got 'empty'"),
+    (["export", "--ckpt-path=empty", "--out", "o"], "Option --ckpt expected a checkpoint or the folder of a run, but"),
+    (["sample", "whole.ckpt", "--num-samples", "0", "--out", "drawn"], "--num-samples expected an integer ≥ 1"),
+    (["sample", "whole.ckpt", "--batch-size", "0"], "Option --batch-size expected an integer ≥ 1, but got 0."),
+    (["audit-model", "whole.ckpt", "--train", "few"], "--ckpt expected a checkpoint of `lightning-iet fit`, but got"),
+    (["sample", "whole.ckpt"], "it does not say what its model is. A pipeline of diffusers can be audited with"),
+    (["export", "runs", "--out", "o"], "no checkpoint itself, but the runs runs/one, runs/two/three. Give one of"),
+    (["sample", "pipeline"], "which holds a pipeline of diffusers and no checkpoint. Load it with diffusers, or audit"),
+    (["sample", "runs/one"], "is cut off or no checkpoint. Use the one before it: runs/one/checkpoints/a.ckpt."),
     (["sample", "text.yaml", "--num-samples", "many"], "Option --num-samples expected an integer, but got 'many'."),
     (["audit", "--generated", "few", "--train", "few", "--no-images"], "Did you mean --no-show-images?"),
     (["audit", "--generated", "few", "--train", "more", "--features", "resnet"], "Option --features expected 'pixels'"),
@@ -180,6 +192,13 @@ def _place(tmp_path_factory):
         Path("run/version_0/checkpoints").mkdir(parents=True)
         Path("run/version_0/config.yaml").touch()
         Path("run/version_0/checkpoints/last.ckpt").touch()
+        torch.save({"state_dict": {}}, "whole.ckpt")
+        for run in ("runs/one", "runs/two/three"):
+            Path(run, "checkpoints").mkdir(parents=True)
+            torch.save({"state_dict": {}}, f"{run}/checkpoints/a.ckpt")
+            Path(run, "checkpoints/last.ckpt").touch()
+        Path("pipeline").mkdir()
+        Path("pipeline/model_index.json").touch()
         write_pictures(Path("few"), ["a.png", "b.png"])
         Path("few=2").mkdir()
         write_pictures(Path("more"), ["c.png", "d.png"])

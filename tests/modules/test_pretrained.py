@@ -253,7 +253,8 @@ def test_a_checkpoint_from_before_there_were_several(tmp_path):
     ("content", "message"),
     [
         ({"specification": {"module": "Evil"}}, "which is one of a Evil"),
-        ({"specification": {}}, "expected the denoiser of"),
+        ({"state_dict": {}}, "which is none: it does not say what its model is"),
+        ({"specification": {}}, "whose denoiser is one of diffusers: the file does not say how to"),
         ([1], "which holds a list"),
     ],
 )
