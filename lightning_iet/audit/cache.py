@@ -166,6 +166,7 @@ def in_blocks(
     cache: BlockCache,
     total: int,
     block: int,
+    is_slow: bool = False,
 ) -> list[dict[str, Tensor]]:
     """Compute what the cache lacks, in turns with the other processes, and return all of it.
 
@@ -178,6 +179,7 @@ def in_blocks(
         cache: where results go.
         total: number of images.
         block: images in a block.
+        is_slow: whether a block may take minutes.
 
     Returns:
         The result of every block, on every process.
@@ -185,7 +187,7 @@ def in_blocks(
     Raises:
         ValueError: if the processes do not share the cache's folder.
     """
-    with all_or_none(), progress_bar(description, total, hidden=rank() > 0) as bar:
+    with all_or_none(), progress_bar(description, total, hidden=rank() > 0, is_slow=is_slow) as bar:
         for number in range(rank(), len(keys), world_size()):
             place = slice(number * block, min((number + 1) * block, total))
             # Processes run side by side: what this one has done tells how far the others are.

@@ -195,5 +195,6 @@ def draw(generator: Generator, drawing: Drawing, *, cache: BlockCache) -> ImageS
         cache=cache,
         total=num,
         block=step,
+        is_slow=True,
     )
     return image_set(torch.cat([block["pixels"] for block in blocks]), location=f"drawn by {generator.location}")

@@ -165,7 +165,7 @@ def sample_images(
     step = min(batch_size, ceil(part / 8))  # some steps, so that the time left can be told early
     batches = []
     hidden = trainer.progress_bar_callback is None or not trainer.is_global_zero
-    with progress_bar("Sampling images", num, hidden=hidden) as bar:
+    with progress_bar("Sampling images", num, hidden=hidden, is_slow=True) as bar:
         for start in range(first, first + part, step):
             batches.append(sample(min(step, first + part - start), start=start, batch_size=step))
             bar.advance(len(batches[-1]) * trainer.world_size)

@@ -81,7 +81,10 @@ def _train(jobs: Sequence[Job], epochs: int) -> None:
     """Run all jobs at once; a bar shows how far they are by the last step in each run's metrics.csv."""
     environment = environment_of_a_job(len(jobs))
     total = len(jobs) * epochs * _STEPS_OF_EPOCH
-    with progress_bar("Training two models", total) as bar, ThreadPoolExecutor(len(jobs)) as pool:
+    with (
+        progress_bar("Training two models, in steps", total, is_slow=True) as bar,
+        ThreadPoolExecutor(len(jobs)) as pool,
+    ):
         running = [pool.submit(job.run, environment=environment) for job in jobs]
         while wait(running, timeout=1).not_done:
             bar.show(sum(_steps(job.folder / "metrics.csv") for job in jobs))

@@ -1,7 +1,10 @@
-"""One kind of progress bar, by rich."""
+"""One kind of progress bar, by rich; lines where there is no terminal."""
 
+import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
 import rich
 from rich.progress import (
@@ -14,41 +17,106 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from lightning_iet.utilities.text import in_words
 
-class Bar:
-    """A bar of :func:`progress_bar`."""
+LINE_SECONDS = 30.0
+"""Least time between two lines about the same work."""
+
+_begun: dict[str, float] = {}  # when work of a description was last said to begin
+
+
+class Bar(Protocol):
+    """What :func:`progress_bar` yields."""
+
+    def show(self, completed: int) -> None:
+        """Show that so many are done in all."""
+
+    def advance(self, count: int = 1) -> None:
+        """Show that so many more are done."""
+
+
+class _TerminalBar:
+    """A bar of rich."""
 
     def __init__(self, progress: Progress, task: TaskID) -> None:
         self._progress = progress
         self._task = task
 
     def show(self, completed: int) -> None:
-        """Show that so many are done in all."""
         self._progress.update(self._task, completed=completed)
         self._progress.refresh()  # inside the bar of a training, which is still live, nothing else redraws this one
 
     def advance(self, count: int = 1) -> None:
-        """Show that so many more are done."""
         self._progress.advance(self._task, count)
         self._progress.refresh()
 
 
+class _Lines:
+    """Lines on standard error: one after every tenth, at most one in half a minute."""
+
+    def __init__(self, description: str, total: int | None, *, is_slow: bool) -> None:
+        self._description, self._total = description, total
+        self._start = self._written = time.monotonic()
+        self._done = self._said = 0
+        # Work of a moment that is done again and again, such as an evaluation after each epoch, is not said each time.
+        if is_slow and self._start - _begun.get(description, -LINE_SECONDS) >= LINE_SECONDS:
+            _begun[description] = self._start
+            self._write("begins" if total is None else f"0 of {total:,}")
+
+    def show(self, completed: int) -> None:
+        self._done, now = completed, time.monotonic()
+        if now - self._written < LINE_SECONDS or self._done - self._said < max(1, (self._total or 0) / 10):
+            return
+        self._written, self._said = now, self._done
+        elapsed = now - self._start
+        if self._total is None:
+            self._write(f"{self._done:,} done in {in_words(elapsed)}")
+        else:
+            left = elapsed / self._done * (self._total - self._done)
+            self._write(f"{self._done:,} of {self._total:,}, about {in_words(left)} left")
+
+    def advance(self, count: int = 1) -> None:
+        self.show(self._done + count)
+
+    def _write(self, text: str) -> None:
+        print(f"{self._description}: {text}", file=sys.stderr, flush=True)
+
+
+class _Nothing:
+    """No bar."""
+
+    def show(self, completed: int) -> None:
+        pass
+
+    def advance(self, count: int = 1) -> None:
+        pass
+
+
 @contextmanager
-def progress_bar(description: str, total: int | None, *, hidden: bool = False) -> Iterator[Bar]:
+def progress_bar(description: str, total: int | None, *, hidden: bool = False, is_slow: bool = False) -> Iterator[Bar]:
     """Show a progress bar while a block runs; it disappears when the block ends.
+
+    Where standard output is no terminal, such as a file, lines on standard error take its place, which tell now and
+    then how much is done and how long the rest will take; none, where all is done in half a minute. A notebook shows
+    nothing.
 
     Args:
         description: What is being done.
         total: Number of images, steps or runs; ``None`` = not known.
-        hidden: Show nothing, as processes other than the first do. Nothing is shown either where standard output is
-            no terminal.
+        hidden: Show nothing, as processes other than the first do.
+        is_slow: Whether a first part may take minutes, so that the beginning is a line, too.
 
     Yields:
         The bar, to be told how many are done.
     """
-    done = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    time = (TimeElapsedColumn(), TextColumn("elapsed, left"), TimeRemainingColumn())
     console = rich.get_console()
-    off = hidden or not console.is_terminal
-    with Progress(*done, *time, console=console, transient=True, disable=off) as progress:
-        yield Bar(progress, progress.add_task(description, total=total))
+    if hidden or console.is_jupyter:
+        yield _Nothing()
+        return
+    if not console.is_terminal:
+        yield _Lines(description, total, is_slow=is_slow)
+        return
+    done = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    time_ = (TimeElapsedColumn(), TextColumn("elapsed, left"), TimeRemainingColumn())
+    with Progress(*done, *time_, console=console, transient=True) as progress:
+        yield _TerminalBar(progress, progress.add_task(description, total=total))
