@@ -28,6 +28,8 @@ FEW_IMAGES = 20  # generated images below which transparency of more than a tent
 TRANSPARENT = 0.1  # by how much the shares of images with transparency differ, above which copies may go unseen
 NEARLY = 16  # steps of 255 from black or white that are taken for it: generators draw a little noise over a background
 OUTER = 0.02  # share of an image's pixels at each end that is left aside when its range is measured
+NOISY = 2.0  # sharpness from which on images look like noise, if training images do not: of white noise it is 3.6
+SHARPER = 1.5  # how much sharper than training images such images are
 FARTHER = 1.5  # how much farther from training images than held-out images generated ones lie, to be spoken of
 
 
@@ -67,6 +69,9 @@ OF_RANGE = "brightness", "contrast", OCCUPIED, CUT_OFF
 """What reading values in another range changes."""
 OF_COLOURS = "colourfulness", "red against green", "blue against yellow"
 """What is measured of images in colour; the searches for disguised copies are in grey."""
+SHARPNESS = "sharpness"
+NOISE = "noise"
+"""The name of a difference in sharpness where generated images look like noise."""
 FAR = "distance to the nearest training image"
 _SCALED = "If they were scaled in another way, say so with --range."
 _REMEDIES = {
@@ -76,11 +81,12 @@ _REMEDIES = {
     CUT_OFF: "Values may have been cut off, as a DICOM file's window does: say what is black and white with --range "
     "LOW:HIGH, or --range full.",
     LEVELS: "Files of more than 8 bits may have been read in the wrong range: say it with --range.",
-    "sharpness": "If they were enlarged, bring all images to the smaller size with --image-size.",
+    SHARPNESS: "If they were enlarged, bring all images to the smaller size with --image-size.",
     **dict.fromkeys(OF_COLOURS, "Give all sets in the same colours, or leave colours aside with --grey."),
     FAR: "They show, or went through, something else: check the paths, --range, --background and --fit.",
 }
 
+_TRAIN_LONGER = "Train longer, or draw in more steps (--num-inference-steps), then audit again."
 _SCALED_OR_SAVED = "If they were scaled or saved in another way, say so with --range or --background."
 _SAVED = "If they were saved over another colour, say so with --background."
 _EIGHT_BITS = (
@@ -202,6 +208,39 @@ def compare_distances(generated: Tensor, held_out: Tensor) -> list[Difference]:
     return [Difference(FAR, *medians, distance, 0.0, _REMEDIES[FAR])]
 
 
+def explained_by_noise(differences: Sequence[Difference]) -> list[Difference]:
+    """Put noise first where the generated images look like it: then options of reading mend no difference.
+
+    They do if their median sharpness is at least 2, and 1.5 times that of the training images *(our choice)*; of white
+    noise it is 3.6, of photographs below 1.
+
+    Args:
+        differences: Those of :func:`compare_sets` and :func:`compare_distances`.
+
+    Returns:
+        The same; where there is noise, the difference in sharpness is named so and stands first, and what to do about
+        generated images is to train longer, except for how files were stored.
+
+    Example:
+        >>> sharp = Difference(SHARPNESS, 3.5, 0.8, 1.0, 0.1, "Enlarge.")
+        >>> dark = Difference("brightness", 120.0, 60.0, 1.0, 0.1, "Say so with --range.")
+        >>> [part.name for part in explained_by_noise([dark, sharp])]
+        ['noise', 'brightness']
+    """
+
+    def is_noise(part: Difference) -> bool:
+        is_drawn = part.compared == "generated" and part.name == SHARPNESS
+        return is_drawn and part.generated >= max(NOISY, SHARPER * part.train)
+
+    noise = [replace(part, name=NOISE) for part in differences if is_noise(part)]
+    if not noise:
+        return list(differences)
+    return [
+        part if part.compared == "held_out" or part.name in OF_FILES else replace(part, remedy=_TRAIN_LONGER, more=())
+        for part in [*noise, *(part for part in differences if not is_noise(part))]
+    ]
+
+
 def with_refused(difference: Difference, refused: Mapping[str, str]) -> Difference:
     """Say what to do where a remedy names options that the command does not take.
 
@@ -258,7 +297,7 @@ def properties(pixels: Tensor) -> dict[str, Tensor]:
         OCCUPIED: high - low,
         CUT_OFF: ((grey <= NEARLY) | (grey >= 255 - NEARLY)).flatten(1).float().mean(dim=1),
         LEVELS: 1 + (ordered[:, 1:] != ordered[:, :-1]).sum(dim=1).float(),
-        "sharpness": torch.where(spread > 0, edges / spread.clamp(min=1e-6), 0),
+        SHARPNESS: torch.where(spread > 0, edges / spread.clamp(min=1e-6), 0),
         "colourfulness": (varied / pixels.shape[1]).sqrt().flatten(1).mean(dim=1),
         "red against green": red - green,
         "blue against yellow": blue - (red + green) / 2,

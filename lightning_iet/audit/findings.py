@@ -13,7 +13,14 @@ import torch
 from torch import Tensor
 
 from lightning_iet.audit.cache import gather
-from lightning_iet.audit.comparability import Difference, compare_distances, compare_sets, unvaried, with_refused
+from lightning_iet.audit.comparability import (
+    Difference,
+    compare_distances,
+    compare_sets,
+    explained_by_noise,
+    unvaried,
+    with_refused,
+)
 from lightning_iet.audit.core import Audit, Copies, most_copied
 from lightning_iet.audit.evidence import is_noticed, to_judge
 from lightning_iet.audit.features import SSCD
@@ -338,7 +345,9 @@ def make_findings(
         not_moved=audit.not_moved,
         not_degraded=audit.not_degraded,
         fewer_than=_fewer_than(evidence, planted),
-        differences=[with_refused(part, refused or {}) for part in compare_sets(audit.sets) + _farther(audit)],
+        differences=explained_by_noise(
+            [with_refused(part, refused or {}) for part in compare_sets(audit.sets) + _farther(audit)]
+        ),
         nearer=_nearer(audit),
         title=printable(title),
         date=gather(_now())[0],  # the same on every process

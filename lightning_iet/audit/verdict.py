@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 
 from rich.table import Table
 
-from lightning_iet.audit.comparability import FAR, LEVELS_OF_SET, OF_FILES, SHAPE, TRANSPARENCY, Difference
+from lightning_iet.audit.comparability import FAR, LEVELS_OF_SET, NOISE, OF_FILES, SHAPE, TRANSPARENCY, Difference
 from lightning_iet.audit.evidence import SIGNIFICANT
 from lightning_iet.audit.findings import Findings, PlantedFindings, SetFacts, SetFindings, claimed
 from lightning_iet.audit.statistics import Nearer, Share, share
@@ -229,6 +229,11 @@ def _how_different(difference: Difference) -> str:
     if difference.name == SHAPE and difference.distance < 1:
         some = f"{percent(difference.distance)} of the generated images differ from training images"
         return f"{some} in {SHAPE} ({values})."
+    if difference.name == NOISE:
+        return (
+            "the generated images look like noise: the model is trained too little, or was sampled in too few steps "
+            f"(sharpness {values})."
+        )
     if difference.name == FAR:
         return (
             "generated images lie much farther from training images than held-out images do (median distance "
@@ -243,9 +248,9 @@ def _reasons(findings: Findings) -> list[Sequence[str]]:
     """List why nothing is decided, the weightiest first: what was found, then what to do."""
     evidence, generated, held_out = findings.evidence, findings.sets["generated"], findings.held_out
     # How files were stored comes first: it hides copies, those that were planted too, and no further images would help.
-    reasons: list[Sequence[str]] = [
-        difference_sentences(part) for part in findings.differences if part.name in OF_FILES
-    ]
+    # Only noise stands before it, in which there is nothing to find.
+    first = NOISE, *OF_FILES
+    reasons: list[Sequence[str]] = [difference_sentences(part) for part in findings.differences if part.name in first]
     stored_alike = not reasons
     if evidence.noticed.count and not evidence.held_out_judged:
         lie = "lies" if evidence.noticed.count == 1 else "lie"
@@ -318,7 +323,7 @@ def _reasons(findings: Findings) -> list[Sequence[str]]:
                     "Add images to --held-out, or give all images in their full size.",
                 )
             )
-    reasons += [difference_sentences(part) for part in findings.differences if part.name not in OF_FILES]
+    reasons += [difference_sentences(part) for part in findings.differences if part.name not in first]
     if any(part.is_large for part in findings.nearer):
         reasons += [(said, _SAME_SOURCE) for said in _nearer(findings.nearer)]
     return reasons

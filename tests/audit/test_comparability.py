@@ -14,6 +14,7 @@ from lightning_iet.audit.comparability import (
     OCCUPIED,
     compare_distances,
     compare_sets,
+    explained_by_noise,
     properties,
     unvaried,
     with_refused,
@@ -80,6 +81,33 @@ def test_options_that_are_refused_come_with_what_to_do_instead():
     refused = dict.fromkeys(("--range", "--background"), "Give --train.") | {"--image-size": "Save images."}
     assert with_refused(brightness, refused) == replace(brightness, more=("Give --train.",))
     assert with_refused(brightness, {"--image-size": "Save images."}) == brightness
+
+
+@pytest.mark.parametrize(
+    ("share", "is_noise"),  # of the variance that is noise
+    [(1.0, True), (0.6, True), (0.1, False), (0.0, False)],
+)
+def test_noise_is_told_as_such_and_no_option_is_named(share, is_noise):
+    noise = 0.5 + 0.4 * torch.randn(FRESH.shape, generator=torch.Generator().manual_seed(0))
+    mixed = (1 - share) ** 0.5 * FRESH + share**0.5 * noise
+    found = explained_by_noise(
+        [with_refused(d, {"--image-size": "No."}) for d in compare_sets(sets(eight_bits(mixed)))]
+    )
+    assert [difference.name == "noise" for difference in found[:1]] == ([is_noise] if found else [])
+    if is_noise:
+        assert len(found) > 1
+        assert {difference.remedy for difference in found} == {
+            "Train longer, or draw in more steps (--num-inference-steps), then audit again."
+        }
+        assert not any(difference.more for difference in found)
+        assert difference_sentences(found[0])[0].startswith(
+            "the generated images look like noise: the model is trained too little, or was sampled in too few steps (sharp"
+        )
+
+
+def test_noise_is_no_difference_from_noise():
+    found = {name: random_set(100, seed=seed) for seed, name in enumerate(("train", "generated", "held_out"))}
+    assert explained_by_noise(compare_sets(found)) == []
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.transforms.functional import gaussian_blur
 
 from lightning_iet import DiffusionModule
 from lightning_iet.audit import search
 from lightning_iet.audit.cache import BlockCache
+from lightning_iet.audit.reading import image_set
 from lightning_iet.cli import main
 from lightning_iet.data import DigitsDataModule
 from lightning_iet.tools.audit import AuditJob
@@ -286,8 +288,14 @@ def remedies(findings):
     return {part.name: " ".join([part.remedy, *part.more]) for part in findings.differences}
 
 
-def test_remedies_that_are_refused_say_what_to_do(here):
-    """An untrained model draws noise, which differs in all that a range changes, and in sharpness."""
+def draw_dim_blurred_digits(generator, drawing, cache):
+    pixels = gaussian_blur(digit_pixels(200, 260), [3, 3], [1.0, 1.0]) // 8
+    return image_set(pixels, location="drawn")
+
+
+def test_remedies_that_are_refused_say_what_to_do(here, monkeypatch):
+    """A model that draws dim and blurred digits, which differ in all that a range changes, and in sharpness."""
+    monkeypatch.setattr("lightning_iet.tools.audit_model.draw", draw_dim_blurred_digits)
     of_folders = remedies(run(num_samples=60))
     assert of_folders["brightness"].startswith("All files have 8 bits, which no range changes")
     assert "a model that draws noise is not trained yet" in of_folders["brightness"]
@@ -302,6 +310,21 @@ def test_remedies_that_are_refused_say_what_to_do(here):
     page = Path("own/report.html").read_text(encoding="utf-8").partition("What was checked")[2]
     assert page.count("Here images are read as the run read them") == 1
     assert (metrics("own")["settings"]["fit"], metrics("own")["settings"]["range"]) == ("crop", "auto")
+
+
+def test_a_model_that_draws_noise_is_told_so_and_no_option_is_named(here):
+    """Neither of folders nor of a run, whose audits name other options."""
+    run_folder(here)
+    own = audit_model(ckpt=Path("runs"), out=Path("own"), **QUICK_MODEL | {"num_samples": 60})
+    for found in (run(num_samples=60), own):
+        assert found.verdict.level == "open"
+        assert found.verdict.answer.startswith(
+            "Not decided: the generated images look like noise: the model is trained"
+        )
+        text = " ".join([found.verdict.headline, found.verdict.details])
+        assert "Train longer, or draw in more steps (--num-inference-steps), then audit again." in text
+        named = {option for option in ("--image-size", "--range", "--background", "--grey", "--fit") if option in text}
+        assert not named
 
 
 def test_images_are_brought_to_what_the_model_samples(here, capsys):
