@@ -101,7 +101,7 @@ def test_noise_is_told_as_such_and_no_option_is_named(share, is_noise):
         }
         assert not any(difference.more for difference in found)
         assert difference_sentences(found[0])[0].startswith(
-            "the generated images look like noise: the model is trained too little, or was sampled in too few steps (sharp"
+            "the generated images look like noise: the model is trained too little, or was sampled in too few steps "
         )
 
 
