@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, cast
 
 import lightning.pytorch as pl
@@ -21,6 +22,7 @@ from lightning_iet.data.orders import (
 from lightning_iet.data.samples import fingerprint_of_samples, fingerprint_of_shards, labels_of
 from lightning_iet.data.shard_sampler import SeededSamples, ShardPlan, ShardSampler
 from lightning_iet.data.streams import StreamedSamples, fingerprint_of_stream, split_stream
+from lightning_iet.functional.checks import check_kinds
 from lightning_iet.functional.sharding import Partition, num_replicas, partition
 from lightning_iet.utilities.lightning import lightning_classes
 
@@ -75,7 +77,8 @@ class ShardedDataModule(DataModule):
     Raises:
         ValueError: Before the first step, if there are more shards than samples (or than samples of a class), or a
             stream's length is not known or its order not fixed.
-        TypeError: If the training loader is not one ``DataLoader``, or its sampler cannot be restricted to shards.
+        TypeError: If ``datamodule`` is no data module, or a number no integer; if the training loader is not one
+            ``DataLoader``, or its sampler cannot be restricted to shards.
 
     Example:
         >>> from torch.utils.data import TensorDataset
@@ -100,6 +103,13 @@ class ShardedDataModule(DataModule):
                 "Argument `datamodule` expected a LightningDataModule, but got a DataLoader. "
                 "Use ShardedDataModule.from_loader(train_loader, val_loader, num_shards=…)."
             )
+        if not isinstance(datamodule, lightning_classes("LightningDataModule")):
+            remedy = "For a folder of images, pass ImageFolderDataModule(folder)."
+            raise TypeError(
+                f"Argument `datamodule` expected a LightningDataModule, but got {datamodule!r:.60}. "
+                f"{remedy if isinstance(datamodule, (str, Path)) else 'Pass an instance of one.'}"
+            )
+        check_kinds(int, num_shards=num_shards, num_samples=num_samples, seed=seed)
         if partition not in ("stratified", "iid"):
             raise ValueError(f"Argument `partition` expected 'stratified' or 'iid', but got {partition!r}.")
         if num_shards < 1:

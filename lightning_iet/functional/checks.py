@@ -127,17 +127,40 @@ def _check_rows(rows: Tensor, name: str) -> None:
         )
 
 
+def check_kinds(kind: type[int] | type[float], **values: object) -> None:
+    """Refuse arguments that are no numbers, or no integers; ``None``, which stands for a default, passes.
+
+    Args:
+        kind: ``float`` for any number, ``int`` for integers; numbers of NumPy and torch count as well.
+        values: What was given, by the names of the arguments.
+
+    Raises:
+        TypeError: if one is of another kind.
+
+    Example:
+        >>> check_kinds(int, num_shards=2.5)
+        Traceback (most recent call last):
+        TypeError: Argument `num_shards` expected an integer, but got 2.5.
+    """
+    method, wanted = ("__index__", "an integer") if kind is int else ("__float__", "a number")
+    for name, value in values.items():
+        if value is not None and not hasattr(value, method):
+            raise TypeError(f"Argument `{name}` expected {wanted}, but got {value!r}.")
+
+
 def check_number(name: str, value: float, interval: str, remedy: str) -> None:
     """Refuse a number outside an interval such as ``"(0, 1]"``, and NaN; the remedy is a sentence.
 
     Raises:
-        ValueError: if the number lies outside.
+        TypeError: if it is no number.
+        ValueError: if it lies outside.
 
     Example:
         >>> check_number("ratio", 0.0, "(0, 1]", "The published one is 1/3.")
         Traceback (most recent call last):
         ValueError: Argument `ratio` expected a number in (0, 1], but got 0.0. The published one is 1/3.
     """
+    check_kinds(float, **{name: value})
     if not _inside(value, interval):
         raise ValueError(f"Argument `{name}` expected a number in {interval}, but got {value}. {remedy}")
 

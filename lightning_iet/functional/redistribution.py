@@ -17,6 +17,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from lightning_iet.functional.checks import check_kinds
+
 ExchangeTime = Literal["half_round", "round"]
 """When samples are exchanged: in the middle of each round, or at its end."""
 
@@ -185,8 +187,11 @@ def check_exchange(fraction: float, min_skips: int, num_shards: int | None = Non
         num_shards: Number of shards; ``None`` = not known yet.
 
     Raises:
+        TypeError: If one is no number, or no integer.
         ValueError: Naming the argument, and what to pass instead.
     """
+    check_kinds(float, fraction=fraction)
+    check_kinds(int, min_skips=min_skips)
     if not 0 <= fraction <= 0.5:
         raise ValueError(
             f"Argument `fraction` expected a number in [0, 0.5], but got {fraction}. 0.25 was published, 0 is off."

@@ -202,6 +202,14 @@ def test_bad_arguments():
         ShardedDataModule(inner, 2).train_dataloader()
     with pytest.raises(TypeError, match=r"but got a DataLoader. Use ShardedDataModule.from_loader"):
         ShardedDataModule(DataLoader([1, 2]), 2)
+    with pytest.raises(
+        TypeError, match=r"LightningDataModule, but got 'photos'. For a folder .* ImageFolderDataModule"
+    ):
+        ShardedDataModule("photos", 2)
+    with pytest.raises(TypeError, match=r"LightningDataModule, but got <class .*Loaded'>. Pass an instance of one."):
+        ShardedDataModule(Loaded, 2)
+    with pytest.raises(TypeError, match=r"`num_shards` expected an integer, but got 2.5"):
+        ShardedDataModule(Loaded(), 2.5)
     with pytest.raises(ValueError, match="`num_samples` expected an integer ≥ 1, but got 0"):
         ShardedDataModule(Loaded(), 2, num_samples=0)
 

@@ -2,11 +2,12 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
 from lightning_iet.functional.average_minimum_distance import average_minimum_distance
-from lightning_iet.functional.checks import check_number, check_numbers, image_rows, unit_interval
+from lightning_iet.functional.checks import check_kinds, check_number, check_numbers, image_rows, unit_interval
 from lightning_iet.functional.density_coverage import density_coverage
 from lightning_iet.functional.mifid import mifid
 from lightning_iet.functional.precision_recall import precision_recall
@@ -112,3 +113,14 @@ def test_rounding_errors_outside_the_range_are_let_through(dtype):
 def test_what_is_no_image_is_refused(images, error, message):
     with pytest.raises(error, match=message):
         image_rows(images, name="x")
+
+
+def test_numbers_of_any_library_are_numbers():
+    numbers = {"i": 2, "n": np.int64(2), "t": torch.tensor(2), "none": None}
+    check_kinds(int, **numbers)
+    check_kinds(float, **numbers, f=0.5, of_numpy=np.float32(0.5))
+    for kind, value in ((float, "0.5"), (float, [0.5]), (int, 2.0), (int, "2")):
+        with pytest.raises(TypeError, match=r"^Argument `a` expected an? (number|integer), but got .*\.$"):
+            check_kinds(kind, a=value)
+    with pytest.raises(TypeError, match=r"Argument `ratio` expected a number, but got '0\.3'"):
+        check_number("ratio", "0.3", "(0, 1]", "The published one is 1/3.")

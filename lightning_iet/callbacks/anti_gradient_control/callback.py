@@ -40,6 +40,7 @@ from lightning_iet.data.samples import DrawnByWeight, DrawTable
 from lightning_iet.data.shard_sampler import SeededSamples, ShardSampler
 from lightning_iet.data.sharding import ShardedDataModule, find_wrapper, inner_datamodule
 from lightning_iet.functional.anti_gradient import check_batch, keep_mask, update_anchored_bank, update_bank
+from lightning_iet.functional.checks import check_kinds
 from lightning_iet.functional.sample_record import (
     LogLossStatistics,
     keep_by_record,
@@ -184,7 +185,8 @@ class AntiGradientControl(Callback):
         ValueError: If an argument is out of range; before the first step, if there are no unseen images, or no index
             that is needed; or, at the first batch, if no way leads to the losses, keys are missing, shapes disagree,
             timesteps or indices are out of range, or ``training_step`` cannot be called on unseen images.
-        TypeError: At the first batch, if what should be a tensor is something else, or without a Lightning trainer.
+        TypeError: If an argument is no number; at the first batch, if what should be a tensor is something else; or
+            without a Lightning trainer.
 
     Example:
         >>> class Constant(pl.LightningModule):
@@ -250,6 +252,10 @@ class AntiGradientControl(Callback):
         timestep: str | None = None,
     ) -> None:
         super().__init__()
+        check_kinds(float, threshold=threshold, z0=z0, delta=delta, eta=eta, min_weight=min_weight, decay=decay)
+        check_kinds(float, record_decay=record_decay)
+        check_kinds(int, num_timesteps=num_timesteps, num_bins=num_bins, reference_every=reference_every)
+        check_kinds(int, reference_batch_size=reference_batch_size, reference_images=reference_images)
         _check_choice("criterion", criterion, get_args(Criterion))
         _check_choice("reference", reference, get_args(Reference))
         _check_choice("normalize", normalize, (None, "kept", "batch"))

@@ -29,6 +29,7 @@ from lightning_iet.callbacks.parameter_averaging.weight_averaging import (
 )
 from lightning_iet.data.shard_sampler import ShardPlan, ShardSampler
 from lightning_iet.data.sharding import ShardedDataModule
+from lightning_iet.functional.checks import check_kinds
 from lightning_iet.functional.seeding import derive_seed
 from lightning_iet.shards import ShardEngine, ShardwiseCallback
 from lightning_iet.shards.groups import broadcast_model, check_same_everywhere, gather_shards, make_groups
@@ -85,6 +86,7 @@ class ParameterAveragingCallback(Callback):
             the decision.
 
     Raises:
+        TypeError: For numbers that are no integers.
         ValueError: For values out of range, or both lengths given.
         MisconfigurationException: Before the first step, for settings that cannot work with shards.
 
@@ -106,6 +108,7 @@ class ParameterAveragingCallback(Callback):
         weighting: Literal["samples", "uniform"] = "samples",
         offload: Offload = "auto",
     ) -> None:
+        check_kinds(int, num_shards=num_shards, every_n_epochs=every_n_epochs, every_n_train_steps=every_n_train_steps)
         for name, value in (
             ("num_shards", num_shards),
             ("every_n_epochs", every_n_epochs),

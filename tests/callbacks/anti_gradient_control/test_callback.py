@@ -352,6 +352,20 @@ def test_bad_arguments(kwargs, message):
         AntiGradientControl(**kwargs)
 
 
+@pytest.mark.parametrize("name", ["threshold", "decay", "z0", "delta", "eta", "min_weight", "record_decay"])
+def test_text_is_no_number(name):
+    with pytest.raises(TypeError, match=f"^Argument `{name}` expected a number, but got '0.5'.$"):
+        AntiGradientControl(**{name: "0.5"})
+
+
+@pytest.mark.parametrize(
+    "name", ["num_timesteps", "num_bins", "reference_every", "reference_batch_size", "reference_images"]
+)
+def test_numbers_that_are_no_integers(name):
+    with pytest.raises(TypeError, match=f"^Argument `{name}` expected an integer, but got 2.5.$"):
+        AntiGradientControl(**{name: 2.5})
+
+
 def test_fabric_is_refused():
     with pytest.raises(TypeError, match=r"expected a Trainer, but got Fabric. Call lightning_iet.functional.*plain-py"):
         AntiGradientControl().setup(Fabric(accelerator="cpu"), Regression(), "fit")

@@ -308,6 +308,13 @@ def test_bad_arguments(kwargs, message):
         ParameterAveragingCallback(**kwargs)
 
 
+@pytest.mark.parametrize("name", ["num_shards", "every_n_epochs", "every_n_train_steps"])
+@pytest.mark.parametrize("value", [2.5, "2"])
+def test_numbers_that_are_no_integers(name, value):
+    with pytest.raises(TypeError, match=f"^Argument `{name}` expected an integer, but got {value!r}.$"):
+        ParameterAveragingCallback(**{name: value})
+
+
 def plateau(module):
     def configure():
         optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
