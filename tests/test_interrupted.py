@@ -118,7 +118,8 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_when_there_is_room(capsys, 
     assert_same_bits(weights("."), tiny_weights)
 
 
-def test_sigterm_ends_with_its_status_and_a_checkpoint_of_that_step(tiny_weights):
+def test_sigterm_ends_with_its_status_and_a_checkpoint_of_that_step(tiny_weights, caplog):
+    caplog.set_level("INFO", "lightning.pytorch.utilities.rank_zero")
     saving = {"save_on_exception": True, "every_n_train_steps": 1000}
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(SystemExit) as stop:
@@ -126,6 +127,8 @@ def test_sigterm_ends_with_its_status_and_a_checkpoint_of_that_step(tiny_weights
     assert stop.value.code == 128 + signal.SIGTERM
     assert signal.getsignal(signal.SIGTERM) is before
     assert torch.load(checkpoint(0))["global_step"] == 5
+    command = "The same command with --ckpt_path last goes on from the last checkpoint."
+    assert caplog.messages.count(f"Stopped by SIGTERM after step 5. {command}") == 1
     fit(saving=saving, callbacks=[callback("Terminate", step=4)])
     assert_same_bits(weights("."), tiny_weights)
 

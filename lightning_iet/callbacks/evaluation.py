@@ -22,6 +22,7 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 
 from lightning_iet.callbacks.anti_gradient_control.callback import AntiGradientControl
 from lightning_iet.callbacks.anti_gradient_control.reference import HeldOutImages
+from lightning_iet.callbacks.interruptions import ended_by_sigterm, final_evaluation
 from lightning_iet.callbacks.parameter_averaging.callback import ParameterAveragingCallback
 from lightning_iet.evaluation.assessment import (
     Assessment,
@@ -446,6 +447,11 @@ class Evaluation(pl.Callback):
         bar = getattr(trainer.progress_bar_callback, "progress", None)
         if isinstance(bar, Progress):  # Lightning's, which would redraw itself under all that is still to be printed
             bar.stop()
+        with final_evaluation(trainer):
+            self._conclude(trainer, pl_module)
+
+    def _conclude(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Evaluate, unless the last step has been, and write and print the report."""
         if self._outcome is None or self._outcome.step != trainer.global_step:
             self._outcome = self._evaluate(trainer, pl_module)
         assessment = self._outcome.assessment
@@ -488,7 +494,8 @@ class Evaluation(pl.Callback):
         self._sampling, _ = find_sample(module)
         with isolated_module(module):
             self._assessor = self._make_assessor(trainer)
-        scores = self._evaluate(trainer, module).assessment.scores
+        with ended_by_sigterm(trainer):
+            scores = self._evaluate(trainer, module).assessment.scores
         run = {"threshold": 0.0, "skip_rate": 0.0}
         self.report = make_report(self._assessor, scores, settings=self._settings(trainer), run=run, curves={})
         if trainer.is_global_zero:

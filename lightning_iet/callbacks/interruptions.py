@@ -2,7 +2,8 @@
 
 import signal
 import threading
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lightning_iet.shards.groups import check_same_everywhere
 from lightning_iet.utilities.checkpoints import last_checkpoint, use_atomic_checkpoints
-from lightning_iet.utilities.files import LAST
+from lightning_iet.utilities.files import CONFIG, LAST, find_checkpoint, run_folder
 from lightning_iet.utilities.lightning import (
     Callback,
     Position,
@@ -70,7 +71,10 @@ class StopSignal(pl.Callback):
             if trainer.strategy.reduce_boolean_decision(True, all=True):
                 for callback in trainer.checkpoint_callbacks:
                     callback.on_exception(trainer, pl_module, stop)
-            rank_zero_info(f"Stopped by SIGTERM after step {trainer.global_step}.")
+            go_on = " The same command with --ckpt_path last goes on from the last checkpoint."
+            rank_zero_info(
+                f"Stopped by SIGTERM after step {trainer.global_step}.{go_on if trainer.checkpoint_callbacks else ''}"
+            )
             raise stop
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -88,6 +92,61 @@ class StopSignal(pl.Callback):
     def _restore(self) -> None:
         while self._before:
             signal.signal(*self._before.popitem())
+
+
+@contextmanager
+def final_evaluation(trainer: Trainer) -> Iterator[None]:
+    """Let SIGTERM end the evaluation at the end of a run at once, and say how to get it later, for Ctrl-C too.
+
+    The model is saved by then, and no process has to wait for the others, as :class:`StopSignal` does.
+
+    Args:
+        trainer: Of the run.
+
+    Raises:
+        SIGTERMException: With status 143, also if the signal came after the last step and before the evaluation.
+    """
+    stop = find_callback(trainer, StopSignal)
+    try:
+        if trainer.strategy.reduce_boolean_decision(stop is not None and stop.asked, all=False):
+            raise SIGTERMException(128 + signal.SIGTERM)
+        with ended_by_sigterm(trainer):
+            yield
+    except (KeyboardInterrupt, SIGTERMException):
+        rank_zero_info(f"The evaluation was cut off. {_how_to_evaluate(trainer)}".rstrip())
+        raise
+
+
+@contextmanager
+def ended_by_sigterm(trainer: Trainer) -> Iterator[None]:
+    """Let SIGTERM end a block at once with status 143, in processes that the trainer has started, too.
+
+    Lightning's own handler notes the signal and goes on until the next batch of data.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(number: int, frame: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not cut off what is cleared away
+        if trainer.strategy.launcher is not None:
+            trainer.strategy.launcher.kill(signal.SIGTERM)
+        raise SIGTERMException(128 + signal.SIGTERM)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _how_to_evaluate(trainer: Trainer) -> str:
+    """Say where the model of a run is, if it is saved, and the command that evaluates it, if there is one."""
+    folder = run_folder(trainer)
+    if find_checkpoint(folder) is None:
+        return ""
+    command = f" `lightning-iet test --ckpt_path {folder}` evaluates it." if (folder / CONFIG).is_file() else ""
+    return f"The model is saved in '{folder}'.{command}"
 
 
 class Resumption(Callback):

@@ -1,4 +1,6 @@
 import json
+import os
+import signal
 
 import lightning.pytorch as pl
 import numpy as np
@@ -14,6 +16,7 @@ from torch.utils.data import DataLoader
 
 from lightning_iet import AntiGradientControl, DigitsDataModule, ParameterAveragingCallback, ShardedDataModule
 from lightning_iet.callbacks.evaluation import Evaluation, RunHistory
+from lightning_iet.callbacks.interruptions import StopSignal
 from lightning_iet.evaluation import report as publishing
 from lightning_iet.metrics.features import feature_extractor
 from tests.helpers.evaluations import Copier, Untrained, fit, images_of, rows_of
@@ -410,6 +413,62 @@ def test_final_evaluation_comes_after_all_other_callbacks(tmp_path):
     trainer, module = fit(tmp_path, evaluation, callbacks=callbacks, trainer={"enable_checkpointing": True})
     assert trainer.callbacks[-1] is evaluation
     assert (module.shown[-1] == 7).all()
+
+
+class CutOff(Copier):
+    """Sends its own process a signal while it draws images for the second time (the first is a check)."""
+
+    def __init__(self, number):
+        super().__init__()
+        self.number = number
+
+    def sample(self, *args, **kwargs):
+        if self.draws:
+            os.kill(os.getpid(), self.number)
+        return super().sample(*args, **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGTERM, 128 + signal.SIGTERM), (signal.SIGINT, 1)], ids=["SIGTERM", "SIGINT"]
+)
+@pytest.mark.parametrize("is_command", [True, False])
+def test_a_signal_ends_the_final_evaluation_at_once_and_it_is_said_how_to_get_it(
+    tmp_path, caplog, number, status, is_command
+):
+    handlers = {one: signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGINT)}
+    if is_command:
+        (tmp_path / "config.yaml").touch()
+    caplog.set_level("INFO", "lightning.pytorch.utilities.rank_zero")
+    module = CutOff(number)
+    saving = {"enable_checkpointing": True, "callbacks": [Evaluation(40, k=20), ModelCheckpoint(save_last=True)]}
+    try:
+        with pytest.raises(SystemExit) as stop:
+            fit(tmp_path, module=module, trainer=saving)
+    finally:
+        signal.signal(signal.SIGINT, handlers[signal.SIGINT])  # which Lightning lets be ignored from then on
+    assert stop.value.code == status
+    assert signal.getsignal(signal.SIGTERM) is handlers[signal.SIGTERM]
+    assert len(module.draws) == 1
+    command = f" `lightning-iet test --ckpt_path {tmp_path}` evaluates it." if is_command else ""
+    said = f"The evaluation was cut off. The model is saved in '{tmp_path}'.{command}"
+    assert caplog.messages.count(said) == 1
+
+
+def test_sigterm_between_the_last_step_and_the_evaluation_leaves_it_out(tmp_path, caplog):
+    class Late(pl.Callback):
+        def on_train_epoch_end(self, trainer, pl_module):
+            if trainer.current_epoch == trainer.max_epochs - 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    caplog.set_level("INFO", "lightning.pytorch.utilities.rank_zero")
+    module = Copier()
+    with pytest.raises(SystemExit) as stop:
+        fit(tmp_path, Evaluation(40, k=20), module=module, callbacks=[Late(), StopSignal()])
+    assert stop.value.code == 128 + signal.SIGTERM
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert len(module.draws) == 1  # the check before training
+    assert caplog.messages.count("The evaluation was cut off.") == 1
 
 
 def test_a_resumed_run_goes_on_with_its_curve(tmp_path):
