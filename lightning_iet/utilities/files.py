@@ -292,7 +292,7 @@ def remedies(kept: Path) -> Iterator[None]:
     """Say, when a long job is interrupted, how to resume it.
 
     Args:
-        kept: where finished work lies.
+        kept: where finished work lies, once there is any.
 
     Raises:
         OSError: for a full disk, naming the remedy.
@@ -300,15 +300,24 @@ def remedies(kept: Path) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        print(f"Interrupted. The same command goes on from here; finished work is in {kept}.", file=sys.stderr)
+        if _holds_files(kept):
+            said = f"The same command goes on from here; finished work is in {kept}."
+        else:
+            said = "No part was finished, and nothing is kept: the same command starts anew."
+        print(f"Interrupted. {said}", file=sys.stderr)
         raise
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
+        goes_on = f", which goes on from the finished work in {kept}" if _holds_files(kept) else ""
         raise OSError(
             f"The disk is full ({error.strerror}): no report was written. Make room and give the same command "
-            f"again, which goes on from the finished work in {kept}; or choose other places with --out and --cache."
+            f"again{goes_on}; or choose other places with --out and --cache."
         ) from error
+
+
+def _holds_files(folder: Path) -> bool:
+    return folder.is_dir() and any(folder.iterdir())
 
 
 @contextmanager

@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 from pathlib import Path
@@ -14,6 +15,7 @@ from lightning_iet.utilities.files import (
     check_writable,
     checkpoint_of,
     printable,
+    remedies,
     run_folder,
     write_atomically,
     write_csv,
@@ -154,3 +156,20 @@ def test_a_file_is_itself_and_a_folder_without_checkpoints_is_refused(tmp_path):
     assert checkpoint_of(Path("any.ckpt")) == Path("any.ckpt")
     with pytest.raises(FileNotFoundError, match="Argument `ckpt_path` expected a checkpoint or the folder of a run"):
         checkpoint_of(tmp_path, argument="ckpt_path")
+
+
+@pytest.mark.parametrize("found", ["file", "empty folder", "nothing"])
+def test_finished_work_is_named_only_where_there_is_some(tmp_path, capsys, found):
+    kept = tmp_path / "report.partial"
+    if found != "nothing":
+        kept.mkdir()
+    if found == "file":
+        (kept / "block").touch()
+    with pytest.raises(KeyboardInterrupt), remedies(kept):
+        raise KeyboardInterrupt
+    anew = "No part was finished, and nothing is kept: the same command starts anew."
+    goes_on = f"The same command goes on from here; finished work is in {kept}."
+    assert capsys.readouterr().err == f"Interrupted. {goes_on if found == 'file' else anew}\n"
+    with pytest.raises(OSError, match="The disk is full") as error, remedies(kept):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert (str(kept) in str(error.value)) == (found == "file")
