@@ -185,13 +185,17 @@ def pairs_of_runs(runs: Sequence[RunPairs], *, limit: float = 1 / 3, columns: in
     return figure
 
 
+_LETTERS = 13  # letters of a title to an inch
+CAPTION = 20  # letters of a caption over an image
+
+
 def captioned_grid(images: Sequence[Tensor], captions: Sequence[str], *, title: str, columns: int = 8) -> Figure:
     """Plot images with a caption above each.
 
     Args:
         images: Each of shape ``(C, H, W)`` in [0, 1] with one, three or four channels; sizes may differ.
-        captions: One per image.
-        title: Above all of them.
+        captions: One per image; long lines, such as names of files, are cut in the middle.
+        title: Above all of them, in as many lines as it takes.
         columns: Images in a row, at most.
 
     Returns:
@@ -207,12 +211,14 @@ def captioned_grid(images: Sequence[Tensor], captions: Sequence[str], *, title: 
     rows = ceil(len(images) / columns)
     size = max(1.15 * columns, 5.6), 1.5 * rows + 0.5
     figure = Figure(figsize=size, dpi=DPI, facecolor="white", layout="constrained")
-    figure.suptitle(title, color=INK, fontsize=9)
+    lines = [line for part in title.splitlines() for line in textwrap.wrap(part, int(_LETTERS * size[0]))]
+    figure.suptitle("\n".join(lines).replace("$", r"\$"), color=INK, fontsize=9)
     panels = figure.subplots(rows, columns, squeeze=False).flat
     for panel, image, caption in zip(panels, images, captions, strict=False):
         opaque = 1 - image[3:] * (1 - image[:3]) if len(image) == 4 else image
         _show(panel, _enlarge(opaque[None], 96)[0])
-        panel.set_title(caption, fontsize=6, color=INK, pad=2)
+        shortened = "\n".join(_shortened(line, CAPTION) for line in caption.splitlines())
+        panel.set_title(shortened.replace("$", r"\$"), fontsize=6, color=INK, pad=2)
     for panel in figure.axes:
         panel.set_axis_off()
     return figure

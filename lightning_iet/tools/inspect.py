@@ -17,7 +17,7 @@ from lightning_iet.data.duplicates import write_groups
 from lightning_iet.data.sources import open_source
 from lightning_iet.functional.duplicates import Duplicates, find_duplicates, without_self
 from lightning_iet.functional.neighbors import nearest_neighbors
-from lightning_iet.plots import image_grid, save_figure
+from lightning_iet.plots import CAPTION, captioned_grid, save_figure
 from lightning_iet.utilities.files import check_writable, printable, write_atomically
 
 RATIOS = (0.2, 1 / 3, 0.45)
@@ -178,10 +178,29 @@ def _write(inspection: Inspection, found: Duplicates, images: ImageSet, folder: 
         (folder / "duplicates.png").unlink(missing_ok=True)
         return
     columns = max(map(len, shown))
-    blank = torch.full_like(images.pixels[0], 255)
-    tiles = [images.pixels[group[i]] if i < len(group) else blank for group in shown for i in range(columns)]
-    title = f"The {len(shown)} largest groups of near-duplicates, one in each row, at most {SHOWN} images of each"
-    save_figure(image_grid(torch.stack(tiles) / 255, title=title, columns=columns), folder / "duplicates.png")
+    blank = torch.ones_like(images.pixels[0], dtype=torch.float)
+    places = [group[i] if i < len(group) else None for group in shown for i in range(columns)]
+    figure = captioned_grid(
+        [blank if place is None else images.pixels[place] / 255 for place in places],
+        ["" if place is None else _caption(images.names[place]) for place in places],
+        title=_title(found),
+        columns=columns,
+    )
+    save_figure(figure, folder / "duplicates.png")
+
+
+def _caption(name: str) -> str:
+    """Return a name that fits over an image: without folders where it is long."""
+    return printable(name if len(name) <= CAPTION else name.rpartition("/")[2])
+
+
+def _title(found: Duplicates) -> str:
+    """Say what duplicates.png shows, and what of it is left out."""
+    groups, largest = len(found.members), max(map(len, found.members))
+    left_out = [f"the {SHOWN} largest of {groups:,} groups"] if groups > SHOWN else []
+    left_out += [f"at most {SHOWN} images of each (the largest has {largest:,})"] if largest > SHOWN else []
+    shown = f"\nShown are {', '.join(left_out)}; duplicates.csv lists all" if left_out else ""
+    return f"Near-duplicates in the training set: each row is one group{shown}"
 
 
 def _print(inspection: Inspection, folder: Path, *, marked: str) -> None:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -40,6 +41,32 @@ def test_planted_near_duplicates_are_listed_counted_and_drawn(digits, tmp_path, 
     assert written["kind"] == "inspection"
     assert written["images"] == len(images)
     assert "--data.duplicates drop" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize("repeats", [[2], [2, 3], [12], [2] * 10, [12] * 10])
+def test_the_picture_names_every_image_and_its_title_is_whole(digits, tmp_path, monkeypatch, repeats):
+    figures = []
+    monkeypatch.setattr("lightning_iet.tools.inspect.save_figure", lambda figure, path: figures.append(figure))
+    copies = [digits[i : i + 1] for i, number in enumerate(repeats) for _ in range(number - 1)]
+    images = uint8(torch.cat([digits, *copies]))
+    names = [f"a_long_folder_of_digits/{i:04}$.png" if i % 2 else f"short/{i}.png" for i in range(len(images))]
+    inspect_images(replace(image_set(images, location="train"), names=names), tmp_path, ratio=0.01)
+    (figure,) = figures
+    captions = [axes.get_title() for axes in figure.axes if axes.get_title()]
+    with (tmp_path / "duplicates.csv").open(newline="") as stream:
+        lines = list(csv.DictReader(stream))
+    groups = [
+        [line["name"] for line in lines if line["group"] == str(group)][:8] for group in range(min(8, len(repeats)))
+    ]
+    shown = [name.rpartition("/")[2] if len(name) > 20 else name for group in groups for name in group]
+    assert captions == [name.replace("$", r"\$") for name in shown]
+    figure.draw_without_rendering()
+    title = figure._suptitle.get_window_extent()
+    assert title.x0 >= 0
+    assert title.x1 <= figure.bbox.x1
+    told = figure._suptitle.get_text()
+    assert ("the 8 largest of 10 groups" in told) == (len(repeats) > 8)
+    assert ("(the largest has 12)" in told.replace("\n", " ")) == (12 in repeats)
 
 
 def test_looser_thresholds_find_at_least_as_much(digits, tmp_path):

@@ -355,6 +355,7 @@ def _is_index(value: Any) -> bool:
 
 
 _SHOWN = 24
+FEW_DRAWS = 50  # draws of an image below which one skip may be chance (our choice)
 
 
 def write_sample_report(
@@ -388,13 +389,13 @@ def write_sample_report(
     table, picture = (folder / f"{'-'.join(['skips', *suffix])}.{kind}" for kind in ("csv", "png"))
     _write_table(table, data.dataset, columns, order)
     found = f"AntiGradientControl: skips by training sample are in {table}"
-    images = _images(data.dataset, order[:_SHOWN].tolist())
+    shown = order[:_SHOWN]
+    if records is None:
+        shown = shown[columns["skipped"][shown] > 0]  # a rate of 0 says nothing
+    images = _images(data.dataset, shown.tolist())
     if images:
-        captions = [_caption(columns, int(index)) for index in order[: len(images)]]
-        what = "lowest records" if records is not None else "highest skip rates"
-        figure = captioned_grid(
-            images, captions, title=f"Training images with the {what}: those closest to being copied"
-        )
+        captions = [_caption(columns, index) for index in shown.tolist()]
+        figure = captioned_grid(images, captions, title=_title(columns, len(images)))
         save_figure(figure, picture)
         found += f", those that are closest to being copied in {picture}"
         for logger in trainer.loggers:
@@ -483,21 +484,50 @@ def image_of(sample: Any) -> Tensor | None:
     return None
 
 
-def _caption(columns: Mapping[str, Tensor], index: int) -> str:
-    r"""Skip rate and record of a sample; with weights by record, under which no sample is skipped, its weight.
+def _title(columns: Mapping[str, Tensor], shown: int) -> str:
+    """Say what skips.png shows, and what of it is left to chance.
 
     Example:
-        >>> columns = {"skip_rate": torch.zeros(2), "record": torch.tensor([-1.5, 0.25]), "weight": torch.ones(2)}
+        >>> columns = {"seen": torch.tensor([12, 12, 12]), "skipped": torch.tensor([1, 0, 2])}
+        >>> print(_title(columns, 2))
+        Training images closest to being copied, with the highest skip rates: the 2 of 3 that were skipped at all
+        Each was drawn about 12 times: an image that was skipped once may have been so by chance
+    """
+    drawn = columns["seen"] > 0
+    times, total = int(columns["seen"][drawn].float().median()), len(drawn)
+    if "record" in columns:
+        what = f"with the lowest records: {shown:,} of {total:,}"
+    else:
+        skipped = int((columns["skipped"] > 0).sum())
+        some = f"{shown:,} of {skipped:,} that were skipped, of {total:,}"
+        what = f"with the highest skip rates: {some}"
+        if shown == skipped:
+            what = f"with the highest skip rates: the {shown:,} of {total:,} that were skipped at all"
+    title = f"Training images closest to being copied, {what}"
+    if "record" not in columns and times < FEW_DRAWS:
+        drawn_times = "once" if times == 1 else f"about {times:,} times"
+        title += f"\nEach was drawn {drawn_times}: an image that was skipped once may have been so by chance"
+    return title
+
+
+def _caption(columns: Mapping[str, Tensor], index: int) -> str:
+    r"""Return how often a sample was skipped, and its record; with weights, under which none is skipped, its weight.
+
+    Example:
+        >>> counts = {"seen": torch.tensor([12, 0]), "skipped": torch.tensor([1, 0])}
+        >>> _caption(counts, 0), _caption(counts, 1)
+        ('0: skipped 1 of 12', '1: not drawn')
+        >>> columns = counts | {"record": torch.tensor([-1.5, 0.25]), "weight": torch.ones(2)}
         >>> _caption(columns, 0)
-        '0: skipped 0%\nrecord -1.50'
+        '0: skipped 1 of 12\nrecord -1.50'
         >>> _caption(columns | {"weight": torch.tensor([0.125, 1.0])}, 0)
         '0: weight 0.12\nrecord -1.50'
     """
-    rate = float(columns["skip_rate"][index])
-    if rate != rate:
+    seen, skipped = (int(columns[name][index]) for name in ("seen", "skipped"))
+    if not seen:
         caption = f"{index}: not drawn"
     elif "weight" in columns and bool((columns["weight"] < 1).any()):
         caption = f"{index}: weight {float(columns['weight'][index]):.2f}"
     else:
-        caption = f"{index}: skipped {rate:.0%}"
+        caption = f"{index}: skipped {skipped:,} of {seen:,}"
     return f"{caption}\nrecord {float(columns['record'][index]):.2f}" if "record" in columns else caption

@@ -11,6 +11,7 @@ from torch.testing import assert_close
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from lightning_iet import AntiGradientControl, DigitsDataModule, ParameterAveragingCallback, ShardedDataModule
+from lightning_iet.callbacks.anti_gradient_control import sample_record
 from lightning_iet.data import WithIndex
 from lightning_iet.functional.seeding import derive_seed
 from lightning_iet.functional.sharding import partition
@@ -418,7 +419,10 @@ def test_without_shards_processes_hold_the_same_records(tmp_path, processes):
 
 
 @pytest.mark.parametrize("settings", [{"threshold": 0.9}, {"criterion": "record", "delta": 0.1}])
-def test_a_table_and_a_picture_of_the_images_closest_to_being_copied(tmp_path, settings):
+def test_a_table_and_a_picture_of_the_images_closest_to_being_copied(tmp_path, settings, monkeypatch):
+    figures = []
+    keep = sample_record.save_figure
+    monkeypatch.setattr(sample_record, "save_figure", lambda figure, path: figures.append(figure) or keep(figure, path))
     agc = AntiGradientControl(num_timesteps=1000, num_bins=10, **settings)
     trainer = quiet_trainer(
         tmp_path, callbacks=[agc], logger=CSVLogger(tmp_path, name="", version=""), max_epochs=8, limit_val_batches=0
@@ -442,6 +446,32 @@ def test_a_table_and_a_picture_of_the_images_closest_to_being_copied(tmp_path, s
         assert rates[0] > 0
         assert trainer.callback_metrics["agc/most_skipped"] == pytest.approx(rates[0], abs=1e-4)
     assert (tmp_path / "skips.png").stat().st_size > 10_000
+    captions = [axes.get_title() for axes in figures[0].axes if axes.get_title()]
+    shown = table[:24] if "criterion" in settings else [row for row in table[:24] if int(row["skipped"])]
+    counts = [f"{row['sample']}: skipped {row['skipped']} of {row['seen']}" for row in shown]
+    assert [caption.splitlines()[0] for caption in captions] == counts
+
+
+def test_images_that_were_never_skipped_are_not_shown_as_those_skipped_most(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(sample_record, "save_figure", lambda figure, path: figures.append(figure))
+    agc = AntiGradientControl(num_timesteps=1000, num_bins=10, threshold=0.9)
+    trainer = quiet_trainer(
+        tmp_path, callbacks=[agc], logger=CSVLogger(tmp_path, name="", version=""), max_epochs=2, limit_val_batches=0
+    )
+    seen, skipped = torch.full((30,), 12), torch.zeros(30)
+    skipped[[7, 3]] = torch.tensor([1.0, 2.0])
+    columns = {"seen": seen, "skipped": skipped.long(), "skip_rate": skipped / seen}
+    monkeypatch.setattr(sample_record, "sample_columns", lambda *_: columns)
+    trainer.fit(tiny_diffusion(), DigitsDataModule(30, batch_size=5))
+    (figure,) = figures
+    assert [axes.get_title() for axes in figure.axes if axes.get_title()] == [
+        "3: skipped 2 of 12",
+        "7: skipped 1 of 12",
+    ]
+    title = " ".join(figure._suptitle.get_text().split())
+    assert "the 2 of 30 that were skipped at all" in title
+    assert "Each was drawn about 12 times: an image that was skipped once may have been so by chance" in title
 
 
 # --- bad input -------------------------------------------------------------------------------------------------------
