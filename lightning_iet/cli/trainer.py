@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from pydoc import locate
-from typing import Any, NoReturn, cast
+from typing import Any, ClassVar, NoReturn, cast
 
 import diffusers
 import lightning.pytorch as pl
@@ -48,13 +48,13 @@ from lightning_iet.cli.help import (
 from lightning_iet.cli.images import measured_step, seconds_of_step, with_images
 from lightning_iet.cli.options import arguments_of, option_of_owner, options_named
 from lightning_iet.data import ShardedDataModule
-from lightning_iet.functional.sharding import Partition
+from lightning_iet.functional.sharding import Partition, num_replicas
 from lightning_iet.tools.plan import PlanningTrainer, model_size, schedule_of
 from lightning_iet.utilities.checkpoints import outline
 from lightning_iet.utilities.errors import TRACEBACK_VARIABLE, fail, own_cause, yaml_fault
 from lightning_iet.utilities.files import check_writable, checkpoint_of, run_folder
 from lightning_iet.utilities.lightning import find_callback, order_callbacks
-from lightning_iet.utilities.text import in_words
+from lightning_iet.utilities.text import counted, in_words
 from lightning_iet.utilities.threads import training_threads
 
 METHODS = {
@@ -288,6 +288,12 @@ class IETCLI(LightningCLI):
         averaging = find_callback(self.trainer, ParameterAveragingCallback)
         assert averaging is not None  # noqa: S101 (a group of options)
         shards = self.trainer.world_size if averaging.num_shards is None else averaging.num_shards
+        processes, cores = self.trainer.num_devices, os.cpu_count() or 1
+        if self.trainer.strategy.root_device.type == "cpu" and processes > cores:
+            rank_zero_info(
+                f"{processes} processes (--trainer.devices) share the {counted(cores, 'core')} of this machine."
+            )
+        num_replicas(shards, self.trainer.world_size)  # before any process is started
         if self.datamodule is not None and shards > 1 and not isinstance(self.datamodule, ShardedDataModule):
             self.datamodule = ShardedDataModule(
                 self.datamodule,
@@ -334,6 +340,9 @@ class _SaveConfig(SaveConfigCallback):
 class _Parser(OneLineErrors, LightningArgumentParser):
     """LightningCLI's parser with errors in one line, and help that begins with the options of the methods."""
 
+    configurations: ClassVar[Sequence[Path]] = ()
+    """Files of this command line, in which an unknown key may stand."""
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, allow_abbrev=False, **kwargs)
         self.add_argument("--help-all", action=_HelpAll, help="Show all options, Lightning's too, and exit.")
@@ -345,8 +354,10 @@ class _Parser(OneLineErrors, LightningArgumentParser):
         of_classes = {name: f"--{part}.{name}" for part, name in _options_of_classes()}
         of_others = {option.rpartition(".")[2]: option for option in _DEEPER}
         text = clear(message, self.likely_options(), names=_class_names())
-        if (unknown := re.match(r"There is no option `(\w+)`", text)) and unknown[1] in of_classes:
-            text = _of_another_class(*of_classes[unknown[1]].removeprefix("--").split("."))
+        if unknown := re.match(r"There is no option `([\w.-]+)`", text):
+            if unknown[1] in of_classes:
+                text = _of_another_class(*of_classes[unknown[1]].removeprefix("--").split("."))
+            text += _place_of(unknown[1], self.configurations)
         fail(
             PROGRAM,
             re.sub(
@@ -499,8 +510,9 @@ def run_trainer(args: Sequence[str]) -> None:
         args: Command-line arguments, the command among them.
     """
     images = any(argument.partition("=")[0] == "--images" for argument in args)
+    _Parser.configurations = list(_configurations(args))
     with options_named(lambda name, error: _option_of(name, error, images=images)):
-        _check_configurations(args)
+        _check_configurations(_Parser.configurations)
         _run(args)
 
 
@@ -529,20 +541,42 @@ def _run(args: Sequence[str]) -> None:
     )
 
 
-def _check_configurations(args: Sequence[str]) -> None:
+def _configurations(args: Sequence[str]) -> Iterator[Path]:
+    """Yield the files of YAML that a command line names."""
+    for argument in args:
+        path = Path(argument.partition("=")[2] if argument.startswith("-") else argument)
+        if path.suffix in (".yaml", ".yml") and path.is_file():
+            yield path
+
+
+def _check_configurations(files: Sequence[Path]) -> None:
     """Refuse a configuration that is no YAML by its name, which the parser's own message leaves out.
 
     Raises:
         ValueError: Naming file, line and column.
     """
-    for argument in args:
-        path = Path(argument.partition("=")[2] if argument.startswith("-") else argument)
-        if path.suffix not in (".yaml", ".yml") or not path.is_file():
-            continue
+    for path in files:
         try:
             yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise ValueError(f"Argument `config` expected YAML, but got '{path}': {yaml_fault(error)}.") from error
+
+
+def _place_of(key: str, files: Sequence[Path]) -> str:
+    """Say in which file and line a key stands, or the last part of one; nothing, if it was no file's."""
+    for path in files:
+        for found, line in _keys(yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)):
+            if f".{found}".endswith(f".{key}"):
+                return f" It stands in {path}, line {line}."
+    return ""
+
+
+def _keys(node: yaml.Node | None, prefix: str = "") -> Iterator[tuple[str, int]]:
+    """Yield the keys of YAML, with those that they stand in before them, and their lines."""
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            yield f"{prefix}{key.value}", key.start_mark.line + 1
+            yield from _keys(value, f"{prefix}{key.value}.")
 
 
 def _with_flags(args: Sequence[str]) -> list[str]:

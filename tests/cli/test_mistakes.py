@@ -1,5 +1,6 @@
 """Typical mistakes, and the line that each is answered with: what was wrong, and what to do."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -43,7 +44,10 @@ MISTAKES = [
     (["fit", "--config", "digits/iet_acg"], "but got 'digits/iet_acg'. Did you mean digits/iet_agc?"),
     (["fit", "--config", "text.yaml"], "Option --config expected"),
     (["fit", "--config", "class.yaml"], "but got 'DiffusionModul'. Did you mean DiffusionModule?"),
-    (["fit", "--config", "key.yaml"], "There is no option `modell`. Did you mean --model?"),
+    (["fit", "--config", "key.yaml"], "option `modell`. Did you mean --model? It stands in key.yaml, line 1."),
+    (["fit", "--config=group.yaml"], "Did you mean --agc.threshold? It stands in group.yaml, line 3."),
+    (["fit", "--config", "inner.yaml"], "It stands in inner.yaml, line 5."),
+    (["fit", "--config", "digits/iet", "--config", "nested.yaml"], "It stands in nested.yaml, line 2."),
     # options
     ([*DIGITS, "--agc.treshold", "1"], "There is no option --agc.treshold. Did you mean --agc.threshold?"),
     ([*DIGITS, "--treshold", "1"], "There is no option --treshold. Did you mean --agc.threshold?"),
@@ -55,6 +59,7 @@ MISTAKES = [
     ([*DIGITS, "--trainer.accelerator", "gpuu"], "but got 'gpuu' and 'auto'. Leave both out to take what is there."),
     ([*DIGITS, "--trainer.devices", "0"], "but got 'cpu' and '0'. Leave both out to take what is there."),
     ([*DIGITS, "--trainer.devices", "-1"], "but got 'cpu' and '-1'. Leave both out to take what is there."),
+    ([*DIGITS, "--trainer.devices=5", "--averaging.num_shards=4"], "a divisor of the 5 processes, but got 4"),
     ([*DIGITS, "--trainer.strategy", "fsdp"], "with accelerator 'cpu' (this machine has"),
     ([*DIGITS, "--trainer.logger.prefi-x", "a"], "There is no option"),
     ([*DIGITS, "--trainer.precision", "fp8"], "bf16-mixed, 32-true"),
@@ -183,6 +188,9 @@ def _place(tmp_path_factory):
         Path("empty").mkdir()
         Path("text.yaml").write_text("hello")
         Path("key.yaml").write_text("modell: 3\n")
+        Path("group.yaml").write_text(f"{A_RUN}agcc: {{threshold: 0.5}}\n")
+        Path("inner.yaml").write_text(f"{A_RUN}\nagc:\n  treshold: 0.5\n")
+        Path("nested.yaml").write_text("model:\n  ema_deca: 0.9\n")
         Path("class.yaml").write_text(A_RUN.replace("DiffusionModule", "DiffusionModul"))
         Path("types.yaml").write_text(f"{A_RUN}trainer: {{max_epochs: ten}}\n")
         Path("list.yaml").write_text("model: [1]\ndata: {class_path: DigitsDataModule}\n")
@@ -233,3 +241,11 @@ def test_a_typing_error_is_followed_by_the_list_of_commands(capsys):
     error = capsys.readouterr().err
     assert "  fit " in error
     assert "  audit-model " in error
+
+
+def test_more_processes_than_cores_are_told_before_what_is_wrong_with_them(capsys, monkeypatch):
+    told: list[str] = []
+    monkeypatch.setattr("lightning_iet.cli.trainer.rank_zero_info", told.append)
+    many = (os.cpu_count() or 1) + 1
+    fails(capsys, *DIGITS, f"--trainer.devices={many}", f"--averaging.num_shards={many + 1}")
+    assert f"{many} processes (--trainer.devices) share the {many - 1} core" in told[0]
