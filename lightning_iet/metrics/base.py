@@ -9,7 +9,7 @@ from matplotlib.figure import FigureBase
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 from torchmetrics import Metric
-from torchmetrics.utilities import dim_zero_cat
+from torchmetrics.utilities import dim_zero_cat, rank_zero_warn
 
 from lightning_iet.functional.average_minimum_distance import nearest_cosine_distance, unit_rows
 from lightning_iet.functional.checks import image_rows, unit_interval
@@ -52,6 +52,15 @@ class BaseMetric(Metric):
         _, axes = self._plot(val, ax)
         drawn = cast(Axes, axes)
         return drawn.figure, drawn
+
+    def warn_if_empty(self, count: int | Tensor) -> None:
+        """Warn that there is no result, where no image was seen in any update; without an update torchmetrics warns.
+
+        Args:
+            count: Number of generated images of all processes.
+        """
+        if self.update_called and not count:
+            rank_zero_warn(f"{type(self).__name__} has seen no generated images, so that its result is NaN.")
 
     def _apply(self, fn: Callable[..., Any], exclude_state: Iterable[str] = "") -> "BaseMetric":
         super()._apply(lambda tensor: tensor.to(fn(tensor).device), exclude_state)  # type: ignore[arg-type]
@@ -247,7 +256,9 @@ class CosineMetric(TrainingSetMetric):
 
     def nearest(self) -> Tensor:
         """Return the distances of all updates and processes, shape ``(Q,)``."""
-        return joined(self.distances, device=self.device)
+        distances = joined(self.distances, device=self.device)
+        self.warn_if_empty(len(distances))
+        return distances
 
 
 class TwoKindsMetric(BaseMetric):

@@ -127,6 +127,7 @@ class MemorizedFraction(TrainingSetMetric):
 
     def compute(self) -> Tensor:
         """Return the share over all updates and processes."""
+        self.warn_if_empty(self.total)
         return self.memorized / self.total
 
     def copies(self) -> Copies:
@@ -220,6 +221,7 @@ class MemorizedQuantity(TrainingSetMetric):
 
     def compute(self) -> dict[str, Tensor]:
         """Return the share at each threshold, over all updates and processes."""
+        self.warn_if_empty(self.total)
         return dict(zip(map(mq_name, self.thresholds), self.counts / self.total, strict=True))
 
     def plot(self, val: Values | None = None, ax: Axes | None = None) -> tuple[FigureBase, Axes]:

@@ -117,6 +117,7 @@ class MiFID(TrainingSetMetric):
 
     def compute(self) -> Tensor:
         """Return the distance over all updates and processes."""
+        self.warn_if_empty(self.count)
         if self.count < 2:
             return torch.tensor(torch.nan, device=self.device)
         fid = frechet_distance(moments_of_sums(self.count, self.total, self.products), self.train_moments)

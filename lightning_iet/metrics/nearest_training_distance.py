@@ -78,4 +78,6 @@ class NearestTrainingDistance(TrainingSetMetric):
 
     def compute(self) -> dict[str, Tensor]:
         """Return the summary over all updates and processes."""
-        return distance_summary(joined(self.distances, device=self.device), quantiles=self.quantiles)
+        distances = joined(self.distances, device=self.device)
+        self.warn_if_empty(len(distances))
+        return distance_summary(distances, quantiles=self.quantiles)

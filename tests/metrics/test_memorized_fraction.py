@@ -167,7 +167,9 @@ def test_uint8_equals_float():
 def test_no_images_give_nan():
     metric = MemorizedFraction(draw()[1])
     metric.update(torch.zeros(0, 1, 4, 4))
-    assert metric.compute().isnan()
+    with pytest.warns(UserWarning, match="has seen no generated images, so that its result is NaN"):
+        found = metric.compute()
+    assert found.isnan()
 
 
 def on_ranks(shares):

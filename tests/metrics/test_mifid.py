@@ -47,6 +47,7 @@ def test_a_perfect_copier_gets_infinity_not_zero():
 
 
 @pytest.mark.parametrize("num", [0, 1])
+@pytest.mark.filterwarnings("ignore:MiFID has seen no generated images")
 def test_fewer_than_two_images_have_no_covariance(num):
     metric = MiFID(torch.rand(5, 1, 8, 8), features="digits")
     metric.update(torch.rand(num, 1, 8, 8))
