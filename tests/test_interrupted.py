@@ -45,6 +45,10 @@ def test_one_command_starts_a_run_and_goes_on_with_it(caplog, tiny_weights):
     caplog.set_level("INFO", "lightning.pytorch.utilities.rank_zero")
     fit()
     assert f"Going on from '{checkpoint(0)}', step 16." in caplog.messages
+    assert [message for message in caplog.messages if "are averaged" in message] == [
+        "The shards are averaged every 2 epochs and at the end: 2 times in this run of 4 epochs, but 1 time in the one "
+        "that wrote the checkpoint, of 2."
+    ]
     assert_same_bits(weights("."), tiny_weights)
     # Nothing of the first part was touched.
     assert first == {path: path.read_bytes() for path in Path("runs/tiny/version_0").rglob("*") if path.is_file()}

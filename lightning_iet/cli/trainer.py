@@ -49,7 +49,7 @@ from lightning_iet.cli.images import measured_step, seconds_of_step, with_images
 from lightning_iet.cli.options import arguments_of, option_of_owner, options_named
 from lightning_iet.data import ShardedDataModule
 from lightning_iet.functional.sharding import Partition, num_replicas
-from lightning_iet.tools.plan import PlanningTrainer, model_size, schedule_of
+from lightning_iet.tools.plan import PlanningTrainer, in_mib, model_size, schedule_of
 from lightning_iet.utilities.checkpoints import outline
 from lightning_iet.utilities.errors import TRACEBACK_VARIABLE, fail, own_cause, yaml_fault
 from lightning_iet.utilities.files import check_writable, checkpoint_of, run_folder
@@ -200,23 +200,27 @@ class IETCLI(LightningCLI):
             check_writable(folder, argument="save_dir", remedy=remedy, make=False)
             self.new_folders = [place for place in (folder, *folder.parents) if not place.exists()]
         if self.images is not None:
-            rank_zero_info(f"{self.images}; {self._estimate()}")
+            done = _steps_done(options["ckpt_path"], trusted=options["trust_checkpoint"])
+            rank_zero_info(f"{self.images}; {self._estimate(done)}")
 
     def before_plan(self) -> None:
         """Say what was found of the images."""
         if self.images is not None:
             rank_zero_info(self.images)
 
-    def _estimate(self) -> str:
-        """Say how large the model is, and how long training will take here."""
+    def _estimate(self, done: int) -> str:
+        """Say how large the model and a checkpoint are, and how long training will take here after some steps."""
         batch_size = self._get(self.config, "data.init_args.batch_size")
         step = seconds_of_step(self.model, batch_size, self.trainer.strategy.root_device)
         self.datamodule.prepare_data()
         self.datamodule.setup("fit")
         schedule = schedule_of(self.trainer, self.datamodule)
-        seconds = (schedule.process_steps or 0) * step
-        length = f"about {in_words(seconds)} here" if schedule.process_steps else "without an end"
-        return f"{model_size(self.model).trained / 1e6:.1f} M parameters, {length}"
+        seconds = max((schedule.process_steps or 0) - done, 0) * step
+        left = "left " if done else ""
+        length = f"about {in_words(seconds)} {left}here" if schedule.process_steps else "without an end"
+        size = model_size(self.model)
+        checkpoint = in_mib(size.checkpoint(len(schedule.shard_sizes)))
+        return f"{size.trained / 1e6:.1f} M parameters, {checkpoint} a checkpoint, {length}"
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Run a command; a run that fails before its first step leaves nothing behind."""
@@ -301,6 +305,13 @@ class IETCLI(LightningCLI):
                 partition=self._get(self.config, "sharding.partition"),
                 seed=self._get(self.config, "sharding.seed"),
             )
+
+
+def _steps_done(ckpt_path: str | Path | None, *, trusted: bool) -> int:
+    """Return the optimizer steps of a process that a checkpoint holds; 0 where none is named by its path."""
+    if ckpt_path is None or str(ckpt_path) in _WORDS:
+        return 0
+    return int(outline(Path(ckpt_path), argument="ckpt_path", trusted=trusted).get("global_step", 0))
 
 
 def _name_projects(loggers: Any) -> None:

@@ -58,6 +58,20 @@ class ModelSize:
         """Bytes of one shard's state."""
         return self.averaged + (self.optimizer or 0)
 
+    def checkpoint(self, num_shards: int) -> int:
+        """Bytes of a checkpoint: the weights of the model, and the state of each shard beside them.
+
+        Args:
+            num_shards: Of the run; one has no weights of its own.
+
+        Example:
+            >>> size = ModelSize(trained=10, frozen=0, averaged=80, optimizer=80, gradients=40, shared=8)
+            >>> size.checkpoint(1), size.checkpoint(4)
+            (168, 728)
+        """
+        states = num_shards * self.shard if num_shards > 1 else self.optimizer or 0
+        return self.averaged + self.shared + states
+
 
 def model_size(module: nn.Module) -> ModelSize:
     """Count a module's parameters, and the bytes that training makes of them.
@@ -226,25 +240,27 @@ def cost_table(cost: Cost) -> Table:
     if schedule.hosted > 1:
         table.add_row("steps of a process", known(schedule.process_steps), f"those of its {schedule.hosted} shards")
     table.add_section()
-    optimizer = "of the optimizer: not known" if size.optimizer is None else f"optimizer {_memory(size.optimizer)}"
-    made = f"{schedule.hosted} × (weights, averages {_memory(size.averaged)} + {optimizer})"
-    made += f" + gradients {_memory(size.gradients)}" + (f" + frozen {_memory(size.shared)}" if size.shared else "")
-    made += f" + SV-DIFF's bases {_memory(size.bases)}" if size.bases else ""
-    table.add_row("memory of a process", _memory(cost.memory), f"{made}; activations come on top")
+    optimizer = "of the optimizer: not known" if size.optimizer is None else f"optimizer {in_mib(size.optimizer)}"
+    made = f"{schedule.hosted} × (weights, averages {in_mib(size.averaged)} + {optimizer})"
+    made += f" + gradients {in_mib(size.gradients)}" + (f" + frozen {in_mib(size.shared)}" if size.shared else "")
+    made += f" + SV-DIFF's bases {in_mib(size.bases)}" if size.bases else ""
+    table.add_row("memory of a process", in_mib(cost.memory), f"{made}; activations come on top")
+    kept = "; of each shard, these and optimizer's state" if shards > 1 else ", optimizer's state"
+    table.add_row("a checkpoint", in_mib(size.checkpoint(shards)), f"weights, averages{kept}")
     if size.bases:
         table.add_row("SV-DIFF", f"{size.forming / 1e12:.3g} TFLOP", "in each forward pass, and as many backward")
     if cost.peak is not None:
-        table.add_row("measured peak", _memory(cost.peak), f"memory of {cost.device}, with activations")
+        table.add_row("measured peak", in_mib(cost.peak), f"memory of {cost.device}, with activations")
     if shards > 1:
         table.add_section()
-        table.add_row("an averaging", _memory(shards * size.averaged), f"{shards} × weights and their averages")
+        table.add_row("an averaging", in_mib(shards * size.averaged), f"{shards} × weights and their averages")
         if cost.has_length or schedule.round_steps is None:  # a round of epochs is a share of the run, however long
             all_bytes = None if averagings is None else averagings * shards * size.averaged
-            table.add_row("averagings", _count(averagings), f"{_memory(all_bytes)} in all")
+            table.add_row("averagings", _count(averagings), f"{in_mib(all_bytes)} in all")
         else:
             table.add_row("averagings", _unknown(averagings), "")
         if schedule.processes > 1:
-            table.add_row("sent by a process", _memory(cost.sent), "in an averaging; between them, nothing")
+            table.add_row("sent by a process", in_mib(cost.sent), "in an averaging; between them, nothing")
     table.add_section()
     if cost.step_seconds is None:
         table.add_row("time", "not measured", "--measure_steps 5 takes a few steps to tell")
@@ -262,11 +278,11 @@ def _count(number: int | None) -> str:
     return "no limit" if number is None else f"{number:,}"
 
 
-def _memory(number: float | None) -> str:
+def in_mib(number: float | None) -> str:
     """Bytes for people.
 
     Example:
-        >>> [_memory(number) for number in (0, 5e6, 3e9, None)]
+        >>> [in_mib(number) for number in (0, 5e6, 3e9, None)]
         ['0.0 MiB', '4.8 MiB', '2.8 GiB', 'no limit']
     """
     if number is None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from PIL import Image
 from lightning_iet.cli import main
 from lightning_iet.cli.images import LONGEST, Folder, describe, epochs_within, look, settings_of, unet, with_images
 from lightning_iet.modules.pretrained import load_any_module
+from lightning_iet.utilities.text import in_words
 from tests.helpers.pictures import write_pictures
 
 FEW = ["--evaluation.num_samples=6", "--evaluation.num_inference_steps=2", "--trainer.accelerator=cpu"]
@@ -221,6 +223,7 @@ def test_from_a_folder_to_samples_with_what_is_installed(capsys, caplog, monkeyp
     monkeypatch.setattr("lightning_iet.metrics.features.factory.find_spec", lambda name: None)  # no feature network
     for name in "ab":
         write(f"pets/{name}", num=12, size=(9, 11))
+    monkeypatch.setattr("lightning_iet.cli.trainer.seconds_of_step", lambda *_: 1000.0)
     caplog.set_level("INFO", "lightning.pytorch.utilities.rank_zero")
     main(["fit", "--images", "pets", *FEW, "--trainer.max_epochs=21"])
     table = capsys.readouterr().out
@@ -233,9 +236,16 @@ def test_from_a_folder_to_samples_with_what_is_installed(capsys, caplog, monkeyp
     assert saved["data"]["init_args"]["image_size"] == 8
     assert [file.name for file in (run / "checkpoints").iterdir()] == ["last.ckpt"]
     assert torch.load(run / "checkpoints" / "last.ckpt")["epoch"] == 20  # though only every second one is validated
+    # The first line names the size of a checkpoint, and the time of the steps; of a run that goes on, of those left.
+    last = run / "checkpoints" / "last.ckpt"
+    steps = torch.load(last)["global_step"]
+    (size,) = re.findall(r"M parameters, ([\d.]+) MiB a checkpoint, ", caplog.text)
+    assert float(size) == pytest.approx(last.stat().st_size / 2**20, rel=0.1)
+    assert f"a checkpoint, about {in_words(1000 * steps)} here" in caplog.text
     # The run goes on by the same command, and is repeated by its configuration.
     main(["fit", "--images", "pets", *FEW, "--trainer.max_epochs=22", "--ckpt_path", "last"])
     assert "Going on from" in caplog.text
+    assert f"a checkpoint, about {in_words(1000 * steps // 21)} left here" in caplog.text
     repeated = ["fit", "--config", str(run / "config.yaml"), "--trainer.logger.init_args.name=again"]
     main(repeated)
     first, second = (

@@ -2,10 +2,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_iet import DigitsDataModule, ParameterAveragingCallback, ShardedDataModule
 from lightning_iet.cli import main
-from lightning_iet.tools.plan import PlanningTrainer
+from lightning_iet.tools.plan import PlanningTrainer, model_size
 from tests.helpers.models import tiny_diffusion
 
 DIGITS = Path(__file__).parents[2] / "configs" / "digits"
@@ -49,6 +51,29 @@ def test_a_plan_comes_true(limits, num_shards):
     assert sum(schedule.shard_sizes) == 50
     assert len(schedule.shard_sizes) == num_shards
     assert schedule.averagings == averaging.count
+
+
+def tensors(content):
+    """All tensors of a checkpoint."""
+    if isinstance(content, torch.Tensor):
+        yield content
+    elif isinstance(content, dict):
+        yield from (one for value in content.values() for one in tensors(value))
+    elif isinstance(content, list | tuple):
+        yield from (one for value in content for one in tensors(value))
+
+
+@pytest.mark.parametrize("num_shards", [1, 3])
+def test_the_size_of_a_checkpoint_is_that_of_its_tensors(num_shards):
+    inner = DigitsDataModule(50, num_control=16, batch_size=4)
+    data = ShardedDataModule(inner, num_shards) if num_shards > 1 else inner
+    saving = ModelCheckpoint("saved", filename="last")
+    callbacks = [ParameterAveragingCallback(num_shards=num_shards), saving]
+    module = tiny_diffusion()
+    trainer(callbacks=callbacks, enable_checkpointing=True, max_epochs=1, limit_val_batches=0).fit(module, data)
+    kept = {(t.untyped_storage().data_ptr(), t.numel()): t.nbytes for t in tensors(torch.load("saved/last.ckpt"))}
+    # Beside what is counted there are a number of steps for each tensor, and random states.
+    assert sum(kept.values()) == pytest.approx(model_size(module).checkpoint(num_shards), rel=0.1)
 
 
 @pytest.mark.parametrize("config", ["baseline", "iet_agc"])

@@ -335,6 +335,7 @@ class ParameterAveragingCallback(Callback):
             **self._schedule.record(world_size),
             "agreed": self.engine.agreed,
             "whole": not self.engine.is_averaging,
+            "max_epochs": self.engine.trainer.max_epochs,
             "log": self._log.state_dict(self.engine.trainer),
             "shards": gather_shards(states, world_size),
         }
@@ -377,12 +378,27 @@ class ParameterAveragingCallback(Callback):
         if trains := self._saved.get("trains"):
             engine.extend_as(module, list(self._saved["identity"]["model"]), *trains)
         check_same_run(self._saved["identity"], self._identity())
+        if trainer.is_global_zero:
+            self._warn_of_another_length(trainer.max_epochs)
         engine.load_state_dict(self._saved.pop("shards"), agreed=self._saved["agreed"])
         self._log.load_state_dict(self._saved["log"], trainer)
         if is_ours:
             _set_position(trainer, self._schedule.batches_before())
         # Lightning warns of batches that are None; here they are how a process waits for others.
         warnings.filterwarnings("ignore", message=".*yielded None.*")
+
+    def _warn_of_another_length(self, epochs: int | None) -> None:
+        """Warn in one line where a run that goes on averages more or less often than that of the checkpoint."""
+        every, before = self.every_n_epochs, self._saved.get("max_epochs")
+        if every is None or not before or not epochs or min(before, epochs) < 0:
+            return
+        then, now = (math.ceil(length / every) for length in (before, epochs))
+        if then != now:
+            log.warning(
+                "The shards are averaged every %d epochs and at the end: %d time%s in this run of %d epochs, but %d "
+                "time%s in the one that wrote the checkpoint, of %d.",
+                every, now, "s" * (now > 1), epochs, then, "s" * (then > 1), before,
+            )  # fmt: skip
 
     def _saving(self, engine: ShardEngine, module: LightningModule, own: _Saving) -> _Saving:
         """Return the module's ``on_save_checkpoint``, which saves averages, in files of weights alone too."""
