@@ -69,6 +69,8 @@ def nearest_pairs(
     *,
     limit: float = 1 / 3,
     marked: Sequence[bool] | None = None,
+    label: str = "$d_1 / d_2$",
+    title: str = "",
 ) -> Figure:
     """Show generated images beside the training image nearest to each, with ``d1 / d2`` above.
 
@@ -80,6 +82,8 @@ def nearest_pairs(
             ones are cut in the middle.
         limit: a ratio below it counts as memorized and is printed in colour.
         marked: whose ratios are printed in colour, where it is not by the limit.
+        label: what the ratios are, where they are not ``d1 / d2``.
+        title: above all pairs; by default it explains ``d1 / d2``.
 
     Returns:
         The figure, four pairs in a row.
@@ -90,17 +94,17 @@ def nearest_pairs(
     figure = Figure(
         figsize=(max(2.1 * columns, 5.6), 1.32 * rows + 0.55), dpi=DPI, facecolor="white", layout="constrained"
     )
-    figure.suptitle(
+    explained = (
         "Generated images closest to a training image\n"
-        f"$d_1 / d_2$: distance to the nearest over the second nearest; below {limit:.2f} (colour) counts as memorized",
-        color=INK, fontsize=9,
-    )  # fmt: skip
+        f"$d_1 / d_2$: distance to the nearest over the second nearest; below {limit:.2f} (colour) counts as memorized"
+    )
+    figure.suptitle(_wrapped(title, figure) if title else explained, color=INK, fontsize=9)
     panels = figure.subplots(rows, columns, squeeze=False).flat
     for panel, new, old, ratio, name, colour in zip(
         panels, _enlarge(generated, 96), _enlarge(training, 96), ratios, names, marked, strict=False
     ):
         _show(panel, _grid(torch.stack([new, old]), columns=2, padding=8))
-        panel.set_title(f"$d_1 / d_2$ = {ratio:.3f}", fontsize=8, color=GENERATED if colour else INK, pad=2)
+        panel.set_title(f"{label} = {ratio:.3f}", fontsize=8, color=GENERATED if colour else INK, pad=2)
         for position, text in (
             (0.25, "generated"),
             (0.75, f"training #{name}" if name.isdecimal() else _shortened(name, 16)),
@@ -211,8 +215,7 @@ def captioned_grid(images: Sequence[Tensor], captions: Sequence[str], *, title: 
     rows = ceil(len(images) / columns)
     size = max(1.15 * columns, 5.6), 1.5 * rows + 0.5
     figure = Figure(figsize=size, dpi=DPI, facecolor="white", layout="constrained")
-    lines = [line for part in title.splitlines() for line in textwrap.wrap(part, int(_LETTERS * size[0]))]
-    figure.suptitle("\n".join(lines).replace("$", r"\$"), color=INK, fontsize=9)
+    figure.suptitle(_wrapped(title, figure), color=INK, fontsize=9)
     panels = figure.subplots(rows, columns, squeeze=False).flat
     for panel, image, caption in zip(panels, images, captions, strict=False):
         opaque = 1 - image[3:] * (1 - image[:3]) if len(image) == 4 else image
@@ -247,6 +250,13 @@ def _enlarge(images: Tensor, side: int) -> Tensor:
 def _show(axes: Axes, image: Tensor) -> None:
     axes.imshow(image.permute(1, 2, 0).numpy(), interpolation="nearest")
     axes.set_axis_off()
+
+
+def _wrapped(title: str, figure: Figure) -> str:
+    """Break the lines of a title where a figure ends."""
+    letters = int(_LETTERS * figure.get_figwidth())
+    lines = [line for part in title.splitlines() for line in textwrap.wrap(part, letters)]
+    return "\n".join(lines).replace("$", r"\$")
 
 
 def _shortened(text: str, length: int) -> str:

@@ -16,9 +16,10 @@ from torchvision.transforms.functional import gaussian_blur
 
 from lightning_iet.audit import Settings, audit_images, image_set, make_findings
 from lightning_iet.audit.cache import BlockCache
+from lightning_iet.audit.comparability import Difference
 from lightning_iet.audit.features import build_features
 from lightning_iet.audit.pairs import for_spreadsheets
-from lightning_iet.audit.report import write_report
+from lightning_iet.audit.report import write_report, writing
 from lightning_iet.audit.report.images import shares
 from lightning_iet.audit.report.page import parts_of_limits, render_page
 from lightning_iet.data.samples import Skip
@@ -73,6 +74,36 @@ def test_the_folder_holds_what_is_promised(report):
     for picture in ("pairs.png", "ratios.png"):
         with Image.open(report / picture) as image:
             assert min(image.size) > 400
+
+
+def test_pictures_and_page_name_the_same_numbers(report, audited, monkeypatch, tmp_path):
+    figures = {}
+    monkeypatch.setattr(writing, "save_figure", lambda figure, path: figures.update({path.name: figure}))
+    write_report(audited, make_findings(audited), tmp_path, pairs=20)
+    html = (report / "report.html").read_text(encoding="utf-8")
+    on_page = re.findall(r'<span class="short">(.*?)</span> <strong class="value">(.*?)</strong>', html)
+    titles = [axes.get_title() for axes in figures["pairs.png"].axes if axes.get_title()]
+    assert titles == [f"{label} = {value}" for label, value in on_page[:16]]
+    assert titles[0].startswith("ratio ÷ limit = ")
+    with (report / "pairs.csv").open(newline="", encoding="utf-8") as file:
+        order = [int(row["index"]) for row in csv.DictReader(file)]
+    parts = parts_of_limits(audited, audited.copies["generated"])[order[:16]]
+    assert [float(title.rpartition(" ")[2]) for title in titles] == pytest.approx(parts.tolist(), abs=5e-4)
+    ratios = figures["ratios.png"]
+    assert "Left of the dashed line it is noticed" in " ".join(ratios._suptitle.get_text().split())
+    for figure in figures.values():
+        figure.draw_without_rendering()
+        for text in [figure._suptitle, *(axes.xaxis.label for axes in figure.axes)]:
+            box = text.get_window_extent()
+            assert box.x0 >= 0
+            assert box.x1 <= figure.bbox.x1
+
+
+def test_no_line_breaks_within_an_option(audited):
+    difference = Difference("sharpness", 1.0, 2.0, 1.0, 0.1, "Bring all images to one size with --image-size.")
+    findings = replace(make_findings(audited), differences=[difference])
+    html = render_page(audited, findings, pairs=0)
+    assert html.count('with <span class="option">--image-size</span>.') == html.count("one size with ") > 0
 
 
 def test_metrics_are_plain_json(report, audited):

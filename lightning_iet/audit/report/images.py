@@ -4,6 +4,7 @@ from base64 import b64encode
 from collections.abc import Mapping
 from io import BytesIO
 from math import floor, log10
+from textwrap import fill
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torchvision.transforms.functional import resize, to_pil_image
 from lightning_iet.plots import CONTROL, DPI, GENERATED, INK, QUIET
 
 BINS = 50
+LETTERS = 88  # of a line of the title
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 900, 330, 100, 880, 14, 292
 
 
@@ -67,7 +69,7 @@ def chart(
     }  # fmt: skip
 
 
-def ratio_figure(ratios: Mapping[str, Tensor], *, threshold: float, label: str, end: float) -> Figure:
+def ratio_figure(ratios: Mapping[str, Tensor], *, threshold: float, label: str, end: float, title: str = "") -> Figure:
     """Draw the histogram with matplotlib.
 
     Args:
@@ -75,6 +77,7 @@ def ratio_figure(ratios: Mapping[str, Tensor], *, threshold: float, label: str, 
         threshold: where the line stands.
         label: what the ratio is.
         end: where the scale ends; larger ratios are in the last step.
+        title: how to read it.
 
     Returns:
         The figure.
@@ -97,6 +100,7 @@ def ratio_figure(ratios: Mapping[str, Tensor], *, threshold: float, label: str, 
     axes.tick_params(labelsize=8, colors=QUIET, labelcolor=INK)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(QUIET)
+    figure.suptitle(fill(title, LETTERS), fontsize=9, color=INK)
     figure.legend(frameon=False, fontsize=8, loc="outside lower center", ncols=3)
     return figure
 

@@ -317,6 +317,8 @@ SEARCH_WORDS = {
     "degraded": "blurred or noisy",
     "moved": "moved",
 }
+OF_LIMIT = "ratio ÷ limit"
+"""What is shown of an image: the lowest ratio of all searches, divided by the search's limit."""
 MEASURES = {
     "score": (
         "Lowest ratio of all searches, divided by the search's limit",
@@ -359,6 +361,7 @@ def render_page(audit: Audit, findings: Findings, *, pairs: int, images: bool = 
     css, js = stylesheet(_PACKAGE), read_resource(_PACKAGE, "report.js")
     environment = page_environment()
     environment.filters["breakable"] = breakable
+    environment.filters["whole_options"] = whole_options
     template = environment.from_string(read_resource(_PACKAGE, "report.html.j2"))
     ratios = {name: {"score": parts_of_limits(audit, copies), **copies.ratios} for name, copies in audit.copies.items()}
     measures = list(ratios["generated"])
@@ -380,6 +383,7 @@ def render_page(audit: Audit, findings: Findings, *, pairs: int, images: bool = 
         sections=_sections(findings),
         measures=[_measure(name, defaults[name], audit.settings.k) for name in measures],
         stops=stops[measures[0]],
+        parts_end=PARTS_END,
         counts=_counts(ratios, thresholds["score"]),
         charts=[_chart_of_page(name, ratios, stops[name][defaults[name]], audit.settings.k) for name in measures],
         held_out=findings.held_out,
@@ -498,6 +502,17 @@ def breakable(name: str) -> Markup:
     return Markup(re.sub(r"([_\-./ ,])(?=.)", r"\1<wbr>", str(escape(name))))  # noqa: S704 (escaped before)
 
 
+def whole_options(text: str) -> Markup:
+    """Keep the name of an option on one line.
+
+    Example:
+        >>> whole_options("Say so with --image-size.")
+        Markup('Say so with <span class="option">--image-size</span>.')
+    """
+    option = r"(?<![\w-])(--[a-z][a-z-]*)"
+    return Markup(re.sub(option, r'<span class="option">\1</span>', str(escape(text))))  # noqa: S704 (escaped before)
+
+
 def _policy(css: str, js: str) -> str:
     style, script = (b64encode(sha256(text.encode()).digest()).decode() for text in (css, js))
     return (
@@ -566,7 +581,8 @@ def _counts(ratios: Mapping[str, Mapping[str, Tensor]], limit: float) -> list[di
 
 def _measure(name: str, default: int, k: int) -> dict[str, Any]:
     title, source = MEASURES[name]
-    return {"name": name, "title": title.format(k=k), "source": source, "default": default}
+    short = OF_LIMIT if name == "score" else "ratio"
+    return {"name": name, "title": title.format(k=k), "short": short, "source": source, "default": default}
 
 
 def _chart_of_page(

@@ -5,7 +5,8 @@
   const slider = find("threshold"), gallery = find("gallery");
   const cards = gallery ? [...gallery.children] : [];
   const format = new Intl.NumberFormat("en-US");
-  const measure = () => document.querySelector("input[name=measure]:checked").value;
+  const chosen = () => document.querySelector("input[name=measure]:checked");
+  const measure = () => chosen().value;
 
   const percent = (share) => {
     const value = 100 * share;
@@ -45,6 +46,7 @@
       card.hidden = leftOut || !card.dataset.names.toLowerCase().includes(words);
       card.classList.toggle("below", kept);
       card.querySelector(".value").textContent = ratio(card).toFixed(3);
+      card.querySelector(".short").textContent = chosen().dataset.short;
       shown += !card.hidden;
     }
     const order = find("sort").value;

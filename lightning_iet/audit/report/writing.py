@@ -8,18 +8,23 @@ from lightning_iet.audit.core import Audit
 from lightning_iet.audit.findings import Findings
 from lightning_iet.audit.pairs import write_pairs
 from lightning_iet.audit.report.images import ratio_figure, shrink
-from lightning_iet.audit.report.page import PARTS_END, parts_of_limits, render_page
-from lightning_iet.plots import INK, nearest_pairs, save_figure
+from lightning_iet.audit.report.page import OF_LIMIT, PARTS_END, parts_of_limits, render_page
+from lightning_iet.plots import nearest_pairs, save_figure
 from lightning_iet.utilities.files import METRICS, PAIRS, PAIRS_PICTURE, RATIOS_PICTURE, REPORT, write_json
 
 DRAWN = 16  # pairs in the picture
 TITLE = (
     "Generated images that are the most like a training image\n"
-    "distance to the nearest over that to the next, by the most telling search; in colour: named or noticed"
+    f"{OF_LIMIT}, as in report.html: below 1 an image is noticed, {PARTS_END:g} stands for more; "
+    "in colour: named or noticed"
+)
+READING = (
+    "The further left, the more an image looks like one training image and like no other. Left of the dashed line it "
+    "is noticed. Copies are where generated images reach further left than held-out ones, which nobody copied."
 )
 LABEL = (
-    "distance to the nearest over that to the next training image, as a part of the limit of its search:\n"
-    f"the lowest of all searches, below 1 an image is noticed; {PARTS_END:g} and more in the last step"
+    f"{OF_LIMIT}, as in report.html: the lowest of all searches; last step: {PARTS_END:g} and more\n"
+    "ratio: distance to the nearest over that to the next training image"
 )
 
 
@@ -39,18 +44,20 @@ def write_report(audit: Audit, findings: Findings, folder: Path, *, pairs: int =
     if images:
         save_figure(_nearest(audit, findings), folder / PAIRS_PICTURE)
     by_set = {name: parts_of_limits(audit, found) for name, found in audit.copies.items()}
-    save_figure(ratio_figure(by_set, threshold=1.0, label=LABEL, end=PARTS_END), folder / RATIOS_PICTURE)
+    reading = READING if "held_out" in by_set else READING.rpartition(" Copies")[0]
+    figure = ratio_figure(by_set, threshold=1.0, label=LABEL, end=PARTS_END, title=reading)
+    save_figure(figure, folder / RATIOS_PICTURE)
 
 
 def _nearest(audit: Audit, findings: Findings) -> Figure:
     rows = findings.pairs[:DRAWN]
     places, sources = ([row[name] for row in rows] for name in ("index", "source_index"))
-    figure = nearest_pairs(
+    return nearest_pairs(
         shrink(audit.sets["generated"].pixels[places], 192) / 255,
         shrink(audit.sets["train"].pixels[sources], 192) / 255,
-        [row["score"] for row in rows],
+        parts_of_limits(audit, audit.copies["generated"])[places].tolist(),
         [row["source"] for row in rows],
         marked=[bool(row["named"] or row["noticed"]) for row in rows],
+        label=OF_LIMIT,
+        title=TITLE,
     )
-    figure.suptitle(TITLE, color=INK, fontsize=9)
-    return figure
