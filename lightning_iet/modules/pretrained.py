@@ -318,8 +318,8 @@ def load_any_module(path: Path, *, argument: str = "ckpt") -> Any:
         raise ValueError(f"{wanted}, which is one of a {name}.")
     if name == "DiffusionModule" and "unet" not in specification:
         raise ValueError(
-            f"{wanted} whose denoiser is one of diffusers: the file does not say how to build it. In Python, "
-            "DiffusionModule.load_from_checkpoint(path, unet=…) takes the denoiser."
+            f"{wanted}, which does not say how to build its denoiser: that is none of diffusers. In Python, "
+            "DiffusionModule.load_from_checkpoint(path, unet=…) takes one."
         )
     try:
         return getattr(import_module(_MODULES[name]), name).load_from_checkpoint(path, map_location="cpu")

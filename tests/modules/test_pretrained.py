@@ -254,7 +254,7 @@ def test_a_checkpoint_from_before_there_were_several(tmp_path):
     [
         ({"specification": {"module": "Evil"}}, "which is one of a Evil"),
         ({"state_dict": {}}, "which is none: it does not say what its model is"),
-        ({"specification": {}}, "whose denoiser is one of diffusers: the file does not say how to"),
+        ({"specification": {}}, "which does not say how to build its denoiser: that is none of diffusers"),
         ([1], "which holds a list"),
     ],
 )
