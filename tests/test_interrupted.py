@@ -137,6 +137,13 @@ def test_sigterm_ends_with_its_status_and_a_checkpoint_of_that_step(tiny_weights
     assert_same_bits(weights("."), tiny_weights)
 
 
+def test_a_run_stopped_before_its_first_checkpoint_promises_none(caplog):
+    caplog.set_level("INFO", "lightning.pytorch.utilities.rank_zero")
+    with pytest.raises(SystemExit):
+        fit(saving={"every_n_train_steps": 1000}, callbacks=[callback("Terminate", step=4)])
+    assert caplog.messages.count("Stopped by SIGTERM after step 5.") == 1
+
+
 def test_the_curve_of_a_resumed_run_begins_with_the_first_part():
     quick = ["--evaluation.k=20", "--evaluation.num_samples=60", "--evaluation.num_inference_steps=2"]
     fit("--trainer.max_epochs=2", *quick)

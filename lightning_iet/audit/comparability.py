@@ -86,7 +86,7 @@ _REMEDIES = {
     FAR: "They show, or went through, something else: check the paths, --range, --background and --fit.",
 }
 
-_TRAIN_LONGER = "Train longer, or draw in more steps (--num-inference-steps), then audit again."
+_TRAIN_LONGER = "Train longer, or draw in more steps (--num-inference-steps where they are drawn), then audit again."
 _SCALED_OR_SAVED = "If they were scaled or saved in another way, say so with --range or --background."
 _SAVED = "If they were saved over another colour, say so with --background."
 _EIGHT_BITS = (
@@ -233,7 +233,8 @@ def explained_by_noise(differences: Sequence[Difference]) -> list[Difference]:
         return is_drawn and part.generated >= max(NOISY, SHARPER * part.train)
 
     noise = [replace(part, name=NOISE) for part in differences if is_noise(part)]
-    if not noise:
+    # Dithered images are as sharp as noise, but of few grey levels.
+    if not noise or any(part.name == LEVELS_OF_SET for part in differences):
         return list(differences)
     return [
         part if part.compared == "held_out" or part.name in OF_FILES else replace(part, remedy=_TRAIN_LONGER, more=())

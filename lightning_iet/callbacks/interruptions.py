@@ -71,9 +71,10 @@ class StopSignal(pl.Callback):
             if trainer.strategy.reduce_boolean_decision(True, all=True):
                 for callback in trainer.checkpoint_callbacks:
                     callback.on_exception(trainer, pl_module, stop)
-            go_on = " The same command with --ckpt_path last goes on from the last checkpoint."
+            is_saved = find_checkpoint(run_folder(trainer)) is not None
             rank_zero_info(
-                f"Stopped by SIGTERM after step {trainer.global_step}.{go_on if trainer.checkpoint_callbacks else ''}"
+                f"Stopped by SIGTERM after step {trainer.global_step}."
+                + (" The same command with --ckpt_path last goes on from the last checkpoint." if is_saved else "")
             )
             raise stop
 

@@ -297,7 +297,8 @@ class IETCLI(LightningCLI):
             rank_zero_info(
                 f"{processes} processes (--trainer.devices) share the {counted(cores, 'core')} of this machine."
             )
-        num_replicas(shards, self.trainer.world_size)  # before any process is started
+        if self.subcommand in ("fit", "plan"):  # the others train no shards
+            num_replicas(shards, self.trainer.world_size)  # before any process is started
         if self.datamodule is not None and shards > 1 and not isinstance(self.datamodule, ShardedDataModule):
             self.datamodule = ShardedDataModule(
                 self.datamodule,

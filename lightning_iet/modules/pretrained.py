@@ -316,7 +316,7 @@ def load_any_module(path: Path, *, argument: str = "ckpt") -> Any:
     wanted = f"Argument `{argument}` expected a checkpoint of a {' or '.join(_MODULES)}, but got '{path}'"
     if name not in _MODULES:
         raise ValueError(f"{wanted}, which is one of a {name}.")
-    if name == "DiffusionModule" and "unet" not in specification:
+    if name == "DiffusionModule" and specification.get("unet") is None:
         raise ValueError(
             f"{wanted}, which does not say how to build its denoiser: that is none of diffusers. In Python, "
             "DiffusionModule.load_from_checkpoint(path, unet=…) takes one."

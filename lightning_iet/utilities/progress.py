@@ -64,7 +64,8 @@ class _Lines:
             self._write("begins" if total is None else f"0 of {total:,}")
 
     def show(self, completed: int) -> None:
-        self._done, now = completed, time.monotonic()
+        # Several processes draw parts of one size, in all some more than were asked for.
+        self._done, now = completed if self._total is None else min(completed, self._total), time.monotonic()
         if now - self._written < LINE_SECONDS or self._done - self._said < max(1, (self._total or 0) / 10):
             return
         self._written, self._said = now, self._done

@@ -11,7 +11,9 @@ from lightning_iet.audit import comparability
 from lightning_iet.audit.comparability import (
     CUT_OFF,
     FAR,
+    LEVELS_OF_SET,
     OCCUPIED,
+    SHARPNESS,
     compare_distances,
     compare_sets,
     explained_by_noise,
@@ -97,12 +99,24 @@ def test_noise_is_told_as_such_and_no_option_is_named(share, is_noise):
     if is_noise:
         assert len(found) > 1
         assert {difference.remedy for difference in found} == {
-            "Train longer, or draw in more steps (--num-inference-steps), then audit again."
+            "Train longer, or draw in more steps (--num-inference-steps where they are drawn), then audit again."
         }
         assert not any(difference.more for difference in found)
         assert difference_sentences(found[0])[0].startswith(
             "the generated images look like noise: the model is trained too little, or was sampled in too few steps "
         )
+
+
+def test_dithered_images_are_not_called_noise():
+    """They are as sharp as noise; what they lack are grey levels."""
+    rows, columns = torch.meshgrid(*(torch.arange(side) for side in FRESH.shape[-2:]), indexing="ij")
+    threshold = 0.1 + 0.8 * ((rows + columns) % 2)
+    found = compare_sets(sets(eight_bits((threshold < FRESH).float())))
+    names = [difference.name for difference in found]
+    sharpness = next(difference for difference in found if difference.name == SHARPNESS)
+    assert sharpness.generated > 2
+    assert LEVELS_OF_SET in names
+    assert explained_by_noise(found) == found
 
 
 def test_noise_is_no_difference_from_noise():

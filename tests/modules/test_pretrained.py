@@ -255,6 +255,10 @@ def test_a_checkpoint_from_before_there_were_several(tmp_path):
         ({"specification": {"module": "Evil"}}, "which is one of a Evil"),
         ({"state_dict": {}}, "which is none: it does not say what its model is"),
         ({"specification": {}}, "which does not say how to build its denoiser: that is none of diffusers"),
+        (
+            {"specification": {"module": "DiffusionModule", "unet": None}},  # what a denoiser of one's own leaves
+            "which does not say how to build its denoiser: that is none of diffusers",
+        ),
         ([1], "which holds a list"),
     ],
 )

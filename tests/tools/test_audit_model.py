@@ -322,7 +322,10 @@ def test_a_model_that_draws_noise_is_told_so_and_no_option_is_named(here):
             "Not decided: the generated images look like noise: the model is trained"
         )
         text = " ".join([found.verdict.headline, found.verdict.details])
-        assert "Train longer, or draw in more steps (--num-inference-steps), then audit again." in text
+        assert (
+            "Train longer, or draw in more steps (--num-inference-steps where they are drawn), then audit again."
+            in text
+        )
         named = {option for option in ("--image-size", "--range", "--background", "--grey", "--fit") if option in text}
         assert not named
 

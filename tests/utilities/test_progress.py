@@ -55,6 +55,15 @@ def test_an_error_inside_ends_the_bar(console):
         bar.advance()
 
 
+def test_parts_of_several_processes_never_come_to_more_than_all(monkeypatch, clock, capsys):
+    use(monkeypatch, force_terminal=False)
+    with progress_bar("Sampling images", 1000) as bar:
+        bar.advance(668)
+        clock["seconds"] += 600
+        bar.advance(334)
+    assert capsys.readouterr().err.splitlines() == ["Sampling images: 1,000 of 1,000, about 0 s left"]
+
+
 def test_in_a_file_lines_tell_what_begins_and_how_long_the_rest_takes(monkeypatch, clock, capsys):
     console = use(monkeypatch, force_terminal=False)
     with progress_bar("Drawing images", 2000, is_slow=True) as bar:

@@ -516,18 +516,18 @@ def _caption(columns: Mapping[str, Tensor], index: int) -> str:
     Example:
         >>> counts = {"seen": torch.tensor([12, 0]), "skipped": torch.tensor([1, 0])}
         >>> _caption(counts, 0), _caption(counts, 1)
-        ('0: skipped 1 of 12', '1: not drawn')
+        ('0\nskipped 1 of 12', '1\nnot drawn')
         >>> columns = counts | {"record": torch.tensor([-1.5, 0.25]), "weight": torch.ones(2)}
         >>> _caption(columns, 0)
-        '0: skipped 1 of 12\nrecord -1.50'
+        '0\nskipped 1 of 12\nrecord -1.50'
         >>> _caption(columns | {"weight": torch.tensor([0.125, 1.0])}, 0)
-        '0: weight 0.12\nrecord -1.50'
+        '0\nweight 0.12\nrecord -1.50'
     """
     seen, skipped = (int(columns[name][index]) for name in ("seen", "skipped"))
     if not seen:
-        caption = f"{index}: not drawn"
+        caption = f"{index}\nnot drawn"
     elif "weight" in columns and bool((columns["weight"] < 1).any()):
-        caption = f"{index}: weight {float(columns['weight'][index]):.2f}"
+        caption = f"{index}\nweight {float(columns['weight'][index]):.2f}"
     else:
-        caption = f"{index}: skipped {skipped:,} of {seen:,}"
+        caption = f"{index}\nskipped {skipped:,} of {seen:,}"
     return f"{caption}\nrecord {float(columns['record'][index]):.2f}" if "record" in columns else caption

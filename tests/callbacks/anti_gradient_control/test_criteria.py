@@ -15,6 +15,7 @@ from lightning_iet.callbacks.anti_gradient_control import sample_record
 from lightning_iet.data import WithIndex
 from lightning_iet.functional.seeding import derive_seed
 from lightning_iet.functional.sharding import partition
+from lightning_iet.plots import captioned_grid
 from lightning_iet.utilities.random import isolated_rng, seed_rng
 from tests.helpers.devices import CountWaits
 from tests.helpers.models import quiet_trainer, tiny_diffusion
@@ -448,8 +449,8 @@ def test_a_table_and_a_picture_of_the_images_closest_to_being_copied(tmp_path, s
     assert (tmp_path / "skips.png").stat().st_size > 10_000
     captions = [axes.get_title() for axes in figures[0].axes if axes.get_title()]
     shown = table[:24] if "criterion" in settings else [row for row in table[:24] if int(row["skipped"])]
-    counts = [f"{row['sample']}: skipped {row['skipped']} of {row['seen']}" for row in shown]
-    assert [caption.splitlines()[0] for caption in captions] == counts
+    counts = [[row["sample"], f"skipped {row['skipped']} of {row['seen']}"] for row in shown]
+    assert [caption.splitlines()[:2] for caption in captions] == counts
 
 
 def test_images_that_were_never_skipped_are_not_shown_as_those_skipped_most(tmp_path, monkeypatch):
@@ -466,12 +467,18 @@ def test_images_that_were_never_skipped_are_not_shown_as_those_skipped_most(tmp_
     trainer.fit(tiny_diffusion(), DigitsDataModule(30, batch_size=5))
     (figure,) = figures
     assert [axes.get_title() for axes in figure.axes if axes.get_title()] == [
-        "3: skipped 2 of 12",
-        "7: skipped 1 of 12",
+        "3\nskipped 2 of 12",
+        "7\nskipped 1 of 12",
     ]
     title = " ".join(figure._suptitle.get_text().split())
     assert "the 2 of 30 that were skipped at all" in title
     assert "Each was drawn about 12 times: an image that was skipped once may have been so by chance" in title
+
+
+def test_numbers_in_captions_of_large_sets_are_whole():
+    columns = {"seen": torch.full((12_346,), 1_200), "skipped": torch.full((12_346,), 112)}
+    figure = captioned_grid([torch.zeros(1, 8, 8)], [sample_record._caption(columns, 12_345)], title="skipped")
+    assert figure.axes[0].get_title() == "12345\nskipped 112 of 1,200"
 
 
 # --- bad input -------------------------------------------------------------------------------------------------------
