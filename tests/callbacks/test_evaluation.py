@@ -436,6 +436,7 @@ def test_a_signal_ends_the_final_evaluation_at_once_and_it_is_said_how_to_get_it
     tmp_path, caplog, number, status, is_command
 ):
     handlers = {one: signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGINT)}
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     if is_command:
         (tmp_path / "config.yaml").touch()
     caplog.set_level("INFO", "lightning.pytorch.utilities.rank_zero")
