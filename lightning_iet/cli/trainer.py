@@ -216,8 +216,8 @@ class IETCLI(LightningCLI):
         self.datamodule.setup("fit")
         schedule = schedule_of(self.trainer, self.datamodule)
         seconds = max((schedule.process_steps or 0) - done, 0) * step
-        left = "left " if done else ""
-        length = f"about {in_words(seconds)} {left}here" if schedule.process_steps else "without an end"
+        left = "left to train" if done else "of training"
+        length = f"about {in_words(seconds)} {left} here" if schedule.process_steps else "without an end"
         size = model_size(self.model)
         checkpoint = in_mib(size.checkpoint(len(schedule.shard_sizes)))
         return f"{size.trained / 1e6:.1f} M parameters, {checkpoint} a checkpoint, {length}"

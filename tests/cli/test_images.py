@@ -241,11 +241,11 @@ def test_from_a_folder_to_samples_with_what_is_installed(capsys, caplog, monkeyp
     steps = torch.load(last)["global_step"]
     (size,) = re.findall(r"M parameters, ([\d.]+) MiB a checkpoint, ", caplog.text)
     assert float(size) == pytest.approx(last.stat().st_size / 2**20, rel=0.1)
-    assert f"a checkpoint, about {in_words(1000 * steps)} here" in caplog.text
+    assert f"a checkpoint, about {in_words(1000 * steps)} of training here" in caplog.text
     # The run goes on by the same command, and is repeated by its configuration.
     main(["fit", "--images", "pets", *FEW, "--trainer.max_epochs=22", "--ckpt_path", "last"])
     assert "Going on from" in caplog.text
-    assert f"a checkpoint, about {in_words(1000 * steps // 21)} left here" in caplog.text
+    assert f"a checkpoint, about {in_words(1000 * steps // 21)} left to train here" in caplog.text
     repeated = ["fit", "--config", str(run / "config.yaml"), "--trainer.logger.init_args.name=again"]
     main(repeated)
     first, second = (
