@@ -161,6 +161,8 @@ def note_environment(results: Results, options: argparse.Namespace, *, jobs: int
     file = results.folder / "environment.json"
     before = json.loads(file.read_text()) if file.exists() else {}
     found = [result for run in runs_of(PRESETS[options.preset]) if (result := results.find(run)) is not None]
+    if not found:
+        return  # cut off before the first run ended: what is known of published results stays
     memory = jobs * max((result["peak_memory"] for result in found), default=0) + peak_memory()
     packages = ("lightning-iet", "torch", "lightning", "diffusers", "torchmetrics")
     known = {
