@@ -79,7 +79,7 @@ class Judge:
         counts = closeness.count(thresholds=MQ)
         by_quarter = {}
         if self.setting.by_typicality:
-            quarter = quarters(self._distance_to_others(train), self._distance_to_others(train))[closeness.nearest]
+            quarter = quarters(self._typicality, self._typicality)[closeness.nearest]
             for name, limit in (("", RATIO), ("_half", 1 / 2)):
                 copied = below(closeness.ratio, limit)
                 shares = {f"copies_quarter_{q}{name}": copied & (quarter == q) for q in QUARTERS}
@@ -102,10 +102,7 @@ class Judge:
                 found = membership_inference(members[chosen], others)
                 by_kind[f"membership_auc_{kind}"] = float(found["auc"])
         if self.setting.by_typicality:
-            own, other = (
-                self._distance_to_others(_images(images)[: len(losses)])
-                for images, losses in ((self.sets.every_image, members), (self.sets.control_set, others))
-            )
+            own, other = self._typicality, self._distance_to_others(_images(self.sets.control_set)[: len(others)])
             of_members, of_others = quarters(own, own), quarters(other, own)
             for q in QUARTERS:
                 found = membership_inference(members[of_members == q], others[of_others == q])
@@ -116,13 +113,22 @@ class Judge:
             "unseen_loss": float(self._losses(module, self.sets.unseen).mean()),
         }
 
+    @cached_property
+    def _typicality(self) -> Tensor:
+        """Of the training images, whatever is drawn."""
+        return self._distance_to_others(_images(self.sets.every_image))
+
     def _distance_to_others(self, images: Tensor) -> Tensor:
         """Mean distance, in the features of FID, to the nearest images that FID compares with: small = typical."""
-        features = [
-            torch.cat([self.features(part.to(self.device)) for part in each.split(500)])
-            for each in (images, _images(self.sets.reference_set))
-        ]
-        return torch.cdist(*features).topk(NEIGHBORS, largest=False).values.mean(dim=1).cpu()
+        distances = torch.cdist(self._features_of(images), self._reference_features)
+        return distances.topk(NEIGHBORS, largest=False).values.mean(dim=1).cpu()
+
+    @cached_property
+    def _reference_features(self) -> Tensor:
+        return self._features_of(_images(self.sets.reference_set))
+
+    def _features_of(self, images: Tensor) -> Tensor:
+        return torch.cat([self.features(part.to(self.device)) for part in images.split(500)])
 
     def _losses(self, module: DiffusionModule, images: IndexedImages) -> Tensor:
         timesteps = spread_timesteps(TIMESTEPS, module.num_timesteps)

@@ -136,8 +136,9 @@ def uneven(lines: Sequence[Line], best: Sequence[Line]) -> str:
 def by_quarter(lines: Sequence[Line]) -> str:
     """Rows at 1 × and at their end, by quarters of the training set, the least typical images first."""
     last = [line for line in at_greatest_length(lines) if line["row"] not in STOPPED]
-    first = [line for line in lines if line["length"] == 1]
-    shown = [line for end in last for line in (*(x for x in first if x["row"] == end["row"]), end)]
+    shown = [
+        line for end in last for line in lines if line["row"] == end["row"] and line["length"] in (1, end["length"])
+    ]
     header = [
         "method", "FID", "MQ < 0.15", "copies by d1/d2 < 1/2, by quarter of the image copied",
         "drawn images by quarter of the nearest", "membership AUC by quarter",
@@ -151,7 +152,7 @@ def by_quarter(lines: Sequence[Line]) -> str:
             _by_quarter(line, "nearest_quarter_{}", digits=0),
             " / ".join(f"{line[f'membership_auc_quarter_{quarter}']:.2f}" for quarter in QUARTERS),
         ]
-        for line in {id(line): line for line in shown}.values()
+        for line in shown
     ]
     control = {name.removesuffix("_control"): share for name, share in last[0].items() if name.endswith("_control")}
     cells.append(

@@ -47,6 +47,7 @@ from lightning_iet.utilities.lightning import (
     patched_attribute,
 )
 from lightning_iet.utilities.random import seed_rng
+from lightning_iet.utilities.text import counted
 
 log = logging.getLogger(__name__)
 
@@ -395,9 +396,9 @@ class ParameterAveragingCallback(Callback):
         then, now = (math.ceil(length / every) for length in (before, epochs))
         if then != now:
             log.warning(
-                "The shards are averaged every %d epochs and at the end: %d time%s in this run of %d epochs, but %d "
-                "time%s in the one that wrote the checkpoint, of %d.",
-                every, now, "s" * (now > 1), epochs, then, "s" * (then > 1), before,
+                "The shards are averaged every %d epochs and at the end: %s in this run of %d epochs, but %s in the "
+                "one that wrote the checkpoint, of %d.",
+                every, counted(now, "time"), epochs, counted(then, "time"), before,
             )  # fmt: skip
 
     def _saving(self, engine: ShardEngine, module: LightningModule, own: _Saving) -> _Saving:
