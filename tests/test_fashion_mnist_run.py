@@ -8,7 +8,7 @@ from PIL import Image
 from torch import nn
 
 from lightning_iet.cli import main
-from lightning_iet.metrics.features import factory
+from lightning_iet.metrics import features
 from tests.helpers.fashion import write_fashion
 
 CONFIG = """
@@ -66,7 +66,7 @@ class SmallFeatures(nn.Module):
 def test_a_run_is_trained_and_evaluated(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["lightning-iet"])
-    monkeypatch.setattr(factory, "InceptionFeatures", lambda weights, download: SmallFeatures())
+    monkeypatch.setattr(features, "InceptionFeatures", lambda weights, download: SmallFeatures())
     write_fashion(tmp_path / "clothes", train=300, test=128, packed=True)
     (tmp_path / "config.yaml").write_text(CONFIG)
     main(["fit", "--config", "config.yaml"])

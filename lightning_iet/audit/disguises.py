@@ -32,7 +32,7 @@ from lightning_iet.functional.registration import (
     pyramid_sizes,
     register,
 )
-from lightning_iet.metrics.features.networks import EfficientNetFeatures
+from lightning_iet.metrics.features import EfficientNetFeatures
 from lightning_iet.utilities.devices import full_precision
 from lightning_iet.utilities.fingerprints import digest
 

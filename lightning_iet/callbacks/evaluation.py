@@ -40,7 +40,7 @@ from lightning_iet.evaluation.measures import Measure, MembershipMeasure, TextNo
 from lightning_iet.evaluation.report import Report, make_report, print_report, publish
 from lightning_iet.evaluation.sampling import find_sample
 from lightning_iet.evaluation.verdict import copies_exceed
-from lightning_iet.metrics.features.factory import best_features
+from lightning_iet.metrics.features import best_features
 from lightning_iet.metrics.frechet import frechet_distance
 from lightning_iet.utilities.checkpoints import next_epoch
 from lightning_iet.utilities.errors import arguments_called

@@ -21,7 +21,7 @@ from lightning_iet.evaluation.memorization import RATIO, Closeness, measure_clos
 from lightning_iet.functional.duplicates import Duplicates, duplicate_groups
 from lightning_iet.functional.memorization import MQ_THRESHOLDS
 from lightning_iet.metrics.base import TrainingSet, collect_images
-from lightning_iet.metrics.features.base import PathLike_
+from lightning_iet.metrics.features import PathLike_
 from lightning_iet.metrics.memorization import MemorizedQuantity
 from lightning_iet.utilities.progress import progress_bar
 

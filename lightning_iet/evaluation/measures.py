@@ -24,7 +24,7 @@ from lightning_iet.metrics import (
     SSCDSimilarity,
 )
 from lightning_iet.metrics.base import collect_images
-from lightning_iet.metrics.features.base import PathLike_
+from lightning_iet.metrics.features import PathLike_
 
 Measure = Literal[
     "average_minimum_distance",

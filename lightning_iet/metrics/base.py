@@ -15,8 +15,7 @@ from lightning_iet.functional.average_minimum_distance import nearest_cosine_dis
 from lightning_iet.functional.checks import image_rows, unit_interval
 from lightning_iet.functional.exhaustive_neighbors import squared_norms
 from lightning_iet.functional.neighbors import search_rows
-from lightning_iet.metrics.features import embed_images, feature_extractor
-from lightning_iet.metrics.features.base import PathLike_
+from lightning_iet.metrics.features import PathLike_, embed_images, feature_extractor
 
 Values = Tensor | dict[str, Tensor] | Sequence[Tensor] | Sequence[dict[str, Tensor]]
 TrainingSet = Tensor | Dataset[Any] | DataLoader[Any]

@@ -7,8 +7,7 @@ from torch import nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 from lightning_iet.metrics.base import BaseMetric
-from lightning_iet.metrics.features import CleanInceptionFeatures, feature_extractor
-from lightning_iet.metrics.features.base import PathLike_
+from lightning_iet.metrics.features import CleanInceptionFeatures, PathLike_, feature_extractor
 
 
 def frechet_distance(

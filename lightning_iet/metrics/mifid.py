@@ -16,8 +16,7 @@ from lightning_iet.functional.mifid import (
     penalized,
 )
 from lightning_iet.metrics.base import TrainingSet, TrainingSetMetric
-from lightning_iet.metrics.features import feature_extractor
-from lightning_iet.metrics.features.base import PathLike_
+from lightning_iet.metrics.features import PathLike_, feature_extractor
 
 
 class MiFID(TrainingSetMetric):

@@ -7,8 +7,7 @@ from torch import Tensor, nn
 
 from lightning_iet.functional.nearest_training_distance import QUANTILES, check_quantiles, distance_summary
 from lightning_iet.metrics.base import TrainingSet, TrainingSetMetric, joined
-from lightning_iet.metrics.features import feature_extractor
-from lightning_iet.metrics.features.base import PathLike_
+from lightning_iet.metrics.features import PathLike_, feature_extractor
 
 
 class NearestTrainingDistance(TrainingSetMetric):

