@@ -26,7 +26,7 @@ from PIL import Image
 
 from lightning_iet.audit.cache import BlockCache
 from lightning_iet.audit.reading import Reading, read_images
-from lightning_iet.data.pages import page_numbers
+from lightning_iet.data.formats import page_numbers
 from lightning_iet.data.sources import open_source
 
 FORMATS = ("png", "jpeg", "tiff", "gif", "webp", "bmp", "ppm", "tga", "ico", "pcx", "sgi")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lightning_iet.audit.cache import BlockCache, Progress, in_blocks
 from lightning_iet.audit.reading import ImageSet, image_set
 from lightning_iet.data.decoding import Fit
-from lightning_iet.data.ranges import ValueRange, parse_range
+from lightning_iet.data.formats import ValueRange, parse_range
 from lightning_iet.modules import DiffusionModule
 from lightning_iet.modules.base import averaged_network
 from lightning_iet.modules.noise_processes import Sampler, scheduler_class

@@ -28,7 +28,7 @@ from lightning_iet.data.decoding import (
     decode_stored,
     to_channels,
 )
-from lightning_iet.data.ranges import RANGES, Range, ValueRange, choose_ranges
+from lightning_iet.data.formats import RANGES, Range, ValueRange, choose_ranges
 from lightning_iet.data.samples import Skip, reason_of
 from lightning_iet.data.sources import Data, PagedSource, Source, beside, left_alone_by
 from lightning_iet.utilities.files import printable
@@ -135,7 +135,7 @@ class Reading:
         size: Height and width to resize to; ``None`` wants images of one size.
         fit: Whether an image of another shape is stretched or its middle is cropped; ``None`` refuses such images.
         value_range: Values of black and white in images of more than 8 bits, see
-            :func:`~lightning_iet.data.ranges.parse_range`.
+            :func:`~lightning_iet.data.formats.parse_range`.
         background: Colour under transparent pixels; ``None`` = white, which was not named.
         strict: Refuse what cannot be read, instead of listing it.
         workers: Processes that decode; 0 = this one alone, ``None`` = one for each core.

@@ -15,14 +15,17 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from lightning_iet.data.formats import (
+    MISSING,
+    RANGES,
+    Range,
+    ValueRange,
     Values,
+    check_page,
     format_of,
     open_image,
     read_dicom,
     read_nifti,
 )
-from lightning_iet.data.pages import MISSING, check_page
-from lightning_iet.data.ranges import RANGES, Range, ValueRange
 from lightning_iet.functional.checks import TOLERANCE
 
 Pixels: TypeAlias = NDArray[np.uint8]

@@ -1,20 +1,98 @@
-"""Formats that Pillow does not read by itself: HEIC by pillow-heif, DICOM by pydicom, NIfTI by nibabel."""
+"""Files of images: what tells their format, readers beside Pillow's (HEIC, DICOM, NIfTI), pages, value ranges."""
 
 import gzip
 import io
 import logging
+import re
+import struct
 import warnings
 import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from functools import cache, lru_cache
+from itertools import islice
 from types import ModuleType
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from lightning_iet.data.ranges import ValueRange
 from lightning_iet.utilities.errors import require
+
+# --- which values are black and white in images of more than 8 bits ---------------------------------------------------
+
+Range: TypeAlias = tuple[float, float]
+ValueRange: TypeAlias = Range | Literal["auto", "full"]
+
+RANGES: dict[str, Range] = {"integers": (0, 65535), "floating point": (0, 1)}
+"""The full ranges."""
+DEPTHS = (8, 10, 12, 14, 16)  # bits that integers in files of 16 bits are taken to have
+
+
+def parse_range(text: str | None) -> ValueRange:
+    """Read ``auto``, ``full``, or ``LOW:HIGH``.
+
+    Args:
+        text: ``"auto"`` (and ``None``) finds out, see :func:`choose_ranges`; ``"full"`` is 0:65535 for integers, 0:1
+            for floating point, and for DICOM what its stored bits can hold, whatever its window.
+
+    Raises:
+        ValueError: If it is something else.
+
+    Example:
+        >>> parse_range("-1:1"), parse_range(None)
+        ((-1.0, 1.0), 'auto')
+    """
+    if text is None or text == "auto":
+        return "auto"
+    if text == "full":
+        return "full"
+    number = r"[+-]?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?"
+    match = re.fullmatch(rf"({number}):({number})", str(text))
+    if match is None or not float(match[1]) < float(match[2]):
+        raise ValueError(
+            f"Argument `range` expected the values of black and white, such as 0:4095 or -1:1, or auto, or full, but "
+            f"got '{text}'."
+        )
+    return float(match[1]), float(match[2])
+
+
+def format_range(value_range: ValueRange) -> str:
+    """Write a range as :func:`parse_range` reads it.
+
+    Example:
+        >>> format_range((0, 4095)), format_range("full")
+        ('0:4095', 'full')
+    """
+    return value_range if isinstance(value_range, str) else f"{value_range[0]:.9g}:{value_range[1]:.9g}"
+
+
+def choose_ranges(values: Mapping[str, Range]) -> dict[str, Range]:
+    """Find out what is black and white in files of 16 bits, which often hold fewer.
+
+    Scanners write 10 or 12 bits into files of 16 *(our choice: the least of 8, 10, 12, 14 and 16 bits that holds every
+    value of the set)*. Sets whose largest values differ by less than a factor of 4 are taken to be of one kind, and
+    share a range: so a set whose brightest image happens to be dark is not brightened.
+
+    Args:
+        values: By set the least and the largest value, from 0 to 65535.
+
+    Returns:
+        By set the values of black and white.
+
+    Example:
+        >>> choose_ranges({"train": (0, 4095), "held_out": (0, 1500), "generated": (0, 65535)})
+        {'train': (0, 4095), 'held_out': (0, 4095), 'generated': (0, 65535)}
+    """
+    ranges: dict[str, Range] = {}
+    for name, (_, high) in values.items():
+        shared = max(other for _, other in values.values() if other < 4 * max(high, 1))
+        ranges[name] = 0, next(2**bits - 1 for bits in DEPTHS if shared < 2**bits)
+    return ranges
+
+
+# --- what tells a format ----------------------------------------------------------------------------------------------
 
 Format = Literal["HEIF", "DICOM", "NIfTI"]
 
@@ -277,3 +355,200 @@ def _volume(data: bytes) -> NDArray[Any]:
         raise ValueError(f"a volume of shape {volume.shape} has no slices")
     # Slices of one time one after the other, then those of the next time.
     return volume.reshape(*volume.shape[:2], -1, order="F") if volume.ndim != 3 else volume
+
+
+# --- pages: which are images, and whether the file is whole -----------------------------------------------------------
+
+_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_PAGED = (*_TIFF, b"GIF8", b"RIFF")
+_TRAILER, _EXTENSION, _FRAME = 0x3B, 0x21, 0x2C  # bytes with which blocks of GIF begin
+_AVIF = (b"ftypavif", b"ftypavis")
+_SUBFILE, _NO_IMAGE = 254, 0b101  # the tag of TIFF that says what a page is: a smaller version, or a mask, of another
+
+MISSING = "the file is cut off or damaged before this page"
+
+
+class Pages(NamedTuple):
+    """What a file holds.
+
+    Attributes:
+        numbers: Of its images, see :class:`~lightning_iet.data.decoding.Page`. Where the file is cut off, the last one
+            stands for what is missing, and cannot be decoded.
+        is_whole: Whether these are all.
+    """
+
+    numbers: list[int]
+    is_whole: bool = True
+
+
+def may_have_pages(start: bytes) -> bool:
+    """Tell from the first bytes of a file, 4,096 of them suffice, whether it may hold several images.
+
+    Example:
+        >>> may_have_pages(b"GIF89a"), may_have_pages(b"BM")
+        (True, False)
+    """
+    if start.startswith(b"\x89PNG"):  # an animated one says so before its first data, which may lie far behind
+        data = start.find(b"IDAT")
+        return data < 0 or b"acTL" in start[:data]
+    if format_of(start) is not None or start[4:12] in _AVIF:
+        return True
+    return start.startswith(_PAGED) and not (start.startswith(b"RIFF") and start[8:12] != b"WEBP")
+
+
+def page_numbers(data: bytes) -> list[int]:
+    """List the pages of a file that are images; see :func:`pages_of`.
+
+    Example:
+        >>> from io import BytesIO
+        >>> file, frame = BytesIO(), Image.new("L", (2, 2))
+        >>> frame.save(file, "tiff", save_all=True, append_images=[frame, frame])
+        >>> page_numbers(file.getvalue())
+        [0, 1, 2]
+    """
+    return pages_of(data).numbers
+
+
+def pages_of(data: bytes) -> Pages:
+    """List the pages of a file that are images: the first for most files, and for those that cannot be opened.
+
+    Pages of a TIFF that its tags call a smaller version or a mask of another one are left out.
+
+    Args:
+        data: The file's bytes.
+
+    Returns:
+        The pages.
+
+    Example:
+        >>> from io import BytesIO
+        >>> file, frame = BytesIO(), Image.new("L", (2, 2))
+        >>> frame.save(file, "gif")
+        >>> pages_of(file.getvalue()), pages_of(file.getvalue()[:-1])
+        (Pages(numbers=[0], is_whole=True), Pages(numbers=[0, 1], is_whole=False))
+    """
+    if not may_have_pages(data):
+        return Pages([0])
+    if data.startswith(_TIFF):
+        return _pages_of_tiff(data)
+    if data.startswith(b"GIF8"):
+        return _pages_of_gif(data)
+    try:
+        counts = {"DICOM": dicom_frames, "NIfTI": nifti_slices}.get(str(format_of(data)))
+        if counts is not None:
+            return Pages(list(range(counts(data))))
+        with warnings.catch_warnings(action="ignore"), open_image(data) as image:
+            return _counted(image, most=len(data))
+    except Exception:  # decoders raise whatever damaged bytes provoke; decoding tells what it is
+        return Pages([0])
+
+
+def check_page(data: bytes, number: int) -> None:
+    """Refuse a page of a TIFF or GIF that is cut off where Pillow would fill up what is missing.
+
+    Of a list of tags that ends early the rest would have their defaults.
+
+    Args:
+        data: A file of any format.
+        number: Of the page.
+
+    Raises:
+        ValueError: If the file ends before the page does.
+    """
+    is_missing = False
+    if data.startswith(_TIFF):
+        is_missing = None in islice(_directories(data), number + 1)
+    elif data.startswith(b"GIF8") and data[-1] != _TRAILER:
+        pages = _pages_of_gif(data)
+        is_missing = not pages.is_whole and number == pages.numbers[-1]
+    if is_missing:
+        raise ValueError(MISSING)
+
+
+def _counted(image: Image.Image, *, most: int) -> Pages:
+    """Take the number of frames that a file names, unless that cannot be: then go from frame to frame."""
+    with suppress(Exception):  # decoders raise whatever damaged bytes provoke
+        count = getattr(image, "n_frames", 1)
+        if count <= most:  # one byte for each at least: a list of billions of frames would fill the memory
+            return Pages(list(range(max(count, 1))))
+    numbers = [0]
+    try:
+        while True:
+            numbers.append(numbers[-1] + 1)
+            image.seek(numbers[-1])
+    except Exception:
+        return Pages(numbers, is_whole=False)
+
+
+# --- TIFF -------------------------------------------------------------------------------------------------------------
+
+
+def _pages_of_tiff(data: bytes) -> Pages:
+    kinds = list(_directories(data))
+    numbers = [number for number, kind in enumerate(kinds) if kind is None or not kind & _NO_IMAGE]
+    return Pages(numbers or [0], is_whole=None not in kinds)
+
+
+def _directories(data: bytes) -> Iterator[int | None]:
+    """What each page of a TIFF is, by its tag "NewSubfileType"; ``None`` ends the list where the file is cut off.
+
+    Pillow opens each page to count them, and stops at one that it cannot read.
+    """
+    order = "<" if data.startswith(b"II") else ">"
+    is_big = data[2:4] in (b"+\0", b"\0+")
+    count_type, offset_type, entry_size = ("Q", "Q", 20) if is_big else ("H", "I", 12)
+
+    def number_at(place: int, kind: str) -> int | None:
+        size = struct.calcsize(kind)
+        return int(struct.unpack_from(order + kind, data, place)[0]) if place + size <= len(data) else None
+
+    offset, seen = number_at(8 if is_big else 4, offset_type), set[int]()
+    while offset != 0:
+        if offset in seen:  # the first page again, as some programs end a list
+            return
+        entries = None if offset is None else number_at(offset, count_type)
+        if offset is None or entries is None:
+            break
+        seen.add(offset)
+        start = offset + struct.calcsize(count_type)
+        end = start + entries * entry_size
+        if end > len(data):
+            break
+        tags = struct.iter_unpack(f"{order}HH{entry_size - 4}s", data[start:end])
+        yield next((_value(order, kind, rest, is_big=is_big) for tag, kind, rest in tags if tag == _SUBFILE), 0)
+        offset = number_at(end, offset_type)
+    else:
+        return
+    yield None
+
+
+def _value(order: str, kind: int, rest: bytes, *, is_big: bool) -> int:
+    """The value of a tag of one integer: behind its count, as 16 bits, or as more of which the first 32 count."""
+    place = 8 if is_big else 4
+    return int(struct.unpack_from(order + ("H" if kind == 3 else "I"), rest, place)[0])
+
+
+# --- GIF --------------------------------------------------------------------------------------------------------------
+
+
+def _pages_of_gif(data: bytes) -> Pages:
+    """Count the frames whose data are whole, going from block to block up to the trailer."""
+    frames, place = 0, 13 + _table(data, 10)
+    while place < len(data) and data[place] != _TRAILER:
+        is_frame = data[place] == _FRAME
+        if data[place] not in (_EXTENSION, _FRAME):
+            place += 1  # what is no block is passed over, as Pillow does
+            continue
+        place += 11 + _table(data, place + 9) if is_frame else 2
+        while place < len(data) and data[place]:
+            place += data[place] + 1
+        frames += is_frame and place < len(data)
+        place += 1
+    is_whole = place < len(data)
+    return Pages(list(range(max(frames + (not is_whole), 1))), is_whole)
+
+
+def _table(data: bytes, place: int) -> int:
+    """Bytes of the table of colours that follows flags at a place."""
+    flags = data[place] if place < len(data) else 0
+    return 3 << (flags & 7) + 1 if flags & 0x80 else 0

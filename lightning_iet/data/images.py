@@ -23,9 +23,9 @@ from lightning_iet.data.duplicates import (
     repeat_images,
     write_groups,
 )
+from lightning_iet.data.formats import RANGES, choose_ranges, format_range, parse_range
 from lightning_iet.data.inspection import CheckedSource, check_sizes, check_source
 from lightning_iet.data.loaders import IgnoreFirstSigterm
-from lightning_iet.data.ranges import RANGES, choose_ranges, format_range, parse_range
 from lightning_iet.data.samples import DrawnByWeight, DrawTable, RandomFlips, Samples, Skip, labels_of
 from lightning_iet.data.splits import SetSizes, deal
 from lightning_iet.functional.checks import unit_interval

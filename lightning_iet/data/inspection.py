@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_iet.data.decoding import Depth, Preparation, Size
-from lightning_iet.data.ranges import Range
+from lightning_iet.data.formats import Range
 from lightning_iet.data.samples import Skip, image_and_condition, labels_of, listed, name_of, reason_of
 from lightning_iet.data.splits import deal
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from lightning_iet.data.archives import TarSource, archives_at, shard_names
 from lightning_iet.data.captions import LISTS
 from lightning_iet.data.decoding import Page
-from lightning_iet.data.formats import suffix_of
+from lightning_iet.data.formats import Pages, may_have_pages, pages_of, suffix_of
 from lightning_iet.data.listing import (
     Listing,
     check_one_split,
@@ -23,7 +23,6 @@ from lightning_iet.data.listing import (
     without_companions,
     without_excluded,
 )
-from lightning_iet.data.pages import Pages, may_have_pages, pages_of
 from lightning_iet.data.tables import HuggingFaceSource, one_split
 
 Data: TypeAlias = bytes | Page | NDArray[Any]

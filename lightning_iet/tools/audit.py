@@ -22,7 +22,7 @@ from lightning_iet.audit.report import write_report
 from lightning_iet.audit.search import Invariance
 from lightning_iet.audit.verdict import findings_table, remarks
 from lightning_iet.data.decoding import Background, Fit, Size, parse_size
-from lightning_iet.data.ranges import ValueRange, format_range, parse_range
+from lightning_iet.data.formats import ValueRange, format_range, parse_range
 from lightning_iet.data.sources import open_source
 from lightning_iet.evaluation.membership import Membership
 from lightning_iet.utilities.devices import usable_device

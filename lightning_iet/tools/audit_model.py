@@ -21,7 +21,7 @@ from lightning_iet.audit.search import Invariance
 from lightning_iet.data import ImageDataModule
 from lightning_iet.data.decoding import Background, Channels, Fit
 from lightning_iet.data.duplicates import OncePerGroup
-from lightning_iet.data.ranges import format_range
+from lightning_iet.data.formats import format_range
 from lightning_iet.data.samples import Skip, labels_of, name_of
 from lightning_iet.evaluation.membership import Membership, infer_membership, spread_timesteps
 from lightning_iet.evaluation.report import read_metrics

@@ -25,7 +25,7 @@ from lightning_iet.audit import reading
 from lightning_iet.audit.cache import BlockCache
 from lightning_iet.audit.reading import Reading, read_images
 from lightning_iet.data.decoding import Page, decode
-from lightning_iet.data.pages import page_numbers
+from lightning_iet.data.formats import page_numbers
 from lightning_iet.data.samples import reason_of
 from lightning_iet.data.sources import left_alone_by, open_source
 

@@ -13,7 +13,7 @@ from lightning_iet.audit import reading
 from lightning_iet.audit.cache import BlockCache
 from lightning_iet.audit.reading import Reading, read_images, read_sets
 from lightning_iet.data.folders import ImageFolderDataModule
-from lightning_iet.data.ranges import choose_ranges
+from lightning_iet.data.formats import choose_ranges
 from lightning_iet.data.sources import open_source
 from tests.helpers.image_folders import random_pixels, write_images
 from tests.helpers.medical import dicom

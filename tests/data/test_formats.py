@@ -9,8 +9,7 @@ import pytest
 from PIL import Image
 
 from lightning_iet.data.decoding import Page, Preparation, decode, decode_stored
-from lightning_iet.data.formats import format_of, suffix_of
-from lightning_iet.data.pages import page_numbers
+from lightning_iet.data.formats import format_of, page_numbers, suffix_of
 from tests.helpers.medical import dicom, nifti
 
 STORED = np.random.default_rng(0).integers(0, 4096, (6, 5), dtype=np.uint16)

@@ -7,7 +7,7 @@ from lightning_iet.audit.cache import BlockCache
 from lightning_iet.audit.reading import Reading, read_images
 from lightning_iet.data import HuggingFaceDataModule, ImageDataModule, ImageFolderDataModule
 from lightning_iet.data.decoding import Preparation
-from lightning_iet.data.ranges import format_range, parse_range
+from lightning_iet.data.formats import format_range, parse_range
 from lightning_iet.data.sources import open_source
 from tests.helpers.pictures import pixels, to_bytes
 

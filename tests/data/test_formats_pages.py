@@ -10,8 +10,7 @@ from PIL import Image, features
 
 from lightning_iet.data import ImageFolderDataModule
 from lightning_iet.data.decoding import Page, decode
-from lightning_iet.data.formats import HEAD
-from lightning_iet.data.pages import may_have_pages, page_numbers, pages_of
+from lightning_iet.data.formats import HEAD, may_have_pages, page_numbers, pages_of
 from lightning_iet.data.sources import open_source
 
 PAGES = np.random.default_rng(0).integers(0, 256, (6, 9, 7), dtype=np.uint8)
