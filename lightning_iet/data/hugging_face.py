@@ -11,7 +11,7 @@ from lightning_iet.data.captions import TEXT_KEYS, first_caption
 from lightning_iet.data.folders import StoredSamples
 from lightning_iet.data.images import ImageDataModule, one_line_download
 from lightning_iet.data.samples import reason_of
-from lightning_iet.data.tables import HuggingFaceSource, load_table, splits_at
+from lightning_iet.data.sources import HuggingFaceSource, load_table, splits_at
 from lightning_iet.utilities.errors import require
 
 log = logging.getLogger(__name__)

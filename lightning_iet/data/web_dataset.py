@@ -9,10 +9,10 @@ from typing import Any, ClassVar
 
 from torch.utils.data import Dataset
 
-from lightning_iet.data.archives import Member, SeveralImages, TarSource, archives_at, archives_in, shard_names
 from lightning_iet.data.captions import first_caption
 from lightning_iet.data.folders import StoredDataModule, StoredSamples
 from lightning_iet.data.listing import check_one_split
+from lightning_iet.data.sources import Member, SeveralImages, TarSource, archives_at, archives_in, shard_names
 
 log = logging.getLogger(__name__)
 

@@ -1,6 +1,6 @@
 import pytest
 
-from lightning_iet.data.tables import one_split, splits_at
+from lightning_iet.data.sources import one_split, splits_at
 
 
 def touch(folder, *names):

@@ -1,9 +1,8 @@
 import numpy as np
 import pytest
 
-from lightning_iet.data.archives import TarSource, archives_at, archives_in
 from lightning_iet.data.decoding import decode
-from lightning_iet.data.sources import open_source
+from lightning_iet.data.sources import TarSource, archives_at, archives_in, open_source
 from tests.helpers.archives import write_tar
 from tests.helpers.pictures import pixels, png
 
