@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from lightning_iet.data import ImageDataModule, IndexedImages, inspection
+from lightning_iet.data import ImageDataModule, IndexedImages, images
 from lightning_iet.data.decoding import Preparation
-from lightning_iet.data.inspection import check_labels, check_sizes, check_source, inspect
+from lightning_iet.data.images import check_labels, check_sizes, check_source, inspect
 from lightning_iet.data.samples import Skip
 from tests.helpers.pictures import pixels, png
 
@@ -17,7 +17,7 @@ class Files(list):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_everything_is_looked_at_once(monkeypatch, workers):
-    monkeypatch.setattr(inspection, "BATCH", 2)
+    monkeypatch.setattr(images, "BATCH", 2)
     stored = Files([png(WIDE), b"", (png(HIGH), "caption"), b"no image", png(WIDE)[:40], torch.full((1, 2, 2), 1.5)])
     usable, skipped, sizes, _ = inspect(stored, Preparation(3), workers=workers)
     assert usable.tolist() == [0, 2]
@@ -34,10 +34,10 @@ def test_nan_is_no_image():
 
 
 def test_many_images_are_read_by_all_cores(monkeypatch):
-    assert inspection._workers(inspection.FEW) == 0
-    monkeypatch.setattr(inspection.os, "sched_getaffinity", lambda _: range(8))
+    assert images._workers(images.FEW) == 0
+    monkeypatch.setattr(images.os, "sched_getaffinity", lambda _: range(8))
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
-    assert inspection._workers(inspection.FEW + 1) == 2
+    assert images._workers(images.FEW + 1) == 2
 
 
 def test_mixed_sizes_are_refused():
