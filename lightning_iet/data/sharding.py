@@ -12,16 +12,20 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from lightning_iet.data.augmentation import Kind, find_layer, unaugmented
 from lightning_iet.data.loaders import Batching, read_batching, rebuild
-from lightning_iet.data.orders import (
+from lightning_iet.data.samples import fingerprint_of_samples, fingerprint_of_shards, labels_of
+from lightning_iet.data.shard_sampler import (
     RestrictedBatchSampler,
     RestrictedOrder,
     RestrictedSampler,
     SeededOrder,
+    SeededSamples,
+    ShardPlan,
+    ShardSampler,
+    StreamedSamples,
+    fingerprint_of_stream,
+    split_stream,
     uses_its_sampler,
 )
-from lightning_iet.data.samples import fingerprint_of_samples, fingerprint_of_shards, labels_of
-from lightning_iet.data.shard_sampler import SeededSamples, ShardPlan, ShardSampler
-from lightning_iet.data.streams import StreamedSamples, fingerprint_of_stream, split_stream
 from lightning_iet.functional.checks import check_kinds
 from lightning_iet.functional.sharding import Partition, num_replicas, partition
 from lightning_iet.utilities.lightning import lightning_classes

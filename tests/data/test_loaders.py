@@ -22,9 +22,8 @@ from torch.utils.data import (
 
 from lightning_iet import ShardedDataModule
 from lightning_iet.data.loaders import IgnoreFirstSigterm
-from lightning_iet.data.orders import RestrictedBatchSampler
 from lightning_iet.data.samples import WithIndex
-from lightning_iet.data.shard_sampler import ShardPlan
+from lightning_iet.data.shard_sampler import RestrictedBatchSampler, ShardPlan
 from lightning_iet.functional.seeding import derive_seed
 from lightning_iet.utilities.random import seed_rng
 

@@ -14,10 +14,9 @@ from lightning_iet.callbacks.anti_gradient_control.losses import LossSource
 from lightning_iet.callbacks.anti_gradient_control.measurement import MeasuredStep
 from lightning_iet.data.augmentation import unaugmented
 from lightning_iet.data.samples import labels_of
-from lightning_iet.data.shard_sampler import ShardBatch, ShardSampler
+from lightning_iet.data.shard_sampler import ShardBatch, ShardSampler, StreamedSamples
 from lightning_iet.data.sharding import inner_datamodule
 from lightning_iet.data.splits import select_disjoint
-from lightning_iet.data.streams import StreamedSamples
 from lightning_iet.functional.seeding import derive_seed
 from lightning_iet.utilities.random import isolated_rng
 

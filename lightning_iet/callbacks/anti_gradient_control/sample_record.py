@@ -17,8 +17,7 @@ from lightning_iet.data.augmentation import as_it_is, layers
 from lightning_iet.data.duplicates import FirstOfGroups, OncePerGroup, Repeated
 from lightning_iet.data.images import IndexedImages
 from lightning_iet.data.samples import Samples, WithIndex, labels_of, name_of
-from lightning_iet.data.shard_sampler import ShardSampler
-from lightning_iet.data.streams import StreamedSamples
+from lightning_iet.data.shard_sampler import ShardSampler, StreamedSamples
 from lightning_iet.functional.sample_record import (
     draw_by_weight,
     pace_of_draws,
