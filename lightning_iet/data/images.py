@@ -25,7 +25,6 @@ from lightning_iet.data.duplicates import (
     write_groups,
 )
 from lightning_iet.data.formats import RANGES, Range, choose_ranges, format_range, parse_range
-from lightning_iet.data.loaders import IgnoreFirstSigterm
 from lightning_iet.data.samples import (
     DrawnByWeight,
     DrawTable,
@@ -38,6 +37,7 @@ from lightning_iet.data.samples import (
     name_of,
     reason_of,
 )
+from lightning_iet.data.sharding import IgnoreFirstSigterm
 from lightning_iet.data.splits import SetSizes, deal
 from lightning_iet.functional.checks import unit_interval
 from lightning_iet.functional.duplicates import Duplicates, duplicate_groups

@@ -35,10 +35,9 @@ from lightning_iet.callbacks.anti_gradient_control.statistics import (
 )
 from lightning_iet.data.augmentation import layers
 from lightning_iet.data.images import ImageDataModule
-from lightning_iet.data.loaders import Seeded
 from lightning_iet.data.samples import DrawnByWeight, DrawTable
 from lightning_iet.data.shard_sampler import SeededSamples, ShardSampler
-from lightning_iet.data.sharding import ShardedDataModule, find_wrapper, inner_datamodule
+from lightning_iet.data.sharding import Seeded, ShardedDataModule, find_wrapper, inner_datamodule
 from lightning_iet.functional.anti_gradient import check_batch, keep_mask, update_anchored_bank, update_bank
 from lightning_iet.functional.checks import check_kinds
 from lightning_iet.functional.sample_record import (
