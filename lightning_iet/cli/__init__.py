@@ -98,8 +98,7 @@ def main(args: Sequence[str] | None = None) -> None:
         print(PROGRAM, __version__)
         sys.exit(0)
     with one_line_errors(PROGRAM):
-        from lightning_iet.cli.arguments import check_source, with_run, with_underscores
-        from lightning_iet.cli.options import options_named
+        from lightning_iet.cli.arguments import check_source, options_named, with_run, with_underscores
 
         _silence_advice()
         if command in OF_THE_TRAINER or (command.startswith("-") and not {*OF_THE_TRAINER}.isdisjoint(arguments)):

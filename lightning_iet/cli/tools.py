@@ -12,8 +12,8 @@ from typing import NoReturn, cast
 from jsonargparse import ArgumentParser
 
 from lightning_iet.cli import PROGRAM
+from lightning_iet.cli.arguments import options_named
 from lightning_iet.cli.help import HelpFormatter, OneLineErrors, check_dashes, plain
-from lightning_iet.cli.options import options_named
 from lightning_iet.utilities.errors import fail
 
 _BOOLEANS = ("true", "false", "yes", "no")

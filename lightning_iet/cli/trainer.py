@@ -32,7 +32,7 @@ from lightning_iet.callbacks import (
 from lightning_iet.callbacks.interruptions import FinalCheckpoint, StopSignal, resume_from
 from lightning_iet.callbacks.progress import ParameterSummary, RunProgressBar
 from lightning_iet.cli import PROGRAM
-from lightning_iet.cli.arguments import with_configurations
+from lightning_iet.cli.arguments import arguments_of, option_of_owner, options_named, with_configurations
 from lightning_iet.cli.help import (
     HelpFormatter,
     OneLineErrors,
@@ -46,7 +46,6 @@ from lightning_iet.cli.help import (
     wrapped,
 )
 from lightning_iet.cli.images import measured_step, seconds_of_step, with_images
-from lightning_iet.cli.options import arguments_of, option_of_owner, options_named
 from lightning_iet.data import ShardedDataModule
 from lightning_iet.functional.sharding import Partition, num_replicas
 from lightning_iet.tools.plan import PlanningTrainer, in_mib, model_size, schedule_of
