@@ -21,7 +21,7 @@ import torch
 from diffusers import UNet2DModel
 
 from lightning_iet import DiffusionModule
-from lightning_iet.utilities.threads import is_small, multiply_adds
+from lightning_iet.utilities.devices import is_small, multiply_adds
 
 # Side of the images, channels of them, channels of the two blocks, batch size
 NETWORKS = (

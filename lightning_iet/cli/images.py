@@ -21,8 +21,8 @@ from lightning_iet.data.folders import ImageFolderDataModule
 from lightning_iet.data.formats import format_of
 from lightning_iet.data.samples import reason_of
 from lightning_iet.utilities.configurations import find_configuration
+from lightning_iet.utilities.devices import training_threads
 from lightning_iet.utilities.files import CONFIG, find_checkpoint
-from lightning_iet.utilities.threads import training_threads
 
 _OF_FOLDERS = (ImageFolderDataModule.__name__, "True")  # without a class, its options alone
 LARGEST = 64  # pixels a side, unless a larger size is asked for

@@ -50,11 +50,11 @@ from lightning_iet.data import ShardedDataModule
 from lightning_iet.functional.sharding import Partition, num_replicas
 from lightning_iet.tools.plan import PlanningTrainer, in_mib, model_size, schedule_of
 from lightning_iet.utilities.checkpoints import outline
+from lightning_iet.utilities.devices import training_threads
 from lightning_iet.utilities.errors import TRACEBACK_VARIABLE, fail, own_cause, yaml_fault
 from lightning_iet.utilities.files import check_writable, checkpoint_of, run_folder
 from lightning_iet.utilities.lightning import find_callback, order_callbacks
 from lightning_iet.utilities.text import counted, in_words
-from lightning_iet.utilities.threads import training_threads
 
 METHODS = {
     "agc": AntiGradientControl,

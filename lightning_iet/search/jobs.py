@@ -19,8 +19,8 @@ from pathlib import Path
 from threading import Thread
 from typing import Any, Self, TypeAlias, cast
 
+from lightning_iet.utilities.devices import become_a_job, environment_of_a_job, threads_of_a_job
 from lightning_iet.utilities.errors import first_line
-from lightning_iet.utilities.threads import become_a_job, environment_of_a_job, threads_of_a_job
 
 PROGRAM = "lightning-iet"
 Started: TypeAlias = Callable[["subprocess.Popen[bytes]"], object]
@@ -54,7 +54,7 @@ class Job:
         """Run to the end; files of an interrupted run are removed first.
 
         Args:
-            environment: of the program, see :func:`~lightning_iet.utilities.threads.environment_of_a_job`.
+            environment: of the program, see :func:`~lightning_iet.utilities.devices.environment_of_a_job`.
             started: called with the process.
 
         Returns:

@@ -19,10 +19,10 @@ from lightning_iet.functional.duplicates import duplicate_groups
 from lightning_iet.modules.pretrained import load_any_module
 from lightning_iet.plots import RunPairs, pairs_of_runs, save_figure
 from lightning_iet.search.jobs import Job
+from lightning_iet.utilities.devices import environment_of_a_job
 from lightning_iet.utilities.files import METRICS, check_writable, free_folder
 from lightning_iet.utilities.progress import progress_bar
 from lightning_iet.utilities.text import three_digits
-from lightning_iet.utilities.threads import environment_of_a_job
 
 RUNS = {"plain": "plain training", "protected": "AGC by records"}
 CONFIGS = {"plain": "digits/uneven", "protected": "digits/uneven_record"}

@@ -23,10 +23,10 @@ from lightning_iet.search.jobs import PROGRAM, interrupted_by_sigterm
 from lightning_iet.search.sweep_file import OBJECTIVE
 from lightning_iet.tools.compare import compare
 from lightning_iet.utilities.configurations import shipped_configuration
+from lightning_iet.utilities.devices import environment_of_a_job
 from lightning_iet.utilities.files import METRICS, check_writable, write_csv
 from lightning_iet.utilities.progress import progress_bar
 from lightning_iet.utilities.text import in_words, percent, three_digits
-from lightning_iet.utilities.threads import environment_of_a_job
 
 RESULTS = "sweep.csv"
 _MANY = 4  # runs, fewer of which begin without an estimate, which takes some seconds

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_iet.utilities import threads
-from lightning_iet.utilities.threads import (
+from lightning_iet.utilities import devices
+from lightning_iet.utilities.devices import (
     become_a_job,
     environment_of_a_job,
     is_small,
@@ -96,7 +96,7 @@ def test_a_small_network_trains_on_one_thread_until_the_block_ends():
 
 def test_the_size_of_a_step_decides(monkeypatch):
     module = tiny_diffusion()
-    monkeypatch.setattr(threads, "SMALL", multiply_adds(module, 8))
+    monkeypatch.setattr(devices, "SMALL", multiply_adds(module, 8))
     assert is_small(module, 7)
     assert not is_small(module, 8)
 
