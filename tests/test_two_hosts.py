@@ -66,7 +66,7 @@ def on_both(folder, config, timeout):
         return [machines[rank].returncode for rank in (0, 1)], [ends[0], ends[1]], logs
 
 
-def test_a_machine_that_is_cut_off_ends_the_run_and_the_run_goes_on(tmp_path, tiny_weights, hosts):
+def test_a_machine_that_is_cut_off_ends_the_run_and_the_run_goes_on(tmp_path, tiny_weights, hosts, warm):
     strategy = {"class_path": "lightning.pytorch.strategies.DDPStrategy", "init_args": {"timeout": f"0:00:{TIMEOUT}"}}
     config = write_config(
         tmp_path / "tiny.yaml",

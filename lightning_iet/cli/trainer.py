@@ -132,6 +132,16 @@ class IETCLI(LightningCLI):
     threads = 0
     """Threads of torch before anything of the configuration was imported."""
 
+    def __init__(self, *args: Any, command: str | None = None, **kwargs: Any) -> None:
+        self.command = command
+        super().__init__(*args, **kwargs)
+
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        """Give commands other than the one that runs a parser without options: making those takes most of the time."""
+        if self.command in (None, subcommand):
+            return super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        return self.init_parser(**kwargs)
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add a group of options for each method, such as ``--agc.*``: flat keys, also for sweeps."""
         for group, kind in METHODS.items():
@@ -548,6 +558,7 @@ def _run(args: Sequence[str]) -> None:
         parser_kwargs={"prog": PROGRAM, "formatter_class": HelpFormatter},
         save_config_callback=_SaveConfig,
         save_config_kwargs={"save_to_log_dir": False},  # which all runs of a service would share
+        command=args[0] if args and args[0] in IETCLI.subcommands() else None,
         args=_with_flags(args),
     )
 

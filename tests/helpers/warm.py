@@ -2,8 +2,8 @@
 
 Importing torch and Lightning takes longer than most of what the tests' programs do. ``warm_python()`` writes the
 programs ``python`` and ``lightning-iet``: a test that puts the first in the place of ``sys.executable`` starts others
-through it. What they run is a process of its own: it has its own arguments, environment, folder and streams, gets the
-signals that its program gets, and ends as it ends. Anything but the modules named here goes to the real Python.
+through it. What they run is a process of its own: it has its own arguments, environment, folder, network and streams,
+gets the signals that its program gets, and ends as it ends. Anything but the modules named goes to the real Python.
 
 That process is no child of its program, but of one that watches over both. A program that runs is therefore called
 ``for N``, where N is that one's number: so ``kill_tree`` finds it.
@@ -11,6 +11,7 @@ That process is no child of its program, but of one that watches over both. A pr
 
 import array
 import atexit
+import ctypes
 import io
 import json
 import logging
@@ -23,7 +24,7 @@ import socket
 import sys
 import tempfile
 import threading
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib import import_module
 from multiprocessing import connection, parent_process
 from pathlib import Path
@@ -58,7 +59,9 @@ forwarded = (signal.SIGTERM, signal.SIGINT)
 signal.pthread_sigmask(signal.SIG_BLOCK, forwarded)  # they wait until there is somebody to hand them on to
 server = socket.socket(socket.AF_UNIX)
 server.connect({address!r})
-request = json.dumps(dict(module=module, words=words, folder=os.getcwd(), environment=dict(os.environ)))
+namespaces = "/proc/%d/ns" % os.getpid()
+request = dict(module=module, words=words, folder=os.getcwd(), environment=dict(os.environ), namespaces=namespaces)
+request = json.dumps(request)
 descriptors = array.array("i", [0, 1, 2])
 server.sendmsg([len(request.encode()).to_bytes(4, "big")], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, descriptors)])
 server.sendall(request.encode())
@@ -167,12 +170,13 @@ def _watch_over(client, python):
         os.kill(program, signals[0])
 
 
-def run_program(python, descriptors, module, words, folder, environment):
+def run_program(python, descriptors, module, words, folder, environment, namespaces=None):
     """Become the program."""
     for target, descriptor in enumerate(descriptors):
         os.dup2(descriptor, target)
         os.close(descriptor)
     _renew_streams(unbuffered="PYTHONUNBUFFERED" in environment)
+    _enter(namespaces)
     environment.pop("JPY_PARENT_PID", None)  # a kernel ends when its client does, see _watch_over
     threads = _threads(environment)
     os.environ.clear()
@@ -203,6 +207,19 @@ def run_program(python, descriptors, module, words, folder, environment):
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGINT)
     os._exit(status or 0)
+
+
+def _enter(namespaces):
+    """Take the namespaces of a program (a folder of /proc) for its network, and for what it sees of one in /sys."""
+    if namespaces is None:
+        return
+    with ExitStack() as stack:
+        files = [stack.enter_context(open(f"{namespaces}/{kind}")) for kind in ("net", "mnt")]
+        own = [os.stat(f"/proc/self/ns/{kind}") for kind in ("net", "mnt")]
+        for file, current in zip(files, own, strict=True):
+            is_another = os.fstat(file.fileno()).st_ino != current.st_ino
+            if is_another and ctypes.CDLL(None, use_errno=True).setns(file.fileno(), 0):
+                raise OSError(ctypes.get_errno(), "setns")
 
 
 def _threads(environment):
