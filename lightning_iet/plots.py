@@ -91,9 +91,7 @@ def nearest_pairs(
     marked = [ratio < limit for ratio in ratios] if marked is None else marked
     columns = min(4, len(generated))
     rows = ceil(len(generated) / columns)
-    figure = Figure(
-        figsize=(max(2.1 * columns, 5.6), 1.32 * rows + 0.55), dpi=DPI, facecolor="white", layout="constrained"
-    )
+    figure = _figure(max(2.1 * columns, 5.6), 1.32 * rows + 0.55)
     explained = (
         "Generated images closest to a training image\n"
         f"$d_1 / d_2$: distance to the nearest over the second nearest; below {limit:.2f} (colour) counts as memorized"
@@ -105,20 +103,8 @@ def nearest_pairs(
     ):
         _show(panel, _grid(torch.stack([new, old]), columns=2, padding=8))
         panel.set_title(f"{label} = {ratio:.3f}", fontsize=8, color=GENERATED if colour else INK, pad=2)
-        for position, text in (
-            (0.25, "generated"),
-            (0.75, f"training #{name}" if name.isdecimal() else _shortened(name, 16)),
-        ):
-            panel.text(
-                position,
-                -0.02,
-                text.replace("$", r"\$"),
-                transform=panel.transAxes,
-                fontsize=7,
-                color=QUIET,
-                ha="center",
-                va="top",
-            )
+        training_name = f"training #{name}" if name.isdecimal() else _shortened(name, 16)
+        _label_pair(panel, "generated", training_name, below=0.02, fontsize=7)
     for panel in panels:
         panel.set_axis_off()
     return figure
@@ -175,10 +161,7 @@ def pairs_of_runs(runs: Sequence[RunPairs], *, limit: float = 1 / 3, columns: in
             text = f"copy · {ratio:.2f}" if is_copy else f"{ratio:.2f}"
             panel.set_title(text, fontsize=8, color=GENERATED if is_copy else INK, pad=2)
             often = f"training, {times} ×" if times > 1 else "training"
-            for position, label in ((0.25, "generated"), (0.75, often)):
-                panel.text(
-                    position, -0.03, label, transform=panel.transAxes, fontsize=6.5, color=QUIET, ha="center", va="top"
-                )
+            _label_pair(panel, "generated", often, below=0.03, fontsize=6.5)
         top -= rows_of_run * cell[1]
     figure.text(
         0.08 / width, 0.12 / height,
@@ -213,8 +196,7 @@ def captioned_grid(images: Sequence[Tensor], captions: Sequence[str], *, title: 
     """
     columns = min(columns, len(images))
     rows = ceil(len(images) / columns)
-    size = max(1.15 * columns, 5.6), 1.5 * rows + 0.5
-    figure = Figure(figsize=size, dpi=DPI, facecolor="white", layout="constrained")
+    figure = _figure(max(1.15 * columns, 5.6), 1.5 * rows + 0.5)
     figure.suptitle(_wrapped(title, figure), color=INK, fontsize=9)
     panels = figure.subplots(rows, columns, squeeze=False).flat
     for panel, image, caption in zip(panels, images, captions, strict=False):
@@ -250,6 +232,13 @@ def _enlarge(images: Tensor, side: int) -> Tensor:
 def _show(axes: Axes, image: Tensor) -> None:
     axes.imshow(image.permute(1, 2, 0).numpy(), interpolation="nearest")
     axes.set_axis_off()
+
+
+def _label_pair(axes: Axes, *labels: str, below: float, fontsize: float) -> None:
+    """Write what the left and the right image show under them."""
+    style: dict[str, Any] = {"fontsize": fontsize, "color": QUIET, "ha": "center", "va": "top"}
+    for position, label in zip((0.25, 0.75), labels, strict=True):
+        axes.text(position, -below, label.replace("$", r"\$"), transform=axes.transAxes, **style)
 
 
 def _wrapped(title: str, figure: Figure) -> str:
@@ -321,7 +310,7 @@ def label_points(
         labels.append(text)
         taken.append(box)
         if reach > 9:
-            line = {"arrowstyle": "-", "color": "#767676", "linewidth": 0.6, "shrinkA": 0, "shrinkB": 4}
+            line = {"arrowstyle": "-", "color": QUIET, "linewidth": 0.6, "shrinkA": 0, "shrinkB": 4}
             tip = (right * reach, up * reach)
             axes.annotate("", point, xytext=tip, textcoords="offset points", arrowprops=line).set_in_layout(False)
     return labels
@@ -332,7 +321,7 @@ def _text_beside(axes: Axes, label: str, point: tuple[float, float], right: int,
     shifted = offset_copy(axes.transData, fig=axes.get_figure(root=True), x=right, y=up, units="points")
     horizontal = "center" if right == 0 else "left" if right > 0 else "right"
     vertical = "center" if up == 0 else "bottom" if up > 0 else "top"
-    text = axes.text(*point, label, transform=shifted, fontsize=8.5, color="#222222", ha=horizontal, va=vertical)
+    text = axes.text(*point, label, transform=shifted, fontsize=8.5, color=INK, ha=horizontal, va=vertical)
     text.set_path_effects([withStroke(linewidth=2.5, foreground="white")])  # readable on top of a line
     text.set_in_layout(False)
     return text
@@ -366,7 +355,7 @@ def training_curves(
         The figure, with one panel for each curve that was given.
     """
     wanted = [True, weights is not None or skip_rate is not None, loss_by_timestep is not None]
-    figure = Figure(figsize=(4.2 * sum(wanted), 3.5), dpi=DPI, facecolor="white", layout="constrained")
+    figure = _figure(4.2 * sum(wanted), 3.5)
     panels = iter(figure.subplots(1, sum(wanted), squeeze=False).flat)
     panel = _chart(next(panels), title="Loss by epoch", xlabel="epoch", ylabel="mean loss of all samples")
     window = 1 + 2 * (len(losses) // 50)
@@ -441,7 +430,7 @@ def loss_gap(
         The figure: both losses over epochs, their ratio over epochs and timesteps, and the skip rate if it is not 0.
     """
     skips = bool((skip_rate > 0).any())
-    figure = Figure(figsize=(12.6 if skips else 9.2, 3.4), dpi=DPI, facecolor="white", layout="constrained")
+    figure = _figure(12.6 if skips else 9.2, 3.4)
     losses, ratios, *others = figure.subplots(1, 2 + skips)
     window = 1 + 2 * (len(training_loss) // 50)
     epochs = [(row + 0.5) * epochs_per_row for row in range(len(training_loss))]
@@ -489,7 +478,7 @@ def memorized_quantity_curve(
     Returns:
         The figure.
     """
-    figure = Figure(figsize=(5.6, 3.8), dpi=DPI, facecolor="white", layout="constrained")
+    figure = _figure(5.6, 3.8)
     axes = _chart(
         figure.subplots(),
         title="Memorized quantity (MQ)",
@@ -505,22 +494,15 @@ def memorized_quantity_curve(
         )
     axes.yaxis.set_major_formatter(_percent)
     axes.set_ylim(-0.02, 1.02)
-    figure.legend(frameon=False, fontsize=8.5, loc="outside lower center", ncols=2, labelcolor="linecolor")
+    figure.legend(**_BELOW, ncols=2, labelcolor="linecolor")
     return figure
 
 
+BINS = 50  # of a histogram of ratios
+_BELOW: dict[str, Any] = {"frameon": False, "fontsize": 8.5, "loc": "outside lower center"}  # a legend
 _COLOURS = (
-    "#c8501e",
-    "#1f6f9f",
-    "#5b7f3a",
-    "#8a4fa3",
-    "#b08a00",
-    "#00877a",
-    "#c2417c",
-    "#555555",
-    "#7a4a21",
-    "#3f51b5",
-)
+    GENERATED, CONTROL, "#5b7f3a", "#8a4fa3", "#b08a00", "#00877a", "#c2417c", "#555555", "#7a4a21", "#3f51b5",
+)  # fmt: skip
 _MARKERS = "osD^vPX<>p"
 
 
@@ -564,14 +546,14 @@ def runs_against_fid(
     crowd = len(runs) > len(_COLOURS)
     height = max(4.4, 1.2 + 0.135 * len(runs)) if crowd else 4.4
     width = 4.6 * len(measures) + (0.9 + 0.062 * max(map(len, runs)) if crowd else 0)
-    figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white", layout="constrained")
+    figure = _figure(width, height)
     colours = {name: GENERATED if crowd else _COLOURS[n] for n, name in enumerate(runs)}
     panels = figure.subplots(1, len(measures), squeeze=False)[0]
     figure.suptitle(
         "Quality against memorization: lower left is better, down to the held-out images", fontsize=10, color=INK
     )
     for number, (panel, measure) in enumerate(zip(panels, measures, strict=True)):
-        _chart(panel, title="", xlabel="FID to held-out images", ylabel=textwrap.fill(measure, 36))
+        _chart(panel, xlabel="FID to held-out images", ylabel=textwrap.fill(measure, 36))
         dashed: dict[str, Any] = {"color": QUIET, "linewidth": 1.2, "linestyle": (0, (4, 3))}
         panel.axvline(control.fid, **dashed)
         panel.axhline(control.shares[number], label="held-out real images (control)", **dashed)
@@ -594,7 +576,7 @@ def runs_against_fid(
         panels[-1].text(1.02, 1, names, transform=panels[-1].transAxes, fontsize=7.5, color=INK, va="top")
     lines = dict(zip(*reversed(panels[0].get_legend_handles_labels()), strict=True))
     columns = 2 if len(measures) == 1 else 4
-    figure.legend(lines.values(), lines, frameon=False, fontsize=8.5, loc="outside lower center", ncols=columns)
+    figure.legend(lines.values(), lines, **_BELOW, ncols=columns)
     labels = {str(n) if crowd else name: name for n, name in enumerate(runs, 1)}
     for number, panel in enumerate(panels):
         places = {label: (runs[name].fid, runs[name].shares[number]) for label, name in labels.items()}
@@ -606,12 +588,11 @@ def runs_against_fid(
 
 def _shares_of_runs(runs: Mapping[str, RunPoint], *, control: RunPoint, measures: Sequence[str]) -> Figure:
     """Show shares alone, a row for each run."""
-    size = (2 + 0.07 * max(map(len, runs)) + 3.2 * len(measures), 1.5 + 0.3 * len(runs))
-    figure = Figure(figsize=size, dpi=DPI, facecolor="white", layout="constrained")
+    figure = _figure(2 + 0.07 * max(map(len, runs)) + 3.2 * len(measures), 1.5 + 0.3 * len(runs))
     panels = figure.subplots(1, len(measures), squeeze=False, sharey=True)[0]
     figure.suptitle("Memorization, without a measure of quality", fontsize=10, color=INK)
     for number, (panel, measure) in enumerate(zip(panels, measures, strict=True)):
-        _chart(panel, title="", xlabel=measure, ylabel="")
+        _chart(panel, xlabel=measure)
         shares = [run.shares[number] for run in runs.values()]
         panel.barh(range(len(runs)), shares, height=0.6, color=GENERATED)
         for row, share in enumerate(shares):
@@ -623,7 +604,51 @@ def _shares_of_runs(runs: Mapping[str, RunPoint], *, control: RunPoint, measures
         panel.set_xlim(0, 1.18 * max(*shares, control.shares[number], 0.02))
     panels[0].set_yticks(range(len(runs)), list(runs))
     panels[0].set_ylim(len(runs) - 0.4, -0.6)
-    figure.legend(*panels[0].get_legend_handles_labels(), frameon=False, fontsize=8.5, loc="outside lower center")
+    figure.legend(*panels[0].get_legend_handles_labels(), **_BELOW)
+    return figure
+
+
+def shares(ratios: Tensor) -> Tensor:
+    """Return the share of ratios in each of 50 equal steps from 0 to 1, float64.
+
+    Example:
+        >>> shares(torch.tensor([0.0, 0.01, 0.5, 1.0]))[[0, 25, 49]]
+        tensor([0.5000, 0.2500, 0.2500], dtype=torch.float64)
+    """
+    steps = (ratios.double() * BINS).floor().clamp(0, BINS - 1).long()
+    return torch.bincount(steps, minlength=BINS).double() / len(ratios)
+
+
+def ratio_histogram(
+    ratios: Mapping[str, Tensor], *, threshold: float, label: str, end: float, title: str = ""
+) -> Figure:
+    """Show how many of generated and held-out images have which ratio, as shares on a logarithmic scale.
+
+    Args:
+        ratios: of the generated and perhaps of the held-out images.
+        threshold: where the line stands.
+        label: what the ratio is.
+        end: where the scale ends; larger ratios are in the last step.
+        title: how to read it.
+
+    Returns:
+        The figure.
+    """
+    figure = _figure(6.4, 3.8)
+    axes = _chart(figure.subplots(), xlabel=label, ylabel=f"share of images in a step of {end / BINS:.2g}", grid=False)
+    edges = torch.linspace(0, end, BINS + 1).tolist()
+    axes.stairs(
+        shares(ratios["generated"] / end), edges, fill=True, color=GENERATED, alpha=0.75, label="generated images"
+    )
+    if "held_out" in ratios:
+        axes.stairs(shares(ratios["held_out"] / end), edges, color=CONTROL, linewidth=1.6, label="held-out images")
+    axes.axvline(threshold, color=INK, linewidth=1, linestyle=(0, (4, 3)), label=f"threshold {threshold:.2f}")
+    axes.set_yscale("log")
+    axes.set_ylim(bottom=0.7 / max(map(len, ratios.values())), top=1.4)
+    axes.set_xlim(0, end)
+    axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
+    figure.suptitle(textwrap.fill(title, 88), fontsize=9, color=INK)
+    figure.legend(**_BELOW | {"fontsize": 8}, ncols=3)
     return figure
 
 
@@ -651,7 +676,7 @@ def selection_front(
     Returns:
         The figure. An axis is logarithmic where its figures and its control are positive and more than 30 times apart.
     """
-    figure = Figure(figsize=(7.4, 4.8), dpi=DPI, facecolor="white", layout="constrained")
+    figure = _figure(7.4, 4.8)
     axes = _chart(figure.subplots(), title=titles[0], xlabel=labels[0], ylabel=labels[1])
     axes.set_title(titles[1], fontsize=8.5, color=QUIET, loc="right")
     lines: dict[str, Any] = {"color": CONTROL, "linewidth": 1.2, "linestyle": (0, (4, 3))}
@@ -669,15 +694,8 @@ def selection_front(
                 alpha=0.85, label=name if number == 0 else None,
             )  # fmt: skip
     if points:
-        axes.scatter(
-            [x for x, _ in points],
-            [y for _, y in points],
-            s=16,
-            color=GENERATED,
-            alpha=0.35,
-            linewidths=0,
-            label="masks tried",
-        )
+        x, y = zip(*points, strict=True)
+        axes.scatter(x, y, s=16, color=GENERATED, alpha=0.35, linewidths=0, label="masks tried")
     if front:
         axes.plot(*zip(*front, strict=True), color=GENERATED, marker="o", markersize=6, linewidth=1.6, label="front")
     if chosen is not None:
@@ -688,7 +706,7 @@ def selection_front(
         lowest = min(figures if control is None else (*figures, control))
         if lowest > 0 and max(figures) > 30 * lowest:
             _log_axis(axes, axis=axis)
-    figure.legend(frameon=False, fontsize=8.5, loc="outside lower center", ncols=3)
+    figure.legend(**_BELOW, ncols=3)
     return figure
 
 
@@ -706,11 +724,10 @@ def effect_bars(
     Returns:
         The figure; effects whose interval holds 0 are pale.
     """
-    size = (3.2 + 3.1 * len(effects), 1.1 + 0.24 * len(names))
-    figure = Figure(figsize=size, dpi=DPI, facecolor="white", layout="constrained")
+    figure = _figure(3.2 + 3.1 * len(effects), 1.1 + 0.24 * len(names))
     panels = figure.subplots(1, len(effects), squeeze=False, sharey=True)[0]
     for panel, (figure_name, (values, widths)) in zip(panels, effects.items(), strict=True):
-        _chart(panel, title=note if panel is panels[0] else "", xlabel=figure_name, ylabel="")
+        _chart(panel, title=note if panel is panels[0] else "", xlabel=figure_name)
         panel.grid(visible=False, axis="y")
         panel.grid(axis="x", color="#e6e6e6", linewidth=0.8)
         panel.axvline(0, color=QUIET, linewidth=1)
@@ -726,7 +743,11 @@ def effect_bars(
     return figure
 
 
-def _chart(axes: Axes, *, title: str, xlabel: str, ylabel: str) -> Axes:
+def _figure(width: float, height: float) -> Figure:
+    return Figure(figsize=(width, height), dpi=DPI, facecolor="white", layout="constrained")
+
+
+def _chart(axes: Axes, *, title: str = "", xlabel: str, ylabel: str = "", grid: bool = True) -> Axes:
     """Give axes the look that all charts share."""
     axes.set_title(title, fontsize=10, color=INK, loc="left")
     axes.set_xlabel(xlabel, fontsize=8.5, color=INK)
@@ -734,8 +755,9 @@ def _chart(axes: Axes, *, title: str, xlabel: str, ylabel: str) -> Axes:
     axes.tick_params(labelsize=8, colors=QUIET, labelcolor=INK)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(QUIET)
-    axes.grid(axis="y", color="#e6e6e6", linewidth=0.8)
-    axes.set_axisbelow(True)
+    if grid:
+        axes.grid(axis="y", color="#e6e6e6", linewidth=0.8)
+        axes.set_axisbelow(True)
     return axes
 
 

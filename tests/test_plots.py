@@ -197,3 +197,9 @@ def test_the_course_of_a_run_is_a_line_to_its_point():
     assert [list(line.get_xdata()) for line in lines] == [[9.0, 5.0, 4.0]]
     assert [list(line.get_ydata()) for line in lines] == [[0.0, 0.02, 0.1]]
     assert figure.axes[0].get_xlim()[1] > 9
+
+
+def test_shares_of_a_histogram():
+    ratios = torch.rand(1000, generator=torch.Generator().manual_seed(0))
+    expected = [sum(1 for r in ratios.tolist() if i / 50 <= r < (i + 1) / 50) / 1000 for i in range(50)]
+    assert figures.shares(ratios).tolist() == pytest.approx(expected)

@@ -14,8 +14,15 @@ from torch.utils.data import ConcatDataset, Dataset
 from lightning_iet import data
 from lightning_iet.audit.core import check_sets
 from lightning_iet.audit.findings import Findings
-from lightning_iet.audit.generator import Drawing, Generator, draw, load_checkpoint, load_pipeline
-from lightning_iet.audit.losses import Probing, measure_losses
+from lightning_iet.audit.generator import (
+    Drawing,
+    Generator,
+    Probing,
+    draw,
+    load_checkpoint,
+    load_pipeline,
+    measure_losses,
+)
 from lightning_iet.audit.reading import ImageSet, image_set, with_channels
 from lightning_iet.audit.search import Invariance
 from lightning_iet.data import ImageDataModule

@@ -19,8 +19,7 @@ from lightning_iet.audit.cache import BlockCache
 from lightning_iet.audit.comparability import Difference
 from lightning_iet.audit.features import build_features
 from lightning_iet.audit.pairs import for_spreadsheets
-from lightning_iet.audit.report import write_report, writing
-from lightning_iet.audit.report.images import shares
+from lightning_iet.audit.report import write_report
 from lightning_iet.audit.report.page import parts_of_limits, render_page
 from lightning_iet.data.samples import Skip
 from lightning_iet.evaluation.membership import infer_membership
@@ -78,7 +77,8 @@ def test_the_folder_holds_what_is_promised(report):
 
 def test_pictures_and_page_name_the_same_numbers(report, audited, monkeypatch, tmp_path):
     figures = {}
-    monkeypatch.setattr(writing, "save_figure", lambda figure, path: figures.update({path.name: figure}))
+    saved = "lightning_iet.audit.report.page.save_figure"
+    monkeypatch.setattr(saved, lambda figure, path: figures.update({path.name: figure}))
     write_report(audited, make_findings(audited), tmp_path, pairs=20)
     html = (report / "report.html").read_text(encoding="utf-8")
     on_page = re.findall(r'<span class="short">(.*?)</span> <strong class="value">(.*?)</strong>', html)
@@ -368,9 +368,3 @@ def test_degraded_copies_have_their_rows(tmp_path):
     assert searches.count("degraded") > 0
     remarks = " ".join(page.texts["span"] + page.texts["p"])
     assert remarks.count("blurred or noisy") == searches.count("degraded")
-
-
-def test_shares_of_a_histogram():
-    ratios = torch.rand(1000, generator=torch.Generator().manual_seed(0))
-    expected = [sum(1 for r in ratios.tolist() if i / 50 <= r < (i + 1) / 50) / 1000 for i in range(50)]
-    assert shares(ratios).tolist() == pytest.approx(expected)

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from lightning_iet.audit import reading, search
-from lightning_iet.audit.report import writing
+from lightning_iet.audit.report import page
 from lightning_iet.cli import main
 from lightning_iet.metrics.features import DigitsFeatures, SSCDFeatures
 from tests.helpers.audits import COMMAND, DATE, FILES, fails, metrics, run
@@ -293,7 +293,7 @@ def test_a_full_disk_leaves_no_half_report_and_the_work_can_go_on(here, capsys, 
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
-        patch.setattr(writing, name, full)
+        patch.setattr(page, name, full)
         line = fails(capsys, *COMMAND)
     assert "The disk is full (No space left on device): no report was written" in line
     assert "report.partial" in line
@@ -320,7 +320,7 @@ def test_a_failure_leaves_the_old_report(here, monkeypatch):
     def fail(*_args, **_kwargs):
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(writing, "save_figure", fail)
+    monkeypatch.setattr(page, "save_figure", fail)
     with pytest.raises(RuntimeError, match="a bug"):
         run(overwrite=True, k=10)
     assert {file.name: file.read_bytes() for file in Path("report").iterdir()} == before

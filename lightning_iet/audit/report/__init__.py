@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from lightning_iet.utilities.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from lightning_iet.audit.report.writing import write_report
+    from lightning_iet.audit.report.page import write_report
 else:
     __getattr__, __dir__ = lazy_exports(__name__)
 

@@ -1,4 +1,4 @@
-"""``report.html``: one file that is complete in itself."""
+"""The report of an audit: ``report.html``, one file that is complete in itself, and the files beside it."""
 
 import re
 from base64 import b64encode
@@ -6,19 +6,25 @@ from calendar import month_name
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from hashlib import sha256
+from io import BytesIO
+from math import floor, log10
+from pathlib import Path
 from typing import Any
 
 import torch
 from markupsafe import Markup, escape
+from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from PIL import Image
 from torch import Tensor
+from torchvision.transforms.functional import resize, to_pil_image
 
 from lightning_iet.audit.core import Audit, Copies, most_copied
 from lightning_iet.audit.disguises import undo
 from lightning_iet.audit.evidence import relative_ratios
 from lightning_iet.audit.features import PIXELS
 from lightning_iet.audit.findings import Findings, counted_as_copies, without_doubted
-from lightning_iet.audit.report.images import BOTTOM, HEIGHT, LEFT, PIXELATED, RIGHT, TOP, WIDTH, chart, data_uri
+from lightning_iet.audit.pairs import write_pairs
 from lightning_iet.audit.statistics import Share, share
 from lightning_iet.audit.verdict import (
     counted,
@@ -37,11 +43,22 @@ from lightning_iet.audit.verdict import (
 from lightning_iet.data.decoding import RULES
 from lightning_iet.evaluation.membership import Membership, TimestepGap
 from lightning_iet.functional.memorization import count_below
-from lightning_iet.utilities.files import printable
+from lightning_iet.plots import BINS, nearest_pairs, ratio_histogram, save_figure, shares
+from lightning_iet.utilities.files import (
+    METRICS,
+    PAIRS,
+    PAIRS_PICTURE,
+    RATIOS_PICTURE,
+    REPORT,
+    printable,
+    write_json,
+)
 from lightning_iet.utilities.pages import page_environment, read_resource, stylesheet
 from lightning_iet.utilities.text import percent
 
 _PACKAGE = "lightning_iet.audit.report"
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 900, 330, 100, 880, 14, 292  # of a chart
+_FRAME = {"width": WIDTH, "height": HEIGHT, "left": LEFT, "right": RIGHT, "top": TOP, "bottom": BOTTOM}
 
 
 def limits(findings: Findings) -> list[str]:
@@ -115,7 +132,7 @@ def membership_section(membership: Membership | None) -> dict[str, Any] | None:
         "train": f"{membership.train:,}",
         "held_out": f"{membership.held_out:,}",
         "rates": [(percent(float(rate)), percent(found), _allowed(membership, float(rate))) for rate, found in rates],
-        "chart": _chart(membership.timesteps),
+        "chart": _gap_chart(membership.timesteps),
         "timesteps": [_row(gap) for gap in membership.timesteps],
     }
 
@@ -130,36 +147,31 @@ def _row(gap: TimestepGap) -> list[str]:
     return [str(gap.timestep), *(f"{figure:.4g}" for figure in figures)]
 
 
-def _chart(gaps: Sequence[TimestepGap]) -> dict[str, Any]:
+def _gap_chart(gaps: Sequence[TimestepGap]) -> dict[str, Any]:
     """Work out the gap and its band as paths of SVG, in percent of the held-out loss."""
     parts = [[100 * value / gap.held_out for value in (gap.gap, gap.low, gap.high)] for gap in gaps]
-    ticks = list(MaxNLocator(5, min_n_ticks=3).tick_values(*_range(parts)))
+    values = [0.0, *(value for part in parts for value in part)]
+    ticks = list(MaxNLocator(5, min_n_ticks=3).tick_values(min(values), max(values)))
     end = gaps[0].timestep + gaps[-1].timestep  # timesteps are the middles of equal parts of 0 ... end
 
     def y(value: float) -> float:
         return round(BOTTOM - (BOTTOM - TOP) * (value - ticks[0]) / (ticks[-1] - ticks[0]), 1)
 
     def x(timestep: float) -> float:
-        return round(LEFT + (RIGHT - LEFT) * timestep / max(end, 1), 1)
+        return _x(timestep / max(end, 1))
 
     line, low, high = (
         [f"{x(gap.timestep)} {y(part[which])}" for gap, part in zip(gaps, parts, strict=True)] for which in range(3)
     )
     apart = sum(part[1] > 0 for part in parts)
-    return {
+    return _FRAME | {
         "text": f"Gap between held-out and training loss over the timesteps, in percent of the held-out loss. At "
         f"{apart} of {len(gaps)} timesteps the 95 percent interval lies above zero.",
-        "width": WIDTH, "height": HEIGHT, "left": LEFT, "right": RIGHT, "bottom": BOTTOM,
         "rows": [(y(tick), f"{tick:g}\u00a0%", tick == 0) for tick in ticks],
         "columns": [(x(tick), f"{tick:g}") for tick in MaxNLocator(6).tick_values(0, max(end, 1)) if 0 <= tick <= end],
         "band": "M" + "L".join(high + low[::-1]) + "Z",
         "line": "M" + "L".join(line if len(line) > 1 else line * 2),
-    }  # fmt: skip
-
-
-def _range(parts: Sequence[Sequence[float]]) -> tuple[float, float]:
-    values = [value for part in parts for value in part] + [0.0]
-    return min(values), max(values)
+    }
 
 
 ORIGINALS, GROUPS, STRIP = 24, 24, 6  # training images copied most, groups of duplicates, images in a row
@@ -620,3 +632,156 @@ def _word(value: object) -> str:
     if value is None or isinstance(value, bool):
         return "yes" if value else "no"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+# --- charts and thumbnails --------------------------------------------------------------------------------------------
+
+
+def chart(
+    measure: str, title: str, ratios: Mapping[str, Tensor], *, threshold: float, end: float = 1.0
+) -> dict[str, Any]:
+    """Work out a histogram as paths of SVG, with a logarithmic scale upwards.
+
+    Args:
+        measure: name of the measure.
+        title: what it is, for those who do not see the picture.
+        ratios: of the generated and perhaps of the held-out images.
+        threshold: where the line stands.
+        end: where the scale ends; larger ratios are in the last step.
+
+    Returns:
+        What the template needs.
+    """
+    lowest = floor(log10(1 / max(map(len, ratios.values()))))
+    decades = range(lowest, 1)
+
+    def height(share: float) -> float:
+        if share <= 0:
+            return BOTTOM
+        return round(BOTTOM - (BOTTOM - TOP) * (log10(share) - lowest + 0.15) / (0.15 - lowest), 1)
+
+    heights = {name: [height(share) for share in shares(values / end).tolist()] for name, values in ratios.items()}
+    below = {name: float((values < threshold).double().mean()) for name, values in ratios.items()}
+    words = ", ".join(f"{name.replace('_', '-')} images {100 * value:.2g} percent" for name, value in below.items())
+    return _FRAME | {
+        "measure": measure,
+        "text": f"Histogram of {title}. Below the threshold of {threshold:.2f}: {words}.",
+        "rows": [(height(10.0**decade), _percent(decade)) for decade in decades],
+        "columns": [(_x(tick / 5), f"{end * tick / 5:.1f}") for tick in range(6)],
+        "bars": _bars(heights["generated"]),
+        "steps": _steps(heights["held_out"]) if "held_out" in heights else "",
+        "threshold": _x(threshold / end),
+    }
+
+
+def _x(value: float) -> float:
+    return round(LEFT + value * (RIGHT - LEFT), 1)
+
+
+_EDGES = [_x(step / BINS) for step in range(BINS + 1)]
+
+
+def _bars(heights: list[float]) -> str:
+    places = zip(_EDGES, _EDGES[1:], heights, strict=False)
+    return "".join(f"M{a} {BOTTOM}V{y}H{b}V{BOTTOM}Z" for a, b, y in places if y < BOTTOM)
+
+
+def _steps(heights: list[float]) -> str:
+    steps = "".join(f"V{y}H{b}" for b, y in zip(_EDGES[1:], heights, strict=True))
+    return f"M{_EDGES[0]} {BOTTOM}{steps}V{BOTTOM}"
+
+
+def _percent(decade: int) -> str:
+    return f"{10.0 ** (decade + 2):g}\u00a0%"
+
+
+PIXELATED = 64  # pixels up to which an image is stored as it is, and shown with its pixels as squares
+LARGEST = 160  # pixels of a thumbnail: a card of the gallery shows it at about 110, a phone at 165
+
+
+def data_uri(pixels: Tensor, *, largest: int = LARGEST) -> str:
+    """Encode an image: without loss if it is small, else reduced and as JPEG.
+
+    Args:
+        pixels: uint8, shape ``(C, H, W)``, grey or RGB.
+        largest: width and height that a reduced image has at most.
+
+    Returns:
+        A ``data:`` address.
+
+    Example:
+        >>> import torch
+        >>> data_uri(torch.zeros(1, 8, 8, dtype=torch.uint8))[:30]
+        'data:image/png;base64,iVBORw0K'
+    """
+    image, file = to_pil_image(pixels), BytesIO()
+    kind = "png" if max(image.size) <= PIXELATED else "jpeg"
+    if kind == "png":
+        image.save(file, "png", optimize=True)
+    else:
+        image.thumbnail((largest, largest), Image.Resampling.BICUBIC)
+        image.save(file, "jpeg", quality=80)
+    return f"data:image/{kind};base64,{b64encode(file.getvalue()).decode()}"
+
+
+def shrink(images: Tensor, side: int) -> Tensor:
+    """Reduce images, shape ``(N, C, H, W)`` and uint8, to at most ``side`` pixels; smaller ones stay."""
+    height, width = images.shape[-2:]
+    if max(height, width) <= side:
+        return images
+    factor = side / max(height, width)
+    size = max(1, round(height * factor)), max(1, round(width * factor))
+    return resize(images, list(size), antialias=True)
+
+
+# --- the files --------------------------------------------------------------------------------------------------------
+
+DRAWN = 16  # pairs in the picture
+TITLE = (
+    "Generated images that are the most like a training image\n"
+    f"{OF_LIMIT}, as in report.html: below 1 an image is noticed, {PARTS_END:g} stands for more; "
+    "in colour: named or noticed"
+)
+READING = (
+    "The further left, the more an image looks like one training image and like no other. Left of the dashed line it "
+    "is noticed. Copies are where generated images reach further left than held-out ones, which nobody copied."
+)
+LABEL = (
+    f"{OF_LIMIT}, as in report.html: the lowest of all searches; last step: {PARTS_END:g} and more\n"
+    "ratio: distance to the nearest over that to the next training image"
+)
+
+
+def write_report(audit: Audit, findings: Findings, folder: Path, *, pairs: int = 100, images: bool = True) -> None:
+    """Write ``report.html``, ``pairs.csv``, ``metrics.json``, ``ratios.png`` and, with images, ``pairs.png``.
+
+    Args:
+        audit: what was found.
+        findings: its figures.
+        folder: an empty folder.
+        pairs: generated images that the page shows.
+        images: whether the page shows images, rather than names and figures only.
+    """
+    write_json(folder / METRICS, findings.as_dict())
+    write_pairs(findings.pairs, folder / PAIRS)
+    (folder / REPORT).write_text(render_page(audit, findings, pairs=pairs, images=images), encoding="utf-8")
+    if images:
+        save_figure(_nearest(audit, findings), folder / PAIRS_PICTURE)
+    by_set = {name: parts_of_limits(audit, found) for name, found in audit.copies.items()}
+    reading = READING if "held_out" in by_set else READING.rpartition(" Copies")[0]
+    figure = ratio_histogram(by_set, threshold=1.0, label=LABEL, end=PARTS_END, title=reading)
+    save_figure(figure, folder / RATIOS_PICTURE)
+
+
+def _nearest(audit: Audit, findings: Findings) -> Figure:
+    rows = findings.pairs[:DRAWN]
+    places, sources = ([row[name] for row in rows] for name in ("index", "source_index"))
+    return nearest_pairs(
+        shrink(audit.sets["generated"].pixels[places], 192) / 255,
+        shrink(audit.sets["train"].pixels[sources], 192) / 255,
+        parts_of_limits(audit, audit.copies["generated"])[places].tolist(),
+        [row["source"] for row in rows],
+        marked=[bool(row["named"] or row["noticed"]) for row in rows],
+        label=OF_LIMIT,
+        title=TITLE,
+    )
