@@ -19,7 +19,7 @@ from diffusers import UNet2DModel
 from torch.nn import functional as F
 
 from lightning_iet.modules.adapters import Selection, select_parameters
-from lightning_iet.modules.adapters.svdiff import spectral_shifts
+from lightning_iet.modules.svdiff import spectral_shifts
 
 FAMILIES = ("all", "attention", "norm", "bias", "norm_bias", "lora", "difffit", "svdiff")
 LIMITS = {"attention": 1.0, "norm": 1.0, "bias": 1.0, "lora": 1.0, "svdiff": 1.25}  # of the time, at batch 64

@@ -25,9 +25,8 @@ from lightning_iet.functional.parameter_groups import (
     has_blocks,
     is_norm,
 )
-from lightning_iet.modules.adapters import Selection, select_parameters
-from lightning_iet.modules.adapters.selection import describe_selection, differing_options
-from lightning_iet.modules.adapters.svdiff import rebuild_bases, share_bases, spectral_shifts
+from lightning_iet.modules.adapters import Selection, describe_selection, differing_options, select_parameters
+from lightning_iet.modules.svdiff import rebuild_bases, share_bases, spectral_shifts
 from lightning_iet.shards.ema import averaged_modules, unregistered_averages
 from lightning_iet.shards.layout import weight_averagings
 from lightning_iet.utilities.errors import first_line

@@ -20,8 +20,14 @@ from lightning_iet.functional.checks import check_number
 from lightning_iet.functional.diffusion import FlowWeighting, mean_loss
 from lightning_iet.functional.parameter_groups import ParameterGroups, adapted_layer
 from lightning_iet.functional.seeding import derive_seed
-from lightning_iet.modules.adapters import Selection, fold_adapters, parameter_groups, select_parameters
-from lightning_iet.modules.adapters.selection import describe_selection, differing_options
+from lightning_iet.modules.adapters import (
+    Selection,
+    describe_selection,
+    differing_options,
+    fold_adapters,
+    parameter_groups,
+    select_parameters,
+)
 from lightning_iet.modules.noise_processes import NoiseProcess, noise_process
 from lightning_iet.modules.pretrained import check_same_architecture
 from lightning_iet.utilities.random import seed_rng

@@ -22,7 +22,7 @@ from lightning_iet.callbacks.parameter_averaging.checks import check_trainer, li
 from lightning_iet.callbacks.parameter_selection import ParameterSelection
 from lightning_iet.data.shard_sampler import ShardPlan, ShardSampler
 from lightning_iet.data.sharding import ShardedDataModule
-from lightning_iet.modules.adapters.svdiff import spectral_shifts
+from lightning_iet.modules.svdiff import spectral_shifts
 from lightning_iet.shards.layout import frozen_tensors, shard_tensors
 from lightning_iet.utilities.files import write_json
 from lightning_iet.utilities.lightning import find_callback

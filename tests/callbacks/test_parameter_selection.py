@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_iet.callbacks import AntiGradientControl, parameter_selection
 from lightning_iet.callbacks.parameter_selection import ParameterSelection, find_denoiser, write_mask
 from lightning_iet.functional.parameter_groups import find_groups
-from lightning_iet.modules.adapters.svdiff import spectral_shifts
+from lightning_iet.modules.svdiff import spectral_shifts
 from tests.helpers.models import quiet_trainer
 from tests.helpers.unets import small_dit, small_pixel_unet
 

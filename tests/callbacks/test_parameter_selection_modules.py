@@ -16,8 +16,8 @@ from lightning_iet.functional.parameter_groups import find_groups
 from lightning_iet.functional.seeding import derive_seed
 from lightning_iet.modules import TextToImageModule
 from lightning_iet.modules.adapters import Selection
-from lightning_iet.modules.adapters.svdiff import spectral_shifts
 from lightning_iet.modules.pipelines import load_pipeline
+from lightning_iet.modules.svdiff import spectral_shifts
 from lightning_iet.tools.export import export
 from lightning_iet.tools.plan import PlanningTrainer
 from tests.helpers.models import quiet_trainer

@@ -1,11 +1,13 @@
-"""A selection of parameters, applied to a network: adapters in, everything else frozen."""
+"""Adapters: trained in place of a denoiser's weights, zero at the start, folded into the weights at the end."""
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from lightning_iet.functional.parameter_groups import (
     DIFFFIT_BRANCH_OFFSET,
@@ -22,10 +24,173 @@ from lightning_iet.functional.parameter_groups import (
     is_norm,
     trained_parameters,
 )
-from lightning_iet.modules.adapters.difffit import add_difffit, fold_difffit, remove_difffit
-from lightning_iet.modules.adapters.lora import add_lora, fold_lora, remove_lora
-from lightning_iet.modules.adapters.svdiff import add_svdiff, fold_svdiff, remove_svdiff
-from lightning_iet.utilities.errors import require
+from lightning_iet.modules.svdiff import add_svdiff, fold_svdiff, remove_svdiff
+from lightning_iet.utilities.errors import first_line, require
+
+__all__ = [
+    "Selection",
+    "add_difffit",
+    "add_lora",
+    "add_svdiff",
+    "fold_adapters",
+    "fold_difffit",
+    "fold_lora",
+    "fold_svdiff",
+    "parameter_groups",
+    "remove_adapters",
+    "remove_difffit",
+    "remove_lora",
+    "remove_svdiff",
+    "select_parameters",
+]
+
+_EXTRA = "text-to-image"
+_NAMES = (DIFFFIT_OFFSET, DIFFFIT_BRANCH_OFFSET)
+
+
+def add_difffit(network: nn.Module, parameters: Iterable[str]) -> None:
+    r"""Multiply the outputs of layers by :math:`\gamma = 1 + g`, where g = 0 at the start.
+
+    The trained parameter is g, not γ *(our choice: weight decay then pulls to the pretrained network; published: γ,
+    which it pulls to 0)*. Where a layer has two scales, as in the published code, both multiply its output. At g = 0
+    outputs are those of before, bit for bit. Scales are forward hooks: weights and their names stay as they are.
+
+    Source: Xie et al., *DiffFit: Unlocking Transferability of Large Diffusion Models via Simple Parameter-Efficient
+    Fine-Tuning*, ICCV 2023, https://arxiv.org/abs/2304.06648.
+
+    Args:
+        network: Any network, before ``torch.compile``.
+        parameters: Names of the scales to be: that of a layer with a weight, a dot, and ``difffit_offset`` or
+            ``difffit_branch_offset``.
+
+    Raises:
+        ValueError: For other names, or a layer that has the scale already.
+
+    Example:
+        >>> network = nn.Sequential(nn.Linear(1, 2))
+        >>> add_difffit(network, ["0.difffit_offset"])
+        >>> before = network(torch.ones(1, 1))
+        >>> _ = network[0].difffit_offset.data.fill_(1.0)
+        >>> torch.equal(network(torch.ones(1, 1)), 2 * before)
+        True
+    """
+    for parameter in parameters:
+        path, _, name = parameter.rpartition(".")
+        layer = network.get_submodule(path)
+        weight = getattr(layer, "weight", None)
+        if name not in _NAMES or weight is None or name in layer._parameters:
+            raise ValueError(
+                f"DiffFit expected the name of a layer with a weight and without this scale, then one of "
+                f"{', '.join(_NAMES)}, but got '{parameter}'."
+            )
+        if not _offsets(layer):
+            layer.register_forward_hook(_scale)
+        dtype = weight.dtype if weight.is_floating_point() else torch.float32
+        layer.register_parameter(name, nn.Parameter(torch.zeros(len(weight), dtype=dtype, device=weight.device)))
+
+
+@torch.no_grad()
+def fold_difffit(network: nn.Module) -> None:
+    """Multiply rows of weights, and biases, by the scales, and take these out: an ordinary network again.
+
+    Example:
+        >>> network = nn.Sequential(nn.Linear(1, 2))
+        >>> add_difffit(network, ["0.difffit_offset"])
+        >>> _ = network[0].difffit_offset.data.fill_(1.0)
+        >>> scaled = network(torch.ones(1, 1))
+        >>> fold_difffit(network)
+        >>> torch.equal(network(torch.ones(1, 1)), scaled), list(network.state_dict())
+        (True, ['0.weight', '0.bias'])
+    """
+    layers: list[Any] = list(network.modules())
+    for layer in layers:
+        for offset in _offsets(layer):
+            scale = 1 + offset
+            layer.weight.mul_(scale.reshape(-1, *[1] * (layer.weight.ndim - 1)))
+            if layer.bias is not None:
+                layer.bias.mul_(scale)
+    remove_difffit(network)
+
+
+def remove_difffit(network: nn.Module) -> None:
+    """Take the scales out; biases and norms that were trained beside them stay as they are now."""
+    for layer in network.modules():
+        if _offsets(layer):
+            for name in _NAMES:
+                layer._parameters.pop(name, None)
+            hooks = layer._forward_hooks
+            for number in [number for number, hook in hooks.items() if hook is _scale]:
+                del hooks[number]
+
+
+def _offsets(layer: nn.Module) -> list[Tensor]:
+    return [offset for name in _NAMES if (offset := layer._parameters.get(name)) is not None]
+
+
+def _scale(layer: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+    behind_channels = output.ndim - 2 if isinstance(layer, nn.modules.conv._ConvNd) else 0
+    for offset in _offsets(layer):
+        output = output * (1 + offset).to(output.dtype).reshape(-1, *[1] * behind_channels)
+    return output
+
+
+def add_lora(
+    network: Any, *, rank: int, alpha: float | None = None, targets: Sequence[str], whole_names: bool = False
+) -> None:
+    r"""Freeze a network and put adapters into it: :math:`W x + (\alpha / r)\, B A x`, where B starts at zero.
+
+    Source: Hu et al., *LoRA: Low-Rank Adaptation of Large Language Models*, ICLR 2022,
+    https://arxiv.org/abs/2106.09685.
+
+    Args:
+        network: Its adapters are all that requires gradients afterwards.
+        rank: :math:`r`, the rows of A.
+        alpha: :math:`\alpha`; ``None`` = r, so that the adapters count in full.
+        targets: Ends of names of layers.
+        whole_names: Whether they are whole names instead.
+
+    Raises:
+        ModuleNotFoundError: Without the package ``peft``.
+        ValueError: If no layer has such a name, or one of them cannot have adapters.
+    """
+    peft = require("peft", _EXTRA)
+    network.requires_grad_(False)
+    names: Any = "|".join(re.escape(target) for target in targets) if whole_names else list(targets)
+    config = peft.LoraConfig(
+        r=rank, lora_alpha=rank if alpha is None else alpha, target_modules=names, init_lora_weights="gaussian"
+    )
+    try:
+        if hasattr(network, "add_adapter"):
+            network.add_adapter(config)
+        else:
+            peft.inject_adapter_in_model(config, network)
+    except ValueError as error:
+        raise ValueError(
+            f"Argument `lora_targets` expected ends of names of layers of {type(network).__name__}, such as to_q or "
+            f"to_out.0, but got {list(targets)[:8]}: {first_line(error)}"
+        ) from error
+
+
+def fold_lora(network: Any) -> None:
+    """Work adapters into the weights, in place: afterwards the network is an ordinary one."""
+    _unwrap_lora(network, folded=True)
+
+
+def remove_lora(network: Any) -> None:
+    """Take the adapters out again: the weights are those of before."""
+    _unwrap_lora(network, folded=False)
+
+
+def _unwrap_lora(network: Any, *, folded: bool) -> None:
+    adapted = [(name, layer) for name, layer in network.named_modules() if hasattr(layer, "lora_A")]
+    for name, layer in adapted:
+        if folded:
+            layer.merge()
+        parent, _, child = name.rpartition(".")
+        setattr(network.get_submodule(parent), child, layer.get_base_layer().requires_grad_(False))
+    if adapted and getattr(network, "_hf_peft_config_loaded", False):
+        network._hf_peft_config_loaded = False
+        del network.peft_config
 
 
 @dataclass(frozen=True)
@@ -97,7 +262,7 @@ class Selection:
         if self.lora_rank < 1:
             raise ValueError(f"Argument `lora_rank` expected an integer ≥ 1, but got {self.lora_rank}.")
         if self.family == "lora":
-            require("peft", "text-to-image")
+            require("peft", _EXTRA)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "lora_targets", tuple(self.lora_targets))

@@ -13,7 +13,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from lightning_iet.modules.adapters import add_svdiff, fold_svdiff, remove_svdiff
 from lightning_iet.modules.adapters import svdiff as implementation
-from lightning_iet.modules.adapters.svdiff import rebuild_bases, spectral_shifts
+from lightning_iet.modules.svdiff import rebuild_bases, spectral_shifts
 
 LAYERS = {
     "linear": (lambda: nn.Linear(5, 3), (4, 5)),
