@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_iet.functional.seeding import derive_seed
-from lightning_iet.modules.sampling import make_sampler, sample_images
+from lightning_iet.modules.noise_processes import noise_process, sample_images
 
 Sample = Callable[..., Tensor]
 """``sample(num, *, seed, start, batch_size, sampler, num_inference_steps, use_ema)`` -> images (num, C, H, W) in [0, 1]
@@ -153,7 +153,7 @@ def _by_parts(
     module.eval()
     return sample_images(
         lambda noisy, timesteps, _: unet(noisy, timesteps).sample,
-        make_sampler(sampler, scheduler),
+        noise_process(scheduler).sampler(sampler),
         (unet.config.in_channels, height, width),
         num,
         module=unet,

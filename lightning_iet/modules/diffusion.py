@@ -23,9 +23,8 @@ from lightning_iet.modules.conditioning import (
     find_conditioning,
     image_shape_of,
 )
-from lightning_iet.modules.noise_processes import Sampler
+from lightning_iet.modules.noise_processes import Sampler, sample_images
 from lightning_iet.modules.pretrained import build, given_or_pretrained, make_pipeline, specify
-from lightning_iet.modules.sampling import sample_images
 
 
 class DiffusionModule(DenoisingModule):
@@ -220,7 +219,7 @@ class DiffusionModule(DenoisingModule):
             start: Number of the first image.
             batch_size: Images at once.
             sampler: ``"ddim"`` (deterministic given the first noise), ``"ddpm"`` (ancestral), or ``"own"``, see
-                :func:`~lightning_iet.modules.sampling.make_sampler`.
+                :meth:`~lightning_iet.modules.noise_processes.NoiseProcess.sampler`.
             num_inference_steps: Denoiser calls per image, at most T.
             use_ema: Whether the averaged weights are used (if any are kept).
             labels: What the images show, if the denoiser takes conditions: one label for all, or one for each image.

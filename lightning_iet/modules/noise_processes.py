@@ -14,21 +14,25 @@ most, so that losses, bins of :class:`~lightning_iet.callbacks.AntiGradientContr
 
 import inspect
 from collections.abc import Callable
+from inspect import signature
 from typing import Any, Literal, get_args
 
 import diffusers
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, SchedulerMixin
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from lightning_iet.functional.diffusion import (
     FlowWeighting,
     draw_flow_levels,
     edm_coefficients,
     flow_weights,
+    guide,
     prediction_target,
     sample_losses,
 )
+from lightning_iet.functional.seeding import derive_seed
 
 Sampler = Literal["ddim", "ddpm", "own"]
 """Deterministic, ancestral, or the class of the scheduler that was given, with its settings."""
@@ -95,7 +99,7 @@ class NoiseProcess:
         num_timesteps: T.
     """
 
-    default_sampler: Sampler = "ddpm"
+    default_sampler: Sampler = "own"
 
     def __init__(self, scheduler: SchedulerMixin) -> None:
         self.scheduler = scheduler
@@ -108,10 +112,7 @@ class NoiseProcess:
     def noised(self, images: Tensor, timesteps: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Return what the denoiser sees of images with noise, and what it is told of the time.
 
-        Args:
-            images: As for :meth:`losses`.
-            timesteps: Likewise.
-            noise: Likewise.
+        Args are as for :meth:`losses`.
 
         Returns:
             ``(noisy (B, ...), times (B,))``.
@@ -133,7 +134,9 @@ class NoiseProcess:
         raise NotImplementedError
 
     def sampler(self, name: Sampler) -> SchedulerMixin:
-        """Make the scheduler that samples.
+        """Make the scheduler that samples: ``"own"``, that which was given; of other than betas, ``"ddim"`` as well.
+
+        Euler steps of flow matching and EDM are DDIM's of these processes.
 
         Args:
             name: Which.
@@ -141,10 +144,15 @@ class NoiseProcess:
         Raises:
             ValueError: If the model cannot be sampled by it.
         """
+        kind = type(self.scheduler)
         if name not in get_args(Sampler):
             raise ValueError(f"Argument `sampler` expected 'ddim', 'ddpm' or 'own', but got {name!r}.")
-        kind = type(self.scheduler)
-        if name == "own" and kind.__name__ not in _SAMPLERS:
+        if name == "ddpm":
+            raise ValueError(
+                f"Argument `sampler` expected 'own' or 'ddim' with a {kind.__name__}, but got 'ddpm', which is the "
+                "ancestral sampler of models that were trained with betas."
+            )
+        if kind.__name__ not in _SAMPLERS:
             raise ValueError(f"Argument `sampler` expected 'ddim' or 'ddpm' with a {kind.__name__}, but got 'own'.")
         return rebuilt(self.scheduler)
 
@@ -163,6 +171,8 @@ class BetaProcess(NoiseProcess):
         >>> type(process.sampler("own")).__name__, type(process.sampler("ddim")).__name__
         ('DPMSolverMultistepScheduler', 'DDIMScheduler')
     """
+
+    default_sampler = "ddpm"
 
     def __init__(self, scheduler: SchedulerMixin) -> None:
         super().__init__(scheduler)
@@ -205,10 +215,8 @@ class BetaProcess(NoiseProcess):
 
     def sampler(self, name: Sampler) -> SchedulerMixin:
         """Make the scheduler that samples, with the betas of training."""
-        if name == "own":
+        if name not in ("ddim", "ddpm"):
             return super().sampler(name)
-        if name not in get_args(Sampler):
-            raise ValueError(f"Argument `sampler` expected 'ddim', 'ddpm' or 'own', but got {name!r}.")
         kind = DDIMScheduler if name == "ddim" else DDPMScheduler
         return kind.from_config(_for(kind, self._config))
 
@@ -257,8 +265,6 @@ class FlowProcess(NoiseProcess):
         tensor([0.2500, 0.0000])
     """
 
-    default_sampler: Sampler = "own"
-
     def __init__(self, scheduler: SchedulerMixin, weighting: FlowWeighting = "logit_normal") -> None:
         super().__init__(scheduler)
         if weighting not in get_args(FlowWeighting):
@@ -296,11 +302,6 @@ class FlowProcess(NoiseProcess):
         weights = flow_weights(sigmas, self.weighting)
         return losses if weights is None else weights * losses
 
-    def sampler(self, name: Sampler) -> SchedulerMixin:
-        """Make the scheduler that samples: that which was given, for its Euler steps are DDIM's of this process."""
-        _refuse_ancestral(name, self.scheduler)
-        return super().sampler("own")
-
 
 class EDMProcess(NoiseProcess):
     r"""EDM, :math:`x_\sigma = x_0 + \sigma\,\epsilon`, with the loss :math:`(D - x_0)^2` of a preconditioned D.
@@ -317,8 +318,6 @@ class EDMProcess(NoiseProcess):
         >>> process.losses(lambda noisy, time: noisy, torch.zeros(1, 1), torch.tensor([0]), torch.ones(1, 1)).shape
         torch.Size([1])
     """
-
-    default_sampler: Sampler = "own"
 
     def __init__(self, scheduler: SchedulerMixin) -> None:
         super().__init__(scheduler)
@@ -345,11 +344,6 @@ class EDMProcess(NoiseProcess):
         c_skip, c_out, c_in = edm_coefficients(sigmas, **self._scaling)
         return sample_losses(c_skip * noisy + c_out * predict(c_in * noisy, times), images)
 
-    def sampler(self, name: Sampler) -> SchedulerMixin:
-        """Make the scheduler that samples: that which was given, for its Euler steps are DDIM's of this process."""
-        _refuse_ancestral(name, self.scheduler)
-        return super().sampler("own")
-
 
 class _Table:
     """Noise level, and what the denoiser is told of it, for each timestep; on the device of the images."""
@@ -364,14 +358,6 @@ class _Table:
             self._both = self._both.to(images.device)
         sigmas, times = self._both[:, timesteps]
         return sigmas.to(images.dtype), times
-
-
-def _refuse_ancestral(name: Sampler, scheduler: SchedulerMixin) -> None:
-    if name == "ddpm":
-        raise ValueError(
-            f"Argument `sampler` expected 'own' or 'ddim' with a {type(scheduler).__name__}, but got 'ddpm', which is "
-            "the ancestral sampler of models that were trained with betas."
-        )
 
 
 def noise_process(scheduler: SchedulerMixin, *, flow_weighting: FlowWeighting | None = None) -> NoiseProcess:
@@ -427,3 +413,128 @@ def scheduler_class(name: object) -> Any:
     if name not in SCHEDULERS:
         raise ValueError(f"{name} has no noise schedule to train with (known: {', '.join(SCHEDULERS)}).")
     return getattr(diffusers, str(name))
+
+
+@torch.no_grad()
+def sample_images(
+    denoise: Callable[[Tensor, Tensor, Any], Tensor],
+    scheduler: SchedulerMixin,
+    shape: tuple[int, int, int],
+    num: int,
+    *,
+    module: nn.Module,
+    conditions: Callable[[range], Any] = lambda numbers: None,
+    add_null: Callable[[Any], Any] | None = None,
+    guidance_scale: float = 1.0,
+    decode: Callable[[Tensor], Tensor] = lambda images: (images / 2 + 0.5).clamp(0, 1),
+    seed: int = 0,
+    start: int = 0,
+    batch_size: int = 256,
+    num_inference_steps: int = 50,
+    progress: Callable[[int], object] | None = None,
+) -> Tensor:
+    """Sample images; each has a generator of its own, seeded from (seed, number of the image).
+
+    Args:
+        denoise: ``denoise(noisy (B, C, H, W), timesteps (B,), conditions of B samples) -> prediction``.
+        scheduler: A sampler of diffusers, not yet told the number of steps.
+        shape: ``(C, H, W)`` of what is denoised: of an image, or of its latents.
+        num: Number of images.
+        module: Put into evaluation mode meanwhile; its first parameter says the device and dtype.
+        conditions: Returns the conditions of the images of these numbers, on the module's device.
+        add_null: Returns B null conditions followed by the B given ones; for guidance.
+        guidance_scale: See :func:`~lightning_iet.functional.diffusion.guide`; 1 = none, with one denoiser call a step.
+        decode: Turns what is denoised into images in [0, 1].
+        seed: Seed of the run of images.
+        start: Number of the first image.
+        batch_size: Images at once.
+        num_inference_steps: Steps of the scheduler, at most those of training; one denoiser call each, except for
+            schedulers of second order (Heun, KDPM2), which take two.
+        progress: Called with the number of images of each finished batch.
+
+    Returns:
+        Images in [0, 1] on the CPU, shape ``(num, C, H, W)``.
+
+    Raises:
+        ValueError: For numbers out of range; for images that are not finite.
+    """
+    most = scheduler.config.num_train_timesteps
+    for name, value in (("num", num), ("batch_size", batch_size), ("num_inference_steps", num_inference_steps)):
+        if value < 1:
+            raise ValueError(f"Argument `{name}` expected an integer ≥ 1, but got {value}.")
+    if num_inference_steps > most:
+        raise ValueError(f"Argument `num_inference_steps` expected at most {most}, but got {num_inference_steps}.")
+    scale = getattr(scheduler, "scale_model_input", None)
+    is_random = "generator" in signature(scheduler.step).parameters
+    weight = next(module.parameters())
+    was_training = module.training
+    module.eval()
+    try:
+        batches = []
+        for first in range(start, start + num, batch_size):
+            numbers = range(first, min(first + batch_size, start + num))
+            generators = [torch.Generator().manual_seed(derive_seed(seed, number)) for number in numbers]
+            # Noise comes from the CPU, so that a seed means the same images on every device.
+            noise = torch.stack([torch.randn(shape, generator=generator) for generator in generators])
+            scheduler.set_timesteps(num_inference_steps)  # anew: many count their steps, or remember earlier ones
+            images = noise.to(weight) * getattr(scheduler, "init_noise_sigma", 1.0)
+            told = conditions(numbers)
+            with parametrize.cached():  # SV-DIFF forms its weights once, not in each step
+                for timestep in scheduler.timesteps:
+                    timesteps = timestep.to(images.device).expand(len(images))
+                    seen = images if scale is None else scale(images, timestep)
+                    prediction = guided(denoise, seen, timesteps, told, add_null=add_null, scale=guidance_scale)
+                    random = {"generator": generators} if is_random else {}
+                    images = scheduler.step(prediction, timestep, images, **random).prev_sample
+            batches.append(_finite(decode(images).float().cpu()))
+            if progress is not None:
+                progress(len(numbers))
+        return torch.cat(batches)
+    finally:
+        module.train(was_training)
+
+
+def _finite(images: Tensor) -> Tensor:
+    """Return images, or refuse what is none: NaN would become black in a file, and pass for an image."""
+    broken = int((~images.isfinite().flatten(1).all(dim=1)).sum())
+    if broken:
+        raise ValueError(
+            f"Sampling expected finite images, but got NaN or infinity in {broken} of {len(images)}. The model has "
+            "diverged, or its scheduler does not fit it (zero terminal SNR needs prediction_type: v_prediction): use "
+            "an earlier checkpoint, or another scheduler."
+        )
+    return images
+
+
+def guided(
+    denoise: Callable[[Tensor, Tensor, Any], Tensor],
+    noisy: Tensor,
+    timesteps: Tensor,
+    conditions: Any,
+    *,
+    add_null: Callable[[Any], Any] | None,
+    scale: float,
+) -> Tensor:
+    """Predict with classifier-free guidance, by one denoiser call of twice as many samples.
+
+    Args:
+        denoise: See :func:`sample_images`.
+        noisy: Noisy images, shape ``(B, C, H, W)``.
+        timesteps: Shape ``(B,)``.
+        conditions: Of the B images.
+        add_null: See :func:`sample_images`; ``None`` = no guidance.
+        scale: See :func:`~lightning_iet.functional.diffusion.guide`; 1 = none.
+
+    Returns:
+        The prediction, shape ``(B, C, H, W)``.
+
+    Example:
+        >>> x, t, c = torch.ones(1), torch.zeros(1), torch.tensor([2.0])
+        >>> guided(lambda x, t, c: x + c, x, t, c, add_null=lambda c: torch.cat([0 * c, c]), scale=3.0)
+        tensor([7.])
+    """
+    if scale == 1 or add_null is None:
+        return denoise(noisy, timesteps, conditions)
+    both = denoise(torch.cat([noisy, noisy]), timesteps.repeat(2), add_null(conditions))
+    unconditional, conditional = both.chunk(2)
+    return guide(conditional, unconditional, scale=scale)

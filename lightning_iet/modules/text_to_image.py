@@ -24,10 +24,9 @@ from lightning_iet.modules.encoders import (
     check_captioned,
     fingerprint,
 )
-from lightning_iet.modules.noise_processes import Sampler, rebuilt
+from lightning_iet.modules.noise_processes import Sampler, rebuilt, sample_images
 from lightning_iet.modules.pipelines import open_pipeline
 from lightning_iet.modules.pretrained import check_same_architecture
-from lightning_iet.modules.sampling import sample_images
 
 
 class TextToImageModule(DenoisingModule):

@@ -6,7 +6,7 @@ from torch import nn
 
 from lightning_iet import DiffusionModule, DigitsDataModule
 from lightning_iet.modules.conditioning import Conditioning, check_image_shape, find_conditioning, image_shape_of
-from lightning_iet.modules.sampling import guided
+from lightning_iet.modules.noise_processes import guided
 from tests.helpers.models import quiet_trainer, tiny_diffusion, tiny_dit, tiny_unet
 
 

@@ -291,6 +291,12 @@ def test_no_ancestral_sampler_without_betas(name):
         noise_process(MADE[name]).sampler("ddpm")
 
 
+@pytest.mark.parametrize("name", DRAWERS)
+def test_an_unknown_sampler_is_refused(name):
+    with pytest.raises(ValueError, match="`sampler` expected 'ddim', 'ddpm' or 'own', but got 'euler'"):
+        noise_process(MADE[name]).sampler("euler")
+
+
 # --- sampling ---------------------------------------------------------------------------------------------------------
 
 
