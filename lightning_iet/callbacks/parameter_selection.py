@@ -32,6 +32,7 @@ from lightning_iet.shards.layout import weight_averagings
 from lightning_iet.utilities.errors import first_line
 from lightning_iet.utilities.files import write_atomically
 from lightning_iet.utilities.lightning import Callback, patched_attribute
+from lightning_iet.utilities.modules import named_part
 
 _SHARDED = ("FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy")
 
@@ -301,14 +302,7 @@ def find_denoiser(module: nn.Module, name: str | None = None, *, any_network: bo
         True
     """
     if name is not None:
-        try:
-            return module.get_submodule(name)
-        except AttributeError:
-            children = [child for child, _ in module.named_children()]
-            raise ValueError(
-                f"Argument `denoiser` expected the name of a module in {type(module).__name__}, such as one of "
-                f"{children}, but got {name!r}."
-            ) from None
+        return named_part(module, name)
     copies = averaged_modules(module)
     networks = {
         child: part

@@ -11,8 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from lightning_iet.utilities.files import write_atomically
-
-_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+from lightning_iet.utilities.fingerprints import tensor_bits
 
 
 class EncodingCache:
@@ -105,12 +104,10 @@ def fingerprint(tensors: Mapping[str, Tensor]) -> str:
         >>> fingerprint({"weight": torch.zeros(2)}) == fingerprint({"weight": torch.zeros(2) + 1e-30})
         False
     """
-    sums = [(name, tuple(tensor.shape), int(_bits(tensor).sum(dtype=torch.int64))) for name, tensor in tensors.items()]
+    sums = [
+        (name, tuple(tensor.shape), int(tensor_bits(tensor).sum(dtype=torch.int64))) for name, tensor in tensors.items()
+    ]
     return hashlib.sha256(repr(sums).encode()).hexdigest()[:16]
-
-
-def _bits(tensor: Tensor) -> Tensor:
-    return tensor.detach().contiguous().flatten().view(_INTEGERS[tensor.element_size()])
 
 
 class Conditions(NamedTuple):

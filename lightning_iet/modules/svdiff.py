@@ -11,9 +11,7 @@ from torch.nn.utils import parametrize
 
 from lightning_iet.functional.parameter_groups import is_norm, is_svdiff_layer
 from lightning_iet.utilities.files import write_atomically
-from lightning_iet.utilities.fingerprints import sha256_of, tensor_bytes
-
-_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+from lightning_iet.utilities.fingerprints import sha256_of, tensor_bits, tensor_bytes
 
 
 class SpectralBasis:
@@ -243,8 +241,7 @@ def checksum(weight: Tensor) -> tuple[int, int, int]:
     """Size of a weight, and two sums of its bits, one of them weighted by position; it waits for the device."""
     if weight.is_meta:
         return weight.numel(), 0, 0
-    flat = weight.detach().contiguous().flatten()
-    bits = flat.view(_INTEGERS[flat.element_size()]).long()
+    bits = tensor_bits(weight).long()
     positions = torch.arange(1, len(bits) + 1, device=bits.device)
     return weight.numel(), int(bits.sum()), int((bits * positions).sum())
 

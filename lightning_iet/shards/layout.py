@@ -9,12 +9,11 @@ from lightning.pytorch import Trainer
 from torch import Tensor, nn
 
 from lightning_iet.shards.ema import averaged_modules, frozen_modules, unregistered_averages
+from lightning_iet.utilities.fingerprints import tensor_bits
 from lightning_iet.utilities.lightning import find_callbacks, lightning_classes
 
 # Every tensor starts at a multiple of 64 bytes, as a fresh allocation would, so that kernels take the same path.
 ALIGNMENT_BYTES = 64
-
-_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64, 16: torch.int64}
 
 
 # --- which tensors ---------------------------------------------------------------------------------------------------
@@ -123,8 +122,7 @@ def checksums(tensors: Iterable[Tensor]) -> Tensor:
     """Sum each tensor's bits, read as integers; shape (number of tensors,), on the device of the first."""
     sums: list[Tensor] = []
     for tensor in tensors:
-        flat = tensor.detach().contiguous().flatten()
-        found = flat.view(_INTEGERS[flat.element_size()]).sum(dtype=torch.int64)
+        found = tensor_bits(tensor).sum(dtype=torch.int64)
         sums.append(found.to(sums[0].device) if sums else found)
     return torch.stack(sums) if sums else torch.zeros(0, dtype=torch.int64)
 

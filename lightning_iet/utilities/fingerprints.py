@@ -44,6 +44,18 @@ def tensor_bytes(tensor: Tensor) -> bytes:
     return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
 
 
+def tensor_bits(tensor: Tensor) -> Tensor:
+    """Return the bits of a tensor's elements as integers, in one dimension, on its device.
+
+    Example:
+        >>> tensor_bits(torch.tensor([[0.0], [-0.0]]))
+        tensor([          0, -2147483648], dtype=torch.int32)
+    """
+    flat = tensor.detach().contiguous().flatten()
+    kinds = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64, 16: torch.int64}
+    return flat.view(kinds[flat.element_size()])
+
+
 def hash_weights(network: nn.Module) -> str:
     """Hash the names and the bits of a network's parameters and buffers.
 

@@ -1,4 +1,4 @@
-"""Walking through modules by identity."""
+"""The parts of a module: by name, and each once by identity."""
 
 from collections.abc import Iterator
 
@@ -37,3 +37,23 @@ def distinct_modules(root: nn.Module, prefix: str = "") -> Iterator[tuple[str, n
                 yield from visit(f"{name}.{child}" if name else child, part)
 
     yield from visit(prefix, root)
+
+
+def named_part(root: nn.Module, name: str) -> nn.Module:
+    """Return the part of a module that the user names as ``denoiser``.
+
+    Raises:
+        ValueError: If there is none of that name.
+
+    Example:
+        >>> named_part(nn.Sequential(nn.ReLU()), "0")
+        ReLU()
+    """
+    try:
+        return root.get_submodule(name)
+    except AttributeError:
+        children = [child for child, part in root._modules.items() if part is not None]
+        raise ValueError(
+            f"Argument `denoiser` expected the name of a module in {type(root).__name__}, such as one of {children}, "
+            f"but got {name!r}."
+        ) from None

@@ -11,8 +11,8 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrize
 from torch.optim.swa_utils import AveragedModel
 
+from lightning_iet.modules import svdiff as implementation
 from lightning_iet.modules.adapters import add_svdiff, fold_svdiff, remove_svdiff
-from lightning_iet.modules.adapters import svdiff as implementation
 from lightning_iet.modules.svdiff import rebuild_bases, spectral_shifts
 
 LAYERS = {

@@ -39,7 +39,7 @@ from lightning_iet.callbacks.anti_gradient_control.losses.protocols import (
     UnsupportedModule,
 )
 from lightning_iet.utilities.lightning import do_nothing, patched_attribute
-from lightning_iet.utilities.modules import distinct_modules
+from lightning_iet.utilities.modules import distinct_modules, named_part
 
 
 def open_losses(
@@ -384,14 +384,7 @@ class DenoiserLosses(LossSource):
 def _modules_to_hook(root: nn.Module, name: str | None = None) -> dict[str, nn.Module]:
     """All modules by name but those inside a compiled one, where a hook would be compiled too; or the one named."""
     if name is not None:
-        try:
-            return {name: root.get_submodule(name)}
-        except AttributeError:
-            children = [child for child, part in root._modules.items() if part is not None]
-            raise ValueError(
-                f"Argument `denoiser` expected the name of a module in {type(root).__name__}, such as one of"
-                f" {children}, but got {name!r}."
-            ) from None
+        return {name: named_part(root, name)}
     inside = {
         id(part)
         for _, module in distinct_modules(root)
