@@ -10,7 +10,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lightning_iet.callbacks.anti_gradient_control import AntiGradientControl
-from lightning_iet.callbacks.anti_gradient_control.measurement import MeasuredStep
+from lightning_iet.callbacks.anti_gradient_control.reference import MeasuredStep
 from lightning_iet.callbacks.anti_gradient_control.sample_record import share_rows, training_set
 from lightning_iet.callbacks.parameter_averaging import ParameterAveragingCallback
 from lightning_iet.data.augmentation import (

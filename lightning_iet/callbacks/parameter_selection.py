@@ -27,8 +27,7 @@ from lightning_iet.functional.parameter_groups import (
 )
 from lightning_iet.modules.adapters import Selection, describe_selection, differing_options, select_parameters
 from lightning_iet.modules.svdiff import rebuild_bases, share_bases, spectral_shifts
-from lightning_iet.shards.ema import averaged_modules, unregistered_averages
-from lightning_iet.shards.layout import weight_averagings
+from lightning_iet.shards.ema import averaged_modules, unregistered_averages, weight_averagings
 from lightning_iet.utilities.errors import first_line
 from lightning_iet.utilities.files import write_atomically
 from lightning_iet.utilities.lightning import Callback, patched_attribute

@@ -6,8 +6,7 @@ from lightning_iet.utilities.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from lightning_iet.search.jobs import Job, run_jobs
-    from lightning_iet.search.objectives import Objective, parse_objectives
-    from lightning_iet.search.selection_points import Candidate, Point, SelectionSearch
+    from lightning_iet.search.selection_points import Candidate, Objective, Point, SelectionSearch, parse_objectives
     from lightning_iet.search.selection_search import search_selection
     from lightning_iet.search.sweep_file import SweepFile, grid_points, open_study, read_sweep
 else:

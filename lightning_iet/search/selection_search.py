@@ -17,15 +17,16 @@ from lightning_iet.callbacks.parameter_selection import write_mask
 from lightning_iet.functional.parameter_groups import REST, ParameterGroups
 from lightning_iet.modules.adapters import Selection
 from lightning_iet.search.jobs import Outcome, Workers
-from lightning_iet.search.objectives import Objective, parse_objectives
 from lightning_iet.search.report import CHOSEN, FRONT, MASKS, POINTS, REPORT, front_table, write_search
 from lightning_iet.search.selection_points import (
     Candidate,
     Figures,
+    Objective,
     Point,
     SelectionSearch,
     described,
     duration,
+    parse_objectives,
     write_points,
 )
 from lightning_iet.search.shared_study import SharedStudy, StudyTrial, named_sampler, open_storage, shown_storage
@@ -83,7 +84,7 @@ def search_selection(
         out: Folder for the results: ``points.csv``, a row for each checkpoint of each trial; ``front.png``;
             ``masks/*.json`` and ``chosen.json``, files of masks; ``report.html``; and ``search.db``.
         objectives: Figures to improve, quality first, then memorization: ``[max:]NAME``, see
-            :func:`~lightning_iet.search.objectives.parse_objectives`.
+            :func:`~lightning_iet.search.selection_points.parse_objectives`.
         minus_control: Whether of memorization only what lies beyond its control counts.
         trials: Number of masks to try, repeated and failed ones included. References come on top.
         jobs: Trials at a time, each in a process of its own that serves for all its trials; the function must then be

@@ -1,16 +1,14 @@
 """Which tensors of a model differ between shards, and how they lie in one flat tensor per dtype."""
 
 from collections.abc import Collection, Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Trainer
 from torch import Tensor, nn
 
-from lightning_iet.shards.ema import averaged_modules, frozen_modules, unregistered_averages
+from lightning_iet.shards.ema import averaged_modules, frozen_modules, unregistered_averages, weight_averagings
 from lightning_iet.utilities.fingerprints import tensor_bits
-from lightning_iet.utilities.lightning import find_callbacks, lightning_classes
 
 # Every tensor starts at a multiple of 64 bytes, as a fresh allocation would, so that kernels take the same path.
 ALIGNMENT_BYTES = 64
@@ -66,11 +64,6 @@ def frozen_tensors(module: nn.Module, kept: Iterable[Tensor] | None = None) -> d
     own = {id(tensor) for tensor in kept}
     tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     return {name: tensor for name, tensor in tensors.items() if id(tensor) not in own}
-
-
-def weight_averagings(trainer: Trainer | None) -> list[Any]:
-    """Return Lightning's own callbacks that keep an average model, such as ``EMAWeightAveraging``."""
-    return [] if trainer is None else find_callbacks(trainer, *lightning_classes("callbacks.WeightAveraging"))
 
 
 class FrozenWatch:

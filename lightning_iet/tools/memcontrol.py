@@ -32,8 +32,8 @@ from lightning_iet.evaluation.measures import MembershipMeasure
 from lightning_iet.functional.parameter_groups import Family, Granularity, ParameterGroups
 from lightning_iet.modules.adapters import Selection
 from lightning_iet.search import Candidate, SelectionSearch, search_selection
-from lightning_iet.search.objectives import parse_objectives
 from lightning_iet.search.report import CHOSEN
+from lightning_iet.search.selection_points import parse_objectives
 from lightning_iet.search.selection_search import check_numbers
 from lightning_iet.utilities.configurations import find_configuration
 from lightning_iet.utilities.errors import arguments_called, first_line, own_cause

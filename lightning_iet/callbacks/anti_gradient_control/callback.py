@@ -13,7 +13,6 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DistributedSampler
 
-from lightning_iet.callbacks.anti_gradient_control.bins import TimestepBins
 from lightning_iet.callbacks.anti_gradient_control.losses import LossSource, Selection, UnsupportedModule, open_losses
 from lightning_iet.callbacks.anti_gradient_control.reference import Reference, ReferenceImages, ReferenceLosses
 from lightning_iet.callbacks.anti_gradient_control.sample_record import (
@@ -27,8 +26,9 @@ from lightning_iet.callbacks.anti_gradient_control.sample_record import (
     training_set,
     write_sample_report,
 )
-from lightning_iet.callbacks.anti_gradient_control.statistics import (
+from lightning_iet.callbacks.anti_gradient_control.timesteps import (
     GapHistory,
+    TimestepBins,
     TimestepStatistics,
     log_gap,
     plot_gap,
@@ -128,7 +128,7 @@ class AntiGradientControl(Callback):
         * Integer timesteps have an entry of the bank each. Those out of range are found at the first batch of a fit.
           Later ones are counted on the device, so that no step waits for it, and raise at the end of the epoch; until
           then they count at the nearest timestep. Continuous times (sigma, or t in [0, 1]) are cut into bins of equal
-          probability, see :class:`~lightning_iet.callbacks.anti_gradient_control.bins.TimestepBins`.
+          probability, see :class:`~lightning_iet.callbacks.anti_gradient_control.timesteps.TimestepBins`.
 
     Args:
         threshold: :math:`\lambda = 1 /` ``mem_ratio``, in [0, 1]. 0.5 was published for CIFAR-10 and AFHQ, 0.8 for

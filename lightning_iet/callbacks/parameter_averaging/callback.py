@@ -23,15 +23,15 @@ from lightning_iet.callbacks.parameter_averaging.checks import (
     check_trainer,
     limit_per_shard,
 )
-from lightning_iet.callbacks.parameter_averaging.weight_averaging import (
-    UnregisteredAverages,
-    sharded_averages,
-)
 from lightning_iet.data.shard_sampler import ShardPlan, ShardSampler
 from lightning_iet.data.sharding import ShardedDataModule
 from lightning_iet.functional.checks import check_kinds
 from lightning_iet.functional.seeding import derive_seed
 from lightning_iet.shards import ShardEngine, ShardwiseCallback
+from lightning_iet.shards.ema import (
+    UnregisteredAverages,
+    sharded_averages,
+)
 from lightning_iet.shards.groups import broadcast_model, check_same_everywhere, gather_shards, make_groups
 from lightning_iet.shards.layout import FrozenWatch
 from lightning_iet.shards.schedule import ShardSchedule, own_shard

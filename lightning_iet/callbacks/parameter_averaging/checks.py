@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from lightning_iet.functional.sharding import num_replicas
-from lightning_iet.shards.ema import Slot, averages_beside, is_users_object, unregistered_averages
+from lightning_iet.shards.ema import Slot, averages_beside, is_users_object, unregistered_averages, weight_averagings
 from lightning_iet.shards.groups import shortened
-from lightning_iet.shards.layout import checksums, weight_averagings
+from lightning_iet.shards.layout import checksums
 from lightning_iet.shards.state import ShardwiseCallback
 from lightning_iet.utilities.lightning import Callback, find_callbacks, lightning_classes
 from lightning_iet.utilities.modules import distinct_modules

@@ -11,25 +11,23 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node
 
-from lightning_iet.callbacks.anti_gradient_control.losses.denoiser_call import (
+from lightning_iet.callbacks.anti_gradient_control.losses.error_capture import (
     CallError,
     DenoiserCall,
     Entry,
-    NearMiss,
-    Verdict,
-    argument_names,
-    fixed_outputs,
-    name_arguments,
-    read_call,
-)
-from lightning_iet.callbacks.anti_gradient_control.losses.error_capture import (
     ErrorOperation,
     ErrorWatch,
     LossCapture,
+    NearMiss,
     Origins,
+    Verdict,
+    argument_names,
     calls_behind,
+    fixed_outputs,
+    name_arguments,
     nodes_behind,
     owners_behind,
+    read_call,
 )
 from lightning_iet.callbacks.anti_gradient_control.losses.protocols import (
     LossSource,

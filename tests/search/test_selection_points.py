@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from lightning_iet.search.objectives import Objective, parse_objectives
+from lightning_iet.search.selection_points import Objective, parse_objectives
 
 
 def test_names_as_loggers_write_them():
