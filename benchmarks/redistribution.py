@@ -92,7 +92,7 @@ def seconds_of_a_decision(agc: AntiGradientControl, num_samples: int | None, *, 
     for _ in range(50 * pairs):
         losses, timesteps = torch.rand(batch_size) + 0.01, torch.randint(1000, (batch_size,))
         if num_samples is not None:
-            agc._index = torch.randint(num_samples, (batch_size,))
+            agc.batch_index = torch.randint(num_samples, (batch_size,))
         start = time.process_time()
         agc.select(losses, timesteps)
         times.append(time.process_time() - start)

@@ -12,6 +12,7 @@ from torch import Tensor
 from lightning_iet.callbacks.anti_gradient_control import AntiGradientControl
 from lightning_iet.callbacks.anti_gradient_control.reference import MeasuredStep
 from lightning_iet.callbacks.anti_gradient_control.sample_record import share_rows, training_set
+from lightning_iet.callbacks.anti_gradient_control.timesteps import NUM_BANDS, in_bands, named_by_band
 from lightning_iet.callbacks.parameter_averaging import ParameterAveragingCallback
 from lightning_iet.data.augmentation import (
     AUGMENTATION_SEED,
@@ -38,7 +39,6 @@ from lightning_iet.shards.groups import gather_rows
 from lightning_iet.utilities.checkpoints import next_epoch, warn_of_changes
 from lightning_iet.utilities.lightning import Callback, find_callback, find_callbacks
 
-_NUM_BANDS = 10
 _JUDGEMENT_SEED = 4  # tells these seeds from those of training steps
 
 When: TypeAlias = Literal["next_draw", "same_step"]
@@ -302,7 +302,7 @@ class ThresholdAwareAugmentation(Callback):
             return
         if len(found) != 1:
             raise self._step.unsupported(f"it showed {f'{len(found)} sets of' if found else 'no'} losses")
-        self._control.judge_beforehand(*found[0])
+        self._control.verdict = self._control.judge(*found[0])
         magnitudes = self._batch[self._control.own_rows].tolist()
         seeds = [derive_seed(self._seed, epoch, sample, AUGMENTATION_SEED) for sample in samples]
         augmented = augment_rows(images, magnitudes, seeds=seeds, num_ops=self.num_ops, ops=self.ops)
@@ -392,15 +392,9 @@ class ThresholdAwareAugmentation(Callback):
             pl_module.log("augmentation/share", float(augmented / drawn))
         if chosen:
             pl_module.log("augmentation/magnitude", float(magnitudes / chosen))
-        num_bands = min(_NUM_BANDS, sums.shape[1])
-        bands = torch.arange(sums.shape[1]) * num_bands // sums.shape[1]
-        judged, chosen, magnitudes, _ = torch.zeros(4, num_bands, dtype=torch.float64).index_add(1, bands, sums)
-        values = {
-            f"augmentation/{name}/bin_{band}": value
-            for name, means in (("share", chosen / judged), ("magnitude", magnitudes / chosen))
-            for band, value in enumerate(means.tolist())
-            if value == value  # not NaN
-        }
+        judged, chosen, magnitudes, _ = in_bands(sums, NUM_BANDS)
+        means = {"augmentation/share": chosen / judged, "augmentation/magnitude": magnitudes / chosen}
+        values = named_by_band(means)
         for logger in trainer.loggers:
             logger.log_metrics(values | {"epoch": trainer.current_epoch}, step=trainer.global_step)
 

@@ -406,10 +406,8 @@ class Evaluation(pl.Callback):
     def _keep_if_best(self, trainer: pl.Trainer, *, epoch: int, is_saved: bool = False) -> None:
         """Keep a checkpoint that is better than all before without copying; stop when none has come for long.
 
-        Args:
-            trainer: Of the run.
-            epoch: Number of epochs that the evaluated weights have had.
-            is_saved: Whether the checkpoint from which the run goes on holds them.
+        ``epoch`` is the number of epochs that the evaluated weights have had; ``is_saved``: whether the checkpoint from
+        which the run goes on holds them.
         """
         assert self._outcome is not None  # noqa: S101
         if self._judged == trainer.global_step:  # Lightning may end an epoch again that a checkpoint was saved in

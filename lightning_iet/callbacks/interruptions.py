@@ -101,9 +101,6 @@ def final_evaluation(trainer: Trainer) -> Iterator[None]:
 
     The model is saved by then, and no process has to wait for the others, as :class:`StopSignal` does.
 
-    Args:
-        trainer: Of the run.
-
     Raises:
         SIGTERMException: With status 143, also if the signal came after the last step and before the evaluation.
     """
@@ -263,10 +260,8 @@ def _is_last_step(trainer: Trainer) -> bool:
 def _save(trainer: Trainer, *, is_end: bool) -> None:
     """Write the last checkpoints that do not hold this step; every process has to call this.
 
-    Args:
-        trainer: Of the run.
-        is_end: Whether no checkpoint callback acts after this one. Else they get to know the file, but not that this
-            step is saved: a validation may follow, after which they keep the best.
+    Unless ``is_end``, checkpoint callbacks get to know the file, but not that this step is saved: a validation may
+    follow, after which they keep the best.
     """
     if trainer.fast_dev_run:  # type: ignore[attr-defined]
         return

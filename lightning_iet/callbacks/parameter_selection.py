@@ -415,11 +415,7 @@ class MaskFile:
     path: Path | None = None
 
     def contradicted(self, beside: Selection) -> tuple[str, ...]:
-        """Return the names of options that say something else than the file; defaults say nothing.
-
-        Args:
-            beside: What is given beside the file.
-        """
+        """Return the names of options given beside the file that say something else than it; defaults say nothing."""
         return tuple(
             option.name
             for option in fields(Selection)
@@ -427,10 +423,7 @@ class MaskFile:
         )
 
     def check_agreement(self, beside: Selection) -> None:
-        """Refuse options that say something else than the file.
-
-        Args:
-            beside: What was given beside the file.
+        """Refuse options, given beside the file, that say something else than it.
 
         Raises:
             ValueError: With the first option that differs.

@@ -39,7 +39,7 @@ from lightning_iet.data.samples import DrawnByWeight, DrawTable
 from lightning_iet.data.shard_sampler import SeededSamples, ShardSampler
 from lightning_iet.data.sharding import Seeded, ShardedDataModule, find_wrapper, inner_datamodule
 from lightning_iet.functional.anti_gradient import check_batch, keep_mask, update_anchored_bank, update_bank
-from lightning_iet.functional.checks import check_kinds
+from lightning_iet.functional.checks import check_kinds, check_number
 from lightning_iet.functional.sample_record import (
     LogLossStatistics,
     keep_by_record,
@@ -213,18 +213,18 @@ class AntiGradientControl(Callback):
     draws: SampleDraws | None = None
     needs_samples: bool = False  # whether another callback needs the counts
     augmentation: Augmentation | None = None
-    _replicas: dist.ProcessGroup | None = None
+    replicas: dist.ProcessGroup | None = None  # the processes that train this shard together, whose batches are one
     _batch_size: int = 0
     _num_samples: int = 0  # of the last batch before the announcement
     _num_losses: int = 0  # of that batch, and of all later ones
     _num_processes: int = 1
     _training_set: TrainingSet | None = None
-    _index: Tensor | None = None
+    batch_index: Tensor | None = None  # the sample of each row of the batch at work, (B,)
     _deferred: Tensor | None = None
     _table: DrawTable | None = None  # what the loader's workers read
     _resumed_epoch: int = 0
     _is_at_start: bool = True
-    _verdict: Selection | None = None  # about the batch at work, if it was judged before its step
+    verdict: Selection | None = None  # about the batch at work, if it was judged before its step
     sample_group: dist.ProcessGroup | None = None
 
     def __init__(
@@ -251,10 +251,13 @@ class AntiGradientControl(Callback):
         timestep: str | None = None,
     ) -> None:
         super().__init__()
-        check_kinds(float, threshold=threshold, z0=z0, delta=delta, eta=eta, min_weight=min_weight, decay=decay)
-        check_kinds(float, record_decay=record_decay)
-        check_kinds(int, num_timesteps=num_timesteps, num_bins=num_bins, reference_every=reference_every)
-        check_kinds(int, reference_batch_size=reference_batch_size, reference_images=reference_images)
+        check_kinds(float, z0=z0, delta=delta, eta=eta, min_weight=min_weight, record_decay=record_decay)
+        counts = {
+            "reference_every": reference_every,
+            "reference_batch_size": reference_batch_size,
+            "reference_images": reference_images,
+        }
+        check_kinds(int, num_timesteps=num_timesteps, num_bins=num_bins, **counts)
         _check_choice("criterion", criterion, get_args(Criterion))
         _check_choice("reference", reference, get_args(Reference))
         _check_choice("normalize", normalize, (None, "kept", "batch"))
@@ -264,11 +267,11 @@ class AntiGradientControl(Callback):
                 "Argument `weigh` expected 'losses' without weights, but got 'draws'. Set `eta`, such as eta=0.03 with"
                 " criterion='record'."
             )
-        _check_at_least_one(
-            reference_every=reference_every,
-            reference_batch_size=reference_batch_size,
-            reference_images=reference_images,
-        )
+        for name, number in counts.items():
+            if number is not None and number < 1:
+                raise ValueError(
+                    f"Argument `{name}` expected at least 1, but got {number}. Leave it out for the default."
+                )
         _check_record(criterion, z0=z0, delta=delta, eta=eta, min_weight=min_weight, record_decay=record_decay)
         is_ratio, is_anchored = criterion == "ratio", reference not in ("training", "train")
         decay = (0.8 if is_ratio and not is_anchored else 0.9) if decay is None else decay
@@ -297,7 +300,7 @@ class AntiGradientControl(Callback):
         self.run_statistics = TimestepStatistics(self.bins.num_bins)
         self.gap_history = GapHistory()
         self._weights = dict[int, list[float]]()  # by the epoch after which: their mean, and that of the lowest tenth
-        self._losses = LossSource()
+        self.source = LossSource()  # what the losses are looked for in; before the first step, maybe several places
         self._reference = ReferenceLosses(
             self.reference, every=reference_every, batch_size=reference_batch_size, num_images=reference_images
         )
@@ -360,7 +363,7 @@ class AntiGradientControl(Callback):
         self._open_samples(trainer, pl_module)
         scaler = getattr(trainer.precision_plugin, "scaler", None)
         with self._unless_off():
-            self._losses = self._stack.enter_context(
+            self.source = self._stack.enter_context(
                 open_losses(
                     pl_module,
                     self.select,
@@ -370,7 +373,7 @@ class AntiGradientControl(Callback):
                     scale=None if scaler is None else scaler.scale,
                 )
             )
-            self._reference.open(trainer, pl_module, self._losses)
+            self._reference.open(trainer, pl_module, self.source)
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
@@ -379,10 +382,10 @@ class AntiGradientControl(Callback):
         self._num_steps += 1
         if not self._is_announced:
             self._num_samples, self._num_losses = count_samples(trainer, batch), 0
-        self._index = None if self.counts is None else read_index(batch, self.sample_index)
+        self.batch_index = None if self.counts is None else read_index(batch, self.sample_index)
         self._reference.begin_step(batch_idx)
         self.losses.begin_step()
-        self._verdict = None
+        self.verdict = None
         if self.augmentation is not None:
             self.augmentation.begin_step(trainer, pl_module, batch, batch_idx)
 
@@ -466,8 +469,8 @@ class AntiGradientControl(Callback):
         """Remove the hooks after an exit by which the other hooks were not called."""
         self._stack.close()
         self._reference.close()
-        self._training_set, self._members, self._index, self._num_processes = None, {}, None, 1
-        self._verdict = None
+        self._training_set, self._members, self.batch_index, self._num_processes = None, {}, None, 1
+        self.verdict = None
         self._close_draws(trainer)
 
     @contextmanager
@@ -480,7 +483,7 @@ class AntiGradientControl(Callback):
                 raise
             rank_zero_info(f"AntiGradientControl is off, and records nothing: {error}")
             self._stack.close()
-            self._losses, self._is_first_batch = LossSource(), False
+            self.source, self._is_first_batch = LossSource(), False
 
     def _prefix(self, trainer: pl.Trainer) -> str:
         """Beginning of the names of what is logged."""
@@ -499,28 +502,19 @@ class AntiGradientControl(Callback):
         Returns:
             The samples to keep; None to leave the loss untouched.
         """
-        verdict, self._verdict = self._verdict, None
-        return self._decide(sample_loss, timesteps) if verdict is None else verdict
+        verdict, self.verdict = self.verdict, None
+        return self.judge(sample_loss, timesteps) if verdict is None else verdict
 
-    def judge_beforehand(self, sample_loss: Tensor, timesteps: Tensor) -> None:
-        """Decide about the batch at work by other losses than those of its step, which then decide nothing.
-
-        Args:
-            sample_loss: One loss per sample, shape (B,); the bank learns from them.
-            timesteps: Shape (B,).
-        """
-        self._verdict = self._decide(sample_loss, timesteps)
-
-    def _decide(self, sample_loss: Tensor, timesteps: Tensor) -> Selection | None:
-        """Decide about a training batch by these losses, and let the bank learn from them."""
+    def judge(self, sample_loss: Tensor, timesteps: Tensor) -> Selection | None:
+        """Likewise, whatever :attr:`verdict` says: of losses that may be others than those of the step."""
         check_batch(sample_loss, timesteps, name="sample_loss", continuous=True)
         losses = sample_loss.detach()
         timesteps = timesteps.detach().to(losses.device)
         index = self._index_of(losses)
         own = self.own_rows
-        if self._replicas is not None:
-            losses, timesteps = gather_rows(losses, self._replicas), gather_rows(timesteps, self._replicas)
-            index = None if index is None else gather_rows(index, self._replicas)
+        if self.replicas is not None:
+            losses, timesteps = gather_rows(losses, self.replicas), gather_rows(timesteps, self.replicas)
+            index = None if index is None else gather_rows(index, self.replicas)
         if self._is_first_batch:
             self._inspect(losses, timesteps, index)
             self._is_first_batch = False
@@ -530,7 +524,7 @@ class AntiGradientControl(Callback):
         if self.augmentation is not None and index is not None:
             augmented = self.augmentation.is_augmented(index)
             losses = torch.where(augmented, torch.nan, losses)  # kept, and counted nowhere, like a broken loss
-        keep, weights = self._judge(losses, bins, index, augmented)
+        keep, weights = self._keep(losses, bins, index, augmented)
         self._batch_size = len(losses[own])
         self._num_losses += self._batch_size
         self.epoch_statistics.update(losses[own], bins[own], keep=keep[own])
@@ -545,13 +539,13 @@ class AntiGradientControl(Callback):
         selection = Selection(keep[own], weights=None if weights is None else weights[own])
         if self.normalize == "batch":
             return selection._replace(divisor=self._batch_size)
-        if self._replicas is None:
+        if self.replicas is None:
             return selection
         # DDP takes the mean of the replicas' gradients: each divides by its share of the number that all keep.
         total = keep.sum().clamp(min=1) if weights is None else weights.sum()
-        return selection._replace(divisor=total / dist.get_world_size(self._replicas))
+        return selection._replace(divisor=total / dist.get_world_size(self.replicas))
 
-    def _judge(
+    def _keep(
         self, losses: Tensor, bins: Tensor, index: Tensor | None, augmented: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
         """Tell which samples to keep, and their weights, (B,); compared with what was known before this batch."""
@@ -594,8 +588,8 @@ class AntiGradientControl(Callback):
         check_batch(losses, timesteps, name="sample_loss", continuous=True)
         bins = self.bins.locate(timesteps.to(losses.device))
         self.epoch_statistics.update_unseen(losses, bins)
-        if self._replicas is not None:
-            losses, bins = gather_rows(losses, self._replicas), gather_rows(bins, self._replicas)
+        if self.replicas is not None:
+            losses, bins = gather_rows(losses, self.replicas), gather_rows(bins, self.replicas)
         if self.log_losses is None:
             self.bank.copy_(update_anchored_bank(self.bank, losses, bins, self.decay, validate_args=False))
         else:
@@ -729,7 +723,7 @@ class AntiGradientControl(Callback):
         """The sample of each loss, (B,), on their device; None where samples are not counted."""
         if self.counts is None:
             return None
-        index = self._index
+        index = self.batch_index
         if index is not None and len(index) == len(losses):
             return index.to(losses.device)
         found = "no index" if index is None else f"{len(index)} of them for {len(losses)} losses"
@@ -858,28 +852,15 @@ class AntiGradientControl(Callback):
 
     # --- shards and replicas -----------------------------------------------------------------------------------------
 
-    def join_replicas(self, group: dist.ProcessGroup | None) -> None:
-        """Judge the batches of several processes, which train one shard together, as one batch.
-
-        Args:
-            group: These processes, in each step with batches of one size; ``None`` = this process is alone.
-        """
-        self._replicas = group
-
     @property
     def replica(self) -> int:
         """Which of the processes that train this shard together this one is."""
-        return 0 if self._replicas is None else dist.get_rank(self._replicas)
+        return 0 if self.replicas is None else dist.get_rank(self.replicas)
 
     @property
     def own_rows(self) -> slice:
         """Which rows of a batch, gathered over the replicas of a shard, are this process's."""
-        return slice(None) if self._replicas is None else slice(self.replica, None, dist.get_world_size(self._replicas))
-
-    @property
-    def batch_index(self) -> Tensor | None:
-        """The sample of each row of the batch at work, (B,), integers; None where that is not known."""
-        return self._index
+        return slice(None) if self.replicas is None else slice(self.replica, None, dist.get_world_size(self.replicas))
 
     def shard_state(self) -> dict[str, Tensor]:
         """References to the tensors in which shards differ: the bank and the bins. They are updated in place."""
@@ -996,12 +977,7 @@ class AntiGradientControl(Callback):
     @property
     def losses(self) -> LossSource:
         """Where the losses of the module come from."""
-        return self._losses.active
-
-    @property
-    def source(self) -> LossSource:
-        """What the losses of the module are looked for in; before the first step that may be several places."""
-        return self._losses
+        return self.source.active
 
     @property
     def unseen_images(self) -> ReferenceImages | None:
@@ -1027,11 +1003,10 @@ def _size_error(saved: int, size: int) -> ValueError:
 
 def _check_arguments(threshold: float, decay: float, num_timesteps: int, num_bins: int | None) -> None:
     """Refuse values that are out of range."""
-    if not 0 <= threshold <= 1:
-        remedy = f"For a mem_ratio of {threshold} pass {1 / threshold:.3g}." if threshold > 1 else "0 switches AGC off."
-        raise ValueError(f"Argument `threshold` expected a number in [0, 1], but got {threshold}. {remedy}")
-    if not 0 <= decay < 1:
-        raise ValueError(f"Argument `decay` expected a number in [0, 1), but got {decay}. 0.8 is the published value.")
+    check_kinds(float, threshold=threshold)
+    remedy = f"For a mem_ratio of {threshold} pass {1 / threshold:.3g}." if threshold > 1 else "0 switches AGC off."
+    check_number("threshold", threshold, "[0, 1]", remedy)
+    check_number("decay", decay, "[0, 1)", "0.8 is the published value.")
     if num_timesteps < 1:
         raise ValueError(
             f"Argument `num_timesteps` expected at least 1, but got {num_timesteps}. Pass that of the noise schedule."
@@ -1068,12 +1043,6 @@ def _check_record(
 def _check_choice(name: str, value: str | None, choices: tuple[str | None, ...]) -> None:
     if value not in choices:
         raise ValueError(f"Argument `{name}` expected one of {', '.join(map(repr, choices))}, but got {value!r}.")
-
-
-def _check_at_least_one(**numbers: int | None) -> None:
-    for name, number in numbers.items():
-        if number is not None and number < 1:
-            raise ValueError(f"Argument `{name}` expected at least 1, but got {number}. Leave it out for the default.")
 
 
 def _check_trainer(trainer: Any, callback: AntiGradientControl) -> None:

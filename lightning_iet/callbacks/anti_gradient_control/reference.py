@@ -206,12 +206,9 @@ class ReferenceImages(Protocol):
     """Where reference images come from."""
 
     def draw(self, size: int, *, shard: int, epoch: int) -> Any:
-        """Return a batch as the training loader makes them.
+        """Return a batch of ``size`` images as the training loader makes them, none of which the shard trains on.
 
-        Args:
-            size: Number of images, drawn with replacement from the global random generator.
-            shard: Whose model does not train on them.
-            epoch: Current epoch.
+        They are drawn with replacement from the global random generator.
         """
 
 
@@ -307,10 +304,6 @@ def held_out_images(trainer: pl.Trainer, number: int | None) -> HeldOutImages:
 
     Of an ``anchor_set`` all are taken by default, of a validation set 16, with its classes in equal shares.
 
-    Args:
-        trainer: A trainer whose data are set up.
-        number: How many images are taken; ``None`` = the default.
-
     Raises:
         ValueError: If there are none, fewer than asked for, or they cannot be read out of turn.
     """
@@ -365,12 +358,10 @@ _REFERENCE_SEED = 1  # tells these seeds from those of training steps
 
 
 class ReferenceLosses:
-    """Measures the losses of a batch of reference images in every n-th step of each shard.
+    """Measures the losses of a batch of reference images in every n-th step of each shard, by :class:`MeasuredStep`.
 
-    The module's own ``training_step`` is called on them in eval mode, without a backward pass, with logging silenced
-    and with random generators of their own, so that training is not disturbed. The first call is checked to change
-    nothing in the module. What is drawn depends on (seed, shard, number of the shard's steps so far) alone: not on the
-    process count, nor on whether the run was interrupted.
+    All parts of the module are in eval mode. What is drawn depends on (seed, shard, number of the shard's steps so far)
+    alone: not on the process count, nor on whether the run was interrupted.
 
     Args:
         reference: ``"training"`` = nothing is measured.
@@ -443,12 +434,7 @@ class ReferenceLosses:
         return due
 
     def measure(self, batch_size: int, *, shard: int, replica: int) -> tuple[Tensor, Tensor]:
-        """Return losses and timesteps of reference images, both (n,).
-
-        Args:
-            batch_size: Size of the training batch.
-            shard: Whose model is at work.
-            replica: Which of the processes that train it this is.
+        """Return losses and timesteps of reference images, both (n,), by default as many as the training batch has.
 
         Raises:
             UnsupportedModule: If the step cannot be called on them, changes the module, or shows no losses.

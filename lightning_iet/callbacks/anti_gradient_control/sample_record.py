@@ -149,11 +149,7 @@ class SampleRecords(nn.Module):
         return update_record(self.record, index, scores, decay, absent=absent)
 
     def typical(self, members: Tensor | None) -> Tensor:
-        """The median record of some samples, those that have been drawn; scalar.
-
-        Args:
-            members: Which samples, integers; ``None`` = all.
-        """
+        """The median record of the samples that have been drawn, scalar; of ``members`` alone, if they are given."""
         if members is None:
             return typical_record(self.record, self.drawn)
         return typical_record(self.record.index_select(0, members), self.drawn.index_select(0, members))
@@ -178,12 +174,7 @@ class SampleRecords(nn.Module):
         return update_log_weights(self.log_weights, index, record, typical, rate, **options)
 
     def share(self, num_processes: int, own: Tensor | None) -> None:
-        """Take the rows of every process's own samples. Takes part on every process.
-
-        Args:
-            num_processes: Number of processes.
-            own: This process's samples, integers; ``None`` = all processes hold the same rows already.
-        """
+        """Take the rows of every process's own samples, see :func:`share_rows`. Takes part on every process."""
         share_rows([self.record, self.log_weights, self.drawn], num_processes, own)
 
 
@@ -248,9 +239,7 @@ class SampleDraws(nn.Module):
     def renew(self, records: SampleRecords, *, epochs_ended: int) -> None:
         """Draw the samples of the next epoch by their weights; those that have never been drawn keep their place.
 
-        Args:
-            records: Of all samples, the same on every process.
-            epochs_ended: Number of epochs, which the random numbers depend on, with the seed of the run.
+        Random numbers depend on the seed of the run and ``epochs_ended``; records are the same on every process.
         """
         self.draw_clock[1] = epochs_ended
         seed, drawn, weights = int(self.draw_clock[0]), records.drawn.cpu(), records.weights().cpu()
@@ -368,14 +357,8 @@ def write_sample_report(
     """Write ``skips.csv`` and ``skips.png`` into the run folder; nothing without a logger, or if nothing was skipped.
 
     The table has a row for each training sample, the images that the model is most about to copy first: those with the
-    lowest record, where there are records, else with the highest skip rate.
-
-    Args:
-        trainer: At the end of a fit.
-        data: The training set.
-        counts: Of all processes.
-        records: Likewise; ``None`` = none are kept.
-        suffix: Added to the names of the files, where there are several callbacks.
+    lowest record, where there are records, else with the highest skip rate. Counts and records are of all processes;
+    ``suffix`` is added to the names of the files, where there are several callbacks.
     """
     if not trainer.loggers or trainer.fast_dev_run:  # type: ignore[attr-defined]
         return

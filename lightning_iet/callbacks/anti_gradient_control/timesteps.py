@@ -1,6 +1,7 @@
 """Timesteps: which entry of the loss bank they belong to, and what is counted, logged and plotted by them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from math import isnan
 from typing import Any
 
 import lightning.pytorch as pl
@@ -197,14 +198,11 @@ class TimestepStatistics(nn.Module):
         return self.skipped.sum() / self.seen.sum().clamp(min=1)
 
     def mean_by_timestep(self, name: str, num_bins: int) -> Tensor:
-        """Divide a sum by its number of samples, in equal bins of the timestep.
-
-        Args:
-            name: ``"skipped"``, ``"loss_sum"`` or ``"unseen_loss_sum"``.
-            num_bins: Number of bins, at least 1; no more than T are made.
+        """Divide a sum, ``"skipped"``, ``"loss_sum"`` or ``"unseen_loss_sum"``, by its number of samples in equal bins.
 
         Returns:
-            Float tensor of shape (num_bins,) on the CPU, smallest timesteps first; NaN where no sample was seen.
+            Float tensor of shape (num_bins,) on the CPU, at most (T,), smallest timesteps first; NaN where no sample
+            was seen.
 
         Raises:
             ValueError: If ``num_bins`` is less than 1.
@@ -216,24 +214,35 @@ class TimestepStatistics(nn.Module):
         return (total / number).float()
 
     def by_timestep(self, names: Sequence[str], num_bins: int) -> Tensor:
-        """Sums in equal bins of the timestep.
+        """Add up these buffers in equal bins of the timestep, by :func:`in_bands`; float64, on the CPU."""
+        return in_bands(torch.stack([self.get_buffer(name).cpu().double() for name in names]), num_bins)
 
-        Args:
-            names: Of the sums.
-            num_bins: Number of bins; no more than T are made.
 
-        Returns:
-            Float64 tensor of shape (len(names), num_bins) on the CPU, smallest timesteps first.
-        """
-        num_timesteps = len(self.seen)
-        num_bins = min(num_bins, num_timesteps)
-        bins = torch.arange(num_timesteps) * num_bins // num_timesteps
-        sums = torch.stack([self.get_buffer(name).cpu().double() for name in names])
-        return torch.zeros(len(names), num_bins, dtype=torch.float64).index_add(1, bins, sums)
+def in_bands(sums: Tensor, num_bands: int) -> Tensor:
+    """Add up rows of sums by timestep, (k, T), in equal bands of it, (k, num_bands), smallest first; T at most.
+
+    Example:
+        >>> in_bands(torch.tensor([[1.0, 2.0, 3.0, 4.0]]), 2)
+        tensor([[3., 7.]])
+    """
+    rows, num_timesteps = sums.shape
+    num_bands = min(num_bands, num_timesteps)
+    return sums.new_zeros(rows, num_bands).index_add(1, torch.arange(num_timesteps) * num_bands // num_timesteps, sums)
+
+
+def named_by_band(means: Mapping[str, Tensor]) -> dict[str, float]:
+    """Name the values of each band, ``name/bin_0`` …, but NaN, for loggers.
+
+    Example:
+        >>> named_by_band({"loss": torch.tensor([0.5, float("nan"), 0.25])})
+        {'loss/bin_0': 0.5, 'loss/bin_2': 0.25}
+    """
+    rows = {name: enumerate(values.tolist()) for name, values in means.items()}
+    return {f"{name}/bin_{band}": value for name, row in rows.items() for band, value in row if not isnan(value)}
 
 
 _SUMS = ("seen", "loss_sum", "skipped", "unseen", "unseen_loss_sum")
-_NUM_BANDS = 10
+NUM_BANDS = 10
 _MAX_ROWS = 128
 
 
@@ -271,7 +280,7 @@ class GapHistory:
 
     def add(self, epoch: TimestepStatistics) -> None:
         """Add the sums of an epoch of all processes."""
-        sums = epoch.by_timestep(_SUMS, _NUM_BANDS)
+        sums = epoch.by_timestep(_SUMS, NUM_BANDS)
         if not self._filled:
             self.rows = torch.cat([self.rows.reshape(-1, *sums.shape), torch.zeros_like(sums)[None]])
         self.rows[-1] += sums
@@ -301,23 +310,14 @@ class GapHistory:
 
 
 def gap_metrics(epoch: GapHistory) -> tuple[Tensor | None, dict[str, float]]:
-    """Compute what is logged of a single epoch.
+    """Return what is logged of a single epoch.
 
-    Args:
-        epoch: The history of that epoch alone.
-
-    Returns:
-        The mean gap over all bands where both losses are known (None where nowhere), and training loss, unseen loss and
-        skip rate by band, without those where nothing was seen.
+    The mean gap over all bands where both losses are known (None where nowhere), and training loss, unseen loss and
+    skip rate by band, without those where nothing was seen.
     """
     gaps = epoch.gap()
     known = gaps[gaps.isfinite()]
-    by_band = {
-        f"{name}/bin_{number}": value
-        for name, (means,) in epoch.means().items()
-        for number, value in enumerate(means.tolist())
-        if value == value  # not NaN
-    }
+    by_band = named_by_band({name: means[0] for name, means in epoch.means().items()})
     return (known.mean().float() if len(known) else None), by_band
 
 

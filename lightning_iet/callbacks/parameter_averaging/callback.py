@@ -211,7 +211,7 @@ class ParameterAveragingCallback(Callback):
             self._stack.enter_context(patched_attribute(trainer.strategy.model, "require_forward_param_sync", False))
         self._controls = find_callbacks(trainer, AntiGradientControl)
         for control in self._controls:
-            control.join_replicas(self.groups.within)
+            control.replicas = self.groups.within
         saving = self._saving(self.engine, pl_module, pl_module.on_save_checkpoint)
         self._stack.enter_context(patched_attribute(pl_module, "on_save_checkpoint", saving))
 
@@ -515,12 +515,7 @@ def diverges(distances: list[float], reference: float) -> bool:
 class ShardLog:
     """Sums values by shard, on the device, and logs their means over all processes at the end of each epoch.
 
-    ``shard_0/loss`` is the mean training loss of the shard, ``shard_0/skip_rate`` the share of samples that AGC left
-    out, ``shard_0/distance`` the shard's distance from the average just before the averagings of the epoch.
-
-    Args:
-        num_shards: Number of shards, K.
-        device: Device of the losses.
+    Names are as :class:`ParameterAveragingCallback` tells them.
     """
 
     names = ("loss", "skip_rate", "distance")

@@ -23,10 +23,7 @@ from lightning_iet.utilities.modules import distinct_modules
 def check_split(in_data: int | None, num_shards: int, trainer: Trainer) -> None:
     """Refuse data that are not split as the run is, and numbers of processes that do not fit it.
 
-    Args:
-        in_data: Number of shards into which the data are split; ``None`` if they are not.
-        num_shards: Number of shards of the run, K.
-        trainer: About to train.
+    ``in_data`` is the number of shards into which the data are split, ``None`` if they are not.
 
     Raises:
         MisconfigurationException: If the numbers of shards differ.
@@ -49,10 +46,7 @@ def check_split(in_data: int | None, num_shards: int, trainer: Trainer) -> None:
 def check_trainer(trainer: Any, module: LightningModule, *, round_steps: int | None = None) -> None:
     """Refuse settings of the trainer and the module under which shards would not stay apart.
 
-    Args:
-        trainer: About to train.
-        module: What it trains.
-        round_steps: Length of a round, where it is counted in steps of a shard.
+    ``round_steps`` is the length of a round, where it is counted in steps of a shard.
 
     Raises:
         MisconfigurationException: Naming the setting, and what to use instead.
@@ -158,11 +152,7 @@ def check_schedulers(trainer: Trainer) -> None:
 
 
 def check_same_run(saved: Mapping[str, Any], current: Mapping[str, Any]) -> None:
-    """Refuse to continue a run other than that of the checkpoint.
-
-    Args:
-        saved: Identity of the run in the checkpoint: a readable name and a value for each thing that must not change.
-        current: Identity of this run.
+    """Refuse to continue another run than that of the checkpoint: names, to be read, and values of all that counts.
 
     Raises:
         MisconfigurationException: Naming the first difference and both values.

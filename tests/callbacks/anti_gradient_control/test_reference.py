@@ -230,7 +230,7 @@ def learn_together(rank_losses, rank_timesteps):
     """What two replicas of one shard learn from unseen images of their own."""
     torch.distributed.init_process_group("gloo")
     agc = make()
-    agc.join_replicas(torch.distributed.group.WORLD)
+    agc.replicas = torch.distributed.group.WORLD
     agc.bins.continuous = False
     rank = torch.distributed.get_rank()
     agc.learn_reference(rank_losses[rank], rank_timesteps[rank])

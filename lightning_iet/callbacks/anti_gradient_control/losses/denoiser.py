@@ -51,14 +51,7 @@ def open_losses(
 ) -> AbstractContextManager[LossSource]:
     """Open the first way to the losses of a module: its ``loss_reducer``, the dict of ``training_step``, or hooks.
 
-    Args:
-        module: Any LightningModule.
-        select: Called once per training batch, see
-            :data:`~lightning_iet.callbacks.anti_gradient_control.losses.Select`.
-        denoiser: Name of the denoiser; if it or ``timestep`` is given, the hooks are taken.
-        timestep: Name of the denoiser's argument.
-        several_optimizers: See :class:`DenoiserLosses`.
-        scale: Likewise.
+    Args are those of :class:`DenoiserLosses`; if ``denoiser`` or ``timestep`` is given, the hooks are taken.
 
     Returns:
         A context manager that gives the open source, to be told where in a training step the run is.

@@ -88,13 +88,9 @@ class LossSource:
         """The training step is over."""
 
     def measure(self, step: Callable[[], Any]) -> list[tuple[Tensor, Tensor]]:
-        """Run a training step for its losses alone; to be called after a backward pass has shown where they are.
+        """Return the losses and timesteps that ``step``, which calls ``training_step``, shows without a backward pass.
 
-        Args:
-            step: Calls the module's ``training_step``.
-
-        Returns:
-            Losses and timesteps, as they would have been shown.
+        To be called after a backward pass has shown where they are.
         """
         found: list[tuple[Tensor, Tensor]] = []
 
