@@ -271,11 +271,6 @@ class Selection:
 def describe_selection(groups: ParameterGroups, selection: Selection, num_trained: int) -> str:
     """Say in a line what of a network trains.
 
-    Args:
-        groups: Of the network.
-        selection: What trains.
-        num_trained: Number of parameters that train.
-
     Example:
         >>> network = nn.ModuleDict({"blocks": nn.ModuleList([nn.Linear(2, 2), nn.Linear(2, 2)])})
         >>> describe_selection(find_groups(network, "bias"), Selection("bias", "01"), 2)
@@ -291,11 +286,7 @@ def describe_selection(groups: ParameterGroups, selection: Selection, num_traine
 
 
 def differing_options(saved: Mapping[str, Any], own: Mapping[str, Any]) -> str:
-    """Say in which options two specifications of selections differ.
-
-    Args:
-        saved: Of a checkpoint.
-        own: Of what is to go on with it.
+    """Say in which options two specifications of selections differ: that of a checkpoint, and what is to go on with it.
 
     Example:
         >>> differing_options({"family": "lora", "lora_alpha": 4.0}, {"family": "lora", "lora_alpha": None})

@@ -260,15 +260,7 @@ class DenoisingModule(pl.LightningModule):
         return self.process.losses(predict, images, timesteps, noise)
 
     def reduced(self, losses: Tensor, timesteps: Tensor) -> dict[str, Tensor]:
-        """Reduce and log the losses of a training step.
-
-        Args:
-            losses: Of each sample, shape ``(B,)``.
-            timesteps: Shape ``(B,)``.
-
-        Returns:
-            What ``training_step`` returns: ``loss``, ``sample_loss`` and ``timesteps``.
-        """
+        """Reduce and log the losses of a step, shape ``(B,)``; return what ``training_step`` returns."""
         loss = self.loss_reducer(losses, timesteps)
         mean = losses.detach().mean()
         self.log("train/loss", mean, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(losses))

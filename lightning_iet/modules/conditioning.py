@@ -116,13 +116,7 @@ class Conditioning:
     null: int | None = None
 
     def predict(self, denoiser: Callable[..., Any], images: Tensor, timesteps: Tensor, condition: Any) -> Any:
-        """Call the denoiser; the condition ``None`` is the null label.
-
-        Args:
-            denoiser: The network.
-            images: Noisy images, shape ``(B, C, H, W)``.
-            timesteps: Shape ``(B,)`` or ``()``.
-            condition: Labels, shape ``(B,)``, or what else the denoiser takes.
+        """Call the denoiser on noisy images, shape ``(B, C, H, W)``; the condition ``None`` is the null label.
 
         Raises:
             ValueError: If there is no condition, and no null label either.

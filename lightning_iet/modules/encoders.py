@@ -97,9 +97,6 @@ class EncodingCache:
 def fingerprint(tensors: Mapping[str, Tensor]) -> str:
     """Return a hash of weights: of their names, shapes and values (the sum of each tensor's bits).
 
-    Args:
-        tensors: By name.
-
     Example:
         >>> fingerprint({"weight": torch.zeros(2)}) == fingerprint({"weight": torch.zeros(2) + 1e-30})
         False

@@ -75,12 +75,7 @@ def effective_config(scheduler: SchedulerMixin) -> dict[str, Any]:
 
 
 def rebuilt(scheduler: SchedulerMixin, **changes: Any) -> SchedulerMixin:
-    """Return a new scheduler of the same class and settings, as it is before any sampling.
-
-    Args:
-        scheduler: The one.
-        **changes: Settings that differ.
-    """
+    """Return a new scheduler of the same class and settings, but for some, as it is before any sampling."""
     settings = effective_config(scheduler) | changes
     new: Any = type(scheduler).from_config(_for(type(scheduler), settings))
     # Files hold settings of other classes too (`set_alpha_to_one` beside Euler's), for those who change to them.
@@ -517,16 +512,7 @@ def guided(
 ) -> Tensor:
     """Predict with classifier-free guidance, by one denoiser call of twice as many samples.
 
-    Args:
-        denoise: See :func:`sample_images`.
-        noisy: Noisy images, shape ``(B, C, H, W)``.
-        timesteps: Shape ``(B,)``.
-        conditions: Of the B images.
-        add_null: See :func:`sample_images`; ``None`` = no guidance.
-        scale: See :func:`~lightning_iet.functional.diffusion.guide`; 1 = none.
-
-    Returns:
-        The prediction, shape ``(B, C, H, W)``.
+    Arguments are those of :func:`sample_images`, for a batch of noisy images, shape ``(B, C, H, W)``; so is the result.
 
     Example:
         >>> x, t, c = torch.ones(1), torch.zeros(1), torch.tensor([2.0])

@@ -60,11 +60,7 @@ def build(specification: dict[str, Any]) -> Any:
 
 
 def check_same_architecture(saved: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
-    """Refuse weights of another architecture, before torch lists each of them.
-
-    Args:
-        saved: Weights of the checkpoint, by name.
-        own: Weights of the module that is to take them.
+    """Refuse weights, by name, of another architecture than a module's own, before torch lists each of them.
 
     Raises:
         ValueError: Naming the first difference.
@@ -91,12 +87,7 @@ def check_same_architecture(saved: Mapping[str, Tensor], own: Mapping[str, Tenso
 def given_or_pretrained(
     unet: nn.Module | None, pretrained: str | None, scheduler: SchedulerMixin | None = None
 ) -> tuple[nn.Module, SchedulerMixin | None]:
-    """Return the denoiser that was given, or load the one that was named, with its scheduler.
-
-    Args:
-        unet: A denoiser, or None.
-        pretrained: Where to load one from, or None.
-        scheduler: The noise schedule that was given: it goes before that of a published model.
+    """Return the denoiser that was given, or load the one that was named, with its scheduler, unless one was given.
 
     Raises:
         ValueError: If there are none or both, if a published denoiser comes without the noise schedule that it was
@@ -292,18 +283,11 @@ def make_pipeline(denoiser: nn.Module, scheduler: SchedulerMixin) -> "diffusers.
 
 
 def load_any_module(path: Path, *, argument: str = "ckpt") -> Any:
-    """Load a module of the class that its checkpoint names.
-
-    Args:
-        path: A checkpoint.
-        argument: The name under which the user gave it.
-
-    Returns:
-        The module, on the CPU.
+    """Load a module of the class that its checkpoint names, on the CPU.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is something else.
+        ValueError: If it is something else; ``argument`` is the name under which the user gave it.
     """
     specification = outline(path, argument=argument).get("specification")
     if not isinstance(specification, dict):

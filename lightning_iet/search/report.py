@@ -4,7 +4,7 @@ import io
 import json
 import re
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import isfinite, log10
 from pathlib import Path
@@ -21,7 +21,7 @@ from scipy.stats import t as student
 import lightning_iet
 from lightning_iet.functional.bit_effects import BitEffects, bit_effects
 from lightning_iet.plots import CONTROL, GENERATED, INK, QUIET, effect_bars, save_figure, selection_front
-from lightning_iet.search.selection_points import Point, SelectionSearch, described, duration, labels, write_points
+from lightning_iet.search.selection_points import Point, SelectionSearch, described, duration, write_points
 from lightning_iet.utilities.files import write_atomically
 from lightning_iet.utilities.pages import page_environment, read_resource, stylesheet
 
@@ -48,14 +48,14 @@ def render_page(search: SelectionSearch) -> str:
     template = page_environment().from_string(read_resource(_PACKAGE, "report.html.j2"))
     fronts = [
         {"label": label, "svg": _svg(figure)}
-        for label, figure in zip(labels(search)[1:], front_figures(search), strict=True)
+        for label, figure in zip(search.labels[1:], front_figures(search), strict=True)
     ]
     found = effects(search)
     known = bool(found) and any(part.effect.isfinite().any() for part in found.values())
     return template.render(
         css=Markup(stylesheet(_PACKAGE)),  # noqa: S704 (our own file)
         verdict=verdict(search),
-        quality=labels(search)[0],
+        quality=search.labels[0],
         fronts=fronts,
         front=front_rows(search),
         groups=search.groups,
@@ -64,13 +64,13 @@ def render_page(search: SelectionSearch) -> str:
         effect_rows=effect_rows(search) if found else [],
         joint=all(part.joint for part in found.values()),
         freedom=min((part.degrees_of_freedom for part in found.values()), default=0),
-        labels=labels(search),
+        labels=search.labels,
         points=[_point(search, point) for point in search.all_points],
-        failures=failed_rows(search),
+        failures=list(search.failures.items()),
         running=search.running,
         controls=[
             (label, number(control))
-            for label, control in zip(labels(search), search.controls, strict=True)
+            for label, control in zip(search.labels, search.controls, strict=True)
             if control is not None
         ],
         settings=[(name, str(value)) for name, value in search.settings.items()],
@@ -81,7 +81,7 @@ def render_page(search: SelectionSearch) -> str:
 
 def front_figures(search: SelectionSearch) -> list[Figure]:
     """Draw the front, one figure for each objective of memorization against the first objective."""
-    names, points = labels(search), search.points
+    names, points = search.labels, search.points
     courses = {
         "plain fine-tuning": search.course(kind="plain"),
         "the whole family": search.course(kind="mask", mask="1" * len(search.groups)),
@@ -140,7 +140,7 @@ def _mask(search: SelectionSearch, point: Point) -> dict[str, Any]:
         "name": point.candidate.name,
         "step": point.step,
         "bits": [bit == "1" for bit in point.candidate.mask],
-        "figures": [number(value) for value in point.values],
+        "figures": _cells(point),
         "chosen": chosen,
     }
 
@@ -189,8 +189,8 @@ def verdict(search: SelectionSearch) -> Verdict:
         return Verdict("No mask was trained to the end", (f"{len(search.failures)} trials failed.",))
     point, choice = search.choice
     still = unmoved(search)
-    if choice.rule == "control" and still >= set(labels(search)[1:]):
-        headline = f"Chosen: {described(point.candidate)}, by {labels(search)[0]} alone: no trial memorized"
+    if choice.rule == "control" and still >= set(search.labels[1:]):
+        headline = f"Chosen: {described(point.candidate)}, by {search.labels[0]} alone: no trial memorized"
         rule = "No trial, plain fine-tuning included, memorized more than held-out images do, by these figures."
     elif choice.rule == "control":
         headline = f"Chosen: {described(point.candidate)}, which memorizes no more than held-out images show"
@@ -201,18 +201,18 @@ def verdict(search: SelectionSearch) -> Verdict:
     else:
         headline = f"Chosen: {described(point.candidate)}, the knee of the front; every mask memorizes"
         rule = "No mask memorizes as little as held-out images do; the knee of the front was taken."
-    names = ", ".join(f"{label} {cell}" for label, cell in zip(labels(search), _cells(search, point), strict=True))
+    names = ", ".join(f"{label} {cell}" for label, cell in zip(search.labels, _cells(point), strict=True))
     share = "" if point.share is None else f" ({100 * point.share:.3g} % of the network)"
     trained = "" if point.trained is None else f"; {point.trained:,} parameters train{share}"
     warnings = [
         f"{label} was {cell} at every checkpoint of every trial, so that the search could not tell masks apart by it. "
-        f"{_REMEDY if label in labels(search)[1:] else 'Train for longer.'}"
-        for label, cell in zip(labels(search), _cells(search, point), strict=True)
+        f"{_REMEDY if label in search.labels[1:] else 'Train for longer.'}"
+        for label, cell in zip(search.labels, _cells(point), strict=True)
         if label in still
     ]
     warnings += [
         f"Every mask has {label} {cell}, unlike plain fine-tuning: the search could not tell masks apart by it."
-        for label, cell in zip(labels(search), _cells(search, point), strict=True)
+        for label, cell in zip(search.labels, _cells(point), strict=True)
         if label in unmoved(search, masks=True) - still
     ]
     result = f"{point.candidate.name} at step {point.step}: {names}{trained}."
@@ -221,7 +221,7 @@ def verdict(search: SelectionSearch) -> Verdict:
 
 def _allowance(search: SelectionSearch) -> str:
     """What the rule of the control lets masks memorize beyond it: a standard error, where one is known."""
-    names, errors = labels(search)[1:], search.control_errors[1:]
+    names, errors = search.labels[1:], search.control_errors[1:]
     known = [name for name, error in zip(names, errors, strict=True) if error is not None]
     if not known:
         return ""
@@ -232,16 +232,13 @@ def _allowance(search: SelectionSearch) -> str:
 def unmoved(search: SelectionSearch, *, masks: bool = False) -> frozenset[str]:
     """Return the objectives that had one value at all checkpoints of all trials, and so say nothing of masks.
 
-    Args:
-        search: what was found.
-        masks: look at masks that were trained alone, not at plain fine-tuning and the pretrained network, from which
-            they may all differ.
+    With ``masks``, of masks alone, not of plain fine-tuning and the pretrained network, from which they may all differ.
     """
     points = [p for p in search.all_points if not masks or p.candidate.kind == "mask"]
     if len({point.candidate.name for point in points}) < 2:
         return frozenset()
     columns = zip(*(point.values for point in points), strict=True)
-    return frozenset(label for label, values in zip(labels(search), columns, strict=True) if len(set(values)) == 1)
+    return frozenset(label for label, values in zip(search.labels, columns, strict=True) if len(set(values)) == 1)
 
 
 def compared(search: SelectionSearch) -> list[str]:
@@ -250,7 +247,7 @@ def compared(search: SelectionSearch) -> list[str]:
         return []
     point = search.choice[0]
     own = search.costs([point])[0].tolist()
-    quality, *memorization = labels(search)
+    quality, *memorization = search.labels
     rivals = {
         "plain fine-tuning": [p for course in search.course(kind="plain").values() for p in course],
         "the whole family": [
@@ -267,9 +264,7 @@ def compared(search: SelectionSearch) -> list[str]:
             sentences.append(f"No checkpoint of {name} reaches this {quality}.")
             continue
         costs = search.costs([rival])[0].tolist()
-        figures = ", ".join(
-            f"{label} {cell}" for label, cell in zip(memorization, _cells(search, rival)[1:], strict=True)
-        )
+        figures = ", ".join(f"{label} {cell}" for label, cell in zip(memorization, _cells(rival)[1:], strict=True))
         better = sum(a < b for a, b in zip(own[1:], costs[1:], strict=True))
         worse = sum(a > b for a, b in zip(own[1:], costs[1:], strict=True))
         judged = (
@@ -284,7 +279,7 @@ def compared(search: SelectionSearch) -> list[str]:
 
 def front_rows(search: SelectionSearch) -> list[list[str]]:
     """Return a header and a row for each point of the front, then the last points of the references."""
-    header = ["", "trial", "trains", "learning rate", "step", "share", *labels(search)]
+    header = ["", "trial", "trains", "learning rate", "step", "share", *search.labels]
     chosen = search.choice[0] if search.choice else None
     rows = [_row(search, point, "chosen" if point is chosen else "front") for point in search.front]
     if chosen is not None and chosen not in search.front:
@@ -305,7 +300,7 @@ def front_table(search: SelectionSearch) -> Table:
     header, *rows = front_rows(search)
     shown = [column for column in range(len(header)) if header[column] != "share" or any(row[column] for row in rows)]
     for column in shown:
-        free = header[column] in ("trains", *labels(search))  # to be broken anywhere
+        free = header[column] in ("trains", *search.labels)  # to be broken anywhere
         table.add_column(
             "rate" if header[column] == "learning rate" else header[column],
             justify="left" if column < 3 else "right",
@@ -338,7 +333,7 @@ def effects(search: SelectionSearch) -> dict[str, BitEffects]:
     columns = torch.tensor([point.values for point in trained], dtype=torch.float64).T
     return {
         label: bit_effects(bits, column, covariates=covariates)
-        for label, column in zip(labels(search), columns, strict=True)
+        for label, column in zip(search.labels, columns, strict=True)
     }
 
 
@@ -365,10 +360,10 @@ def _row(search: SelectionSearch, point: Point, role: str) -> list[str]:
     share = "" if point.share is None else f"{100 * point.share:.3g} %"
     what = {"plain": "all parameters", "pretrained": "nothing"}.get(candidate.kind, candidate.mask)
     rate = f"{candidate.learning_rate:.2e}" if candidate.learning_rate else ""
-    return [role, candidate.name, what, rate, str(point.step), share, *_cells(search, point)]
+    return [role, candidate.name, what, rate, str(point.step), share, *_cells(point)]
 
 
-def _cells(search: SelectionSearch, point: Point) -> list[str]:
+def _cells(point: Point) -> list[str]:
     return [number(value) for value in point.values]
 
 
@@ -387,11 +382,6 @@ def _effect(found: BitEffects, group: int) -> str:
     if not isfinite(effect):
         return "not known"
     return f"{effect:+.3g} ± {error:.2g}" if isfinite(error) else f"{effect:+.3g}"
-
-
-def failed_rows(search: SelectionSearch) -> Sequence[tuple[str, str]]:
-    """Return the names of failed trials and why they failed."""
-    return tuple(search.failures.items())
 
 
 WriteMask: TypeAlias = Callable[[Path, str, Mapping[str, Any]], object]
@@ -432,8 +422,8 @@ def source(search: SelectionSearch, point: Point) -> dict[str, Any]:
         "trial": point.candidate.name,
         "learning_rate": point.candidate.learning_rate,
         "step": point.step,
-        "objectives": dict(zip(labels(search), point.values, strict=True)),
-        "controls": dict(zip(labels(search), search.controls, strict=True)),
+        "objectives": dict(zip(search.labels, point.values, strict=True)),
+        "controls": dict(zip(search.labels, search.controls, strict=True)),
         "share": point.share,
         "settings": dict(search.settings),
     }

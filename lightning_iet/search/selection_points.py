@@ -53,13 +53,7 @@ class Objective:
         return "maximize" if self.maximize and not self.minus_control else "minimize"
 
     def value(self, figures: Mapping[str, float]) -> float:
-        """Return the objective's value from the figures of a trial.
-
-        Args:
-            figures: by name.
-
-        Returns:
-            The figure, or what of it lies beyond its control.
+        """Return the figure of this name, or what of it lies beyond its control.
 
         Raises:
             KeyError: if a figure that is needed is not there; its only argument is a sentence that says which.
@@ -233,6 +227,11 @@ class SelectionSearch:
         """Points of masks, then those of the references."""
         return (*self.points, *self.references)
 
+    @property
+    def labels(self) -> list[str]:
+        """How the objectives are called."""
+        return [objective.label for objective in self.objectives]
+
     def costs(self, points: Sequence[Point]) -> torch.Tensor:
         """Return the objectives of points, all to be minimised, float64, shape ``(N, p)``."""
         rows = [[o.cost(v) for o, v in zip(self.objectives, point.values, strict=True)] for point in points]
@@ -283,12 +282,7 @@ class SelectionSearch:
         return able[choice.point], choice
 
     def course(self, *, kind: Kind, mask: str = "") -> dict[str, list[Point]]:
-        """Return points by trial, in the order of their steps: of plain fine-tuning, or of one mask.
-
-        Args:
-            kind: of the trials.
-            mask: which mask, for kind ``mask``.
-        """
+        """Return points by trial, in the order of their steps: of plain fine-tuning, or of one mask."""
         trials: dict[str, list[Point]] = {}
         for point in self.all_points:
             if point.candidate.kind == kind and point.candidate.mask == mask and not point.copied_from:
@@ -296,12 +290,7 @@ class SelectionSearch:
         return trials
 
     def at_quality(self, points: Sequence[Point], quality: float) -> Point | None:
-        """Return the point that memorizes least among those of at least this quality, None if there is none.
-
-        Args:
-            points: to choose from.
-            quality: cost of the first objective.
-        """
+        """Return the point that memorizes least of those whose first objective costs at most ``quality``, or None."""
         costs = self.costs(points)
         able = [(row[1:], point) for row, point in zip(costs.tolist(), points, strict=True) if row[0] <= quality]
         return min(able, key=lambda pair: pair[0])[1] if able else None
@@ -331,11 +320,6 @@ def duration(seconds: float) -> str:
         if seconds < limit:
             return f"{seconds / size:.{digits}f} {unit}"
     return f"{seconds / 86400:.1f} d"
-
-
-def labels(search: SelectionSearch) -> list[str]:
-    """How the objectives are called."""
-    return [objective.label for objective in search.objectives]
 
 
 def write_points(search: SelectionSearch, path: Path) -> None:

@@ -157,8 +157,7 @@ class ShardEngine:
     def share_options(self, before: list[list[dict[str, Any]]]) -> None:
         """Give to all shards what was changed in the options of the active one: parameter groups, and values.
 
-        Args:
-            before: What :meth:`options` returned before the changes.
+        ``before`` is what :meth:`options` returned before the changes.
         """
         for which, (old, new) in enumerate(zip(before, self.options(), strict=True)):
             changes = [
@@ -300,12 +299,7 @@ class ShardEngine:
         return {shard: pack(state, self.trainer.optimizers) for shard, state in self.states.items()}
 
     def load_state_dict(self, states: Mapping[int, dict[str, Any]], *, agreed: bool) -> None:
-        """Restore what :meth:`state_dict` returned; then no shard is active.
-
-        Args:
-            states: States of at least this process's shards.
-            agreed: Whether the states are those after an averaging.
-        """
+        """Restore what :meth:`state_dict` returned, of at least this process's shards; then no shard is active."""
         for shard, state in self.states.items():
             loaded = unpack(states[shard], into=state, optimizers=self.trainer.optimizers, device=self.layout.device)
             self.states[shard] = self.storage.store(shard, loaded)

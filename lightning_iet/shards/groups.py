@@ -61,14 +61,8 @@ def make_groups(
 def gather_rows(tensor: Tensor, group: dist.ProcessGroup) -> Tensor:
     """Interleave the rows of all processes of a group: each one's first, each one's second … A collective.
 
-    That is the order in which :func:`~lightning_iet.functional.sharding.replica_part` has dealt the samples out.
-
-    Args:
-        tensor: Shape ``(B, …)``, the same on every process.
-        group: The processes, W.
-
-    Returns:
-        Shape ``(B · W, …)``, without a graph; those of rank r are ``[r::W]``.
+    That is the order in which :func:`~lightning_iet.functional.sharding.replica_part` has dealt the samples out: of W
+    processes with shape ``(B, …)`` each, the result has ``(B · W, …)``, no graph, and ``[r::W]`` are those of rank r.
     """
     parts = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for _ in range(dist.get_world_size(group))]
     dist.all_gather(parts, tensor.detach().contiguous(), group=group)

@@ -137,9 +137,7 @@ def group_options(optimizer: Optimizer) -> list[dict[str, Any]]:
 def pack(state: ShardState, optimizers: Sequence[Optimizer]) -> dict[str, Any]:
     """Turn a state into dicts, lists, numbers and tensors, which ``torch.load(weights_only=True)`` can read.
 
-    Args:
-        state: The state; its tensors are not copied.
-        optimizers: Its optimizers; parameters become their numbers in the order of the groups.
+    Tensors are not copied; parameters become their numbers in the order of the optimizers' groups.
     """
     return {
         "flat": {str(dtype).removeprefix("torch."): flat for dtype, flat in state.flat.items()},
@@ -157,13 +155,9 @@ def pack(state: ShardState, optimizers: Sequence[Optimizer]) -> dict[str, Any]:
 def unpack(
     packed: dict[str, Any], *, into: ShardState, optimizers: Sequence[Optimizer], device: torch.device
 ) -> ShardState:
-    """Return the state that :func:`pack` was given, on the device; flat tensors stay where those of ``into`` are.
+    """Return the state that :func:`pack` was given, on the device where the model is trained.
 
-    Args:
-        packed: Content of a checkpoint.
-        into: A state of the same model; its flat tensors are overwritten and used.
-        optimizers: Optimizers of the model.
-        device: Where the model is trained.
+    The flat tensors of ``into``, a state of the same model, are overwritten and used; they stay where they are.
     """
     for dtype, flat in into.flat.items():
         flat.copy_(packed["flat"][str(dtype).removeprefix("torch.")])
@@ -384,14 +378,7 @@ def choose_offload(needed: int, *, device: torch.device, device_free: int, host_
 
 
 def make_storage(trainer: Trainer, layout: FlatLayout, flat: Flat, *, num_hosted: int, offload: Offload) -> Storage:
-    """Choose where shard states are stored, and log the decision.
-
-    Args:
-        trainer: Its ``default_root_dir`` takes the files of ``"disk"``.
-        layout: Layout of the model.
-        flat: Flat tensors at which the model points.
-        num_hosted: Number of shards of this process.
-        offload: What the user asked for.
+    """Choose where shard states are stored, and log the decision; files of ``"disk"`` go to ``default_root_dir``.
 
     Raises:
         ValueError: For ``"disk"``, if the folder cannot be written.
