@@ -12,10 +12,11 @@ from benchmarks.mitigation.rows import Row
 from benchmarks.mitigation.settings import Setting
 from lightning_iet.data import DrawnByWeight, FashionMNISTDataModule, IndexedImages
 from lightning_iet.data.augmentation import Augmented, augment
-from lightning_iet.data.duplicates import repeat_images
+from lightning_iet.data.duplicates import FirstOfGroups, repeat_images
 from lightning_iet.data.samples import RandomFlips
 from lightning_iet.data.splits import select_disjoint
 from lightning_iet.functional.checks import unit_interval
+from lightning_iet.functional.duplicates import duplicate_groups
 
 
 @cache
@@ -106,6 +107,9 @@ class Sets(pl.LightningDataModule):
         self.train_set = self.every_image
         if row.deduplicated:
             kept = kept_occurrences(self.source, share=row.deduplicated)
+            self.train_set = IndexedImages(pixels[kept], self.every_image.targets[kept])
+        if row.drops_found:
+            kept = FirstOfGroups(self.train_set, duplicate_groups(pixels).group).kept
             self.train_set = IndexedImages(pixels[kept], self.every_image.targets[kept])
         anchors = unseen[: row.num_anchors]
         self.anchor_set = IndexedImages(images[anchors], labels[anchors]) if row.num_anchors else None

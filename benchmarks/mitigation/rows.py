@@ -26,7 +26,9 @@ class Row:
         agc: further options of anti-gradient control, as pairs of name and value.
         exchange: how samples move between shards: ``"most_skipped"``, ``"random"``, or ``""`` = not at all.
         max_magnitude: of threshold-aware augmentation; 0 = off.
-        deduplicated: share of the near-duplicates in an uneven training set that are removed before training.
+        deduplicated: share of the near-duplicates in an uneven training set that are removed before training, by one
+            who knows them all.
+        drops_found: whether those near-duplicates are removed that the package finds, as by ``--data.duplicates drop``.
         times_as_long: as the setting's lengths; for rows whose quality still rises fast at their end.
         randaugment: share of draws that RandAugment changes, and its magnitude, without regard to any threshold.
         only: the settings' sources that the row is for; empty = all.
@@ -50,6 +52,7 @@ class Row:
     exchange: str = ""
     max_magnitude: int = 0
     deduplicated: float = 0.0
+    drops_found: bool = False
     randaugment: tuple[float, int] = (0.0, 0)
     times_as_long: int = 1
     only: tuple[str, ...] = ()
@@ -99,6 +102,7 @@ ROWS = (
     Row("iet_anchored", "IET + anchored on other shards", num_shards=4, threshold=0.5, reference="other_shards"),
     # For uneven training sets: near-duplicates removed, and AGC by a sample's own record.
     Row("deduplicated", "near-duplicates removed first", deduplicated=1.0, only=_UNEVEN),
+    Row("found", "near-duplicates that `drop` finds removed", drops_found=True, only=_UNEVEN),
     Row("half_deduplicated", "half of the near-duplicates removed", deduplicated=0.5, only=_UNEVEN),
     Row("agc_0.8", "AGC 0.8, published", threshold=0.8, only=_UNEVEN),
     *(

@@ -300,28 +300,30 @@ def update_log_weights(
     log_weights: Tensor,
     index: Tensor,
     record: Tensor,
-    typical: Tensor,
+    typical: float | Tensor,
     rate: float | Tensor,
     *,
     min_weight: float = 0.02,
     absent: Tensor | None = None,
 ) -> Tensor:
-    r"""Lower the weight of samples whose record lies below the median, and raise the others', up to 1.
+    r"""Lower the weight of samples whose record lies below the median, or another limit, and raise the others', up to 1.
 
     .. math::
 
         \log w_i \leftarrow
-        \operatorname{clip}(\log w_i + n \, \eta \, (r_i - \operatorname{median}(r)), \, \log w_{\min}, \, 0)
+        \operatorname{clip}(\log w_i + n \, \eta \, (r_i - m), \, \log w_{\min}, \, 0)
 
     for each sample of the batch, where :math:`n` is the number of its draws in it *(our choice: one step per batch,
-    with the record after all of them)*.
+    with the record after all of them)*, and :math:`m` is :math:`\operatorname{median}(r)`, which makes all records
+    alike, or a limit below it, which spares samples that are merely easy.
 
     Args:
         log_weights: Of every sample, shape (n,), floating point, at most 0; **modified in place**.
         index: The sample of each draw, shape (B,), integers in [0, n).
         record: New record of each draw's sample, shape (B,), from :func:`update_record`.
-        typical: Median record, scalar, from :func:`typical_record`.
-        rate: :math:`\eta \ge 0` *(our choice: 0.03)*; or one of each draw, shape (B,), see :func:`pace_of_draws`.
+        typical: :math:`m`: the median record, from :func:`typical_record`, or a limit as of :func:`keep_by_record`;
+            number or scalar tensor.
+        rate: :math:`\eta \ge 0` *(our choice: 0.03 with the median, 0.1 with a limit below it)*; or one of each draw, shape (B,), see :func:`pace_of_draws`.
         min_weight: Least weight, in (0, 1] *(our choice: 0.02)*.
         absent: Boolean, shape (B,): draws that do not count; ``None`` = all count.
 

@@ -106,9 +106,11 @@ class AntiGradientControl(Callback):
     :math:`s_b` are mean and standard deviation of :math:`\log l` in the bin of its timestep, over the reference images;
     it is kept if :math:`z \ge -z_0`. With ``criterion="record"`` each sample has a record of its own, which needs its
     index in the batch: :math:`r_i \leftarrow \rho \, r_i + (1 - \rho) \, z`, kept or not. It is kept if
-    :math:`r_i \ge -z_0`; or, with ``delta``, if :math:`r_i \ge \operatorname{median}(r) - \delta`; or, with ``eta``,
-    all are kept, with weights that make the records alike,
-    :math:`\log w_i \leftarrow \operatorname{clip}(\log w_i + \eta (r_i - \operatorname{median}(r)), \log w_{\min}, 0)`.
+    :math:`r_i \ge m`, where the limit :math:`m` is :math:`-z_0`, or with ``delta``
+    :math:`\operatorname{median}(r) - \delta`. With ``eta`` all are kept, with weights that fall while a record lies below
+    the limit, and rise else,
+    :math:`\log w_i \leftarrow \operatorname{clip}(\log w_i + \eta (r_i - m), \log w_{\min}, 0)`; there the limit is the
+    median itself, which makes the records alike, unless ``delta`` or ``z0`` is given.
     The median is over the samples of the shard at work. With ``weigh="draws"`` these weights act on how often a sample
     is drawn, not on its loss: an epoch has as many draws as before, and what heavier samples lose others get. See
     docs/explanation/sample-records.md.
@@ -138,10 +140,12 @@ class AntiGradientControl(Callback):
         criterion: What a sample's loss is judged by: ``"ratio"`` to the bank's mean, which was published; its
             ``"quantile"``; or ``"record"``, its own running mean.
         z0: :math:`z_0`, in standard deviations; infinity is off. Default: 1 of records, 1.64 of quantiles *(our
-            choice: one in 20 usual losses lies below)*.
+            choice: one in 20 usual losses lies below)*; with ``eta`` none.
         delta: :math:`\delta`; records are compared with their median; infinity is off. 0.3 served well *(our choice)*.
-        eta: :math:`\eta`; samples are weighted by their records; 0 is off. 0.03 served well *(our choice)*. Of ``z0``,
-            ``delta`` and ``eta`` one is given at most.
+            Of ``z0`` and ``delta`` one is given at most.
+        eta: :math:`\eta`; samples are weighted by their records instead of left out; 0 is off. With ``delta`` or ``z0``,
+            those are weighted down whose records lie below that limit: 0.1 served well *(our choice)*, with ``delta``
+            0.3, or ``z0`` 0.5 against unseen images. Alone, all records are made alike: 0.03 *(our choice)*.
         weigh: What the weights of ``eta`` act on: ``"losses"``; or ``"draws"``, from the second epoch on, which needs a
             training set that is read through :class:`~lightning_iet.data.DrawnByWeight`. Data modules of this package
             do that by themselves.
@@ -178,6 +182,7 @@ class AntiGradientControl(Callback):
         shard: The shard at work, as the averaging callback tells it; None without shards.
         counts: Draws and skips by sample, while a run lasts and after it; None where samples have no known index.
         records: Records and weights by sample; None with another criterion.
+        is_relative: Whether records are compared with their median, not with a fixed limit.
         draws: What samples of this epoch are drawn by; None where weights do not act on draws.
 
     Raises:
@@ -281,6 +286,7 @@ class AntiGradientControl(Callback):
         self.z0 = (1.64 if criterion == "quantile" else 1.0) if z0 is None else z0
         self.delta = delta
         self.eta = eta
+        self.is_relative = delta is not None or (eta is not None and z0 is None)
         self.weigh: Weigh = weigh
         self.min_weight = min_weight
         self.record_decay = record_decay
@@ -316,9 +322,7 @@ class AntiGradientControl(Callback):
         """Whether the loss is left as it is; statistics and counts are recorded all the same."""
         if self.criterion == "ratio":
             return self.threshold == 0
-        if self.criterion == "quantile" or (self.delta is None and self.eta is None):
-            return self.z0 == inf
-        return self.delta == inf or self.eta == 0
+        return self.eta == 0 or (self.delta == inf if self.is_relative else self.z0 == inf)
 
     # --- the run -----------------------------------------------------------------------------------------------------
 
@@ -568,14 +572,13 @@ class AntiGradientControl(Callback):
             rows = slice(dist.get_rank(self.sample_group), None, dist.get_world_size(self.sample_group))
             index, scores, absent = (gather_rows(values, self.sample_group) for values in (index, scores, absent))
         record = self.records.update(index, scores, self.record_decay, absent=absent)
-        if self.eta is None and self.delta is None:
-            return (keep_by_record(record, -self.z0) | absent)[rows], None
-        typical = self.records.typical(self._shard_members())
+        limit: float | Tensor = -self.z0
+        if self.is_relative:
+            limit = self.records.typical(self._shard_members()) - (self.delta or 0)
         if self.eta is None:
-            assert self.delta is not None  # noqa: S101
-            return (keep_by_record(record, typical - self.delta) | absent)[rows], None
+            return (keep_by_record(record, limit) | absent)[rows], None
         rate = self.eta if self.draws is None else self.eta * self.draws.pace(index)
-        weights = self.records.update_weights(index, record, typical, rate, min_weight=self.min_weight, absent=absent)
+        weights = self.records.update_weights(index, record, limit, rate, min_weight=self.min_weight, absent=absent)
         return torch.ones_like(absent)[rows], weights[rows] if self.draws is None else None
 
     def learn_reference(self, losses: Tensor, timesteps: Tensor) -> None:
@@ -927,7 +930,8 @@ class AntiGradientControl(Callback):
         self._weights = {epoch: list(pair) for epoch, pair in state_dict.get("weights", {}).items()}
 
     def _settings(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in ("z0", "delta", "eta", "weigh", "min_weight", "record_decay")}
+        names = ("z0", "delta", "eta", "weigh", "min_weight", "record_decay", "is_relative")
+        return {name: getattr(self, name) for name in names}
 
     # --- what the run was like ---------------------------------------------------------------------------------------
 
@@ -1029,10 +1033,14 @@ def _check_record(
             )
         if not value >= 0:
             raise ValueError(f"Argument `{name}` expected a number ≥ 0, but got {value}. Leave it out for the default.")
-    if len(given) > 1:
+    if "z0" in given and "delta" in given:
         raise ValueError(
-            f"Arguments `z0`, `delta` and `eta` expected one of them, but got {', '.join(given)}. Choose: a fixed"
-            " threshold, one below the median, or weights."
+            "Arguments `z0` and `delta` expected one of them, but got both. Choose: a fixed limit, or one below the median."
+        )
+    if eta is not None and inf in given.values():
+        raise ValueError(
+            "Arguments `z0` and `delta` expected finite numbers with `eta`, but got inf. Leave them out, or set eta=0"
+            " alone for no weights."
         )
     if not 0 < min_weight <= 1:
         raise ValueError(f"Argument `min_weight` expected a number in (0, 1], but got {min_weight}.")

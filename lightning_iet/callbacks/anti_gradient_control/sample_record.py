@@ -162,7 +162,7 @@ class SampleRecords(nn.Module):
         self,
         index: Tensor,
         record: Tensor,
-        typical: Tensor,
+        typical: float | Tensor,
         rate: float | Tensor,
         *,
         min_weight: float,

@@ -189,14 +189,12 @@ class ByHand:
         for i, z in zip(index, scores, strict=True):
             drawn.add(i)
             record[i] = RHO * record.get(i, 0.0) + (1 - RHO) * z
-        if self.z0 is not None:
-            return [float(record[i] >= -self.z0) for i in index]
         ours = sorted(record[i] for i in drawn if self.members is None or i in self.members)
-        median = ours[(len(ours) - 1) // 2]
-        if self.delta is not None:
-            return [float(record[i] >= median - self.delta) for i in index]
+        limit = ours[(len(ours) - 1) // 2] - (self.delta or 0.0) if self.z0 is None else -self.z0
+        if self.eta is None:
+            return [float(record[i] >= limit) for i in index]
         for i in set(index):
-            step = index.count(i) * self.eta * (record[i] - median)
+            step = index.count(i) * self.eta * (record[i] - limit)
             weight[i] = min(max(weight.get(i, 0.0) + step, math.log(0.02)), 0.0)
         return [math.exp(weight[i]) for i in index]
 
@@ -231,6 +229,8 @@ CASES = {
     "record": ({"criterion": "record", "z0": 0.3}, {"z0": 0.3}),
     "delta": ({"criterion": "record", "delta": 0.2}, {"delta": 0.2}),
     "eta": ({"criterion": "record", "eta": 0.3}, {"eta": 0.3}),
+    "eta below the median": ({"criterion": "record", "eta": 0.5, "delta": 0.1}, {"eta": 0.5, "delta": 0.1}),
+    "eta below a limit": ({"criterion": "record", "eta": 0.5, "z0": 0.1}, {"eta": 0.5, "z0": 0.1}),
     "by batch": ({"criterion": "record", "eta": 0.3, "normalize": "batch"}, {"eta": 0.3, "normalize": "batch"}),
 }
 
@@ -257,7 +257,7 @@ def test_against_training_samples_equals_the_loop(tmp_path, case, kind):
     assert agc.counts.skipped.tolist() == skipped
     assert agc.counts.seen.tolist() == [len(model.skipped[i]) for i in range(24)]
     assert agc.run_statistics.skipped.sum() == sum(skipped)
-    if case in ("eta", "by batch"):
+    if "eta" in by_hand:
         assert_close(agc.records.log_weights.tolist(), [model.records[1][i] for i in range(24)], **EXACT)
         assert agc.records.weights().min() < 0.5  # else this test shows nothing
     else:
@@ -267,7 +267,7 @@ def test_against_training_samples_equals_the_loop(tmp_path, case, kind):
 
 
 @pytest.mark.parametrize("reference", ["training", "held_out", "other_shards"])
-@pytest.mark.parametrize("case", ["quantile", "record", "delta", "eta"])
+@pytest.mark.parametrize("case", ["quantile", "record", "delta", "eta", "eta below a limit"])
 def test_shards_equal_the_loop(tmp_path, case, reference):
     settings, by_hand = CASES[case]
     agc = make(reference=reference, **settings)
@@ -298,7 +298,7 @@ def test_shards_equal_the_loop(tmp_path, case, reference):
     assert agc.counts.skipped.tolist() == [sum(skipped[i]) for i in range(21)]
     if case != "quantile":
         assert_close(agc.records.record.tolist(), [records[0][i] for i in range(21)], rtol=1e-7, atol=1e-7)
-    if case != "eta":
+    if "eta" not in by_hand:
         assert agc.counts.skipped.sum() > 3
 
 
@@ -310,6 +310,7 @@ def test_shards_equal_the_loop(tmp_path, case, reference):
         {"criterion": "record", "z0": math.inf},
         {"criterion": "record", "delta": math.inf},
         {"criterion": "record", "eta": 0.0},
+        {"criterion": "record", "eta": 0.0, "z0": 0.5},
         {"threshold": 0.0},
     ],
 )
@@ -326,7 +327,7 @@ def test_neutral_settings_change_no_bit_and_record(tmp_path, settings, kind):
         assert agc.records.record.ne(0).all()
 
 
-@pytest.mark.parametrize("settings", [{"z0": 0.3}, {"delta": 0.2}, {"eta": 0.3}])
+@pytest.mark.parametrize("settings", [{"z0": 0.3}, {"delta": 0.2}, {"eta": 0.3}, {"eta": 0.3, "z0": 0.5}])
 def test_no_step_waits_for_the_device(tmp_path, settings):
     def waits(steps, *callbacks):
         with CountWaits() as counted:
@@ -568,8 +569,12 @@ def test_a_broken_loss_stays_in_the_loss_and_out_of_the_record(tmp_path):
         ({"eta": 0.1}, "Argument `eta` expected None with criterion='ratio', which does not use it, but got 0.1"),
         ({"criterion": "quantile", "delta": 1.0}, "Argument `delta` expected None with criterion='quantile'"),
         (
-            {"criterion": "record", "delta": 1.0, "eta": 0.1},
-            "`z0`, `delta` and `eta` expected one of them, but got del",
+            {"criterion": "record", "delta": 1.0, "z0": 0.1},
+            "Arguments `z0` and `delta` expected one of them, but got both. Choose: a fixed limit, or one below",
+        ),
+        (
+            {"criterion": "record", "delta": math.inf, "eta": 0.1},
+            "Arguments `z0` and `delta` expected finite numbers with `eta`, but got inf. Leave them out, or set eta=0",
         ),
         ({"criterion": "record", "z0": -1.0}, "Argument `z0` expected a number ≥ 0, but got -1.0"),
         ({"criterion": "record", "eta": math.nan}, "Argument `eta` expected a number ≥ 0, but got nan"),
