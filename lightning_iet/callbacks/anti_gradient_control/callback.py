@@ -107,8 +107,8 @@ class AntiGradientControl(Callback):
     it is kept if :math:`z \ge -z_0`. With ``criterion="record"`` each sample has a record of its own, which needs its
     index in the batch: :math:`r_i \leftarrow \rho \, r_i + (1 - \rho) \, z`, kept or not. It is kept if
     :math:`r_i \ge m`, where the limit :math:`m` is :math:`-z_0`, or with ``delta``
-    :math:`\operatorname{median}(r) - \delta`. With ``eta`` all are kept, with weights that fall while a record lies below
-    the limit, and rise else,
+    :math:`\operatorname{median}(r) - \delta`. With ``eta`` all are kept, with weights that fall while a record lies
+    below the limit, and rise else,
     :math:`\log w_i \leftarrow \operatorname{clip}(\log w_i + \eta (r_i - m), \log w_{\min}, 0)`; there the limit is the
     median itself, which makes the records alike, unless ``delta`` or ``z0`` is given.
     The median is over the samples of the shard at work. With ``weigh="draws"`` these weights act on how often a sample
@@ -143,9 +143,9 @@ class AntiGradientControl(Callback):
             choice: one in 20 usual losses lies below)*; with ``eta`` none.
         delta: :math:`\delta`; records are compared with their median; infinity is off. 0.3 served well *(our choice)*.
             Of ``z0`` and ``delta`` one is given at most.
-        eta: :math:`\eta`; samples are weighted by their records instead of left out; 0 is off. With ``delta`` or ``z0``,
-            those are weighted down whose records lie below that limit: 0.1 served well *(our choice)*, with ``delta``
-            0.3, or ``z0`` 0.5 against unseen images. Alone, all records are made alike: 0.03 *(our choice)*.
+        eta: :math:`\eta`; samples are weighted by their records instead of left out; 0 is off. With ``delta`` or
+            ``z0``, those are weighted down whose records lie below that limit: 0.1 served well *(our choice)*, with
+            ``delta`` 0.3, or ``z0`` 0.5 against unseen images. Alone, all records are made alike: 0.03 *(our choice)*.
         weigh: What the weights of ``eta`` act on: ``"losses"``; or ``"draws"``, from the second epoch on, which needs a
             training set that is read through :class:`~lightning_iet.data.DrawnByWeight`. Data modules of this package
             do that by themselves.
@@ -1035,7 +1035,8 @@ def _check_record(
             raise ValueError(f"Argument `{name}` expected a number ≥ 0, but got {value}. Leave it out for the default.")
     if "z0" in given and "delta" in given:
         raise ValueError(
-            "Arguments `z0` and `delta` expected one of them, but got both. Choose: a fixed limit, or one below the median."
+            "Arguments `z0` and `delta` expected one of them, but got both. Choose: a fixed limit, or one below the"
+            " median."
         )
     if eta is not None and inf in given.values():
         raise ValueError(
