@@ -77,6 +77,9 @@ def _options(**options: Any) -> tuple[tuple[str, Any], ...]:
     return tuple(sorted(options.items()))
 
 
+_BELOW_UNSEEN: dict[str, Any] = {
+    "agc": _options(criterion="record", eta=0.1, z0=0.5, weigh="draws"), **_RECORD, **_UNSEEN,
+}  # fmt: skip
 _DIGITS: dict[str, Any] = {"only": ("digits",)}
 _ANCHORED: dict[str, Any] = {"threshold": 0.5, "reference": "held_out"}
 _IET_AGC: dict[str, Any] = {"num_shards": 4, "threshold": 0.5}
@@ -121,6 +124,16 @@ ROWS = (
     Row(
         "record_draws", "AGC by record, drawn by weight 0.03",
         agc=_options(criterion="record", eta=0.03, weigh="draws"), **_RECORD,
+    ),
+    # Weights that fall only below a limit: images that are merely easy keep theirs.
+    Row(
+        "record_draws_below", "AGC by record, drawn by weight 0.1, 0.3 below the median",
+        agc=_options(criterion="record", eta=0.1, delta=0.3, weigh="draws"), **_RECORD,
+    ),
+    Row("record_draws_unseen", "AGC by record, drawn by weight 0.1, z0 = 0.5, 64 unseen", **_BELOW_UNSEEN),
+    Row(
+        "found_record_draws_unseen", "what `drop` finds removed, then drawn by weight, 64 unseen",
+        drops_found=True, **_BELOW_UNSEEN,
     ),
     Row(
         "half_deduplicated_record_weights", "half removed, then weights 0.03",

@@ -153,14 +153,18 @@ _FASHION_ROWS = (
 )  # fmt: skip
 
 _UNEVEN_ROWS = (
-    "plain", "plain_with_unseen", "dropout_flips", "deduplicated", "half_deduplicated", "agc_0.5", "agc_0.8",
+    "plain", "plain_with_unseen", "dropout_flips", "deduplicated", "found", "half_deduplicated", "agc_0.5", "agc_0.8",
     "anchored_64", "quantile", "record_1", "record_0.5", "record_median", "record_weights", "record_weights_0.1",
-    "record_draws", "half_deduplicated_record_weights", "iet_4", "iet_agc_4", "iet_agc_random", "iet_agc_msr",
+    "record_draws", "record_draws_below", "record_draws_unseen", "found_record_draws_unseen",
+    "half_deduplicated_record_weights", "iet_4", "iet_agc_4", "iet_agc_random", "iet_agc_msr",
     "iet_agc_taa", "iet_agc_plus", "iet_agc_4_twice", "iet_agc_plus_twice", "randaugment",
 )  # fmt: skip
 
 _TYPICAL_ROWS = ("plain", "agc_0.8", "record_weights", "record_draws", "iet_agc_4")
-_OTHER_UNEVEN_ROWS = ("plain", "deduplicated", "agc_0.8", "record_1", "record_weights", "record_draws")
+_OTHER_UNEVEN_ROWS = (
+    "plain", "deduplicated", "agc_0.8", "record_1", "record_weights", "record_draws", "record_draws_below",
+    "record_draws_unseen",
+)  # fmt: skip
 
 PRESETS = {
     "uneven": Preset(
@@ -176,10 +180,10 @@ PRESETS = {
         (0, 1, 2),
         {
             "uneven_digits": _UNEVEN_ROWS,
-            "uneven_digits_moved": _OTHER_UNEVEN_ROWS,
-            "uneven_digits_10x5": _OTHER_UNEVEN_ROWS,
-            "uneven_digits_40x20": _OTHER_UNEVEN_ROWS,
-            "uneven_digits_exact": ("plain", "deduplicated", "agc_0.8", "record_draws"),
+            "uneven_digits_moved": (*_OTHER_UNEVEN_ROWS, "found", "found_record_draws_unseen"),
+            "uneven_digits_10x5": (*_OTHER_UNEVEN_ROWS, "found"),
+            "uneven_digits_40x20": (*_OTHER_UNEVEN_ROWS, "found"),
+            "uneven_digits_exact": ("plain", "deduplicated", "agc_0.8", "record_draws", "record_draws_unseen"),
             "typical_digits": _TYPICAL_ROWS,
             "uneven_fashion_mnist": (*_OTHER_UNEVEN_ROWS, "anchored_64"),
         },

@@ -13,6 +13,8 @@ from benchmarks.mitigation.scoring import NEIGHBORS, Judge, copies_by_source, qu
 from benchmarks.mitigation.settings import TYPICAL_DIGITS, UNEVEN_DIGITS
 from benchmarks.mitigation.summary import TOLERANCE, stopped_in_time, summarize
 from benchmarks.mitigation.tables import tables_of
+from lightning_iet.data import DrawnByWeight
+from lightning_iet.functional.duplicates import duplicate_groups
 from lightning_iet.metrics import feature_extractor
 
 SMALL = replace(UNEVEN_DIGITS, num_train=30, num_repeated=3, repeats=4)
@@ -31,6 +33,20 @@ def test_repeated_images_occur_as_often_as_asked_and_only_rows_that_deduplicate_
     assert torch.equal(unique.every_image.images, plain.every_image.images)
     half = Sets(SMALL, row_named("half_deduplicated"), seed=0)
     assert len(half.train_set) == 33 + 3 * 2  # of 3 near-duplicates each, 1 is removed
+
+
+def test_what_drop_finds_is_removed_and_copies_are_still_judged_by_all_images():
+    plain, found = Sets(UNEVEN_DIGITS, row_named("plain"), seed=1), Sets(UNEVEN_DIGITS, row_named("found"), seed=1)
+    groups = duplicate_groups(plain.train_set.images).members
+    left_out = {index for group in groups for index in group[1:]}
+    kept = [index for index in range(len(plain.train_set)) if index not in left_out]
+    assert torch.equal(found.train_set.images, plain.train_set.images[kept])
+    assert torch.equal(found.train_set.targets, plain.train_set.targets[kept])
+    assert torch.equal(found.every_image.images, plain.every_image.images)
+    assert plain.source[kept].bincount().tolist() == [1] * 410  # of this seed: all of them, and nothing else
+    both = Sets(UNEVEN_DIGITS, row_named("found_record_draws_unseen"), seed=1)
+    assert torch.equal(both.train_set.images, found.train_set.images)
+    assert isinstance(both.drawn, DrawnByWeight)
 
 
 @pytest.mark.parametrize("name", ["randaugment", "iet_agc_taa"])
