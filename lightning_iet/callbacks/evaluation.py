@@ -274,9 +274,12 @@ class Evaluation(pl.Callback):
         )  # fmt: skip
         if seed < 0:
             raise ValueError(f"Argument `seed` expected an integer ≥ 0, but got {seed}.")
-        for name, value in (("keep_best", keep_best), ("patience", patience)):
-            if value and not (every_n_epochs if name == "keep_best" else keep_best):
-                needed = "every_n_epochs" if name == "keep_best" else "keep_best"
+        needs = (
+            ("keep_best", keep_best, "every_n_epochs", every_n_epochs),
+            ("patience", patience, "keep_best", keep_best),
+        )
+        for name, value, needed, beside in needs:
+            if value and not beside:
                 raise ValueError(f"Argument `{name}` expected `{needed}` as well, but got none. Set both.")
         self.keep_best = keep_best
         self.patience = patience
@@ -323,26 +326,19 @@ class Evaluation(pl.Callback):
         if trainer.is_global_zero and not _is_dev_run(trainer):
             remedy = "Give another one with `--trainer.default_root_dir`, or as `save_dir` of the logger."
             check_writable(run_folder(trainer), argument="default_root_dir", remedy=remedy)
-        check_schedule(pl_module, num_inference_steps=self.num_inference_steps)
-        self._sampling, said = find_sample(pl_module)
-        if said:
+        if said := self._prepare(trainer, pl_module):
             rank_zero_info(said)
+        if self.keep_best and self._features is None:
+            raise ValueError("Argument `keep_best` expected features for FID, but got none. Name some as `features`.")
         with isolated_module(pl_module):
-            self._assessor = self._make_assessor(trainer)
-            if self.keep_best and self._features is None:
-                raise ValueError(
-                    "Argument `keep_best` expected features for FID, but got none. Name some as `features`."
-                )
-            check_images(self._sample(pl_module, 1, start=0, batch_size=1, steps=1), self._assessor.train)
+            check_images(self._sample(1, start=0, batch_size=1, num_inference_steps=1), self._assessor.train)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the clock; make up for an evaluation that was due when the checkpoint of a resumed run was written."""
         self._history.start()
         if self._resumed is not None and self._is_owed(trainer, *self._resumed):
             self._evaluate_in_between(trainer, pl_module)
-            assert self._outcome is not None  # noqa: S101
-            for logger in trainer.loggers:
-                logger.log_metrics(self._figures(), step=trainer.global_step)
+            self._log(trainer, self._figures())
             if self.keep_best and self._is_owed_of_epoch(*self._resumed):
                 self._keep_if_best(trainer, epoch=self._resumed[0], is_saved=True)
 
@@ -368,8 +364,7 @@ class Evaluation(pl.Callback):
         evaluated = self._outcome is not None and self._outcome.step == step  # a step of several batches counts once
         if step and step % self.every_n_steps == 0 and not evaluated:
             self._evaluate_in_between(trainer, pl_module)
-            for logger in trainer.loggers:
-                logger.log_metrics(self._figures(), step=step)
+            self._log(trainer, self._figures())
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Evaluate if it is time."""
@@ -402,6 +397,10 @@ class Evaluation(pl.Callback):
         """Measures of the last evaluation, by the names that loggers know."""
         assert self._outcome is not None  # noqa: S101
         return self._assessor.named(self._outcome.assessment.scores)
+
+    def _log(self, trainer: pl.Trainer, figures: Mapping[str, float]) -> None:
+        for logger in trainer.loggers:
+            logger.log_metrics(dict(figures), step=trainer.global_step)
 
     def _keep_if_best(self, trainer: pl.Trainer, *, epoch: int, is_saved: bool = False) -> None:
         """Keep a checkpoint that is better than all before without copying; stop when none has come for long.
@@ -464,9 +463,7 @@ class Evaluation(pl.Callback):
             curves=curves_of_run(trainer, self._history),
             course=self._course,
         )
-        measures = {**self._figures(), "eval/skip_rate": run["skip_rate"]}
-        for logger in trainer.loggers:
-            logger.log_metrics(measures, step=trainer.global_step)
+        self._log(trainer, {**self._figures(), "eval/skip_rate": run["skip_rate"]})
         if trainer.is_global_zero:
             publish(
                 trainer, self.report, assessment=assessment, train=self._assessor.train, name=self._assessor.name,
@@ -488,10 +485,7 @@ class Evaluation(pl.Callback):
         """Evaluate a model that is not trained here, and print the table; nothing is written."""
         if not self.num_samples:
             return
-        check_schedule(module, num_inference_steps=self.num_inference_steps)
-        self._sampling, _ = find_sample(module)
-        with isolated_module(module):
-            self._assessor = self._make_assessor(trainer)
+        self._prepare(trainer, module)
         with ended_by_sigterm(trainer):
             scores = self._evaluate(trainer, module).assessment.scores
         run = {"threshold": 0.0, "skip_rate": 0.0}
@@ -502,7 +496,7 @@ class Evaluation(pl.Callback):
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Free the images."""
         self._outcome = None
-        for name in ("_assessor", "_membership", "_text_norm", "_sampling"):
+        for name in ("_assessor", "_membership", "_text_norm", "_sample"):
             self.__dict__.pop(name, None)
 
     def on_save_checkpoint(
@@ -528,6 +522,15 @@ class Evaluation(pl.Callback):
             self._judged = checkpoint["evaluation"].get("judged")
 
     # --- what ------------------------------------------------------------------------------------------------------
+
+    def _prepare(self, trainer: pl.Trainer, module: pl.LightningModule) -> str:
+        """Get ready to sample the module and to measure; return what to say of the sampling."""
+        check_schedule(module, num_inference_steps=self.num_inference_steps)
+        found, said = find_sample(module)
+        self._sample = partial(found, seed=self.seed, sampler=self.sampler, use_ema=self.use_ema)
+        with isolated_module(module):
+            self._assessor = self._make_assessor(trainer)
+        return said
 
     def _make_assessor(self, trainer: pl.Trainer) -> Assessor:
         train, control, reference = real_sets(getattr(trainer, "datamodule", None))
@@ -572,7 +575,7 @@ class Evaluation(pl.Callback):
         """Sample a part of the images on each process; then each process measures all of them, and none waits."""
         began = time.monotonic()
         steps = min(self.num_inference_steps, 2) if _is_dev_run(trainer) else self.num_inference_steps
-        sample = partial(self._sample, module, steps=steps)
+        sample = partial(self._sample, num_inference_steps=steps)
         with isolated_module(module):
             num, device = self._num(trainer), module.device
             images = sample_images(trainer, sample, num, batch_size=self.batch_size, device=device)
@@ -584,17 +587,6 @@ class Evaluation(pl.Callback):
                 assessment.scores.further.update(self._text_norm(module, use_ema=self.use_ema))
         self._course.append({"step": trainer.global_step, **asdict(assessment.scores)})
         return _Outcome(trainer.global_step, assessment, time.monotonic() - began)
-
-    def _sample(self, module: pl.LightningModule, num: int, *, start: int, batch_size: int, steps: int) -> Tensor:
-        return self._sampling(
-            num,
-            seed=self.seed,
-            start=start,
-            batch_size=batch_size,
-            sampler=self.sampler,
-            num_inference_steps=steps,
-            use_ema=self.use_ema,
-        )
 
     def _settings(self, trainer: pl.Trainer) -> dict[str, Any]:
         """Return the settings that were used: with the features that ``"auto"`` has found."""

@@ -436,10 +436,7 @@ class MaskFile:
             )
 
     def check(self, groups: ParameterGroups) -> None:
-        """Refuse the groups of another network, and warn of another one with the same groups (a transfer).
-
-        Args:
-            groups: Those of the network that is to be trained, found with this file's :attr:`selection`.
+        """Refuse groups of another network, found with :attr:`selection`; warn of one with the same (a transfer).
 
         Raises:
             ValueError: With the first name that differs.
@@ -519,13 +516,7 @@ def write_mask(
 
 
 def read_mask(path: Path | str) -> MaskFile:
-    """Read a file of :func:`write_mask`.
-
-    Args:
-        path: The file.
-
-    Returns:
-        What it holds; :meth:`MaskFile.check` compares it with a network.
+    """Read a file of :func:`write_mask`; :meth:`MaskFile.check` compares it with a network.
 
     Raises:
         FileNotFoundError: If there is no such file.

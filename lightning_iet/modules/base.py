@@ -108,10 +108,6 @@ class ExponentialMovingAverage(AveragedModel):
 def averaged_network(network: nn.Module, ema: ExponentialMovingAverage | None) -> nn.Module:
     """Return a network with its averaged weights and without adapters; a copy, unless it is at hand.
 
-    Args:
-        network: With or without adapters.
-        ema: Its average; ``None`` = its own weights.
-
     Example:
         >>> network = nn.Sequential(nn.Linear(1, 1).requires_grad_(False), nn.Linear(1, 1, bias=False))
         >>> average = ExponentialMovingAverage(network, decay=0.5, trainable_only=True)

@@ -46,11 +46,7 @@ def check_denoiser(denoiser: nn.Module) -> None:
 
 
 def check_image_shape(denoiser: nn.Module, shape: tuple[int, ...]) -> None:
-    """Refuse images that do not fit a network of diffusers; other denoisers take any.
-
-    Args:
-        denoiser: The network.
-        shape: ``(C, H, W)`` of the images.
+    """Refuse images of shape ``(C, H, W)`` that do not fit a network of diffusers; other denoisers take any.
 
     Raises:
         ValueError: If it has other channels, cannot halve the images as often as it has to, or takes one size only.
@@ -188,13 +184,8 @@ class Conditioning:
     def labels_of_images(self, first: int, num: int, labels: Labels | None = None) -> Tensor:
         """Return labels of the images numbered ``first`` … ``first + num - 1``, shape ``(num,)`` (or what was given).
 
-        Without labels, image i gets class i mod ``num_classes`` *(our choice: it depends on i alone, and all classes
-        get equal shares)*.
-
-        Args:
-            first: Number of the first image.
-            num: Number of images.
-            labels: One for each image, or one for all.
+        Labels are given for each image, or one for all. Without, image i gets class i mod ``num_classes`` *(our choice:
+        it depends on i alone, and all classes get equal shares)*.
 
         Raises:
             ValueError: If labels are missing where they are needed, or their number or range is wrong.

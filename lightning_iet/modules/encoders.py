@@ -191,9 +191,7 @@ class CaptionEncoder(nn.Module):
     def forward(self, captions: Sequence[str], *, keep: bool = False) -> Conditions:
         """Encode captions, on the device of the encoders; tokens beyond the encoders' length are cut off.
 
-        Args:
-            captions: B texts.
-            keep: Whether new encodings go into the cache.
+        With ``keep``, new encodings go into the cache.
         """
         if self.cache is None:
             return self._encode(captions)

@@ -133,9 +133,6 @@ class NoiseProcess:
 
         Euler steps of flow matching and EDM are DDIM's of these processes.
 
-        Args:
-            name: Which.
-
         Raises:
             ValueError: If the model cannot be sampled by it.
         """

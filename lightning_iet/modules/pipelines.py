@@ -19,6 +19,7 @@ from lightning_iet.utilities.random import isolated_rng
 log = logging.getLogger(__name__)
 
 PIPELINES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
+_NO_CHECKER = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
 # The noise schedule of Stable Diffusion.
 _BETAS = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 _EXTRA = "text-to-image"
@@ -67,8 +68,7 @@ def synthetic_pipeline(
             scheduler = diffusers.DDIMScheduler(
                 **_BETAS, prediction_type=prediction_type, clip_sample=False, set_alpha_to_one=False, steps_offset=1
             )
-            none = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
-            pipeline = diffusers.StableDiffusionPipeline(**parts, **none, scheduler=scheduler)
+            pipeline = diffusers.StableDiffusionPipeline(**parts, **_NO_CHECKER, scheduler=scheduler)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
@@ -135,12 +135,9 @@ def _tokenizer() -> Any:
 def open_pipeline(
     pretrained: str | Path | None, *, synthetic: bool = False, image_size: int | tuple[int, int] | None = None
 ) -> Any:
-    """Return a published pipeline, or a synthetic one in its place, with a warning.
+    """Return a published pipeline, see :func:`load_pipeline`, or a tiny synthetic one in its place, with a warning.
 
-    Args:
-        pretrained: See :func:`load_pipeline`.
-        synthetic: Whether to build a tiny one with random weights, like Stable Diffusion 2.1 in kind.
-        image_size: Of the synthetic one.
+    The synthetic one is like Stable Diffusion 2.1 in kind, of images of that size.
 
     Raises:
         ValueError: If there is neither.
@@ -173,7 +170,7 @@ def load_pipeline(pretrained: str | Path) -> Any:
         FileNotFoundError: If there is no such folder, or the hub cannot be reached.
         ValueError: If the pipeline is of another class, lacks a part, or is damaged.
     """
-    require("transformers", "text-to-image")
+    require("transformers", _EXTRA)
     pipeline = load_single_file(Path(pretrained)) if Path(pretrained).is_file() else _load_folder(pretrained)
     _check_vae(pipeline.vae, pretrained)
     for part in pipeline.components.values():
@@ -233,8 +230,7 @@ def load_single_file(file: Path) -> Any:
 
 
 def _without_checker(kind: str) -> dict[str, Any]:
-    none = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
-    return none if kind == PIPELINES[0] else {}
+    return _NO_CHECKER if kind == PIPELINES[0] else {}
 
 
 def _load_folder(pretrained: str | Path) -> Any:

@@ -239,19 +239,15 @@ def _named_class(config: Path, known: tuple[str, ...]) -> Any:
 
 
 def make_pipeline(denoiser: nn.Module, scheduler: SchedulerMixin) -> "diffusers.DiffusionPipeline":
-    """Make a ``DDPMPipeline`` of a copy of a denoiser, and a scheduler.
+    """Make a ``DDPMPipeline`` of a copy of a denoiser, and a scheduler that samples.
 
     A scheduler that scales what the denoiser sees gets a ``ConsistencyModelPipeline``: ``DDPMPipeline`` does not scale.
-
-    Args:
-        denoiser: A U-Net or transformer of diffusers.
-        scheduler: A sampler of diffusers.
 
     Returns:
         The pipeline, on the CPU, in evaluation mode, without a progress bar.
 
     Raises:
-        TypeError: If the denoiser is another one.
+        TypeError: If the denoiser is none of diffusers'.
         ValueError: If no pipeline of diffusers samples images with that scheduler alone.
 
     Example:

@@ -49,8 +49,7 @@ class SpectralBasis:
     def fits(self, weight: Tensor) -> bool:
         """Whether it is the decomposition of a weight, up to the rounding of the weight's type if that is another.
 
-        Args:
-            weight: Of any shape with as many elements; this waits for the device.
+        The weight may have any shape with as many elements; this waits for the device.
         """
         if weight.dtype == self.dtype and checksum(weight) == self.checksum:
             return True

@@ -35,15 +35,9 @@ _COLOURS = {
 
 
 def render_page(search: SelectionSearch) -> str:
-    """Write the report of a search.
+    """Write the report of a search as HTML.
 
     Every name is escaped; the page holds no script, and a content security policy lets it load nothing.
-
-    Args:
-        search: what was found.
-
-    Returns:
-        HTML.
     """
     template = page_environment().from_string(read_resource(_PACKAGE, "report.html.j2"))
     fronts = [
@@ -390,12 +384,9 @@ POINTS, FRONT, CHOSEN, REPORT, MASKS = "points.csv", "front.png", "chosen.json",
 
 
 def write_search(search: SelectionSearch, folder: Path, *, write_mask: WriteMask | None = None) -> None:
-    """Write ``points.csv``, ``front.png``, ``masks/*.json``, ``chosen.json`` and ``report.html``.
+    """Write ``points.csv``, ``front.png``, ``masks/*.json``, ``chosen.json`` and ``report.html`` into a folder.
 
-    Args:
-        search: what was found.
-        folder: of the search.
-        write_mask: writes a mask to a path, with where it comes from; by default as JSON with the groups' names.
+    ``write_mask`` writes a mask to a path, with where it comes from; by default as JSON with the groups' names.
     """
     write = write_mask or _plain_writer(search)
     write_points(search, folder / POINTS)

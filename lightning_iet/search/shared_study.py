@@ -125,19 +125,12 @@ def shown_storage(storage: str | Path) -> str:
 
 
 def named_sampler(name: str, *, trials: int) -> tuple[Callable[[int], Any], str]:
-    """Return how a sampler is made from a seed, and its name with all options that matter.
+    """Return how a sampler is made from a seed, for so many trials in all, and its name with all options that matter.
 
     Optuna's defaults differ between versions and between one and several objectives, so that every option is given.
 
-    Args:
-        name: ``tpe``, ``nsga2`` or ``random``.
-        trials: of the whole search.
-
-    Returns:
-        A function of the seed, and the description.
-
     Raises:
-        ValueError: for another name.
+        ValueError: for another name than ``tpe``, ``nsga2`` and ``random``.
 
     Example:
         >>> named_sampler("nsga2", trials=30)[1]

@@ -83,14 +83,9 @@ def _text(value: Any) -> str:
 
 
 def read_sweep(path: Path) -> SweepFile:
-    """Read a sweep's file.
+    """Read a sweep's file in YAML, as ``wandb sweep`` takes it: ``method``, ``command``, ``parameters`` and ``metric``.
 
-    Args:
-        path: YAML, as ``wandb sweep`` takes it: ``method``, ``command``, ``parameters``, and
-            ``metric``, which is ``eval/objective`` where there is none.
-
-    Returns:
-        The sweep.
+    Without ``metric``, that is ``eval/objective``.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -199,13 +194,8 @@ def grid_points(parameters: Mapping[str, Parameter]) -> Iterator[dict[str, Any]]
 def open_study(sweep: SweepFile, folder: Path, *, trials: int, seed: int = 0) -> SharedStudy:
     """Return the study that points of a sweep are drawn from, at random or by Optuna's TPE for ``bayes``.
 
-    What was tried is kept in ``search.db``, so that a sweep goes on where it was cut off.
-
-    Args:
-        sweep: the sweep, of method ``random`` or ``bayes``.
-        folder: where the file goes.
-        trials: number of points in all.
-        seed: of the draws.
+    What was tried is kept in ``search.db`` in the folder, so that a sweep goes on where it was cut off; ``trials`` is
+    the number of points in all.
 
     Raises:
         ModuleNotFoundError: without Optuna.

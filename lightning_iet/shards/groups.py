@@ -99,13 +99,9 @@ def gather_shards(states: dict[int, dict[str, Any]], world_size: int) -> dict[in
 def check_same_everywhere(values: Mapping[str, Any], world_size: int, *, remedy: str) -> None:
     """Refuse processes that disagree about the run they are part of. A collective for more than one process.
 
-    Args:
-        values: A readable name and a value for each thing that must be the same.
-        world_size: Number of processes.
-        remedy: What the user should do, one sentence.
-
     Raises:
-        MisconfigurationException: On all processes, naming the first difference and both values.
+        MisconfigurationException: On all processes, naming the first of the readable names whose values differ, both
+            values, and the remedy, one sentence.
     """
     first, *others = gather_objects(values, world_size)
     for rank, other in enumerate(others, 1):

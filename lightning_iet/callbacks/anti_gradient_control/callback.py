@@ -497,11 +497,7 @@ class AntiGradientControl(Callback):
     # --- the method --------------------------------------------------------------------------------------------------
 
     def select(self, sample_loss: Tensor, timesteps: Tensor) -> Selection | None:
-        """Decide about a training batch, and let the bank learn from it.
-
-        Args:
-            sample_loss: One loss per sample, shape (B,).
-            timesteps: Shape (B,).
+        """Decide about a training batch, one loss and timestep per sample, (B,), and let the bank learn from it.
 
         Returns:
             The samples to keep; None to leave the loss untouched.
@@ -582,12 +578,7 @@ class AntiGradientControl(Callback):
         return torch.ones_like(absent)[rows], weights[rows] if self.draws is None else None
 
     def learn_reference(self, losses: Tensor, timesteps: Tensor) -> None:
-        """Let the bank learn from reference images, those of all replicas alike.
-
-        Args:
-            losses: One per image, shape (n,).
-            timesteps: Shape (n,).
-        """
+        """Let the bank learn from losses and timesteps of reference images, both (n,), those of all replicas alike."""
         check_batch(losses, timesteps, name="sample_loss", continuous=True)
         bins = self.bins.locate(timesteps.to(losses.device))
         self.epoch_statistics.update_unseen(losses, bins)

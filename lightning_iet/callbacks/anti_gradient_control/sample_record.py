@@ -179,12 +179,9 @@ class SampleRecords(nn.Module):
 
 
 def share_rows(tables: Sequence[Tensor], num_processes: int, own: Tensor | None) -> None:
-    """Give every process, in place, the rows of all processes' own samples; each row has one owner.
+    """Give every process, in place, the rows of all processes' own samples in tables of shape (n,).
 
-    Args:
-        tables: Each of shape (n,).
-        num_processes: Number of processes.
-        own: The rows that this process owns, integers; ``None`` = all processes hold the same rows already.
+    Each row has one owner; ``own`` are those of this process, ``None`` = all processes hold the same rows already.
     """
     if num_processes == 1 or own is None:
         return

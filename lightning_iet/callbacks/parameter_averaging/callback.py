@@ -499,11 +499,7 @@ TOO_FAR = 10.0
 
 
 def diverges(distances: list[float], reference: float) -> bool:
-    """Whether shard models are so far from one another that their average means little.
-
-    Args:
-        distances: Of each shard from the average.
-        reference: Mean distance at the first averaging of the run.
+    """Whether shard models are so far from one another, beside the first averaging, that their average means little.
 
     Example:
         >>> diverges([0.1, 0.2], reference=0.1), diverges([0.1, 1.1], reference=0.1), diverges([math.nan], 0.1)

@@ -507,9 +507,7 @@ class LossCapture:
     def notice(self, error: ErrorOperation, *, counts: bool = True) -> Verdict | None:
         """Take in an error; return the verdict to be when it completes the losses of the calls behind it.
 
-        Args:
-            error: In a training step.
-            counts: Whether it may be one that the loss depends on; else only its place is taken.
+        Of an error that does not count, for the loss does not depend on it, only its place is taken.
         """
         calls = calls_behind(error, self.pending)
         if not calls or self.failure is not None:
