@@ -89,10 +89,11 @@ def _serve(pipe, rank, world_size):
             function, args, kwargs, port = pipe.recv()
         except EOFError:
             return
-        os.environ.update(torchrun_environment(rank, world_size, port))
         try:
             buffer = io.BytesIO()
-            torch.save(function(*args, **kwargs), buffer)
+            # What a test leaves in the environment (Lightning its seed) must not reach the next one in this process.
+            with patch.dict(os.environ, torchrun_environment(rank, world_size, port)):
+                torch.save(function(*args, **kwargs), buffer)
             pipe.send((True, buffer.getvalue()))
         except BaseException:
             pipe.send((False, traceback.format_exc()))
