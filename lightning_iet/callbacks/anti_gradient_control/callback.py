@@ -148,7 +148,8 @@ class AntiGradientControl(Callback):
             ``delta`` 0.3, or ``z0`` 0.5 against unseen images. Alone, all records are made alike: 0.03 *(our choice)*.
         weigh: What the weights of ``eta`` act on: ``"losses"``; or ``"draws"``, from the second epoch on, which needs a
             training set that is read through :class:`~lightning_iet.data.DrawnByWeight`. Data modules of this package
-            do that by themselves.
+            do that by themselves. With ``"draws"`` ``eta`` is 0.1 by default, and the limit ``z0`` 0.5 against unseen
+            images, ``delta`` 0.3 among training samples.
         min_weight: :math:`w_\min`, in (0, 1] *(our choice: 0.02)*.
         record_decay: :math:`\rho`, in [0, 1) *(our choice: 0.8)*.
         sample_index: Where batches hold the index of each sample in the training set: the key of a dict, or the
@@ -267,10 +268,10 @@ class AntiGradientControl(Callback):
         _check_choice("reference", reference, get_args(Reference))
         _check_choice("normalize", normalize, (None, "kept", "batch"))
         _check_choice("weigh", weigh, get_args(Weigh))
-        if weigh == "draws" and eta is None:
+        if weigh == "draws" and criterion != "record":
             raise ValueError(
-                "Argument `weigh` expected 'losses' without weights, but got 'draws'. Set `eta`, such as eta=0.03 with"
-                " criterion='record'."
+                f"Argument `weigh` expected 'losses' with criterion={criterion!r}, which has no weights, but got 'draws'."
+                " Use criterion='record'."
             )
         for name, number in counts.items():
             if number is not None and number < 1:
@@ -279,6 +280,10 @@ class AntiGradientControl(Callback):
                 )
         _check_record(criterion, z0=z0, delta=delta, eta=eta, min_weight=min_weight, record_decay=record_decay)
         is_ratio, is_anchored = criterion == "ratio", reference not in ("training", "train")
+        if weigh == "draws" and eta is None:
+            eta = 0.1
+            if z0 is None and delta is None:
+                z0, delta = (0.5, None) if is_anchored else (None, 0.3)
         decay = (0.8 if is_ratio and not is_anchored else 0.9) if decay is None else decay
         _check_arguments(threshold, decay, num_timesteps, num_bins)
         self.threshold = threshold

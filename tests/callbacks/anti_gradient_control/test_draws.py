@@ -386,7 +386,7 @@ def test_data_that_cannot_be_drawn_by_weight(tmp_path, data, message):
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"eta": None}, "`weigh` expected 'losses' without weights"),
+        ({"criterion": "ratio", "eta": None}, "`weigh` expected 'losses' with criterion='ratio', which has no weights"),
         ({"weigh": "draw"}, "`weigh` expected one of 'losses', 'draws', but got 'draw'"),
     ],
 )
