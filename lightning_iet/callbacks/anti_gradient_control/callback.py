@@ -270,8 +270,8 @@ class AntiGradientControl(Callback):
         _check_choice("weigh", weigh, get_args(Weigh))
         if weigh == "draws" and criterion != "record":
             raise ValueError(
-                f"Argument `weigh` expected 'losses' with criterion={criterion!r}, which has no weights, but got 'draws'."
-                " Use criterion='record'."
+                f"Argument `weigh` expected 'losses' with criterion={criterion!r}, which has no weights, but got"
+                " 'draws'. Use criterion='record'."
             )
         for name, number in counts.items():
             if number is not None and number < 1:
