@@ -26,7 +26,7 @@ from PIL import Image
 
 from lightning_iet.audit.cache import BlockCache
 from lightning_iet.audit.reading import Reading, read_images
-from lightning_iet.data.formats import page_numbers
+from lightning_iet.data.formats import pages_of
 from lightning_iet.data.sources import open_source
 
 FORMATS = ("png", "jpeg", "tiff", "gif", "webp", "bmp", "ppm", "tga", "ico", "pcx", "sgi")
@@ -287,9 +287,9 @@ def read_folder(files: Mapping[str, bytes], folder: Path, *, whole: Collection[s
     found = read(folder)
     used = Counter(name.partition(", page ")[0] for name in found.names)
     for name in whole:
-        if used[name] != len(page_numbers(files[name])):
+        if used[name] != len(pages_of(files[name]).numbers):
             raise AssertionError(
-                f"of the {len(page_numbers(files[name]))} images of the whole {name} {used[name]} are used"
+                f"of the {len(pages_of(files[name]).numbers)} images of the whole {name} {used[name]} are used"
             )
     return found
 

@@ -54,7 +54,11 @@ class OneLineErrors:
         """Print the message, with what was probably meant, and exit with status 2."""
         if os.environ.get(TRACEBACK_VARIABLE) and ex is not None:
             raise ex
-        fail(PROGRAM, clear(message, self.known_options()))
+        fail(PROGRAM, self.explained(message))
+
+    def explained(self, message: str) -> str:
+        """Return what a message means, and what was probably meant."""
+        return clear(message, self.known_options())
 
     def known_options(self) -> list[str]:
         """Return all options, as a user writes them."""

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from pydoc import locate
-from typing import Any, ClassVar, NoReturn, cast
+from typing import Any, ClassVar, cast
 
 import diffusers
 import lightning.pytorch as pl
@@ -51,7 +51,7 @@ from lightning_iet.functional.sharding import Partition, num_replicas
 from lightning_iet.tools.plan import PlanningTrainer, in_mib, model_size, schedule_of
 from lightning_iet.utilities.checkpoints import outline
 from lightning_iet.utilities.devices import training_threads
-from lightning_iet.utilities.errors import TRACEBACK_VARIABLE, fail, own_cause, yaml_fault
+from lightning_iet.utilities.errors import own_cause, yaml_fault
 from lightning_iet.utilities.files import check_writable, checkpoint_of, run_folder
 from lightning_iet.utilities.lightning import find_callback, order_callbacks
 from lightning_iet.utilities.text import counted, in_words
@@ -118,7 +118,6 @@ _NO_SUCH_DEVICE = (  # what Lightning says of it
     "You requested gpu: ",
 )
 _NEEDS_GPU = "requires a GPU accelerator"  # what it says of a strategy
-_LOGGER_EXTRAS = ("tensorboard",)
 _LOGGER = {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"save_dir": "runs", "name": "run"}}
 
 
@@ -337,12 +336,12 @@ def _name_extra(error: BaseException | None) -> None:
     Raises:
         ModuleNotFoundError: If the error, or what caused it, says so.
     """
+    extra = "tensorboard"
     while error is not None:
-        for extra in _LOGGER_EXTRAS:
-            if isinstance(error, ImportError) and extra in str(error):
-                raise ModuleNotFoundError(
-                    f"`{extra}` is not installed. Run: pip install 'lightning-iet[{extra}]'", name=extra
-                ) from error
+        if isinstance(error, ImportError) and extra in str(error):
+            raise ModuleNotFoundError(
+                f"`{extra}` is not installed. Run: pip install 'lightning-iet[{extra}]'", name=extra
+            ) from error
         error = error.__cause__ or error.__context__
 
 
@@ -368,10 +367,8 @@ class _Parser(OneLineErrors, LightningArgumentParser):
         super().__init__(*args, allow_abbrev=False, **kwargs)
         self.add_argument("--help-all", action=_HelpAll, help="Show all options, Lightning's too, and exit.")
 
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Print the message, with what was probably meant, and exit with status 2."""
-        if os.environ.get(TRACEBACK_VARIABLE) and ex is not None:
-            raise ex
+    def explained(self, message: str) -> str:
+        """Return what a message means, what was probably meant, and in which file it stands."""
         of_classes = {name: f"--{part}.{name}" for part, name in _options_of_classes()}
         of_others = {option.rpartition(".")[2]: option for option in _DEEPER}
         text = clear(message, self.likely_options(), names=_class_names())
@@ -379,14 +376,8 @@ class _Parser(OneLineErrors, LightningArgumentParser):
             if unknown[1] in of_classes:
                 text = _of_another_class(*of_classes[unknown[1]].removeprefix("--").split("."))
             text += _place_of(unknown[1], self.configurations)
-        fail(
-            PROGRAM,
-            re.sub(
-                r"Option --(\w+)(?= )",
-                lambda found: f"Option {of_classes.get(found[1], of_others.get(found[1], f'--{found[1]}'))}",
-                text,
-            ),
-        )
+        options = of_others | of_classes
+        return re.sub(r"Option --(\w+)(?= )", lambda found: f"Option {options.get(found[1], f'--{found[1]}')}", text)
 
     def likely_options(self) -> list[str]:
         """Return all options, with those of classes, that may have been meant."""
@@ -408,9 +399,7 @@ class _Parser(OneLineErrors, LightningArgumentParser):
         """Return the help of a command, or of a class."""
         if getattr(self, "_inner_parser", False):
             return "\n".join(_class_page(self))
-        return (
-            "\n".join(_page(self)) if any(a.dest.startswith("agc.") for a in self._actions) else super().format_help()
-        )
+        return "\n".join(_page(self)) if self.is_of_command else super().format_help()
 
     def format_all(self) -> str:
         """Return the help with the options of all classes."""
@@ -437,8 +426,7 @@ def _page(parser: _Parser) -> Iterator[str]:
     yield from wrapped("--images", "A folder of images to train on; all that is not said is found from them.")
     yield from option_lines([actions[name] for name in own], brief=True)
     for group, kind in METHODS.items():
-        title = f"{kind.__name__}: {first_sentence(plain(_summary(kind)))}"
-        yield from ("", *textwrap.wrap(title, width()))
+        yield from ("", *_title(kind.__name__, kind))
         if group == "averaging":
             yield from option_lines([actions["sharding.partition"], actions["sharding.seed"]], brief=True)
         of_group = [action for name, action in actions.items() if name.startswith(f"{group}.")]
@@ -451,18 +439,17 @@ def _page(parser: _Parser) -> Iterator[str]:
     yield from wrapped("--help-all", "Shows all options, Lightning's too.")
 
 
-def _summary(kind: object) -> str:
-    """Return the first paragraph of a docstring."""
-    return (inspect.getdoc(kind) or "").partition("\n\n")[0]
+def _title(name: str, kind: object) -> list[str]:
+    """Return a name, and behind it the first sentence of a docstring."""
+    summary = (inspect.getdoc(kind) or "").partition("\n\n")[0]
+    return textwrap.wrap(f"{name}: {first_sentence(plain(summary))}", width())
 
 
 def _class_page(parser: _Parser) -> Iterator[str]:
     """Yield the lines of the help of a class, such as ``--model.help DiffusionModule``."""
     option, _, path = (parser.description or "").removeprefix("Help for ").partition("=")
     part = option.removesuffix(".help")
-    kind = locate(path)
-    title = f"{path.rpartition('.')[2]}: {first_sentence(plain(_summary(kind)))}"
-    yield from (*textwrap.wrap(title, width()), "")
+    yield from (*_title(path.rpartition(".")[2], locate(path)), "")
     actions = [action for action in parser._actions if action.option_strings and not action.dest.endswith("help")]
     yield from option_lines(actions, brief=False)
     yield from ("", f"In a configuration: {part.lstrip('-')}.class_path {path}, and these options under init_args.")
@@ -534,33 +521,26 @@ def run_trainer(args: Sequence[str]) -> None:
     _Parser.configurations = list(_configurations(args))
     with options_named(lambda name, error: _option_of(name, error, images=images)):
         _check_configurations(_Parser.configurations)
-        _run(args)
-
-
-def _run(args: Sequence[str]) -> None:
-    for package in (callbacks, data, modules):  # configurations may name a class that is imported without its module
-        for name in package.__all__:
-            getattr(package, name)
-    IETCLI(
-        pl.LightningModule,
-        pl.LightningDataModule,
-        subclass_mode_model=True,
-        subclass_mode_data=True,
-        auto_configure_optimizers=False,
-        seed_everything_default=0,
-        trainer_class=PlanningTrainer,
-        trainer_defaults={
-            "callbacks": [ParameterSummary(), RunProgressBar()],
-            "logger": _LOGGER,
-            "enable_model_summary": False,
-        },
-        parser_class=_Parser,
-        parser_kwargs={"prog": PROGRAM, "formatter_class": HelpFormatter},
-        save_config_callback=_SaveConfig,
-        save_config_kwargs={"save_to_log_dir": False},  # which all runs of a service would share
-        command=args[0] if args and args[0] in IETCLI.subcommands() else None,
-        args=_with_flags(args),
-    )
+        for package in (callbacks, data, modules):  # a configuration may name a class without its module
+            for name in package.__all__:
+                getattr(package, name)
+        shown = [ParameterSummary(), RunProgressBar()]
+        IETCLI(
+            pl.LightningModule,
+            pl.LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,
+            seed_everything_default=0,
+            trainer_class=PlanningTrainer,
+            trainer_defaults={"callbacks": shown, "logger": _LOGGER, "enable_model_summary": False},
+            parser_class=_Parser,
+            parser_kwargs={"prog": PROGRAM, "formatter_class": HelpFormatter},
+            save_config_callback=_SaveConfig,
+            save_config_kwargs={"save_to_log_dir": False},  # which all runs of a service would share
+            command=args[0] if args and args[0] in IETCLI.subcommands() else None,
+            args=_with_flags(args),
+        )
 
 
 def _configurations(args: Sequence[str]) -> Iterator[Path]:

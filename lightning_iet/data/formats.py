@@ -179,16 +179,6 @@ class Values(NamedTuple):
     depth: Literal["integers", "floating point"]
 
 
-def open_heif(data: bytes) -> Image.Image:
-    """Open a HEIC or HEIF file.
-
-    Raises:
-        ModuleNotFoundError: Without pillow-heif.
-    """
-    require("pillow_heif", "heic").register_heif_opener()
-    return Image.open(io.BytesIO(data), formats=["HEIF"])
-
-
 def open_image(data: bytes) -> Image.Image:
     """Open a file by Pillow, or by pillow-heif, without decoding its pixels.
 
@@ -197,7 +187,8 @@ def open_image(data: bytes) -> Image.Image:
         Exception: Whatever Pillow raises on damaged files.
     """
     if format_of(data) == "HEIF":
-        return open_heif(data)
+        require("pillow_heif", "heic").register_heif_opener()
+        return Image.open(io.BytesIO(data), formats=["HEIF"])
     Image.init()
     formats = [name for name in Image.ID if name != "EPS"]  # for which Pillow would run Ghostscript on the file
     return Image.open(io.BytesIO(data), formats=formats)
@@ -396,34 +387,18 @@ def may_have_pages(start: bytes) -> bool:
     return start.startswith(_PAGED) and not (start.startswith(b"RIFF") and start[8:12] != b"WEBP")
 
 
-def page_numbers(data: bytes) -> list[int]:
-    """List the pages of a file that are images; see :func:`pages_of`.
-
-    Example:
-        >>> from io import BytesIO
-        >>> file, frame = BytesIO(), Image.new("L", (2, 2))
-        >>> frame.save(file, "tiff", save_all=True, append_images=[frame, frame])
-        >>> page_numbers(file.getvalue())
-        [0, 1, 2]
-    """
-    return pages_of(data).numbers
-
-
 def pages_of(data: bytes) -> Pages:
     """List the pages of a file that are images: the first for most files, and for those that cannot be opened.
 
     Pages of a TIFF that its tags call a smaller version or a mask of another one are left out.
 
-    Args:
-        data: The file's bytes.
-
-    Returns:
-        The pages.
-
     Example:
         >>> from io import BytesIO
         >>> file, frame = BytesIO(), Image.new("L", (2, 2))
-        >>> frame.save(file, "gif")
+        >>> frame.save(file, "tiff", save_all=True, append_images=[frame, frame])
+        >>> pages_of(file.getvalue())
+        Pages(numbers=[0, 1, 2], is_whole=True)
+        >>> frame.save(file := BytesIO(), "gif")
         >>> pages_of(file.getvalue()), pages_of(file.getvalue()[:-1])
         (Pages(numbers=[0], is_whole=True), Pages(numbers=[0, 1], is_whole=False))
     """

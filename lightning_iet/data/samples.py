@@ -1,6 +1,5 @@
 """Samples: with their index, drawn by weight, and what is known of them: labels, names, fingerprints."""
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
@@ -10,8 +9,11 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset, IterableDataset, Subset
 
 from lightning_iet.utilities.files import printable
+from lightning_iet.utilities.fingerprints import sha256_of, tensor_bytes
 from lightning_iet.utilities.random import isolated_rng
 
+FINGERPRINTED = 32
+"""Samples by which a data set is known again."""
 _SHOWN = 5  # names in a message
 
 
@@ -95,34 +97,32 @@ def fingerprint_of_shards(shards: Sequence[Tensor]) -> str:
         >>> fingerprint_of_shards([a, b]) == fingerprint_of_shards([a, b]), fingerprint_of_shards([c, b])
         (True, '...')
     """
-    digest = hashlib.sha256()
-    for shard in shards:
-        digest.update(shard.numpy().tobytes() + b"|")
-    return digest.hexdigest()[:12]
+    return sha256_of(tensor_bytes(shard) + b"|" for shard in shards)[:12]
 
 
-def fingerprint_of_samples(dataset: Dataset[Any], *, most: int = 32) -> str:
-    """Return a hash of a data set's size and of a few of its samples, evenly spaced.
+def fingerprint_of_samples(dataset: Dataset[Any]) -> str:
+    """Return a hash of a data set's size and of some :data:`FINGERPRINTED` of its samples, evenly spaced.
 
     *(our choice)* Not all of them: a run over millions of images must not read them twice to start.
 
     Args:
         dataset: Map-style. Random augmentations are seeded, so that they do not show.
-        most: Number of samples to read.
     """
     size = len(dataset)  # type: ignore[arg-type]
-    digest = hashlib.sha256(str(size).encode())
-    for index in range(0, size, max(size // most, 1)):
-        with isolated_rng(seed=index):
-            for part in _bytes(dataset[index]):
-                digest.update(part)
-    return digest.hexdigest()[:12]
+
+    def parts() -> Iterator[bytes]:
+        yield str(size).encode()
+        for index in range(0, size, max(size // FINGERPRINTED, 1)):
+            with isolated_rng(seed=index):
+                yield from _bytes(dataset[index])
+
+    return sha256_of(parts())[:12]
 
 
 def _bytes(sample: Any) -> Iterator[bytes]:
     """The content of a sample, whatever its structure."""
     if isinstance(sample, Tensor):
-        yield sample.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()  # bfloat16 too
+        yield tensor_bytes(sample)
     elif isinstance(sample, Mapping):
         for key in sorted(sample):
             yield from _bytes(sample[key])

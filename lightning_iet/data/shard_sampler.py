@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, DistributedSampler, IterableDataset, Sampler
 from torch.utils.data._utils import worker
 
-from lightning_iet.data.samples import fingerprint_of_samples
+from lightning_iet.data.samples import FINGERPRINTED, fingerprint_of_samples
 from lightning_iet.functional.seeding import derive_seed
 from lightning_iet.functional.sharding import (
     ShardStep,
@@ -24,6 +24,7 @@ from lightning_iet.functional.sharding import (
     replica_part,
     resume,
     steps_per_epoch,
+    to_assignment,
     walk,
 )
 from lightning_iet.utilities.lightning import patched_attribute
@@ -511,10 +512,7 @@ def grouped(batch_sampler: Iterable[Any], order: Tensor, seed: int) -> list[list
 
 def owners(shards: Sequence[Tensor]) -> Tensor:
     """Return the shard of each sample; -1 = none."""
-    owner = torch.full((max(int(shard.max()) for shard in shards) + 1,), -1)
-    for number, shard in enumerate(shards):
-        owner[shard] = number
-    return owner
+    return to_assignment(shards, max(int(shard.max()) for shard in shards) + 1)
 
 
 # --- iterable data: every process and worker reads the whole stream and keeps the samples of its shards ---------------
@@ -597,13 +595,13 @@ class _Pass:
         )
 
 
-def fingerprint_of_stream(stream: IterableDataset[Any], *, length: int, seed: int, most: int = 32) -> str:
+def fingerprint_of_stream(stream: IterableDataset[Any], *, length: int, seed: int) -> str:
     """Return a hash of a stream's first samples.
 
     Raises:
         ValueError: If a second pass gives others: shards would then mix.
     """
-    positions = range(min(length, most))
+    positions = range(min(length, FINGERPRINTED))
     first, again = (fingerprint_of_samples(_Pass(stream, seed).read(positions)) for _ in range(2))  # type: ignore[arg-type]
     if first != again:
         raise ValueError(

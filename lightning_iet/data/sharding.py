@@ -74,15 +74,9 @@ def _end_at_the_next(number: int, frame: FrameType | None) -> None:
 # --- the training loader: its settings, and a loader around a sampler of shards ---------------------------------------
 
 _KEPT = (
-    "num_workers",
-    "pin_memory",
-    "timeout",
-    "worker_init_fn",
-    "multiprocessing_context",
-    "prefetch_factor",
-    "persistent_workers",
-    "in_order",
-)
+    "num_workers", "pin_memory", "timeout", "worker_init_fn", "multiprocessing_context", "prefetch_factor",
+    "persistent_workers", "in_order",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -215,18 +209,9 @@ else:
 
 
 _PASSED_HOOKS = (
-    "prepare_data",
-    "val_dataloader",
-    "test_dataloader",
-    "predict_dataloader",
-    "teardown",
-    "on_before_batch_transfer",
-    "transfer_batch_to_device",
-    "on_after_batch_transfer",
-    "state_dict",
-    "load_state_dict",
-    "on_exception",
-)
+    "prepare_data", "val_dataloader", "test_dataloader", "predict_dataloader", "teardown", "on_before_batch_transfer",
+    "transfer_batch_to_device", "on_after_batch_transfer", "state_dict", "load_state_dict", "on_exception",
+)  # fmt: skip
 
 
 class ShardedDataModule(DataModule):

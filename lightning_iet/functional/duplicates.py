@@ -111,19 +111,17 @@ def _usual(scale: Tensor, sq_distances: Tensor, ratio: float) -> Tensor:
     return scale[order[torch.searchsorted(weights, weights[-1] / 2)]]
 
 
-def without_self(sq_distances: Tensor, indices: Tensor, *, itself: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def without_self(sq_distances: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
     """Take every image out of its own list of neighbours.
 
     Args:
         sq_distances: to the ``k`` nearest of each image of a set, searched for in that same set, shape ``(N, k)``.
         indices: their positions, shape ``(N, k)``.
-        itself: position of each image in the set, shape ``(N,)``; ``None`` = ``0 … N - 1``.
 
     Returns:
         Squared distances and indices of the ``k - 1`` nearest others, shape ``(N, k - 1)``.
     """
-    own = torch.arange(len(indices)) if itself is None else itself
-    found = indices == own[:, None]
+    found = indices == torch.arange(len(indices))[:, None]
     # With k identical images before it, an image is missing from its own list: then the last of them goes.
     found[:, -1] |= ~found.any(dim=1)
     shape = len(found), indices.shape[1] - 1

@@ -55,22 +55,18 @@ def check_settings(*, rates: Sequence[float] = FALSE_POSITIVE_RATES, confidence:
 
 def _checked(members: Tensor, non_members: Tensor) -> tuple[Tensor, Tensor]:
     """Return both kinds of losses in float64, in which losses of any two precisions compare."""
-    _check_losses(members, "members")
-    _check_losses(non_members, "non_members")
+    for name, losses in (("members", members), ("non_members", non_members)):
+        if losses.ndim != 1 or len(losses) == 0:
+            raise ValueError(
+                f"Argument `{name}` expected one loss for each image, shape (N,) with N > 0, but got "
+                f"{tuple(losses.shape)}. Average over every dimension but the first, and give losses of both kinds."
+            )
+        if losses.isnan().any():
+            raise ValueError(
+                f"Argument `{name}` expected numbers, but got NaN for {losses.isnan().sum()} of {len(losses)} images. "
+                "Look at those images, and at the model."
+            )
     return members.double(), non_members.double()
-
-
-def _check_losses(losses: Tensor, name: str) -> None:
-    if losses.ndim != 1 or len(losses) == 0:
-        raise ValueError(
-            f"Argument `{name}` expected one loss for each image, shape (N,) with N > 0, but got "
-            f"{tuple(losses.shape)}. Average over every dimension but the first, and give losses of both kinds."
-        )
-    if losses.isnan().any():
-        raise ValueError(
-            f"Argument `{name}` expected numbers, but got NaN for {losses.isnan().sum()} of {len(losses)} images. "
-            "Look at those images, and at the model."
-        )
 
 
 def roc_auc(members: Tensor, non_members: Tensor) -> Tensor:

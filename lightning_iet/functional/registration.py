@@ -179,14 +179,13 @@ def refine(
     return best
 
 
-def overlap_distances(queries: Tensor, candidates: Tensor, maps: Tensor, *, mode: str = "bilinear") -> Tensor:
+def overlap_distances(queries: Tensor, candidates: Tensor, maps: Tensor) -> Tensor:
     """Measure ``sqrt(1 - c²)`` with the correlation ``c`` over the overlap of queries and warped candidates.
 
     Args:
         queries: grey, shape ``(P, 1, H, W)``.
         candidates: likewise.
         maps: from query to candidate, shape ``(P, 2, 3)``.
-        mode: interpolation, ``"bilinear"`` or ``"bicubic"``.
 
     Returns:
         Shape ``(P,)``, in [0, 1]; 1 where the overlap is less than half of the image, shows one colour only, or has
@@ -197,7 +196,7 @@ def overlap_distances(queries: Tensor, candidates: Tensor, maps: Tensor, *, mode
         >>> overlap_distances(images, 1 - images, torch.eye(2, 3).expand(2, 2, 3)).max() < 1e-3
         tensor(True)
     """
-    warped, inside = _warped(candidates, maps, mode)
+    warped, inside = _warped(candidates, maps, "bilinear")
     return _residual(queries.flatten(1), warped[:, 0], inside)[2]
 
 

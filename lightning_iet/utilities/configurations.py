@@ -6,12 +6,6 @@ from pathlib import Path
 _PACKAGE = Path(__file__).parents[1]
 
 
-def configurations_folder() -> Path:
-    """Return the folder of the configurations: inside an installed package, or ``configs`` of a clone."""
-    installed = _PACKAGE / "configs"
-    return installed if installed.is_dir() else _PACKAGE.parent / "configs"
-
-
 def configurations() -> dict[str, Path]:
     """Return the file of each configuration by its name, such as ``digits/iet_agc``.
 
@@ -19,7 +13,8 @@ def configurations() -> dict[str, Path]:
         >>> configurations()["digits/iet_agc"].name
         'iet_agc.yaml'
     """
-    folder = configurations_folder()
+    installed = _PACKAGE / "configs"
+    folder = installed if installed.is_dir() else _PACKAGE.parent / "configs"  # of a clone
     files = sorted(folder.rglob("*.yaml"))
     return {file.relative_to(folder).with_suffix("").as_posix(): file for file in files}
 

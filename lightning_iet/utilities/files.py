@@ -99,18 +99,14 @@ def check_writable(folder: Path, *, argument: str, remedy: str, make: bool = Tru
     try:
         if make:
             folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder if make else _nearest(folder)):
+        tried = folder if make else next(place for place in (folder, *folder.absolute().parents) if place.exists())
+        with tempfile.TemporaryFile(dir=tried):
             pass
     except OSError as error:
         raise ValueError(
             f"Argument `{argument}` expected a folder that can be written, but got '{folder}'"
             f" ({error.strerror}). {remedy}"
         ) from error
-
-
-def _nearest(folder: Path) -> Path:
-    """The folder itself, or the nearest of its parents that exists."""
-    return next(place for place in (folder, *folder.absolute().parents) if place.exists())
 
 
 @contextmanager
@@ -271,7 +267,8 @@ def check_apart(written: Mapping[str, Path], read: Mapping[str, Path]) -> None:
         _refuse_within(argument, other, out, folder, f"Give another one with --{argument}.")
     for argument, source in read.items():
         for name, other in read.items():
-            if argument != name and not _same(source, other):  # sets that are the same are refused by their content
+            same = os.path.realpath(source) == os.path.realpath(other)
+            if argument != name and not same:  # sets that are the same are refused by their content
                 remedy = "Give folders that share no images: the inner ones would be compared with themselves."
                 _refuse_within(argument, source, name, other, remedy)
 
@@ -281,10 +278,6 @@ def _refuse_within(argument: str, inner: Path, name: str, outer: Path, remedy: s
         raise ValueError(
             f"Argument `{argument}` expected a folder outside of `{name}`, but got '{inner}' in '{outer}'. {remedy}"
         )
-
-
-def _same(one: Path, other: Path) -> bool:
-    return os.path.realpath(one) == os.path.realpath(other)
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from torch import nn
 
 
-def distinct_modules(root: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
+def distinct_modules(root: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Yield a module and all of its parts by name, each object once, in the order of ``named_modules``.
 
     ``named_modules`` keeps a set of what it has seen: of two parts that compare as equal it leaves one out, and parts
@@ -13,7 +13,6 @@ def distinct_modules(root: nn.Module, prefix: str = "") -> Iterator[tuple[str, n
 
     Args:
         root: Where to begin.
-        prefix: Its name.
 
     Example:
         >>> class Equal(nn.Linear):
@@ -36,7 +35,7 @@ def distinct_modules(root: nn.Module, prefix: str = "") -> Iterator[tuple[str, n
             if part is not None:
                 yield from visit(f"{name}.{child}" if name else child, part)
 
-    yield from visit(prefix, root)
+    yield from visit("", root)
 
 
 def named_part(root: nn.Module, name: str) -> nn.Module:

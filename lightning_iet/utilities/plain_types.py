@@ -36,7 +36,6 @@ from omegaconf.base import ContainerMetadata, Metadata
 
 _KINDS_OF_NUMBERS = "?bBhHiIlLqQefdgFDGSUMm"  # numpy's one-letter codes; neither objects nor structures
 _UNITS = ("Y", "M", "W", "D", "h", "m", "s", "ms", "us", "ns", "ps", "fs", "as", "generic")  # of dates
-_MAPPINGS = ("OrderedDict", "Counter")
 # --- numpy ------------------------------------------------------------------------------------------------------------
 
 
@@ -298,10 +297,9 @@ def unreadable_entries(path: Path) -> list[tuple[str, str]]:
         return []
 
     def refused(stub: Any) -> bool:
-        filled = (
-            isinstance(stub, _Stub) and len(stub) and stub.name.rpartition(".")[2] not in ("OrderedDict", "Counter")
-        )
-        return stub.name.removeprefix("builtins.") in unsafe or bool(filled)
+        is_mapping = stub.name.rpartition(".")[2] in ("OrderedDict", "Counter")
+        filled = isinstance(stub, _Stub) and len(stub) > 0 and not is_mapping
+        return filled or stub.name.removeprefix("builtins.") in unsafe
 
     return list(dict(_search(content, (), refused)).items())
 

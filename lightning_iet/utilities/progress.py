@@ -4,7 +4,6 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol
 
 import rich
 from rich.progress import (
@@ -25,8 +24,8 @@ LINE_SECONDS = 30.0
 _begun: dict[str, float] = {}  # when work of a description was last said to begin
 
 
-class Bar(Protocol):
-    """What :func:`progress_bar` yields."""
+class Bar:
+    """What :func:`progress_bar` yields; this one shows nothing."""
 
     def show(self, completed: int) -> None:
         """Show that so many are done in all."""
@@ -35,7 +34,7 @@ class Bar(Protocol):
         """Show that so many more are done."""
 
 
-class _TerminalBar:
+class _TerminalBar(Bar):
     """A bar of rich."""
 
     def __init__(self, progress: Progress, task: TaskID) -> None:
@@ -51,7 +50,7 @@ class _TerminalBar:
         self._progress.refresh()
 
 
-class _Lines:
+class _Lines(Bar):
     """Lines on standard error: one after every tenth, at most one in half a minute."""
 
     def __init__(self, description: str, total: int | None, *, is_slow: bool) -> None:
@@ -83,16 +82,6 @@ class _Lines:
         print(f"{self._description}: {text}", file=sys.stderr, flush=True)
 
 
-class _Nothing:
-    """No bar."""
-
-    def show(self, completed: int) -> None:
-        pass
-
-    def advance(self, count: int = 1) -> None:
-        pass
-
-
 @contextmanager
 def progress_bar(description: str, total: int | None, *, hidden: bool = False, is_slow: bool = False) -> Iterator[Bar]:
     """Show a progress bar while a block runs; it disappears when the block ends.
@@ -112,7 +101,7 @@ def progress_bar(description: str, total: int | None, *, hidden: bool = False, i
     """
     console = rich.get_console()
     if hidden or console.is_jupyter:
-        yield _Nothing()
+        yield Bar()
         return
     if not console.is_terminal:
         yield _Lines(description, total, is_slow=is_slow)

@@ -25,7 +25,7 @@ from lightning_iet.audit import reading
 from lightning_iet.audit.cache import BlockCache
 from lightning_iet.audit.reading import Reading, read_images
 from lightning_iet.data.decoding import Page, decode
-from lightning_iet.data.formats import page_numbers
+from lightning_iet.data.formats import pages_of
 from lightning_iet.data.samples import reason_of
 from lightning_iet.data.sources import left_alone_by, open_source
 
@@ -95,7 +95,7 @@ def test_any_bytes_decode_to_an_image_or_raise_an_exception(name, cut, changes):
     for place, value in changes:
         data[place % len(data)] = value
     data = bytes(data[: 1 + cut % len(data)] if cut % 3 else data)
-    numbers = page_numbers(data)
+    numbers = pages_of(data).numbers
     assert numbers
     assert numbers == sorted(set(numbers))
     pixels, error = attempt(decode, data)
@@ -111,13 +111,13 @@ def test_any_bytes_decode_to_an_image_or_raise_an_exception(name, cut, changes):
 @settings(max_examples=100, deadline=None)
 def test_bytes_that_begin_like_an_image(tail):
     for head in (b"", b"II*\0", b"MM\0*", b"GIF89a", b"RIFF\0\0\0\0WEBP", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"):
-        assert page_numbers(head + tail)
+        assert pages_of(head + tail).numbers
         assert attempt(decode, head + tail[:20])[1] is not None
 
 
 @pytest.mark.parametrize("data", [bomb(), endless_tiff()], ids=["bomb", "endless tiff"])
 def test_hostile_files_end(data):
-    assert len(page_numbers(data)) <= 3
+    assert len(pages_of(data).numbers) <= 3
     _, error = attempt(decode, data)
     assert error is None or type(error).__name__ in ("DecompressionBombError", "ValueError", "OSError")
 
@@ -132,7 +132,7 @@ def test_a_folder_of_whole_and_damaged_files_is_counted_right(tmp_path_factory, 
     for number, (name, cut, extra) in enumerate(files):
         data = WHOLE[name]
         (folder / "images" / f"{number}{name}").write_bytes(data if cut else data[: len(data) // 2])
-        whole += len(page_numbers(data)) if cut else 0
+        whole += len(pages_of(data).numbers) if cut else 0
         if extra:
             (folder / "images" / f"{number}.txt").write_text("no image")
     source = open_source(folder / "images", argument="train")
@@ -180,7 +180,7 @@ def test_folders_of_whole_and_damaged_files_of_extras(kind, tmp_path):
     whole = [f"{number}.{kind}" for number in range(0, 45, 3)]
     found = read_folder(files, tmp_path, whole=whole)
     assert not found.refused
-    assert found.used >= sum(len(page_numbers(files[name])) for name in whole) >= 15
+    assert found.used >= sum(len(pages_of(files[name]).numbers) for name in whole) >= 15
     assert found.skipped
 
 
@@ -221,5 +221,5 @@ def test_hostile_files_hold_nothing(tmp_path):
 def test_a_file_that_names_billions_of_frames_is_one_image():
     """A list of all its pages would fill the memory."""
     pytest.importorskip("pydicom")
-    assert page_numbers(dicom(random.Random(0), frames=3)) == [0, 1, 2]
-    assert page_numbers(dicom(random.Random(0), frames=1, claimed=2**31 - 1)) == [0]
+    assert pages_of(dicom(random.Random(0), frames=3)).numbers == [0, 1, 2]
+    assert pages_of(dicom(random.Random(0), frames=1, claimed=2**31 - 1)).numbers == [0]

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from lightning_iet.data.decoding import Page, Preparation, decode, decode_stored
-from lightning_iet.data.formats import format_of, page_numbers, suffix_of
+from lightning_iet.data.formats import format_of, pages_of, suffix_of
 from tests.helpers.medical import dicom, nifti
 
 STORED = np.random.default_rng(0).integers(0, 4096, (6, 5), dtype=np.uint16)
@@ -83,7 +83,7 @@ def test_every_frame_is_an_image_with_a_window_of_its_own():
     frames = np.stack([STORED, STORED[::-1], STORED // 2])
     windows = [(1000, 500), (2000, 900), (500, 300)]
     data = dicom(frames, windows=windows)
-    assert page_numbers(data) == [0, 1, 2]
+    assert pages_of(data).numbers == [0, 1, 2]
     for number, (frame, window) in enumerate(zip(frames, windows, strict=True)):
         assert (
             np.abs(
@@ -103,7 +103,7 @@ def test_files_without_pixels_and_damaged_ones_say_so():
         decode(dicom(None, Modality="RTSTRUCT"))
     with pytest.raises(Exception, match=r".+"):
         decode(dicom(STORED)[:300])
-    assert page_numbers(bytes(128) + b"DICM" + b"x" * 50) == [0]
+    assert pages_of(bytes(128) + b"DICM" + b"x" * 50).numbers == [0]
 
 
 @pytest.mark.parametrize("compressed", [False, True])
@@ -113,7 +113,7 @@ def test_slices_of_a_nifti_volume(compressed, version):
     data = nifti(volume, version=version)
     data = gzip.compress(data) if compressed else data
     assert format_of(data[:4096]) == "NIfTI"
-    assert page_numbers(data) == [0, 1, 2, 3]
+    assert pages_of(data).numbers == [0, 1, 2, 3]
     for number in range(4):
         found = decode_stored(Page(data, number))
         # Columns go from right to left of the patient, rows from front to back: x grows along a row, y upwards.
@@ -134,7 +134,7 @@ def test_volumes_are_turned_to_the_patients_axes_and_scaled():
 def test_times_of_a_nifti_file_follow_one_another():
     volume = np.random.default_rng(0).integers(0, 200, (3, 3, 2, 2)).astype(np.int16)
     data = nifti(volume)
-    assert len(page_numbers(data)) == 4
+    assert len(pages_of(data).numbers) == 4
     assert np.array_equal(
         decode_stored(Page(data, 3)).pixels, decode_stored(nifti(np.ascontiguousarray(volume[..., 1:, 1]))).pixels
     )

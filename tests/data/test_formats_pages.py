@@ -10,7 +10,7 @@ from PIL import Image, features
 
 from lightning_iet.data import ImageFolderDataModule
 from lightning_iet.data.decoding import Page, decode
-from lightning_iet.data.formats import HEAD, may_have_pages, page_numbers, pages_of
+from lightning_iet.data.formats import HEAD, may_have_pages, pages_of
 from lightning_iet.data.sources import open_source
 
 PAGES = np.random.default_rng(0).integers(0, 256, (6, 9, 7), dtype=np.uint8)
@@ -26,7 +26,7 @@ def saved(kind, pages=PAGES, **options):
 def outcome(data):
     """The pages that can be decoded, and those that cannot."""
     found, missing = {}, []
-    for number in page_numbers(data):
+    for number in pages_of(data).numbers:
         try:
             found[number] = decode(Page(data, number))[..., 0]
         except Exception:
