@@ -135,9 +135,6 @@ def pairs_of_runs(runs: Sequence[RunPairs], *, limit: float = 1 / 3, columns: in
         limit: A ratio below it counts as a copy, and is printed in colour.
         columns: Pairs in a row.
 
-    Returns:
-        The figure.
-
     Example:
         >>> import torch
         >>> figure = pairs_of_runs([RunPairs("plain: 1 copy", torch.rand(2, 2, 1, 8, 8), [0.1, 0.9], [20, 1])])
@@ -184,9 +181,6 @@ def captioned_grid(images: Sequence[Tensor], captions: Sequence[str], *, title: 
         captions: One per image; long lines, such as names of files, are cut in the middle.
         title: Above all of them, in as many lines as it takes.
         columns: Images in a row, at most.
-
-    Returns:
-        The figure.
 
     Example:
         >>> import torch
@@ -281,9 +275,6 @@ def label_points(
         points: ``{label: (x, y)}`` in data coordinates.
         colours: of the labels, by label; dark grey where there is none.
         others: points without a label, which none covers either.
-
-    Returns:
-        The labels, in the order of ``points``.
 
     Example:
         >>> axes = Figure().subplots()
@@ -474,9 +465,6 @@ def memorized_quantity_curve(
         generated: ``{threshold: share}`` of the generated images.
         control: the same for held-out real images, which cannot have been memorized.
         k: number of nearest training images in the mean, for the label.
-
-    Returns:
-        The figure.
     """
     figure = _figure(5.6, 3.8)
     axes = _chart(
@@ -630,9 +618,6 @@ def ratio_histogram(
         label: what the ratio is.
         end: where the scale ends; larger ratios are in the last step.
         title: how to read it.
-
-    Returns:
-        The figure.
     """
     figure = _figure(6.4, 3.8)
     axes = _chart(figure.subplots(), xlabel=label, ylabel=f"share of images in a step of {end / BINS:.2g}", grid=False)

@@ -193,9 +193,6 @@ def compare_distances(generated: Tensor, held_out: Tensor) -> list[Difference]:
         generated: Distances to the nearest training image, shape ``(Q,)``.
         held_out: Likewise.
 
-    Returns:
-        The difference, or nothing.
-
     Example:
         >>> near = torch.linspace(1, 2, 50)
         >>> len(compare_distances(2 * near, near)), len(compare_distances(1.2 * near, near))

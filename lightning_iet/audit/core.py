@@ -126,9 +126,6 @@ def find_copies(
         duplicates: groups of training images, where they are known.
         cosine: cosine distances, where they were measured.
         plain: whether plain distances tell single images apart, rather than classes.
-
-    Returns:
-        The ratios of each image.
     """
     ratios = {
         "nearest": nearest_ratio(neighbors.sq_distances),
@@ -167,16 +164,7 @@ def find_copies(
 
 
 def measure_noise(copies: Copies, images: ImageSet, train: ImageSet) -> Copies:
-    """Undo what each search has found, where its ratio is at most 0.5, and measure what difference is left.
-
-    Args:
-        copies: what the searches found.
-        images: the images.
-        train: the training images.
-
-    Returns:
-        The same with ``search_noise``.
-    """
+    """Undo what each search has found, where its ratio is at most 0.5, and measure what difference is left."""
     noise = torch.full_like(copies.search_ratios, torch.nan)
     for column, found in enumerate(copies.matches.values()):
         for places in (found.ratios <= LARGEST).nonzero().flatten().split(256):

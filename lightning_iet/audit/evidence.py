@@ -111,9 +111,6 @@ def weigh(generated: "Copies", held_out: "Copies | None", *, level: float) -> Ev
         generated: What the searches found of the generated images.
         held_out: Likewise, of the held-out images.
         level: The share of false finds among discovered images.
-
-    Returns:
-        The evidence.
     """
     ratios, distances = generated.search_ratios, generated.search_distances
     identical, varied = generated.identical[:, None], ~generated.blank[:, None]

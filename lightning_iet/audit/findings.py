@@ -363,10 +363,6 @@ def make_findings(
 def without_doubted(audit: Audit, findings: Findings) -> Audit:
     """Leave out the images that are named by comparison with held-out images alone, where that is doubted.
 
-    Args:
-        audit: what was found.
-        findings: its figures.
-
     Returns:
         The audit, whose evidence names those that :func:`~lightning_iet.audit.verdict.counted` counts.
     """
@@ -392,9 +388,6 @@ def _lists(audit: Audit) -> dict[str, Any]:
 
 def counted_as_copies(audit: Audit) -> Tensor:
     """Tell which generated images are listed with their originals.
-
-    Args:
-        audit: what was found.
 
     Returns:
         Those that are named, or pass for copies by the main published measure, and that nobody has dismissed, bool,
@@ -457,9 +450,6 @@ def _by_search(copies: Copies, which: Tensor) -> dict[str, int]:
 
 def judge_planted(audit: Audit) -> list[PlantedFindings]:
     """Count the planted copies that were found: noticed, and traced back to their original or to an equal image.
-
-    Args:
-        audit: what was found.
 
     Returns:
         By kind, in the order in which they were planted.

@@ -51,9 +51,6 @@ def load_checkpoint(path: Path, *, use_ema: bool = True) -> Generator:
         path: the file.
         use_ema: take the averaged weights, if there are any.
 
-    Returns:
-        The generator, on the CPU.
-
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: if it is something else.
@@ -85,9 +82,6 @@ def load_pipeline(folder: Path) -> Generator:
 
     Args:
         folder: as ``save_pretrained`` writes it: ``model_index.json``, ``unet`` and ``scheduler``.
-
-    Returns:
-        The generator, on the CPU.
 
     Raises:
         FileNotFoundError: if there is no such folder.

@@ -34,9 +34,6 @@ _FORMULA = (
 def pair_rows(audit: Audit) -> list[dict[str, Any]]:
     """List every generated image with the training images that it is the most like, the nearest first.
 
-    Args:
-        audit: What was found.
-
     Returns:
         A row for each: ``index``, ``name`` and ``sha256`` of the image; ``score``, the ratio by the search that it
         is shown by, and ``search``, which one that is; ``named`` as a copy and ``noticed``, 0 or 1;
@@ -109,12 +106,7 @@ def _order(copies: Copies, evidence: Evidence) -> list[int]:
 
 
 def write_pairs(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """Write ``pairs.csv``. A name that a spreadsheet would take for a formula gets an apostrophe before it.
-
-    Args:
-        rows: of :func:`pair_rows`.
-        path: The file.
-    """
+    """Write ``pairs.csv``. A name that a spreadsheet would take for a formula gets an apostrophe before it."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
@@ -136,9 +128,6 @@ def for_spreadsheets(name: str) -> str:
     """Write a name so that no spreadsheet takes it for a formula: with an apostrophe before it, where it needs one.
 
     Names that begin with an apostrophe get one as well, so that taking one away always gives the name.
-
-    Args:
-        name: any name.
 
     Returns:
         As :func:`printable`, safe in a cell.
@@ -180,9 +169,6 @@ def read_review(path: Path) -> Review:
         path: A JSON file with a list ``"pairs"`` of objects with ``"sha256"``, ``"source_sha256"`` and ``"decision"``,
             ``"confirmed"`` or ``"dismissed"``.
 
-    Returns:
-        The decisions.
-
     Raises:
         FileNotFoundError: There is no such file.
         ValueError: It holds something else.
@@ -207,13 +193,6 @@ def apply_review(audit: Audit, review: Review) -> Audit:
 
     Images that were dismissed stay in the scan as if they were far from all training images: the number of images that
     are judged is that of those drawn.
-
-    Args:
-        audit: What was found.
-        review: What a person has decided.
-
-    Returns:
-        The audit with other evidence.
     """
     copies, evidence = audit.copies["generated"], audit.evidence
     pairs = [

@@ -41,9 +41,6 @@ def share(count: int, total: int) -> Share:
         count: images that have some property.
         total: all images, at least one.
 
-    Returns:
-        The share and its interval.
-
     Example:
         >>> from dataclasses import astuple
         >>> [round(part, 4) for part in astuple(share(0, 1000))]

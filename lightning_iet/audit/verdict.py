@@ -62,12 +62,6 @@ def verdict(findings: Findings) -> Verdict:
     to doubt the comparison with held-out images, see :func:`_doubts`. Else *open* if something was noticed that is not
     decided, if the sets cannot be compared, or if the audit did not find what it planted itself. Else *none*, or
     *control* if images pass for copies by the published measure as held-out images do.
-
-    Args:
-        findings: the figures.
-
-    Returns:
-        The verdict.
     """
     evidence = findings.evidence
     named, total = counted(findings), evidence.named.total
@@ -127,9 +121,6 @@ def counted(findings: Findings) -> Share:
 
     Where there is reason to doubt the comparison with held-out images, those that are named by it alone do not count.
 
-    Args:
-        findings: the figures.
-
     Returns:
         Those that are named, or of these the sure ones.
     """
@@ -141,9 +132,6 @@ def counted(findings: Findings) -> Share:
 
 def not_counted(findings: Findings) -> list[str]:
     """Say how many more images only a comparison would name that is doubted.
-
-    Args:
-        findings: the figures.
 
     Returns:
         A sentence, or none where all that are named count.
@@ -177,14 +165,7 @@ def planted_words(planted: Sequence[PlantedFindings]) -> str:
 
 
 def membership_words(membership: Membership) -> str:
-    """Say in plain words whether the generator's loss tells training images from others.
-
-    Args:
-        membership: the figures.
-
-    Returns:
-        Two sentences.
-    """
+    """Say in plain words whether the generator's loss tells training images from others."""
     answer = "tells training images from held-out ones"
     if membership.auc_low <= 0.5:
         answer = "gives no sure sign of which images were trained on"
@@ -415,14 +396,7 @@ def _bound_or_control(findings: Findings, *, bound: bool = True) -> str:
 
 
 def not_looked_for(findings: Findings) -> list[str]:
-    """Say which kinds of copies were not looked for, and why: a sentence for each reason.
-
-    Args:
-        findings: the figures.
-
-    Returns:
-        The sentences.
-    """
+    """Say which kinds of copies were not looked for, and why: a sentence for each reason."""
     kinds = {
         "degraded copies (blurred, noisy, strongly compressed)": findings.not_degraded,
         "moved copies (shifted, turned, zoomed)": findings.not_moved,
@@ -486,9 +460,6 @@ def _kinds(findings: Findings) -> str:
 def named_above(findings: Findings) -> list[str]:
     """Say why more images are named than lie below the limits: a limit judges each image as if it were the only one.
 
-    Args:
-        findings: the figures.
-
     Returns:
         A sentence, or none where all that are named lie below a limit.
     """
@@ -537,9 +508,6 @@ def _control(findings: Findings) -> str:
 
 def beyond_words(findings: Findings) -> str:
     """Say how many images are nearer than any held-out image; the list of pairs marks as many.
-
-    Args:
-        findings: the figures.
 
     Returns:
         A sentence behind a space, or nothing.
@@ -627,9 +595,6 @@ def _sentence(text: str) -> str:
 def remarks(facts: SetFacts) -> list[str]:
     """Say how a set was read, where that is not plain: pages, ranges, what could not be read.
 
-    Args:
-        facts: of the set.
-
     Returns:
         Sentences without the name of the set.
     """
@@ -662,14 +627,7 @@ def remarks(facts: SetFacts) -> list[str]:
 
 
 def findings_table(findings: Findings) -> Table:
-    """Lay out the counts of the generated images beside those of the held-out ones.
-
-    Args:
-        findings: the figures.
-
-    Returns:
-        A table for rich's console.
-    """
+    """Lay out the counts of the generated images beside those of the held-out ones."""
     words = verdict(findings)
     details = words.details
     if findings.membership is not None:

@@ -66,9 +66,6 @@ def limits(findings: Findings) -> list[str]:
 
     Args:
         findings: the figures; what they leave open depends on the settings.
-
-    Returns:
-        Sentences.
     """
     settings = findings.settings
     found = [
@@ -117,9 +114,6 @@ def limits(findings: Findings) -> list[str]:
 
 def membership_section(membership: Membership | None) -> dict[str, Any] | None:
     """Describe what the generator's loss gives away.
-
-    Args:
-        membership: the figures.
 
     Returns:
         What the template needs, or ``None`` if losses were not measured.
@@ -249,15 +243,7 @@ def parts_of_limits(audit: Audit, copies: Copies) -> Tensor:
 
 
 def originals(audit: Audit, *, images: bool) -> list[dict[str, Any]]:
-    """Describe the training images with the most copies, each before the first of its copies.
-
-    Args:
-        audit: what was found.
-        images: whether images are shown.
-
-    Returns:
-        What the template needs of each.
-    """
+    """Describe the training images with the most copies, each before the first of its copies."""
     generated, train, copies = audit.sets["generated"], audit.sets["train"], audit.copies["generated"]
     found = most_copied(copies.sources, counted_as_copies(audit))[:ORIGINALS]
     described = []
@@ -273,11 +259,6 @@ def originals(audit: Audit, *, images: bool) -> list[dict[str, Any]]:
 
 def duplicate_groups(audit: Audit, findings: Findings, *, images: bool) -> dict[str, Any] | None:
     """Describe the largest groups of near-duplicates inside the training set.
-
-    Args:
-        audit: what was found.
-        findings: its figures.
-        images: whether images are shown.
 
     Returns:
         What the template needs, or ``None`` if they were not looked for.
@@ -365,9 +346,6 @@ def render_page(audit: Audit, findings: Findings, *, pairs: int, images: bool = 
         findings: its figures.
         pairs: generated images to show, for each measure those with the lowest ratios.
         images: whether images are shown, rather than names and figures only.
-
-    Returns:
-        HTML.
     """
     audit = without_doubted(audit, findings)
     css, js = stylesheet(_PACKAGE), read_resource(_PACKAGE, "report.js")
@@ -423,9 +401,6 @@ def render_page(audit: Audit, findings: Findings, *, pairs: int, images: bool = 
 
 def counts_apart(findings: Findings) -> list[str]:
     """Say why the count below a threshold is another one than that of the images named.
-
-    Args:
-        findings: the figures.
 
     Returns:
         Sentences; none where no image is named, and none was dismissed.
@@ -648,9 +623,6 @@ def chart(
         ratios: of the generated and perhaps of the held-out images.
         threshold: where the line stands.
         end: where the scale ends; larger ratios are in the last step.
-
-    Returns:
-        What the template needs.
     """
     lowest = floor(log10(1 / max(map(len, ratios.values()))))
     decades = range(lowest, 1)
