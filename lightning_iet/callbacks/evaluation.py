@@ -466,7 +466,7 @@ class Evaluation(pl.Callback):
         self._log(trainer, {**self._figures(), "eval/skip_rate": run["skip_rate"]})
         if trainer.is_global_zero:
             publish(
-                trainer, self.report, assessment=assessment, train=self._assessor.train, name=self._assessor.name,
+                trainer, self.report, assessor=self._assessor, assessment=assessment,
                 num_pairs=self.num_pairs if self.pictures else None,
             )  # fmt: skip
 

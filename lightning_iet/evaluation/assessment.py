@@ -18,6 +18,7 @@ from lightning_iet.data.augmentation import as_it_is
 from lightning_iet.data.samples import name_of
 from lightning_iet.evaluation.measures import ImageMeasures, Measure, make_metrics
 from lightning_iet.evaluation.memorization import RATIO, Closeness, measure_closeness
+from lightning_iet.evaluation.report import named_figures
 from lightning_iet.functional.duplicates import Duplicates, duplicate_groups
 from lightning_iet.functional.memorization import MQ_THRESHOLDS
 from lightning_iet.metrics.base import TrainingSet, collect_images
@@ -333,14 +334,9 @@ class Assessor:
 
     def named(self, scores: Scores) -> dict[str, float]:
         """Return scores under the names that loggers know them by, each with that of the control."""
-        values = {"eval/fid_train": self.train_fid, "eval/objective": objective(scores, self.control)}
-        for suffix, part in (("", scores), ("_control", self.control)):
-            values[f"eval/fid{suffix}"] = part.fid
-            values[f"eval/memorized_fraction{suffix}"] = part.memorized_fraction
-            values[f"eval/copied_fraction{suffix}"] = part.copied_fraction
-            values |= {f"eval/mq_{threshold}{suffix}": share for threshold, share in part.mq.items()}
-            values |= {f"eval/{name}{suffix}": number for name, number in part.further.items()}
-        return {name: value for name, value in values.items() if not isnan(value)}
+        values = {"fid_train": self.train_fid, "objective": objective(scores, self.control)}
+        values |= named_figures(vars(scores), vars(self.control))
+        return {f"eval/{name}": value for name, value in values.items() if not isnan(value)}
 
 
 def objective(scores: Scores, control: Scores) -> float:

@@ -197,9 +197,6 @@ def infer_membership(train: Tensor, held_out: Tensor, timesteps: Tensor) -> Memb
         held_out: Losses of held-out images at the same timesteps, shape ``(N, J)``.
         timesteps: The timesteps, shape ``(J,)``.
 
-    Returns:
-        The figures.
-
     Raises:
         ValueError: A set holds fewer than two images, or a loss is not finite.
 

@@ -77,6 +77,11 @@ class Closeness:
         """
         return cls(nearest_ratio(sq_distances).cpu(), memorization_ratio(sq_distances).cpu(), indices[:, 0].cpu())
 
+    @property
+    def copy_ratio(self) -> Tensor:
+        """The ratio that copies are told by: near-duplicates count as one image where they are known."""
+        return self.ratio if self.distinct_ratio is None else self.distinct_ratio
+
     def copied_fractions(self, *, limit: float = RATIO) -> dict[str, float]:
         """Return the shares of images whose distinct ratio lies below the limit: all, of repeated images, of others.
 
@@ -85,7 +90,7 @@ class Closeness:
             >>> Closeness(ratio, ratio, torch.zeros(4), ratio, repeated).copied_fractions()
             {'copied_fraction': 0.75, 'copied_fraction_of_repeated': 0.5, 'copied_fraction_of_others': 0.25}
         """
-        copied = below(self.ratio if self.distinct_ratio is None else self.distinct_ratio, limit)
+        copied = below(self.copy_ratio, limit)
         repeated = torch.zeros_like(copied) if self.of_repeated is None else self.of_repeated
         parts = {"": copied, "_of_repeated": copied & repeated, "_of_others": copied & ~repeated}
         return {f"copied_fraction{name}": float(part.double().mean()) for name, part in parts.items()}

@@ -1,9 +1,8 @@
 """The report of an evaluation: metrics.json, the table in the terminal, the plots."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -11,7 +10,6 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import rich
 from rich.table import Table
-from torch import Tensor
 
 from lightning_iet.evaluation.verdict import fid_note, telling_thresholds, verdict
 from lightning_iet.plots import image_grid, memorized_quantity_curve, nearest_pairs, save_figure, training_curves
@@ -86,14 +84,7 @@ def _score_entries(scores: "Scores") -> dict[str, Any]:
 
 
 def report_table(report: Report) -> Table:
-    """Lay the measures of a run out beside those of its held-out control.
-
-    Args:
-        report: what ``metrics.json`` holds.
-
-    Returns:
-        A table to print with :mod:`rich`.
-    """
+    """Lay the measures of a run, as ``metrics.json`` holds them, out beside those of its held-out control."""
     generated, control, data, settings = (report[part] for part in ("generated", "control", "data", "settings"))
     num = generated["num_images"]
     table = Table(title="Quality and memorization", caption=_caption(report), caption_justify="left")
@@ -146,37 +137,21 @@ def print_report(report: Report) -> None:
 
 
 def write_pictures(
-    report: Report,
-    folder: Path,
-    *,
-    assessment: "Assessment",
-    train: Tensor,
-    name: Callable[[int], str],
-    num_pairs: int,
+    report: Report, folder: Path, *, assessor: "Assessor", assessment: "Assessment", num_pairs: int
 ) -> None:
-    """Write the four plots of a run.
-
-    Args:
-        report: of :func:`make_report`.
-        folder: the folder of the run, which exists.
-        assessment: the generated images and their measures.
-        train: the training images, ``(M, C, H, W)``.
-        name: of a training image by its position, such as its file's.
-        num_pairs: number of images that ``nearest.png`` shows.
-    """
+    """Write the four plots of a run into its folder; ``num_pairs`` images are shown in ``nearest.png``."""
     settings, run, curves = report["settings"], report["run"], report["curves"]
     shown = assessment.images[:64]
     title = f"{len(shown)} of {len(assessment.images):,} generated images ({_sampling(settings)})"
     figures = {"samples.png": image_grid(shown, title=title)}
-    closeness = assessment.closeness
-    ratios = closeness.ratio if closeness.distinct_ratio is None else closeness.distinct_ratio
-    nearest = closeness.nearest
+    ratios = assessment.closeness.copy_ratio
     closest = ratios.argsort(stable=True)[:num_pairs]
+    nearest = assessment.closeness.nearest[closest]
     figures["nearest.png"] = nearest_pairs(
         assessment.images[closest],
-        train[nearest[closest]],
+        assessor.train[nearest],
         ratios[closest].tolist(),
-        [name(index) for index in nearest[closest].tolist()],
+        [assessor.name(index) for index in nearest.tolist()],
         limit=settings["ratio"],
     )
     figures["curves.png"] = training_curves(
@@ -216,6 +191,27 @@ def read_metrics(file: Path, *, kind: str) -> dict[str, Any]:
     return content
 
 
+def named_figures(generated: Mapping[str, Any], control: Mapping[str, Any]) -> dict[str, Any]:
+    """Name the measures of generated images, and those of held-out ones with ``_control``, as loggers do.
+
+    Args:
+        generated: their entry in a report, or :class:`~lightning_iet.evaluation.assessment.Scores` as a dictionary.
+        control: likewise.
+
+    Example:
+        >>> scores = {"fid": 1.0, "memorized_fraction": 0.1, "mq": {"0.15": 0.2}, "further": {"mifid": 2.0}}
+        >>> list(named_figures(scores, {"mq": {}, "further": {"mifid": 3.0}}))
+        ['fid', 'memorized_fraction', 'mq_0.15', 'mifid', 'mifid_control']
+    """
+    found: dict[str, Any] = {}
+    for suffix, part in (("", generated), ("_control", control)):
+        shares = ("fid", "memorized_fraction", "copied_fraction")
+        found |= {f"{name}{suffix}": part[name] for name in shares if name in part}
+        found |= {f"mq_{threshold}{suffix}": share for threshold, share in part["mq"].items()}
+        found |= {f"{name}{suffix}": number for name, number in part["further"].items()}
+    return found
+
+
 def _caption(report: Report) -> str:
     settings, num_reference = report["settings"], report["data"]["num_reference"]
     fid = (
@@ -242,23 +238,26 @@ def publish(
     trainer: "pl.Trainer",
     report: Report,
     *,
+    assessor: "Assessor",
     assessment: "Assessment",
-    train: Tensor,
-    name: Callable[[int], str],
     num_pairs: int | None,
 ) -> None:
     """Print the table and write the files of a run; of a ``fast_dev_run`` nothing is kept.
 
     Args:
         trainer: its run folder, and its loggers, which get the plots if they take any.
-        report: of :func:`~lightning_iet.evaluation.report.make_report`.
-        assessment: the generated images and their measures.
-        train: the training images, ``(M, C, H, W)``.
-        name: of a training image by its position, such as its file's.
+        report: of :func:`make_report`.
+        assessor: what has measured the generated images.
+        assessment: these images and their measures.
         num_pairs: number of generated images to show beside their nearest training image; None = make no plots.
     """
+
+    def write(folder: Path) -> None:
+        write_json(folder / METRICS, report)
+        if num_pairs is not None:
+            write_pictures(report, folder, assessor=assessor, assessment=assessment, num_pairs=num_pairs)
+
     console = rich.get_console()
-    write = partial(_write, report, assessment=assessment, train=train, name=name, num_pairs=num_pairs)
     if trainer.fast_dev_run:  # type: ignore[attr-defined]
         with TemporaryDirectory() as temporary:
             write(Path(temporary))
@@ -274,9 +273,3 @@ def publish(
     gaps = sorted(path.name for path in folder.glob("gap*.png"))  # of anti-gradient control
     files = ", ".join((METRICS, *(PLOTS if num_pairs is not None else ()), *gaps))
     console.print(f"Written to {folder}: {files}", soft_wrap=True, highlight=False)
-
-
-def _write(report: Report, folder: Path, *, num_pairs: int | None, **images: Any) -> None:
-    write_json(folder / METRICS, report)
-    if num_pairs is not None:
-        write_pictures(report, folder, num_pairs=num_pairs, **images)

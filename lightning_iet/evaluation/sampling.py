@@ -135,17 +135,7 @@ def _inputs(pipeline: Any) -> list[str]:
 
 
 def _by_parts(
-    module: nn.Module,
-    unet: Any,
-    scheduler: Any,
-    num: int,
-    *,
-    seed: int,
-    start: int,
-    batch_size: int,
-    sampler: Any,
-    num_inference_steps: int,
-    use_ema: bool,
+    module: nn.Module, unet: Any, scheduler: Any, num: int, *, sampler: Any, use_ema: bool, **settings: Any
 ) -> Tensor:
     """Sample by our own loop, in which each image has a generator of its own."""
     size = unet.config.sample_size
@@ -157,29 +147,17 @@ def _by_parts(
         (unet.config.in_channels, height, width),
         num,
         module=unet,
-        seed=seed,
-        start=start,
-        batch_size=batch_size,
-        num_inference_steps=num_inference_steps,
+        **settings,
     )
 
 
 @torch.no_grad()
 def _by_pipeline(
-    module: nn.Module,
-    pipeline: Any,
-    num: int,
-    *,
-    seed: int,
-    start: int,
-    batch_size: int,
-    sampler: Any,
-    num_inference_steps: int,
-    use_ema: bool,
+    module: nn.Module, pipeline: Any, num: int, *, seed: int, start: int, batch_size: int, **given: Any
 ) -> Tensor:
     """Call a pipeline as it is."""
     known = inspect.signature(type(pipeline).__call__).parameters
-    settings = {"num_inference_steps": num_inference_steps} if "num_inference_steps" in known else {}
+    settings = {name: given[name] for name in ("num_inference_steps",) if name in known}
     shown = getattr(pipeline, "_progress_bar_config", None)
     pipeline.set_progress_bar_config(disable=True)
     module.eval()

@@ -100,9 +100,6 @@ def verdict(report: Mapping[str, Any]) -> str:
     of the held-out images pass for copies, or more than half lie near at the smallest threshold, they are
     near-duplicates of training images, and tell nothing of what a model draws without copying.
 
-    Args:
-        report: What ``metrics.json`` holds.
-
     Example:
         >>> part = {"num_images": 512, "memorized_fraction": 0.0, "further": {}}
         >>> generated, control = part | {"mq": {"0.15": 360 / 512}}, part | {"mq": {"0.15": 50 / 512}}
@@ -207,9 +204,6 @@ def fid_note(report: Mapping[str, Any]) -> str:
     """Say that an FID means little where there are no more images than features; empty where there are.
 
     The covariance of N images has at most N - 1 directions, and the distance is then mostly that of chance.
-
-    Args:
-        report: What ``metrics.json`` holds.
 
     Example:
         >>> fid_note({"settings": {"feature_dimensions": 2048}, "generated": {"num_images": 512},

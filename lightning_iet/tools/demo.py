@@ -143,7 +143,7 @@ def _draw(folder: Path, reports: dict[str, dict[str, Any]]) -> None:
         module = load_any_module(folder / name / "checkpoints" / "last.ckpt")
         images = module.sample(settings["num_samples"], batch_size=256, **options)
         closeness = measure_closeness(images, train, 50, duplicates=duplicates)
-        ratios = closeness.ratio if closeness.distinct_ratio is None else closeness.distinct_ratio
+        ratios = closeness.copy_ratio
         closest = ratios.argsort(stable=True)[:_SHOWN]
         copies = round(scores["copied_fraction"] * len(images))
         title = f"{RUNS[name]}: {copies} of {len(images)} images are copies; FID {three_digits(scores['fid'])}"

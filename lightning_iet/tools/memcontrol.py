@@ -29,6 +29,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 from lightning_iet import data, modules
 from lightning_iet.callbacks.parameter_selection import ParameterSelection, find_denoiser, read_mask
 from lightning_iet.evaluation.measures import MembershipMeasure
+from lightning_iet.evaluation.report import named_figures
 from lightning_iet.functional.parameter_groups import Family, Granularity, ParameterGroups
 from lightning_iet.modules.adapters import Selection
 from lightning_iet.search import Candidate, SelectionSearch, search_selection
@@ -253,10 +254,7 @@ def figures_at(report: Mapping[str, Any], point: Mapping[str, Any]) -> dict[str,
         Whitney, 1947).
     """
     found: dict[str, float] = {"step": point["step"], "fid_train": report["train"]["fid"]}
-    for suffix, part in (("", point), ("_control", report["control"])):
-        found |= {f"{name}{suffix}": part[name] for name in ("fid", "memorized_fraction", "copied_fraction")}
-        found |= {f"mq_{threshold}{suffix}": share for threshold, share in part["mq"].items()}
-        found |= {f"{name}{suffix}": value for name, value in part["further"].items()}
+    found |= named_figures(point, report["control"])
     total = report["control"]["num_images"]
     for name in ("memorized_fraction", "copied_fraction", *(f"mq_{threshold}" for threshold in point["mq"])):
         share = (found[f"{name}_control"] * total + 1) / (total + 2)

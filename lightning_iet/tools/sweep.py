@@ -16,7 +16,7 @@ from typing import Any
 from rich.console import Console
 
 from lightning_iet.evaluation.assessment import Scores, objective
-from lightning_iet.evaluation.report import read_metrics
+from lightning_iet.evaluation.report import named_figures, read_metrics
 from lightning_iet.evaluation.verdict import copies_exceed
 from lightning_iet.search import Job, SweepFile, grid_points, open_study, read_sweep, run_jobs
 from lightning_iet.search.jobs import PROGRAM, interrupted_by_sigterm
@@ -199,9 +199,6 @@ def _job(plan: SweepFile, folder: Path, number: int, point: Mapping[str, Any]) -
 def figures(folder: Path) -> dict[str, float]:
     """Return the measures of a finished run, by the names that loggers know them by, without ``eval/``.
 
-    Args:
-        folder: the run's folder.
-
     Returns:
         ``fid``, ``memorized_fraction``, ``mq_0.15`` …, ``skip_rate``, further measures, and of most the control's.
     """
@@ -213,13 +210,7 @@ def figures(folder: Path) -> dict[str, float]:
     ]
     score = objective(*(Scores(**{name: value for name, value in part.items() if name in names}) for part in parts))
     found = {"objective": score, "fid_train": report["train"]["fid"], "skip_rate": report["run"]["skip_rate"]}
-    for suffix, part in (("", report["generated"]), ("_control", report["control"])):
-        found |= {
-            f"{name}{suffix}": part[name] for name in ("fid", "memorized_fraction", "copied_fraction") if name in part
-        }
-        found |= {f"mq_{threshold}{suffix}": share for threshold, share in part["mq"].items()}
-        found |= {f"{name}{suffix}": value for name, value in part["further"].items()}
-    return found
+    return found | named_figures(report["generated"], report["control"])
 
 
 def _publish(plan: SweepFile, folder: Path, errors: Mapping[Path, str]) -> None:
