@@ -50,9 +50,6 @@ def _with_underscores(option: str) -> str:
 def check_source(arguments: Sequence[str]) -> None:
     """Refuse a command without a configuration, images or a model; say which to try, and nothing that would fail.
 
-    Args:
-        arguments: The command, and all after it.
-
     Raises:
         ValueError: If there is none of them.
 

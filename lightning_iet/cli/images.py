@@ -121,9 +121,6 @@ def settings_of(folder: Folder, path: Path, given: Mapping[str, Any]) -> dict[st
         path: Where it is.
         given: What the user has set, by the dotted names of options without ``init_args``: ``data.image_size``.
 
-    Returns:
-        A nested configuration.
-
     Raises:
         ValueError: If there are too few images.
 
@@ -336,9 +333,6 @@ def device_of(given: Mapping[str, Any]) -> torch.device:
 
     What is not here, or unknown, Lightning will refuse; until then it is the CPU.
 
-    Args:
-        given: What the user has set, by the dotted names of options.
-
     Example:
         >>> device_of({"trainer.accelerator": "cpu"})
         device(type='cpu')
@@ -353,9 +347,6 @@ def device_of(given: Mapping[str, Any]) -> torch.device:
 
 def num_processes(given: Mapping[str, Any]) -> int:
     """Return the number of processes of a run, or 2 where it is only known that there are several.
-
-    Args:
-        given: What the user has set, by the dotted names of options.
 
     Example:
         >>> num_processes({}), num_processes({"trainer.accelerator": "cpu", "trainer.devices": 4})

@@ -213,10 +213,7 @@ def images_of(samples: Any) -> Tensor:
 def write_groups(found: Duplicates, names: Sequence[str], file: Path) -> None:
     """Write ``duplicates.csv``: every image that has a near-duplicate, with its group and whether dropping keeps it.
 
-    Args:
-        found: the groups.
-        names: of all images.
-        file: where to; its folder is made if need be.
+    The folder of the file is made if need be.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     with write_atomically(file) as path, path.open("w", newline="", encoding="utf-8") as stream:

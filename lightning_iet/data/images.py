@@ -308,10 +308,7 @@ def _workers(images: int) -> int:
 
 
 def check_sizes(sizes: Mapping[Size, str]) -> None:
-    """Refuse images of several sizes.
-
-    Args:
-        sizes: Of each size an image's name.
+    """Refuse images of several sizes, of each of which an image's name is given.
 
     Raises:
         ValueError: Naming two of them.

@@ -203,11 +203,7 @@ class Samples(Dataset[tuple[Tensor, Any, int]]):
 
 
 class Layer(Dataset[Any]):
-    """A data set around another one, whose length and other attributes, such as ``targets``, it has.
-
-    Args:
-        dataset: Map-style.
-    """
+    """A data set around another map-style one, whose length and other attributes, such as ``targets``, it has."""
 
     def __init__(self, dataset: Dataset[Any]) -> None:
         self.dataset = dataset

@@ -128,11 +128,7 @@ class ShardSampler(DistributedSampler[ShardBatch]):
         self.steps = self._steps(limit=self.plan.limit)
 
     def reassign(self, shards: Sequence[Tensor]) -> None:
-        """Put other samples into the shards, from the next epoch on; sizes do not change.
-
-        Args:
-            shards: One index tensor per shard, together the same samples as before.
-        """
+        """Put other samples into the shards, from the next epoch on; sizes do not change."""
         if [len(shard) for shard in shards] != self.sizes:
             raise ValueError(
                 f"Argument `shards` expected shards of {self.sizes} samples, but got"
@@ -195,13 +191,10 @@ class ShardSampler(DistributedSampler[ShardBatch]):
 
 
 class SeededSamples(Dataset[list[Any]]):
-    """Reads the samples of a batch, each with random generators seeded by (seed, epoch, index).
+    """Reads the samples of a batch from a map-style data set, each with generators seeded by (seed, epoch, index).
 
     Random flips and crops then depend on the sample and the epoch only: not on the worker that reads it, not on the
     process count, and they leave the random numbers of training as they are.
-
-    Args:
-        dataset: A map-style data set.
     """
 
     def __init__(self, dataset: Dataset[Any]) -> None:

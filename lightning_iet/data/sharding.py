@@ -328,11 +328,7 @@ class ShardedDataModule(DataModule):
         self.datamodule.setup(stage)
 
     def prepare_train_dataloader(self, plan: ShardPlan) -> None:
-        """Make the loader that :meth:`train_dataloader` returns next, so that an impossible split is refused now.
-
-        Args:
-            plan: How the run distributes its shards.
-        """
+        """Make the loader that :meth:`train_dataloader` returns next, so that an impossible split is refused now."""
         self.plan = plan
         self._prepared = plan, self._make_train_dataloader()
 

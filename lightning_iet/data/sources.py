@@ -559,9 +559,6 @@ def load_table(*paths: Path) -> Any:
     Args:
         paths: A folder as ``save_to_disk`` writes it, or Parquet files.
 
-    Returns:
-        The split.
-
     Raises:
         ModuleNotFoundError: Without the package ``datasets``.
     """

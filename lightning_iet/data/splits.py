@@ -15,9 +15,6 @@ def select_disjoint(labels: Tensor, sizes: Sequence[int], *, seed: int) -> list[
         sizes: Number of samples of each set; at most n together.
         seed: Seed of the selection.
 
-    Returns:
-        One index tensor per set.
-
     Raises:
         ValueError: If more samples are asked for than there are.
 

@@ -37,9 +37,6 @@ def bit_effects(bits: Tensor, values: Tensor, *, covariates: Tensor | None = Non
         values: figure of each trial, shape ``(N,)``.
         covariates: what else may explain the figure, such as the logarithm of the learning rate, shape ``(N, C)``.
 
-    Returns:
-        Effects and standard errors.
-
     Raises:
         ValueError: if the shapes do not fit.
 

@@ -51,9 +51,6 @@ def scan_test(generated: Tensor, held_out: Tensor, *, largest: float = float("in
         largest: no threshold beyond it is looked at. Of more than 256 thresholds a geometric series is taken, every one
             of the first among them *(our choice)*.
 
-    Returns:
-        The threshold, the counts at it, and the p-value.
-
     Raises:
         ValueError: if a score is NaN, or a set is empty.
 
@@ -161,9 +158,6 @@ def combined_p_values(scores: Tensor, held_out: Tensor) -> Combined:
     Args:
         scores: shape ``(m, S)``, at least 0; the lower, the more like a copy. Those below 0.0001 count as 0.0001.
         held_out: shape ``(n, S)``.
-
-    Returns:
-        The p-values, and which search each comes from.
 
     Raises:
         ValueError: if a score is NaN, there are no held-out images, or the numbers of searches differ.
@@ -273,9 +267,6 @@ def held_out_needed(copies: int, generated: int, *, level: float = 0.05) -> int:
         copies: ``c``, at least 1.
         generated: ``m``.
         level: ``α``.
-
-    Returns:
-        ``n``.
 
     Example:
         >>> held_out_needed(6, 900)

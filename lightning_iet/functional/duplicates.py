@@ -44,9 +44,6 @@ def duplicate_groups(images: Tensor, *, k: int = 50, ratio: float = 1 / 3) -> Du
         k: images around an image that say what is near there; ``N - 1`` where there are fewer.
         ratio: the threshold ``ρ``, in (0, 1].
 
-    Returns:
-        The groups.
-
     Raises:
         TypeError: as :func:`~lightning_iet.functional.neighbors.nearest_neighbors`.
         ValueError: as that; if ``k`` or ``ratio`` is out of range.
@@ -86,9 +83,6 @@ def find_duplicates(
         indices: their positions, shape ``(N, k)``.
         ratio: the threshold ``ρ``.
         features: what the distances were measured in, to put on record.
-
-    Returns:
-        The groups.
 
     Example:
         >>> sq_distances = torch.tensor([[0.0, 9.0], [0.0, 9.0], [9.0, 9.0]])

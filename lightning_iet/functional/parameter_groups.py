@@ -163,12 +163,7 @@ class ParameterGroups:
 
 
 def trained_parameters(groups: ParameterGroups, mask: str | None = None, *, rest: bool | None = None) -> frozenset[str]:
-    """Names of the parameters that a mask trains.
-
-    Args:
-        groups: The result of :func:`find_groups`.
-        mask: See :meth:`ParameterGroups.switches`.
-        rest: Likewise.
+    """Names of the parameters that a mask trains; arguments as for :meth:`ParameterGroups.switches`.
 
     Returns:
         Names as in ``network.named_parameters()`` once adapters are there.

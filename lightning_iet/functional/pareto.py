@@ -124,9 +124,6 @@ def choose_point(
         limits: what each further objective may be at most, shape ``(p - 1,)``.
         trained: number of trained parameters of each point, shape ``(N,)``.
 
-    Returns:
-        The index and the rule.
-
     Raises:
         ValueError: if there is no point, a value is NaN, or the shapes do not fit.
 

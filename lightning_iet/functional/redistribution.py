@@ -67,9 +67,6 @@ def redistribute(
         random_seed: Draw the :math:`k` samples of each shard at random instead, from all that it holds (of the class):
             the control that shows whether it matters *which* samples move.
 
-    Returns:
-        The new shards, and what has left each shard.
-
     Raises:
         ValueError: If ``fraction`` or ``min_skips`` is out of range, there is one shard only and ``fraction`` is above
             0, or an index has no number of skips or no label.
@@ -108,12 +105,7 @@ def redistribute(
 
 
 def most_that_move(shards: Sequence[Tensor], fraction: float, labels: Tensor | None = None) -> int:
-    """Count the samples that leave each shard if all of them are skipped often enough: 0 = nothing can ever move.
-
-    Args:
-        shards: See :func:`redistribute`, as are the others.
-        fraction: Largest share of a shard, or of each class in it, that moves.
-        labels: Class of every sample; ``None`` = exchange without regard to classes.
+    """Count the samples that leave each shard if all are skipped often enough, see :func:`redistribute`; 0 = none ever.
 
     Example:
         >>> shards, labels = [torch.tensor([0, 1, 2, 3]), torch.tensor([4, 5, 6, 7])], torch.arange(8) % 4
@@ -179,12 +171,7 @@ def is_exchange_epoch(
 
 
 def check_exchange(fraction: float, min_skips: int, num_shards: int | None = None) -> None:
-    """Refuse arguments of :func:`redistribute` that are out of range.
-
-    Args:
-        fraction: Share of a shard that moves.
-        min_skips: Skips below which a sample stays.
-        num_shards: Number of shards; ``None`` = not known yet.
+    """Refuse arguments of :func:`redistribute` that are out of range; the number of shards may not be known yet.
 
     Raises:
         TypeError: If one is no number, or no integer.

@@ -252,9 +252,6 @@ def register(pairs: Sequence[tuple[Tensor, Tensor]], maps: Tensor, *, aspect: fl
         maps: where to start, two for each pair as :func:`correlate_templates` finds them, shape ``(P, 2, 2, 3)``.
         aspect: height over width of the images that these were.
 
-    Returns:
-        The distances and the maps.
-
     Example:
         >>> image = torch.rand(1, 1, 8, 8, generator=torch.Generator().manual_seed(0))
         >>> image = F.interpolate(image, (32, 32), mode="bicubic").clamp(0, 1)

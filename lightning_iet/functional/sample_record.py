@@ -72,9 +72,6 @@ def update_log_loss_statistics(
         decay: :math:`d` in [0, 1): the share of the statistics that one value leaves *(our choice: 0.9)*.
         validate_args: Whether the arguments are checked.
 
-    Returns:
-        The new statistics.
-
     Raises:
         ValueError: If the shapes disagree.
         TypeError: If ``losses`` is not floating point, or ``bins`` are not integers.

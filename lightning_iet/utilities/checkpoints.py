@@ -115,11 +115,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 def use_atomic_checkpoints(trainer: Trainer) -> None:
-    """Let a trainer write its checkpoints with :class:`AtomicCheckpointIO`, unless the user has chosen another plugin.
-
-    Args:
-        trainer: Its ``strategy.checkpoint_io`` is replaced if it is Lightning's own.
-    """
+    """Let a trainer write checkpoints with :class:`AtomicCheckpointIO`, unless the user has chosen another plugin."""
     kind = type(trainer.strategy.checkpoint_io)
     # Of either Lightning, but no subclass.
     if kind.__name__ == "TorchCheckpointIO" and kind.__module__.startswith(("lightning.", "lightning_fabric.")):
@@ -393,9 +389,6 @@ def next_epoch(checkpoint: dict[str, Any]) -> int:
     Lightning counts an epoch as done after its last step, also in a checkpoint that was written in that step, before
     the hooks of the epoch's end; these are not called again. Callbacks that do something at the end of an epoch find
     out in this way that they have to catch up.
-
-    Args:
-        checkpoint: As Lightning writes it.
     """
     loop = checkpoint["loops"]["fit_loop"]
     progress = loop["epoch_progress"]["current"]

@@ -15,9 +15,6 @@ def usable_device(name: str) -> str:
     Args:
         name: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"`` …, or ``"auto"`` for a GPU if there is one.
 
-    Returns:
-        The device's name.
-
     Raises:
         ValueError: if there is no such device.
 

@@ -36,11 +36,7 @@ def fail(program: str, message: str, *, everywhere: bool = False, unexpected: bo
 
 @contextmanager
 def one_line_errors(program: str) -> Iterator[None]:
-    """Print a user's error as one line and exit with status 2; the traceback only when asked for.
-
-    Args:
-        program: Name before the message.
-    """
+    """Print a user's error as one line behind the program's name, and exit with status 2; a traceback if asked for."""
     try:
         yield
     except KeyboardInterrupt:
@@ -160,9 +156,6 @@ def require(module: str, extra: str) -> ModuleType:
     Args:
         module: dotted name of the module.
         extra: the extra, as in ``pip install 'lightning-iet[extra]'``.
-
-    Returns:
-        The module.
 
     Raises:
         ModuleNotFoundError: if it is not installed, with the line that installs it.

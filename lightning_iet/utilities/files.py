@@ -33,9 +33,6 @@ def printable(name: str) -> str:
     Args:
         name: as ``os.fsdecode`` returns it.
 
-    Returns:
-        The name, safe to print.
-
     Example:
         >>> printable("caf\udce9\n.png"), printable("été <b>.png")
         ('caf\\xe9\\n.png', 'été <b>.png')
@@ -122,9 +119,6 @@ def write_atomically(path: Path, *, suffix: str | None = None, durable: bool = F
         durable: Also flush to the disk, before the file gets its name and after, so that a power failure leaves the
             old file or the new one too.
 
-    Yields:
-        The hidden path to write to.
-
     Raises:
         OSError: If the file cannot be written or renamed.
 
@@ -156,11 +150,7 @@ def write_atomically(path: Path, *, suffix: str | None = None, durable: bool = F
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON atomically; numbers that are not finite become ``null``, as JSON has none.
-
-    Args:
-        path: The file.
-        content: Dictionaries, lists, tuples, numbers and strings.
+    """Write dictionaries, lists, tuples, numbers and strings as JSON, atomically; what is not finite becomes ``null``.
 
     Example:
         >>> with tempfile.TemporaryDirectory() as folder:
@@ -173,12 +163,7 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write a table atomically; a column that a row lacks is empty in it.
-
-    Args:
-        path: The file.
-        rows: Values by the names of the columns, which stand in the order in which they come up.
-    """
+    """Write rows, values by the names of columns, as a table, atomically; a column that a row lacks is empty."""
     with write_atomically(path) as unfinished, unfinished.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(dict.fromkeys(column for row in rows for column in row)))
         writer.writeheader()
@@ -199,9 +184,6 @@ def free_folder(folder: Path) -> Path:
     Args:
         folder: the folder that the user named.
 
-    Returns:
-        A folder that does not exist or holds nothing.
-
     Example:
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     _ = Path(folder, "image.png").write_text("")
@@ -221,11 +203,7 @@ FILES = (REPORT, PAIRS, METRICS, PAIRS_PICTURE, RATIOS_PICTURE)
 
 
 def check_free(folder: Path, *, overwrite: bool) -> None:
-    """Refuse a report's folder that holds something else, or a report that is not to be replaced.
-
-    Args:
-        folder: the folder that the user named.
-        overwrite: replace a report.
+    """Refuse a report's folder that holds something else, or a report unless it is to be replaced.
 
     Raises:
         ValueError: naming the remedy.
@@ -282,10 +260,7 @@ def _refuse_within(argument: str, inner: Path, name: str, outer: Path, remedy: s
 
 @contextmanager
 def remedies(kept: Path) -> Iterator[None]:
-    """Say, when a long job is interrupted, how to resume it.
-
-    Args:
-        kept: where finished work lies, once there is any.
+    """Say, when a long job is interrupted, how to go on from what is kept, once there is any.
 
     Raises:
         OSError: for a full disk, naming the remedy.
@@ -315,16 +290,13 @@ def _holds_files(folder: Path) -> bool:
 
 @contextmanager
 def whole_folder(folder: Path, *, check: Callable[[], object] = lambda: None) -> Iterator[Path]:
-    """Give a new folder beside ``folder`` that takes its place once the block has ended well.
+    """Give a new folder to write to, beside ``folder``, which takes its place once the block has ended well.
 
     When the block raises, an old folder stays as it was and the new one goes.
 
     Args:
         folder: the folder that is to appear.
         check: raises if it must not: asked once more at the end, for much may have changed in the meantime.
-
-    Yields:
-        The folder to write to.
     """
     unfinished = folder.with_name(f".{folder.name}.{os.getpid()}")
     old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
@@ -408,10 +380,6 @@ def find_checkpoint(folder: Path) -> Path | None:
 
 def beside(checkpoint: Path, name: str) -> Path | None:
     """Return a file of the run that a checkpoint is of, or ``None``: it lies in its folder or in the one above.
-
-    Args:
-        checkpoint: its path.
-        name: the name of the file, such as ``config.yaml``.
 
     Example:
         >>> beside(Path("no/such.ckpt"), "config.yaml") is None

@@ -11,9 +11,6 @@ def distinct_modules(root: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     ``named_modules`` keeps a set of what it has seen: of two parts that compare as equal it leaves one out, and parts
     without a hash stop it. Here only identity counts.
 
-    Args:
-        root: Where to begin.
-
     Example:
         >>> class Equal(nn.Linear):
         ...     def __eq__(self, other):

@@ -95,9 +95,6 @@ def progress_bar(description: str, total: int | None, *, hidden: bool = False, i
         total: Number of images, steps or runs; ``None`` = not known.
         hidden: Show nothing, as processes other than the first do.
         is_slow: Whether a first part may take minutes, so that the beginning is a line, too.
-
-    Yields:
-        The bar, to be told how many are done.
     """
     console = rich.get_console()
     if hidden or console.is_jupyter:
