@@ -9,7 +9,7 @@ from pathlib import Path
 from traceback import walk_tb
 
 from lightning_iet.cli import COMMANDS, PROGRAM
-from lightning_iet.utilities.configurations import find_configuration
+from lightning_iet.tools.configs import find_configuration
 from lightning_iet.utilities.files import CONFIG, checkpoint_of, find_checkpoint
 
 _SOURCES = ("--config", "-c", "--model", "--images", "--print_config")

@@ -20,7 +20,7 @@ from lightning_iet.data.decoding import decode_stored
 from lightning_iet.data.folders import ImageFolderDataModule
 from lightning_iet.data.formats import format_of
 from lightning_iet.data.samples import reason_of
-from lightning_iet.utilities.configurations import find_configuration
+from lightning_iet.tools.configs import find_configuration
 from lightning_iet.utilities.devices import training_threads
 from lightning_iet.utilities.files import CONFIG, find_checkpoint
 

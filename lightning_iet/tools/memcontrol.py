@@ -36,7 +36,7 @@ from lightning_iet.search import Candidate, SelectionSearch, search_selection
 from lightning_iet.search.report import CHOSEN
 from lightning_iet.search.selection_points import parse_objectives
 from lightning_iet.search.selection_search import check_numbers
-from lightning_iet.utilities.configurations import find_configuration
+from lightning_iet.tools.configs import find_configuration
 from lightning_iet.utilities.errors import arguments_called, first_line, own_cause
 from lightning_iet.utilities.files import METRICS, check_writable
 from lightning_iet.utilities.text import counted

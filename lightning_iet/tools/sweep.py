@@ -22,7 +22,7 @@ from lightning_iet.search import Job, SweepFile, grid_points, open_study, read_s
 from lightning_iet.search.jobs import PROGRAM, interrupted_by_sigterm
 from lightning_iet.search.sweep_file import OBJECTIVE
 from lightning_iet.tools.compare import compare
-from lightning_iet.utilities.configurations import shipped_configuration
+from lightning_iet.tools.configs import shipped_configuration
 from lightning_iet.utilities.devices import environment_of_a_job
 from lightning_iet.utilities.files import METRICS, check_writable, write_csv
 from lightning_iet.utilities.progress import progress_bar

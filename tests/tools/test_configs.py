@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from lightning_iet.cli import main
-from lightning_iet.utilities.configurations import configurations, summary
+from lightning_iet.tools.configs import configurations, summary
 from tests.helpers.command_line import fails
 
 

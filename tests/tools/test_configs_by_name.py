@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from lightning_iet.utilities import configurations as module
-from lightning_iet.utilities.configurations import configurations, find_configuration, shipped_configuration, summary
+from lightning_iet.tools import configs as module
+from lightning_iet.tools.configs import configurations, find_configuration, shipped_configuration, summary
 
 ROOT = Path(__file__).parents[2]
 
