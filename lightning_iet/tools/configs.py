@@ -6,7 +6,6 @@ from pathlib import Path
 
 from lightning_iet.utilities.files import write_atomically
 
-
 _PACKAGE = Path(__file__).parents[1]
 
 

@@ -11,8 +11,8 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from lightning_iet.data.digits import DigitsDataModule
 from lightning_iet.data.duplicates import images_of
+from lightning_iet.data.known_sets import DigitsDataModule
 from lightning_iet.evaluation.memorization import RATIO, measure_closeness
 from lightning_iet.evaluation.report import read_metrics
 from lightning_iet.functional.duplicates import duplicate_groups

@@ -5,8 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_iet.data import FashionMNISTDataModule, fashion_mnist
-from lightning_iet.data.fashion_mnist import find_idx, read_idx
+from lightning_iet.data import FashionMNISTDataModule, known_sets
+from lightning_iet.data.known_sets import find_idx, read_idx
 from tests.helpers.fashion import NAMES, idx, write_fashion
 
 
@@ -40,7 +40,7 @@ def test_other_sizes_and_channels(tmp_path):
 
 def test_where_the_files_are_looked_for(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(fashion_mnist, "DEBIAN", tmp_path / "debian")
+    monkeypatch.setattr(known_sets, "DEBIAN", tmp_path / "debian")
     with pytest.raises(FileNotFoundError, match=r"but got 'data', which has none\. .*`download: true`.*`synthetic"):
         FashionMNISTDataModule().setup("fit")
     write_fashion(tmp_path / "debian", train=50, packed=True)
@@ -74,7 +74,7 @@ def test_a_download_is_made_only_when_asked_for_and_needed(tmp_path, monkeypatch
         calls.append((root, download))
         raise RuntimeError("Error downloading\ntrain-images")
 
-    monkeypatch.setattr(fashion_mnist, "FashionMNIST", fetch)
+    monkeypatch.setattr(known_sets, "FashionMNIST", fetch)
     FashionMNISTDataModule(tmp_path).prepare_data()
     FashionMNISTDataModule(tmp_path, download=True, synthetic=True).prepare_data()
     assert not calls
@@ -85,7 +85,7 @@ def test_a_download_is_made_only_when_asked_for_and_needed(tmp_path, monkeypatch
     assert calls == [(tmp_path, True)]
 
 
-@pytest.mark.skipif(not fashion_mnist.DEBIAN.is_dir(), reason="needs Debian's package dataset-fashion-mnist")
+@pytest.mark.skipif(not known_sets.DEBIAN.is_dir(), reason="needs Debian's package dataset-fashion-mnist")
 def test_debians_files(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     data = FashionMNISTDataModule(subset=1000)
