@@ -9,7 +9,7 @@ import torch
 from tests.helpers.kills import Session, diary, kill_again_and_again, processes_of, progress
 from tests.helpers.weights import assert_same_bits
 
-BALLAST = 4_000_000  # 16 MB in each checkpoint
+BALLAST = 1_000_000  # 4 MB in each checkpoint
 
 
 @pytest.fixture(scope="module")

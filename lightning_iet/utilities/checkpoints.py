@@ -107,10 +107,15 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         if weights_only is not False and Path(path).is_file():
             if not zipfile.is_zipfile(path):
                 raise ValueError(_not_whole(path, "which is cut off or no checkpoint", argument="ckpt_path"))
-            if fault := _unreadable(Path(path)):
-                raise ValueError(
-                    f"Argument `ckpt_path` expected a checkpoint of plain values, but got '{path}': {fault}"
-                )
+            allow_imported_types(Path(path))
+            try:
+                return super().load_checkpoint(path, map_location, weights_only=True)
+            except OSError:
+                raise
+            except Exception:
+                if not (fault := _unreadable(Path(path))):
+                    raise
+            raise ValueError(f"Argument `ckpt_path` expected a checkpoint of plain values, but got '{path}': {fault}")
         return super().load_checkpoint(path, map_location, weights_only)
 
 

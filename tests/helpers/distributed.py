@@ -20,7 +20,9 @@ import torch.distributed as dist
 
 _ENVIRONMENT = dict(os.environ)  # of no test in particular: the warm process serves all of them
 _CONTEXT = mp.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["tests.helpers.kills"])  # which imports all there is
+_CONTEXT.set_forkserver_preload(  # the first imports almost all there is; the others are what runs import on their way
+    ["tests.helpers.kills", "sklearn.datasets", "optuna.samplers", "sqlalchemy.dialects.sqlite", "alembic.command"]
+)
 
 
 def forking():

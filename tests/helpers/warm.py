@@ -24,7 +24,7 @@ import socket
 import sys
 import tempfile
 import threading
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from importlib import import_module
 from multiprocessing import connection, parent_process
 from pathlib import Path
@@ -36,7 +36,10 @@ from tests.helpers.distributed import forking
 from tests.helpers.launched import kill_tree
 
 # What these programs import before they begin, besides what the warm process has.
-USED = ("ipykernel.kernelapp", "lightning_iet.cli.trainer", "lightning_iet.tools.sweep", "matplotlib.pyplot")
+USED = (
+    "ipykernel.kernelapp", "lightning_iet.cli.tools", "lightning_iet.cli.trainer", "lightning_iet.tools.audit_model",
+    "lightning_iet.tools.sweep", "matplotlib.pyplot", "wandb",
+)  # fmt: skip
 MODULES = ("lightning_iet", "ipykernel_launcher", "torch.distributed.run")
 
 # What both programs are: hand all on, forward signals, end as the other ended.
@@ -114,7 +117,8 @@ def write_programs(python, address):
 def _serve(address, python, listening):
     """Fork for each program that asks, until the process is gone that started this one."""
     for name in USED:
-        import_module(name)
+        with suppress(ModuleNotFoundError):  # of an extra that is not installed
+            import_module(name)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those who watch over programs
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(address)
@@ -175,7 +179,7 @@ def run_program(python, descriptors, module, words, folder, environment, namespa
     for target, descriptor in enumerate(descriptors):
         os.dup2(descriptor, target)
         os.close(descriptor)
-    _renew_streams(unbuffered="PYTHONUNBUFFERED" in environment)
+    _renew_streams(environment.get("PYTHONIOENCODING", "utf-8"), unbuffered="PYTHONUNBUFFERED" in environment)
     _enter(namespaces)
     environment.pop("JPY_PARENT_PID", None)  # a kernel ends when its client does, see _watch_over
     threads = _threads(environment)
@@ -232,15 +236,15 @@ def _threads(environment):
     return torch.get_num_threads()
 
 
-def _renew_streams(*, unbuffered):
+def _renew_streams(encoding, *, unbuffered):
     """As a new Python makes them; loggers that speak to the old ones speak to these, each to its own."""
     old = {name: getattr(sys, name) for name in ("stdout", "stderr")}
-    sys.stdin = io.TextIOWrapper(io.BufferedReader(io.FileIO(0, closefd=False)), "utf-8")
+    sys.stdin = io.TextIOWrapper(io.BufferedReader(io.FileIO(0, closefd=False)), encoding)
     for number, name, errors in ((1, "stdout", "strict"), (2, "stderr", "backslashreplace")):
         file = io.FileIO(number, "w", closefd=False)
         binary = file if unbuffered else io.BufferedWriter(file)
         by_line = number == 2 or file.isatty()
-        stream = io.TextIOWrapper(binary, "utf-8", errors, line_buffering=by_line, write_through=unbuffered)
+        stream = io.TextIOWrapper(binary, encoding, errors, line_buffering=by_line, write_through=unbuffered)
         setattr(sys, name, stream)
     for logger in (logging.root, *logging.root.manager.loggerDict.values()):
         for handler in getattr(logger, "handlers", ()):

@@ -188,7 +188,7 @@ def test_colours_can_be_left_aside():
     assert {facts["channels"] for facts in metrics()["sets"].values()} == {1}
 
 
-def test_an_ascii_terminal_gets_ascii():
+def test_an_ascii_terminal_gets_ascii(warm):
     train = random_pixels(60)
     write_images(Path("train"), train)
     write_images(Path("generated"), torch.cat([train[:3], random_pixels(37, seed=1)]))

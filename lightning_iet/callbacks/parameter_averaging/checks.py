@@ -320,13 +320,29 @@ def _suspect_average(tensor: Tensor, steps_left: int = 10) -> _Suspect:
 def _outline(thing: Any, depth: int = 2) -> tuple[Any, ...]:
     """The kinds of all attributes, and which containers are empty: where an average is made, this changes."""
     values = vars(thing)
-    kinds = [
-        _outline(value, depth - 1)
-        if depth and is_users_object(value) and not isinstance(value, nn.Module)
-        else (type(value), bool(value) if isinstance(value, list | tuple | Mapping) else None)
-        for value in values.values()
-    ]
+    kinds: list[Any] = []
+    for value in values.values():
+        kind = type(value)
+        is_container, may_be_users = _sort_of(kind)
+        if depth and may_be_users and is_users_object(value):
+            kinds.append(_outline(value, depth - 1))
+        else:
+            kinds.append((kind, bool(value)) if is_container else kind)
     return *kinds, len(values.get("_parameters", ())), len(values.get("_modules", ()))
+
+
+_SORTS: dict[type, tuple[bool, bool]] = {}
+
+
+def _sort_of(kind: type) -> tuple[bool, bool]:
+    """Whether objects of a class are containers, and whether they may be a user's that are no modules.
+
+    Every turn of a shard asks it of thousands of attributes, most of which are of a few classes.
+    """
+    if kind not in _SORTS:
+        is_plain = kind in (bool, int, float, str, type(None)) or issubclass(kind, Tensor | nn.Module)
+        _SORTS[kind] = issubclass(kind, list | tuple | Mapping), not is_plain
+    return _SORTS[kind]
 
 
 def _averages(module: LightningModule) -> dict[str, Tensor]:

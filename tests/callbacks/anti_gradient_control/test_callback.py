@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import lightning.pytorch as pl
 import pytest
 import torch
+import torch.multiprocessing as mp
 from lightning.fabric import Fabric
 from torch import nn
 from torch._subclasses import FakeTensorMode
@@ -15,6 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_iet.callbacks.anti_gradient_control.callback import AntiGradientControl
 from tests.helpers.devices import CountWaits
+from tests.helpers.distributed import forking
 from tests.helpers.models import quiet_trainer, tiny_diffusion
 
 NUM_TIMESTEPS = 4
@@ -549,8 +551,14 @@ class SaveBank(pl.Callback):
         torch.save((self.agc.bank, self.agc.run_statistics.seen), self.folder / f"{trainer.global_rank}.pt")
 
 
-def test_spawned_processes_have_a_bank_each(tmp_path):
-    """A tensor handed to two spawned processes is one in both: each must learn from its own samples alone."""
+def test_spawned_processes_have_a_bank_each(tmp_path, monkeypatch):
+    """A tensor handed to two spawned processes is one in both: each must learn from its own samples alone.
+
+    Those of the forkserver are handed the same in the same way, and need no time to import.
+    """
+    spawn = mp.start_processes
+    monkeypatch.setattr(mp, "start_processes", lambda *args, **kw: spawn(*args, **kw | {"start_method": "forkserver"}))
+    forking()
     agc, (_, banks, _) = make(), two_processes_by_hand()
     kwargs = {"strategy": "ddp_spawn", "devices": 2, "use_distributed_sampler": False, "max_epochs": 1}
     quiet_trainer(tmp_path, callbacks=[agc, SaveBank(tmp_path, agc)], **kwargs).fit(OfRank())

@@ -72,7 +72,7 @@ def run(
 ):
     """Train; returns all that makes a model's future: weights, EMA, optimizer states and loss banks of shards."""
     torch.manual_seed(SEED)
-    module = tiny_diffusion(warmup_steps=5, unet={"dropout": 0.1})
+    module = tiny_diffusion(warmup_steps=5, unet={"dropout": 0.1, "mid_block_type": None})
     averaging = Kept(4, offload=offload, **(round_length or {"every_n_epochs": 2}))
     callbacks = [AntiGradientControl(0.5), averaging]
     trainer = quiet_trainer(
@@ -226,7 +226,8 @@ def go_on(tmp_path, checkpoint, *, num_shards=4, data=None, module=None, split_s
     averaging = Kept(num_shards, **({"every_n_epochs": 2} | kwargs))
     trainer = quiet_trainer(tmp_path, callbacks=[AntiGradientControl(0.5), averaging], max_epochs=2)
     data = ShardedDataModule(data or Flipped(26, batch_size=4), num_shards, partition="iid", seed=split_seed)
-    trainer.fit(module or tiny_diffusion(warmup_steps=5), data, ckpt_path=checkpoint, weights_only=True)
+    module = module or tiny_diffusion(warmup_steps=5, unet={"mid_block_type": None})
+    trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
 
 
 @pytest.mark.parametrize(
