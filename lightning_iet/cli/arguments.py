@@ -232,10 +232,6 @@ def with_options(message: str, option_of: Callable[[str], str | None]) -> str:
     What follows the first names are arguments only where their options belong to the same group, or to none, and no
     command is called so.
 
-    Args:
-        message: Of an error.
-        option_of: Returns the option of an argument; ``None`` where it has none.
-
     Example:
         >>> options = {"jobs": "--jobs", "out": "--out", "runs": "RUNS"}
         >>> with_options("Argument `out` expected a folder outside of `runs`.", options.get)

@@ -146,10 +146,6 @@ def check_dashes(arguments: Iterable[str], options: Collection[str]) -> None:
 
     What follows an option may be its value, and a configuration may be attached to ``-c``.
 
-    Args:
-        arguments: Of the command line.
-        options: All that the command has, with their dashes.
-
     Raises:
         ValueError: If there is one.
 
@@ -238,12 +234,7 @@ def meant(typed: str, known: Iterable[str]) -> str:
 
 
 def option_lines(actions: Iterable[argparse.Action], *, brief: bool) -> Iterator[str]:
-    """Yield the lines that explain options.
-
-    Args:
-        actions: Of the parser.
-        brief: Whether only the first sentence of each is shown, and no type.
-    """
+    """Yield the lines that explain options; in brief, the first sentence of each alone, and no type."""
     lines = (2 if width() >= 115 else 1) if brief else None
     for action in actions:
         text = re.sub(r"\bNone\b", "null", plain(action.help or ""))  # as a configuration has it
@@ -256,12 +247,7 @@ def option_lines(actions: Iterable[argparse.Action], *, brief: bool) -> Iterator
 
 
 def wrapped(name: str, text: str, *, lines: int | None = None) -> list[str]:
-    """Return a name and its text in lines that fit the terminal.
-
-    Args:
-        name: What stands at the left.
-        text: What is said of it.
-        lines: At most so many; what does not fit is cut.
+    """Return a name and its text in lines that fit the terminal; beyond a number of lines the text is cut.
 
     Example:
         >>> wrapped("--agc.threshold", "0 = off")

@@ -512,11 +512,7 @@ def _remove(folders: Sequence[Path]) -> None:
 
 
 def run_trainer(args: Sequence[str]) -> None:
-    """Run ``fit``, ``validate``, ``test`` or ``plan``.
-
-    Args:
-        args: Command-line arguments, the command among them.
-    """
+    """Run ``fit``, ``validate``, ``test`` or ``plan``."""
     images = any(argument.partition("=")[0] == "--images" for argument in args)
     _Parser.configurations = list(_configurations(args))
     with options_named(lambda name, error: _option_of(name, error, images=images)):

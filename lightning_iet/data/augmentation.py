@@ -71,11 +71,7 @@ def augment(
 
 
 def check_range(images: Tensor, remedy: str) -> None:
-    """Refuse images that cannot be augmented; waits for the device.
-
-    Args:
-        images: One or several, uint8 or floating point.
-        remedy: What to do, for the message.
+    """Refuse images that cannot be augmented, one or several, with a remedy; waits for the device.
 
     Raises:
         ValueError: If they are floating point and not in [0, 1].
@@ -98,17 +94,9 @@ def augment_rows(
     num_ops: int = 2,
     ops: Sequence[Operation] | None = None,
 ) -> Tensor:
-    """Augment each image of a batch with a magnitude of its own, see :func:`augment`; on the device of the images.
+    """Augment each image of a batch, ``(B, C, H, W)``, with a magnitude and a seed of its own, see :func:`augment`.
 
-    Args:
-        images: Shape ``(B, C, H, W)``.
-        magnitudes: B integers in 0 … 30.
-        seeds: One for each image.
-        num_ops: Number of operations.
-        ops: Names of those that may be drawn; ``None`` = all.
-
-    Returns:
-        A copy, or the images themselves if no magnitude is above 0.
+    Returns a copy on the device of the images, or these themselves if no magnitude is above 0.
 
     Example:
         >>> images = torch.arange(8.0).reshape(2, 1, 2, 2) / 7

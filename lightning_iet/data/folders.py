@@ -113,12 +113,7 @@ class StoredDataModule(ImageDataModule):
         return path.exists()
 
     def open(self, path: Path, *, argument: str) -> Dataset[Any]:
-        """Open the images at a path that exists.
-
-        Args:
-            path: Where they are.
-            argument: The name under which the user gave it: ``"root"`` is opened first, then ``"held_out"``.
-        """
+        """Open the images at a path that exists: as the argument ``"root"`` first, then as ``"held_out"``."""
         raise NotImplementedError
 
 

@@ -423,10 +423,6 @@ def check_page(data: bytes, number: int) -> None:
 
     Of a list of tags that ends early the rest would have their defaults.
 
-    Args:
-        data: A file of any format.
-        number: Of the page.
-
     Raises:
         ValueError: If the file ends before the page does.
     """

@@ -169,11 +169,7 @@ class CheckedSource:
         return len(self.indices)
 
     def select(self, sizes: Sequence[int], *, seed: int) -> list[Tensor]:
-        """Select disjoint sets at random, each with the classes in the shares that they have of all.
-
-        Args:
-            sizes: Of the sets, together at most the number of usable samples.
-            seed: Of the selection.
+        """Select disjoint sets of some sizes at random, each with the classes in the shares that they have of all.
 
         Returns:
             Positions in the source, ascending: one tensor per set.
@@ -322,12 +318,7 @@ def check_sizes(sizes: Mapping[Size, str]) -> None:
 
 
 def check_labels(source: Dataset[Any], labels: Tensor, num_classes: int | None) -> None:
-    """Refuse labels outside of ``0 … num_classes - 1``.
-
-    Args:
-        source: Map-style.
-        labels: Of its samples, shape ``(n,)``.
-        num_classes: Number of classes; ``None`` = any.
+    """Refuse labels, shape ``(n,)``, outside of ``0 … num_classes - 1``, or below 0 where that is None.
 
     Raises:
         ValueError: Naming the first sample.

@@ -102,13 +102,7 @@ def find_idx(folder: Path, name: str) -> Path | None:
 
 
 def read_idx(path: Path) -> Tensor:
-    """Read an idx file of unsigned bytes, the format of MNIST.
-
-    Args:
-        path: The file, compressed by gzip if its name ends in ``.gz``.
-
-    Returns:
-        uint8, of the shape that the header says.
+    """Read an idx file of unsigned bytes, the format of MNIST; one whose name ends in ``.gz`` is decompressed.
 
     Raises:
         ValueError: If it is something else, or damaged.

@@ -154,12 +154,7 @@ def read_regular(path: str, most: int = -1) -> bytes:
 
 
 def left_alone(others: Counter[str], system: Counter[str] | None = None, excluded: int = 0) -> str:
-    """Say in a few words what was left alone; nothing where there is nothing.
-
-    Args:
-        others: Number of files by suffix.
-        system: Number of files that the system keeps, by the folder or file that says so.
-        excluded: Number of images that were left out by a pattern.
+    """Say in a few words what was left alone: files by suffix, those of the system by what says so, and excluded ones.
 
     Example:
         >>> left_alone(Counter({".txt": 12, "": 1}), Counter({"@eaDir": 24}))
@@ -224,16 +219,10 @@ _MASK = re.compile(rf"(?P<stem>.+)[-_. ](?:{'|'.join(sorted(_MASKS))})(?:[-_ ]?\
 
 
 def splits_among(names: Iterable[str]) -> tuple[str, str] | None:
-    """Find a folder to train on beside one to hold out.
+    """Find a folder to train on beside one to hold out, among paths of files with slashes.
 
     They are of one kind if their names are the same but for the word: ``train`` and ``val``, ``seg_train`` and
     ``seg_test``, ``train2017`` and ``val2017``, ``trainA`` and ``testA``.
-
-    Args:
-        names: Paths of files, with slashes.
-
-    Returns:
-        Both folders, or None.
 
     Example:
         >>> splits_among(["a/train/1.png", "a/Test/1.png"]), splits_among(["train/1.png", "bus/1.png"])

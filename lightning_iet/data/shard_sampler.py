@@ -256,13 +256,7 @@ class SeededOrder:
         self.is_fixed = sorted(self.first) == sorted(self._flat(other))
 
     def __call__(self, seed: int, epoch: int, again: int = 0) -> list[Any]:
-        """Return the epoch's indices or batches.
-
-        Args:
-            seed: Of the run.
-            epoch: From 0.
-            again: From 0, for further passes of the same epoch.
-        """
+        """Return the epoch's indices or batches; ``again`` counts further passes of it."""
         number = derive_seed(seed, epoch, again)
         with isolated_rng(seed=number):
             _reseed(self.sampler, number)

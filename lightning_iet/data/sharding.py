@@ -182,13 +182,7 @@ class _Collate:
 
 
 def rebuild(loader: DataLoader[Any], samples: Dataset[list[Any]], sampler: ShardSampler) -> DataLoader[Any]:
-    """Return a loader of a sampler's batches, with all other settings of the user's.
-
-    Args:
-        loader: The user's.
-        samples: Reads the samples of a :class:`~lightning_iet.data.ShardBatch`.
-        sampler: Orders them.
-    """
+    """Return a loader of a sampler's batches, read by ``samples``, with all other settings of the user's."""
     kept = {name: getattr(loader, name) for name in _KEPT if hasattr(loader, name)}
     kept["worker_init_fn"] = IgnoreFirstSigterm(loader.worker_init_fn)
     collate = _Collate(loader.collate_fn, batched=loader.batch_sampler is not None)

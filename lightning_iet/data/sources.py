@@ -336,10 +336,7 @@ def _unpacked(path: Path, *_stored: int) -> Path:
 
 
 def tar_members(path: Path) -> Iterator[Member]:
-    """Yield the files in a tar archive, and links to files, in order, without those of the system.
-
-    Args:
-        path: The archive; where it is compressed, a copy of it is unpacked.
+    """Yield the files in a tar archive, unpacked where compressed, and links to files, in order, without the system's.
 
     Raises:
         tarfile.TarError: If it is no tar file.

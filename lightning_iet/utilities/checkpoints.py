@@ -55,12 +55,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         self._is_checked = False
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
-        """Save a checkpoint.
-
-        Args:
-            checkpoint: What to save.
-            path: Its file.
-            storage_options: Not supported, as in Lightning's.
+        """Save a checkpoint; ``storage_options`` are not supported, as in Lightning's.
 
         Raises:
             OSError: If it cannot be written; a file of that name is then untouched.
@@ -147,13 +142,9 @@ def _cause(error: BaseException | None, folder: Path) -> str | None:
 
 
 def check_whole(path: Path, *, argument: str) -> None:
-    """Refuse a file that is missing, cut off, damaged, or not a checkpoint.
+    """Refuse a file, given by an argument, that is missing, cut off, damaged, or not a checkpoint.
 
     torch writes checkpoints as zip archives: a truncated one has no table of contents, a damaged one fails a checksum.
-
-    Args:
-        path: The file.
-        argument: The argument by which the user gave it.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -402,13 +393,7 @@ def next_epoch(checkpoint: dict[str, Any]) -> int:
 
 
 def warn_of_changes(name: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
-    """Warn of a run that goes on with other settings than its checkpoint was written with.
-
-    Args:
-        name: Of the class whose settings they are.
-        old: Those of the checkpoint.
-        new: Those of the run.
-    """
+    """Warn of a run that goes on with other settings of a class than its checkpoint was written with."""
     changed = [f"{key} {value!r} to {new[key]!r}" for key, value in old.items() if value != new[key]]
     if changed:
         rank_zero_warn(f"{name} goes on with other settings than the checkpoint's: {', '.join(changed)}.")

@@ -43,9 +43,6 @@ def full_precision(device_type: str) -> Iterator[None]:
 
     They keep 7 to 10 bits, which is enough for training, and too little for the distance of a copy.
 
-    Args:
-        device_type: where the products run, e.g. ``"cpu"`` or ``"cuda"``.
-
     Example:
         >>> a = torch.full((1, 1), 1 / 3)
         >>> with torch.autocast("cpu", dtype=torch.bfloat16):

@@ -153,10 +153,6 @@ def _lost(error: BaseException) -> str:
 def require(module: str, extra: str) -> ModuleType:
     """Import an optional module, or say which extra of this package brings it.
 
-    Args:
-        module: dotted name of the module.
-        extra: the extra, as in ``pip install 'lightning-iet[extra]'``.
-
     Raises:
         ModuleNotFoundError: if it is not installed, with the line that installs it.
 

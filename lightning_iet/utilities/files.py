@@ -30,9 +30,6 @@ def printable(name: str) -> str:
     Bytes that are no UTF-8 (which Python keeps as surrogates), line breaks, and marks that turn the direction of
     writing around, are shown as escapes. Other characters stay as they are: quoting them is up to whoever writes HTML.
 
-    Args:
-        name: as ``os.fsdecode`` returns it.
-
     Example:
         >>> printable("caf\udce9\n.png"), printable("été <b>.png")
         ('caf\\xe9\\n.png', 'été <b>.png')
@@ -52,13 +49,7 @@ def run_folder(trainer: "Trainer") -> Path:
 
     With a logger it is ``save_dir/name/version`` of the first one (``version_0`` for a numbered version, the project
     and the run id for Weights & Biases), without a logger the trainer's ``default_root_dir``. Loggers choose their
-    version on the first process, so that only its answer counts in a run of several processes.
-
-    Args:
-        trainer: the trainer; the loggers of a started run know their version.
-
-    Returns:
-        The folder, which need not exist yet.
+    version on the first process, so that only its answer counts in a run of several. The folder need not exist yet.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -180,9 +171,6 @@ def _finite(value: Any) -> Any:
 
 def free_folder(folder: Path) -> Path:
     """``folder`` if it is new or empty, else the first of ``folder-1``, ``folder-2`` … that is: nothing is mixed.
-
-    Args:
-        folder: the folder that the user named.
 
     Example:
         >>> with tempfile.TemporaryDirectory() as folder:

@@ -12,9 +12,6 @@ def sha256_of(parts: Iterable[bytes]) -> str:
 
     Args:
         parts: In an order that counts; where one ends does not.
-
-    Returns:
-        64 hexadecimal digits.
     """
     found = hashlib.sha256()
     for part in parts:
@@ -58,12 +55,6 @@ def tensor_bits(tensor: Tensor) -> Tensor:
 
 def hash_weights(network: nn.Module) -> str:
     """Hash the names and the bits of a network's parameters and buffers.
-
-    Args:
-        network: On any device.
-
-    Returns:
-        64 hexadecimal digits.
 
     Example:
         >>> network = nn.Linear(2, 1)

@@ -15,9 +15,6 @@ def lazy_exports(package: str) -> tuple[Callable[[str], Any], Callable[[], list[
     Type checkers and completion read these imports as they stand; at run time each is made on the first access to its
     name. Submodules are found likewise, so that ``lightning_iet.metrics`` works after ``import lightning_iet``.
 
-    Args:
-        package: ``__name__`` of the package.
-
     Example:
         >>> import lightning_iet
         >>> "DiffusionModule" in dir(lightning_iet)

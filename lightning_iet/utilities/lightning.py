@@ -79,10 +79,6 @@ def order_callbacks(trainer: pl.Trainer, *added: pl.Callback) -> None:
     A callback says its position in a class attribute ``position``. The order among callbacks of one position is kept.
     The trainer gets a new list, so that a hook may call this while the trainer goes through the old one.
 
-    Args:
-        trainer: Its ``callbacks`` are replaced.
-        added: Further callbacks; those that the trainer has already are not added again.
-
     Example:
         >>> class Last(Callback):
         ...     position = Position.EVALUATION
@@ -129,11 +125,6 @@ def patched_attribute(thing: object, name: str, replacement: object) -> Iterator
     """Replace an attribute inside a block, whether it is of the class, of the instance or a submodule.
 
     The replacement is an entry of the instance's ``__dict__``, which is removed, or restored, after the block.
-
-    Args:
-        thing: An instance with a ``__dict__``.
-        name: Name of the attribute.
-        replacement: What the attribute is inside the block.
 
     Example:
         >>> class Thing:

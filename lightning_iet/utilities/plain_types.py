@@ -167,9 +167,6 @@ def allow_imported_types(path: Path) -> None:
 
     Nothing is imported, and only classes are added whose construction runs no code of their own: enumerations without
     ``_missing_``, dataclasses without ``__post_init__``, ``__setstate__`` and the like.
-
-    Args:
-        path: A checkpoint.
     """
     allow_plain_types()
     for name in _unsafe_globals(path):
@@ -272,9 +269,6 @@ class _Outline(pickle.Unpickler):
 
 def unreadable_entries(path: Path) -> list[tuple[str, str]]:
     """Return which entries of a checkpoint ``torch.load(weights_only=True)`` would refuse, without running anything.
-
-    Args:
-        path: A whole file of ``torch.save``.
 
     Returns:
         ``(key, name of the type)`` of each entry, such as ``("hyper_parameters.mode", "project.Mode")``; empty if there

@@ -76,11 +76,7 @@ def isolated_rng(seed: int | None = None) -> Iterator[None]:
 
 @contextmanager
 def isolated_module(module: nn.Module, *, seed: int = 0) -> Iterator[None]:
-    """Use a module inside a block, and restore random generators and training modes after it.
-
-    Args:
-        module: Its parts return to training or evaluation mode, each as it was.
-        seed: Seed of the random generators inside the block.
+    """Use a module inside a block, seeded, and restore random generators and the training mode of each part after it.
 
     Example:
         >>> model = nn.Sequential(nn.Dropout(), nn.Dropout().eval())

@@ -7,10 +7,7 @@ from typing import Any
 
 
 def percent(share: float | None) -> str:
-    """Write a share in per cent: one decimal, or two significant digits below 0.1%.
-
-    Args:
-        share: In [0, 1]; ``None`` = not known.
+    """Write a share in [0, 1], or None, in per cent: one decimal, or two significant digits below 0.1%.
 
     Example:
         >>> [percent(share) for share in (0.914, 1, 0.0, 0.0004, 0.0000123, None)]
@@ -32,11 +29,7 @@ def three_digits(number: float | None) -> str:
 
 
 def counted(number: int, thing: str) -> str:
-    """Write a number of things, in the singular where it is one.
-
-    Args:
-        number: Of things.
-        thing: One of them; its plural ends in *s*.
+    """Write a number of things whose plural ends in *s*, in the singular where it is one.
 
     Example:
         >>> [counted(number, "mask") for number in (1, 2, 15_000)]
@@ -74,9 +67,6 @@ def write_plain_text(*streams: Any) -> None:
     """Let streams that cannot encode a character write a plainer one, instead of ending the program.
 
     A terminal in ASCII, or Windows writing into a file, gets ``x`` for ``×`` and ``>=`` for ``≥``.
-
-    Args:
-        streams: such as ``sys.stdout``; those that are no text files of Python's are left alone.
 
     Example:
         >>> from io import BytesIO, TextIOWrapper
