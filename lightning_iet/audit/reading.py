@@ -30,7 +30,7 @@ from lightning_iet.data.decoding import (
 )
 from lightning_iet.data.formats import RANGES, Range, ValueRange, choose_ranges
 from lightning_iet.data.samples import Skip, reason_of
-from lightning_iet.data.sources import Data, PagedSource, Source, beside, left_alone_by
+from lightning_iet.data.sources import Data, PagedSource, Source, left_alone_by, unread_beside
 from lightning_iet.utilities.files import printable
 from lightning_iet.utilities.fingerprints import digest
 from lightning_iet.utilities.progress import progress_bar
@@ -393,7 +393,7 @@ def _join(
             mixed=limits.integers and limits.floating and used != ranges["floating point"],
         ),
         left_alone=left_alone_by(source),
-        beside=beside(source),
+        beside=unread_beside(source),
     )
 
 

@@ -653,7 +653,7 @@ def left_alone_by(source: Source) -> str:
     return str(getattr(source.source if isinstance(source, PagedSource) else source, "left_alone", ""))
 
 
-def beside(source: Source) -> dict[str, int]:
+def unread_beside(source: Source) -> dict[str, int]:
     """Count by suffix the files beside the images of a source that were not read, and may hold images."""
     return dict(getattr(source.source if isinstance(source, PagedSource) else source, "beside", {}))
 

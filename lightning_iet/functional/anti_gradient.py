@@ -153,9 +153,7 @@ def update_bank(bank: Tensor, losses: Tensor, timesteps: Tensor, decay: float, *
         The new bank, shape (T,), in the type of ``bank``.
 
     Raises:
-        ValueError: If the shapes disagree.
-        TypeError: If ``losses`` is not floating point, or ``timesteps`` are not integers.
-        IndexError: If a timestep is not in [0, T), where the device reports it (the CPU does).
+        ValueError, TypeError, IndexError: As :func:`keep_mask`.
 
     Example:
         >>> update_bank(torch.zeros(3), torch.tensor([1.0, 1.0, 2.0]), torch.tensor([0, 2, 2]), decay=0.8)
@@ -197,9 +195,7 @@ def update_anchored_bank(
         The new bank, shape (T,), in the type of ``bank``.
 
     Raises:
-        ValueError: If the shapes disagree.
-        TypeError: If ``losses`` is not floating point, or ``timesteps`` are not integers.
-        IndexError: If a timestep is not in [0, T), where the device reports it (the CPU does).
+        ValueError, TypeError, IndexError: As :func:`keep_mask`.
 
     Example:
         >>> update_anchored_bank(torch.ones(3), torch.tensor([3.0, 1.0, 2.0]), torch.tensor([0, 2, 2]), decay=0.5)

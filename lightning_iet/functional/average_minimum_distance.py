@@ -68,8 +68,7 @@ def average_minimum_distance(generated: Tensor, train: Tensor) -> Tensor:
         0-d tensor in [0, 2], NaN if there are no generated images. The order of the rows does not change a bit of it.
 
     Raises:
-        TypeError: as :func:`~lightning_iet.functional.checks.check_features`.
-        ValueError: as :func:`~lightning_iet.functional.checks.check_features`.
+        TypeError, ValueError: as :func:`~lightning_iet.functional.checks.check_features`.
 
     Example:
         >>> average_minimum_distance(torch.tensor([[2.0, 0.0], [3.0, 4.0]]), torch.tensor([[0.0, 5.0]]))

@@ -25,9 +25,8 @@ def density_coverage(generated: Tensor, real: Tensor, *, k: int = 5) -> dict[str
         ``"density"``, at least 0, may exceed 1, and ``"coverage"`` in [0, 1]; 0-d tensors, float64.
 
     Raises:
-        TypeError: as :func:`~lightning_iet.functional.checks.check_features`.
-        ValueError: as :func:`~lightning_iet.functional.checks.check_features`; if there are no generated images, or no
-            more than ``k`` real ones.
+        TypeError, ValueError: as :func:`~lightning_iet.functional.checks.check_features`.
+        ValueError: if there are no generated images, or no more than ``k`` real ones.
 
     Example:
         >>> import torch

@@ -134,8 +134,7 @@ def memorized_quantity(
         generated images.
 
     Raises:
-        TypeError: as :func:`~lightning_iet.functional.neighbors.nearest_neighbors`.
-        ValueError: as :func:`~lightning_iet.functional.neighbors.nearest_neighbors`.
+        TypeError, ValueError: as :func:`~lightning_iet.functional.neighbors.nearest_neighbors`.
 
     Example:
         >>> train = torch.eye(4).reshape(4, 1, 2, 2)
@@ -163,9 +162,8 @@ def memorized_fraction(
         0-d tensor in [0, 1], NaN if there are no generated images.
 
     Raises:
-        TypeError: as :func:`~lightning_iet.functional.neighbors.nearest_neighbors`.
-        ValueError: as :func:`~lightning_iet.functional.neighbors.nearest_neighbors`; if all training images are to be
-            grouped and are of one group.
+        TypeError, ValueError: as :func:`~lightning_iet.functional.neighbors.nearest_neighbors`.
+        ValueError: if all training images are to be grouped and are of one group.
 
     Example:
         >>> train = torch.eye(4).reshape(4, 1, 2, 2)

@@ -89,9 +89,8 @@ def mifid(generated: Tensor, train: Tensor, *, threshold: float = 0.1) -> Tensor
         0-d tensor, at least 0; infinite for a perfect copy of the training set.
 
     Raises:
-        TypeError: as :func:`~lightning_iet.functional.checks.check_features`.
-        ValueError: as :func:`~lightning_iet.functional.checks.check_features` and :func:`check_threshold`; if a set has
-            fewer than two images, and hence no covariance.
+        TypeError, ValueError: as :func:`~lightning_iet.functional.checks.check_features` and :func:`check_threshold`.
+        ValueError: if a set has fewer than two images, and hence no covariance.
 
     Example:
         >>> train = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0], [1.0, 3.0]])

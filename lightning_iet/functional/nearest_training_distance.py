@@ -28,8 +28,8 @@ def nearest_training_distance(
         As :func:`distance_summary`.
 
     Raises:
-        TypeError: as :func:`~lightning_iet.functional.neighbors.nearest_neighbors`.
-        ValueError: as :func:`~lightning_iet.functional.neighbors.nearest_neighbors` and :func:`check_quantiles`.
+        TypeError, ValueError: as :func:`~lightning_iet.functional.neighbors.nearest_neighbors`.
+        ValueError: as :func:`check_quantiles`.
 
     Example:
         >>> train = torch.eye(4).reshape(4, 1, 2, 2)

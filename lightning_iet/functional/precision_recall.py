@@ -86,9 +86,8 @@ def precision_recall(generated: Tensor, real: Tensor, *, k: int = 3) -> dict[str
         ``"precision"`` and ``"recall"``, 0-d tensors in [0, 1], float64.
 
     Raises:
-        TypeError: as :func:`~lightning_iet.functional.checks.check_features`.
-        ValueError: as :func:`~lightning_iet.functional.checks.check_features`; if a set has no more than ``k``
-            images.
+        TypeError, ValueError: as :func:`~lightning_iet.functional.checks.check_features`.
+        ValueError: if a set has no more than ``k`` images.
 
     Example:
         >>> import torch

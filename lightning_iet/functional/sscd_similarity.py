@@ -23,8 +23,7 @@ def sscd_similarity(generated: Tensor, train: Tensor, *, threshold: float = 0.5)
         As :func:`similarity_summary`.
 
     Raises:
-        TypeError: as :func:`~lightning_iet.functional.checks.check_features`.
-        ValueError: as :func:`~lightning_iet.functional.checks.check_features` and :func:`check_threshold`.
+        TypeError, ValueError: as :func:`~lightning_iet.functional.checks.check_features` and :func:`check_threshold`.
 
     Example:
         >>> import torch

@@ -35,7 +35,7 @@ from lightning_iet.evaluation.report import read_metrics
 from lightning_iet.modules.noise_processes import Sampler
 from lightning_iet.tools.audit import AUTO, AuditJob, Pages
 from lightning_iet.utilities.errors import first_line
-from lightning_iet.utilities.files import CONFIG, METRICS, beside, checkpoint_of
+from lightning_iet.utilities.files import CONFIG, METRICS, checkpoint_of, file_beside
 
 
 def audit_model(
@@ -270,7 +270,7 @@ def _run_of(path: Path | None, job: AuditJob, train: Path | None, held_out: Path
         raise ValueError(
             f"{wanted}, but got none. Give both, or neither, to audit a run of `lightning-iet fit` with its own."
         )
-    config = None if path is None else beside(path, CONFIG)
+    config = None if path is None else file_beside(path, CONFIG)
     if path is None or config is None:
         unknown = f"no {CONFIG} lies beside '{path}'"
         if path is None:

@@ -17,7 +17,7 @@ from lightning_iet.modules.pipelines import looks_like_a_path
 from lightning_iet.modules.pretrained import load_any_module
 from lightning_iet.utilities.checkpoints import outline
 from lightning_iet.utilities.errors import first_line
-from lightning_iet.utilities.files import CONFIG, METRICS, beside, check_writable, checkpoint_of, whole_folder
+from lightning_iet.utilities.files import CONFIG, METRICS, check_writable, checkpoint_of, file_beside, whole_folder
 from lightning_iet.utilities.text import percent, three_digits
 
 CARD_FILE, _INDEX = "README.md", "model_index.json"
@@ -55,8 +55,8 @@ def model_card(
     Raises:
         ValueError: If the audit's figures cannot be read.
     """
-    config = _read(beside(ckpt, CONFIG))
-    metrics = _read(beside(ckpt, METRICS))
+    config = _read(file_beside(ckpt, CONFIG))
+    metrics = _read(file_beside(ckpt, METRICS))
     step = int(outline(ckpt, argument="ckpt").get("global_step", 0))
     kind, classes = _kind(module), getattr(module, "conditioning", None)
     pretrained = _pretrained(config)

@@ -366,11 +366,11 @@ def find_checkpoint(folder: Path) -> Path | None:
     return None
 
 
-def beside(checkpoint: Path, name: str) -> Path | None:
+def file_beside(checkpoint: Path, name: str) -> Path | None:
     """Return a file of the run that a checkpoint is of, or ``None``: it lies in its folder or in the one above.
 
     Example:
-        >>> beside(Path("no/such.ckpt"), "config.yaml") is None
+        >>> file_beside(Path("no/such.ckpt"), "config.yaml") is None
         True
     """
     places = (folder / name for folder in checkpoint.absolute().parents[:2])

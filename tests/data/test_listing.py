@@ -11,7 +11,7 @@ from lightning_iet.data.listing import (
     splits_among,
     without_excluded,
 )
-from lightning_iet.data.sources import FolderSource, beside, open_source
+from lightning_iet.data.sources import FolderSource, open_source, unread_beside
 from tests.helpers.pictures import pixels, png, write_pictures
 
 SYSTEM = [
@@ -147,4 +147,4 @@ def test_files_that_may_hold_images_are_counted_but_not_what_belongs_to_an_image
         (tmp_path / name).write_bytes(b"x")
     assert FolderSource(tmp_path).beside == {".npz": 3, ".jxl": 1}
     assert FolderSource(tmp_path, used=[".npz"]).beside == {".jxl": 1}
-    assert beside(open_source(tmp_path, argument="train")) == {".npz": 3, ".jxl": 1}
+    assert unread_beside(open_source(tmp_path, argument="train")) == {".npz": 3, ".jxl": 1}
