@@ -446,7 +446,7 @@ def contents(pixels: Tensor) -> Tensor:
         >>> len(contents(torch.tensor([0, 1, 0]).view(3, 1, 1, 1)).unique())
         2
     """
-    hashes = (blake2b(image.contiguous().numpy().tobytes(), digest_size=8).digest() for image in pixels.cpu())
+    hashes = (blake2b(image.contiguous().numpy(), digest_size=8).digest() for image in pixels.cpu())
     return torch.tensor([int.from_bytes(found, "little", signed=True) for found in hashes], dtype=torch.int64)
 
 

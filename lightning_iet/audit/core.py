@@ -24,12 +24,14 @@ from lightning_iet.audit.search import (
     views,
 )
 from lightning_iet.functional.duplicates import Duplicates, find_duplicates, without_self
+from lightning_iet.functional.exhaustive_neighbors import level_sums
 from lightning_iet.functional.memorization import distinct_ratio, memorization_ratio, nearest_ratio
 
 SEARCHES = ("plain", "recoloured", "degraded", "moved")
 TOO_SMALL = f"images of fewer than {LEAST_SIDE} pixels are too small for it"
 AFFORDABLE = 15 * 60  # seconds on one core that a search for moved copies may take by default
 SECONDS = 0.008, 0.06  # for each training image and for each image that is searched for, on one core
+FEW, TOGETHER = 64, 2**24  # values of an image that are compared first, and values of images that are compared at once
 GPU_TIMES = 20  # how much less they take on a GPU
 
 
@@ -165,24 +167,40 @@ def find_copies(
 
 def measure_noise(copies: Copies, images: ImageSet, train: ImageSet) -> Copies:
     """Undo what each search has found, where its ratio is at most 0.5, and measure what difference is left."""
+    ratios, indices, maps = (
+        torch.stack([getattr(found, name) for found in copies.matches.values()], dim=1)
+        for name in ("ratios", "indices", "maps")
+    )
     noise = torch.full_like(copies.search_ratios, torch.nan)
-    for column, found in enumerate(copies.matches.values()):
-        for places in (found.ratios <= LARGEST).nonzero().flatten().split(256):
-            originals = train.pixels[found.indices[places]]
-            noise[places, column] = undo(images.pixels[places], originals, found.maps[places])[1]
+    places, columns = (ratios <= LARGEST).nonzero(as_tuple=True)
+    # Where searches have found the same, it is undone once.
+    pairs = torch.stack([places, indices[places, columns]], dim=1).double()
+    found = torch.cat([pairs, maps[places, columns].flatten(1).double()], dim=1)
+    different, number = found.unique(dim=0, return_inverse=True)
+    parts = []
+    for part in different.split(256):
+        place, index = part[:, :2].long().unbind(dim=1)
+        parts.append(undo(images.pixels[place], train.pixels[index], part[:, 2:].float().view(-1, 2, 3))[1])
+    if parts:
+        noise[places, columns] = torch.cat(parts)[number]
     return replace(copies, search_noise=noise)
 
 
 def _equal(images: Tensor, train: Tensor, indices: Tensor) -> Tensor:
-    """Tell which images equal the training images of these positions, without a copy of all of them."""
-    pairs = zip(images.split(1024), indices.split(1024), strict=True)
-    return torch.cat([(part == train[places]).flatten(1).all(dim=1) for part, places in pairs])
+    """Tell which images equal the training images of these positions: all of a few pixels first, then all pixels."""
+    size = max(1, images[:1].numel())
+    few, others = (pixels.flatten(1)[:, :: -(-size // FEW)] for pixels in (images, train))
+    equal = (few == others[indices]).all(dim=1)
+    for places in equal.nonzero().flatten().split(max(1, TOGETHER // size)):
+        equal[places] = (images[places] == train[indices[places]]).flatten(1).all(dim=1)
+    return equal
 
 
 def _variance(pixels: Tensor) -> Tensor:
-    """Return how much is lost of an image if each channel is replaced by its mean, block by block."""
-    parts = [part.flatten(2).float().var(dim=2, correction=0).mean(dim=1) for part in pixels.split(256)]
-    return torch.cat(parts) if parts else torch.empty(0)
+    """Return how much is lost of an image if each channel is replaced by its mean."""
+    size = max(1, pixels[0, 0].numel())
+    sums, squares = level_sums(pixels.flatten(2), 1), level_sums(pixels.flatten(2), 2)
+    return ((size * squares - sums.square()) / size**2).mean(dim=1).float()
 
 
 def _maps(versions: Tensor, names: list[str]) -> Tensor:
@@ -214,12 +232,11 @@ def most_copied(nearest: Tensor, copied: Tensor) -> list[tuple[int, list[int]]]:
 
 
 def _identical(images: Tensor, train: Tensor, neighbors: Neighbors, views: Mapping[str, View]) -> Tensor:
-    identical = torch.zeros(len(images), dtype=torch.bool)
     nearest, version = neighbors.indices[:, 0], neighbors.views[:, 0]
-    for number, view in enumerate(views.values()):
+    identical = _equal(images, train, nearest) & (version == 0)
+    for number, view in list(enumerate(views.values()))[1:]:
         for places in (version == number).nonzero().flatten().split(1024):
-            same = view(images[places]) == train[nearest[places]]
-            identical[places] = same.flatten(1).all(dim=1)
+            identical[places] = _equal(view(images[places]), train, nearest[places])
     return identical
 
 

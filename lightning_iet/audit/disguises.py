@@ -313,12 +313,12 @@ def undo(images: Tensor, originals: Tensor, maps: Tensor) -> tuple[Tensor, Tenso
     warped = F.grid_sample(originals.float(), grid, padding_mode="border", align_corners=False)
     inside = (grid.abs() <= 1 + 1e-4).all(dim=-1).flatten(1).double()[:, :, None]
     ones = torch.ones(batch, height * width, 1, dtype=torch.double, device=images.device)
-    known = torch.cat([warped.flatten(2).mT.double(), ones], dim=2) * inside
-    target = images.flatten(2).mT.double() * inside
+    known = torch.cat([warped.flatten(2).mT.double(), ones], dim=2).mul_(inside)
+    target = images.flatten(2).mT.double().mul_(inside)
     normal = known.mT @ known
     normal = normal + 1e-6 * torch.eye(channels + 1, device=images.device).double()
-    fitted = (known @ torch.linalg.solve(normal, known.mT @ target)).round().clamp(0, 255) * inside
-    error = (fitted - target).square().sum(dim=(1, 2)) / (inside.sum(dim=(1, 2)) * channels).clamp(min=1)
+    fitted = (known @ torch.linalg.solve(normal, known.mT @ target)).round_().clamp_(0, 255).mul_(inside)
+    error = target.sub_(fitted).square_().sum(dim=(1, 2)) / (inside.sum(dim=(1, 2)) * channels).clamp(min=1)
     noise = torch.where(error > 0, 10 * torch.log10(255**2 / error.clamp(min=1e-12)), torch.inf)
     return fitted.mT.view(images.shape).to(torch.uint8), noise.float()
 
@@ -496,7 +496,8 @@ def _nearest(train: _Greys, found: _Candidates, size: tuple[int, int]) -> Matche
 
 def _aligned(greys: Tensor, maps: Tensor) -> tuple[Tensor, Tensor]:
     """Grey training images in the place of the images, and where they are known, shape ``(B, H, W)`` each."""
-    grid = F.affine_grid(maps, [*greys.shape], align_corners=False)
+    different, number = maps.unique(dim=0, return_inverse=True)  # of flips there are 8
+    grid = F.affine_grid(different, [len(different), *greys.shape[1:]], align_corners=False)[number]
     warped = F.grid_sample(greys, grid, padding_mode="border", align_corners=False)
     return warped[:, 0], (grid.abs() <= 1 + 1e-4).all(dim=-1)
 

@@ -130,24 +130,30 @@ def _mirrored(pixels: Tensor) -> Tensor:
 
 def _recoloured(pixels: Tensor) -> Tensor:
     """Darker, brighter, inverted, less contrast, gamma, and for colours their order, in turn."""
-    x = pixels.float()
-    changed = [0.7 * x, 0.75 * x + 64, 255 - x, 0.5 * x + 64, 255 * (x / 255) ** 1.3]
+    changes: list[Callable[[Tensor], Tensor]] = [
+        lambda x: 0.7 * x,
+        lambda x: 0.75 * x + 64,
+        lambda x: 255 - x,
+        lambda x: 0.5 * x + 64,
+        lambda x: 255 * (x / 255) ** 1.3,
+    ]
     if pixels.shape[1] == 3:
-        changed.append(x.flip(1))
-    return torch.stack([_rounded(changed[index % len(changed)][index]) for index in range(len(x))])
+        changes.append(lambda x: x.flip(0))
+    return torch.stack([_rounded(changes[index % len(changes)](x.float())) for index, x in enumerate(pixels)])
 
 
 def _degraded(pixels: Tensor) -> Tensor:
     """Blurred as if a third of the pixels were left on each side, noisy, or saved as JPEG of quality 30, in turn."""
     height, width = pixels.shape[2:]
-    small = F.interpolate(pixels.float(), (-(-height // 3), -(-width // 3)), mode="bilinear", antialias=True)
-    noise = 16 * torch.randn(pixels.shape, generator=torch.Generator().manual_seed(SEED))
-    changed = [
-        _rounded(F.interpolate(small, (height, width), mode="bicubic")),
-        _rounded(pixels + noise),
-        reencode(pixels, quality=30),
-    ]
-    return torch.stack([changed[index % 3][index] for index in range(len(pixels))])
+    noise = torch.randn(pixels.shape, generator=torch.Generator().manual_seed(SEED))
+    small = F.interpolate(pixels[::3].float(), (-(-height // 3), -(-width // 3)), mode="bilinear", antialias=True)
+    changed = torch.empty_like(pixels)
+    changed[::3] = _rounded(F.interpolate(small, (height, width), mode="bicubic"))
+    if len(pixels) > 1:
+        changed[1::3] = _rounded(pixels[1::3] + 16 * noise[1::3])
+    if len(pixels) > 2:
+        changed[2::3] = reencode(pixels[2::3], quality=30)
+    return changed
 
 
 def _moved(pixels: Tensor) -> Tensor:

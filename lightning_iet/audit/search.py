@@ -11,7 +11,7 @@ from lightning_iet.audit.cache import BlockCache, Progress, in_blocks, part_of
 from lightning_iet.audit.features import Features, check_finite
 from lightning_iet.audit.reading import ImageSet
 from lightning_iet.functional.average_minimum_distance import nearest_cosine_distance, unit_rows
-from lightning_iet.functional.exhaustive_neighbors import squared_norms
+from lightning_iet.functional.exhaustive_neighbors import level_sums, squared_norms
 from lightning_iet.functional.neighbors import search_rows
 from lightning_iet.utilities.fingerprints import digest
 
@@ -84,7 +84,7 @@ class References(NamedTuple):
 
     Attributes:
         rows: their features, shape ``(N, D)``.
-        norms: squared l2 norms of the rows, shape ``(N,)``.
+        norms: squared l2 norms of the rows, shape ``(N,)``; of pixels ``level_sums(rows, 2)``.
         sha256: hash of the images.
     """
 
@@ -100,7 +100,7 @@ class References(NamedTuple):
     @classmethod
     def of(cls, rows: Tensor, sha256: str) -> "References":
         """Prepare rows for many searches."""
-        return cls(rows, squared_norms(rows), sha256)
+        return cls(rows, level_sums(rows, 2) if rows.dtype == torch.uint8 else squared_norms(rows), sha256)
 
 
 def nearest_references(
@@ -139,7 +139,9 @@ def nearest_references(
             part = features.rows(view(images.pixels[place])) if rows is None or number else rows[place]
             check_finite(part, images.names[place], argument=argument, name=features.name)
             show = part_of(progress, start=number * len(part) / len(views), scale=1 / len(views))
-            sq_distances, indices = search_rows(part, references.rows, k, norms=references.norms, progress=show)
+            sq_distances, indices = search_rows(
+                part, references.rows, k, norms=references.norms, squares=references.norms, progress=show
+            )
             found.append(Neighbors(sq_distances, indices, torch.full_like(indices, number)))
         nearest = found[0] if len(found) == 1 else _merge(found, k)
         return {name: tensor.cpu() for name, tensor in nearest._asdict().items()}

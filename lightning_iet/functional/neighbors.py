@@ -10,6 +10,7 @@ from lightning_iet.functional.exhaustive_neighbors import (
     RELATIVE_ERROR,
     ExhaustiveSearch,
     float_rows,
+    level_sums,
     merge_nearest,
     squared_norms,
 )
@@ -115,6 +116,7 @@ def search_rows(
     k: int,
     *,
     norms: Tensor | None = None,
+    squares: Tensor | None = None,
     ties: bool = True,
     chunk_size: int = _CHUNK,
     device: torch.device | str | None = None,
@@ -127,6 +129,7 @@ def search_rows(
         references: shape ``(N, D)``, likewise.
         k: neighbours per query, ``1 <= k <= N``.
         norms: ``squared_norms(references)``, shape ``(N,)``, where it is at hand from an earlier search.
+        squares: likewise ``level_sums(references, 2)``, which takes its place where queries and references are uint8.
         ties: put neighbours in the right order also where their distances differ by a rounding error. Where only the
             distances matter, leave it off and save time.
         chunk_size: as :func:`nearest_neighbors`, and so are ``device`` and ``progress``.
@@ -146,12 +149,15 @@ def search_rows(
     distances = torch.full((len(queries), k), torch.inf, device=queries.device)
     indices = torch.full_like(distances, -1, dtype=torch.int64)
     parts = _parts(references, k, target, coded=projection is not None)
-    done = 0
+    done, levels = 0, queries.dtype == references.dtype == torch.uint8
     with full_precision(target.type):
         for part in parts:
             moved = references[part].to(target)
-            lengths = squared_norms(moved) if norms is None else norms[part].to(target)
-            search = ExhaustiveSearch(moved, lengths, min(k, len(moved)), ties, chunk_size)
+            if levels:  # whose norms are not needed
+                lengths = given = level_sums(moved, 2) if squares is None else squares[part].to(target)
+            else:
+                lengths, given = squared_norms(moved) if norms is None else norms[part].to(target), None
+            search = ExhaustiveSearch(moved, lengths, min(k, len(moved)), ties, chunk_size, given)
             for rows, *found in _search(queries, search, projection, distances[:, -1]):
                 near, index = (tensor.to(queries.device) for tensor in found)
                 if len(parts) == 1:  # nothing to merge with; at an infinite distance is no neighbour
@@ -178,16 +184,19 @@ def _search(
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Yield indices of some queries, and the distances and indices of their nearest among a part of the references."""
     target = search.references.device
-    late = torch.arange(len(queries), device=queries.device)
-    if projection is not None:
-        pruned, hard = PrunedSearch(search, projection), []
-        for rows in late.split(_block_length(queries, coded=True)):
-            *found, easy = pruned.nearest(queries[rows].to(target), farthest[rows].to(target))
-            easy = easy.to(rows.device)
-            hard.append(rows[~easy])
-            yield rows[easy], found[0][easy], found[1][easy]
-        late = torch.cat(hard)
-    for rows in late.split(_block_length(queries, coded=False)):
+    every = torch.arange(len(queries), device=queries.device)
+    if projection is None:
+        step = _block_length(queries, coded=False)
+        for rows, part in zip(every.split(step), queries.split(step), strict=True):
+            yield rows, *search.nearest(part.to(target))
+        return
+    pruned, hard = PrunedSearch(search, projection), []
+    for rows in every.split(_block_length(queries, coded=True)):
+        *found, easy = pruned.nearest(queries[rows].to(target), farthest[rows].to(target))
+        easy = easy.to(rows.device)
+        hard.append(rows[~easy])
+        yield rows[easy], found[0][easy], found[1][easy]
+    for rows in torch.cat(hard).split(_block_length(queries, coded=False)):
         yield rows, *search.nearest(queries[rows].to(target))
 
 

@@ -60,11 +60,12 @@ def grey_images(images: Tensor, size: tuple[int, int]) -> Tensor:
     block = max(1, _VALUES // max(1, images[:1].numel()))
     if len(images) > block:
         return torch.cat([grey_images(part, size) for part in images.split(block)])
-    grey = images[:, :1].float()
+    grey = images[:, :1].to(torch.float32, copy=True)
     for channel in images.unbind(dim=1)[1:]:  # one by one: a third of the time of a mean over channels
-        grey = grey + channel[:, None].float()
-    grey = grey / images.shape[1]
-    grey = grey / 255 if images.dtype == torch.uint8 else grey
+        grey.add_(channel[:, None] if images.dtype == torch.uint8 else channel[:, None].float())
+    grey.div_(images.shape[1])
+    if images.dtype == torch.uint8:
+        grey.div_(255)
     if grey.shape[-2:] == size:
         return grey
     return F.interpolate(grey, size, mode="bilinear", antialias=True, align_corners=False)

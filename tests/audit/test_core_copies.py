@@ -3,6 +3,7 @@ import torch
 
 from lightning_iet.audit import Settings, audit_images, image_set, make_findings
 from lightning_iet.audit.cache import BlockCache
+from lightning_iet.audit.disguises import undo
 from lightning_iet.audit.features import build_features
 from lightning_iet.audit.report.page import limits
 from lightning_iet.functional.memorization import memorized_fraction, memorized_quantity
@@ -57,6 +58,39 @@ def test_a_near_copy_of_a_duplicated_image_is_found(run):
     assert findings.duplicates.among_copied.share == 1
     without = make_findings(run(planted(train, copy), train, duplicates=False))
     assert (without.measure, without.generated.copies.count, without.duplicates) == ("nearest", 0, None)
+
+
+def test_images_are_identical_only_if_all_pixels_are(run):
+    """Also those that are not looked at first."""
+    train = random_set(80)
+    copies = train.pixels[:2].clone()
+    copies[1, 0, 0, 1] ^= 1
+    found = run(planted(train, copies), train)
+    assert found.copies["generated"].identical.nonzero().flatten().tolist() == [0]
+
+
+def test_noise_is_that_of_each_search(run):
+    """Although what several searches have found is undone once."""
+    train = random_set(80, size=16)
+    copies = torch.cat([train.pixels[:3], train.pixels[5:7].flip(-1), 255 - train.pixels[8:9]])
+    copies[:, :, 3, 3] = 0
+    generated = image_set(torch.cat([copies, random_set(30, size=16, seed=5).pixels]), location="generated")
+    found = run(generated, train).copies["generated"]
+    expected = torch.full_like(found.search_noise, torch.nan)
+    for column, matches in enumerate(found.matches.values()):
+        for place in (matches.ratios <= 0.5).nonzero().flatten().tolist():
+            original, map_ = train.pixels[matches.indices[place]][None], matches.maps[place][None]
+            expected[place, column] = undo(generated.pixels[place][None], original, map_)[1]
+    assert found.search_noise[:6].isfinite().any(dim=1).all()
+    torch.testing.assert_close(found.search_noise, expected, equal_nan=True)
+
+
+def test_the_variance_is_that_of_each_channel(run):
+    generated, train = random_set(60, seed=3), random_set(80)
+    generated.pixels[0] = 7
+    found = run(image_set(generated.pixels, location="generated"), train).copies["generated"].variance
+    torch.testing.assert_close(found, generated.pixels.double().var(dim=(2, 3), correction=0).mean(dim=1).float())
+    assert found[0] == 0
 
 
 def test_training_images_copied_most_come_first(run):

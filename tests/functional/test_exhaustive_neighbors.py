@@ -3,12 +3,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lightning_iet.functional import exhaustive_neighbors
 from lightning_iet.functional.exhaustive_neighbors import (
     RELATIVE_ERROR,
     ExhaustiveSearch,
     _partial_distances,
     _usual_rounding,
     float_rows,
+    has_integer_products,
+    level_distances,
+    level_sums,
     merge_nearest,
     pair_distances,
     rounding,
@@ -96,6 +100,49 @@ def test_a_change_of_brightness_is_measured_right(dimension):
     i = torch.arange(40)
     expected = torch.tensor([squared_distance(query, dark[0]) for query in queries], dtype=torch.float64)
     torch.testing.assert_close(pair_distances(queries, dark, i, 0 * i), expected, rtol=RELATIVE_ERROR, atol=0)
+
+
+@pytest.fixture(params=["integers", "floats"])
+def products(request, monkeypatch):
+    """Both ways to multiply levels, where this processor has both."""
+    if request.param == "integers" and not has_integer_products():
+        pytest.skip("needs instructions for products of 8-bit integers")
+    monkeypatch.setattr(exhaustive_neighbors, "has_integer_products", lambda: request.param == "integers")
+
+
+@pytest.mark.parametrize("dimension", [1, 7, 64, 1025, 2**14 + 1, 40_000])
+@pytest.mark.parametrize("numbers", [(1, 5), (3, 1), (3, 5), (2, 300)])
+@pytest.mark.parametrize("extreme", [False, True])
+def test_distances_of_levels_are_exact(products, dimension, numbers, extreme):
+    queries, references = (images(n, dimension, torch.uint8) for n in numbers)
+    if extreme:  # the largest sums of products there are
+        queries, references = (255 * (rows > 127).byte() for rows in (queries, references))
+        queries[0], references[0] = 0, 255
+    expected = (queries.long()[:, None] - references.long()).square().sum(dim=2).double() / 255**2
+    assert torch.equal(level_distances(queries, references), expected)
+    at_hand = level_sums(references, 2)
+    assert torch.equal(level_distances(queries, references, at_hand), expected)
+
+
+@pytest.mark.parametrize("shape", [(3, 1), (2, 3, 1024), (2, 5000), (1, 2**19 + 3), (0, 3, 9), (2, 0)])
+@pytest.mark.parametrize("power", [1, 2])
+def test_sums_of_levels_are_those_of_integers(shape, power):
+    levels = torch.randint(256, shape, dtype=torch.uint8)
+    levels[..., :1] = 0
+    assert torch.equal(level_sums(levels, power), ((levels.long() - 128) ** power).sum(dim=-1).double())
+
+
+def test_integers_are_multiplied_only_where_it_is_fast_and_exact(monkeypatch):
+    def saturating(x, y):  # as oneDNN on processors that add pairs of products in 16 bits
+        pairs = (x.int()[:, None] * y.T.int()).unflatten(2, (-1, 2)).sum(dim=3)
+        return pairs.clamp(-(2**15), 2**15 - 1).sum(dim=2, dtype=torch.int32)
+
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    for product, expected in ((saturating, False), (lambda x, y: x.int() @ y.int(), True)):
+        monkeypatch.setattr(torch, "_int_mm", product)
+        assert has_integer_products.__wrapped__() is expected
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "DEFAULT")
+    assert has_integer_products.__wrapped__() is False
 
 
 def test_no_pairs_give_no_distances():
