@@ -4,10 +4,10 @@ import re
 import sys
 
 import pytest
-from lightning_iet.metrics.features.networks import EfficientNetFeatures
 
 from benchmarks import audit_large
 from lightning_iet.audit import features
+from lightning_iet.metrics.features import EfficientNetFeatures
 
 
 @pytest.mark.parametrize("arguments", [["--size", "72"], ["network", "--images", "65"]])
