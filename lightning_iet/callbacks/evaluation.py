@@ -175,6 +175,7 @@ def curves_of_run(trainer: pl.Trainer, history: RunHistory) -> Mapping[str, Any]
 
 
 BEST = "best_without_copies.ckpt"
+_USUAL_K = 50  # published
 _SETTINGS = ("num_samples", "sampler", "num_inference_steps", "use_ema", "seed", "features", "k")
 
 
@@ -219,7 +220,7 @@ class Evaluation(pl.Callback):
             :func:`~lightning_iet.metrics.feature_extractor`.
         feature_weights: A local file with the weights of ``features``.
         download: Whether these may be downloaded when there is no file.
-        k: Nearest training images in the mean of MQ.
+        k: Nearest training images in the mean of MQ; ``None`` = 50, or all where there are fewer.
         measures: Further measures, each logged as ``eval/…`` (``eval/precision``, ``eval/mifid``,
             ``eval/membership_inference_auc`` …) and, where it is one of images, also for the control. Those that
             compare features do it in ``features``.
@@ -260,7 +261,7 @@ class Evaluation(pl.Callback):
         features: str = "auto",
         feature_weights: Path | None = None,
         download: bool = False,
-        k: int = 50,
+        k: int | None = 50,
         measures: Sequence[Measure] = (),
         measure_weights: Mapping[str, Path] | None = None,
         num_pairs: int = 16,
@@ -549,7 +550,7 @@ class Evaluation(pl.Callback):
             control,
             reference,
             fid=self._fid(train),
-            k=self.k,
+            k=min(_USUAL_K, len(train)) if self.k is None else self.k,  # type: ignore[arg-type]
             num_control=self._num(trainer),
             further=self.measures,
             measure_weights=self.measure_weights,
@@ -590,7 +591,7 @@ class Evaluation(pl.Callback):
 
     def _settings(self, trainer: pl.Trainer) -> dict[str, Any]:
         """Return the settings that were used: with the features that ``"auto"`` has found."""
-        used = {"num_samples": self._num(trainer), "features": self._features}
+        used = {"num_samples": self._num(trainer), "features": self._features, "k": self._assessor.k}
         return {name: getattr(self, name) for name in _SETTINGS} | used
 
     def _num(self, trainer: pl.Trainer) -> int:

@@ -29,6 +29,9 @@ LARGEST = 64  # pixels a side, unless a larger size is asked for
 STEPS = 4000  # of training *(our choice: small models on a few hundred images have learnt their coarse shapes by then)*
 LONGEST = 3600.0  # seconds of training by estimate, unless a length is asked for *(our choice)*
 LOOKED_AT = 256  # images whose size and channels are read
+COMPARED = 20_000  # training images among which near-duplicates are looked for unasked: a minute or two *(our choice)*
+UNSEEN = (16, 64)  # held-out images that sample records are compared with: at least, and at most *(our choice)*
+_METHODS = ("threshold", "criterion", "z0", "delta", "eta", "weigh", "reference")  # options of AGC that choose a form
 _WIDTHS = {8: (32, 64), 16: (32, 64, 128), 32: (64, 128, 128), 64: (64, 64, 128, 256)}
 _MORE = 256  # channels of each level beyond those of 64 pixels
 
@@ -114,7 +117,8 @@ def settings_of(folder: Folder, path: Path, given: Mapping[str, Any]) -> dict[st
     """Return the settings of a run on the images of a folder.
 
     *(our choice)* A fifth of the images, at most 512, is held out as the control, and another for FID; the size is the
-    largest power of two that the images have, from 8 to 64; four shards where each has 16 images, some of each class.
+    largest power of two that the images have, from 8 to 64. Of near-duplicates one is trained on, and images that the
+    model knows too well are drawn less often: what the benchmark on uneven data puts first.
 
     Args:
         folder: What it holds.
@@ -148,8 +152,7 @@ def settings_of(folder: Folder, path: Path, given: Mapping[str, Any]) -> dict[st
         raise ValueError(
             f"Option --images expected images to train on, but {folder.num} leave {max(train, 0)}. Hold out fewer."
         )
-    smallest = min(folder.classes, default=folder.num) * train // folder.num
-    shards = _whole(given, "averaging.num_shards", 4 if train >= 64 and smallest >= 4 else 1, least=1)
+    shards = _whole(given, "averaging.num_shards", 1, least=1)
     most = 64 if max(size) <= 32 else 16
     batch_size = _whole(given, "data.batch_size", min(most, _power_below(max(train // shards // 2, 1))), least=1)
     per_epoch = ceil(train / shards / batch_size)  # steps of a shard in an epoch
@@ -162,14 +165,17 @@ def settings_of(folder: Folder, path: Path, given: Mapping[str, Any]) -> dict[st
         "num_reference": reference,
         "batch_size": batch_size,
     }
+    if train <= COMPARED:
+        data["duplicates"] = "drop"
     model: dict[str, Any] = {}
     if "model.pretrained" not in given and "model.unet" not in given:
         model["unet"] = {"class_path": "diffusers.UNet2DModel", "init_args": unet(size, channels, len(folder.classes))}
     return {
         "model": {"class_path": "DiffusionModule", "init_args": model},
         "data": {"class_path": "ImageFolderDataModule", "init_args": data},
+        "agc": _agc(control, given),
         "averaging": {"num_shards": shards, "every_n_epochs": max(1, round(50 / per_epoch))},
-        "evaluation": {"k": min(50, train), "num_samples": max(2, min(512, 4 * control))},
+        "evaluation": {"k": None, "num_samples": max(2, min(512, 4 * control))},
         "trainer": {
             **length,
             "logger": {
@@ -184,6 +190,17 @@ def settings_of(folder: Folder, path: Path, given: Mapping[str, Any]) -> dict[st
             ],
         },
     }
+
+
+def _agc(control: int, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the form of anti-gradient control: by sample records, unless an option asks for another."""
+    chosen = any(f"agc.{name}" in given for name in _METHODS)
+    if chosen or any(name.startswith(("redistribution.", "augmentation.")) for name in given):
+        return {"threshold": 0.5}  # published
+    least, most = UNSEEN
+    records = {"criterion": "record", "weigh": "draws"}
+    number = min(most, control // 2)  # the others are left as the control of copies
+    return records | ({"reference": "held_out", "reference_images": number} if number >= least else {})
 
 
 def _steps_of_epoch(train: int, shards: int, batch_size: int) -> int:

@@ -157,6 +157,13 @@ def test_weights_by_record_are_reported_epoch_by_epoch_and_go_on_with_a_resumed_
     assert {epoch: later[epoch] for epoch in found} == found
 
 
+@pytest.mark.parametrize(("num_train", "k"), [(20, 20), (64, 50)])
+def test_without_k_it_is_50_or_all_images(tmp_path, num_train, k):
+    evaluation = Evaluation(4, k=None, num_inference_steps=2)
+    fit(tmp_path, evaluation, data=DigitsDataModule(num_train, num_control=10, batch_size=16))
+    assert evaluation.report["settings"]["k"] == k
+
+
 def test_without_weights_none_are_reported(tmp_path):
     evaluation = Evaluation(4)
     fit(tmp_path, evaluation, callbacks=[AntiGradientControl(0.5)])

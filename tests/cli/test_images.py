@@ -12,6 +12,7 @@ import torch
 import yaml
 from PIL import Image
 
+from lightning_iet import AntiGradientControl
 from lightning_iet.cli import main
 from lightning_iet.cli.images import LONGEST, Folder, describe, epochs_within, look, settings_of, unet, with_images
 from lightning_iet.modules.pretrained import load_any_module
@@ -51,6 +52,39 @@ def test_the_issue_of_two_hundred_images():
     assert describe(folder, settings) == "200 images, 3 × 64 × 64, 2 classes: 120 to train on, 40 held out, 40 for FID"
     arguments = settings["model"]["init_args"]["unet"]["init_args"]
     assert (arguments["sample_size"], arguments["in_channels"], arguments["num_class_embeds"]) == (64, 3, 2)
+
+
+RECORDS = {"criterion": "record", "weigh": "draws"}
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, RECORDS | {"reference": "held_out", "reference_images": 20}),  # the other 20 are left as the control
+        ({"data.num_control": 400}, RECORDS | {"reference": "held_out", "reference_images": 64}),
+        ({"data.num_control": 20}, RECORDS),  # too few to compare with
+        (
+            {"agc.reference_every": 3, "averaging.num_shards": 2},
+            RECORDS | {"reference": "held_out", "reference_images": 20},
+        ),
+        ({"agc.threshold": 0.8}, {"threshold": 0.5}),
+        ({"agc.criterion": "quantile"}, {"threshold": 0.5}),
+        ({"redistribution.fraction": 0.25}, {"threshold": 0.5}),  # moves what is skipped: draws skip nothing
+        ({"augmentation.max_magnitude": 5}, {"threshold": 0.5}),
+    ],
+)
+def test_records_protect_unless_another_form_is_asked_for(given, expected):
+    folder = Folder(200, 70, 3) if "data.num_control" not in given else Folder(1000, 70, 3)
+    settings = settings_of(folder, Path("cats"), given)
+    assert settings["agc"] == expected
+    assert settings["averaging"]["num_shards"] == given.get("averaging.num_shards", 1)
+    AntiGradientControl(**settings["agc"])
+
+
+@pytest.mark.parametrize(("number", "kept"), [(20_000, "drop"), (20_001, None)])
+def test_near_duplicates_are_looked_for_where_that_takes_minutes_at_most(number, kept):
+    settings = settings_of(Folder(number + 20, 64, 3), Path("cats"), {"data.num_control": 10, "data.num_reference": 10})
+    assert settings["data"]["init_args"].get("duplicates") == kept
 
 
 @pytest.mark.parametrize(("side", "size"), [(5, 8), (8, 8), (31, 16), (32, 32), (64, 64), (500, 64)])
