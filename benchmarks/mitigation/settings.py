@@ -155,9 +155,9 @@ _FASHION_ROWS = (
 _UNEVEN_ROWS = (
     "plain", "plain_with_unseen", "dropout_flips", "deduplicated", "found", "half_deduplicated", "agc_0.5", "agc_0.8",
     "anchored_64", "quantile", "record_1", "record_0.5", "record_median", "record_weights", "record_weights_0.1",
-    "record_draws", "record_draws_below", "record_draws_unseen", "found_record_draws_unseen",
-    "half_deduplicated_record_weights", "iet_4", "iet_agc_4", "iet_agc_random", "iet_agc_msr",
-    "iet_agc_taa", "iet_agc_plus", "iet_agc_4_twice", "iet_agc_plus_twice", "randaugment",
+    "record_draws", "record_draws_below", "record_draws_unseen", "record_draws_strict",
+    "found_record_draws_unseen", "half_deduplicated_record_weights", "iet_4", "iet_agc_4", "iet_agc_random",
+    "iet_agc_msr", "iet_agc_taa", "iet_agc_plus", "iet_agc_4_twice", "iet_agc_plus_twice", "randaugment",
 )  # fmt: skip
 
 _TYPICAL_ROWS = ("plain", "agc_0.8", "record_weights", "record_draws", "iet_agc_4")
@@ -185,7 +185,7 @@ PRESETS = {
             "uneven_digits_40x20": (*_OTHER_UNEVEN_ROWS, "found"),
             "uneven_digits_exact": ("plain", "deduplicated", "agc_0.8", "record_draws", "record_draws_unseen"),
             "typical_digits": _TYPICAL_ROWS,
-            "uneven_fashion_mnist": (*_OTHER_UNEVEN_ROWS, "anchored_64"),
+            "uneven_fashion_mnist": (*_OTHER_UNEVEN_ROWS, "record_draws_strict", "anchored_64"),
         },
     ),
     "laptop": Preset((DIGITS, FASHION), (0, 1, 2), {"fashion_mnist": _FASHION_ROWS}),

@@ -320,8 +320,8 @@ def update_log_weights(
         record: New record of each draw's sample, shape (B,), from :func:`update_record`.
         typical: :math:`m`: the median record, from :func:`typical_record`, or a limit as of :func:`keep_by_record`;
             number or scalar tensor.
-        rate: :math:`\eta \ge 0` *(our choice: 0.03 with the median, 0.1 with a limit below it)*; or one of each draw,
-            shape (B,), see :func:`pace_of_draws`.
+        rate: :math:`\eta \ge 0` *(our choice: 0.03 with the median, 0.1 to 0.2 with a limit below it)*; or one of each
+            draw, shape (B,), see :func:`pace_of_draws`.
         min_weight: Least weight, in (0, 1] *(our choice: 0.02)*.
         absent: Boolean, shape (B,): draws that do not count; ``None`` = all count.
 

@@ -144,12 +144,12 @@ class AntiGradientControl(Callback):
         delta: :math:`\delta`; records are compared with their median; infinity is off. 0.3 served well *(our choice)*.
             Of ``z0`` and ``delta`` one is given at most.
         eta: :math:`\eta`; samples are weighted by their records instead of left out; 0 is off. With ``delta`` or
-            ``z0``, those are weighted down whose records lie below that limit: 0.1 served well *(our choice)*, with
-            ``delta`` 0.3, or ``z0`` 0.5 against unseen images. Alone, all records are made alike: 0.03 *(our choice)*.
+            ``z0``, those are weighted down whose records lie below that limit: 0.2 with ``z0`` 1 against unseen images,
+            0.1 with ``delta`` 0.3 *(our choices)*. Alone, all records are made alike: 0.03 *(our choice)*.
         weigh: What the weights of ``eta`` act on: ``"losses"``; or ``"draws"``, from the second epoch on, which needs a
             training set that is read through :class:`~lightning_iet.data.DrawnByWeight`. Data modules of this package
-            do that by themselves. With ``"draws"`` ``eta`` is 0.1 by default, and the limit ``z0`` 0.5 against unseen
-            images, ``delta`` 0.3 among training samples.
+            do that by themselves. The default is then ``eta`` 0.2 with ``z0`` 1 against unseen images, 0.1 with
+            ``delta`` 0.3 among training samples.
         min_weight: :math:`w_\min`, in (0, 1] *(our choice: 0.02)*.
         record_decay: :math:`\rho`, in [0, 1) *(our choice: 0.8)*.
         sample_index: Where batches hold the index of each sample in the training set: the key of a dict, or the
@@ -281,9 +281,9 @@ class AntiGradientControl(Callback):
         _check_record(criterion, z0=z0, delta=delta, eta=eta, min_weight=min_weight, record_decay=record_decay)
         is_ratio, is_anchored = criterion == "ratio", reference not in ("training", "train")
         if weigh == "draws" and eta is None:
-            eta = 0.1
+            eta = 0.2 if is_anchored else 0.1
             if z0 is None and delta is None:
-                z0, delta = (0.5, None) if is_anchored else (None, 0.3)
+                z0, delta = (1.0, None) if is_anchored else (None, 0.3)
         decay = (0.8 if is_ratio and not is_anchored else 0.9) if decay is None else decay
         _check_arguments(threshold, decay, num_timesteps, num_bins)
         self.threshold = threshold

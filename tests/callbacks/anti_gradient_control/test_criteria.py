@@ -614,10 +614,10 @@ def test_defaults_by_criterion():
     assert (anchored.decay, anchored.bins.num_bins, anchored.normalize) == (0.9, 50, "kept")
     assert AntiGradientControl(reference="train").reference == "training"
     draws = {"criterion": "record", "weigh": "draws"}
-    for reference, limit in (("training", (0.1, 0.3, True)), ("held_out", (0.1, None, False))):
+    for reference, limit in (("training", (0.1, 0.3, True)), ("held_out", (0.2, None, False))):
         agc = AntiGradientControl(reference=reference, **draws)
         assert (agc.eta, agc.delta, agc.is_relative) == limit
-    assert AntiGradientControl(reference="other_shards", **draws).z0 == 0.5
+    assert AntiGradientControl(reference="other_shards", **draws).z0 == 1.0
     median = AntiGradientControl(eta=0.03, **draws)
     assert (median.eta, median.delta, median.is_relative) == (0.03, None, True)
     fixed = AntiGradientControl(z0=2.0, **draws)
