@@ -3,11 +3,13 @@
 import lightning.pytorch as pl
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
+from benchmarks.finetuning.rows import Row
 from benchmarks.finetuning.settings import Setting
-from benchmarks.mitigation.data import real_images
-from lightning_iet.data import IndexedImages
+from benchmarks.mitigation.data import kept_occurrences, real_images
+from lightning_iet.data import DrawnByWeight, IndexedImages
+from lightning_iet.data.duplicates import repeat_images
 from lightning_iet.data.splits import select_disjoint
 from lightning_iet.functional.checks import unit_interval
 
@@ -25,25 +27,38 @@ class Sets(pl.LightningDataModule):
 
     Attributes:
         train_set: the images to fine-tune on.
-        every_image: the same.
+        every_image: the same, and the near-duplicates that the row leaves out: copies are judged by all.
+        source: for each of them the number of the image that it shows; occurrences of one image share it, and the
+            sources below the setting's ``num_repeated`` occur many times.
         unseen: images whose loss is watched.
         control_set, selection_set, reference_set: held out: to compare copies with, to choose by, to report by.
     """
 
-    def __init__(self, setting: Setting, *, seed: int) -> None:
+    def __init__(self, setting: Setting, row: Row, *, seed: int) -> None:
         super().__init__()
         images, labels = real_images(setting.source)
         mine = torch.isin(labels, torch.tensor(setting.classes)).nonzero()[:, 0]
         sizes = (
-            setting.num_unseen, setting.num_control, setting.num_selection, setting.num_reference, setting.num_train,
+            setting.num_unseen, setting.num_control, setting.num_selection, setting.num_reference,
+            setting.num_train + setting.num_repeated,
         )  # fmt: skip
-        self.unseen, self.control_set, self.selection_set, self.reference_set, self.train_set = (
+        self.unseen, self.control_set, self.selection_set, self.reference_set, shown = (
             IndexedImages(unit_interval(images[mine[part]]), labels[mine[part]])
             for part in select_disjoint(labels[mine], sizes, seed=seed)
         )
-        self.every_image = self.train_set
+        repeats = setting.repeats if setting.is_uneven else 1
+        pixels, self.source = repeat_images(
+            shown.images, repeated=setting.num_repeated, repeats=repeats, change=setting.change, seed=seed
+        )
+        self.every_image = self.train_set = IndexedImages(pixels, shown.targets[self.source])
+        if row.deduplicated:
+            kept = kept_occurrences(self.source, share=row.deduplicated)
+            self.train_set = IndexedImages(pixels[kept], self.every_image.targets[kept])
+        self.drawn: Dataset = self.train_set
+        if dict(row.agc).get("weigh") == "draws":
+            self.drawn = DrawnByWeight(self.drawn)
         self.batch_size = setting.batch_size
 
     def train_dataloader(self) -> DataLoader:
         """Training images, shuffled."""
-        return DataLoader(self.train_set, batch_size=self.batch_size, shuffle=True)
+        return DataLoader(self.drawn, batch_size=self.batch_size, shuffle=True)

@@ -1,7 +1,7 @@
 """The ways of fine-tuning that are compared: the rows of the tables."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from benchmarks.mitigation.rows import Row as Comparison
 
@@ -31,10 +31,18 @@ class Row(Comparison):
         return self.rate == 0
 
 
+_UNEVEN = ("uneven",)  # no data source: these rows belong to the presets that name them
+_BY_RECORD: dict[str, Any] = {
+    "threshold": 1.0, "only": _UNEVEN,
+    "agc": (("criterion", "record"), ("delta", 0.3), ("eta", 0.1), ("weigh", "draws")),
+}  # fmt: skip
+
 SEARCH = Row("search", "the search itself", family="searched")
 
 ROWS = (
     Row("full", "full fine-tuning"),
+    Row("deduplicated", "near-duplicates removed first, full fine-tuning", deduplicated=1.0, only=_UNEVEN),
+    Row("record_draws", "AGC by record, drawn by weight, full fine-tuning", **_BY_RECORD),
     Row("attention", "attention", family="attention", rate=2),
     Row("norm", "norms", family="norm", rate=10),
     Row("bias", "biases", family="bias", rate=10),
@@ -55,6 +63,10 @@ ROWS = (
     Row(
         "found_iet_agc", "the found mask, IET-AGC, K = 2",
         family="searched", mask="found", rate=0, threshold=0.5, num_shards=2,
+    ),
+    Row(
+        "found_record_draws", "the found mask, AGC by record, drawn by weight",
+        family="searched", mask="found", rate=0, **_BY_RECORD,
     ),
     Row("other", "the mask of another data set", family="searched", mask="other", rate=0),
 )  # fmt: skip

@@ -34,7 +34,7 @@ def runs_of(preset: Preset, *, rows: set[str] | None = None) -> list[Run]:
     wanted = [
         row
         for row in ROWS
-        if (preset.rows is None or row.name in preset.rows)
+        if (row.name in preset.rows if preset.rows is not None else not row.only)
         and (rows is None or row.name in rows)
         and (row.mask != "random" or row.number <= setting.num_random)
         and (row.mask != "other" or setting.transfer_from)
@@ -72,7 +72,7 @@ def carry_out_one(run: Run, results: Results, other: str) -> dict[str, Any]:
     if row == SEARCH:
         found = search(setting, pretrained, judge, folder)
         seconds = sum({p.candidate.name: p.seconds for p in found.all_points}.values())
-        return {"points": [], "trials": trials_of(found), "seconds": seconds, "peak_memory": peak_memory()}
+        return {"points": [], "trials": trials_of(found, setting), "seconds": seconds, "peak_memory": peak_memory()}
     shutil.rmtree(folder, ignore_errors=True)
     tuning = _tuning(run, results, other)
     points = fine_tune(
@@ -110,8 +110,11 @@ def found_in(run: Run, results: Results) -> dict[str, Any] | None:
     result = results.find(run)
     if result is None:
         return None
-    judge = Judge(run.setting, run.row, run.seed, load_features(run.setting, results.unfinished))
-    return choose(result["trials"], control=judge.control()["mq_0.15"], num_control=run.setting.num_control)
+    setting, row = run.setting, run.row
+    assert isinstance(setting, Setting)
+    assert isinstance(row, Row)
+    judge = Judge(setting, row, run.seed, load_features(setting, results.unfinished))
+    return choose(result["trials"], control=judge.control()[setting.copies], setting=setting)
 
 
 def search_lines(runs: list[Run], results: Results) -> list[dict[str, Any]]:

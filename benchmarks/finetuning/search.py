@@ -15,7 +15,6 @@ from lightning_iet.functional.parameter_groups import ParameterGroups, find_grou
 from lightning_iet.functional.pareto import choose_point
 from lightning_iet.search import Candidate, SelectionSearch, search_selection
 
-OBJECTIVES = ("fid_selection", "mq_0.15")
 TRAINING_SEED = 1_000  # of trials, beyond those of the rows: what is found is trained anew, from other random numbers
 SPREAD = 0.1  # random masks train as many parameters as the found one, to a tenth
 DRAWN = 20_000
@@ -34,7 +33,8 @@ class Trial:
         """Train and judge; the pretrained network as it is counts as step 0."""
         setting, judge = self.setting, self.judge
         control = {f"{name}_control": value for name, value in judge.control().items()}
-        control["mq_0.15_control_standard_error"] = standard_error(control["mq_0.15_control"], setting.num_control)
+        error = standard_error(control[f"{setting.copies}_control"], setting.num_control)
+        control[f"{setting.copies}_control_standard_error"] = error
         steps = round(setting.search_length * setting.stop)
         marks = [round(steps * part / setting.checkpoints) for part in range(1, setting.checkpoints + 1)]
         family = "all" if candidate.kind == "plain" else setting.family
@@ -61,7 +61,7 @@ def search(setting: Setting, pretrained: Path, judge: Judge, folder: Path) -> Se
         Trial(setting, pretrained, judge, folder / "trials"),
         groups_of(setting),
         out=folder,
-        objectives=OBJECTIVES,
+        objectives=("fid_selection", setting.copies),
         trials=setting.num_trials,
         learning_rates=setting.search_rates,
         settings={"setting": setting.name, "seed of the images": judge.seed},
@@ -70,7 +70,7 @@ def search(setting: Setting, pretrained: Path, judge: Judge, folder: Path) -> Se
     )
 
 
-def choose(trials: Sequence[Mapping[str, Any]], *, control: float, num_control: int) -> dict[str, Any]:
+def choose(trials: Sequence[Mapping[str, Any]], *, control: float, setting: Setting) -> dict[str, Any]:
     """Choose among the trials of a search, by the rule of `lightning-iet memcontrol`.
 
     The best quality among the points that memorize at most as much as held-out images and one standard error, else the
@@ -78,14 +78,14 @@ def choose(trials: Sequence[Mapping[str, Any]], *, control: float, num_control: 
 
     Args:
         trials: every checkpoint of every trial.
-        control: MQ of held-out images.
-        num_control: their number.
+        control: the share of held-out images that counts as copied.
+        setting: which figure that is, and how many such images there are.
     """
     able = [trial for trial in trials if trial["kind"] == "mask" and "1" in trial["mask"]]
     values = torch.tensor(
-        [[trial["fid_selection"], max(0.0, trial["mq_0.15"] - control)] for trial in able], dtype=torch.float64
+        [[trial["fid_selection"], max(0.0, trial[setting.copies] - control)] for trial in able], dtype=torch.float64
     )
-    limits = [standard_error(control, num_control)]
+    limits = [standard_error(control, setting.num_control)]
     choice = choose_point(values, limits=limits, trained=[round(1e9 * trial["share"]) for trial in able])
     tried = len({trial["trial"] for trial in trials if trial["kind"] == "mask"})
     return {**able[choice.point], "rule": choice.rule, "trials": tried}
@@ -102,8 +102,9 @@ def standard_error(share: float, total: int) -> float:
     return sqrt(smoothed * (1 - smoothed) / (total + 2))
 
 
-def trials_of(result: SelectionSearch) -> list[dict[str, Any]]:
+def trials_of(result: SelectionSearch, setting: Setting) -> list[dict[str, Any]]:
     """Every checkpoint of every trial, for a table."""
+    shares = ("copies_half", "copies_repeated", "copies_once") if setting.is_uneven else ("mq_0.15", "copies_half")
     return [
         {
             "trial": point.candidate.name,
@@ -112,7 +113,7 @@ def trials_of(result: SelectionSearch) -> list[dict[str, Any]]:
             "rate": point.candidate.learning_rate,
             "step": point.step,
             "share": 0.0 if point.share is None else point.share,
-            **{name: point.figures[name] for name in ("fid_selection", "fid", "mq_0.15", "copies_half")},
+            **{name: point.figures[name] for name in ("fid_selection", "fid", *shares)},
         }
         for point in result.all_points
         if not point.copied_from

@@ -40,6 +40,15 @@ class Setting(Comparison):
     num_random: int = 3
     transfer_from: str = ""
 
+    @property
+    def copies(self) -> str:
+        """The figure by which a search sees memorization, and a run is stopped in time.
+
+        MQ moves long before the share of copies does, but takes an image that occurs many times for many: where some
+        do, it is the share of copies by d1/d2 < 1/2, whose d2 is the distance to something else.
+        """
+        return "copies_half" if self.is_uneven else "mq_0.15"
+
 
 @dataclass(frozen=True)
 class Preset:
@@ -48,7 +57,7 @@ class Preset:
     Attributes:
         setting: what is compared.
         seeds: of split, training and drawing; the pretrained network is the same for all.
-        rows: names of rows; ``None`` = all that suit.
+        rows: names of rows; ``None`` = all but those for uneven training sets.
     """
 
     setting: Setting
@@ -61,6 +70,10 @@ DIGITS = Setting(
     num_reference=140, channels=(16, 32), learning_rate=2e-3, warmup=20, ema_decay=0.98, num_samples=320,
     inference_steps=15, lengths=(0.5, 1, 2), plain_lengths=(0.25, 0.375, 0.5, 0.75, 1, 1.5, 2), family="all",
     search_rates=(1e-3, 1.6e-2), checkpoints=2, num_random=5,
+)  # fmt: skip
+DIGITS_UNEVEN = replace(
+    DIGITS, name="digits_uneven", num_train=33, num_repeated=3, repeats=8, batch_size=19, stop=200,
+    num_unseen=16, num_selection=82, num_random=3,
 )  # fmt: skip
 FASHION = Setting(
     "fashion_50", "fashion_mnist", num_train=50, batch_size=25, stop=400, num_unseen=50, num_control=400,
@@ -82,8 +95,14 @@ _FASHION_ROWS = (
     "other",
 )  # fmt: skip
 
+_UNEVEN_ROWS = (
+    "full", "deduplicated", "record_draws", "attention", "norm_bias", "lora", "svdiff", "whole", "random_1",
+    "random_2", "random_3", "found", "found_iet_agc", "found_record_draws",
+)  # fmt: skip
+
 PRESETS = {
     "digits": Preset(DIGITS, (0, 1, 2)),
+    "uneven": Preset(DIGITS_UNEVEN, (0, 1, 2), _UNEVEN_ROWS),
     "fashion": Preset(FASHION, (0, 1, 2), _FASHION_ROWS),
     "fashion_200": Preset(
         replace(FASHION, name="fashion_200", num_train=200, stop=800, num_trials=12, transfer_from=""),

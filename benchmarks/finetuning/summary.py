@@ -8,12 +8,11 @@ import numpy as np
 
 from benchmarks.finetuning.rows import ROWS, row_named
 from benchmarks.mitigation.points import Point
-from benchmarks.mitigation.summary import at_quality, estimate
+from benchmarks.mitigation.summary import UNEVEN, at_quality, estimate
 
 Line = Mapping[str, Any]
 
 FIGURES = ("fid", "memorized_fraction", "copied_images", "copies_half", "mq_0.15", "membership_auc")
-COPIES = "mq_0.15"  # by which a run is stopped in time: it moves long before the others do
 TOLERANCE = 0.005
 RANDOM = "random"
 
@@ -31,8 +30,9 @@ def label_of(kind: str) -> str:
 def summarize(points: Sequence[Point]) -> list[dict[str, Any]]:
     """Means and intervals over seeds, a line for each setting, row and ``at``.
 
-    ``at`` is ``end``; ``stopped``, the checkpoint of the best FID to the selection set among those whose MQ exceeds
-    that of held-out images by at most half a percentage point (if there is none, the first: ``never`` counts the
+    ``at`` is ``end``; ``stopped``, the checkpoint of the best FID to the selection set among those whose MQ (of an
+    uneven setting the share of copies by d1/d2 < 1/2) exceeds that of held-out images by at most half a percentage
+    point (if there is none, the first: ``never`` counts the
     seeds); or ``equal``, full fine-tuning stopped where it first has the FID of the row's end, seed by seed: its
     figures carry the suffix ``_full``; ``better`` and ``worse`` count seeds in which it is never as good, or better
     from its first mark on; only where neither is, there are figures.
@@ -62,14 +62,15 @@ def stopped(course: Sequence[Point]) -> Point:
 
 
 def _allowed(course: Sequence[Point]) -> list[Point]:
-    return [point for point in course if point[COPIES] <= point[f"{COPIES}_control"] + TOLERANCE]
+    copies = "mq_0.15" if "mq_0.15" in course[0] else "copies_half"  # as Setting.copies has it
+    return [point for point in course if point[copies] <= point[f"{copies}_control"] + TOLERANCE]
 
 
 def _means(group: Sequence[Point]) -> dict[str, Any]:
     line: dict[str, Any] = {"seeds": len({point["seed"] for point in group}), "runs": len(group)}
     for name in ("length", "steps", "share", "seconds", "skip_rate", "fid_train"):
         line[name] = float(np.mean([point[name] for point in group]))
-    for name in FIGURES:
+    for name in (name for name in (*FIGURES, *UNEVEN) if name in group[0]):
         line |= estimate(name, [point[name] for point in group])
         if f"{name}_control" in group[0]:
             line[f"{name}_control"] = float(np.mean([point[f"{name}_control"] for point in group]))
@@ -85,7 +86,7 @@ def _against(group: Sequence[Sequence[Point]], rivals: Sequence[Sequence[Point]]
     line["better"] = sum(min(mark["fid"] for mark in rival) > end["fid"] for end, rival in pairs)
     line["worse"] = sum(rival[0]["fid"] < end["fid"] for end, rival in pairs)
     if all(place is not None for place in there):
-        for name in ("fid", "memorized_fraction", "mq_0.15", "membership_auc"):
+        for name in (name for name in ("fid", "memorized_fraction", "mq_0.15", "membership_auc") if name in ends[0]):
             own = [end[name] for end in ends]
             full = [place[name] for place in there if place is not None]
             line |= {name: float(np.mean(own)), f"{name}_full": float(np.mean(full))}

@@ -98,10 +98,15 @@ class Judge(Scoring):
     @cached_property
     def sets(self) -> Any:
         """The images to compare with."""
-        return Sets(self.setting, seed=self.seed)
+        assert isinstance(self.setting, Setting)
+        assert isinstance(self.row, Row)
+        return Sets(self.setting, self.row, seed=self.seed)
 
     def of_images(self, images: Tensor) -> dict[str, float]:
         """Quality and copies, also by a weaker sign."""
+        if self.setting.is_uneven:
+            figures = super().of_images(images)
+            return figures | {"copies_half": figures["copies_repeated_half"] + figures["copies_once_half"]}
         train = self.sets.every_image.images
         ratio = measure_closeness(images, train, min(50, len(train))).ratio
         return {**super().of_images(images), "copies_half": float(below(ratio, HALF).double().mean())}
@@ -115,7 +120,7 @@ def fine_tune(
 
     Args:
         setting: data, length and how it is judged.
-        row: AGC and shards.
+        row: AGC, shards, and whether near-duplicates are left out.
         tuning: what trains.
         pretrained: file of the weights to begin with.
         judge: of the checkpoints; its seed decides the training images.
@@ -132,10 +137,11 @@ def fine_tune(
     course = Marks(folder, marks, deadline=None)
     callbacks: list[pl.Callback] = [_selection(tuning)]
     if row.threshold:
-        callbacks.append(AntiGradientControl(row.threshold, num_bins=setting.num_bins))
+        bins = None if row.agc else setting.num_bins
+        callbacks.append(AntiGradientControl(row.threshold, num_bins=bins, **dict(row.agc)))
     if row.num_shards > 1:
         callbacks.append(ParameterAveragingCallback(row.num_shards, every_n_epochs=setting.round_epochs))
-    data: pl.LightningDataModule = Sets(setting, seed=judge.seed)
+    data: pl.LightningDataModule = Sets(setting, row, seed=judge.seed)
     if row.num_shards > 1:
         data = ShardedDataModule(data, row.num_shards, partition="iid", seed=seed)
     # Shards end with an epoch: more epochs than enough, the last mark ends it.

@@ -12,13 +12,15 @@ from benchmarks.finetuning.__main__ import PUBLISHED, folder_of, main, mask_of, 
 from benchmarks.finetuning.data import Sets, pretraining_images
 from benchmarks.finetuning.rows import ROWS, SEARCH, row_named
 from benchmarks.finetuning.runs import carry_out_one, runs_of
-from benchmarks.finetuning.search import groups_of, random_mask
-from benchmarks.finetuning.settings import DIGITS, FASHION, PRESETS
+from benchmarks.finetuning.search import choose, groups_of, random_mask
+from benchmarks.finetuning.settings import DIGITS, DIGITS_UNEVEN, FASHION, PRESETS, Preset
 from benchmarks.finetuning.summary import FIGURES, TOLERANCE, stopped, summarize
 from benchmarks.finetuning.tables import PAGE, tables_of
 from benchmarks.mitigation.points import FILE, read_points
 from benchmarks.mitigation.runs import Results, Run
+from benchmarks.mitigation.summary import UNEVEN
 from benchmarks.mitigation.tables import fill
+from lightning_iet.data import DrawnByWeight
 from tests.helpers.state import undisturbed
 
 ROOT = Path(__file__).parents[2]
@@ -55,6 +57,24 @@ def test_every_row_is_in_the_points_and_the_search_in_a_table_of_its_own(smoke):
     assert share["found"] == share["found_iet_agc"] == pytest.approx(float(found["share"]))
     noted = json.loads((smoke / "environment.json").read_text())
     assert noted["command"] == "python -m benchmarks.finetuning --preset smoke"
+
+
+def test_an_uneven_set_is_searched_and_judged_by_what_images_show(tmp_path, monkeypatch):
+    rows = ("full", "record_draws", "found")
+    setting = replace(SMOKE.setting, name="smoke_uneven", num_repeated=2, repeats=4, num_trials=2)
+    monkeypatch.setitem(PRESETS, "smoke", Preset(setting, (0,), rows))
+    with undisturbed():
+        assert main(["--preset", "smoke", "--out", str(tmp_path)]) == 0
+    points = lines(tmp_path / "points.csv")
+    assert {point["row"] for point in points} == set(rows)
+    assert not any(name.startswith("mq") for name in points[0])  # takes an image that occurs often for many
+    for point in points:
+        halves = float(point["copies_repeated_half"]) + float(point["copies_once_half"])
+        assert float(point["copies_half"]) == pytest.approx(halves, abs=1e-5)
+    (found,) = lines(tmp_path / "searches.csv")
+    assert {"copies_half", "copies_repeated", "copies_once"} < set(found)
+    end = next(line for line in lines(tmp_path / "summary.csv") if (line["row"], line["at"]) == ("found", "end"))
+    assert float(end["share"]) == pytest.approx(float(found["share"]))
 
 
 def test_the_same_command_again_runs_nothing(smoke):
@@ -96,8 +116,16 @@ def test_the_search_comes_before_what_needs_it_and_once():
     assert "other" in {run.row.name for run in runs_of(PRESETS["fashion"])}
 
 
+def test_rows_for_uneven_sets_are_in_the_preset_that_names_them_alone():
+    uneven = {row.name for row in ROWS if row.only}
+    assert uneven == {"deduplicated", "record_draws", "found_record_draws"}
+    for preset in ("digits", "fashion", "fashion_200", "smoke"):
+        assert not uneven & {run.row.name for run in runs_of(PRESETS[preset])}
+    assert {run.row.name for run in runs_of(PRESETS["uneven"])} == {*PRESETS["uneven"].rows, "search"}
+
+
 def test_sets_hold_the_new_classes_alone_and_are_disjoint():
-    first, second = (Sets(DIGITS, seed=seed) for seed in (0, 1))
+    first, second = (Sets(DIGITS, row_named("full"), seed=seed) for seed in (0, 1))
     names = ("train_set", "unseen", "control_set", "selection_set", "reference_set")
     images = [{image.numpy().tobytes() for image in getattr(first, name).images} for name in names]
     assert len(set().union(*images)) == sum(map(len, images)) == 354  # all 8s and 9s
@@ -105,6 +133,26 @@ def test_sets_hold_the_new_classes_alone_and_are_disjoint():
     assert not torch.equal(first.train_set.images, second.train_set.images)
     before = {image.numpy().tobytes() for image in pretraining_images(DIGITS)}
     assert not before & set().union(*images)
+
+
+def test_an_uneven_set_repeats_some_images_and_a_row_may_leave_the_repetitions_out():
+    sets = Sets(DIGITS_UNEVEN, row_named("full"), seed=0)
+    assert len(sets.train_set) == len(sets.every_image) == 33 + 3 * 8
+    assert sets.source.bincount().tolist() == [8] * 3 + [1] * 33
+    shown = sets.train_set.images[:36]
+    assert all((sets.train_set.images - shown[sets.source]).flatten(1).abs().mean(1) < 0.1)
+    assert len(sets.train_set.images.flatten(1).unique(dim=0)) == 57  # occurrences differ a little
+    held_out = [sets.unseen, sets.control_set, sets.selection_set, sets.reference_set]
+    everything = {
+        image.numpy().tobytes() for images in (shown, *(part.images for part in held_out)) for image in images
+    }
+    assert len(everything) == 354  # all 8s and 9s, each in one set only
+    without = Sets(DIGITS_UNEVEN, row_named("deduplicated"), seed=0)
+    assert torch.equal(without.train_set.images, shown)
+    assert torch.equal(without.every_image.images, sets.every_image.images)
+    drawn = Sets(DIGITS_UNEVEN, row_named("record_draws"), seed=0).train_dataloader().dataset
+    assert isinstance(drawn, DrawnByWeight)
+    assert len(drawn) == 57
 
 
 @pytest.mark.parametrize("family", ["all", "svdiff"])
@@ -188,6 +236,46 @@ def test_tables_show_the_rows_and_the_control():
     assert found.startswith("| the found mask | 7.5 | 10.0 / 31.2 %; -21.2 (-21.2 to -21.2) |")
 
 
+def uneven_point(row, length, fid, repeated, *, half):
+    even = point(row, 0, length, fid, repeated)
+    kept = {name: value for name, value in even.items() if name.removesuffix("_control") not in FIGURES}
+    shares = dict.fromkeys(UNEVEN, 0.0) | {"copies_repeated": repeated, "copies_repeated_half": half}
+    control = {f"{name}_control": 0.01 for name in ("fid", "copies_half", "memorized_fraction", *UNEVEN)}
+    own = {"setting": "digits_uneven", "fid": fid, "membership_auc": 0.5, "memorized_fraction": repeated}
+    return kept | own | {"copies_half": half} | shares | control
+
+
+def test_an_uneven_setting_is_stopped_by_copies_of_what_images_show():
+    course = [
+        uneven_point("full", 0.5, 20.0, 0.0, half=0.01),
+        uneven_point("full", 1, 10.0, 0.0, half=0.01 + TOLERANCE),
+        uneven_point("full", 2, 5.0, 0.2, half=0.4),
+    ]
+    assert stopped(course) is course[1]
+    tables = tables_of(summarize([*course, uneven_point("found", 2, 7.5, 0.05, half=0.1)]))
+    assert sorted(tables) == ["finetuning digits_uneven", "finetuning digits_uneven equal quality"]
+    full, found, control = tables["finetuning digits_uneven"].splitlines()[2:]
+    assert full == (
+        "| full fine-tuning | 50 % | 5.0 (5.0–5.0) | 20.0 % (40.0) | 0.0 % (0.0) | 0 % | 0.00 / 0.00 "
+        "| 10.0 (10.0–10.0), at 1.00 × | 20 |"
+    )
+    assert found.endswith("| 7.5 (7.5–7.5), at 2.00 ×; none in 1 runs | 20 |")
+    shares = "*1.0 % (1.0)* | *1.0 % (1.0)* | *1 %*"
+    assert control == f"| *held-out images* |  | *0.0* | {shares} | *0.5: chance* |  |  |"
+    (line,) = tables["finetuning digits_uneven equal quality"].splitlines()[2:]
+    assert line.startswith("| the found mask | 7.5 | 5.0 / 10.0 %; -5.0 (-5.0 to -5.0) |")  # half way between two marks
+
+
+def test_the_search_on_an_uneven_set_chooses_by_the_share_of_copies():
+    def trial(mask, fid, copies):
+        return {"trial": mask, "kind": "mask", "mask": mask, "share": 0.5, "fid_selection": fid, "copies_half": copies}
+
+    trials = [trial("11", 5.0, 0.2), trial("10", 7.0, 0.012), trial("01", 9.0, 0.0)]
+    # Of 80 held-out images none is a copy: one standard error, 1.2 %, is allowed.
+    chosen = choose(trials, control=0.0, setting=DIGITS_UNEVEN)
+    assert (chosen["mask"], chosen["rule"], chosen["trials"]) == ("10", "control", 3)
+
+
 def test_names_of_rows_differ():
     names = [row.name for row in (*ROWS, SEARCH)]
     assert len(set(names)) == len(names)
@@ -207,4 +295,5 @@ def test_a_published_summary_is_that_of_its_points(preset):
     assert {(line["row"], line["at"]) for line in found} == set(expected)
     for line in found:
         wanted = expected[line["row"], line["at"]]
-        assert float(line["mq_0.15"] or 0) == pytest.approx(wanted.get("mq_0.15", 0), rel=1e-4)
+        for name in ("fid", "mq_0.15", "memorized_fraction", "copies_repeated"):
+            assert float(line.get(name) or 0) == pytest.approx(wanted.get(name, 0), rel=1e-4)
