@@ -14,6 +14,7 @@ from lightning_iet.audit.reading import ImageSet, image_set
 from lightning_iet.data.decoding import Fit
 from lightning_iet.data.formats import ValueRange, parse_range
 from lightning_iet.evaluation.membership import choose_images, losses_at, spread_timesteps
+from lightning_iet.functional.checks import check_at_least
 from lightning_iet.modules import DiffusionModule
 from lightning_iet.modules.base import averaged_network
 from lightning_iet.modules.noise_processes import Sampler, scheduler_class
@@ -151,10 +152,9 @@ class Drawing:
 
     def __post_init__(self) -> None:
         """Refuse numbers out of range."""
-        for name, least in (("num_samples", 1), ("seed", 0), ("num_inference_steps", 1), ("batch_size", 1)):
-            value = getattr(self, name)
-            if value < least:
-                raise ValueError(f"Argument `{name}` expected an integer ≥ {least}, but got {value}.")
+        steps, size = self.num_inference_steps, self.batch_size
+        check_at_least(1, num_samples=self.num_samples, num_inference_steps=steps, batch_size=size)
+        check_at_least(0, seed=self.seed)
 
 
 def draw(generator: Generator, drawing: Drawing, *, cache: BlockCache) -> ImageSet:
@@ -216,10 +216,8 @@ class Probing:
 
     def __post_init__(self) -> None:
         """Refuse numbers out of range."""
-        if self.images is not None and self.images < 2:
-            raise ValueError(f"Argument `loss_images` expected an integer ≥ 2, but got {self.images}.")
-        if self.timesteps < 1:
-            raise ValueError(f"Argument `loss_timesteps` expected an integer ≥ 1, but got {self.timesteps}.")
+        check_at_least(2, loss_images=self.images)
+        check_at_least(1, loss_timesteps=self.timesteps)
 
 
 def measure_losses(

@@ -40,6 +40,7 @@ from lightning_iet.evaluation.measures import Measure, MembershipMeasure, TextNo
 from lightning_iet.evaluation.report import Report, make_report, print_report, publish
 from lightning_iet.evaluation.sampling import find_sample
 from lightning_iet.evaluation.verdict import copies_exceed
+from lightning_iet.functional.checks import check_at_least
 from lightning_iet.metrics.features import best_features
 from lightning_iet.metrics.frechet import frechet_distance
 from lightning_iet.utilities.checkpoints import next_epoch
@@ -273,8 +274,7 @@ class Evaluation(pl.Callback):
             num_samples, sampler, every_n_epochs=every_n_epochs, every_n_steps=every_n_steps,
             num_inference_steps=num_inference_steps, num_pairs=num_pairs, batch_size=batch_size, patience=patience,
         )  # fmt: skip
-        if seed < 0:
-            raise ValueError(f"Argument `seed` expected an integer ≥ 0, but got {seed}.")
+        check_at_least(0, seed=seed)
         needs = (
             ("keep_best", keep_best, "every_n_epochs", every_n_epochs),
             ("patience", patience, "keep_best", keep_best),

@@ -15,6 +15,7 @@ from lightning_iet.callbacks.parameter_averaging import ParameterAveragingCallba
 from lightning_iet.data.samples import labels_of
 from lightning_iet.data.shard_sampler import ShardSampler
 from lightning_iet.data.sharding import ShardedDataModule
+from lightning_iet.functional.checks import check_choice
 from lightning_iet.functional.redistribution import (
     ExchangeTime,
     check_exchange,
@@ -84,15 +85,9 @@ class Redistribution(Callback):
     ) -> None:
         super().__init__()
         check_exchange(fraction, min_skips)
-        for name, value, choices in (
-            ("at", at, get_args(ExchangeTime)),
-            ("within", within, ("class", "shard", None)),
-            ("choose", choose, ("most_skipped", "random")),
-        ):
-            if value not in choices:
-                raise ValueError(
-                    f"Argument `{name}` expected one of {', '.join(map(repr, choices))}, but got {value!r}."
-                )
+        check_choice("at", at, get_args(ExchangeTime))
+        check_choice("within", within, ("class", "shard", None))
+        check_choice("choose", choose, ("most_skipped", "random"))
         self.fraction = fraction
         self.at: ExchangeTime = at
         self.min_skips = min_skips

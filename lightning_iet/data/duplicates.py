@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 from lightning_iet.data.samples import name_of
-from lightning_iet.functional.checks import unit_interval
+from lightning_iet.functional.checks import check_at_least, unit_interval
 from lightning_iet.functional.duplicates import Duplicates
 from lightning_iet.utilities.files import printable, write_atomically
 
@@ -61,8 +61,7 @@ def repeat_images(
 def _check_repeats(images: int, repeated: int, repeats: int) -> None:
     if not 0 <= repeated <= images:
         raise ValueError(f"Argument `repeated` expected an integer from 0 to {images}, but got {repeated}.")
-    if repeats < 1:
-        raise ValueError(f"Argument `repeats` expected an integer ≥ 1, but got {repeats}.")
+    check_at_least(1, repeats=repeats)
 
 
 def _changed(images: Tensor, change: Change, generator: torch.Generator) -> Tensor:

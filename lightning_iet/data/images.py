@@ -39,7 +39,7 @@ from lightning_iet.data.samples import (
 )
 from lightning_iet.data.sharding import IgnoreFirstSigterm
 from lightning_iet.data.splits import SetSizes, deal
-from lightning_iet.functional.checks import unit_interval
+from lightning_iet.functional.checks import check_at_least, check_choice, unit_interval
 from lightning_iet.functional.duplicates import Duplicates, duplicate_groups
 from lightning_iet.functional.seeding import derive_seed
 from lightning_iet.utilities.files import run_folder
@@ -435,25 +435,17 @@ class ImageDataModule(pl.LightningDataModule):
         repeats: int = 20,
     ) -> None:
         super().__init__()
-        if batch_size < 1:
-            raise ValueError(f"Argument `batch_size` expected an integer ≥ 1, but got {batch_size}.")
-        if num_workers < 0:
-            raise ValueError(f"Argument `num_workers` expected an integer ≥ 0, but got {num_workers}.")
+        check_at_least(1, batch_size=batch_size)
+        check_at_least(0, num_workers=num_workers)
         if download and not self.downloadable:
             raise ValueError(
                 f"Argument `download` expected False, since {type(self).__name__} reads what is there, but got True. "
                 "Give the data's place with `root`."
             )
-        for name, value, choices in (
-            ("channels", channels, (1, 3, 4)),
-            ("fit", fit, ("crop", "stretch")),
-            ("on_error", on_error, ("raise", "skip")),
-            ("duplicates", duplicates, get_args(Duplication)),
-        ):
-            if value not in choices:
-                raise ValueError(
-                    f"Argument `{name}` expected one of {', '.join(map(repr, choices))}, but got {value!r}."
-                )
+        check_choice("channels", channels, (1, 3, 4))
+        check_choice("fit", fit, ("crop", "stretch"))
+        check_choice("on_error", on_error, ("raise", "skip"))
+        check_choice("duplicates", duplicates, get_args(Duplication))
         size = (image_size, image_size) if isinstance(image_size, int) else image_size
         if size is not None and (len(size) != 2 or min(size) < 1):
             raise ValueError(

@@ -38,7 +38,7 @@ from lightning_iet.data.shard_sampler import (
     split_stream,
     uses_its_sampler,
 )
-from lightning_iet.functional.checks import check_kinds
+from lightning_iet.functional.checks import check_at_least, check_kinds
 from lightning_iet.functional.seeding import derive_seed
 from lightning_iet.functional.sharding import Partition, num_replicas, partition
 from lightning_iet.utilities.lightning import lightning_classes
@@ -265,10 +265,7 @@ class ShardedDataModule(DataModule):
         check_kinds(int, num_shards=num_shards, num_samples=num_samples, seed=seed)
         if partition not in ("stratified", "iid"):
             raise ValueError(f"Argument `partition` expected 'stratified' or 'iid', but got {partition!r}.")
-        if num_shards < 1:
-            raise ValueError(f"Argument `num_shards` expected an integer ≥ 1, but got {num_shards}.")
-        if num_samples is not None and num_samples < 1:
-            raise ValueError(f"Argument `num_samples` expected an integer ≥ 1, but got {num_samples}.")
+        check_at_least(1, num_shards=num_shards, num_samples=num_samples)
         self.datamodule = datamodule
         self.num_shards = num_shards
         self.partition = partition

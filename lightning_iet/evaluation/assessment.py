@@ -19,6 +19,7 @@ from lightning_iet.data.samples import name_of
 from lightning_iet.evaluation.measures import ImageMeasures, Measure, make_metrics
 from lightning_iet.evaluation.memorization import RATIO, Closeness, measure_closeness
 from lightning_iet.evaluation.report import named_figures
+from lightning_iet.functional.checks import check_at_least
 from lightning_iet.functional.duplicates import Duplicates, duplicate_groups
 from lightning_iet.functional.memorization import MQ_THRESHOLDS
 from lightning_iet.metrics.base import TrainingSet, collect_images
@@ -41,9 +42,7 @@ def check_settings(num_samples: int, sampler: str, **at_least_one: int | None) -
         )
     if sampler not in ("ddim", "ddpm", "own"):
         raise ValueError(f"Argument `sampler` expected 'ddim', 'ddpm' or 'own', but got {sampler!r}.")
-    for name, value in at_least_one.items():
-        if value is not None and value < 1:
-            raise ValueError(f"Argument `{name}` expected an integer ≥ 1, but got {value}.")
+    check_at_least(1, **at_least_one)
 
 
 def real_sets(datamodule: object) -> tuple[Dataset[Any], Dataset[Any], Dataset[Any]]:

@@ -148,6 +148,37 @@ def check_kinds(kind: type[int] | type[float], **values: object) -> None:
             raise TypeError(f"Argument `{name}` expected {wanted}, but got {value!r}.")
 
 
+def check_at_least(least: int, **values: int | None) -> None:
+    """Refuse integers that are too small; ``None``, which stands for a default, passes.
+
+    Raises:
+        ValueError: with the first of them.
+
+    Example:
+        >>> check_at_least(1, jobs=0)
+        Traceback (most recent call last):
+        ValueError: Argument `jobs` expected an integer ≥ 1, but got 0.
+    """
+    for name, value in values.items():
+        if value is not None and value < least:
+            raise ValueError(f"Argument `{name}` expected an integer ≥ {least}, but got {value}.")
+
+
+def check_choice(name: str, value: object, choices: Sequence[object]) -> None:
+    """Refuse what is none of some values.
+
+    Raises:
+        ValueError: if it is another one.
+
+    Example:
+        >>> check_choice("at", "noon", ("round", "half_round"))
+        Traceback (most recent call last):
+        ValueError: Argument `at` expected one of 'round', 'half_round', but got 'noon'.
+    """
+    if value not in choices:
+        raise ValueError(f"Argument `{name}` expected one of {', '.join(map(repr, choices))}, but got {value!r}.")
+
+
 def check_number(name: str, value: float, interval: str, remedy: str) -> None:
     """Refuse a number outside an interval such as ``"(0, 1]"``, and NaN; the remedy is a sentence.
 

@@ -14,6 +14,7 @@ from typing import Literal, NamedTuple, get_args
 from torch import nn
 from torch.nn.utils import parametrize
 
+from lightning_iet.functional.checks import check_at_least
 from lightning_iet.utilities.fingerprints import sha256_of
 
 Family = Literal["all", "attention", "norm", "bias", "norm_bias", "svdiff", "difffit", "lora"]
@@ -244,8 +245,7 @@ def find_groups(
     """
     check_words(family, granularity, groups)
     _check_plain(network)
-    if lora_rank < 1:
-        raise ValueError(f"Argument `lora_rank` expected an integer ≥ 1, but got {lora_rank}.")
+    check_at_least(1, lora_rank=lora_rank)
     shapes = {name: tuple(parameter.shape) for name, parameter in network.named_parameters()}
     owner = _own_groups(network, list(shapes), groups) if groups is not None else _blocks(network, shapes, granularity)
     candidates = list(_candidates(network, family, granularity, lora_rank, tuple(lora_targets)))

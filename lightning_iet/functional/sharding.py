@@ -7,6 +7,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from lightning_iet.functional.checks import check_at_least
+
 Partition = Literal["stratified", "iid"]
 """How samples are split: with the classes in equal shares, or without regard to them."""
 
@@ -36,8 +38,7 @@ def partition(
         >>> [shard.tolist() for shard in partition(5, 2, seed=0)]
         [[1, 2, 4], [0, 3]]
     """
-    if num_shards < 1:
-        raise ValueError(f"Argument `num_shards` expected an integer ≥ 1, but got {num_shards}.")
+    check_at_least(1, num_shards=num_shards)
     if num_shards > num_samples:
         raise ValueError(
             f"Argument `num_shards` expected at most one shard per sample ({num_samples}), but got {num_shards}."
@@ -119,8 +120,7 @@ def steps_per_epoch(
         >>> steps_per_epoch([33, 32], batch_size=32), steps_per_epoch([33, 32], batch_size=32, drop_last=True)
         (2, 1)
     """
-    if batch_size < 1:
-        raise ValueError(f"Argument `batch_size` expected an integer ≥ 1, but got {batch_size}.")
+    check_at_least(1, batch_size=batch_size)
     batches = min(sizes) // batch_size if drop_last else -(-max(sizes) // batch_size)
     steps = batches // multiple_of * multiple_of if drop_last else -(-batches // multiple_of) * multiple_of
     if limit is not None:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_iet.functional.checks import check_at_least
 from lightning_iet.functional.parameter_groups import (
     DIFFFIT_BRANCH_OFFSET,
     DIFFFIT_OFFSET,
@@ -259,8 +260,7 @@ class Selection:
         check_words(self.family, self.granularity, self.groups)
         if self.mask is not None and (not isinstance(self.mask, str) or not self.mask or set(self.mask) - {"0", "1"}):
             raise ValueError(f"Argument `mask` expected a string of 0 and 1, but got {self.mask!r}.")
-        if self.lora_rank < 1:
-            raise ValueError(f"Argument `lora_rank` expected an integer ≥ 1, but got {self.lora_rank}.")
+        check_at_least(1, lora_rank=self.lora_rank)
         if self.family == "lora":
             require("peft", _EXTRA)
 

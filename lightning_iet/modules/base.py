@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LinearLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from lightning_iet.functional.checks import check_number
+from lightning_iet.functional.checks import check_at_least, check_number
 from lightning_iet.functional.diffusion import FlowWeighting, mean_loss
 from lightning_iet.functional.parameter_groups import ParameterGroups, adapted_layer
 from lightning_iet.functional.seeding import derive_seed
@@ -155,8 +155,7 @@ class DenoisingModule(pl.LightningModule):
     ) -> None:
         super().__init__()
         check_number("ema_decay", ema_decay, "[0, 1)", "0.9999 is usual; 0 = no average.")
-        if warmup_steps < 0:
-            raise ValueError(f"Argument `warmup_steps` expected an integer ≥ 0, but got {warmup_steps}.")
+        check_at_least(0, warmup_steps=warmup_steps)
         self.optimizer = optimizer
         self.warmup_steps = warmup_steps
         self.ema_decay = ema_decay
@@ -353,12 +352,10 @@ class DenoisingModule(pl.LightningModule):
 
     @classmethod
     def constructor_arguments(cls, specification: dict[str, Any], path: Any, given: dict[str, Any]) -> dict[str, Any]:
-        """Return the arguments that build a module from a checkpoint.
+        """Return the arguments that build a module from a checkpoint; those that are given win.
 
-        Args:
-            specification: What :meth:`specification` returned; empty where the checkpoint has none.
-            path: The checkpoint, for messages.
-            given: Arguments that the caller has set, which win.
+        ``specification`` is what :meth:`specification` returned, empty where the checkpoint has none; the path is for
+        messages.
         """
         raise NotImplementedError
 

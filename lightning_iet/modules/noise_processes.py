@@ -23,6 +23,7 @@ from diffusers import DDIMScheduler, DDPMScheduler, SchedulerMixin
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from lightning_iet.functional.checks import check_at_least, check_choice
 from lightning_iet.functional.diffusion import (
     FlowWeighting,
     draw_flow_levels,
@@ -259,9 +260,7 @@ class FlowProcess(NoiseProcess):
 
     def __init__(self, scheduler: SchedulerMixin, weighting: FlowWeighting = "logit_normal") -> None:
         super().__init__(scheduler)
-        if weighting not in get_args(FlowWeighting):
-            known = ", ".join(repr(name) for name in get_args(FlowWeighting))
-            raise ValueError(f"Argument `flow_weighting` expected one of {known}, but got {weighting!r}.")
+        check_choice("flow_weighting", weighting, get_args(FlowWeighting))
         for name in ("use_dynamic_shifting", "invert_sigmas"):
             if scheduler.config.get(name):
                 raise ValueError(
@@ -451,9 +450,7 @@ def sample_images(
         ValueError: For numbers out of range; for images that are not finite.
     """
     most = scheduler.config.num_train_timesteps
-    for name, value in (("num", num), ("batch_size", batch_size), ("num_inference_steps", num_inference_steps)):
-        if value < 1:
-            raise ValueError(f"Argument `{name}` expected an integer ≥ 1, but got {value}.")
+    check_at_least(1, num=num, batch_size=batch_size, num_inference_steps=num_inference_steps)
     if num_inference_steps > most:
         raise ValueError(f"Argument `num_inference_steps` expected at most {most}, but got {num_inference_steps}.")
     scale = getattr(scheduler, "scale_model_input", None)

@@ -12,7 +12,7 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 
 from lightning_iet.data.augmentation import as_it_is
-from lightning_iet.functional.checks import check_number
+from lightning_iet.functional.checks import check_at_least, check_number
 from lightning_iet.functional.diffusion import FlowWeighting
 from lightning_iet.functional.parameter_groups import ParameterGroups
 from lightning_iet.modules.adapters import Selection, add_lora, fold_adapters
@@ -105,8 +105,7 @@ class TextToImageModule(DenoisingModule):
             optimizer=optimizer, warmup_steps=warmup_steps, ema_decay=ema_decay, guidance_scale=guidance_scale
         )
         check_number("caption_dropout", caption_dropout, "[0, 1)", "0.1 is usual; 0 = captions are always given.")
-        if lora_rank is not None and lora_rank < 1:
-            raise ValueError(f"Argument `lora_rank` expected an integer ≥ 1, but got {lora_rank}.")
+        check_at_least(1, lora_rank=lora_rank)
         pipeline = open_pipeline(pretrained, synthetic=synthetic, image_size=image_size)
         self.unet = pipeline.unet.train()  # which comes in evaluation mode, and Lightning leaves modes alone
         self.latents = LatentEncoder(pipeline.vae, cache=cache_latents)

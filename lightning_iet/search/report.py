@@ -378,7 +378,7 @@ def _effect(found: BitEffects, group: int) -> str:
     return f"{effect:+.3g} ± {error:.2g}" if isfinite(error) else f"{effect:+.3g}"
 
 
-WriteMask: TypeAlias = Callable[[Path, str, Mapping[str, Any]], object]
+WriteMask: TypeAlias = Callable[..., object]
 
 POINTS, FRONT, CHOSEN, REPORT, MASKS = "points.csv", "front.png", "chosen.json", "report.html", "masks"
 
@@ -397,12 +397,12 @@ def write_search(search: SelectionSearch, folder: Path, *, write_mask: WriteMask
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir()
     for number, point in enumerate((p for p in search.front if p.candidate.kind == "mask"), 1):
-        write(unfinished / f"{number:02d}.json", point.candidate.mask, source(search, point))
+        write(unfinished / f"{number:02d}.json", mask=point.candidate.mask, source=source(search, point))
     shutil.rmtree(folder / MASKS, ignore_errors=True)
     unfinished.rename(folder / MASKS)
     if search.choice is not None:
         point, choice = search.choice
-        write(folder / CHOSEN, point.candidate.mask, {**source(search, point), "rule": choice.rule})
+        write(folder / CHOSEN, mask=point.candidate.mask, source={**source(search, point), "rule": choice.rule})
     with write_atomically(folder / REPORT) as path:
         path.write_text(render_page(search), encoding="utf-8")
 
@@ -423,9 +423,9 @@ def source(search: SelectionSearch, point: Point) -> dict[str, Any]:
 def _plain_writer(search: SelectionSearch) -> WriteMask:
     """Writes a mask of groups whose network is not known."""
 
-    def write(path: Path, mask: str, origin: Mapping[str, Any]) -> None:
+    def write(path: Path, *, mask: str, source: Mapping[str, Any]) -> None:
         bits = {name: int(bit) for name, bit in zip(search.groups, mask, strict=True)}
-        content = {"groups": list(search.groups), "mask": bits, "source": origin}
+        content = {"groups": list(search.groups), "mask": bits, "source": source}
         with write_atomically(path) as unfinished:
             unfinished.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 

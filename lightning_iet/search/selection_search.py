@@ -14,6 +14,7 @@ import rich.progress as bars
 from rich.console import Console
 
 from lightning_iet.callbacks.parameter_selection import write_mask
+from lightning_iet.functional.checks import check_at_least
 from lightning_iet.functional.parameter_groups import REST, ParameterGroups
 from lightning_iet.modules.adapters import Selection
 from lightning_iet.search.jobs import Outcome, Workers
@@ -162,7 +163,7 @@ def search_selection(
         space, masks, courses,
         trials=trials, jobs=jobs, repeat=repeat_duplicates, folder=folder, progress=progress,
     )  # fmt: skip
-    write = None if found is None else partial(_write_mask, found, selection)
+    write = None if found is None else partial(write_mask, groups=found, selection=selection)
     write_search(result, folder, write_mask=write)
     if progress:
         console = rich.get_console()
@@ -179,12 +180,6 @@ def _sizes(groups: ParameterGroups) -> dict[str, int]:
     """Number of parameters under each bit."""
     named = {**{group.name: group.parameters for group in groups.groups}, REST: groups.rest}
     return {name: sum(groups.numel[parameter] for parameter in named[name]) for name in groups.bits}
-
-
-def _write_mask(
-    groups: ParameterGroups, selection: Selection | None, path: Path, mask: str, source: Mapping[str, Any]
-) -> None:
-    write_mask(path, groups, mask, selection=selection, source=source)
 
 
 @dataclass(frozen=True)
@@ -478,9 +473,8 @@ def _check_groups(groups: Sequence[str] | Mapping[str, int], enqueue: Sequence[s
 
 def check_numbers(*, trials: int, jobs: int, seed: int, learning_rates: tuple[float, float]) -> None:
     """Refuse numbers out of range."""
-    for name, number, least in (("trials", trials, 1), ("jobs", jobs, 1), ("seed", seed, 0)):
-        if number < least:
-            raise ValueError(f"Argument `{name}` expected an integer ≥ {least}, but got {number}.")
+    check_at_least(1, trials=trials, jobs=jobs)
+    check_at_least(0, seed=seed)
     low, high = learning_rates
     if not 0 < low <= high or not isfinite(high):
         raise ValueError(

@@ -4,7 +4,6 @@ import copy
 import math
 import os
 import tempfile
-from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -200,48 +199,26 @@ SMALLEST_FILE = 1 << 16  # bytes; counters and biases stay in memory
 SHARE = 0.5  # of the free memory; the rest is for activations and data
 
 
-class Storage(ABC):
-    """Stores the states of shards, and loads them onto the device one at a time."""
-
-    keeps_tensors: bool
-    """Whether a stored state consists of the very tensors that were given."""
-
-    @abstractmethod
-    def store(self, shard: int, state: ShardState) -> ShardState:
-        """Return a state that does not change while other shards are active; the one passed may be used up."""
-
-    @abstractmethod
-    def load(self, state: ShardState) -> ShardState:
-        """Return a stored state on the device."""
-
-    @abstractmethod
-    def load_flat(self, flat: Flat) -> Flat:
-        """Do the same for flat tensors alone; what :meth:`load` returned before may be overwritten."""
-
-    @abstractmethod
-    def empty(self, layout: FlatLayout) -> Flat:
-        """Return uninitialised memory for flat tensors, where the states are stored."""
-
-
-class OnDevice(Storage):
-    """Keeps all states on the device: activating a shard exchanges references and copies nothing."""
+class Storage:
+    """Keeps all states of shards on the device: activating one exchanges references and copies nothing."""
 
     keeps_tensors = True
+    """Whether a stored state consists of the very tensors that were given."""
 
     def store(self, shard: int, state: ShardState) -> ShardState:
-        """Return the state itself."""
+        """Return a state that does not change while other shards are active; the one passed may be used up."""
         return state
 
     def load(self, state: ShardState) -> ShardState:
-        """Return the state itself."""
+        """Return a stored state on the device."""
         return state
 
     def load_flat(self, flat: Flat) -> Flat:
-        """Return the tensors themselves."""
+        """Do the same for flat tensors alone; what :meth:`load` returned before may be overwritten."""
         return flat
 
     def empty(self, layout: FlatLayout) -> Flat:
-        """Return memory on the device."""
+        """Return uninitialised memory for flat tensors, where the states are stored."""
         return layout.empty()
 
 
@@ -384,7 +361,7 @@ def make_storage(trainer: Trainer, layout: FlatLayout, flat: Flat, *, num_hosted
         ValueError: For ``"disk"``, if the folder cannot be written.
     """
     if num_hosted == 1:
-        return OnDevice()
+        return Storage()
     device, per_state = layout.device, estimate_state_bytes(layout)
     host_free = psutil.virtual_memory().available // max(trainer.num_devices, 1)
     device_free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else host_free
@@ -398,7 +375,7 @@ def make_storage(trainer: Trainer, layout: FlatLayout, flat: Flat, *, num_hosted
         f"(offload={offload!r}; free: {device_free / 2**30:.1f} GiB on {device}, {host_free / 2**30:.1f} GiB host)."
     )
     if choice == "none":
-        return OnDevice()
+        return Storage()
     if choice == "cpu":
         return Offloaded(flat, host_memory(device))
     folder = Path(trainer.default_root_dir)

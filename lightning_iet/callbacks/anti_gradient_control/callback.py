@@ -39,7 +39,7 @@ from lightning_iet.data.samples import DrawnByWeight, DrawTable
 from lightning_iet.data.shard_sampler import SeededSamples, ShardSampler
 from lightning_iet.data.sharding import Seeded, ShardedDataModule, find_wrapper, inner_datamodule
 from lightning_iet.functional.anti_gradient import check_batch, keep_mask, update_anchored_bank, update_bank
-from lightning_iet.functional.checks import check_kinds, check_number
+from lightning_iet.functional.checks import check_choice, check_kinds, check_number
 from lightning_iet.functional.sample_record import (
     LogLossStatistics,
     keep_by_record,
@@ -264,10 +264,10 @@ class AntiGradientControl(Callback):
             "reference_images": reference_images,
         }
         check_kinds(int, num_timesteps=num_timesteps, num_bins=num_bins, **counts)
-        _check_choice("criterion", criterion, get_args(Criterion))
-        _check_choice("reference", reference, get_args(Reference))
-        _check_choice("normalize", normalize, (None, "kept", "batch"))
-        _check_choice("weigh", weigh, get_args(Weigh))
+        check_choice("criterion", criterion, get_args(Criterion))
+        check_choice("reference", reference, get_args(Reference))
+        check_choice("normalize", normalize, (None, "kept", "batch"))
+        check_choice("weigh", weigh, get_args(Weigh))
         if weigh == "draws" and criterion != "record":
             raise ValueError(
                 f"Argument `weigh` expected 'losses' with criterion={criterion!r}, which has no weights, but got"
@@ -1043,11 +1043,6 @@ def _check_record(
         raise ValueError(f"Argument `min_weight` expected a number in (0, 1], but got {min_weight}.")
     if not 0 <= record_decay < 1:
         raise ValueError(f"Argument `record_decay` expected a number in [0, 1), but got {record_decay}.")
-
-
-def _check_choice(name: str, value: str | None, choices: tuple[str | None, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"Argument `{name}` expected one of {', '.join(map(repr, choices))}, but got {value!r}.")
 
 
 def _check_trainer(trainer: Any, callback: AntiGradientControl) -> None:

@@ -1,7 +1,7 @@
 """The records of a run: how often each training sample was skipped, which are known too well, and a table of all."""
 
 import csv
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.utils.data import Dataset, IterableDataset
 
+from lightning_iet.callbacks.anti_gradient_control.losses.error_capture import tensors_in
 from lightning_iet.data.augmentation import as_it_is, layers
 from lightning_iet.data.duplicates import FirstOfGroups, OncePerGroup, Repeated
 from lightning_iet.data.images import IndexedImages
@@ -318,19 +319,11 @@ def read_index(batch: Any, where: int | str | None) -> Tensor | None:
 
 def count_samples(trainer: pl.Trainer, batch: Any) -> int:
     """Number of samples in a batch: the length on which its tensors agree; 0 if that cannot be told."""
-    found = list(_tensors_in(batch))
+    found = list(tensors_in(batch))
     lengths = {len(tensor) if tensor.ndim else 0 for tensor in found}
     # Without batches of the loader, a lone tensor may be one sample.
     is_batched = getattr(trainer.train_dataloader, "batch_sampler", None) is not None or len(found) > 1
     return lengths.pop() if len(lengths) == 1 and is_batched else 0
-
-
-def _tensors_in(batch: Any) -> Iterator[Tensor]:
-    if isinstance(batch, Tensor):
-        yield batch
-    elif isinstance(batch, Mapping | list | tuple):
-        for entry in batch.values() if isinstance(batch, Mapping) else batch:
-            yield from _tensors_in(entry)
 
 
 def _is_index(value: Any) -> bool:

@@ -25,7 +25,7 @@ from lightning_iet.callbacks.parameter_averaging.checks import (
 )
 from lightning_iet.data.shard_sampler import ShardPlan, ShardSampler
 from lightning_iet.data.sharding import ShardedDataModule
-from lightning_iet.functional.checks import check_kinds
+from lightning_iet.functional.checks import check_at_least, check_kinds
 from lightning_iet.functional.seeding import derive_seed
 from lightning_iet.shards import ShardEngine, ShardwiseCallback
 from lightning_iet.shards.ema import (
@@ -110,13 +110,7 @@ class ParameterAveragingCallback(Callback):
         offload: Offload = "auto",
     ) -> None:
         check_kinds(int, num_shards=num_shards, every_n_epochs=every_n_epochs, every_n_train_steps=every_n_train_steps)
-        for name, value in (
-            ("num_shards", num_shards),
-            ("every_n_epochs", every_n_epochs),
-            ("every_n_train_steps", every_n_train_steps),
-        ):
-            if value is not None and value < 1:
-                raise ValueError(f"Argument `{name}` expected an integer ≥ 1, but got {value}.")
+        check_at_least(1, num_shards=num_shards, every_n_epochs=every_n_epochs, every_n_train_steps=every_n_train_steps)
         if every_n_epochs is not None and every_n_train_steps is not None:
             raise ValueError("Arguments `every_n_epochs` and `every_n_train_steps` expected one of them, but got both.")
         if weighting not in ("samples", "uniform"):

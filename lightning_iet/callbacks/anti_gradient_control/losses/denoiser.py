@@ -189,7 +189,7 @@ class DenoiserLosses(LossSource):
         elif self._capture.description:
             self._refuse(f"this step has no error behind the output of `{self._name(calls[-1])}`, as earlier ones had")
         else:
-            self._gradient_loss.expect(calls[-1])
+            self._gradient_loss.expected = calls[-1]
         self._decided = True
         for call in calls:
             call.release()
@@ -319,7 +319,7 @@ class DenoiserLosses(LossSource):
             return None
         if any(call is other for other in self._calls):
             self.before_backward()  # backward was called without Lightning
-        if self._gradient_loss.expects(call):
+        if call is self._gradient_loss.expected:
             self._gradient_loss.measure(call, gradient)
         return call.mask(gradient)
 
@@ -441,15 +441,7 @@ class _GradientLoss:
         self.select = select
         self.scale = scale
         self.in_use = False
-        self._expected: DenoiserCall | None = None
-
-    def expect(self, call: DenoiserCall) -> None:
-        """The gradient of this call comes next."""
-        self._expected = call
-
-    def expects(self, call: DenoiserCall) -> bool:
-        """Whether this is the call whose gradient counts."""
-        return call is self._expected
+        self.expected: DenoiserCall | None = None  # the call whose gradient counts, which comes next
 
     def measure(self, call: DenoiserCall, gradient: Tensor) -> None:
         """Decide about a call from its gradient, (B, …)."""
@@ -461,7 +453,7 @@ class _GradientLoss:
             rows = rows / self.scale(torch.ones((), device=rows.device))
         verdict = Verdict(rows.square().mean(1), call.timesteps)
         verdict.apply(self.select(verdict.losses, verdict.timesteps))
-        call.verdict, self._expected, self.in_use = verdict, None, True
+        call.verdict, self.expected, self.in_use = verdict, None, True
 
 
 def _refuse_absolute_errors(rows: Tensor) -> None:

@@ -94,7 +94,7 @@ class Entry:
 
 
 def tensors_in(output: Any) -> Iterator[Tensor]:
-    """All tensors in what a module returned."""
+    """All tensors in containers inside one another, such as a module returns."""
     if isinstance(output, Tensor):
         yield output
     elif isinstance(output, Mapping):
@@ -103,7 +103,7 @@ def tensors_in(output: Any) -> Iterator[Tensor]:
     elif isinstance(output, list | tuple):
         for value in output:
             yield from tensors_in(value)
-    elif dataclasses.is_dataclass(output):
+    elif dataclasses.is_dataclass(output) and not isinstance(output, type):
         for entry in dataclasses.fields(output):
             yield from tensors_in(getattr(output, entry.name))
 
@@ -703,14 +703,14 @@ class Origins:
 
     def follow(self, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], result: Any) -> None:
         """Mark what an operation made of what is marked."""
-        marks = [self._marks[id(t)][1] for t in _tensors((args, kwargs)) if id(t) in self._marks]
+        marks = [self._marks[id(t)][1] for t in tensors_in((args, kwargs)) if id(t) in self._marks]
         if not marks:
             return
         passing = frozenset().union(*(mark.passing for mark in marks))
         fixed = frozenset().union(*(mark.fixed for mark in marks))
         name = getattr(func, "__name__", "")
         in_place = name in _ASSIGNMENTS or (name.endswith("_") and not name.endswith("__"))
-        for tensor in _tensors(args[:1] if in_place else result):
+        for tensor in tensors_in(args[:1] if in_place else result):
             made = _Marks(passing, fixed) if tensor.requires_grad else _Marks(fixed=passing | fixed)
             self._marks[id(tensor)] = tensor, made
 
@@ -722,14 +722,3 @@ class Origins:
     def clear(self) -> None:
         """Forget all."""
         self._modules, self._marks = [], {}
-
-
-def _tensors(value: Any, depth: int = 3) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif depth and isinstance(value, list | tuple):
-        for entry in value:
-            yield from _tensors(entry, depth - 1)
-    elif depth and isinstance(value, dict):
-        for entry in value.values():
-            yield from _tensors(entry, depth - 1)
