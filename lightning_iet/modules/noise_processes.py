@@ -278,19 +278,14 @@ class FlowProcess(NoiseProcess):
 
     def noised(self, images: Tensor, timesteps: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         r"""Return :math:`x_\sigma` and :math:`T\,\sigma`."""
-        return self._noised(images, timesteps, noise)[:2]
-
-    def _noised(self, images: Tensor, timesteps: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The same, and the noise levels."""
         sigmas, times = self._table.at(timesteps, images)
-        level = sigmas.view(-1, *[1] * (images.ndim - 1))
-        return (1 - level) * images + level * noise, times, sigmas
+        return (1 - sigmas) * images + sigmas * noise, times
 
     def losses(self, predict: Predict, images: Tensor, timesteps: Tensor, noise: Tensor) -> Tensor:
         """Return the loss of each sample, the weighted squared error of the velocity."""
-        noisy, times, sigmas = self._noised(images, timesteps, noise)
+        noisy, times = self.noised(images, timesteps, noise)
         losses = sample_losses(predict(noisy, times), noise - images)
-        weights = flow_weights(sigmas, self.weighting)
+        weights = flow_weights(self._table.at(timesteps, images)[0].flatten(), self.weighting)
         return losses if weights is None else weights * losses
 
 
@@ -324,13 +319,11 @@ class EDMProcess(NoiseProcess):
     def noised(self, images: Tensor, timesteps: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         r"""Return :math:`c_{in}\,x_\sigma` and :math:`\ln(\sigma) / 4`."""
         sigmas, times = self._table.at(timesteps, images)
-        sigmas = sigmas.view(-1, *[1] * (images.ndim - 1))
         return edm_coefficients(sigmas, **self._scaling)[2] * (images + sigmas * noise), times
 
     def losses(self, predict: Predict, images: Tensor, timesteps: Tensor, noise: Tensor) -> Tensor:
         """Return the loss of each sample, the squared error of the denoised image."""
         sigmas, times = self._table.at(timesteps, images)
-        sigmas = sigmas.view(-1, *[1] * (images.ndim - 1))
         noisy = images + sigmas * noise
         c_skip, c_out, c_in = edm_coefficients(sigmas, **self._scaling)
         return sample_losses(c_skip * noisy + c_out * predict(c_in * noisy, times), images)
@@ -348,7 +341,7 @@ class _Table:
         if self._both.device != images.device:
             self._both = self._both.to(images.device)
         sigmas, times = self._both[:, timesteps]
-        return sigmas.to(images.dtype), times
+        return sigmas.to(images.dtype).view(-1, *[1] * (images.ndim - 1)), times
 
 
 def noise_process(scheduler: SchedulerMixin, *, flow_weighting: FlowWeighting | None = None) -> NoiseProcess:

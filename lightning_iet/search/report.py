@@ -1,7 +1,6 @@
 """The report of a search: what it says in sentences and rows, the page report.html, and all files in its folder."""
 
 import io
-import json
 import re
 import shutil
 from collections.abc import Callable, Mapping
@@ -22,7 +21,7 @@ import lightning_iet
 from lightning_iet.functional.bit_effects import BitEffects, bit_effects
 from lightning_iet.plots import CONTROL, GENERATED, INK, QUIET, effect_bars, save_figure, selection_front
 from lightning_iet.search.selection_points import Point, SelectionSearch, described, duration, write_points
-from lightning_iet.utilities.files import write_atomically
+from lightning_iet.utilities.files import write_atomically, write_json
 from lightning_iet.utilities.pages import page_environment, read_resource, stylesheet
 
 _PACKAGE = "lightning_iet.search"
@@ -425,8 +424,6 @@ def _plain_writer(search: SelectionSearch) -> WriteMask:
 
     def write(path: Path, *, mask: str, source: Mapping[str, Any]) -> None:
         bits = {name: int(bit) for name, bit in zip(search.groups, mask, strict=True)}
-        content = {"groups": list(search.groups), "mask": bits, "source": source}
-        with write_atomically(path) as unfinished:
-            unfinished.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        write_json(path, {"groups": list(search.groups), "mask": bits, "source": source})
 
     return write

@@ -1,6 +1,5 @@
 """What a search for a selection improves, and what it has found: objectives, points, their front, and the choice."""
 
-import csv
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +12,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 
 from lightning_iet.functional.pareto import Choice, choose_point, pareto_front
-from lightning_iet.utilities.files import write_atomically
+from lightning_iet.utilities.files import write_csv
 
 _CONTROL = "_control"
 _ERROR = "_control_standard_error"
@@ -343,11 +342,7 @@ def write_points(search: SelectionSearch, path: Path) -> None:
     failed: list[dict[str, Any]] = [
         {"trial": name, "state": "failed", "note": reason} for name, reason in search.failures.items()
     ]
-    columns = list(dict.fromkeys(name for row in [*rows, *failed] for name in row))
-    with write_atomically(path) as unfinished, unfinished.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        writer.writerows([*rows, *failed])
+    write_csv(path, [*rows, *failed])
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

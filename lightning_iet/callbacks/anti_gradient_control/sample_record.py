@@ -1,6 +1,5 @@
 """The records of a run: how often each training sample was skipped, which are known too well, and a table of all."""
 
-import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +28,7 @@ from lightning_iet.functional.sample_record import (
 from lightning_iet.functional.seeding import derive_seed
 from lightning_iet.functional.sharding import to_assignment
 from lightning_iet.plots import captioned_grid, save_figure
-from lightning_iet.utilities.files import run_folder, write_atomically
+from lightning_iet.utilities.files import run_folder, write_csv
 from lightning_iet.utilities.random import isolated_rng
 
 _DRAW_SEED = 5  # tells these seeds from those of other draws
@@ -403,17 +402,12 @@ def rank_samples(columns: Mapping[str, Tensor]) -> Tensor:
 
 
 def _write_table(path: Path, dataset: Dataset[Any], columns: Mapping[str, Tensor], order: Tensor) -> None:
-    digits = {"skip_rate": 4, "record": 4, "weight": 4}
-    lists = {name: values[order].tolist() for name, values in columns.items()}
-    for name, number in digits.items():
-        if name in lists:
-            lists[name] = ["" if value != value else round(value, number) for value in lists[name]]
-    indices = order.tolist()
-    with write_atomically(path) as draft, draft.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["sample", "name", *lists])
-        for row, index in enumerate(indices):
-            writer.writerow([index, _name(dataset, index), *(values[row] for values in lists.values())])
+    lists: dict[str, list[Any]] = {"sample": order.tolist()}
+    lists["name"] = [_name(dataset, index) for index in lists["sample"]]
+    lists |= {name: values[order].tolist() for name, values in columns.items()}
+    for name in {"skip_rate", "record", "weight"} & set(lists):
+        lists[name] = ["" if value != value else round(value, 4) for value in lists[name]]
+    write_csv(path, [dict(zip(lists, row, strict=True)) for row in zip(*lists.values(), strict=True)])
 
 
 def _name(dataset: Any, index: int) -> str:
