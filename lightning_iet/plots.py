@@ -205,6 +205,9 @@ def captioned_grid(images: Sequence[Tensor], captions: Sequence[str], *, title: 
 
 def save_figure(figure: Figure, path: Path) -> None:
     """Write a figure to ``path``, atomically, in the format of its suffix."""
+    if (layout := figure.get_layout_engine()) is not None:
+        layout.execute(figure)
+        figure.set_layout_engine(None)  # which would draw it twice
     with write_atomically(path) as unfinished:
         figure.savefig(unfinished)
 
@@ -226,6 +229,8 @@ def _enlarge(images: Tensor, side: int) -> Tensor:
 def _show(axes: Axes, image: Tensor) -> None:
     axes.imshow(image.permute(1, 2, 0).numpy(), interpolation="nearest")
     axes.set_axis_off()
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_visible(False)  # else the layout measures what is not drawn
 
 
 def _label_pair(axes: Axes, *labels: str, below: float, fontsize: float) -> None:

@@ -142,8 +142,8 @@ def unregistered_averages(module: nn.Module) -> tuple[list[Slot], list[Slot]]:
     return search.tensors, numbers
 
 
-def averages_beside(module: nn.Module, thing: Any) -> list[Slot]:
-    """Find averages of a module's weights in another object, such as a callback; see :func:`unregistered_averages`.
+def averages_beside(module: nn.Module, *things: Any) -> list[Slot]:
+    """Find averages of a module's weights in other objects, such as callbacks; see :func:`unregistered_averages`.
 
     Example:
         >>> class EMA:
@@ -154,8 +154,9 @@ def averages_beside(module: nn.Module, thing: Any) -> list[Slot]:
         ['EMA.copied.0.weight', 'EMA.copied.0.bias']
     """
     search = _Search(module)
-    for key, value in vars(thing).items():
-        search.visit(Slot(f"{type(thing).__name__}.{key}", thing, key), value, thing)
+    for thing in things:
+        for key, value in vars(thing).items():
+            search.visit(Slot(f"{type(thing).__name__}.{key}", thing, key), value, thing)
     return search.tensors
 
 

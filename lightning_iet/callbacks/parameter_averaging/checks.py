@@ -238,7 +238,7 @@ class LateWatch:
         if outline != self._outline:  # a search takes longer than a short turn of a shard
             self._outline = outline
             self._find_averages()
-            self._slots = [slot for callback in callbacks for slot in averages_beside(self._module, callback)]
+            self._slots = averages_beside(self._module, *callbacks)
         self._check_callbacks()
         if steps == 1:
             for name, tensor in self._held().items():
