@@ -85,15 +85,7 @@ def rebuilt(scheduler: SchedulerMixin, **changes: Any) -> SchedulerMixin:
 
 
 class NoiseProcess:
-    """How a model is trained and sampled with one scheduler.
-
-    Args:
-        scheduler: The scheduler that was given; it is not changed.
-
-    Attributes:
-        scheduler: The same.
-        num_timesteps: T.
-    """
+    """How a model is trained and sampled with one scheduler, which is not changed; T is ``num_timesteps``."""
 
     default_sampler: Sampler = "own"
 

@@ -53,7 +53,7 @@ def render_page(search: SelectionSearch) -> str:
         front=front_rows(search),
         groups=search.groups,
         masks=[_mask(search, point) for point in search.front if point.candidate.kind == "mask"],
-        effects=_svg(effect_figure(search)) if known else "",
+        effects=_svg(_effect_figure(search, found)) if known else "",
         effect_rows=effect_rows(search) if found else [],
         joint=all(part.joint for part in found.values()),
         freedom=min((part.degrees_of_freedom for part in found.values()), default=0),
@@ -107,9 +107,9 @@ def front_figures(search: SelectionSearch) -> list[Figure]:
     return figures
 
 
-def effect_figure(search: SelectionSearch) -> Figure:
+def _effect_figure(search: SelectionSearch, found: Mapping[str, BitEffects]) -> Figure:
     """Draw the effect of each bit on each objective, with 95 % intervals."""
-    parts = {label: (part.effect.tolist(), interval(part)) for label, part in effects(search).items()}
+    parts = {label: (part.effect.tolist(), interval(part)) for label, part in found.items()}
     return effect_bars(search.groups, parts, note="Effect of training a group")
 
 

@@ -35,12 +35,9 @@ _DRAW_SEED = 5  # tells these seeds from those of other draws
 
 
 class SampleCounts(nn.Module):
-    """How often each sample was drawn, and how often it was left out of the loss; stays on the device.
+    """How often each of n samples was drawn, and how often it was left out of the loss; stays on the device.
 
     Each process counts what it sees itself; :meth:`share` adds up the counts of all processes.
-
-    Args:
-        num_samples: Number of training samples, n.
 
     Attributes:
         out_of_range: Number of indices that were not in [0, n), scalar, int64; they count nowhere.
@@ -118,13 +115,10 @@ class SampleCounts(nn.Module):
 
 
 class SampleRecords(nn.Module):
-    """The record of each sample, see :mod:`lightning_iet.functional.sample_record`, and its weight.
+    """The record of each of n samples, see :mod:`lightning_iet.functional.sample_record`, and its weight.
 
     A record belongs to the sample: with several processes, each of them updates the records of its own shards' samples,
     and :meth:`share` gives everyone all of them.
-
-    Args:
-        num_samples: Number of training samples, n.
 
     Attributes:
         record: Shape (n,), float32.
@@ -159,18 +153,10 @@ class SampleRecords(nn.Module):
         return self.log_weights.exp()
 
     def update_weights(
-        self,
-        index: Tensor,
-        record: Tensor,
-        typical: float | Tensor,
-        rate: float | Tensor,
-        *,
-        min_weight: float,
-        absent: Tensor,
+        self, index: Tensor, record: Tensor, typical: float | Tensor, rate: float | Tensor, **options: Any
     ) -> Tensor:
-        """Move the weights of a batch; return the new weight of each draw, (B,)."""
+        """Move the weights of a batch by :func:`update_log_weights`; return the new weight of each draw, (B,)."""
         index = index.long().clamp(0, len(self.record) - 1)
-        options: dict[str, Any] = {"min_weight": min_weight, "absent": absent}
         return update_log_weights(self.log_weights, index, record, typical, rate, **options)
 
     def share(self, num_processes: int, own: Tensor | None) -> None:
@@ -205,10 +191,7 @@ def extreme_mean(values: Tensor, share: float, *, largest: bool = True) -> Tenso
 
 
 class SampleDraws(nn.Module):
-    """By which table the samples of an epoch are drawn, where weights act on draws; belongs to all processes alike.
-
-    Args:
-        num_samples: Number of training samples, n.
+    """By which table the n samples of an epoch are drawn, where weights act on draws; belongs to all processes alike.
 
     Attributes:
         draw_table: The sample that is read in each place, shape (n,), int64; in the first epoch each its own.

@@ -125,12 +125,9 @@ class TimestepBins:
 
 
 class TimestepStatistics(nn.Module):
-    """Counts and sums by timestep (or by bin of it) that stay on the device.
+    """Counts and sums by T timesteps (or bins of them) that stay on the device.
 
     A sample whose loss is NaN or infinite is not counted *(our choice: one of them would spoil every sum for good)*.
-
-    Args:
-        num_timesteps: Number of timesteps, T.
 
     Attributes:
         seen: Samples by timestep, shape (T,), int64.

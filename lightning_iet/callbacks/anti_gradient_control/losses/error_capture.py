@@ -434,7 +434,7 @@ def row_maps(rows: Tensor, outputs: Sequence[Sequence[Tensor]]) -> list[Tensor] 
     def gradients(weights: Tensor) -> list[Tensor]:
         found = torch.autograd.grad(losses, tensors, weights, retain_graph=True, allow_unused=True)
         filled = [torch.zeros_like(t) if g is None else g for g, t in zip(found, tensors, strict=True)]
-        flat = iter([_real(gradient).flatten(1) for gradient in filled])
+        flat = iter([(torch.view_as_real(g) if g.is_complex() else g).flatten(1) for g in filled])
         return [torch.cat([next(flat).double() for _ in range(length)], 1) for length in lengths]
 
     once = gradients(torch.ones_like(losses))
@@ -455,10 +455,6 @@ def row_maps(rows: Tensor, outputs: Sequence[Sequence[Tensor]]) -> list[Tensor] 
 def _live(gradients: Tensor) -> Tensor:
     """Rows that tell something: neither all zero nor broken."""
     return gradients.isfinite().all(1) & gradients.ne(0).any(1)
-
-
-def _real(gradients: Tensor) -> Tensor:
-    return torch.view_as_real(gradients) if gradients.is_complex() else gradients
 
 
 _Key: TypeAlias = tuple[int, ...]
