@@ -81,8 +81,25 @@ def _changed(images: Tensor, change: Change, generator: torch.Generator) -> Tens
     return F.grid_sample(images, grid, padding_mode="border", align_corners=False).clamp(0, 1)
 
 
-class Repeated(Dataset[tuple[Tensor, Any, int]]):
-    """Samples of which the first ones occur many times, in exact copies; nothing is read before it is asked for.
+class _Rearranged(Dataset[tuple[Tensor, Any, int]]):
+    """Samples at some places of a data set, in that order; nothing is read before it is asked for."""
+
+    def __init__(self, samples: Any, places: Sequence[int] | Tensor) -> None:
+        self.samples, self.places = samples, places
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def name(self, index: int) -> str:
+        """Return the samples' own name of one, such as its file."""
+        return name_of(self.samples, int(self.places[index]))
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Any, int]:
+        return (*self.samples[int(self.places[index])][:-1], index)
+
+
+class Repeated(_Rearranged):
+    """Samples of which the first ones occur many times, in exact copies.
 
     Args:
         samples: Yields tuples that begin with image and condition, and end with the index.
@@ -99,19 +116,9 @@ class Repeated(Dataset[tuple[Tensor, Any, int]]):
     """
 
     def __init__(self, samples: Any, *, repeated: int, repeats: int) -> None:
-        self.samples = samples
         _check_repeats(len(samples), repeated, repeats)
-        self.places = [*range(len(samples)), *(place for place in range(repeated) for _ in range(repeats - 1))]
-
-    def __len__(self) -> int:
-        return len(self.places)
-
-    def name(self, index: int) -> str:
-        """Return the samples' own name of one, such as its file."""
-        return name_of(self.samples, self.places[index])
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Any, int]:
-        return (*self.samples[self.places[index]][:-1], index)
+        more = (place for place in range(repeated) for _ in range(repeats - 1))
+        super().__init__(samples, [*range(len(samples)), *more])
 
 
 class OncePerGroup(Dataset[tuple[Tensor, Any, int]]):
@@ -160,7 +167,7 @@ class OncePerGroup(Dataset[tuple[Tensor, Any, int]]):
         return (*self.samples[int(chosen)][:-1], index)
 
 
-class FirstOfGroups(Dataset[tuple[Tensor, Any, int]]):
+class FirstOfGroups(_Rearranged):
     """Samples without their near-duplicates: of each group the first member alone.
 
     Args:
@@ -168,7 +175,7 @@ class FirstOfGroups(Dataset[tuple[Tensor, Any, int]]):
         group: Number of the group of each sample, shape ``(n,)``.
 
     Attributes:
-        kept: Positions of the samples that are left, ascending.
+        places: Positions of the samples that are left, ascending.
         targets: Their classes, where the samples have classes.
 
     Example:
@@ -184,22 +191,11 @@ class FirstOfGroups(Dataset[tuple[Tensor, Any, int]]):
             raise ValueError(
                 f"Argument `group` expected one number for each of {len(samples)} samples, but got {len(group)}."
             )
-        self.samples = samples
-        places = torch.arange(len(group))
-        first = torch.full((int(group.max()) + 1,), len(group)).scatter_reduce(0, group, places, "amin")
-        self.kept = first[first < len(group)].sort().values
+        every = torch.arange(len(group))
+        first = torch.full((int(group.max()) + 1,), len(group)).scatter_reduce(0, group, every, "amin")
+        super().__init__(samples, first[first < len(group)].sort().values)
         if hasattr(samples, "targets"):
-            self.targets = samples.targets[self.kept]
-
-    def __len__(self) -> int:
-        return len(self.kept)
-
-    def name(self, index: int) -> str:
-        """Return the samples' own name of one, such as its file."""
-        return name_of(self.samples, int(self.kept[index]))
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Any, int]:
-        return (*self.samples[int(self.kept[index])][:-1], index)
+            self.targets = samples.targets[self.places]
 
 
 def images_of(samples: Any) -> Tensor:

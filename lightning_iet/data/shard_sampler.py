@@ -378,13 +378,7 @@ class RestrictedOrder:
 
 
 class RestrictedSampler(ShardSampler):
-    """A :class:`~lightning_iet.data.ShardSampler` that takes each shard's samples in the order of another sampler.
-
-    Args:
-        restricted: Of the other sampler.
-        shards: One index tensor per shard.
-        batch_size: See :class:`~lightning_iet.data.ShardSampler`; so are the others.
-    """
+    """A :class:`~lightning_iet.data.ShardSampler` that takes each shard's samples in the order of another sampler."""
 
     def __init__(
         self,
