@@ -177,7 +177,7 @@ def test_a_checkpoint_brings_its_selection(tmp_path, family):
     assert torch.equal(loaded.sample(2, num_inference_steps=2), module.sample(2, num_inference_steps=2))
     # Evaluation needs no callback; training goes on with the same selection only.
     with pytest.warns(UserWarning, match="callbacks used to create the checkpoint need to be provided"):
-        quiet_trainer(tmp_path).validate(
+        quiet_trainer(tmp_path, limit_val_batches=1).validate(
             diffusion(seed=1), digits(16), ckpt_path=tmp_path / "last.ckpt", weights_only=True, verbose=False
         )
     for callbacks in ([], [ParameterSelection("norm")]):
