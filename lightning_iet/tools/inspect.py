@@ -149,7 +149,7 @@ def advise(number: int, found: Duplicates) -> str:
         return (
             f"Uneven: {found.images} of {number} images have a near-duplicate. Leave {extra} of them out with "
             "--data.duplicates drop (or count each group once: balance), and guard what that misses with "
-            "--agc.criterion record --agc.eta 0.03 --agc.weigh draws."
+            "--agc.criterion record --agc.weigh draws --agc.reference held_out."
         )
     if number < FEW:
         return (
@@ -157,8 +157,7 @@ def advise(number: int, found: Duplicates) -> str:
             "true --evaluation.every_n_epochs N --evaluation.patience 3)."
         )
     return (
-        f"Even, and many images: hardly any of {number} has a near-duplicate. Train as usual, and audit the result; "
-        "--agc.criterion record --agc.eta 0.03 costs little."
+        f"Even, and many images: hardly any of {number} has a near-duplicate. Train as usual, and audit the result."
     )
 
 

@@ -19,7 +19,8 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 def test_both_runs_differ_in_the_method_alone():
     plain, protected = (yaml.safe_load((CONFIGS / f"{name}.yaml").read_text()) for name in module.CONFIGS.values())
     assert plain.pop("agc") == {"threshold": 0}
-    assert protected.pop("agc") == {"criterion": "record", "eta": 0.03, "weigh": "draws"}
+    form = {"criterion": "record", "weigh": "draws", "reference": "held_out", "reference_images": 64}
+    assert protected.pop("agc") == form
     for settings in (plain, protected):
         settings["trainer"]["logger"]["init_args"].pop("name")
     assert plain == protected
@@ -43,7 +44,10 @@ def test_it_trains_both_on_the_same_uneven_set(finished):
         assert report["data"]["num_train"] == 600
         assert report["data"]["near_duplicates"] >= 200
         assert report["settings"]["seed"] == 3
-    assert reports["plain"]["data"] == reports["protected"]["data"]
+    plain, protected = reports["plain"]["data"], reports["protected"]["data"]
+    for name in ("num_control", "num_held_out"):  # those whose losses steer the training are no control any more
+        assert protected.pop(name) == plain.pop(name) - 64 == 336
+    assert plain == protected
     assert reports["plain"]["run"]["criterion"] is None
     assert reports["protected"]["run"]["criterion"] == "record"
 
