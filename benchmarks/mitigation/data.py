@@ -109,7 +109,7 @@ class Sets(pl.LightningDataModule):
             kept = kept_occurrences(self.source, share=row.deduplicated)
             self.train_set = IndexedImages(pixels[kept], self.every_image.targets[kept])
         if row.drops_found:
-            kept = FirstOfGroups(self.train_set, duplicate_groups(pixels).group).kept
+            kept = FirstOfGroups(self.train_set, duplicate_groups(pixels).group).places
             self.train_set = IndexedImages(pixels[kept], self.every_image.targets[kept])
         anchors = unseen[: row.num_anchors]
         self.anchor_set = IndexedImages(images[anchors], labels[anchors]) if row.num_anchors else None
