@@ -156,9 +156,7 @@ def advise(number: int, found: Duplicates) -> str:
             f"Even, but few: {number} images are learnt by heart in a short time. Stop in time (--evaluation.keep_best "
             "true --evaluation.every_n_epochs N --evaluation.patience 3)."
         )
-    return (
-        f"Even, and many images: hardly any of {number} has a near-duplicate. Train as usual, and audit the result."
-    )
+    return f"Even, and many images: hardly any of {number} has a near-duplicate. Train as usual, and audit the result."
 
 
 def _outliers(sq_distances: Tensor) -> list[int]:
