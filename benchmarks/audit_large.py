@@ -40,7 +40,7 @@ from lightning_iet.audit.search import Invariance
 LIMITS = {"pixels": 1.5, "network": 1.2}
 SMALL = 28  # pixels of the images that go through the network
 SIDE_OF_NETWORK = 224
-BATCH = 32  # images of a pass of the baseline, with which it is fastest on a CPU
+BATCH = 4  # images of a pass of the baseline, with which it is fastest on a CPU
 
 
 def pictures(number: int, channels: int, size: int, seed: int) -> Tensor:

@@ -53,6 +53,7 @@ NETWORK_SIDE = 64  # pixels: at 224 the network takes 40 times as long and finds
 BY_NETWORK, BY_SPECTRUM, BY_THUMBNAIL, BY_COLOUR = 16, 8, 8, 4  # candidates of the search for moved copies
 REGISTERED = 8  # of them, those that correlate best, are registered
 BLOCK, MOVED_BLOCK, NETWORK_BLOCK = 512, 64, 256  # images that are worked on, and kept, together
+NETWORK_BATCH = 32  # images that go through the network together on a CPU: of more, layers give more than 32 MiB
 CHUNK = 8192  # training images in one matrix product
 _VALUES = 2**21  # of images that are undone at once, each of which takes some in double precision
 VERSION = 8  # to be raised when results change
@@ -267,7 +268,9 @@ def moved_rows(images: ImageSet, *, cache: BlockCache, argument: str, device: st
         pixels = images.pixels[place].to(device)
         with full_precision(torch.device(device).type), torch.inference_mode():
             grey = grey_images(pixels, _side(pixels, SIDE))
-            parts = {"network": network[0](pixels), "spectrum": _spectrum(grey), "thumbnail": _thumbnail(grey)}
+            batch = NETWORK_BATCH if pixels.device.type == "cpu" else NETWORK_BLOCK
+            seen = torch.cat([network[0](part) for part in pixels.split(batch)])
+            parts = {"network": seen, "spectrum": _spectrum(grey), "thumbnail": _thumbnail(grey)}
         return {name: F.normalize(rows.float()).cpu() for name, rows in parts.items()}
 
     blocks = in_blocks(

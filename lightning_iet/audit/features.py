@@ -1,8 +1,9 @@
 """What images are compared by: their pixels, or the features of a network."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from time import perf_counter
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +18,12 @@ from lightning_iet.utilities.files import printable
 from lightning_iet.utilities.fingerprints import digest, hash_weights
 
 PIXELS, SSCD = "pixels", "sscd"
-BATCH = 256  # images that go through a network at once, and lie in one block of the cache
+BATCH = 256  # images that go through a network at once on a GPU, and lie in one block of the cache
+# On a CPU fewer, so that what a layer gives is below 32 MiB: larger tensors are mapped and unmapped anew by the system
+# for every layer, which takes more time than the arithmetic. Up to 8 large images also give the same bits as one alone.
+SIDES = {"efficientnet": 224, "sscd": 288, "inception": 299, "clean-inception": 299, "clip": 224}  # pixels they work on
+PIXELS_AT_ONCE = 2**18
+TRIED = 16  # images on which the time is measured
 ON_SPHERE = ("clip", SSCD)  # networks whose features are compared by angle
 _LEAST, _MOST = 1e-10, 1e15  # whose squares, and sums of these, are ordinary float32 numbers
 CLASS_LIKE = ("digits",)  # networks whose features tell classes apart, but hardly the images of one class
@@ -87,10 +93,7 @@ def extract(images: ImageSet, features: Features, cache: BlockCache, *, argument
         return features.rows(images.pixels)
     parts = in_blocks(
         f"Features of {argument} images",
-        [
-            digest("features", features.name, features.sha256, *images.pixels.shape, images.sha256, start)
-            for start in range(0, len(images), BATCH)
-        ],
+        [_key(images, features, start) for start in range(0, len(images), BATCH)],
         lambda place, _: {"rows": features.rows(images.pixels[place]).cpu()},
         cache=cache,
         total=len(images),
@@ -99,6 +102,33 @@ def extract(images: ImageSet, features: Features, cache: BlockCache, *, argument
     rows = torch.cat([part["rows"] for part in parts])
     check_finite(rows, images.names, argument=argument, name=features.name)
     return rows
+
+
+def _key(images: ImageSet, features: Features, start: int) -> str:
+    return digest("features", features.name, features.sha256, *images.pixels.shape, images.sha256, start)
+
+
+def estimated_seconds(sets: Mapping[str, ImageSet], features: Features, cache: BlockCache, *, versions: int) -> float:
+    """Measure on a few images about how long a network's features of all sets will take.
+
+    Args:
+        sets: ``"train"`` and other images.
+        features: what to take of them.
+        cache: where features go; those that are there take no time.
+        versions: in how many versions all but the training images are compared.
+
+    Returns:
+        Seconds; 0 of pixels, and where features of the training images are in the cache.
+    """
+    train = sets["train"]
+    if features.name == PIXELS or _key(train, features, 0) in cache:
+        return 0.0
+    few = train.pixels[:TRIED]
+    features.rows(few[:1])  # the first pass prepares what the others use again
+    start = perf_counter()
+    features.rows(few)
+    searched = sum(len(images) for name, images in sets.items() if name != "train")
+    return (perf_counter() - start) / len(few) * (len(train) + versions * searched)
 
 
 def check_comparable(rows: Tensor, *, name: str) -> None:
@@ -147,7 +177,8 @@ class _Rows:
     def __call__(self, images: Tensor) -> Tensor:
         with full_precision(torch.device(self.device).type):
             try:
-                batches = [self.network(batch.to(self.device)).flatten(1).float() for batch in images.split(BATCH)]
+                parts = images.split(self._batch(images))
+                batches = [self.network(part.to(self.device)).flatten(1).float() for part in parts]
             except torch.OutOfMemoryError:
                 raise
             except RuntimeError as error:  # what TorchScript says runs over many lines; the last one is the reason
@@ -158,6 +189,12 @@ class _Rows:
                 ) from error
         rows = torch.cat(batches)
         return F.normalize(rows) if self.on_sphere else rows
+
+    def _batch(self, images: Tensor) -> int:
+        if torch.device(self.device).type != "cpu":
+            return BATCH
+        pixels = SIDES[self.name] ** 2 if self.name in SIDES else max(1, images.shape[-2] * images.shape[-1])
+        return max(4, min(BATCH, PIXELS_AT_ONCE // pixels))
 
 
 def _hash(name: str, network: nn.Module) -> str:

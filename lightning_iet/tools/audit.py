@@ -12,14 +12,14 @@ from typing import Any, Literal
 
 from rich.console import Console
 
-from lightning_iet.audit.cache import BlockCache, all_or_none, process_group, rank
+from lightning_iet.audit.cache import BlockCache, all_or_none, process_group, rank, world_size
 from lightning_iet.audit.core import Audit, Settings, audit_images
-from lightning_iet.audit.features import PIXELS, Features, build_features
+from lightning_iet.audit.features import PIXELS, Features, build_features, estimated_seconds
 from lightning_iet.audit.findings import Findings, make_findings
 from lightning_iet.audit.pairs import Review, apply_review, read_review
 from lightning_iet.audit.reading import ImageSet, Reading, read_sets, with_channels
 from lightning_iet.audit.report import write_report
-from lightning_iet.audit.search import Invariance
+from lightning_iet.audit.search import Invariance, views
 from lightning_iet.audit.verdict import findings_table, remarks
 from lightning_iet.data.decoding import Background, Fit, Size, parse_size
 from lightning_iet.data.formats import ValueRange, format_range, parse_range
@@ -28,8 +28,10 @@ from lightning_iet.evaluation.membership import Membership
 from lightning_iet.utilities.devices import usable_device
 from lightning_iet.utilities.errors import arguments_called
 from lightning_iet.utilities.files import FILES, check_apart, check_free, check_writable, remedies, whole_folder
+from lightning_iet.utilities.text import in_words
 
 AUTO = "auto"
+MINUTE = 60.0
 K = 50
 """The published number of neighbours in the mean of the memorized quantity."""
 Pages = Literal["all", "first"]
@@ -196,6 +198,7 @@ class AuditJob:
         """
         if self.grey:
             sets = {name: with_channels(images, 1) for name, images in sets.items()}
+        self._say_how_long(sets)
         found = audit_images(
             **sets, features=self.network, cache=self.blocks, settings=self.settings_for(sets["train"])
         )
@@ -216,6 +219,14 @@ class AuditJob:
             if rank() == 0:
                 self._publish(found, findings)
         return findings
+
+    def _say_how_long(self, sets: Mapping[str, ImageSet]) -> None:
+        """Say before they begin that a network's features take a minute or more."""
+        seconds = estimated_seconds(sets, self.network, self.blocks, versions=len(views(self.invariance)))
+        seconds /= world_size()
+        if seconds >= MINUTE and rank() == 0:
+            line = f"Features of all images by '{self.features}' will take about {in_words(seconds)}."
+            Console(stderr=True).print(line, style="dim", soft_wrap=True, highlight=False, markup=False)
 
     def _publish(self, found: Audit, findings: Findings) -> None:
         with whole_folder(self.folder, check=lambda: check_free(self.folder, overwrite=self.overwrite)) as folder:

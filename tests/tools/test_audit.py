@@ -2,6 +2,7 @@ import csv
 import errno
 import json
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -83,6 +84,16 @@ def test_features_of_a_network(here):
     assert figures["settings"]["features"] == "digits"
     assert len(figures["settings"]["features_sha256"]) == 64
     assert figures["generated"]["identical"] == 3
+
+
+def test_how_long_the_features_of_a_network_take_is_said_before(here, capsys, monkeypatch):
+    monkeypatch.setattr("lightning_iet.tools.audit.MINUTE", 0.0)
+    run(features="digits", cache=Path("cache"))
+    assert re.search(r"^Features of all images by 'digits' will take about \d+ s\.$", capsys.readouterr().err, re.M)
+    monkeypatch.setattr("lightning_iet.tools.audit.MINUTE", 1e-9)
+    run(features="digits", cache=Path("cache"), overwrite=True)  # they are kept
+    run(overwrite=True)
+    assert "Features of all images" not in capsys.readouterr().err
 
 
 class Darkness(torch.nn.Module):
