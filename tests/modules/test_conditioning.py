@@ -111,7 +111,8 @@ def test_random_draws_are_those_of_unconditional_training():
 def test_classes_are_learnt_from_data(tmp_path, make):
     module = DiffusionModule(make(), label_dropout=0.1, ema_decay=0.5)
     before = [p.clone() for p in module.parameters()]
-    quiet_trainer(tmp_path, max_epochs=1).fit(module, DigitsDataModule(16, num_control=16, batch_size=8))
+    trainer = quiet_trainer(tmp_path, max_epochs=1, limit_val_batches=2)
+    trainer.fit(module, DigitsDataModule(16, num_control=16, batch_size=8))
     assert any(not torch.equal(old, new) for old, new in zip(before, module.parameters(), strict=True))
     assert module.sample(2, num_inference_steps=2, labels=3, guidance_scale=2).shape == (2, 1, 8, 8)
 
@@ -203,7 +204,7 @@ def test_labels_are_missing_where_they_cannot_be_drawn():
 
 def test_a_checkpoint_keeps_the_null_label(tmp_path):
     module = tiny_diffusion(unet={"num_class_embeds": 11}, label_dropout=0.2, guidance_scale=2.0)
-    trainer = quiet_trainer(tmp_path, max_epochs=1)
+    trainer = quiet_trainer(tmp_path, max_epochs=1, limit_val_batches=2)
     trainer.fit(module, DigitsDataModule(16, num_control=16, batch_size=8))
     trainer.save_checkpoint(tmp_path / "model.ckpt")
     loaded = DiffusionModule.load_from_checkpoint(tmp_path / "model.ckpt")

@@ -61,7 +61,8 @@ def test_the_moving_average_follows_every_optimizer_step(tmp_path):
                 expected[name] = 0.9 * expected[name] + 0.1 * p.detach().double()
 
     module.__class__ = Module
-    quiet_trainer(tmp_path, max_epochs=3, accumulate_grad_batches=2).fit(module, DigitsDataModule(24, batch_size=4))
+    trainer = quiet_trainer(tmp_path, max_epochs=3, accumulate_grad_batches=2, limit_val_batches=1)
+    trainer.fit(module, DigitsDataModule(24, batch_size=4))
     assert module.ema.n_averaged.item() == 9  # 6 batches, accumulated in pairs, in 3 epochs
     for name, p in module.ema.module.named_parameters():
         torch.testing.assert_close(p.double(), expected[name], rtol=1e-5, atol=1e-6)
@@ -85,7 +86,7 @@ def test_warm_up_rises_linearly_from_the_first_step(tmp_path):
             return super().training_step(batch, batch_idx)
 
     module = Module(tiny_unet(), warmup_steps=4, optimizer=lambda p: torch.optim.SGD(p, lr=1.0))
-    quiet_trainer(tmp_path, max_epochs=1).fit(module, DigitsDataModule(24, batch_size=4))
+    quiet_trainer(tmp_path, max_epochs=1, limit_val_batches=0).fit(module, DigitsDataModule(24, batch_size=4))
     assert rates == pytest.approx([0.25, 0.5, 0.75, 1.0, 1.0, 1.0])
 
 
@@ -183,7 +184,7 @@ def test_any_denoiser_is_trained_and_says_what_it_lacks_to_sample(tmp_path):
 
 def test_a_checkpoint_rebuilds_the_module(tmp_path):
     module = tiny_diffusion(scheduler=DDPMScheduler(num_train_timesteps=100, prediction_type="sample"))
-    trainer = quiet_trainer(tmp_path, max_epochs=1)
+    trainer = quiet_trainer(tmp_path, max_epochs=1, limit_val_batches=1)
     trainer.fit(module, DigitsDataModule(16, batch_size=8))
     trainer.save_checkpoint(tmp_path / "model.ckpt")
     loaded = DiffusionModule.load_from_checkpoint(tmp_path / "model.ckpt")
@@ -196,7 +197,7 @@ def test_a_checkpoint_rebuilds_the_module(tmp_path):
 
 def test_a_denoiser_without_a_config_must_be_given(tmp_path):
     module = DiffusionModule(Plain())
-    trainer = quiet_trainer(tmp_path, max_epochs=1)
+    trainer = quiet_trainer(tmp_path, max_epochs=1, limit_val_batches=1)
     trainer.fit(module, DigitsDataModule(16, batch_size=8))
     trainer.save_checkpoint(tmp_path / "model.ckpt")
     with pytest.raises(ValueError, match=r"Argument `unet` expected the denoiser .* Use load_from_checkpoint"):

@@ -34,6 +34,7 @@ def test_training_evaluation_checkpoint_and_export(tmp_path, kind):
         max_epochs=2,
         enable_checkpointing=False,
         num_sanity_val_steps=0,
+        limit_val_batches=2,
     )
     trainer.fit(module, ShardedDataModule(DigitsDataModule(40, batch_size=8), 2, partition="iid"))
     assert agc.bins.continuous is False

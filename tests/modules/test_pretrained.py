@@ -94,7 +94,7 @@ def test_nothing_is_lost_when_nothing_is_trained(published, tmp_path):
 
 
 def test_a_checkpoint_needs_no_published_model_any_more(published, tmp_path):
-    trainer = quiet_trainer(tmp_path, max_epochs=1)
+    trainer = quiet_trainer(tmp_path, max_epochs=1, limit_val_batches=2)
     module = DiffusionModule(pretrained=str(published))
     trainer.fit(module, DigitsDataModule(16, num_control=16, batch_size=8))
     trainer.save_checkpoint(tmp_path / "model.ckpt")

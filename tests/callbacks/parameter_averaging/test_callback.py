@@ -92,8 +92,8 @@ def test_optimizer_moments_are_kept_by_each_shard(tmp_path):
 def test_one_shard_and_threshold_zero_are_plain_training_bit_for_bit(tmp_path):
     torch.manual_seed(SEED)
     plain = tiny_diffusion()
-    quiet_trainer(tmp_path, max_epochs=3).fit(plain, digits())
-    neutral, _ = fit(tmp_path, num_shards=1, callbacks=[AntiGradientControl(0.0)], max_epochs=3, limit_val_batches=1.0)
+    quiet_trainer(tmp_path, max_epochs=3, limit_val_batches=2).fit(plain, digits())
+    neutral, _ = fit(tmp_path, num_shards=1, callbacks=[AntiGradientControl(0.0)], max_epochs=3, limit_val_batches=2)
     assert_same_bits(state_of(plain), state_of(neutral))
 
 
@@ -380,6 +380,7 @@ def fit_on_processes(tmp_path, world_size, num_shards=4, num_train=26):
         tmp_path,
         callbacks=[AntiGradientControl(0.5), averaging],
         max_epochs=3,
+        limit_val_batches=2,
         devices=world_size,
         strategy="ddp" if world_size > 1 else "auto",
     )

@@ -255,7 +255,7 @@ def test_another_model_is_refused(tmp_path, checkpoint):
 def test_a_plain_checkpoint_is_a_common_start(tmp_path, caplog):
     torch.manual_seed(SEED)
     plain = tiny_diffusion(seed=4)
-    trainer = quiet_trainer(tmp_path, max_epochs=1)
+    trainer = quiet_trainer(tmp_path, max_epochs=1, limit_val_batches=0)
     trainer.fit(plain, Flipped(24, batch_size=4))
     trainer.save_checkpoint(tmp_path / "plain.ckpt")
     seen = []
@@ -265,7 +265,7 @@ def test_a_plain_checkpoint_is_a_common_start(tmp_path, caplog):
             seen.append(state_of(pl_module))
 
     averaging = ParameterAveragingCallback(4)
-    trainer = quiet_trainer(tmp_path, callbacks=[averaging, Look()], max_epochs=2)
+    trainer = quiet_trainer(tmp_path, callbacks=[averaging, Look()], max_epochs=2, limit_val_batches=0)
     data = ShardedDataModule(Flipped(24, batch_size=4), 4, partition="iid")
     trainer.fit(tiny_diffusion(), data, ckpt_path=tmp_path / "plain.ckpt", weights_only=True)
     assert "holds no shards" in caplog.text
