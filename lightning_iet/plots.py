@@ -432,12 +432,16 @@ def loss_gap(
     epochs = [(row + 0.5) * epochs_per_row for row in range(len(training_loss))]
     _chart(losses, title="Loss, mean of all timesteps", xlabel="epoch", ylabel="loss")
     for label, rows, colour in (("unseen images", unseen_loss, CONTROL), ("training images", training_loss, GENERATED)):
-        losses.plot(epochs, _smooth(_filled(rows), window), color=colour, linewidth=1.6, label=label)
+        losses.plot(
+            epochs, _smooth(_forward_filled(rows).nanmean(1).tolist(), window), color=colour, linewidth=1.6, label=label
+        )
     losses.legend(frameon=False, fontsize=8.5, labelcolor="linecolor")
     _log_axis(losses)
     for panel in others:
         _chart(panel, title="Skipped by anti-gradient control", xlabel="epoch", ylabel="share of samples skipped")
-        panel.plot(epochs, _smooth(_filled(skip_rate), window), color=GENERATED, linewidth=1.6)
+        panel.plot(
+            epochs, _smooth(_forward_filled(skip_rate).nanmean(1).tolist(), window), color=GENERATED, linewidth=1.6
+        )
         panel.yaxis.set_major_formatter(_percent)
         panel.set_ylim(0, max(0.01, panel.get_ylim()[1]))
     _chart(ratios, title="Training loss / unseen loss", xlabel="epoch", ylabel="timestep (1: least noise)")
@@ -769,12 +773,12 @@ def _smooth(values: Sequence[float], window: int) -> list[float]:
     return [fmean(values[max(0, i - half) : i + half + 1]) for i in range(len(values))]
 
 
-def _filled(rows: Tensor) -> list[float]:
-    """Mean of each row; unknown values are those of the row before, so that rows compare."""
+def _forward_filled(rows: Tensor) -> Tensor:
+    """Fill what was not measured, ``(n, bins)``, from the row before."""
     rows = rows.clone()
     for before, row in pairwise(rows):
         row[:] = torch.where(row.isnan(), before, row)
-    return rows.nanmean(1).tolist()
+    return rows
 
 
 def _without_holes(rows: Tensor) -> Tensor:
@@ -784,12 +788,7 @@ def _without_holes(rows: Tensor) -> Tensor:
         >>> _without_holes(torch.tensor([[torch.nan, 1.0], [2.0, torch.nan], [torch.nan, 3.0]])).tolist()
         [[2.0, 1.0], [2.0, 1.0], [2.0, 3.0]]
     """
-    rows = rows.clone()
-    for order in (range(1, len(rows)), range(len(rows) - 2, -1, -1)):
-        step = -1 if order.step > 0 else 1
-        for position in order:
-            rows[position] = torch.where(rows[position].isnan(), rows[position + step], rows[position])
-    return rows
+    return _forward_filled(_forward_filled(rows).flip(0)).flip(0)
 
 
 def _edges(bins: Sequence[float], num_timesteps: int) -> list[float]:

@@ -1,8 +1,9 @@
 """Whether sets of images can be compared at all: a copy in another range, or over another background, is not seen."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
+from statistics import median_low
 from typing import Literal
 
 import torch
@@ -129,9 +130,9 @@ def compare_sets(sets: Mapping[str, ImageSet]) -> list[Difference]:
         >>> {difference.name for difference in compare_sets(sets)} >= {"brightness", "contrast"}
         True
     """
-    sample = {name: _spread(images.pixels) for name, images in sets.items()}
+    sample = {name: images.pixels[:: max(1, -(-len(images) // SAMPLE))].cpu() for name, images in sets.items()}
     found = {name: properties(pixels) for name, pixels in sample.items()}
-    grey = {name: _is_grey(pixels) for name, pixels in sample.items()}
+    grey = {name: bool((pixels == pixels[:, :1]).all()) for name, pixels in sample.items()}
     train = found["train"]
     halves = {name: _distance(values[::2], values[1::2])[0] for name, values in train.items()}
 
@@ -150,16 +151,9 @@ def compare_sets(sets: Mapping[str, ImageSet]) -> list[Difference]:
     def described(
         compared: Literal["generated", "held_out"], distances: Mapping[str, float], controls: Mapping[str, float]
     ) -> list[Difference]:
+        medians = {name: (float(found[compared][name].median()), float(train[name].median())) for name in distances}
         return [
-            Difference(
-                name,
-                float(found[compared][name].median()),
-                float(train[name].median()),
-                distance,
-                controls[name],
-                _remedy(name, sets),
-                compared,
-            )
+            Difference(name, *medians[name], distance, controls[name], _remedy(name, sets), compared)
             for name, distance in distances.items()
         ]
 
@@ -323,7 +317,8 @@ def _of_whole_sets(sets: Mapping[str, ImageSet]) -> list[Difference]:
     few = len(sets["generated"]) < FEW_IMAGES  # which never differ by more than chance, and may be copies all the same
     # Images that a model has just drawn were not read, and have none.
     is_said = any(sets[name].origin.background is not None for name in ("generated", "train"))
-    if not is_said and difference > TRANSPARENT and (few or _unlike(sets, lambda s: s.origin.transparent)):
+    table = [[s.origin.transparent, len(s) - s.origin.transparent] for s in (sets["generated"], sets["train"])]
+    if not is_said and difference > TRANSPARENT and (few or fisher_exact(table).pvalue < SIGNIFICANT):
         remedy = "Say with --background white or black what colour the generator saw under transparent pixels."
         found.append(Difference(TRANSPARENCY, shares["generated"], shares["train"], 1.0, 0.0, remedy))
     shapes, train = _shapes(sets["generated"]), _median(_shapes(sets["train"]))
@@ -339,12 +334,6 @@ def _of_whole_sets(sets: Mapping[str, ImageSet]) -> list[Difference]:
         remedy = _remedy_of_levels(sets)
         found.append(Difference(LEVELS_OF_SET, levels["generated"], levels["train"], 1.0, 0.0, remedy))
     return found
-
-
-def _unlike(sets: Mapping[str, ImageSet], count: Callable[[ImageSet], int]) -> bool:
-    """Tell whether a count differs between generated and training images by more than chance (Fisher's exact test)."""
-    table = [[count(sets[name]), len(sets[name]) - count(sets[name])] for name in ("generated", "train")]
-    return float(fisher_exact(table).pvalue) < SIGNIFICANT
 
 
 def _least_of_range(sets: Mapping[str, ImageSet], distances: Sequence[float]) -> float:
@@ -372,12 +361,7 @@ def _shapes(images: ImageSet) -> list[tuple[float, int]]:
 
 
 def _median(shapes: Sequence[tuple[float, int]]) -> float:
-    half, passed = sum(count for _, count in shapes) / 2, 0
-    for shape, count in shapes:
-        passed += count
-        if passed >= half:
-            return shape
-    return shapes[-1][0]
+    return median_low(shape for shape, count in shapes for _ in range(count))
 
 
 def _differ(one: float, other: float) -> bool:
@@ -448,15 +432,6 @@ def contents(pixels: Tensor) -> Tensor:
     """
     hashes = (blake2b(image.contiguous().numpy(), digest_size=8).digest() for image in pixels.cpu())
     return torch.tensor([int.from_bytes(found, "little", signed=True) for found in hashes], dtype=torch.int64)
-
-
-def _spread(pixels: Tensor) -> Tensor:
-    step = max(1, -(-len(pixels) // SAMPLE))
-    return pixels[::step].cpu()
-
-
-def _is_grey(pixels: Tensor) -> bool:
-    return pixels.shape[1] == 1 or bool((pixels == pixels[:, :1]).all())
 
 
 def _distance(one: Tensor, other: Tensor) -> tuple[float, float]:

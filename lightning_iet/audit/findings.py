@@ -530,24 +530,13 @@ def _sscd(similarities: Tensor) -> SSCDFindings:
 
 def _facts(images: ImageSet) -> SetFacts:
     channels, height, width = images.pixels.shape[1:]
-    used, skipped = len(images), [Skip(printable(name), reason) for name, reason in images.skipped]
-    location = printable(images.location)
-    found = used + len(skipped)
-    varied = unvaried(images)
+    skipped = [Skip(printable(name), reason) for name, reason in images.skipped]
+    one_colour, repeated = unvaried(images)
     return SetFacts(
-        location,
-        found,
-        used,
-        height,
-        width,
-        channels,
-        images.sha256,
-        skipped,
-        images.origin,
-        *varied,
-        images.left_alone,
-        dict(images.beside),
-    )
+        location=printable(images.location), found=len(images) + len(skipped), used=len(images),
+        height=height, width=width, channels=channels, sha256=images.sha256, skipped=skipped, origin=images.origin,
+        one_colour=one_colour, repeated=repeated, left_alone=images.left_alone, beside=dict(images.beside),
+    )  # fmt: skip
 
 
 def _copied(audit: Audit, index: int, places: list[int]) -> CopiedImage:

@@ -19,16 +19,7 @@ from lightning_iet.utilities.files import printable
 from lightning_iet.utilities.fingerprints import digest
 
 NEAREST = 5  # training images listed for each generated one
-_FORMULA = (
-    "=",
-    "+",
-    "-",
-    "@",
-    "＝",
-    "＋",
-    "－",
-    "＠",
-)  # what spreadsheets take for a formula; the wide ones count as well
+_MARKED = tuple("=+-@＝＋－＠'")  # what spreadsheets take for a formula, the wide ones too, and the mark against it
 
 
 def pair_rows(audit: Audit) -> list[dict[str, Any]]:
@@ -137,7 +128,7 @@ def for_spreadsheets(name: str) -> str:
         ("'=1+1.png", "''.png", '1.png')
     """
     shown = printable(name)
-    return f"'{shown}" if shown.startswith((*_FORMULA, "'")) else shown
+    return f"'{shown}" if shown.startswith(_MARKED) else shown
 
 
 def _cell(name: str, value: object) -> object:

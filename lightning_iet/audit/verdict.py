@@ -66,32 +66,32 @@ def verdict(findings: Findings) -> Verdict:
     evidence = findings.evidence
     named, total = counted(findings), evidence.named.total
     also = " ".join([*map(_sentence, _nearer(findings.nearer)), *_loss(findings.membership)])
-    control = _control(findings)
-    looked_for = planted_words(findings.planted)
-    scan = evidence.scan
-    doubts = _doubts(findings)
-    is_sure = evidence.sure > 0 or not doubts
+    scan, doubts = evidence.scan, _doubts(findings)
+
+    def say(level: Level, answer: str, details: str) -> Verdict:
+        return Verdict(level, answer, planted_words(findings.planted), also, f"{details}{_contaminated(findings)}")
+
     if named.count:
         are = "is a copy" if named.count == 1 else "are copies"
         answer = f"The generator copies: {_counted(named)} {are} of training images."
         beware = [f"Beware: {doubt}" for doubt in said_once(doubts)] if evidence.discovered else []
         above = not_counted(findings) or named_above(findings)
         details = " ".join([_kinds(findings), *above, *beware, *reviewed(findings)])
-        details += beyond_words(findings)
-        return Verdict("copies", answer, looked_for, also, f"{details}{control}{_contaminated(findings)}")
+        return say("copies", answer, f"{details}{beyond_words(findings)}{_control(findings)}")
     is_significant = scan is not None and scan.p_value < SIGNIFICANT
-    if scan is not None and is_significant and is_sure:
+    if scan is not None and is_significant and (evidence.sure > 0 or not doubts):
         answer = (
             f"The generator copies: {scan.generated:,} of {_judged(findings)} lie nearer to one training image "
             f"than {scan.threshold:.2f} times the next{SEARCHED[evidence.scan_search]}, but only {scan.held_out:,} of "
             f"{_control_images(findings, 'ones')} do."
         )
+        times = 1 / scan.p_value if scan.p_value > 0 else float("inf")
+        chance = "fewer than 1 of 1,000,000" if times >= 1e6 else f"1 of {round(times):,}"
         details = (
-            f"If both sets were alike, chance would give so large an excess in {_probability(scan.p_value)} audits. "
+            f"If both sets were alike, chance would give so large an excess in {chance} audits. "
             "Which images are copies cannot be told one by one: they are those first in the list of pairs."
         )
-        details = " ".join([details, *reviewed(findings)]) + beyond_words(findings)
-        return Verdict("copies", answer, looked_for, also, f"{details}{_contaminated(findings)}")
+        return say("copies", answer, " ".join([details, *reviewed(findings)]) + beyond_words(findings))
     seen = doubts if evidence.named.count or is_significant else []  # by a comparison that is doubted
     open_for = said_once([*seen, *_reasons(findings)])
     if open_for:
@@ -99,7 +99,7 @@ def verdict(findings: Findings) -> Verdict:
         details = f"{rest} {_bound_or_control(findings, bound=False)}".strip()
         if any(said in open_for[0] for said in _nearer(findings.nearer)):
             also = " ".join(_loss(findings.membership))
-        return Verdict("open", f"Not decided: {open_for[0]}", looked_for, also, f"{details}{_contaminated(findings)}")
+        return say("open", f"Not decided: {open_for[0]}", details)
     unread = len(findings.sets["generated"].skipped)
     passing = findings.generated.copies
     if passing.count:
@@ -109,11 +109,9 @@ def verdict(findings: Findings) -> Verdict:
             answer = f"{answer[:-1]}, and so do {_counted(findings.held_out.copies, 'held-out images')}."
         if unread:
             answer += f" {unread:,} more generated image{'' if unread == 1 else 's'} could not be read."
-        return Verdict("control", answer, looked_for, also, f"{_bound_or_control(findings)}{_contaminated(findings)}")
-    answer = (
-        f"No copies found among {total:,} generated images{f'; {unread:,} more could not be read' if unread else ''}."
-    )
-    return Verdict("none", answer, looked_for, also, f"{_bound_or_control(findings)}{_contaminated(findings)}")
+        return say("control", answer, _bound_or_control(findings))
+    rest = f"; {unread:,} more could not be read" if unread else ""
+    return say("none", f"No copies found among {total:,} generated images{rest}.", _bound_or_control(findings))
 
 
 def counted(findings: Findings) -> Share:
@@ -233,41 +231,37 @@ def _reasons(findings: Findings) -> list[Sequence[str]]:
     first = NOISE, *OF_FILES
     reasons: list[Sequence[str]] = [difference_sentences(part) for part in findings.differences if part.name in first]
     stored_alike = not reasons
+
+    def because(*sentences: str) -> None:
+        reasons.append(sentences)
+
     if evidence.noticed.count and not evidence.held_out_judged:
         lie = "lies" if evidence.noticed.count == 1 else "lie"
         without, remedy = "without held-out images", "Add --held-out."
         if held_out is not None:
             without, remedy = "as no held-out image shows more than one colour,", "Give others with --held-out."
-        reasons.append(
-            (
-                f"{_counted(evidence.noticed)} {lie} as near to one training image as copies do, but {without} nobody "
-                "can tell how many of them are chance: on data of low variety, images that nobody copied lie so near "
-                "as well.",
-                remedy,
-            )
+        because(
+            f"{_counted(evidence.noticed)} {lie} as near to one training image as copies do, but {without} nobody "
+            "can tell how many of them are chance: on data of low variety, images that nobody copied lie so near "
+            "as well.",
+            remedy,
         )
     elif evidence.noticed.count:
-        needed = (
-            f" About {evidence.held_out_needed:,} held-out images would decide."
-            if evidence.held_out_needed and stored_alike
-            else ""
-        )
+        needed = ""
+        if evidence.held_out_needed and stored_alike:
+            needed = f" About {evidence.held_out_needed:,} held-out images would decide."
         are = "is" if evidence.noticed.count == 1 else "are"
-        reasons.append(
-            (
-                f"{_counted(evidence.noticed)} {are} far nearer to one training image than real images are.{needed} "
-                f"Look at the pairs.{beyond_words(findings)}",
-            )
+        because(
+            f"{_counted(evidence.noticed)} {are} far nearer to one training image than real images are.{needed} "
+            f"Look at the pairs.{beyond_words(findings)}",
         )
     elif findings.generated.identical and held_out is not None and held_out.identical:
         own, control = findings.generated.identical, held_out.identical
-        reasons.append(
-            (
-                f"{own:,} of {generated.used:,} generated images {'equals' if own == 1 else 'equal'} a training image "
-                f"in every pixel, but so {'does' if control == 1 else 'do'} {control:,} of the held-out images: they "
-                "are no control.",
-                "Remove such images from --held-out.",
-            )
+        because(
+            f"{own:,} of {generated.used:,} generated images {'equals' if own == 1 else 'equal'} a training image "
+            f"in every pixel, but so {'does' if control == 1 else 'do'} {control:,} of the held-out images: they "
+            "are no control.",
+            "Remove such images from --held-out.",
         )
     for name, kind in (("generated", "generated"), ("train", "training")):
         facts = findings.sets[name]
@@ -277,15 +271,13 @@ def _reasons(findings: Findings) -> list[Sequence[str]]:
             unread = f"{percent(facts.origin.unread)} of the files of {kind} images"
         if max(len(facts.skipped) / max(facts.found, 1), facts.origin.unread) > UNREAD:
             unknown = "them" if name == "generated" else "copies of them"
-            reasons.append((f"{unread} could not be read, and nothing is known of {unknown}.", _SAVE_ANEW))
+            because(f"{unread} could not be read, and nothing is known of {unknown}.", _SAVE_ANEW)
         if (beside := sum(facts.beside.values())) > UNREAD * (facts.found + beside):
             lie, were = ("lies 1 file", "was") if beside == 1 else (f"lie {beside:,} files", "were")
-            reasons.append(
-                (
-                    f"beside the {facts.found:,} {kind} images {lie} that may hold more, and {were} not read "
-                    f"({left_alone(Counter(facts.beside))}).",
-                    "Bring them to a form that is read, or move them elsewhere.",
-                )
+            because(
+                f"beside the {facts.found:,} {kind} images {lie} that may hold more, and {were} not read "
+                f"({left_alone(Counter(facts.beside))}).",
+                "Bring them to a form that is read, or move them elsewhere.",
             )
     reasons += _uniform(generated, "generated")
     if held_out is not None:
@@ -294,15 +286,13 @@ def _reasons(findings: Findings) -> list[Sequence[str]]:
     exact_fails = exact is not None and exact.found < 0.9 * exact.planted
     if exact is not None and exact_fails:
         count = f"only {exact.found:,} of {exact.planted:,} exact copies that were planted were found."
-        reasons.append((count, *_why_exact_fails(findings)))
+        because(count, *_why_exact_fails(findings))
     for part in findings.planted:
         if part.kind in PROMISED and 2 * part.found < part.planted and not exact_fails:  # else it goes without saying
-            reasons.append(
-                (
-                    f"only {part.found:,} of {part.planted:,} {part.kind} copies that were planted were found: the "
-                    "generator's would not be found either.",
-                    "Add images to --held-out, or give all images in their full size.",
-                )
+            because(
+                f"only {part.found:,} of {part.planted:,} {part.kind} copies that were planted were found: the "
+                "generator's would not be found either.",
+                "Add images to --held-out, or give all images in their full size.",
             )
     reasons += [difference_sentences(part) for part in findings.differences if part.name not in first]
     if any(part.is_large for part in findings.nearer):
@@ -577,11 +567,6 @@ def _control_images(findings: Findings, noun: str = "images") -> str:
     """Count the held-out images that they are compared with."""
     count = findings.evidence.held_out_judged or 0
     return f"{count:,} {'' if count == _held_out(findings) else 'different '}held-out {noun}"
-
-
-def _probability(p_value: float) -> str:
-    times = 1 / p_value if p_value > 0 else float("inf")
-    return "fewer than 1 of 1,000,000" if times >= 1e6 else f"1 of {round(times):,}"
 
 
 def _listed(words: Sequence[str], joint: str) -> str:

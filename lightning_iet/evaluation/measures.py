@@ -178,6 +178,17 @@ def _feed(metric: Metric, images: Tensor, **kind: bool) -> None:
         metric.update(batch.to(metric.device), **kind)
 
 
+def _choose(images: Dataset[Any], most: int, *, measure: str) -> Tensor:
+    """Choose images of a set for a measure, which refuses sets of less than two."""
+    total = len(images)  # type: ignore[arg-type]
+    if total < 2:
+        raise ValueError(
+            f"Argument `measures` expected sets of at least 2 images for {measure}, but got {total}. Hold out more "
+            "images, or leave this measure out."
+        )
+    return choose_images(total, most)
+
+
 class MembershipMeasure:
     """The attack by the loss, as a measure of an evaluation during training.
 
@@ -199,13 +210,7 @@ class MembershipMeasure:
     def __init__(self, train: Dataset[Any], held_out: Dataset[Any]) -> None:
         self._sets = []
         for dataset in (train, held_out):
-            total = len(dataset)  # type: ignore[arg-type]
-            if total < 2:
-                raise ValueError(
-                    "Argument `measures` expected sets of at least 2 images for membership_inference, but got "
-                    f"{total}. Hold out more images, or leave this measure out."
-                )
-            places = choose_images(total, self.images)
+            places = _choose(dataset, self.images, measure="membership_inference")
             chosen = Subset(dataset, places.tolist())  # no other image is read
             self._sets.append((collect_images(chosen), places, labels_of(chosen)))
 
@@ -250,14 +255,8 @@ class TextNorm:
         self, train: Dataset[Any], held_out: Dataset[Any], *, num_images: int = 256, batch_size: int = 32
     ) -> None:
         self.sets = {"": train, "_control": held_out}
-        self.places = {}
-        for suffix, images in self.sets.items():
-            if len(images) < 2:  # type: ignore[arg-type]
-                raise ValueError(
-                    "Argument `measures` expected sets of at least 2 images for text_norm, but got "
-                    f"{len(images)}. Hold out more images, or leave this measure out."  # type: ignore[arg-type]
-                )
-            self.places[suffix] = choose_images(len(images), num_images).split(batch_size)  # type: ignore[arg-type]
+        chosen = {suffix: _choose(images, num_images, measure="text_norm") for suffix, images in self.sets.items()}
+        self.places = {suffix: places.split(batch_size) for suffix, places in chosen.items()}
 
     @torch.no_grad()
     def __call__(self, module: Any, *, use_ema: bool) -> dict[str, float]:

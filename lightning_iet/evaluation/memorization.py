@@ -67,16 +67,6 @@ class Closeness:
     distinct_ratio: Tensor | None = None
     of_repeated: Tensor | None = None
 
-    @classmethod
-    def of(cls, sq_distances: Tensor, indices: Tensor) -> "Closeness":
-        """Compute the ratios from the k nearest neighbours of each image.
-
-        Args:
-            sq_distances: Squared distances in ascending order, shape ``(Q, k)``.
-            indices: Positions in the training set, shape ``(Q, k)``.
-        """
-        return cls(nearest_ratio(sq_distances).cpu(), memorization_ratio(sq_distances).cpu(), indices[:, 0].cpu())
-
     @property
     def copy_ratio(self) -> Tensor:
         """The ratio that copies are told by: near-duplicates count as one image where they are known."""
@@ -129,7 +119,8 @@ def measure_closeness(
     closest = distances[:, :, 0].argmin(0)
     rows = torch.arange(len(images), device=closest.device)
     distances, indices = distances[closest, rows], indices[closest, rows]
-    closeness = Closeness.of(distances, indices)
+    nearest, mean = nearest_ratio(distances), memorization_ratio(distances)
+    closeness = Closeness(nearest.cpu(), mean.cpu(), indices[:, 0].cpu())
     if duplicates is None or not duplicates.members or duplicates.largest == len(train):
         return closeness
     nearest_version = torch.stack([version.to(train.device) for version in versions])[closest, rows]

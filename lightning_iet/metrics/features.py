@@ -39,10 +39,14 @@ __all__ = [
 PathLike_ = str | PathLike[str]
 
 
+def _refused(wanted: str, got: object, remedy: str) -> str:
+    return f"Argument `weights` expected {wanted}, but got {got}. {remedy}"
+
+
 def check_file(path: Path, remedy: str) -> None:
     """Raise a FileNotFoundError with the remedy if there is no such weight file."""
     if not path.is_file():
-        raise FileNotFoundError(f"Argument `weights` expected an existing file, but got {path}. {remedy}")
+        raise FileNotFoundError(_refused("an existing file", path, remedy))
 
 
 def load_weights(path: Path, network: str, remedy: str) -> dict[str, Tensor]:
@@ -56,10 +60,7 @@ def load_weights(path: Path, network: str, remedy: str) -> dict[str, Tensor]:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception:  # torch.load raises whatever the bytes provoke
-        raise ValueError(
-            f"Argument `weights` expected {network}'s weight file, but got {path}, "
-            f"which is no file of weights. {remedy}"
-        ) from None
+        raise ValueError(_refused(f"{network}'s weight file", f"{path}, which is no file of weights", remedy)) from None
 
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -198,19 +199,7 @@ _SSCD_URL = "https://dl.fbaipublicfiles.com/sscd-copy-detection/sscd_disc_mixup.
 
 
 def load_torchscript(path: PathLike_, remedy: str) -> torch.nn.Module:
-    """Load a TorchScript file, on the CPU.
-
-    Args:
-        path: the file.
-        remedy: what to do if it is missing or something else.
-
-    Returns:
-        The module.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it is no TorchScript file.
-    """
+    """Load a TorchScript file, on the CPU; the remedy says what to do if it is missing or something else."""
     check_file(Path(path), remedy)
     try:
         with warnings.catch_warnings():
@@ -218,7 +207,7 @@ def load_torchscript(path: PathLike_, remedy: str) -> torch.nn.Module:
             warnings.filterwarnings("ignore", message=".*torch.jit.*deprecated")
             return torch.jit.load(str(path), map_location="cpu")
     except RuntimeError:
-        raise ValueError(f"Argument `weights` expected a TorchScript file, but got {path}. {remedy}") from None
+        raise ValueError(_refused("a TorchScript file", path, remedy)) from None
 
 
 class TorchScriptFeatures(FeatureNetwork):
@@ -264,8 +253,7 @@ class TorchScriptFeatures(FeatureNetwork):
 
         Raises:
             TypeError: as :func:`rgb_images`.
-            ValueError: as :func:`rgb_images`; if the network returns
-                something other than one vector for each image.
+            ValueError: as :func:`rgb_images`; if the network returns something other than one vector for each image.
         """
         rgb = unit_interval(rgb_images(images))
         if self.size is not None:
@@ -301,9 +289,7 @@ class SSCDFeatures(TorchScriptFeatures):
     def __init__(self, weights: PathLike_ | None = None) -> None:
         weights = weights or os.environ.get(SSCD_VARIABLE)
         if not weights:
-            raise FileNotFoundError(
-                f"Argument `weights` expected SSCD's TorchScript file, but got None. {self._remedy()}"
-            )
+            raise FileNotFoundError(_refused("SSCD's TorchScript file", None, self._remedy()))
         super().__init__(weights, size=288, mean=IMAGENET_MEAN, std=IMAGENET_STD)
         self.num_features = self(torch.zeros(1, 3, 288, 288)).shape[1]  # 512, or 1024 for the large one
 
@@ -341,7 +327,7 @@ class InceptionFeatures(FeatureNetwork):
 
         remedy = f"Get {url} and pass its path as `weights`, or pass download=True."
         if weights is None and not download:
-            raise FileNotFoundError(f"Argument `weights` expected Inception's weight file, but got None. {remedy}")
+            raise FileNotFoundError(_refused("Inception's weight file", None, remedy))
         if weights is not None:
             load_weights(Path(weights), "Inception", remedy)  # once, because torch-fidelity unpickles it in full
         try:
@@ -352,21 +338,15 @@ class InceptionFeatures(FeatureNetwork):
             if weights is None:
                 raise ConnectionError(f"Inception's weights could not be downloaded ({error}). {remedy}") from None
             raise ValueError(
-                f"Argument `weights` expected Inception's weight file, but got {weights}, "
-                f"which holds another network's. {remedy}"
+                _refused("Inception's weight file", f"{weights}, which holds another network's", remedy)
             ) from None
         self.freeze()
 
     def forward(self, images: Tensor) -> Tensor:
-        """Map images to features.
+        """Map images, shape ``(N, 3, H, W)`` or ``(N, 1, H, W)``, to features, shape ``(N, 2048)``.
 
-        Args:
-            images: shape ``(N, 3, H, W)``, or ``(N, 1, H, W)`` for grey images, whose channel is repeated *(our
-                choice)*; uint8, or floating point in [0, 1], which is rounded to 256 levels *(our choice: as files
-                have them; torchmetrics' own ``normalize=True`` rounds down)*.
-
-        Returns:
-            Shape ``(N, 2048)``.
+        The channel of grey images is repeated *(our choice)*, and floating point is rounded to 256 levels *(our choice:
+        as files have them; torchmetrics' own ``normalize=True`` rounds down)*.
 
         Raises:
             TypeError: if ``images`` is no tensor, or neither uint8 nor floating point.
@@ -397,26 +377,20 @@ class CleanInceptionFeatures(FeatureNetwork):
         self.resize = require("cleanfid.resize", "inception").build_resizer("clean")
         remedy = f"Get {_CLEAN_URL} and pass its path as `weights`."
         if weights is None:
-            raise FileNotFoundError(f"Argument `weights` expected Inception's TorchScript file, but got None. {remedy}")
+            raise FileNotFoundError(_refused("Inception's TorchScript file", None, remedy))
         network = load_torchscript(weights, remedy)
         if not hasattr(network, "layers"):
             raise ValueError(
-                f"Argument `weights` expected Inception's TorchScript file, but got {weights}, "
-                f"which holds another network. {remedy}"
+                _refused("Inception's TorchScript file", f"{weights}, which holds another network", remedy)
             )
         self.weights = weights
         self.network: nn.Module = network.layers  # type: ignore[assignment]
         self.freeze()
 
     def forward(self, images: Tensor) -> Tensor:
-        """Map images to features.
+        """Map images, shape ``(N, 3, H, W)`` or ``(N, 1, H, W)``, to features, shape ``(N, 2048)``.
 
-        Args:
-            images: shape ``(N, 3, H, W)`` or ``(N, 1, H, W)``; uint8, or floating point in [0, 1], which is rounded to
-                256 levels *(our choice: as files have them)*.
-
-        Returns:
-            Shape ``(N, 2048)``.
+        Floating point is rounded to 256 levels *(our choice: as files have them)*.
 
         Raises:
             TypeError: as :class:`InceptionFeatures`.
@@ -458,19 +432,15 @@ class CLIPFeatures(FeatureNetwork):
         transformers = require("transformers", "clip")
         remedy = "Save one by `save_pretrained`, or get openai/clip-vit-base-patch32, and pass its folder as `weights`."
         if weights is None or not (Path(weights) / "preprocessor_config.json").is_file():
-            raise FileNotFoundError(
-                "Argument `weights` expected the folder of a CLIP network, with a preprocessor_config.json, "
-                f"but got {weights}. {remedy}"
-            )
+            wanted = "the folder of a CLIP network, with a preprocessor_config.json"
+            raise FileNotFoundError(_refused(wanted, weights, remedy))
         local = {"pretrained_model_name_or_path": str(weights), "local_files_only": True}
         try:
             self.network = transformers.CLIPVisionModelWithProjection.from_pretrained(**local)
             self.processor = transformers.CLIPImageProcessor.from_pretrained(**local)
         except (OSError, ValueError, RuntimeError) as error:
-            raise ValueError(
-                f"Argument `weights` expected the folder of a CLIP network, but got {weights} ({first_line(error)}). "
-                f"{remedy}"
-            ) from None
+            found = f"{weights} ({first_line(error)})"
+            raise ValueError(_refused("the folder of a CLIP network", found, remedy)) from None
         self.num_features = self.network.config.projection_dim
         self.freeze()
 
@@ -521,8 +491,7 @@ class EfficientNetFeatures(FeatureNetwork):
             self.network.load_state_dict(state)
         except (RuntimeError, TypeError):
             raise ValueError(
-                f"Argument `weights` expected EfficientNet-Lite0's weight file, but got {weights}, "
-                f"which holds another network's. {remedy}"
+                _refused("EfficientNet-Lite0's weight file", f"{weights}, which holds another network's", remedy)
             ) from None
         self.freeze()
 
@@ -600,13 +569,7 @@ class DigitsFeatures(FeatureNetwork):
         self.freeze()
 
     def forward(self, images: Tensor) -> Tensor:
-        """Map images to features.
-
-        Args:
-            images: shape ``(N, 1, 8, 8)``, uint8 or floating point in [0, 1].
-
-        Returns:
-            Shape ``(N, 64)``.
+        """Map images, shape ``(N, 1, 8, 8)``, to features, shape ``(N, 64)``.
 
         Raises:
             TypeError: if ``images`` is no tensor, or neither uint8 nor floating point.
@@ -627,10 +590,8 @@ def _load_safetensors(module: nn.Module, path: Path) -> None:
     try:
         module.load_state_dict(load_file(path))
     except (SafetensorError, RuntimeError):
-        raise ValueError(
-            f"Argument `weights` expected a safetensors file for {type(module).__name__}, but got {path}, which holds "
-            f"something else. {remedy}"
-        ) from None
+        wanted = f"a safetensors file for {type(module).__name__}"
+        raise ValueError(_refused(wanted, f"{path}, which holds something else", remedy)) from None
 
 
 # --- by their names ---------------------------------------------------------------------------------------------------

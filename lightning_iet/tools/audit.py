@@ -21,8 +21,8 @@ from lightning_iet.audit.reading import ImageSet, Reading, read_sets, with_chann
 from lightning_iet.audit.report import write_report
 from lightning_iet.audit.search import Invariance, views
 from lightning_iet.audit.verdict import findings_table, remarks
-from lightning_iet.data.decoding import Background, Fit, Size, parse_size
-from lightning_iet.data.formats import ValueRange, format_range, parse_range
+from lightning_iet.data.decoding import Background, Fit, parse_size
+from lightning_iet.data.formats import format_range, parse_range
 from lightning_iet.data.sources import open_source
 from lightning_iet.evaluation.membership import Membership
 from lightning_iet.utilities.devices import usable_device
@@ -117,23 +117,13 @@ class AuditJob:
     def reading(self) -> Reading:
         """How images are read."""
         return Reading(
-            size=self.size,
+            size=parse_size(self.image_size),  # ``64x48`` is width x height
             fit=self.fit,
-            value_range=self.value_range,
+            value_range=parse_range(self.range),
             background=self.background,
             strict=self.strict,
             workers=self.num_workers,
         )
-
-    @cached_property
-    def value_range(self) -> ValueRange:
-        """Values of black and white."""
-        return parse_range(self.range)
-
-    @cached_property
-    def size(self) -> Size | None:
-        """Height and width that images are brought to, from ``64`` or ``64x48``, which is width x height."""
-        return parse_size(self.image_size)
 
     @cached_property
     def on(self) -> str:
@@ -208,7 +198,7 @@ class AuditJob:
         findings = make_findings(
             found,
             settings={name: getattr(self, name) for name in options}
-            | {"range": format_range(self.value_range), "background": self.reading.colour}
+            | {"range": format_range(self.reading.value_range), "background": self.reading.colour}
             | dict(settings or {}),
             membership=membership,
             title=self.title,

@@ -161,15 +161,15 @@ def audit_model(
     path = None if ckpt is None else checkpoint_of(Path(ckpt))
     generator = _load(path, pipeline, use_ema=use_ema)
     run = _run_of(path, job, train, held_out)
-    _check_steps(drawing, generator)
-    _check_resize(job, generator)
+    _check_fitting(job, drawing, generator)
     generator.module.to(job.on)
     reading = replace(job.reading, size=generator.module.image_shape[1:], fit=job.fit or generator.fit)
     if job.range is None and generator.value_range is not None:
         reading = replace(reading, value_range=generator.value_range)
     given = {} if run else {"train": train, "held_out": held_out}
     with job.read(given, reading=reading) as sets:
-        sets = {name: _fitting(images, generator) for name, images in (run.read() if run else sets).items()}
+        channels = cast("Channels", generator.module.image_shape[0])  # as a data module gives them for training
+        sets = {name: with_channels(images, channels) for name, images in (run.read() if run else sets).items()}
         check_sets(sets, job.settings_for(sets["train"]).k)
         membership = _membership(generator, sets, probing, job, labels={} if run is None else run.labels())
         sets["generated"] = draw(generator, drawing, cache=job.blocks)
@@ -333,27 +333,19 @@ def _load(ckpt: Path | None, pipeline: Path | None, *, use_ema: bool) -> Generat
     )
 
 
-def _check_steps(drawing: Drawing, generator: Generator) -> None:
-    most = generator.module.num_timesteps
+def _check_fitting(job: AuditJob, drawing: Drawing, generator: Generator) -> None:
+    """Refuse more steps than the model has, and another size than that of its images."""
+    most, (_, height, width) = generator.module.num_timesteps, generator.module.image_shape
     if drawing.num_inference_steps > most:
         raise ValueError(
             f"Argument `num_inference_steps` expected at most {most}, the timesteps of the model, but got "
             f"{drawing.num_inference_steps}."
         )
-
-
-def _check_resize(job: AuditJob, generator: Generator) -> None:
-    _, height, width = generator.module.image_shape
-    if job.size not in (None, (height, width)):
+    if job.reading.size not in (None, (height, width)):
         raise ValueError(
             f"Argument `image_size` expected {width}x{height}, the size of the model's images, but got "
             f"'{job.image_size}'."
         )
-
-
-def _fitting(images: ImageSet, generator: Generator) -> ImageSet:
-    """Give images the channels that the model samples, as a data module does for training."""
-    return with_channels(images, cast("Channels", generator.module.image_shape[0]))
 
 
 def _membership(
@@ -366,15 +358,8 @@ def _membership(
 ) -> Membership:
     classes = getattr(generator.module, "conditioning", None)
     needed = classes is not None and classes.null is None  # else losses are those without a label, as of any folder
-    losses = {
-        name: measure_losses(
-            generator,
-            images,
-            probing,
-            cache=job.blocks,
-            argument=name,
-            labels=labels.get(name) if needed else None,
-        )
-        for name, images in sets.items()
-    }
+    losses = {}
+    for name, images in sets.items():
+        of_set = labels.get(name) if needed else None
+        losses[name] = measure_losses(generator, images, probing, cache=job.blocks, argument=name, labels=of_set)
     return infer_membership(**losses, timesteps=spread_timesteps(probing.timesteps, generator.module.num_timesteps))

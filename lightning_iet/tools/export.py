@@ -270,7 +270,9 @@ def export(
     module = load_any_module(ckpt)
     sampler = sampler or module.process.default_sampler
     pipeline = module.pipeline(use_ema=use_ema, sampler=sampler)
-    _check_drawing(module, sampler=sampler, use_ema=use_ema)
+    prompts = {} if isinstance(module, DiffusionModule) else {"prompts": [""]}
+    few = min(3, module.num_timesteps)  # an image in a few steps: a model that draws NaN is refused
+    module.sample(1, num_inference_steps=few, sampler=sampler, use_ema=use_ema, **prompts)
     name = push_to_hub or folder.name
     kind = type(pipeline).__name__
     card = model_card(module, ckpt=ckpt, use_ema=use_ema, sampler=sampler, audit=audit, name=name, pipeline=kind)
@@ -286,12 +288,6 @@ def export(
     if push_to_hub is not None:
         print(f"Uploaded to {_upload(folder, push_to_hub, private=private)}")
     return folder
-
-
-def _check_drawing(module: Any, *, sampler: Sampler, use_ema: bool) -> None:
-    """Draw one image in a few steps, which refuses a model that draws NaN."""
-    prompts = {} if isinstance(module, DiffusionModule) else {"prompts": [""]}
-    module.sample(1, num_inference_steps=min(3, module.num_timesteps), sampler=sampler, use_ema=use_ema, **prompts)
 
 
 def _check_free(folder: Path, *, overwrite: bool) -> None:

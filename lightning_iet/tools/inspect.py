@@ -8,7 +8,6 @@ from tempfile import TemporaryDirectory
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
 
 from lightning_iet.audit.cache import BlockCache
 from lightning_iet.audit.reading import ImageSet, Reading, read_images
@@ -114,21 +113,20 @@ def inspect_images(images: ImageSet, folder: Path, *, ratio: float = 1 / 3, k: i
     neighbors = min(k, len(images) - 1) + 1
     sq_distances, indices = without_self(*nearest_neighbors(images.pixels, images.pixels, neighbors))
     by_ratio = {value: find_duplicates(sq_distances, indices, ratio=value) for value in sorted({*RATIOS, ratio})}
-    found = by_ratio[ratio]
+    found, nearest = by_ratio[ratio], sq_distances[:, 0].sqrt()
+    order = nearest.argsort(descending=True)  # outliers, the farthest first
     channels, height, width = images.pixels.shape[1:]
     inspection = Inspection(
         images=len(images),
         size=(channels, height, width),
         unreadable=len(images.skipped),
         duplicates={
-            f"{value:.2f}": {
-                "groups": len(groups.members), "images": groups.images, "largest": groups.largest,
-            }
+            f"{value:.2f}": {"groups": len(groups.members), "images": groups.images, "largest": groups.largest}
             for value, groups in by_ratio.items()
         },
-        outliers=[images.names[i] for i in _outliers(sq_distances)],
+        outliers=[images.names[i] for i in order[nearest[order] > OUTLIER * nearest.median()].tolist()],
         advice=advise(len(images), found),
-    )  # fmt: skip
+    )
     folder.mkdir(parents=True, exist_ok=True)
     _write(inspection, found, images, folder)
     _print(inspection, folder, marked=f"{ratio:.2f}")
@@ -157,13 +155,6 @@ def advise(number: int, found: Duplicates) -> str:
             "true --evaluation.every_n_epochs N --evaluation.patience 3)."
         )
     return f"Even, and many images: hardly any of {number} has a near-duplicate. Train as usual, and audit the result."
-
-
-def _outliers(sq_distances: Tensor) -> list[int]:
-    """Positions of images whose nearest other image is far beyond the usual distance, the farthest first."""
-    nearest = sq_distances[:, 0].sqrt()
-    order = nearest.argsort(descending=True)
-    return order[nearest[order] > OUTLIER * nearest.median()].tolist()
 
 
 def _write(inspection: Inspection, found: Duplicates, images: ImageSet, folder: Path) -> None:

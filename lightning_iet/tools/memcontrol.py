@@ -379,12 +379,12 @@ def _provoking(
         )
     _parse(pl.LightningDataModule, "data", known)  # which imports classes by their short names
     changed = copy.deepcopy(dict(known))
-    wanted: list[tuple[str, tuple[dict[str, int], ...]]] = []
+    wanted: dict[str, Sequence[dict[str, int]]] = {}
     if subset is not None:
-        wanted.append(("subset", ({"subset": subset}, {"num_train": subset})))
+        wanted["subset"] = {"subset": subset}, {"num_train": subset}
     if repeat[0]:
-        wanted.append(("repeat", ({"repeated_images": repeat[0], "repeats": repeat[1]},)))
-    for argument, spellings in wanted:
+        wanted["repeat"] = ({"repeated_images": repeat[0], "repeats": repeat[1]},)
+    for argument, spellings in wanted.items():
         for options in spellings:
             tried = {**changed, "init_args": {**(changed.get("init_args") or {}), **options}}
             try:

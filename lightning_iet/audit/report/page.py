@@ -121,19 +121,16 @@ def membership_section(membership: Membership | None) -> dict[str, Any] | None:
     if membership is None:
         return None
     rates = membership.true_positive_rates.items()
+    counts = {rate: int(float(rate) * membership.held_out + 1e-9) for rate, _ in rates}
+    allowed = {rate: f"{count:,} of {membership.held_out:,} held-out images" for rate, count in counts.items()}
     return {
         "words": membership_words(membership),
         "train": f"{membership.train:,}",
         "held_out": f"{membership.held_out:,}",
-        "rates": [(percent(float(rate)), percent(found), _allowed(membership, float(rate))) for rate, found in rates],
+        "rates": [(percent(float(rate)), percent(found), allowed[rate]) for rate, found in rates],
         "chart": _gap_chart(membership.timesteps),
         "timesteps": [_row(gap) for gap in membership.timesteps],
     }
-
-
-def _allowed(membership: Membership, rate: float) -> str:
-    count = int(rate * membership.held_out + 1e-9)
-    return f"{count:,} of {membership.held_out:,} held-out images"
 
 
 def _row(gap: TimestepGap) -> list[str]:
@@ -359,7 +356,8 @@ def render_page(audit: Audit, findings: Findings, *, pairs: int, images: bool = 
     stops["score"] = [step / 50 for step in range(round(50 * PARTS_END) + 1)]
     thresholds = {"score": 1.0, "mean": 0.15}
     defaults = {name: stops[name].index(thresholds.get(name, audit.settings.ratio)) for name in measures}
-    answer = verdict(findings)
+    absent = set() if findings.membership else {"membership"}
+    absent |= set() if _several_copies(findings) else {"most-copied"}
     shown = cards(audit, findings, pairs=pairs, images=images)
     return template.render(
         css=Markup(css),  # noqa: S704 (our own files)
@@ -367,15 +365,15 @@ def render_page(audit: Audit, findings: Findings, *, pairs: int, images: bool = 
         policy=_policy(css, js),
         findings=findings,
         date=_date(findings.date),
-        verdict=answer,
+        verdict=verdict(findings),
         rates=_rates(findings),
         shows_named=_shows_named(findings),
-        sections=_sections(findings),
+        sections=[section for section in SECTIONS if section[0] not in absent],
         measures=[_measure(name, defaults[name], audit.settings.k) for name in measures],
         stops=stops[measures[0]],
         parts_end=PARTS_END,
         counts=_counts(ratios, thresholds["score"]),
-        charts=[_chart_of_page(name, ratios, stops[name][defaults[name]], audit.settings.k) for name in measures],
+        charts=[_ratio_chart(name, ratios, stops[name][defaults[name]], audit.settings.k) for name in measures],
         held_out=findings.held_out,
         cards=shown,
         limits=limits(findings),
@@ -432,12 +430,6 @@ def _date(stamp: str) -> str:
 def _several_copies(findings: Findings) -> bool:
     """Tell whether some training image has more than one copy: a list of single copies says nothing."""
     return any(image.count > 1 for image in findings.most_copied)
-
-
-def _sections(findings: Findings) -> list[tuple[str, str]]:
-    absent = set() if findings.membership else {"membership"}
-    absent |= set() if _several_copies(findings) else {"most-copied"}
-    return [section for section in SECTIONS if section[0] not in absent]
 
 
 def _checks(findings: Findings) -> dict[str, Any]:
@@ -572,14 +564,6 @@ def _measure(name: str, default: int, k: int) -> dict[str, Any]:
     return {"name": name, "title": title.format(k=k), "short": short, "source": source, "default": default}
 
 
-def _chart_of_page(
-    measure: str, ratios: Mapping[str, Mapping[str, Tensor]], threshold: float, k: int
-) -> dict[str, Any]:
-    end = PARTS_END if measure == "score" else 1.0
-    values = {name: by_measure[measure] for name, by_measure in ratios.items()}
-    return chart(measure, MEASURES[measure][0].format(k=k).lower(), values, threshold=threshold, end=end)
-
-
 def _set(findings: Findings, name: str) -> dict[str, Any]:
     facts = findings.sets[name]
     return {
@@ -612,33 +596,25 @@ def _word(value: object) -> str:
 # --- charts and thumbnails --------------------------------------------------------------------------------------------
 
 
-def chart(
-    measure: str, title: str, ratios: Mapping[str, Tensor], *, threshold: float, end: float = 1.0
-) -> dict[str, Any]:
-    """Work out a histogram as paths of SVG, with a logarithmic scale upwards.
-
-    Args:
-        measure: name of the measure.
-        title: what it is, for those who do not see the picture.
-        ratios: of the generated and perhaps of the held-out images.
-        threshold: where the line stands.
-        end: where the scale ends; larger ratios are in the last step.
-    """
-    lowest = floor(log10(1 / max(map(len, ratios.values()))))
-    decades = range(lowest, 1)
+def _ratio_chart(measure: str, ratios: Mapping[str, Mapping[str, Tensor]], threshold: float, k: int) -> dict[str, Any]:
+    """Work out a histogram as paths of SVG, with a logarithmic scale upwards; what lies beyond is in the last step."""
+    end = PARTS_END if measure == "score" else 1.0
+    title = MEASURES[measure][0].format(k=k).lower()
+    of_sets = {name: by_measure[measure] for name, by_measure in ratios.items()}
+    lowest = floor(log10(1 / max(map(len, of_sets.values()))))
 
     def height(share: float) -> float:
         if share <= 0:
             return BOTTOM
         return round(BOTTOM - (BOTTOM - TOP) * (log10(share) - lowest + 0.15) / (0.15 - lowest), 1)
 
-    heights = {name: [height(share) for share in shares(values / end).tolist()] for name, values in ratios.items()}
-    below = {name: float((values < threshold).double().mean()) for name, values in ratios.items()}
+    heights = {name: [height(share) for share in shares(values / end).tolist()] for name, values in of_sets.items()}
+    below = {name: float((values < threshold).double().mean()) for name, values in of_sets.items()}
     words = ", ".join(f"{name.replace('_', '-')} images {100 * value:.2g} percent" for name, value in below.items())
     return _FRAME | {
         "measure": measure,
         "text": f"Histogram of {title}. Below the threshold of {threshold:.2f}: {words}.",
-        "rows": [(height(10.0**decade), _percent(decade)) for decade in decades],
+        "rows": [(height(10.0**decade), f"{10.0 ** (decade + 2):g}\u00a0%") for decade in range(lowest, 1)],
         "columns": [(_x(tick / 5), f"{end * tick / 5:.1f}") for tick in range(6)],
         "bars": _bars(heights["generated"]),
         "steps": _steps(heights["held_out"]) if "held_out" in heights else "",
@@ -661,10 +637,6 @@ def _bars(heights: list[float]) -> str:
 def _steps(heights: list[float]) -> str:
     steps = "".join(f"V{y}H{b}" for b, y in zip(_EDGES[1:], heights, strict=True))
     return f"M{_EDGES[0]} {BOTTOM}{steps}V{BOTTOM}"
-
-
-def _percent(decade: int) -> str:
-    return f"{10.0 ** (decade + 2):g}\u00a0%"
 
 
 PIXELATED = 64  # pixels up to which an image is stored as it is, and shown with its pixels as squares
