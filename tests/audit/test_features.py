@@ -49,9 +49,10 @@ def test_the_time_of_features_is_that_of_a_few_times_all(tmp_path, monkeypatch):
     monkeypatch.setattr("lightning_iet.audit.features.perf_counter", lambda: next(clock))
     seen = []
     network = Features("net", "1", lambda images: seen.append(len(images)) or images.flatten(1).float())
-    sets = {"train": random_set(40), "generated": random_set(10, seed=1), "held_out": random_set(5, seed=2)}
+    sets = {"train": random_set(290), "generated": random_set(10, seed=1), "held_out": random_set(5, seed=2)}
     cache = BlockCache(tmp_path)
-    assert estimated_seconds(sets, network, cache, versions=2) == 2.0 / 16 * (40 + 2 * 15)
+    assert estimated_seconds(sets, network, cache, versions=1) == 0  # it is not worth the trial
+    assert estimated_seconds(sets, network, cache, versions=2) == 2.0 / 16 * (290 + 2 * 15)
     assert seen == [1, 16]
     extract(sets["train"], network, cache, argument="train")
     assert estimated_seconds(sets, network, cache, versions=2) == 0

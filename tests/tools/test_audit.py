@@ -88,6 +88,7 @@ def test_features_of_a_network(here):
 
 def test_how_long_the_features_of_a_network_take_is_said_before(here, capsys, monkeypatch):
     monkeypatch.setattr("lightning_iet.tools.audit.MINUTE", 0.0)
+    monkeypatch.setattr("lightning_iet.audit.features.TRIED", 3)
     run(features="digits", cache=Path("cache"))
     assert re.search(r"^Features of all images by 'digits' will take about \d+ s\.$", capsys.readouterr().err, re.M)
     monkeypatch.setattr("lightning_iet.tools.audit.MINUTE", 1e-9)
