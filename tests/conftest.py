@@ -1,5 +1,6 @@
 """Fixtures of all tests."""
 
+import gc
 import logging
 import os
 import sys
@@ -23,6 +24,12 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # `pytest -n 2`: as many processes as c
 # No test measures time, hypothesis' included; fixtures of this file are fine to share among examples.
 settings.register_profile("lightning-iet", deadline=None, max_examples=50)
 settings.load_profile("lightning-iet")
+
+
+def pytest_collection_finish():
+    """What is imported by now stays to the end: the garbage collector need not look at it again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

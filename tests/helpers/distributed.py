@@ -3,6 +3,7 @@
 Importing torch and Lightning would take most of a test's time.
 """
 
+import gc
 import io
 import logging
 import multiprocessing as mp
@@ -120,7 +121,11 @@ def torchrun_environment(rank, world_size, port):
 
 
 def start_quietly():
-    """What a new process does first: one thread, no word but errors, and workers of loaders as Linux starts them."""
+    """What a new process does first: one thread, no word but errors, and workers of loaders as Linux starts them.
+
+    What it has found imported stays, and is nothing for its garbage collector.
+    """
+    gc.freeze()
     mp.set_start_method("fork", force=True)
     torch.set_num_threads(1)
     for name in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero", "lightning.fabric"):

@@ -12,6 +12,7 @@ That process is no child of its program, but of one that watches over both. A pr
 import array
 import atexit
 import ctypes
+import gc
 import io
 import json
 import logging
@@ -119,6 +120,7 @@ def _serve(address, python, listening):
     for name in USED:
         with suppress(ModuleNotFoundError):  # of an extra that is not installed
             import_module(name)
+    gc.freeze()  # and let memory be shared with those who fork from here
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those who watch over programs
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(address)
