@@ -30,9 +30,9 @@ RIVALS = ("iet_4", "agc_0.9", "iet_agc_4", "anchored_16", "anchored_64", "iet_an
 README_ROWS = {
     "plain": "plain training",
     "agc_0.8": "anti-gradient control (AGC), as published",
-    "record_1": "AGC by sample records, against 64 held-out images",
-    "record_draws": "AGC by sample records, suspects drawn less often",
-    "deduplicated": "near-duplicates removed first",
+    "record_draws_unseen": "AGC by sample records, suspects drawn less often",
+    "found": "near-duplicates found and removed first",
+    "found_record_draws_unseen": "both, the default of `fit --images`",
 }
 """Rows of README's table and of its picture, in words that need no other page."""
 _PLACE = "<!-- table: {name} -->\n"

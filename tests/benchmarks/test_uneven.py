@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 from benchmarks.mitigation.data import Sets, kept_occurrences
 from benchmarks.mitigation.points import row_named
 from benchmarks.mitigation.scoring import NEIGHBORS, Judge, copies_by_source, quarters
-from benchmarks.mitigation.settings import TYPICAL_DIGITS, UNEVEN_DIGITS
+from benchmarks.mitigation.settings import PRESETS, TYPICAL_DIGITS, UNEVEN_DIGITS
 from benchmarks.mitigation.summary import TOLERANCE, stopped_in_time, summarize
 from benchmarks.mitigation.tables import tables_of
 from lightning_iet.data import DrawnByWeight
+from lightning_iet.data.duplicates import FirstOfGroups
 from lightning_iet.functional.duplicates import duplicate_groups
 from lightning_iet.metrics import feature_extractor
 
@@ -43,10 +44,28 @@ def test_what_drop_finds_is_removed_and_copies_are_still_judged_by_all_images():
     assert torch.equal(found.train_set.images, plain.train_set.images[kept])
     assert torch.equal(found.train_set.targets, plain.train_set.targets[kept])
     assert torch.equal(found.every_image.images, plain.every_image.images)
-    assert plain.source[kept].bincount().tolist() == [1] * 410  # of this seed: all of them, and nothing else
     both = Sets(UNEVEN_DIGITS, row_named("found_record_draws_unseen"), seed=1)
     assert torch.equal(both.train_set.images, found.train_set.images)
     assert isinstance(both.drawn, DrawnByWeight)
+
+
+@pytest.mark.parametrize(
+    ("setting", "repeated", "once"),
+    [
+        ("uneven_digits", (10, 10, 10), (394, 400, 395)),
+        ("uneven_digits_exact", (10, 10, 10), (394, 400, 395)),
+        ("uneven_digits_10x5", (10, 10, 10), (394, 399, 395)),
+        ("uneven_digits_40x20", (40, 40, 40), (397, 400, 400)),
+        ("uneven_digits_moved", (64, 81, 69), (396, 399, 397)),
+    ],
+)
+def test_how_many_images_drop_leaves_as_the_page_says(setting, repeated, once):
+    [chosen] = [found for found in PRESETS["uneven"].settings if found.name == setting]
+    for seed in range(3):
+        sets = Sets(chosen, row_named("plain"), seed=seed)
+        shown = sets.source[FirstOfGroups(sets.train_set, duplicate_groups(sets.train_set.images).group).places]
+        is_repeated = shown < chosen.num_repeated
+        assert (int(is_repeated.sum()), int((~is_repeated).sum())) == (repeated[seed], once[seed])
 
 
 @pytest.mark.parametrize("name", ["randaugment", "iet_agc_taa"])
