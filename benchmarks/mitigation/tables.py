@@ -32,7 +32,7 @@ README_ROWS = {
     "agc_0.8": "anti-gradient control (AGC), as published",
     "record_draws_unseen": "AGC by sample records, suspects drawn less often",
     "found": "near-duplicates found and removed first",
-    "found_record_draws_unseen": "both, the default of `fit --images`",
+    "found_record_draws_unseen": "both: removed, and suspects drawn less often",
 }
 """Rows of README's table and of its picture, in words that need no other page."""
 _PLACE = "<!-- table: {name} -->\n"
