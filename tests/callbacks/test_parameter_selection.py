@@ -16,6 +16,7 @@ from lightning_iet.callbacks import AntiGradientControl, parameter_selection
 from lightning_iet.callbacks.parameter_selection import ParameterSelection, find_denoiser, write_mask
 from lightning_iet.functional.parameter_groups import find_groups
 from lightning_iet.modules.svdiff import spectral_shifts
+from tests.helpers.devices import CountWaits
 from tests.helpers.models import quiet_trainer
 from tests.helpers.unets import small_dit, small_pixel_unet
 
@@ -111,6 +112,17 @@ def test_frozen_parameters_do_not_move_and_all_ones_are_the_family(tmp_path):
         assert moved
         assert all(name.endswith("bias") for name in moved)
     assert equal(*ends)
+
+
+@pytest.mark.parametrize("family", ["bias", "svdiff"])
+def test_no_step_waits_for_the_device(tmp_path, family):
+    def waits(steps, *callbacks):
+        with CountWaits() as counted:
+            fit(tmp_path, project(), *callbacks, limit_train_batches=steps)
+        return counted.count
+
+    more = waits(3, ParameterSelection(family)) - waits(1, ParameterSelection(family))
+    assert more == waits(3) - waits(1)
 
 
 def test_everything_selected_changes_nothing_at_all(tmp_path):

@@ -17,6 +17,7 @@ from lightning_iet.data import DrawnByWeight, ImageDataModule, IndexedImages, Wi
 from lightning_iet.evaluation.assessment import real_sets
 from lightning_iet.functional.sample_record import draw_by_weight, pace_of_draws
 from lightning_iet.functional.seeding import derive_seed
+from tests.helpers.devices import CountWaits
 from tests.helpers.models import quiet_trainer
 from tests.helpers.weights import assert_same_bits, state_of
 
@@ -176,6 +177,15 @@ def test_equals_the_loop(tmp_path):
     assert seen[known].float().mean() < 6 < 8 < seen[~known].float().mean()  # else this test shows nothing
     assert agc.counts.skipped.sum() == 0
     assert data.dataset.table.sample.tolist() == list(range(NUM))  # afterwards the data are as they were
+
+
+def test_no_step_waits_for_the_device(tmp_path):
+    def waits(steps, *callbacks):
+        with CountWaits() as counted:
+            fit(tmp_path, Known(), *callbacks, epochs=3, limit_train_batches=steps)
+        return counted.count
+
+    assert waits(6, control()) - waits(3, control()) == waits(6) - waits(3)
 
 
 @pytest.mark.parametrize("weigh", ["losses", "draws"])
