@@ -42,7 +42,7 @@ class Setting(Comparison):
 
     @property
     def copies(self) -> str:
-        """The figure by which a search sees memorization, and a run is stopped in time.
+        """The figure by which a search sees memorization.
 
         MQ moves long before the share of copies does, but takes an image that occurs many times for many: where some
         do, it is the share of copies by d1/d2 < 1/2, whose d2 is the distance to something else.

@@ -31,9 +31,9 @@ def summarize(points: Sequence[Point]) -> list[dict[str, Any]]:
     """Means and intervals over seeds, a line for each setting, row and ``at``.
 
     ``at`` is ``end``; ``stopped``, the checkpoint of the best FID to the selection set among those whose MQ (of an
-    uneven setting the share of copies by d1/d2 < 1/2) exceeds that of held-out images by at most half a percentage
-    point (if there is none, the first: ``never`` counts the
-    seeds); or ``equal``, full fine-tuning stopped where it first has the FID of the row's end, seed by seed: its
+    uneven setting the share of copies, d1/d2 < 1/3) exceeds that of held-out images by at most half a percentage point
+    (if there is none, the first: ``never`` counts the seeds); of an uneven setting ``stopped_half``, the same by
+    d1/d2 < 1/2; or ``equal``, full fine-tuning stopped where it first has the FID of the row's end, seed by seed: its
     figures carry the suffix ``_full``; ``better`` and ``worse`` count seeds in which it is never as good, or better
     from its first mark on; only where neither is, there are figures.
     """
@@ -48,21 +48,32 @@ def summarize(points: Sequence[Point]) -> list[dict[str, Any]]:
     for (setting, kind), group in sorted(groups.items(), key=lambda entry: (entry[0][0], order.index(entry[0][1]))):
         common = {"setting": setting, "row": kind, "label": label_of(kind)}
         lines.append({**common, "at": "end", **_means([course[-1] for course in group])})
-        lines.append({**common, "at": "stopped", **_means([stopped(course) for course in group]),
-                      "never": sum(not _allowed(course) for course in group)})  # fmt: skip
+        for at, copies in stopping_rules(group[0][0]).items():
+            lines.append({**common, "at": at, **_means([stopped(course, copies) for course in group]),
+                          "never": sum(not _allowed(course, copies) for course in group)})  # fmt: skip
         if kind != "full":
             rivals = [courses.get((setting, "full", course[0]["seed"]), []) for course in group]
             lines.append({**common, "at": "equal", **_against(group, rivals)})
     return lines
 
 
-def stopped(course: Sequence[Point]) -> Point:
+def stopping_rules(point: Point) -> dict[str, str]:
+    """By which figure of copies a run is stopped, by the name of what comes of it.
+
+    MQ moves long before the others do; of an uneven setting it is not known, and a copy is what it is to the benchmark
+    of training from scratch.
+    """
+    if "copies_repeated" in point:
+        return {"stopped": "memorized_fraction", "stopped_half": "copies_half"}
+    return {"stopped": "mq_0.15"}
+
+
+def stopped(course: Sequence[Point], copies: str) -> Point:
     """The checkpoint where a run is stopped before it copies: the best of those that are allowed, or the first."""
-    return min(_allowed(course) or course[:1], key=lambda point: point["fid_selection"])
+    return min(_allowed(course, copies) or course[:1], key=lambda point: point["fid_selection"])
 
 
-def _allowed(course: Sequence[Point]) -> list[Point]:
-    copies = "mq_0.15" if "mq_0.15" in course[0] else "copies_half"  # as Setting.copies has it
+def _allowed(course: Sequence[Point], copies: str) -> list[Point]:
     return [point for point in course if point[copies] <= point[f"{copies}_control"] + TOLERANCE]
 
 

@@ -24,10 +24,10 @@ def tables_of(lines: Sequence[Line]) -> dict[str, str]:
     for setting in dict.fromkeys(line["setting"] for line in lines):
         at = {
             kind: [line for line in lines if line["setting"] == setting and line["at"] == kind]
-            for kind in ("end", "stopped", "equal")
+            for kind in ("end", "stopped", "stopped_half", "equal")
         }
         if "copies_repeated" in at["end"][0]:
-            tables[f"finetuning {setting}"] = uneven(at["end"], at["stopped"])
+            tables[f"finetuning {setting}"] = uneven(at["end"], at["stopped"], at["stopped_half"])
             tables[f"finetuning {setting} equal quality"] = at_equal_quality(
                 at["equal"], "memorized_fraction", "copies (d1/d2 < 1/3)"
             )
@@ -65,26 +65,33 @@ def stopped_in_time(lines: Sequence[Line]) -> str:
     return markdown([*_COLUMNS, "length"], [*cells, [*_control(lines[0]), ""]])
 
 
-def uneven(lines: Sequence[Line], in_time: Sequence[Line]) -> str:
-    """Rows of an uneven setting at their greatest length, and at their best checkpoint that does not copy."""
+def uneven(lines: Sequence[Line], in_time: Sequence[Line], by_half: Sequence[Line]) -> str:
+    """Rows of an uneven setting at their greatest length, and at their best checkpoint that does not copy.
+
+    Args:
+        lines: of the end.
+        in_time: stopped before they copy by d1/d2 < 1/3.
+        by_half: stopped before they copy by d1/d2 < 1/2.
+    """
     header = [
         "what trains", "share", "FID at the end", "copies of repeated images, in brackets by d1/d2 < 1/2",
         "copies of others, in brackets the same", "nearest to a repeated image", "membership AUC: repeated / others",
-        "FID, stopped before it copies", "seconds",
+        "FID, stopped before it copies", "the same by d1/d2 < 1/2", "seconds",
     ]  # fmt: skip
     cells = [
         [
             line["label"], _share(line), interval(line, "fid", digits=1), *_copies(line),
             f"{line['membership_auc_repeated']:.2f} / {line['membership_auc_once']:.2f}",
-            f"{interval(early, 'fid', digits=1)}, at {early['length']:.2f} ×" + _none(early), f"{line['seconds']:.0f}",
+            *(f"{interval(early, 'fid', digits=1)}, at {early['length']:.2f} ×" + _none(early) for early in stops),
+            f"{line['seconds']:.0f}",
         ]
-        for line, early in zip(lines, in_time, strict=True)
+        for line, *stops in zip(lines, in_time, by_half, strict=True)
     ]  # fmt: skip
     names = ("copies_repeated", "copies_repeated_half", "copies_once", "copies_once_half", "nearest_repeated")
     control = _copies({name: lines[0][f"{name}_control"] for name in names})
     cells.append([
         "*held-out images*", "", f"*{lines[0]['fid_control']:.1f}*", *(f"*{text}*" for text in control),
-        "*0.5: chance*", "", "",
+        "*0.5: chance*", "", "", "",
     ])  # fmt: skip
     return markdown(header, cells)
 

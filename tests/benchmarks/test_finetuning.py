@@ -14,7 +14,7 @@ from benchmarks.finetuning.rows import ROWS, SEARCH, row_named
 from benchmarks.finetuning.runs import carry_out_one, runs_of
 from benchmarks.finetuning.search import choose, groups_of, random_mask
 from benchmarks.finetuning.settings import DIGITS, DIGITS_UNEVEN, FASHION, PRESETS, Preset
-from benchmarks.finetuning.summary import FIGURES, TOLERANCE, stopped, summarize
+from benchmarks.finetuning.summary import FIGURES, TOLERANCE, stopped, stopping_rules, summarize
 from benchmarks.finetuning.tables import PAGE, tables_of
 from benchmarks.mitigation.points import FILE, read_points
 from benchmarks.mitigation.runs import Results, Run
@@ -196,8 +196,9 @@ def named(found, row, at):
 
 
 def test_a_run_is_stopped_at_its_best_mark_that_does_not_copy():
-    assert stopped(COURSE) is COURSE[1]
-    assert stopped(COURSE[2:]) is COURSE[2]  # none is allowed: the first
+    assert stopping_rules(COURSE[0]) == {"stopped": "mq_0.15"}
+    assert stopped(COURSE, "mq_0.15") is COURSE[1]
+    assert stopped(COURSE[2:], "mq_0.15") is COURSE[2]  # none is allowed: the first
     found = summarize(COURSE)
     assert named(found, "full", "end")["fid"] == 5.0
     assert named(found, "full", "stopped")["fid"] == 10.0
@@ -248,22 +249,24 @@ def uneven_point(row, length, fid, repeated, *, half):
 def test_an_uneven_setting_is_stopped_by_copies_of_what_images_show():
     course = [
         uneven_point("full", 0.5, 20.0, 0.0, half=0.01),
-        uneven_point("full", 1, 10.0, 0.0, half=0.01 + TOLERANCE),
+        uneven_point("full", 1, 10.0, 0.01 + TOLERANCE, half=0.1),
         uneven_point("full", 2, 5.0, 0.2, half=0.4),
     ]
-    assert stopped(course) is course[1]
+    assert stopped(course, "memorized_fraction") is course[1]
+    assert stopped(course, "copies_half") is course[0]
     tables = tables_of(summarize([*course, uneven_point("found", 2, 7.5, 0.05, half=0.1)]))
     assert sorted(tables) == ["finetuning digits_uneven", "finetuning digits_uneven equal quality"]
     full, found, control = tables["finetuning digits_uneven"].splitlines()[2:]
     assert full == (
         "| full fine-tuning | 50 % | 5.0 (5.0–5.0) | 20.0 % (40.0) | 0.0 % (0.0) | 0 % | 0.00 / 0.00 "
-        "| 10.0 (10.0–10.0), at 1.00 × | 20 |"
+        "| 10.0 (10.0–10.0), at 1.00 × | 20.0 (20.0–20.0), at 0.50 × | 20 |"
     )
     assert found.endswith("| 7.5 (7.5–7.5), at 2.00 ×; none in 1 runs | 20 |")
+    assert found.count("none in 1 runs") == 2
     shares = "*1.0 % (1.0)* | *1.0 % (1.0)* | *1 %*"
-    assert control == f"| *held-out images* |  | *0.0* | {shares} | *0.5: chance* |  |  |"
+    assert control == f"| *held-out images* |  | *0.0* | {shares} | *0.5: chance* |  |  |  |"
     (line,) = tables["finetuning digits_uneven equal quality"].splitlines()[2:]
-    assert line.startswith("| the found mask | 7.5 | 5.0 / 10.0 %; -5.0 (-5.0 to -5.0) |")  # half way between two marks
+    assert line.startswith("| the found mask | 7.5 | 5.0 / 10.8 %; -5.8 (-5.8 to -5.8) |")  # half way between two marks
 
 
 def test_the_search_on_an_uneven_set_chooses_by_the_share_of_copies():
