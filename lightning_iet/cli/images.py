@@ -173,7 +173,7 @@ def settings_of(folder: Folder, path: Path, given: Mapping[str, Any]) -> dict[st
     return {
         "model": {"class_path": "DiffusionModule", "init_args": model},
         "data": {"class_path": "ImageFolderDataModule", "init_args": data},
-        "agc": _agc(control, given),
+        "agc": _agc(control, given, one_epoch=length["max_epochs"] == 1),
         "averaging": {"num_shards": shards, "every_n_epochs": max(1, round(50 / per_epoch))},
         "evaluation": {"k": None, "num_samples": max(2, min(512, 4 * control))},
         "trainer": {
@@ -192,13 +192,13 @@ def settings_of(folder: Folder, path: Path, given: Mapping[str, Any]) -> dict[st
     }
 
 
-def _agc(control: int, given: Mapping[str, Any]) -> dict[str, Any]:
+def _agc(control: int, given: Mapping[str, Any], *, one_epoch: bool) -> dict[str, Any]:
     """Return the form of anti-gradient control: by sample records, unless an option asks for another."""
     chosen = any(f"agc.{name}" in given for name in _METHODS)
     if chosen or any(name.startswith(("redistribution.", "augmentation.")) for name in given):
         return {"threshold": 0.5}  # published
     least, most = UNSEEN
-    records = {"criterion": "record", "weigh": "draws"}
+    records = {"criterion": "record"} if one_epoch else {"criterion": "record", "weigh": "draws"}
     number = min(most, control // 2)  # the others are left as the control of copies
     return records | ({"reference": "held_out", "reference_images": number} if number >= least else {})
 

@@ -67,6 +67,7 @@ RECORDS = {"criterion": "record", "weigh": "draws"}
             {"agc.reference_every": 3, "averaging.num_shards": 2},
             RECORDS | {"reference": "held_out", "reference_images": 20},
         ),
+        ({"data.num_control": 20, "trainer.max_epochs": 1}, {"criterion": "record"}),  # draws begin with the second
         ({"agc.threshold": 0.8}, {"threshold": 0.5}),
         ({"agc.criterion": "quantile"}, {"threshold": 0.5}),
         ({"redistribution.fraction": 0.25}, {"threshold": 0.5}),  # moves what is skipped: draws skip nothing
