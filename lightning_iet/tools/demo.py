@@ -146,7 +146,8 @@ def _draw(folder: Path, reports: dict[str, dict[str, Any]]) -> None:
         ratios = closeness.copy_ratio
         closest = ratios.argsort(stable=True)[:_SHOWN]
         copies = round(scores["copied_fraction"] * len(images))
-        title = f"{RUNS[name]}: {copies} of {len(images)} images are copies; FID {three_digits(scores['fid'])}"
+        are = "is a copy" if copies == 1 else "are copies"
+        title = f"{RUNS[name]}: {copies} of {len(images)} images {are}; FID {three_digits(scores['fid'])}"
         nearest = closeness.nearest[closest]
         pairs = torch.stack([images[closest], train[nearest]], dim=1)
         rows.append(RunPairs(title, pairs, ratios[closest].tolist(), sizes[nearest].tolist()))
