@@ -31,7 +31,6 @@ LONGEST = 3600.0  # seconds of training by estimate, unless a length is asked fo
 LOOKED_AT = 256  # images whose size and channels are read
 COMPARED = 20_000  # training images among which near-duplicates are looked for unasked: a minute or two *(our choice)*
 UNSEEN = (16, 64)  # held-out images that sample records are compared with: at least, and at most *(our choice)*
-_METHODS = ("threshold", "criterion", "z0", "delta", "eta", "weigh", "reference")  # options of AGC that choose a form
 _WIDTHS = {8: (32, 64), 16: (32, 64, 128), 32: (64, 128, 128), 64: (64, 64, 128, 256)}
 _MORE = 256  # channels of each level beyond those of 64 pixels
 
@@ -173,7 +172,7 @@ def settings_of(folder: Folder, path: Path, given: Mapping[str, Any]) -> dict[st
     return {
         "model": {"class_path": "DiffusionModule", "init_args": model},
         "data": {"class_path": "ImageFolderDataModule", "init_args": data},
-        "agc": _agc(control, given, one_epoch=length["max_epochs"] == 1),
+        "agc": _agc(control, given, one_epoch=_is_one_epoch(length, given, _steps_of_epoch(train, shards, batch_size))),
         "averaging": {"num_shards": shards, "every_n_epochs": max(1, round(50 / per_epoch))},
         "evaluation": {"k": None, "num_samples": max(2, min(512, 4 * control))},
         "trainer": {
@@ -194,13 +193,26 @@ def settings_of(folder: Folder, path: Path, given: Mapping[str, Any]) -> dict[st
 
 def _agc(control: int, given: Mapping[str, Any], *, one_epoch: bool) -> dict[str, Any]:
     """Return the form of anti-gradient control: by sample records, unless an option asks for another."""
-    chosen = any(f"agc.{name}" in given for name in _METHODS)
-    if chosen or any(name.startswith(("redistribution.", "augmentation.")) for name in given):
+    moves = (given.get("redistribution.fraction") or 0) > 0 or (given.get("augmentation.max_magnitude") or 0) > 0
+    criterion = given.get("agc.criterion", "ratio" if "agc.threshold" in given or moves else "record")
+    if criterion == "ratio":
         return {"threshold": 0.5}  # published
+    if criterion != "record":
+        return {}
+    form: dict[str, Any] = {"criterion": "record"}
+    if not one_epoch:
+        form["weigh"] = "draws"
     least, most = UNSEEN
-    records = {"criterion": "record"} if one_epoch else {"criterion": "record", "weigh": "draws"}
     number = min(most, control // 2)  # the others are left as the control of copies
-    return records | ({"reference": "held_out", "reference_images": number} if number >= least else {})
+    if number >= least and given.get("agc.reference", "held_out") == "held_out":
+        form |= {"reference": "held_out", "reference_images": number}
+    return form
+
+
+def _is_one_epoch(length: Mapping[str, int], given: Mapping[str, Any], per_epoch: int) -> bool:
+    """Whether a run has no second epoch, with which draws by weight begin."""
+    steps = _whole(given, "trainer.max_steps", -1, least=-1)
+    return length["max_epochs"] == 1 or 0 < steps <= per_epoch
 
 
 def _steps_of_epoch(train: int, shards: int, batch_size: int) -> int:
@@ -440,15 +452,19 @@ def with_images(
         )
     folder = look(path, exclude=given.get("data.exclude"))
     found = settings_of(folder, path, given)
-    note = ""
+    note, begun = "", None
+    if (run := _run_to_go_on_with(found, given)) is not None:
+        found = _as_begun(found, run)
+        epochs = (run.get("trainer") or {}).get("max_epochs")
+        begun = epochs if isinstance(epochs, int) and epochs > 0 else None
     if measure is not None and _is_length_open(found, given):
         usual = int(found["trainer"]["max_epochs"])
-        begun = _epochs_of_run(found, given)
         if begun is None and num_processes(given) > 1:
             note = f"; {usual:,} epochs, which several processes do not fit to an hour (--trainer.max_epochs)"
         epochs = begun or (usual if note else _epochs_of_an_hour(found, folder, given, measure))
         if epochs < usual:
             found = settings_of(folder, path, given | {"trainer.max_epochs": epochs})
+            found = found if run is None else _as_begun(found, run)
             note = f"; {epochs:,} epochs, as many as take about an hour (--trainer.max_epochs {usual} trains on)"
     settings = _merged(template, found, *configurations)
     command = next((index for index, argument in enumerate(rest) if not argument.startswith("-")), 0)
@@ -479,8 +495,16 @@ def _epochs_of_an_hour(
     return epochs_within(LONGEST, step=step, steps_of_epoch=steps)
 
 
-def _epochs_of_run(found: Mapping[str, Any], given: Mapping[str, Any]) -> int | None:
-    """Return the length of the run that goes on, from the configuration beside its checkpoint; ``None`` = no such file.
+def _as_begun(found: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that are found, with the method of an earlier run, by which alone it goes on."""
+    options = (run.get("data") or {}).get("init_args") or {}
+    kept = {name: options[name] for name in ("duplicates", "batch_size") if name in options}
+    method = {name: run[name] for name in ("agc", "averaging") if name in run}  # whole: of a form, no key is left over
+    return _merged(found, {"data": {"init_args": {"duplicates": "keep"} | kept}}) | method
+
+
+def _run_to_go_on_with(found: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the configuration of the run that goes on, which lies beside its checkpoint; ``None`` = no such file.
 
     ``last`` is the newest checkpoint of all versions, as :func:`~lightning_iet.utilities.checkpoints.last_checkpoint`
     finds it.
@@ -502,8 +526,7 @@ def _epochs_of_run(found: Mapping[str, Any], given: Mapping[str, Any]) -> int | 
         return None
     for folder in (checkpoint.parent, checkpoint.parent.parent):
         if (folder / CONFIG).is_file():
-            epochs = (_read(folder / CONFIG).get("trainer") or {}).get("max_epochs")
-            return epochs if isinstance(epochs, int) and epochs > 0 else None
+            return _read(folder / CONFIG)
     return None
 
 

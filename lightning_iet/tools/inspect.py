@@ -147,7 +147,8 @@ def advise(number: int, found: Duplicates) -> str:
         return (
             f"Uneven: {found.images} of {number} images have a near-duplicate. Leave {extra} of them out with "
             "--data.duplicates drop (or count each group once: balance), and guard what that misses with "
-            "--agc.criterion record --agc.weigh draws --agc.reference held_out."
+            "--agc.criterion record --agc.weigh draws (where 64 images are held out, also --agc.reference held_out "
+            "--agc.reference_images 64)."
         )
     if number < FEW:
         return (

@@ -68,8 +68,13 @@ RECORDS = {"criterion": "record", "weigh": "draws"}
             RECORDS | {"reference": "held_out", "reference_images": 20},
         ),
         ({"data.num_control": 20, "trainer.max_epochs": 1}, {"criterion": "record"}),  # draws begin with the second
+        ({"agc.reference": "training"}, RECORDS),
+        ({"agc.weigh": "losses", "agc.eta": 0.03}, RECORDS | {"reference": "held_out", "reference_images": 20}),
+        ({"agc.criterion": "record"}, RECORDS | {"reference": "held_out", "reference_images": 20}),
+        ({"redistribution.fraction": 0.0}, RECORDS | {"reference": "held_out", "reference_images": 20}),  # off
+        ({"trainer.max_steps": 5}, {"criterion": "record", "reference": "held_out", "reference_images": 20}),
         ({"agc.threshold": 0.8}, {"threshold": 0.5}),
-        ({"agc.criterion": "quantile"}, {"threshold": 0.5}),
+        ({"agc.criterion": "quantile"}, {}),
         ({"redistribution.fraction": 0.25}, {"threshold": 0.5}),  # moves what is skipped: draws skip nothing
         ({"augmentation.max_magnitude": 5}, {"threshold": 0.5}),
     ],
@@ -113,6 +118,33 @@ def test_what_a_user_has_set_is_not_found():
     assert settings["trainer"]["max_epochs"] == 7
     assert arguments[2:] == options
     assert told == "20 images, 3 × 32 × 32: 10 to train on, 6 held out, 4 for FID"
+
+
+@pytest.mark.parametrize("asked", ["last", "runs/pictures/version_3"])
+def test_a_run_goes_on_by_the_method_that_it_began_with(asked):
+    write("pictures", num=200, size=(8, 8))
+    run = Path("runs/pictures/version_3")
+    (run / "checkpoints").mkdir(parents=True)
+    (run / "checkpoints" / "last.ckpt").touch()
+    began = {
+        "agc": {"threshold": 0.5, "criterion": "ratio"},
+        "averaging": {"num_shards": 4, "every_n_epochs": 7},
+        "data": {"init_args": {"batch_size": 5}},
+    }
+    (run / "config.yaml").write_text(yaml.safe_dump(began))
+
+    def settings_after(*options):
+        arguments, _ = with_images(["fit", "--images=pictures", *options])
+        return yaml.safe_load(arguments[1].removeprefix("--config="))
+
+    settings = settings_after("--ckpt_path", asked)
+    assert settings["averaging"] == began["averaging"]
+    assert settings["agc"] == began["agc"]
+    assert settings["data"]["init_args"]["duplicates"] == "keep"  # before there was a choice
+    assert settings["data"]["init_args"]["batch_size"] == 5
+    afresh = settings_after()
+    assert afresh["averaging"]["num_shards"] == 1
+    assert afresh["data"]["init_args"]["duplicates"] == "drop"
 
 
 def test_without_images_arguments_stay_as_they_are():
