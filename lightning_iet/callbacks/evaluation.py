@@ -46,8 +46,7 @@ from lightning_iet.metrics.frechet import frechet_distance
 from lightning_iet.utilities.checkpoints import next_epoch
 from lightning_iet.utilities.errors import arguments_called
 from lightning_iet.utilities.files import check_writable, run_folder
-from lightning_iet.utilities.lightning import Position, find_callback, order_callbacks
-from lightning_iet.utilities.random import isolated_module
+from lightning_iet.utilities.lightning import Position, find_callback, isolated_module, order_callbacks
 
 
 class RunHistory:

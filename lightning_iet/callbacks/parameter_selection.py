@@ -30,8 +30,7 @@ from lightning_iet.modules.svdiff import rebuild_bases, share_bases, spectral_sh
 from lightning_iet.shards.ema import averaged_modules, unregistered_averages, weight_averagings
 from lightning_iet.utilities.errors import first_line
 from lightning_iet.utilities.files import write_atomically
-from lightning_iet.utilities.lightning import Callback, patched_attribute
-from lightning_iet.utilities.modules import named_part
+from lightning_iet.utilities.lightning import Callback, named_part, patched_attribute
 
 _SHARDED = ("FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy")
 

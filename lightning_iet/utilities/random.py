@@ -7,9 +7,6 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from torch import nn
-
-from lightning_iet.utilities.modules import distinct_modules
 
 
 def seed_rng(seed: int, *, devices: bool = True) -> None:
@@ -72,23 +69,3 @@ def isolated_rng(seed: int | None = None) -> Iterator[None]:
         yield
     finally:
         set_rng_state(state)
-
-
-@contextmanager
-def isolated_module(module: nn.Module, *, seed: int = 0) -> Iterator[None]:
-    """Use a module inside a block, seeded, and restore random generators and the training mode of each part after it.
-
-    Example:
-        >>> model = nn.Sequential(nn.Dropout(), nn.Dropout().eval())
-        >>> with isolated_module(model):
-        ...     _ = model.eval()
-        >>> model.training, model[0].training, model[1].training
-        (True, True, False)
-    """
-    modes = [(part, part.training) for _, part in distinct_modules(module)]
-    try:
-        with isolated_rng(seed=seed):
-            yield
-    finally:
-        for part, mode in modes:
-            part.training = mode

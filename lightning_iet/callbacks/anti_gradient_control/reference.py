@@ -25,9 +25,8 @@ from lightning_iet.data.sharding import inner_datamodule
 from lightning_iet.data.splits import select_disjoint
 from lightning_iet.functional.seeding import derive_seed
 from lightning_iet.utilities.errors import first_line
-from lightning_iet.utilities.lightning import do_nothing, patched_attribute
-from lightning_iet.utilities.modules import distinct_modules
-from lightning_iet.utilities.random import isolated_module, isolated_rng
+from lightning_iet.utilities.lightning import distinct_modules, do_nothing, isolated_module, patched_attribute
+from lightning_iet.utilities.random import isolated_rng
 
 
 class MeasuredStep:

@@ -16,8 +16,7 @@ from lightning_iet.shards.ema import Slot, averages_beside, is_users_object, unr
 from lightning_iet.shards.groups import shortened
 from lightning_iet.shards.layout import checksums
 from lightning_iet.shards.state import ShardwiseCallback
-from lightning_iet.utilities.lightning import Callback, find_callbacks, lightning_classes
-from lightning_iet.utilities.modules import distinct_modules
+from lightning_iet.utilities.lightning import Callback, distinct_modules, find_callbacks, lightning_classes
 
 
 def check_split(in_data: int | None, num_shards: int, trainer: Trainer) -> None:

@@ -36,8 +36,7 @@ from lightning_iet.callbacks.anti_gradient_control.losses.protocols import (
     TrainingStepLosses,
     UnsupportedModule,
 )
-from lightning_iet.utilities.lightning import do_nothing, patched_attribute
-from lightning_iet.utilities.modules import distinct_modules, named_part
+from lightning_iet.utilities.lightning import distinct_modules, do_nothing, named_part, patched_attribute
 
 
 def open_losses(
