@@ -32,9 +32,9 @@ from lightning_iet.shards.ema import (
     UnregisteredAverages,
     sharded_averages,
 )
+from lightning_iet.shards.engine import ShardSchedule, own_shard
 from lightning_iet.shards.groups import broadcast_model, check_same_everywhere, gather_shards, make_groups
 from lightning_iet.shards.layout import FrozenWatch
-from lightning_iet.shards.schedule import ShardSchedule, own_shard
 from lightning_iet.shards.state import Offload
 from lightning_iet.utilities.lightning import (
     Callback,

@@ -3,7 +3,7 @@ from hypothesis import strategies as st
 
 from lightning_iet.data import ShardPlan, ShardSampler
 from lightning_iet.functional.sharding import partition
-from lightning_iet.shards.schedule import ShardSchedule
+from lightning_iet.shards.engine import ShardSchedule
 
 
 def sampler(num_shards, *, epoch=0, done=(), processes=1, rank=0, round_steps=None):
