@@ -106,14 +106,14 @@ def compare(baseline: Callable[[], object], audit: Callable[[], object], repeats
     """Time both in turns; return the seconds of each, of the clock and of the cores, and the audit's peak memory."""
     found: tuple[list[float], ...] = ([], [], [], [], [])
     for _ in range(repeats):
-        Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
-        before = status("VmRSS")
         for side, work in enumerate((baseline, audit)):
+            Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+            before = status("VmRSS")
             start, used = perf_counter(), process_time()
             work()
             found[side].append(perf_counter() - start)
             found[2 + side].append(process_time() - used)
-        found[4].append(status("VmHWM") - before)
+        found[4].append(status("VmHWM") - before)  # of the audit, which was the last
     return found
 
 

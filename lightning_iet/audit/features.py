@@ -18,9 +18,11 @@ from lightning_iet.utilities.files import printable
 from lightning_iet.utilities.fingerprints import digest, hash_weights
 
 PIXELS, SSCD = "pixels", "sscd"
+VERSION = 2  # to be raised when bits of features change, as with the images that go through a network at once
 BATCH = 256  # images that go through a network at once on a GPU, and lie in one block of the cache
 # On a CPU fewer, so that what a layer gives is below 32 MiB: larger tensors are mapped and unmapped anew by the system
-# for every layer, which takes more time than the arithmetic. Up to 8 large images also give the same bits as one alone.
+# for every layer, which takes more time than the arithmetic (measured on one and on two cores; on many, more images may
+# be faster). On one thread up to 8 large images also give the same bits as one alone.
 SIDES = {"efficientnet": 224, "sscd": 288, "inception": 299, "clean-inception": 299, "clip": 224}  # pixels they work on
 PIXELS_AT_ONCE = 2**18
 TRIED = 16  # images on which the time is measured, where there are 20 times as many
@@ -105,7 +107,7 @@ def extract(images: ImageSet, features: Features, cache: BlockCache, *, argument
 
 
 def _key(images: ImageSet, features: Features, start: int) -> str:
-    return digest("features", features.name, features.sha256, *images.pixels.shape, images.sha256, start)
+    return digest("features", VERSION, features.name, features.sha256, *images.pixels.shape, images.sha256, start)
 
 
 def estimated_seconds(sets: Mapping[str, ImageSet], features: Features, cache: BlockCache, *, versions: int) -> float:

@@ -61,7 +61,7 @@ def _shifted(view: View, dx: int, dy: int) -> View:
     return shift if dx or dy else view
 
 
-VERSION = 1  # of the searches below: raised with every change of what they find
+VERSION = 2  # of the searches below: raised with every change of what they find
 BLOCK = 4096  # images that are searched for together, for references are prepared anew for every block
 
 
