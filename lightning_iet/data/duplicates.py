@@ -121,6 +121,30 @@ class Repeated(_Rearranged):
         super().__init__(samples, [*range(len(samples)), *more])
 
 
+class SomeSamples(_Rearranged):
+    """Samples at some places of a data set, with their classes.
+
+    Args:
+        samples: Yields tuples that begin with image and condition, and end with the index.
+        places: Positions of those that are taken, shape ``(m,)``.
+
+    Attributes:
+        targets: Their classes, where the samples have classes.
+
+    Example:
+        >>> some = SomeSamples([("cat", 0, 0), ("dog", 1, 1)], torch.tensor([1]))
+        >>> some[0]
+        ('dog', 1, 0)
+    """
+
+    targets: Tensor
+
+    def __init__(self, samples: Any, places: Tensor) -> None:
+        super().__init__(samples, places)
+        if hasattr(samples, "targets"):
+            self.targets = samples.targets[places]
+
+
 class OncePerGroup(Dataset[tuple[Tensor, Any, int]]):
     """Samples of which near-duplicates count as one: each item is one group, shown by one of its members at random.
 
@@ -167,7 +191,7 @@ class OncePerGroup(Dataset[tuple[Tensor, Any, int]]):
         return (*self.samples[int(chosen)][:-1], index)
 
 
-class FirstOfGroups(_Rearranged):
+class FirstOfGroups(SomeSamples):
     """Samples without their near-duplicates: of each group the first member alone.
 
     Args:
@@ -184,8 +208,6 @@ class FirstOfGroups(_Rearranged):
         [('cat', 0, 0), ('dog', 0, 1)]
     """
 
-    targets: Tensor
-
     def __init__(self, samples: Any, group: Tensor) -> None:
         if len(samples) != len(group):
             raise ValueError(
@@ -194,8 +216,6 @@ class FirstOfGroups(_Rearranged):
         every = torch.arange(len(group))
         first = torch.full((int(group.max()) + 1,), len(group)).scatter_reduce(0, group, every, "amin")
         super().__init__(samples, first[first < len(group)].sort().values)
-        if hasattr(samples, "targets"):
-            self.targets = samples.targets[self.places]
 
 
 def images_of(samples: Any) -> Tensor:

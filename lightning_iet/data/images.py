@@ -10,6 +10,8 @@ from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -20,6 +22,7 @@ from lightning_iet.data.duplicates import (
     FirstOfGroups,
     OncePerGroup,
     Repeated,
+    SomeSamples,
     images_of,
     repeat_images,
     write_groups,
@@ -43,6 +46,8 @@ from lightning_iet.functional.checks import check_at_least, check_choice, unit_i
 from lightning_iet.functional.duplicates import Duplicates, duplicate_groups
 from lightning_iet.functional.seeding import derive_seed
 from lightning_iet.utilities.files import run_folder
+from lightning_iet.utilities.lightning import is_trial
+from lightning_iet.utilities.text import counted
 
 log = logging.getLogger(__name__)
 
@@ -369,7 +374,8 @@ class ImageDataModule(pl.LightningDataModule):
         seed: Seed of the split.
         duplicates: What becomes of near-duplicates among the training images, found by pixels as the audit finds them:
             ``"keep"``; ``"drop"`` trains on one image of each group; ``"balance"`` draws each group as often as one
-            image, by one of its members at random. Groups are listed in ``duplicates.csv`` of the run folder.
+            image, by one of its members at random. Groups are listed in ``duplicates.csv`` of the run folder. With
+            ``"drop"`` and ``"balance"``, held-out images that are near-duplicates of training images are left out.
         repeated_images: A stress test: so many training images occur ``repeats`` times, slightly changed
             (with captions: in exact copies). 0 = none.
         repeats: How often each of them occurs.
@@ -381,6 +387,7 @@ class ImageDataModule(pl.LightningDataModule):
         reference_set: Further held-out images, which FID compares with; or ``None``.
         skipped: Images that were left out, with their reasons.
         duplicate_groups: Near-duplicates among the training images; ``None`` where they were not looked for.
+        num_look_alikes: Number of images that were held out and left out, as near-duplicates of training images.
 
     Raises:
         ValueError: For arguments out of range; in ``setup``, for images, labels and numbers that do not fit.
@@ -471,6 +478,8 @@ class ImageDataModule(pl.LightningDataModule):
         self.repeats = repeats
         self.skipped: list[Skip] = []
         self.duplicate_groups: Duplicates | None = None
+        self.num_look_alikes = 0
+        self._names_to_list: list[str] | None = None  # of training images, until their groups are written
         self.magnitudes: Magnitudes | None = None  # of an augmentation that is at work
         self.draws: DrawTable | None = None  # of anti-gradient control that draws by weight
 
@@ -491,8 +500,9 @@ class ImageDataModule(pl.LightningDataModule):
             self.fetch()
 
     def setup(self, stage: str) -> None:
-        """Make the three sets, once."""
+        """Make the three sets, once; a run that trains lists near-duplicates, also where they were made before it."""
         if "train_set" in vars(self):
+            self._list_groups()
             return
         prepare = Preparation(self.channels, self.image_size, self.fit, self.value_range)
         sizes, loaded = self._synthetic() if self.synthetic else (self.set_sizes, self.load())
@@ -516,11 +526,14 @@ class ImageDataModule(pl.LightningDataModule):
     def arrange(self, train: Dataset[Any]) -> Dataset[Any]:
         """Repeat some training images, then drop or balance near-duplicates, as the options say.
 
+        Near-duplicates of training images leave ``control_set`` and ``reference_set``, which have to be there.
+
         Args:
             train: Yields ``(image, condition, index)``.
 
         Raises:
-            ValueError: If more images are to be repeated than there are.
+            ValueError: If more images are to be repeated than there are; if all training images are near-duplicates of
+                one another, or all of a held-out set are of training images.
         """
         if self.repeated_images:
             labels = labels_of(train)
@@ -536,20 +549,52 @@ class ImageDataModule(pl.LightningDataModule):
                 train = IndexedImages(images, labels[order][source])
         if self.duplicates == "keep":
             return train
-        self.duplicate_groups = duplicate_groups(images_of(train))
-        self._report(self.duplicate_groups)
-        group = self.duplicate_groups.group
-        return OncePerGroup(train, group) if self.duplicates == "balance" else FirstOfGroups(train, group)
+        images = images_of(train)
+        found = self.duplicate_groups = duplicate_groups(images)
+        if found.largest == len(images) > 1:
+            raise ValueError(
+                f"Argument `duplicates` expected different images to train on, but all {len(images)} are "
+                "near-duplicates of one another. Add others, or keep them with --data.duplicates keep."
+            )
+        held_out = self._leave_out_look_alikes(images)
+        self._names_to_list = [name_of(train, index) for index in range(len(images))]
+        rank_zero_info(_told(found, self.duplicates, left_out=self.num_look_alikes, held_out=held_out))
+        self._list_groups()
+        return OncePerGroup(train, found.group) if self.duplicates == "balance" else FirstOfGroups(train, found.group)
 
-    def _report(self, found: Duplicates) -> None:
-        """Log what was found, and list it in the run folder."""
-        if self.trainer is not None and not self.trainer.is_global_zero:
+    def _leave_out_look_alikes(self, train: Tensor) -> int:
+        """Leave near-duplicates of training images out of the held-out sets; return how many images these had.
+
+        They are looked for among all images at once. Held-out images that are near-duplicates of one another stay.
+        """
+        sets = {name: getattr(self, name) for name in ("control_set", "reference_set")}
+        sets = {name: samples for name, samples in sets.items() if samples is not None}
+        if not sets:
+            return 0
+        parts = [unit_interval(images) for images in (train, *map(images_of, sets.values()))]
+        group = duplicate_groups(torch.cat(parts)).group.split([len(part) for part in parts])
+        trained_on, self.num_look_alikes = group[0].unique(), 0
+        for (name, samples), of_set in zip(sets.items(), group[1:], strict=True):
+            places = (~torch.isin(of_set, trained_on)).nonzero()[:, 0]
+            if not len(places):
+                raise ValueError(
+                    "Argument `duplicates` expected held-out images that differ from those to train on, but all "
+                    f"{len(of_set)} of `{name}` are near-duplicates of training images. Hold out more, or keep them "
+                    "with --data.duplicates keep."
+                )
+            if len(places) < len(of_set):
+                self.num_look_alikes += len(of_set) - len(places)
+                setattr(self, name, SomeSamples(samples, places))
+        return sum(map(len, group[1:]))
+
+    def _list_groups(self) -> None:
+        """List near-duplicates in the run folder, if a run trains and has not listed them yet."""
+        trainer, names, found = self.trainer, self._names_to_list, self.duplicate_groups
+        if trainer is None or trainer.state.fn != TrainerFn.FITTING or names is None or found is None:
             return
-        fate = "one of each is kept" if self.duplicates == "drop" else "each group is drawn as often as one image"
-        log.info(f"{found.images} training images lie in {len(found.members)} groups of near-duplicates; {fate}.")
-        if self.trainer is not None and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
-            names = [str(index) for index in range(len(found.group))]
-            write_groups(found, names, run_folder(self.trainer) / "duplicates.csv")
+        self._names_to_list = None
+        if trainer.is_global_zero and not is_trial(trainer):
+            write_groups(found, names, run_folder(trainer) / "duplicates.csv")
 
     def _checked_source(self, source: Dataset[Any], prepare: Preparation) -> CheckedSource:
         return check_source(
@@ -633,6 +678,24 @@ class ImageDataModule(pl.LightningDataModule):
             worker_init_fn=IgnoreFirstSigterm(),
             pin_memory=torch.cuda.is_available(),
         )
+
+
+def _told(found: Duplicates, how: Duplication, *, left_out: int, held_out: int) -> str:
+    """Say what was found of near-duplicates, and what becomes of them.
+
+    Example:
+        >>> found = duplicate_groups(torch.tensor([0.0, 0.0, 0.5, 0.9])[:, None])
+        >>> print(_told(found, "drop", left_out=1, held_out=8))
+        2 of 4 training images lie in 1 group of near-duplicates: one of each is trained on. 1 of 8 held-out images ...
+    """
+    fate = "one of each is trained on" if how == "drop" else "each group is drawn as often as one image"
+    groups = f"{counted(len(found.members), 'group')} of near-duplicates: {fate}"
+    said = f"{found.images:,} of {len(found.group):,} training images lie in {groups}."
+    if not found.members:
+        said = f"None of {len(found.group):,} training images are near-duplicates of one another."
+    if left_out:
+        said += f" {left_out:,} of {held_out:,} held-out images are near-duplicates of training images, and left out."
+    return said
 
 
 def absent(title: str, expected: str, root: Path | None) -> FileNotFoundError:

@@ -291,7 +291,13 @@ def in_mib(number: float | None) -> str:
 
 
 class PlanningTrainer(pl.Trainer):
-    """A trainer that can also say what training will cost."""
+    """A trainer that can also say what training will cost.
+
+    Attributes:
+        is_measuring: Whether it trains to measure the time of a step.
+    """
+
+    is_measuring = False
 
     def plan(
         self,
@@ -351,7 +357,9 @@ class PlanningTrainer(pl.Trainer):
             denoiser=None if groups is None else groups.total,
         )
         if measure_steps:
+            self.is_measuring = True
             cost = _measured(self, model, datamodule, cost, steps=measure_steps)
+            self.is_measuring = False
         rich.get_console().print(cost_table(cost))
         if out is not None:
             write_json(Path(out), {"steps": cost.schedule.process_steps, "seconds": cost.seconds})

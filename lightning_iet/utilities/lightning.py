@@ -57,6 +57,11 @@ def lightning_classes(*paths: str) -> tuple[type, ...]:
     )
 
 
+def is_trial(trainer: pl.Trainer) -> bool:
+    """Return whether a run takes a few steps as a trial, and keeps nothing: by ``fast_dev_run``, or to plan by."""
+    return bool(trainer.fast_dev_run) or getattr(trainer, "is_measuring", False)  # type: ignore[attr-defined]
+
+
 class Position(IntEnum):
     """Where a callback stands among those of a trainer, which calls each hook of all of them in this order."""
 

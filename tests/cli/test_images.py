@@ -288,8 +288,8 @@ def test_several_processes_do_not_measure_each_for_itself(slow, monkeypatch):
 
 def test_from_a_folder_to_samples_with_what_is_installed(capsys, caplog, monkeypatch):
     monkeypatch.setattr("lightning_iet.metrics.features.find_spec", lambda name: None)  # no feature network
-    for name in "ab":
-        write(f"pets/{name}", num=12, size=(9, 11))
+    for seed, name in enumerate("ab"):
+        write(f"pets/{name}", num=12, size=(9, 11), seed=seed)
     monkeypatch.setattr("lightning_iet.cli.trainer.seconds_of_step", lambda *_: 1000.0)
     caplog.set_level("INFO", "lightning.pytorch.utilities.rank_zero")
     main(["fit", "--images", "pets", *FEW, "--trainer.max_epochs=21"])
@@ -297,7 +297,9 @@ def test_from_a_folder_to_samples_with_what_is_installed(capsys, caplog, monkeyp
     assert "memorized" in table
     assert "No FID" in table
     assert "24 images, 3 × 8 × 8, 2 classes: 16 to train on, 4 held out, 4 for FID; " in caplog.text
+    assert caplog.text.count("None of 16 training images are near-duplicates of one another.") == 1
     run = Path("runs/pets/version_0")
+    assert (run / "duplicates.csv").read_text() == "group,images,name,kept_by_drop\n"
     saved = yaml.safe_load((run / "config.yaml").read_text())
     assert saved["data"]["init_args"]["root"] == "pets"
     assert saved["data"]["init_args"]["image_size"] == 8

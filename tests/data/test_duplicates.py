@@ -8,8 +8,10 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import CSVLogger
 
 from lightning_iet.data import DigitsDataModule, ImageDataModule, IndexedImages, ShardedDataModule
-from lightning_iet.data.duplicates import FirstOfGroups, OncePerGroup, Repeated, repeat_images
+from lightning_iet.data.duplicates import FirstOfGroups, OncePerGroup, Repeated, images_of, repeat_images
 from lightning_iet.data.images import SyntheticImages
+from lightning_iet.data.samples import Samples
+from lightning_iet.functional.duplicates import duplicate_groups
 from tests.helpers.models import tiny_diffusion
 
 
@@ -136,13 +138,112 @@ def test_balanced_groups_are_split_into_shards_as_one_image():
     assert len(set(read)) == len(read)
 
 
+class Uneven(ImageDataModule):
+    """Images the first ones of which occur many times; ``source`` says which image each shows, in mixed order."""
+
+    def __init__(self, *, different=100, repeated=10, repeats=11, change="recolored", **options):
+        super().__init__(channels=1, **options)
+        generator = torch.Generator().manual_seed(0)
+        images = torch.rand(different, 1, 8, 8, generator=generator)
+        images, self.source = repeat_images(images, repeated=repeated, repeats=repeats, change=change)
+        order = torch.randperm(len(images), generator=generator)
+        self.images, self.source = images[order], self.source[order]
+
+    def load(self):
+        return IndexedImages(self.images, self.source % 2)
+
+
+def sources(data, samples):
+    """Which image each sample shows: samples of no file are named by their position."""
+    return [int(data.source[int(samples.name(index))]) for index in range(len(samples))]
+
+
+@pytest.mark.parametrize("how", ["drop", "balance"])
+def test_near_duplicates_of_training_images_are_not_held_out(how):
+    plain, uneven = (Uneven(num_control=40, duplicates=duplicates) for duplicates in ("keep", how))
+    for data in (plain, uneven):
+        data.setup("fit")
+    trained_on = set(sources(plain, plain.train_set))
+    gone = 0
+    for name in ("control_set", "reference_set"):
+        before, after = getattr(plain, name), getattr(uneven, name)
+        rest = [place for place, image in enumerate(sources(plain, before)) if image not in trained_on]
+        assert [after.name(index) for index in range(len(after))] == [before.name(place) for place in rest]
+        assert after.targets.tolist() == before.targets[rest].tolist()
+        assert all(torch.equal(after[index][0], before[place][0]) for index, place in enumerate(rest))
+        gone += len(before) - len(after)
+    assert uneven.num_look_alikes == gone > 20
+    assert len(uneven.train_set) == len(trained_on)
+    assert torch.equal(uneven.duplicate_groups.group, duplicate_groups(images_of(plain.train_set)).group)
+
+
+def test_held_out_near_duplicates_of_one_another_stay():
+    plain, uneven = (Uneven(num_control=30, repeats=2, duplicates=duplicates) for duplicates in ("keep", "drop"))
+    for data in (plain, uneven):
+        data.setup("fit")
+    held_out = sources(plain, plain.control_set) + sources(plain, plain.reference_set)
+    pairs = [image for image in held_out if held_out.count(image) == 2]
+    assert pairs  # else this test shows nothing
+    assert set(pairs) <= set(sources(uneven, uneven.control_set) + sources(uneven, uneven.reference_set))
+
+
+def test_where_held_out_images_are_different_the_sets_stay_as_they_are(caplog):
+    caplog.set_level("INFO", "lightning.pytorch.utilities.rank_zero")
+    data = Uneven(repeated=0, num_control=20, duplicates="drop")
+    data.setup("fit")
+    assert all(isinstance(samples, Samples) for samples in (data.control_set, data.reference_set))
+    assert caplog.messages == ["None of 60 training images are near-duplicates of one another."]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"different": 1, "repeated": 1, "repeats": 60},
+            "different images to train on, but all 20 are near-duplicates",
+        ),
+        ({"different": 2, "repeated": 2, "repeats": 30}, "but all 20 of `control_set` are near-duplicates of training"),
+    ],
+)
+def test_sets_that_would_be_empty_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        Uneven(**options, change="exact", num_control=20, duplicates="drop").setup("fit")
+
+
+def of_a_run(folder, **options):
+    return Trainer(
+        max_steps=1, limit_val_batches=0, logger=CSVLogger(folder), enable_checkpointing=False, accelerator="cpu",
+        enable_progress_bar=False, enable_model_summary=False, **options,
+    )  # fmt: skip
+
+
+def test_groups_of_data_that_were_set_up_before_the_run_are_listed_by_name(tmp_path, caplog):
+    caplog.set_level("INFO", "lightning.pytorch.utilities.rank_zero")
+    data = Uneven(num_control=40, duplicates="drop")
+    data.setup("fit")  # as to count the steps of a run
+    assert list(tmp_path.iterdir()) == []
+    found = data.duplicate_groups
+    (told,) = caplog.messages
+    assert told.startswith(f"{found.images} of 120 training images lie in {len(found.members)} groups of near-")
+    assert f" {data.num_look_alikes} of 80 held-out images are near-duplicates of training images, and left" in told
+    of_a_run(tmp_path / "a").fit(tiny_diffusion(), data)
+    assert caplog.messages.count(told) == 1
+    _, *rows = next(tmp_path.rglob("duplicates.csv")).read_text().splitlines()
+    names = [str(int(data.train_set.samples.indices[index])) for group in found.members for index in group]
+    assert [row.split(",")[2] for row in rows] == names
+    assert [int(data.source[int(name)]) for name in names[:11]].count(int(data.source[int(names[0])])) >= 2
+
+
+def test_a_trial_and_a_run_that_does_not_train_list_nothing(tmp_path):
+    of_a_run(tmp_path / "trial", fast_dev_run=True).fit(tiny_diffusion(), Uneven(num_control=40, duplicates="drop"))
+    data = Uneven(num_control=40, duplicates="drop")
+    of_a_run(tmp_path / "validated").validate(tiny_diffusion(), data, verbose=False)
+    assert list(tmp_path.rglob("duplicates.csv")) == []
+
+
 def test_groups_are_listed_in_the_run_folder(tmp_path):
     digits = DigitsDataModule(num_train=60, batch_size=16, repeated_images=2, repeats=5, duplicates="drop")
-    trainer = Trainer(
-        max_steps=1, limit_val_batches=0, logger=CSVLogger(tmp_path), enable_checkpointing=False, accelerator="cpu",
-        enable_progress_bar=False, enable_model_summary=False,
-    )  # fmt: skip
-    trainer.fit(tiny_diffusion(), digits)
+    of_a_run(tmp_path).fit(tiny_diffusion(), digits)
     lines = (next(tmp_path.rglob("duplicates.csv"))).read_text().splitlines()
     assert lines[0] == "group,images,name,kept_by_drop"
     assert [line.split(",")[1] for line in lines[1:11]] == ["5"] * 10

@@ -1,4 +1,5 @@
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -84,6 +85,16 @@ def test_measured_steps_tell_the_time_and_leave_nothing(config, capsys):
     assert f"{4 if config == 'iet_agc' else 1} shard(s) on each" in output
     assert "measured peak" in output
     assert "s for each step" in output
+    assert list(Path().iterdir()) == []
+
+
+def test_measured_steps_are_no_run_that_is_too_short_or_lists_its_images(capsys):
+    arguments = ["--config", str(DIGITS / "baseline.yaml"), "--model.unet.init_args.block_out_channels=[8,8]"]
+    arguments += ["--agc.criterion=record", "--agc.weigh=draws", "--data.duplicates=drop"]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "AntiGradientControl expected")
+        main(["plan", *arguments, "--model.unet.init_args.norm_num_groups=4", "--measure_steps=2"])
+    assert "s for each step" in " ".join(capsys.readouterr().out.split())
     assert list(Path().iterdir()) == []
 
 
