@@ -535,7 +535,7 @@ class Evaluation(pl.Callback):
     def _make_assessor(self, trainer: pl.Trainer) -> Assessor:
         train, control, reference = real_sets(getattr(trainer, "datamodule", None))
         agc = find_callback(trainer, AntiGradientControl)
-        reference_images = None if agc is None else agc.unseen_images
+        reference_images = None if agc is None else agc.held_out_while_training(trainer)
         if isinstance(reference_images, HeldOutImages) and reference_images.dataset is control:
             control = reference_images.others()  # those whose losses steer the training are no control any more
         if "membership_inference" in self.measures:

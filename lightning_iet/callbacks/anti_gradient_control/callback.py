@@ -49,7 +49,7 @@ from lightning_iet.functional.sample_record import (
 from lightning_iet.functional.sharding import to_assignment
 from lightning_iet.shards.groups import gather_rows
 from lightning_iet.utilities.checkpoints import next_epoch, warn_of_changes
-from lightning_iet.utilities.lightning import Callback, find_callbacks
+from lightning_iet.utilities.lightning import Callback, find_callbacks, is_trial
 
 Criterion: TypeAlias = Literal["ratio", "quantile", "record"]
 """By what a sample is judged: its loss over what is usual, its place among usual losses, or its own record."""
@@ -321,6 +321,7 @@ class AntiGradientControl(Callback):
         self._is_first_batch = True
         self._is_announced = False
         self._num_steps = 0
+        self._renewed_at = 0  # steps of this run before samples were last drawn by weight
 
     @property
     def is_off(self) -> bool:
@@ -367,7 +368,7 @@ class AntiGradientControl(Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Hook the module where its losses are."""
-        self._is_first_batch, self._is_announced, self._num_steps = True, False, 0
+        self._is_first_batch, self._is_announced, self._num_steps, self._renewed_at = True, False, 0, 0
         self._num_processes = trainer.world_size
         self._open_samples(trainer, pl_module)
         scaler = getattr(trainer.precision_plugin, "scaler", None)
@@ -453,8 +454,9 @@ class AntiGradientControl(Callback):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Remove the hooks; plot the losses of training and reference images."""
         self._stack.close()
-        is_short = self.draws is not None and int(self.draws.draw_clock[1]) <= 1
-        if is_short and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+        epochs = None if self.draws is None else int(self.draws.draw_clock[1])
+        is_short = epochs == 0 or (epochs == 1 and self._num_steps == self._renewed_at)
+        if is_short and not is_trial(trainer):
             rank_zero_warn(
                 "AntiGradientControl expected more than one epoch for weigh='draws', the first of which draws each"
                 " sample once, but this run had no second one, and nothing was changed. Use weigh='losses', or train"
@@ -712,6 +714,7 @@ class AntiGradientControl(Callback):
         if self.draws is None or self.records is None or self._table is None:
             return
         if trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+            self._renewed_at = self._num_steps
             self.draws.renew(self.records, epochs_ended=trainer.current_epoch + 1)
             self.draws.share(self._num_processes)
             self._table.write(self.draws.draw_table.cpu())
@@ -983,6 +986,10 @@ class AntiGradientControl(Callback):
     def unseen_images(self) -> ReferenceImages | None:
         """Where unseen images come from, while a run lasts; None without a reference to such."""
         return self._reference.images
+
+    def held_out_while_training(self, trainer: pl.Trainer) -> ReferenceImages | None:
+        """Return :attr:`unseen_images`; of a run that does not train, the validation images that training takes."""
+        return self._reference.held_out_while_training(trainer)
 
     def _all_statistics(self) -> TimestepStatistics:
         """The finished epochs of all processes and the current one of this process."""

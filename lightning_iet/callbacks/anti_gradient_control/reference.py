@@ -19,6 +19,7 @@ from torchmetrics import Metric
 
 from lightning_iet.callbacks.anti_gradient_control.losses import LossSource, UnsupportedModule
 from lightning_iet.data.augmentation import unaugmented
+from lightning_iet.data.images import ImageDataModule
 from lightning_iet.data.samples import labels_of
 from lightning_iet.data.shard_sampler import ShardBatch, ShardSampler, StreamedSamples
 from lightning_iet.data.sharding import inner_datamodule
@@ -301,7 +302,9 @@ def other_shards(trainer: pl.Trainer) -> OtherShards:
 def held_out_images(trainer: pl.Trainer, number: int | None) -> HeldOutImages:
     """Take images from the data module's ``anchor_set`` if it has one, else from the validation set.
 
-    Of an ``anchor_set`` all are taken by default, of a validation set 16, with its classes in equal shares.
+    Of an ``anchor_set`` all are taken by default, of a validation set 16, with its classes in equal shares. At most
+    half are taken of a validation set that is smaller than was asked for: synthetic, or without look-alikes of training
+    images.
 
     Raises:
         ValueError: If there are none, fewer than asked for, or they cannot be read out of turn.
@@ -318,13 +321,17 @@ def held_out_images(trainer: pl.Trainer, number: int | None) -> HeldOutImages:
         )
     length = len(dataset)
     wanted = number or (length if anchors is not None else min(length, _VALIDATION_IMAGES))
+    inner, fewer = inner_datamodule(trainer), ""
+    if anchors is None and isinstance(inner, ImageDataModule) and (inner.synthetic or inner.num_look_alikes):
+        asked, wanted = wanted, min(wanted, max(length // 2, 1))
+        fewer = f" rather than {asked}, so that half of this smaller set is left" if wanted < asked else ""
     if not 1 <= wanted <= length:
         raise ValueError(
             f"Argument `reference_images` expected at most the {length} images of the {where}, but got {wanted}."
             " Hold out more images, or take fewer."
         )
     rank_zero_info(
-        f"AntiGradientControl: its unseen images are {wanted} of the {length} of the {where}."
+        f"AntiGradientControl: its unseen images are {wanted} of the {length} of the {where}{fewer}."
         + (" An Evaluation leaves them out of its control." if anchors is None else "")
     )
     batched = loader.batch_sampler is not None
@@ -395,6 +402,16 @@ class ReferenceLosses:
         """Choose the held-out images, once the data are set up."""
         if self.reference == "held_out":
             self.images = held_out_images(trainer, self.num_images)
+
+    def held_out_while_training(self, trainer: pl.Trainer) -> ReferenceImages | None:
+        """Return the images that a run takes from its validation set: also of one that does not train, the same ones.
+
+        None where there are none. Of a run that trains, those of every reference.
+        """
+        anchored = getattr(getattr(trainer, "datamodule", None), "anchor_set", None) is not None
+        if self.images is not None or self.reference != "held_out" or anchored:
+            return self.images
+        return held_out_images(trainer, self.num_images)
 
     def open(self, trainer: pl.Trainer, module: pl.LightningModule, losses: LossSource) -> None:
         """Get ready to measure; refuse what cannot work before the first step."""

@@ -422,6 +422,14 @@ def test_a_checkpoint_of_another_training_set_leaves_the_table(tmp_path):
 def test_a_run_of_one_epoch_is_told_that_nothing_changed(tmp_path):
     with pytest.warns(UserWarning, match="expected more than one epoch for weigh='draws'"):
         fit(tmp_path, Known(), control(), epochs=1)
+    with pytest.warns(UserWarning, match="expected more than one epoch for weigh='draws'"):
+        fit(tmp_path, Known(), control(), max_steps=8)
+
+
+def test_a_run_that_ends_within_its_second_epoch_has_drawn_by_weight(tmp_path):
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "AntiGradientControl expected")
+        fit(tmp_path, Known(), control(), max_steps=9)
 
 
 def test_redistribution_needs_samples_that_are_left_out(tmp_path):

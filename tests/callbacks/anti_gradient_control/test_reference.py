@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, IterableDataset, Subset, TensorDataset
 
 from lightning_iet import AntiGradientControl, DigitsDataModule, ParameterAveragingCallback, ShardedDataModule
 from lightning_iet.callbacks.evaluation import Evaluation
+from lightning_iet.data import ImageDataModule, IndexedImages
 from lightning_iet.functional.seeding import derive_seed
 from lightning_iet.functional.sharding import partition
 from lightning_iet.utilities.random import isolated_rng, seed_rng
@@ -461,6 +462,32 @@ def test_an_anchor_set_comes_first(tmp_path, shards):
     assert agc.run_statistics.unseen.sum() == 20
 
 
+class Repetitive(ImageDataModule):
+    """40 different images, the first ten of which occur three times."""
+
+    def load(self):
+        images = torch.rand(40, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+        return IndexedImages(torch.cat([images, images[:10], images[:10]]))
+
+
+@pytest.mark.parametrize("options", [{"synthetic": True, "image_size": 8}, {"duplicates": "drop", "num_control": 20}])
+@pytest.mark.parametrize("asked", [64, 3])
+def test_of_a_set_that_is_smaller_than_asked_for_half_is_left(tmp_path, options, asked):
+    found = {}
+
+    class Look(pl.Callback):
+        def on_train_start(self, trainer, pl_module):
+            found.update(taken=len(agc.unseen_images.indices), others=len(agc.unseen_images.others()))
+
+    data = Repetitive(channels=1, batch_size=8, **options)
+    agc = AntiGradientControl(0.9, reference="held_out", reference_images=asked)
+    trainer = quiet_trainer(tmp_path, callbacks=[agc, Look()], max_steps=1, limit_val_batches=0)
+    trainer.fit(tiny_diffusion(), data)
+    length = len(data.control_set)
+    assert length < 20
+    assert found == {"taken": min(asked, length // 2), "others": length - min(asked, length // 2)}
+
+
 class Images(pl.LightningModule):
     """Draws noise."""
 
@@ -501,6 +528,30 @@ def test_the_evaluation_has_a_control_without_them_and_a_picture_is_drawn(tmp_pa
     for name in ("training_loss", "unseen_loss", "skip_rate"):
         assert any(column.startswith(f"agc/{name}/bin_") for column in columns)
     assert {"agc/gap", "agc/skip_rate"} <= set(columns)
+
+
+@pytest.mark.parametrize("shards", [1, 2])
+def test_a_checkpoint_is_measured_against_the_same_control_as_at_the_end_of_training(tmp_path, shards):
+    class Tested(Images):
+        test_step = Images.validation_step
+
+    def parts():
+        """A new run of the same settings."""
+        digits = DigitsDataModule(20, batch_size=5)
+        agc = AntiGradientControl(0.9, reference="held_out", num_timesteps=10, reference_images=100)
+        callbacks = [agc, Evaluation(700, num_inference_steps=2, k=5), ParameterAveragingCallback(shards)]
+        trainer = quiet_trainer(tmp_path, callbacks=callbacks, max_epochs=1, limit_val_batches=1, limit_test_batches=1)
+        return trainer, callbacks[1], digits if shards == 1 else ShardedDataModule(digits, shards)
+
+    module = Tested()
+    trainer, evaluation, data = parts()
+    trainer.fit(module, data)
+    control = evaluation.report["control"]
+    assert control["num_images"] == 512 - 100
+    for command in ("validate", "test"):
+        trainer, evaluation, data = parts()
+        getattr(trainer, command)(module, data, verbose=False)
+        assert evaluation.report["control"] == control
 
 
 def test_continuous_times_teach_no_bins(tmp_path):
