@@ -18,7 +18,7 @@ _DEPTH = 2048  # values of a row that go into one matrix product
 _LEVELS_DEPTH = 1024  # the same for 8-bit levels less 128: sums of so many products, at most 2^14 each, are exact
 _INTEGERS_DEPTH = 2**14  # the same in 32-bit integers, which hold sums of 2^17 such products …
 _INTEGERS = 2**22  # … values (4 MiB) that are converted at a time …
-_LEAST = 64  # … and values of a row below which it is not worth it
+INTEGERS_LEAST = 64  # … and values of a row below which it is not worth it
 _SPARE = 14  # candidates kept beyond k, so that rounding at the edge rarely asks for a second look
 _PAIRS = 2**18  # candidates of all queries together, when some are searched again
 # Distances of pairs
@@ -175,7 +175,7 @@ def level_distances(queries: Tensor, references: Tensor, squares: Tensor | None 
                 [1., 0.]], dtype=torch.float64)
     """
     # Of a single row, or column, torch's product may be wrong: pytorch/pytorch#195066.
-    large = min(len(queries), len(references)) > 1 and queries.shape[1] >= _LEAST
+    large = min(len(queries), len(references)) > 1 and queries.shape[1] >= INTEGERS_LEAST
     integers = large and queries.device.type == "cpu" and has_integer_products()
     depth, values = (_INTEGERS_DEPTH, _INTEGERS) if integers else (_LEVELS_DEPTH, _FLOATS)
     parts = _parts(queries.shape[1], depth)
@@ -194,21 +194,29 @@ def _centred(levels: Tensor, integers: bool) -> Tensor:
     return levels.view(torch.int8).bitwise_xor(-128) if integers else levels.float().sub_(128)
 
 
-@cache
 def has_integer_products() -> bool:
     """Tell whether torch multiplies matrices of 8-bit integers on this CPU, fast and exactly.
 
     Without instructions for it oneDNN may cut sums of products off at 16 bits, and torch's own loop is slow. So only
-    where there are such instructions, and the largest and smallest products are right.
+    where oneDNN is on, there are such instructions, and the largest and smallest products are right.
     """
-    if not (torch.backends.mkldnn.is_available() and "AVX512" in torch.backends.cpu.get_cpu_capability()):
+    is_on = getattr(torch._C, "_get_mkldnn_enabled", lambda: True)  # not in every torch
+    if not (torch.backends.mkldnn.is_available() and is_on()):
         return False
-    levels = torch.tensor([-128, 127, -1, 0], dtype=torch.int8).repeat_interleave(256)
+    try:
+        return "AVX512" in torch.backends.cpu.get_cpu_capability() and _multiplies_exactly()
+    except RuntimeError:  # no product for this CPU, or tensors without values, as under FakeTensorMode: asked again
+        return False
+
+
+@cache
+def _multiplies_exactly() -> bool:
+    levels = torch.tensor([-128, 127, -1, 0], dtype=torch.int8, device="cpu").repeat_interleave(256)
     x = torch.stack([levels, levels.flip(0), torch.full_like(levels, -128)]).repeat(11, 4)  # 33 rows of 4096
     y = torch.cat([x, levels.view(1, -1).roll(1).repeat(1, 4)])
     try:
         return torch.equal(torch._int_mm(x, y.T).long(), x.long() @ y.long().T)
-    except (AttributeError, RuntimeError):  # no such function in this torch, or none for this CPU
+    except AttributeError:  # no such function in this torch
         return False
 
 

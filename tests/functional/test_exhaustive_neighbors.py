@@ -2,11 +2,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch._subclasses import FakeTensorMode
 
 from lightning_iet.functional import exhaustive_neighbors
 from lightning_iet.functional.exhaustive_neighbors import (
     RELATIVE_ERROR,
     ExhaustiveSearch,
+    _multiplies_exactly,
     _partial_distances,
     _usual_rounding,
     float_rows,
@@ -137,12 +139,34 @@ def test_integers_are_multiplied_only_where_it_is_fast_and_exact(monkeypatch):
         pairs = (x.int()[:, None] * y.T.int()).unflatten(2, (-1, 2)).sum(dim=3)
         return pairs.clamp(-(2**15), 2**15 - 1).sum(dim=2, dtype=torch.int32)
 
-    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
-    for product, expected in ((saturating, False), (lambda x, y: x.int() @ y.int(), True)):
+    def exact(x, y):
+        return x.int() @ y.int()
+
+    def unsupported(x, y):
+        raise RuntimeError("not implemented for this CPU")
+
+    def answer(*, product=exact, capability="AVX512", available=True, enabled=True):
+        monkeypatch.setattr(exhaustive_neighbors, "_multiplies_exactly", _multiplies_exactly.__wrapped__)
+        monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: available)
+        monkeypatch.setattr(torch._C, "_get_mkldnn_enabled", lambda: enabled)
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
         monkeypatch.setattr(torch, "_int_mm", product)
-        assert has_integer_products.__wrapped__() is expected
-    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "DEFAULT")
-    assert has_integer_products.__wrapped__() is False
+        return has_integer_products()
+
+    assert answer() is True
+    assert answer(product=saturating) is False
+    assert answer(product=unsupported) is False
+    assert answer(capability="DEFAULT") is False
+    assert answer(available=False) is False
+    assert answer(enabled=False) is False
+
+
+def test_tensors_without_values_do_not_settle_how_integers_are_multiplied():
+    expected = has_integer_products()
+    _multiplies_exactly.cache_clear()
+    with FakeTensorMode():
+        assert has_integer_products() is False
+    assert has_integer_products() is expected
 
 
 def test_no_pairs_give_no_distances():
