@@ -69,6 +69,7 @@ def eager(monkeypatch):
     """Codes cost nothing, so that they are used in small searches too; and references come in many parts."""
     for cost in ("_TRIAL_COST", "_PER_PAIR", "_DOUBLE"):
         monkeypatch.setattr(neighbor_plan, cost, 0)
+    monkeypatch.setattr(neighbor_plan, "has_integer_products", lambda: False)
     monkeypatch.setattr(neighbors, "_CODED", 600)
     monkeypatch.setattr(neighbors, "_TOGETHER", (13, 9))
 
@@ -103,6 +104,17 @@ def test_codes_of_other_types(dtype):
         assert_found(queries, references, *search_rows(queries, references, 5))
 
 
+@pytest.mark.usefixtures("eager")
+def test_codes_must_save_more_where_8_bit_integers_are_multiplied(monkeypatch):
+    queries, references = ((255 * low_rank(n, seed=n)).round().to(torch.uint8) for n in (64, 2100))
+    for integers in (False, True):
+        monkeypatch.setattr(neighbor_plan, "has_integer_products", lambda answer=integers: answer)
+        assert (plan_projection(queries, references, 5) is None) is integers
+        assert plan_projection(queries.float() / 255, references.float() / 255, 5) is not None
+    monkeypatch.setattr(neighbor_plan, "_LENGTHS", (16,))
+    assert plan_projection(queries[:, :48], references[:, :48], 5) is not None  # too narrow for these instructions
+
+
 def test_the_plan_is_to_do_without_codes_on_noise_and_in_small_searches(monkeypatch):
     queries, references = low_rank(64, seed=2), low_rank(2100, seed=1)
     assert plan_projection(queries, references, 5) is None
@@ -114,3 +126,18 @@ def test_the_plan_is_to_do_without_codes_on_noise_and_in_small_searches(monkeypa
     noise = family("noise", 64, 192, seed=1), family("noise", 2100, 192, seed=2)
     assert plan_projection(*noise, 5) is None
     assert plan_projection(queries, references, 1000) is None  # half of the references are neighbours
+
+
+def test_a_trial_is_made_only_in_searches_of_20_times_its_cost(monkeypatch):
+    queries, references = ((255 * low_rank(n, seed=n)).round().to(torch.uint8) for n in (64, 2100))
+    trials = []
+    monkeypatch.setattr(
+        neighbor_plan, "principal_directions", lambda *args: trials.append(1) or principal_directions(*args)
+    )
+    for integers, share in ((False, 1), (True, 0.4)):
+        monkeypatch.setattr(neighbor_plan, "has_integer_products", lambda answer=integers: answer)
+        for cost, number in ((1.01, 0), (0.99, 1)):
+            monkeypatch.setattr(neighbor_plan, "_TRIAL_COST", cost * share * 64 * 2100 / 20)
+            plan_projection(queries, references, 5)
+            assert len(trials) == number
+            trials.clear()
