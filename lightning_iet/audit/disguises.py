@@ -17,6 +17,7 @@ are more alike than a photograph and its JPEG copy.
 """
 
 from collections.abc import Collection, Sequence
+from functools import cache as cached
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -260,16 +261,14 @@ def moved_rows(images: ImageSet, *, cache: BlockCache, argument: str, device: st
         Rows of norm one: features of EfficientNet at 64 x 64 pixels, amplitudes of the Fourier transform, thumbnails of
         8 x 8 pixels; shape ``(N, D)`` each, float32.
     """
-    network: list[EfficientNetFeatures] = []  # built only if something is missing in the cache
 
     def describe(place: slice, _: Progress) -> dict[str, Tensor]:
-        if not network:
-            network.append(EfficientNetFeatures(size=NETWORK_SIDE).to(device))
+        network = _network(device)  # only if something is missing in the cache
         pixels = images.pixels[place].to(device)
         with full_precision(torch.device(device).type), torch.inference_mode():
             grey = grey_images(pixels, _side(pixels, SIDE))
             batch = NETWORK_BATCH if pixels.device.type == "cpu" else NETWORK_BLOCK
-            seen = torch.cat([network[0](part) for part in pixels.split(batch)])
+            seen = torch.cat([network(part) for part in pixels.split(batch)])
             parts = {"network": seen, "spectrum": _spectrum(grey), "thumbnail": _thumbnail(grey)}
         return {name: F.normalize(rows.float()).cpu() for name, rows in parts.items()}
 
@@ -282,6 +281,12 @@ def moved_rows(images: ImageSet, *, cache: BlockCache, argument: str, device: st
         block=NETWORK_BLOCK,
     )
     return [torch.cat([block[name] for block in blocks]) for name in ("network", "spectrum", "thumbnail")]
+
+
+@cached
+def _network(device: str) -> EfficientNetFeatures:
+    """Build the network once for all sets: that takes as long as it does for some hundred images."""
+    return EfficientNetFeatures(size=NETWORK_SIDE).to(device)
 
 
 def undo(images: Tensor, originals: Tensor, maps: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from scipy.special import ndtri
 from scipy.stats import binomtest, fisher_exact, mannwhitneyu
 from torch import Tensor
 
@@ -46,8 +47,12 @@ def share(count: int, total: int) -> Share:
         >>> [round(part, 4) for part in astuple(share(0, 1000))]
         [0, 1000, 0.0, 0.0, 0.0038]
     """
-    interval = binomtest(count, total).proportion_ci(0.95, method="wilson")
-    return Share(count, total, count / total, float(interval.low), float(interval.high))
+    p, z = count / total, float(ndtri(0.975))
+    # As scipy's binomtest has it, which takes a hundred times as long, for a p-value as well.
+    denominator = 2 * (total + z**2)
+    center = (2 * total * p + z**2) / denominator
+    half = z / denominator * (4 * total * p * (1 - p) + z**2) ** 0.5
+    return Share(count, total, p, center - half if count else 0.0, center + half if count < total else 1.0)
 
 
 def excess(first: Share, second: Share) -> Excess:

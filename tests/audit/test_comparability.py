@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import ks_2samp
 from torchvision.transforms.functional import gaussian_blur
 
 from lightning_iet.audit import comparability
@@ -218,6 +219,22 @@ def test_few_images_do_not_differ_by_chance():
     for seed in range(40):
         few = eight_bits(phantoms(8, seed=10 + seed, channels=3))
         assert compare_sets(sets(few)) == []
+
+
+VALUES = st.lists(st.floats(0, 1, width=32), min_size=2, max_size=80).map(torch.tensor)
+
+
+@given(VALUES, VALUES)
+@settings(max_examples=20)
+def test_distances_and_their_p_values_equal_those_of_scipy(one, other):
+    expected = ks_2samp(one.numpy(), other.numpy(), method="asymp")
+    distance = comparability._distance(one, other)
+    assert distance == expected.statistic
+    assert comparability._p_value(distance, len(one), len(other)) == expected.pvalue
+
+
+def test_an_image_and_another_one_do_not_differ_beyond_chance():
+    assert comparability._p_value(1.0, 1, 1) == comparability._p_value(0.0, 0, 5) == 1
 
 
 REDDISH = torch.tensor([1.0, 0.6, 0.4]).view(1, 3, 1, 1)

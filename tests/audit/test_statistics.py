@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import binomtest
 
 from lightning_iet.audit.statistics import excess, nearer_distances, nearer_share, share
 
@@ -21,6 +22,13 @@ def test_wilson_interval(counts):
         if 0 < end < 1:
             distance = abs(found.share - end)
             assert distance == pytest.approx(1.959964 * (end * (1 - end) / total) ** 0.5, rel=1e-4)
+
+
+@given(COUNTS)
+def test_wilson_interval_equals_that_of_scipy(counts):
+    interval = binomtest(*counts).proportion_ci(0.95, method="wilson")
+    found = share(*counts)
+    assert (found.low, found.high) == (interval.low, interval.high)
 
 
 @given(COUNTS, COUNTS)
