@@ -292,10 +292,9 @@ def test_the_curve_of_the_gap(page, membership):
     assert steps == pytest.approx([steps[0]] * 3, abs=0.2)
 
 
-def test_one_timestep_is_a_point(audited, tmp_path):
+def test_one_timestep_is_a_point(small_audit):
     one = infer_membership(torch.rand(5, 1), torch.rand(5, 1), torch.tensor([500]))
-    write_report(audited, make_findings(audited, membership=one), tmp_path)
-    assert 'class="line"' in (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert 'class="line"' in render_page(small_audit, make_findings(small_audit, membership=one), pairs=100)
 
 
 def test_without_images_the_page_has_names_and_figures_only(audited, membership, tmp_path):
@@ -331,13 +330,13 @@ def test_the_record_says_what_was_found_and_how(report, audited):
     assert metrics["sets"]["train"]["repeated"] == 1
 
 
-def test_membership_is_silent_where_losses_were_not_measured(audited, tmp_path):
-    write_report(audited, make_findings(audited), tmp_path)
-    assert "loss" not in (tmp_path / "report.html").read_text(encoding="utf-8").partition("<body>")[2]
+def test_membership_is_silent_where_losses_were_not_measured(small_audit):
+    text = render_page(small_audit, make_findings(small_audit), pairs=100)
+    assert "loss" not in text.partition("<body>")[2]
 
 
-def test_no_pairs_and_no_duplicates(audited, tmp_path):
-    bare = replace(audited, duplicates=None, copies={"generated": audited.copies["generated"]})
+def test_no_pairs_and_no_duplicates(small_audit, tmp_path):
+    bare = replace(small_audit, duplicates=None, copies={"generated": small_audit.copies["generated"]})
     write_report(bare, make_findings(bare), tmp_path, pairs=0)
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "No pairs were asked for" in text

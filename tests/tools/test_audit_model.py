@@ -23,8 +23,14 @@ from tests.helpers.digit_models import digit_pixels, fresh_model, overfitted_mod
 from tests.helpers.image_folders import random_pixels, write_images
 
 DEFAULTS = inspect.signature(audit_model).parameters
-COMMAND = [part for name, value in QUICK_MODEL.items() for part in (f"--{name.replace('_', '-')}", str(value))]
-COMMAND += ["--train", "train", "--held-out", "held_out", "--out", "report"]
+OF_RUN = QUICK_MODEL | {"batch_size": 256, "loss_timesteps": 2, "show_images": False}  # 1,767 digits are held out
+
+
+def options(settings):
+    return [part for name, value in settings.items() for part in (f"--{name.replace('_', '-')}", str(value))]
+
+
+COMMAND = [*options(QUICK_MODEL), "--train", "train", "--held-out", "held_out", "--out", "report"]
 
 
 @pytest.fixture
@@ -38,9 +44,9 @@ def here(tmp_path, monkeypatch):
     return tmp_path
 
 
-def run(**options):
+def run(**given):
     settings = {"train": Path("train"), "held_out": Path("held_out"), "ckpt": Path("model.ckpt"), "out": Path("report")}
-    return audit_model(**settings | QUICK_MODEL | options)
+    return audit_model(**settings | QUICK_MODEL | given)
 
 
 def left_behind(here):
@@ -87,7 +93,7 @@ def run_folder(here):
 
 def test_a_run_is_audited_with_its_own_images(here, capsys):
     folder = run_folder(here)
-    command = [part for name, value in QUICK_MODEL.items() for part in (f"--{name.replace('_', '-')}", str(value))]
+    command = options(OF_RUN)
     main(["audit-model", "runs", *command, "--out", "own"])
     own = json.loads(Path("own/metrics.json").read_text(encoding="utf-8"))
 
@@ -111,7 +117,7 @@ def test_a_class_conditional_run_is_audited_with_its_own_classes(here):
     arguments = {"num_train": 30, "num_control": 40}
     path = own_images(here, arguments)
     save_checkpoint(fresh_model(unet={"num_class_embeds": 10}), path)
-    found = audit_model(ckpt=Path("runs"), out=Path("report"), **QUICK_MODEL)
+    found = audit_model(ckpt=Path("runs"), out=Path("report"), **OF_RUN)
     assert (found.membership.train, found.membership.held_out) == (30, 1767)
     digits = DigitsDataModule(**arguments)
     digits.setup("fit")
@@ -230,7 +236,7 @@ def test_half_of_the_images_or_another_reading_of_the_runs_is_refused(here, caps
 def test_what_a_model_has_memorized(here):
     write_images(here / "few", digit_pixels(0, 6))
     save_checkpoint(overfitted_model(digit_pixels(0, 6)), here / "overfitted.ckpt")
-    few = {"train": Path("few"), "loss_timesteps": 10, "overwrite": True}
+    few = {"train": Path("few"), "loss_timesteps": 10, "overwrite": True, "show_images": False}
     found = {name: run(ckpt=Path(f"{name}.ckpt"), **few).membership for name in ("model", "overfitted")}
     assert found["model"].auc_low < 0.5 < found["model"].auc_high
     assert found["overfitted"].auc > 0.9
@@ -243,8 +249,8 @@ def test_a_pipeline_of_diffusers_gives_the_same_figures(here):
     model = fresh_model()
     save_checkpoint(model, here / "model.ckpt")
     save_pipeline(model, here / "pipeline")
-    expected = run(out=Path("a")).as_dict()
-    found = run(out=Path("b"), ckpt=None, pipeline=Path("pipeline")).as_dict()
+    expected = run(out=Path("a"), show_images=False).as_dict()
+    found = run(out=Path("b"), ckpt=None, pipeline=Path("pipeline"), show_images=False).as_dict()
     for part in ("generated", "held_out", "membership"):
         assert found[part] == expected[part]
 
@@ -259,7 +265,7 @@ def test_drawn_images_are_those_of_the_sample_command(here, capsys):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(BlockCache, "store", store)
-        run(num_samples=4)
+        run(num_samples=4, show_images=False)
     main(["sample", "--ckpt", "model.ckpt", "--num-samples", "4", "--num-inference-steps", "3", "--out", "samples"])
     for number, pixels in enumerate(found):
         with Image.open(f"samples/{number:05d}.png") as image:
@@ -277,8 +283,8 @@ def test_grey_images_for_a_model_of_colours(here):
 def test_colours_are_left_aside_in_the_comparison_alone(here):
     unet = {"in_channels": 3, "out_channels": 3}
     save_checkpoint(fresh_model(unet=unet), here / "model.ckpt")
-    coloured = run(out=Path("coloured"))
-    grey = run(out=Path("grey"), grey=True)
+    coloured = run(out=Path("coloured"), show_images=False)
+    grey = run(out=Path("grey"), grey=True, show_images=False)
     assert {facts["channels"] for facts in metrics("grey")["sets"].values()} == {1}
     assert metrics("grey")["settings"]["grey"] is True
     assert grey.membership == coloured.membership
@@ -296,12 +302,13 @@ def draw_dim_blurred_digits(generator, drawing, cache):
 def test_remedies_that_are_refused_say_what_to_do(here, monkeypatch):
     """A model that draws dim and blurred digits, which differ in all that a range changes, and in sharpness."""
     monkeypatch.setattr("lightning_iet.tools.audit_model.draw", draw_dim_blurred_digits)
-    of_folders = remedies(run(num_samples=60))
+    settings = {"num_samples": 60, "loss_images": 20, "show_images": False}
+    of_folders = remedies(run(**settings))
     assert of_folders["brightness"].startswith("All files have 8 bits, which no range changes")
     assert "a model that draws noise is not trained yet" in of_folders["brightness"]
     assert "give that to `lightning-iet audit`" in of_folders["sharpness"]
     run_folder(here)
-    found = audit_model(ckpt=Path("runs"), out=Path("own"), **QUICK_MODEL | {"num_samples": 60})
+    found = audit_model(ckpt=Path("runs"), out=Path("own"), **QUICK_MODEL | settings)
     of_run = remedies(found)
     assert "give --train and --held-out besides" in of_run["brightness"]
     assert "give that to `lightning-iet audit`" in of_run["sharpness"]
@@ -315,8 +322,9 @@ def test_remedies_that_are_refused_say_what_to_do(here, monkeypatch):
 def test_a_model_that_draws_noise_is_told_so_and_no_option_is_named(here):
     """Neither of folders nor of a run, whose audits name other options."""
     run_folder(here)
-    own = audit_model(ckpt=Path("runs"), out=Path("own"), **QUICK_MODEL | {"num_samples": 60})
-    for found in (run(num_samples=60), own):
+    settings = {"num_samples": 60, "loss_images": 20, "show_images": False}
+    own = audit_model(ckpt=Path("runs"), out=Path("own"), **QUICK_MODEL | settings)
+    for found in (run(**settings), own):
         assert found.verdict.level == "open"
         assert found.verdict.answer.startswith(
             "Not decided: the generated images look like noise: the model is trained"
@@ -344,8 +352,8 @@ def test_images_are_brought_to_what_the_model_samples(here, capsys):
     content = torch.load("model.ckpt", weights_only=True)
     trained = {"image_size": (8, 8), "fit": "crop", "channels": 1, "range": "0:4095"}
     torch.save({**content, "ImageFolderDataModule": trained}, "trained.ckpt")
-    run(ckpt=Path("trained.ckpt"), train=Path("wide"), out=Path("by_checkpoint"))
-    run(train=Path("wide"), out=Path("by_option"), fit="crop")
+    run(ckpt=Path("trained.ckpt"), train=Path("wide"), out=Path("by_checkpoint"), show_images=False)
+    run(train=Path("wide"), out=Path("by_option"), fit="crop", show_images=False)
     assert metrics("by_checkpoint")["generated"] == metrics("by_option")["generated"]
     used = [[metrics(name)["settings"][key] for key in ("fit", "range")] for name in ("by_checkpoint", "by_option")]
     assert used == [["crop", "0:4095"], ["crop", "auto"]]

@@ -25,7 +25,8 @@ def _here(tmp_path, monkeypatch):
 
 def run(**options):
     given = {name: Path(name) for name in ("generated", "train", "held_out") if Path(name).exists()}
-    return audit(**given | {"out": Path("report"), "num_workers": 0, "overwrite": True, "moved": False} | options)
+    settings = {"out": Path("report"), "num_workers": 0, "overwrite": True, "moved": False}
+    return audit(**given | settings | {"show_images": False} | options)  # nobody looks at pictures
 
 
 def write_deep(folder, images, top):
@@ -210,6 +211,7 @@ def test_the_exit_status_tells_a_pipeline(copies, options, status):
     write_images(Path("held_out"), random_pixels(40, seed=2))
     write_images(Path("generated"), torch.cat([train[:copies], random_pixels(40, seed=1)]))
     arguments = ["--generated", "generated", "--train", "train", "--held-out", "held_out", "--num-workers", "0"]
+    arguments += ["--show-images", "false"]
     for number, share in enumerate(([], ["0.01"], ["0.5"]) if options else ([],)):
         expected = 0 if share == ["0.5"] else status
         arguments_here = [*arguments, "--out", f"report{number}", *options, *share]
@@ -233,7 +235,7 @@ def test_in_python_the_result_has_a_verdict_pairs_and_metrics():
     train = random_pixels(60)
     write_images(Path("train"), train)
     write_images(Path("generated"), torch.cat([train[:3], random_pixels(37, seed=1)]))
-    found = run(title="Ward 7", show_images=False)
+    found = run(title="Ward 7")
     assert found.verdict.level == "copies"
     assert found.metrics == metrics() | {"date": found.date}
     assert found.pairs[0]["sha256"] == found.pairs[0]["source_sha256"]
