@@ -350,7 +350,7 @@ def audit_images(
     settings = settings or Settings()
     sets = {"generated": generated, "train": train} | ({} if held_out is None else {"held_out": held_out})
     check_sets(sets, settings.k)
-    sets = _same_channels(sets)
+    sets = same_channels(sets)
     train = sets["train"]
     rows = {name: extract(images, features, cache, argument=name) for name, images in sets.items()}
     if features.name != PIXELS:
@@ -480,8 +480,8 @@ def _within(train: ImageSet, references: References | None, features: Features, 
     return nearest_references(train, references, features=features, cache=cache, rows=references.rows, **options)
 
 
-def _same_channels(sets: Mapping[str, ImageSet]) -> dict[str, ImageSet]:
-    """Repeat grey images over the channels where another set is in colour."""
+def same_channels(sets: Mapping[str, ImageSet]) -> dict[str, ImageSet]:
+    """Repeat grey images over the channels where another set is in colour; the others stay as they are."""
     channels = max(images.pixels.shape[1] for images in sets.values())
     return {
         name: replace(images, pixels=images.pixels.expand(-1, channels, -1, -1).contiguous())

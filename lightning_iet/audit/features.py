@@ -95,7 +95,7 @@ def extract(images: ImageSet, features: Features, cache: BlockCache, *, argument
         return features.rows(images.pixels)
     parts = in_blocks(
         f"Features of {argument} images",
-        [_key(images, features, start) for start in range(0, len(images), BATCH)],
+        [_key(images, features, start) for start in _starts(images)],
         lambda place, _: {"rows": features.rows(images.pixels[place]).cpu()},
         cache=cache,
         total=len(images),
@@ -110,27 +110,38 @@ def _key(images: ImageSet, features: Features, start: int) -> str:
     return digest("features", VERSION, features.name, features.sha256, *images.pixels.shape, images.sha256, start)
 
 
+def _starts(images: ImageSet) -> range:
+    return range(0, len(images), BATCH)
+
+
 def estimated_seconds(sets: Mapping[str, ImageSet], features: Features, cache: BlockCache, *, versions: int) -> float:
     """Measure on a few images about how long a network's features of all sets will take.
 
     Args:
-        sets: ``"train"`` and other images.
+        sets: ``"train"`` and other images, with the channels with which they are compared.
         features: what to take of them.
         cache: where features go; those that are there take no time.
         versions: in how many versions all but the training images are compared.
 
     Returns:
-        Seconds; 0 of pixels, of few images, and where features of the training images are in the cache.
+        Seconds; 0 of pixels, and of few images.
     """
-    train = sets["train"]
-    searched = sum(len(images) for name, images in sets.items() if name != "train")
-    number = len(train) + versions * searched
-    if features.name == PIXELS or number < 20 * TRIED or _key(train, features, 0) in cache:
+    if features.name == PIXELS:
         return 0.0
-    few = train.pixels[:TRIED]
-    features.rows(few[:1])  # the first pass prepares what the others use again
+    missing = sum(
+        min(BATCH, len(images) - start)
+        for images in sets.values()
+        for start in _starts(images)
+        if _key(images, features, start) not in cache
+    )
+    searched = sum(len(images) for name, images in sets.items() if name != "train")
+    number = missing + (versions - 1) * searched  # of further versions features are not kept
+    if number < 20 * TRIED:
+        return 0.0
+    few = sets["train"].pixels[:TRIED]
+    features.rows(few[:1]).cpu()  # the first pass prepares what the others use again
     start = perf_counter()
-    features.rows(few)
+    features.rows(few).cpu()  # a GPU has finished only when its result is here
     return (perf_counter() - start) / len(few) * number
 
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from rich.console import Console
 
 from lightning_iet.audit.cache import BlockCache, all_or_none, process_group, rank, world_size
-from lightning_iet.audit.core import Audit, Settings, audit_images
+from lightning_iet.audit.core import Audit, Settings, audit_images, check_sets, same_channels
 from lightning_iet.audit.features import PIXELS, Features, build_features, estimated_seconds
 from lightning_iet.audit.findings import Findings, make_findings
 from lightning_iet.audit.pairs import Review, apply_review, read_review
@@ -188,10 +188,11 @@ class AuditJob:
         """
         if self.grey:
             sets = {name: with_channels(images, 1) for name, images in sets.items()}
+        judged_by = self.settings_for(sets["train"])
+        check_sets(sets, judged_by.k)
+        sets = same_channels(sets)
         self._say_how_long(sets)
-        found = audit_images(
-            **sets, features=self.network, cache=self.blocks, settings=self.settings_for(sets["train"])
-        )
+        found = audit_images(**sets, features=self.network, cache=self.blocks, settings=judged_by)
         if self.reviewed is not None:
             found = apply_review(found, self.reviewed)
         options = ("image_size", "fit", "range", "background", "grey", "pages", "fail_on_copies")
@@ -212,7 +213,8 @@ class AuditJob:
 
     def _say_how_long(self, sets: Mapping[str, ImageSet]) -> None:
         """Say before they begin that a network's features take a minute or more."""
-        seconds = estimated_seconds(sets, self.network, self.blocks, versions=len(views(self.invariance)))
+        with all_or_none():
+            seconds = estimated_seconds(sets, self.network, self.blocks, versions=len(views(self.invariance)))
         seconds /= world_size()
         if seconds >= MINUTE and rank() == 0:
             line = f"Features of all images by '{self.features}' will take about {in_words(seconds)}."

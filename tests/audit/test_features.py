@@ -1,8 +1,10 @@
+from itertools import count
+
 import pytest
 import torch
 
 from lightning_iet.audit.cache import BlockCache
-from lightning_iet.audit.features import BATCH, Features, _Rows, build_features, estimated_seconds, extract
+from lightning_iet.audit.features import BATCH, Features, _key, _Rows, build_features, estimated_seconds, extract
 from tests.helpers.image_folders import random_set
 
 
@@ -56,5 +58,38 @@ def test_the_time_of_features_is_that_of_a_few_times_all(tmp_path, monkeypatch):
     assert estimated_seconds(sets, network, cache, versions=2) == 2.0 / 16 * (290 + 2 * 15)
     assert seen == [1, 16]
     extract(sets["train"], network, cache, argument="train")
-    assert estimated_seconds(sets, network, cache, versions=2) == 0
+    assert estimated_seconds(sets, network, cache, versions=2) == 0  # few are left
     assert estimated_seconds(sets, build_features("pixels"), cache, versions=2) == 0
+
+
+def test_only_images_whose_blocks_are_missing_count(tmp_path, monkeypatch):
+    monkeypatch.setattr("lightning_iet.audit.features.TRIED", 2)
+    ticks = count()
+    monkeypatch.setattr("lightning_iet.audit.features.perf_counter", lambda: float(next(ticks)))
+    network = Features("net", "1", lambda images: images.flatten(1).float())
+    sets = {"train": random_set(300), "generated": random_set(60, seed=1)}
+    cache = BlockCache(tmp_path)
+    assert estimated_seconds(sets, network, cache, versions=3) == (300 + 3 * 60) / 2
+    extract(sets["train"], network, cache, argument="train")
+    assert estimated_seconds(sets, network, cache, versions=3) == 3 * 60 / 2
+    extract(sets["generated"], network, cache, argument="generated")
+    assert estimated_seconds(sets, network, cache, versions=3) == 2 * 60 / 2
+    assert estimated_seconds(sets, network, cache, versions=1) == 0
+    cache._path(_key(sets["train"], network, 0)).unlink()
+    assert estimated_seconds(sets, network, cache, versions=1) == 256 / 2
+
+
+def test_the_clock_runs_until_a_result_is_on_the_cpu(tmp_path, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("lightning_iet.audit.features.perf_counter", lambda: now[0])
+
+    class OnGPU:
+        def __init__(self, images):
+            self.images = images
+
+        def cpu(self):
+            now[0] += len(self.images)
+
+    network = Features("net", "1", OnGPU, "cuda")
+    sets = {"train": random_set(320)}
+    assert estimated_seconds(sets, network, BlockCache(tmp_path), versions=1) == 320

@@ -3,6 +3,7 @@ import errno
 import json
 import os
 import re
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -97,12 +98,52 @@ def test_how_long_the_features_of_a_network_take_is_said_before(here, capsys, mo
     assert "Features of all images" not in capsys.readouterr().err
 
 
+def test_sets_that_cannot_be_compared_are_refused_before_features_are_tried(here, capsys, monkeypatch):
+    monkeypatch.setattr("lightning_iet.tools.audit.estimated_seconds", lambda *_, **__: pytest.fail("was tried"))
+    line = fails(capsys, *COMMAND, "--features", "digits", "--k", "61")
+    assert "expected at least k = 61 images, but got 60" in line
+
+
+def test_what_ends_the_trial_of_features_ends_all_processes(here, capsys, monkeypatch):
+    caught = []
+
+    @contextmanager
+    def shared():
+        try:
+            yield
+        except ValueError as error:
+            caught.append(error)
+            raise
+
+    def fail(*_, **__):
+        raise ValueError("Argument `features` expected something else.")
+
+    monkeypatch.setattr("lightning_iet.tools.audit.estimated_seconds", fail)
+    monkeypatch.setattr("lightning_iet.tools.audit.all_or_none", shared)
+    fails(capsys, *COMMAND, "--features", "digits")
+    assert len(caught) == 1
+
+
 class Darkness(torch.nn.Module):
     """Features that are not finite for an image that is all black."""
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         rows = images.flatten(1)
         return rows / rows.amax(dim=1, keepdim=True)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*deprecated")
+def test_grey_images_beside_colour_are_looked_up_as_they_are_kept(here, capsys, monkeypatch):
+    monkeypatch.setattr("lightning_iet.audit.features.TRIED", 1)
+    monkeypatch.setattr("lightning_iet.tools.audit.MINUTE", 1e-9)
+    torch.jit.script(Darkness()).save("net.ts")
+    train = random_pixels(60)
+    np.save("train.npy", train.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).numpy())
+    options = {"train": Path("train.npy"), "features": "net.ts", "cache": Path("cache")}
+    run(**options)
+    assert "Features of all images" in capsys.readouterr().err
+    run(**options, overwrite=True)
+    assert "Features of all images" not in capsys.readouterr().err
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*deprecated")
