@@ -312,9 +312,11 @@ class AntiGradientControl(Callback):
         self.gap_history = GapHistory()
         self._weights = dict[int, list[float]]()  # by the epoch after which: their mean, and that of the lowest tenth
         self.source = LossSource()  # what the losses are looked for in; before the first step, maybe several places
-        self._reference = ReferenceLosses(
-            self.reference, every=reference_every, batch_size=reference_batch_size, num_images=reference_images
-        )
+        self._reference: ReferenceLosses | None = None  # of unseen images; of training images, nothing is measured
+        if is_anchored:
+            self._reference = ReferenceLosses(
+                self.reference, every=reference_every, batch_size=reference_batch_size, num_images=reference_images
+            )
         self._stack = ExitStack()
         self._saved_samples: dict[str, Tensor] = {}
         self._members: dict[int | None, Tensor] = {}
@@ -361,7 +363,8 @@ class AntiGradientControl(Callback):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Choose the held-out images; before any sample is read, say which ones a resumed epoch reads."""
-        self._reference.choose_held_out(trainer)
+        if self._reference is not None:
+            self._reference.choose_held_out(trainer)
         if self.draws_by_weight:
             self._table = self._find_table(trainer)
             self._restore_draws(self._table)
@@ -383,7 +386,8 @@ class AntiGradientControl(Callback):
                     scale=None if scaler is None else scaler.scale,
                 )
             )
-            self._reference.open(trainer, pl_module, self.source)
+            if self._reference is not None:
+                self._reference.open(trainer, pl_module, self.source)
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
@@ -393,7 +397,8 @@ class AntiGradientControl(Callback):
         if not self._is_announced:
             self._num_samples, self._num_losses = count_samples(trainer, batch), 0
         self.batch_index = None if self.counts is None else read_index(batch, self.sample_index)
-        self._reference.begin_step(batch_idx)
+        if self._reference is not None:
+            self._reference.begin_step(batch_idx)
         self.losses.begin_step()
         self.verdict = None
         if self.augmentation is not None:
@@ -406,7 +411,7 @@ class AntiGradientControl(Callback):
 
     def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Measure reference images: the graph of the batch is gone, and the optimizer has yet to step."""
-        if self._reference.is_due():
+        if self._reference is not None and self._reference.is_due():
             shard = trainer.global_rank if self.shard is None else self.shard
             self.learn_reference(*self._reference.measure(self._batch_size, shard=shard, replica=self.replica))
 
@@ -445,7 +450,7 @@ class AntiGradientControl(Callback):
             raise self.bins.range_error(f"{num_outside} others in this epoch")
         # Equal on all processes; a sync would be one that a progress bar starts on the first process alone.
         pl_module.log(self._prefix(trainer) + "skip_rate", skip_rate, prog_bar=True)
-        if self._reference.is_on:
+        if self._reference is not None:
             log_gap(trainer, pl_module, gap, prefix=self._prefix(trainer))
         self.share_samples()
         self._log_samples(trainer, pl_module)
@@ -468,7 +473,7 @@ class AntiGradientControl(Callback):
             write_sample_report(
                 trainer, self._training_set, self.counts, self.records, suffix=self._prefix(trainer).split("/")[1:-1]
             )
-        if self._reference.is_on and trainer.is_global_zero:
+        if self._reference is not None and trainer.is_global_zero:
             plot_gap(trainer, self.gap_history, prefix=self._prefix(trainer), num_timesteps=self.num_timesteps)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
@@ -479,7 +484,8 @@ class AntiGradientControl(Callback):
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Remove the hooks after an exit by which the other hooks were not called."""
         self._stack.close()
-        self._reference.close()
+        if self._reference is not None:
+            self._reference.close()
         self._training_set, self._members, self.batch_index, self._num_processes = None, {}, None, 1
         self.verdict = None
         self._close_draws(trainer)
@@ -490,7 +496,7 @@ class AntiGradientControl(Callback):
         try:
             yield
         except UnsupportedModule as error:
-            if not self.is_off or self._reference.is_on:
+            if not self.is_off or self._reference is not None:
                 raise
             rank_zero_info(f"AntiGradientControl is off, and records nothing: {error}")
             self._stack.close()
@@ -556,7 +562,7 @@ class AntiGradientControl(Callback):
         self, losses: Tensor, bins: Tensor, index: Tensor | None, augmented: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
         """Tell which samples to keep, and their weights, (B,); compared with what was known before this batch."""
-        learns = not self._reference.is_on
+        learns = self._reference is None
         if self.log_losses is None:
             keep = keep_mask(losses, bins, self.bank, self.threshold, validate_args=False)
             if self.augmentation is not None and index is not None and augmented is not None:
@@ -867,7 +873,8 @@ class AntiGradientControl(Callback):
     def shard_state(self) -> dict[str, Tensor]:
         """References to the tensors in which shards differ: the bank and the bins. They are updated in place."""
         log_losses = {} if self.log_losses is None else self.log_losses._asdict()
-        return {"bank": self.bank} | log_losses | self.bins.shard_state() | self._reference.shard_state()
+        steps = {} if self._reference is None else self._reference.shard_state()
+        return {"bank": self.bank} | log_losses | self.bins.shard_state() | steps
 
     def load_shard_state(self, state: dict[str, Tensor]) -> None:
         """Put the tensors of another shard in place, by reference; ValueError if their number of bins is another."""
@@ -881,7 +888,8 @@ class AntiGradientControl(Callback):
             self.log_losses = LogLossStatistics(*(state[name] for name in LogLossStatistics._fields))
         if "edges" in state:  # else a bank by itself: its bins are those at hand
             self.bins.load_shard_state(state)
-        self._reference.load_shard_state(state)
+        if self._reference is not None:
+            self._reference.load_shard_state(state)
 
     # --- checkpoints -------------------------------------------------------------------------------------------------
 
@@ -900,7 +908,8 @@ class AntiGradientControl(Callback):
             **({"criterion": self.criterion, "settings": self._settings()} if self.criterion != "ratio" else {}),
             **({"by_sample": samples} if samples else {}),
             "continuous": self.bins.continuous,
-            **self._reference.state_dict(),
+            "reference": self.reference,
+            "seed": None if self._reference is None else self._reference.seed,
             "epoch_statistics": self.epoch_statistics.state_dict(),
             "run_statistics": self.run_statistics.state_dict(),
             "gaps": self.gap_history.state_dict(),
@@ -909,7 +918,15 @@ class AntiGradientControl(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned; ValueError if it was saved with another number of bins."""
-        self._reference.load_state_dict(state_dict)
+        saved = state_dict.get("reference", "train")
+        saved = "training" if saved == "train" else saved
+        if saved != self.reference:
+            raise ValueError(
+                f"Argument `reference` expected {saved!r}, with which the checkpoint was trained, but got"
+                f" {self.reference!r}. Go on with the same reference, or train afresh."
+            )
+        if self._reference is not None:
+            self._reference.seed = state_dict.get("seed")
         criterion = state_dict.get("criterion", "ratio")
         if criterion != self.criterion:
             raise ValueError(
@@ -985,11 +1002,11 @@ class AntiGradientControl(Callback):
     @property
     def unseen_images(self) -> ReferenceImages | None:
         """Where unseen images come from, while a run lasts; None without a reference to such."""
-        return self._reference.images
+        return None if self._reference is None else self._reference.images
 
     def held_out_while_training(self, trainer: pl.Trainer) -> ReferenceImages | None:
         """Return :attr:`unseen_images`; of a run that does not train, the validation images that training takes."""
-        return self._reference.held_out_while_training(trainer)
+        return None if self._reference is None else self._reference.held_out_while_training(trainer)
 
     def _all_statistics(self) -> TimestepStatistics:
         """The finished epochs of all processes and the current one of this process."""

@@ -370,13 +370,14 @@ class ReferenceLosses:
     alone: not on the process count, nor on whether the run was interrupted.
 
     Args:
-        reference: ``"training"`` = nothing is measured.
+        reference: Which images.
         every: n.
         batch_size: Number of images; ``None`` = as many as in the training batch.
         num_images: Size of the held-out set; ``None`` = its default.
 
     Attributes:
         images: Where the images come from, while a run lasts.
+        seed: Of the run; None before it, and restored in a run that goes on.
     """
 
     step: MeasuredStep
@@ -388,15 +389,10 @@ class ReferenceLosses:
         self.batch_size = batch_size
         self.num_images = num_images
         self.images: ReferenceImages | None = None
-        self._seed: int | None = None
+        self.seed: int | None = None
         self._num_steps = 0
         self._batch_idx = 0
         self._is_due = False
-
-    @property
-    def is_on(self) -> bool:
-        """Whether the bank holds losses of reference images."""
-        return self.reference != "training"
 
     def choose_held_out(self, trainer: pl.Trainer) -> None:
         """Choose the held-out images, once the data are set up."""
@@ -415,8 +411,6 @@ class ReferenceLosses:
 
     def open(self, trainer: pl.Trainer, module: pl.LightningModule, losses: LossSource) -> None:
         """Get ready to measure; refuse what cannot work before the first step."""
-        if not self.is_on:
-            return
         self.losses = losses
         self.step = MeasuredStep(
             trainer,
@@ -427,10 +421,10 @@ class ReferenceLosses:
         )
         if self.reference == "other_shards":
             self.images = other_shards(trainer)
-        if self._seed is None:
+        if self.seed is None:
             sampler = getattr(trainer.train_dataloader, "sampler", None)
             # Of a run of shards, the seed that all processes agree on.
-            self._seed = sampler.seed if isinstance(sampler, ShardSampler) else torch.initial_seed() % 2**63
+            self.seed = sampler.seed if isinstance(sampler, ShardSampler) else torch.initial_seed() % 2**63
 
     def close(self) -> None:
         """Let go of the run."""
@@ -440,7 +434,7 @@ class ReferenceLosses:
 
     def begin_step(self, batch_idx: int) -> None:
         """A training step begins."""
-        self._is_due = self.is_on and self._num_steps % self.every == 0
+        self._is_due = self._num_steps % self.every == 0
         self._num_steps += 1
         self._batch_idx = batch_idx
 
@@ -456,7 +450,7 @@ class ReferenceLosses:
             UnsupportedModule: If the step cannot be called on them, changes the module, or shows no losses.
         """
         assert self.images is not None  # noqa: S101
-        seed = derive_seed(self._seed or 0, shard, self._num_steps, replica, _REFERENCE_SEED)
+        seed = derive_seed(self.seed or 0, shard, self._num_steps, replica, _REFERENCE_SEED)
         images, step, size = self.images, self.step, self.batch_size or batch_size
 
         def draw() -> Any:
@@ -470,24 +464,9 @@ class ReferenceLosses:
 
     def shard_state(self) -> dict[str, Tensor]:
         """Return what shards do not share: how many steps each has taken."""
-        return {"num_steps": torch.tensor(self._num_steps)} if self.is_on else {}
+        return {"num_steps": torch.tensor(self._num_steps)}
 
     def load_shard_state(self, state: dict[str, Tensor]) -> None:
         """Put another shard's in place."""
-        if self.is_on and "num_steps" in state:
+        if "num_steps" in state:
             self._num_steps = int(state["num_steps"])
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return what a resumed run must know."""
-        return {"reference": self.reference, "seed": self._seed}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore it; ValueError if the bank holds losses of other images."""
-        reference = state_dict.get("reference", "train")
-        reference = "training" if reference == "train" else reference
-        if reference != self.reference:
-            raise ValueError(
-                f"Argument `reference` expected {reference!r}, with which the checkpoint was trained, but got"
-                f" {self.reference!r}. Go on with the same reference, or train afresh."
-            )
-        self._seed = state_dict.get("seed")
