@@ -17,6 +17,8 @@ Diffusion Models*, ECCV 2024, https://arxiv.org/abs/2407.15328, where the thresh
 None of these functions waits for the device or loops over samples.
 """
 
+from math import inf
+
 import torch
 from torch import Tensor
 
@@ -95,7 +97,17 @@ def keep_mask(
         return torch.ones_like(losses, dtype=torch.bool)
     losses = losses.detach().to(bank.dtype)
     usual = bank.index_select(0, timesteps.long())
-    return (losses >= threshold * usual) | ~losses.isfinite()
+    return (losses >= threshold * usual) | ~is_finite(losses)
+
+
+def is_finite(losses: Tensor) -> Tensor:
+    """Tell which losses are neither NaN nor infinite, as ``isfinite``, in half as many operations.
+
+    Example:
+        >>> is_finite(torch.tensor([-1.0, float("nan"), float("inf"), float("-inf")]))
+        tensor([ True, False, False, False])
+    """
+    return losses.abs() < inf
 
 
 def masked_mean(losses: Tensor, keep: Tensor, *, divisor: Tensor | int | None = None) -> Tensor:
@@ -162,15 +174,15 @@ def update_bank(bank: Tensor, losses: Tensor, timesteps: Tensor, decay: float, *
     if validate_args:
         check_batch(losses, timesteps)
     losses = losses.detach().to(bank.dtype)
-    finite = losses.isfinite()
+    finite, timesteps = is_finite(losses), timesteps.long()
     # Sorted, the samples of a timestep are neighbours in batch order, and those that count as absent stand at the end.
-    groups, order = torch.where(finite, timesteps.long(), bank.shape[0]).sort(stable=True)
+    groups, order = torch.where(finite, timesteps, bank.shape[0]).sort(stable=True)
     places = torch.arange(1, groups.shape[0] + 1, device=groups.device)
     later = torch.searchsorted(groups, groups, right=True) - places
     shares = (1 - decay) * decay ** later.to(bank.dtype)
-    timesteps, finite, losses = timesteps.long()[order], finite[order], losses[order]
-    counts = torch.zeros_like(bank).index_add(0, timesteps, finite.to(bank.dtype))
-    learnt = torch.zeros_like(bank).index_add(0, timesteps, torch.where(finite, shares * losses, 0))
+    timesteps, finite, losses = (values.index_select(0, order) for values in (timesteps, finite, losses))
+    counts = torch.zeros_like(bank).index_add_(0, timesteps, finite.to(bank.dtype))
+    learnt = torch.zeros_like(bank).index_add_(0, timesteps, torch.where(finite, shares * losses, 0))
     return bank * decay**counts + learnt
 
 
@@ -204,7 +216,7 @@ def update_anchored_bank(
     if validate_args:
         check_batch(losses, timesteps)
     losses, timesteps = losses.detach().to(bank.dtype), timesteps.long()
-    finite = losses.isfinite()
-    counts = torch.zeros_like(bank).index_add(0, timesteps, finite.to(bank.dtype))
-    sums = torch.zeros_like(bank).index_add(0, timesteps, torch.where(finite, losses, 0))
+    finite = is_finite(losses)
+    counts = torch.zeros_like(bank).index_add_(0, timesteps, finite.to(bank.dtype))
+    sums = torch.zeros_like(bank).index_add_(0, timesteps, torch.where(finite, losses, 0))
     return torch.lerp(sums / counts.clamp(min=1), bank, decay**counts)

@@ -1,7 +1,6 @@
 """Anti-gradient control as a callback: it holds the loss bank and decides when; the arithmetic is in ``functional``."""
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from math import inf
 from typing import Any, Literal, Protocol, TypeAlias, get_args
 
@@ -213,7 +212,6 @@ class AntiGradientControl(Callback):
     """
 
     shard: int | None = None
-    last_skip_rate: Tensor | None = None  # of the last batch; the shard log reads it
     counts: SampleCounts | None = None
     records: SampleRecords | None = None
     draws: SampleDraws | None = None
@@ -230,6 +228,7 @@ class AntiGradientControl(Callback):
     _table: DrawTable | None = None  # what the loader's workers read
     _resumed_epoch: int = 0
     _is_at_start: bool = True
+    _kept: Tensor | None = None  # which samples of the last batch stayed in the loss, boolean, (B,)
     verdict: Selection | None = None  # about the batch at work, if it was judged before its step
     sample_group: dist.ProcessGroup | None = None
 
@@ -375,7 +374,7 @@ class AntiGradientControl(Callback):
         self._num_processes = trainer.world_size
         self._open_samples(trainer, pl_module)
         scaler = getattr(trainer.precision_plugin, "scaler", None)
-        with self._unless_off():
+        try:
             self.source = self._stack.enter_context(
                 open_losses(
                     pl_module,
@@ -388,6 +387,8 @@ class AntiGradientControl(Callback):
             )
             if self._reference is not None:
                 self._reference.open(trainer, pl_module, self.source)
+        except UnsupportedModule as error:
+            self._refuse_unless_off(error)
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
@@ -406,8 +407,10 @@ class AntiGradientControl(Callback):
 
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
         """Decide about the batch; refuse a module whose losses were not found: AGC would do nothing."""
-        with self._unless_off():
+        try:
             self.losses.before_backward(loss)
+        except UnsupportedModule as error:
+            self._refuse_unless_off(error)
 
     def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Measure reference images: the graph of the batch is gone, and the optimizer has yet to step."""
@@ -490,17 +493,13 @@ class AntiGradientControl(Callback):
         self.verdict = None
         self._close_draws(trainer)
 
-    @contextmanager
-    def _unless_off(self) -> Iterator[None]:
+    def _refuse_unless_off(self, error: UnsupportedModule) -> None:
         """Refuse an unsupported module only if AGC is on; else say that nothing is recorded."""
-        try:
-            yield
-        except UnsupportedModule as error:
-            if not self.is_off or self._reference is not None:
-                raise
-            rank_zero_info(f"AntiGradientControl is off, and records nothing: {error}")
-            self._stack.close()
-            self.source, self._is_first_batch = LossSource(), False
+        if not self.is_off or self._reference is not None:
+            raise error
+        rank_zero_info(f"AntiGradientControl is off, and records nothing: {error}")
+        self._stack.close()
+        self.source, self._is_first_batch = LossSource(), False
 
     def _prefix(self, trainer: pl.Trainer) -> str:
         """Beginning of the names of what is logged."""
@@ -524,32 +523,32 @@ class AntiGradientControl(Callback):
         losses = sample_loss.detach()
         timesteps = timesteps.detach().to(losses.device)
         index = self._index_of(losses)
-        own = self.own_rows
         if self.replicas is not None:
             losses, timesteps = gather_rows(losses, self.replicas), gather_rows(timesteps, self.replicas)
             index = None if index is None else gather_rows(index, self.replicas)
         if self._is_first_batch:
             self._inspect(losses, timesteps, index)
             self._is_first_batch = False
-        self.epoch_statistics.out_of_range += self.bins.out_of_range(timesteps[own])
+        self.epoch_statistics.out_of_range.add_(self.bins.out_of_range(self._own(timesteps)))
         bins = self.bins.index(timesteps)
         augmented = None
         if self.augmentation is not None and index is not None:
             augmented = self.augmentation.is_augmented(index)
             losses = torch.where(augmented, torch.nan, losses)  # kept, and counted nowhere, like a broken loss
         keep, weights = self._keep(losses, bins, index, augmented)
-        self._batch_size = len(losses[own])
+        kept, losses = self._own(keep), self._own(losses)
+        self._kept, self._batch_size = kept, len(losses)
         self._num_losses += self._batch_size
-        self.epoch_statistics.update(losses[own], bins[own], keep=keep[own])
-        self.last_skip_rate = 1 - keep[own].float().mean()
+        self.epoch_statistics.update(losses, self._own(bins), keep=kept)
         if self.counts is not None and index is not None:
-            exempt = None if augmented is None else augmented[own]
-            self.counts.update(index[own], keep=keep[own], exempt=exempt)
+            exempt = None if augmented is None else self._own(augmented)
+            self.counts.update(self._own(index), keep=kept, exempt=exempt)
         if self.is_off:
             return None
         if self._deferred is not None:
             keep = keep & ~self._deferred
-        selection = Selection(keep[own], weights=None if weights is None else weights[own])
+            kept = self._own(keep)
+        selection = Selection(kept, weights=None if weights is None else self._own(weights))
         if self.normalize == "batch":
             return selection._replace(divisor=self._batch_size)
         if self.replicas is None:
@@ -870,6 +869,10 @@ class AntiGradientControl(Callback):
         """Which rows of a batch, gathered over the replicas of a shard, are this process's."""
         return slice(None) if self.replicas is None else slice(self.replica, None, dist.get_world_size(self.replicas))
 
+    def _own(self, rows: Tensor) -> Tensor:
+        """This process's rows; without replicas all of them, as they are, since cutting takes time in every step."""
+        return rows if self.replicas is None else rows[self.own_rows]
+
     def shard_state(self) -> dict[str, Tensor]:
         """References to the tensors in which shards differ: the bank and the bins. They are updated in place."""
         log_losses = {} if self.log_losses is None else self.log_losses._asdict()
@@ -950,6 +953,11 @@ class AntiGradientControl(Callback):
         return {name: getattr(self, name) for name in names}
 
     # --- what the run was like ---------------------------------------------------------------------------------------
+
+    @property
+    def last_skip_rate(self) -> Tensor | None:
+        """Share of the last batch that was left out, a scalar on the device; None before the first batch."""
+        return None if self._kept is None else 1 - self._kept.float().mean()
 
     def skip_rate(self) -> float:
         """Share of all samples so far that were left out of the loss, in [0, 1]; 0 before the first sample.

@@ -69,11 +69,13 @@ class SampleCounts(nn.Module):
             exempt: Rows that do not count, boolean, shape (B,); ``None`` = all count.
         """
         counts = (index >= 0) & (index < self.own.shape[1])
-        self.out_of_range += (~counts).sum()
+        self.out_of_range.add_((~counts).sum())
         if exempt is not None:
             counts = counts & ~exempt
         index = index.long().clamp(0, self.own.shape[1] - 1)
-        self.own.index_add_(1, index, torch.stack([counts, counts & ~keep]).int())
+        drawn, left_out = self.own  # a row at a time: adding to columns goes through the samples one by one
+        drawn.index_add_(0, index, counts.int())
+        left_out.index_add_(0, index, (counts & ~keep).int())
 
     def share(self, num_processes: int) -> None:
         """Add up the counts of all processes. Takes part on every process."""

@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
+from lightning_iet.functional.anti_gradient import is_finite
 from lightning_iet.functional.binning import bin_index, equal_probability_edges
 from lightning_iet.plots import loss_gap, save_figure
 from lightning_iet.utilities.files import run_folder
@@ -163,14 +164,14 @@ class TimestepStatistics(nn.Module):
 
     def update(self, losses: Tensor, timesteps: Tensor, *, keep: Tensor) -> None:
         """Count a batch: losses without graph, timesteps in [0, T), and which samples stay in the loss; all (B,)."""
-        finite = losses.isfinite()
+        finite = is_finite(losses)
         self.seen.index_add_(0, timesteps, finite.long())
         self.skipped.index_add_(0, timesteps, (finite & ~keep).long())
         self.loss_sum.index_add_(0, timesteps, torch.where(finite, losses, 0).float())
 
     def update_unseen(self, losses: Tensor, timesteps: Tensor) -> None:
         """Count a batch of unseen images: losses without graph, and timesteps in [0, T); both (B,)."""
-        finite = losses.isfinite()
+        finite = is_finite(losses)
         self.unseen.index_add_(0, timesteps, finite.long())
         self.unseen_loss_sum.index_add_(0, timesteps, torch.where(finite, losses, 0).float())
 
