@@ -2,6 +2,7 @@
 
     python benchmarks/agc_step.py            # the CIFAR-10 U-Net of the paper, 35.7 M parameters, batch 16
     python benchmarks/agc_step.py --small    # a U-Net that takes milliseconds a step
+    python benchmarks/agc_step.py --digits   # the digits' U-Net of configs/digits, batch 14
     python benchmarks/agc_step.py --reference held_out    # anchored: unseen images are measured in every fifth step
 
 Twice: on a module that returns its losses per sample, and on one that nobody adapted, where hooks find them. Both kinds
@@ -10,6 +11,9 @@ AGC, one of which measures unseen images, alternate with five without, and times
 other work to do it scatters by more than AGC costs: see the spread of the steps, and the time spent inside AGC itself,
 which is taken in the same steps (on an accelerator: the host's share of it). Memory is the peak of the process in each
 step (of the accelerator's memory there), as far as the system tells.
+
+Of the digits, a step takes milliseconds: times are those of the processor, on one thread, so that other work on the
+machine changes little.
 """
 
 import argparse
@@ -28,6 +32,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_iet.callbacks.anti_gradient_control.callback import AntiGradientControl
 
 LIMITS = {"train": (1.02, 1.01), "held_out": (1.10, 1.02)}  # of the time, and of the memory
+DIGITS_LIMIT = 1.03  # of the time, in steps so short that each operation counts
 CLEAR = Path("/proc/self/clear_refs")
 CIFAR = {
     "sample_size": 32,
@@ -41,6 +46,7 @@ SMALL = {"sample_size": 16, "block_out_channels": (32, 64), "layers_per_block": 
     "down_block_types": ("DownBlock2D", "DownBlock2D"),
     "up_block_types": ("UpBlock2D", "UpBlock2D"),
 }
+DIGITS = SMALL | {"sample_size": 8, "in_channels": 1, "out_channels": 1, "add_attention": False}
 
 
 class PerSample(pl.LightningModule):
@@ -81,8 +87,9 @@ class Unadapted(PerSample):
 class Alternate(AntiGradientControl):
     """Is at work in every second stretch of steps, and takes the time and the memory of each."""
 
-    def __init__(self, reference):
+    def __init__(self, reference, clock):
         super().__init__(reference=reference)
+        self.clock = clock
         self.stretch = 1 if reference == "train" else self._reference.every
         self.seconds = {False: [], True: []}
         self.memory = {False: [], True: []}
@@ -94,9 +101,9 @@ class Alternate(AntiGradientControl):
         """Decide about a batch, and take the time of it, if at work."""
         if not self.at_work:
             return None
-        start = time.perf_counter()
+        start = self.clock()
         keep = super().select(sample_loss, timesteps)
-        self.inside.append(time.perf_counter() - start)
+        self.inside.append(self.clock() - start)
         return keep
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
@@ -104,7 +111,7 @@ class Alternate(AntiGradientControl):
         self.at_work = batch_idx // self.stretch % 2 == 0
         if batch_idx % self.stretch == 0:
             reset_peak_memory()
-            self.start = time.perf_counter()
+            self.start = self.clock()
         if self.at_work:
             super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
 
@@ -116,9 +123,9 @@ class Alternate(AntiGradientControl):
     def on_after_backward(self, trainer, pl_module):
         """Measure unseen images, if at work and due."""
         if self.at_work:
-            start = time.perf_counter()
+            start = self.clock()
             super().on_after_backward(trainer, pl_module)
-            self.measuring.append(time.perf_counter() - start)
+            self.measuring.append(self.clock() - start)
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         """Stop the clock."""
@@ -128,7 +135,7 @@ class Alternate(AntiGradientControl):
             return
         if pl_module.device.type == "cuda":
             torch.cuda.synchronize()
-        self.seconds[self.at_work].append((time.perf_counter() - self.start) / self.stretch)
+        self.seconds[self.at_work].append((self.clock() - self.start) / self.stretch)
         self.memory[self.at_work].append(peak_memory())
 
 
@@ -150,11 +157,11 @@ def peak_memory():
     return 1024 * int(line.split()[1])
 
 
-def measure(kind, settings, pairs, batch_size, reference):
+def measure(kind, settings, pairs, batch_size, reference, clock=time.perf_counter):
     """Run steps with and without AGC by turns; return the callback that took notes."""
     torch.manual_seed(0)
-    timer = Alternate(reference)
-    shape = (3, settings["sample_size"], settings["sample_size"])
+    timer = Alternate(reference, clock)
+    shape = (settings.get("in_channels", 3), settings["sample_size"], settings["sample_size"])
     images = torch.rand(2 * (pairs + 1) * timer.stretch * batch_size, *shape)
     train, unseen = (DataLoader(TensorDataset(x), batch_size=batch_size) for x in (images, torch.rand(16, *shape)))
     trainer = pl.Trainer(
@@ -181,21 +188,29 @@ def report(name, seconds):
 def main():
     """Print the medians and their ratio."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--small", action="store_true", help="a small U-Net")
-    parser.add_argument("--pairs", type=int, help="of stretches of steps (default: 10, with --small 200)")
-    parser.add_argument("--batch-size", type=int, default=16)
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument("--small", action="store_true", help="a small U-Net")
+    size.add_argument("--digits", action="store_true", help="the digits' U-Net, in time of the processor on one thread")
+    parser.add_argument("--pairs", type=int, help="of stretches of steps (default: 10, with --small and --digits 200)")
+    parser.add_argument("--batch-size", type=int, help="default: 16, with --digits 14")
     parser.add_argument("--reference", choices=sorted(LIMITS), default="train", help="whose losses the bank holds")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
 
-    settings = SMALL if arguments.small else CIFAR
-    pairs = arguments.pairs or (200 if arguments.small else 10)
+    settings, clock = SMALL if arguments.small else CIFAR, time.perf_counter
+    pairs = arguments.pairs or (200 if arguments.small or arguments.digits else 10)
+    batch_size = arguments.batch_size or (14 if arguments.digits else 16)
+    if arguments.digits:
+        settings, clock = DIGITS, time.process_time
+        torch.set_num_threads(1)
     parameters = sum(parameter.numel() for parameter in UNet2DModel(**settings).parameters())
     limit, memory_limit = LIMITS[arguments.reference]
-    print(f"{parameters / 1e6:.1f} M parameters, batch {arguments.batch_size}, {pairs} measurements of each kind")
+    if arguments.digits and arguments.reference == "train":
+        limit = DIGITS_LIMIT
+    print(f"{parameters / 1e6:.1f} M parameters, batch {batch_size}, {pairs} measurements of each kind")
     for kind, name in ((PerSample, "losses per sample"), (Unadapted, "hooks")):
-        timer = measure(kind, settings, pairs, arguments.batch_size, arguments.reference)
+        timer = measure(kind, settings, pairs, batch_size, arguments.reference, clock)
         print(f"\n{name}")
         base = report("step without AGC", timer.seconds[False][1:])  # the first step of each kind is another matter
         ratio = report("step with AGC", timer.seconds[True][1:]) / base
