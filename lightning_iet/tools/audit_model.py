@@ -25,9 +25,10 @@ from lightning_iet.audit.generator import (
 )
 from lightning_iet.audit.reading import ImageSet, image_set, with_channels
 from lightning_iet.audit.search import Invariance
+from lightning_iet.callbacks.anti_gradient_control.reference import choose_images
 from lightning_iet.data import ImageDataModule
 from lightning_iet.data.decoding import Background, Channels, Fit
-from lightning_iet.data.duplicates import OncePerGroup
+from lightning_iet.data.duplicates import OncePerGroup, SomeSamples
 from lightning_iet.data.formats import format_range
 from lightning_iet.data.samples import Skip, labels_of, name_of
 from lightning_iet.evaluation.membership import Membership, infer_membership, spread_timesteps
@@ -193,11 +194,13 @@ class _Run:
         data: what it trained on and held out.
         name: of the run and its data module, for people.
         num_train: number of images that it trained on, as its own evaluation has written; ``None`` if it has not.
+        agc: options of its anti-gradient control.
     """
 
     data: ImageDataModule
     name: str
     num_train: int | None
+    agc: Mapping[str, Any]
 
     def labels(self) -> dict[str, Tensor | None]:
         """Return the classes of these images, in their order, once they have been read; None where there are none."""
@@ -209,10 +212,16 @@ class _Run:
         return train.samples if isinstance(train, OncePerGroup) else train
 
     def _held_out(self) -> list[Dataset[Any]]:
-        return [part for part in (self.data.control_set, self.data.reference_set) if part is not None]
+        """Return what was held out, without the images whose losses steered the training."""
+        control: Any = self.data.control_set
+        if control is not None and self.agc.get("reference") == "held_out":
+            steered = choose_images(control, self.agc.get("reference_images"), datamodule=self.data)
+            rest = torch.ones(len(control), dtype=torch.bool).index_fill(0, steered, value=False)
+            control = SomeSamples(control, rest.nonzero()[:, 0])
+        return [part for part in (control, self.data.reference_set) if part is not None and len(part)]  # type: ignore[arg-type]
 
     def read(self) -> dict[str, ImageSet]:
-        """Return the images as they were trained on, before mirroring, and all that were held out.
+        """Return the images as they were trained on, before mirroring, and those that were held out.
 
         Raises:
             ValueError: If none were held out, or the data have changed since.
@@ -277,12 +286,13 @@ def _run_of(path: Path | None, job: AuditJob, train: Path | None, held_out: Path
             unknown = "a pipeline does not say what it was trained on"
         raise ValueError(f"{wanted}, since {unknown}, but got none. Give --train and --held-out.")
     try:
-        settings = yaml.safe_load(config.read_text(encoding="utf-8"))["data"]
+        saved = yaml.safe_load(config.read_text(encoding="utf-8"))
+        settings, agc = saved["data"], saved.get("agc") or {}
         name = settings["class_path"].rpartition(".")[2]
         kind = getattr(data, name, None) if settings["class_path"].startswith("lightning_iet.") else None
         options = settings.get("init_args") or {}
-        if not isinstance(options, Mapping):
-            raise TypeError(f"init_args is {type(options).__name__}")
+        if not isinstance(options, Mapping) or not isinstance(agc, Mapping):
+            raise TypeError(f"init_args is {type(options).__name__}, agc {type(agc).__name__}")
     except (yaml.YAMLError, KeyError, TypeError, AttributeError, UnicodeDecodeError) as error:
         raise ValueError(
             f"{wanted}, since '{config}' names no data, but got none. Give --train and --held-out."
@@ -310,7 +320,7 @@ def _run_of(path: Path | None, job: AuditJob, train: Path | None, held_out: Path
             "--held-out."
         ) from error
     name = f"the run '{config.parent}' ({name}{'' if built.root is None else f' of {built.root}'})"
-    return _Run(built, name, _num_train(config.parent / METRICS))
+    return _Run(built, name, _num_train(config.parent / METRICS), agc)
 
 
 def _num_train(metrics: Path) -> int | None:

@@ -16,6 +16,7 @@ from lightning_iet.audit.cache import BlockCache
 from lightning_iet.audit.reading import image_set
 from lightning_iet.cli import main
 from lightning_iet.data import DigitsDataModule
+from lightning_iet.data.splits import select_disjoint
 from lightning_iet.tools.audit import AuditJob
 from lightning_iet.tools.audit_model import _run_of, audit_model
 from tests.helpers.audits import DATE, FILES, QUICK_MODEL, metrics
@@ -159,6 +160,27 @@ def test_all_members_of_balanced_groups_are_audited_in_their_order(here):
     assert torch.equal(found[0].pixels, (digits.train_set.images * 255).round().to(torch.uint8))
     assert found[0].names == [str(number) for number in range(30 + 4 * 4)]
     assert found[0].sha256 == found[1].sha256
+
+
+@pytest.mark.parametrize("asked", [8, None])
+def test_images_that_steered_the_training_are_not_held_out(here, asked):
+    path = own_images(here, {"num_train": 30, "num_control": 40})
+    whole = read_own_images(path)["held_out"]
+    config = path.parents[1] / "config.yaml"
+    settings = json.loads(config.read_text(encoding="utf-8"))
+    settings["agc"] = {"reference": "held_out", "reference_images": asked}
+    config.write_text(json.dumps(settings), encoding="utf-8")
+    run = own_run(path)
+    found = run.read()["held_out"]
+
+    digits = DigitsDataModule(num_train=30, num_control=40)
+    digits.setup("fit")
+    (taken,) = select_disjoint(digits.control_set.targets, [asked or 16], seed=0)
+    rest = [place for place in range(len(whole)) if place not in taken.tolist()]
+    assert len(whole) == 1767
+    assert torch.equal(found.pixels, whole.pixels[rest])
+    targets = torch.cat([digits.control_set.targets, digits.reference_set.targets])
+    assert torch.equal(run.labels()["held_out"], targets[rest])
 
 
 def own_run(path):

@@ -321,24 +321,48 @@ def held_out_images(trainer: pl.Trainer, number: int | None) -> HeldOutImages:
         )
     length = len(dataset)
     wanted = number or (length if anchors is not None else min(length, _VALIDATION_IMAGES))
-    inner, fewer = inner_datamodule(trainer), ""
-    if anchors is None and isinstance(inner, ImageDataModule) and (inner.synthetic or inner.num_look_alikes):
-        asked, wanted = wanted, min(wanted, max(length // 2, 1))
-        fewer = f" rather than {asked}, so that half of this smaller set is left" if wanted < asked else ""
+    datamodule = None if anchors is not None else inner_datamodule(trainer)
+    chosen = choose_images(dataset, wanted, datamodule=datamodule, where=where)
+    fewer = f" rather than {wanted}, so that half of this smaller set is left" if len(chosen) < wanted else ""
+    rank_zero_info(
+        f"AntiGradientControl: its unseen images are {len(chosen)} of the {length} of the {where}{fewer}."
+        + (" An Evaluation leaves them out of its control." if anchors is None else "")
+    )
+    batched = loader.batch_sampler is not None
+    collate = loader.collate_fn if batched else partial(_only_one, loader.collate_fn)
+    return HeldOutImages(dataset, chosen, collate)
+
+
+def choose_images(
+    dataset: Dataset[Any], number: int | None, *, datamodule: object, where: str = "validation set"
+) -> Tensor:
+    """Choose the images of a held-out set that anti-gradient control compares with, the same ones in every run.
+
+    Args:
+        dataset: Map-style.
+        number: How many; ``None`` = 16. At most half where the set has become smaller than was asked for: of synthetic
+            images, or without look-alikes of training images.
+        datamodule: Of the run, if the set is its validation set.
+        where: What the set is, for the message.
+
+    Returns:
+        Their positions, shape ``(n,)``.
+
+    Raises:
+        ValueError: If there are not that many.
+    """
+    length = len(dataset)  # type: ignore[arg-type]
+    wanted = number or min(length, _VALIDATION_IMAGES)
+    if isinstance(datamodule, ImageDataModule) and (datamodule.synthetic or datamodule.num_look_alikes):
+        wanted = min(wanted, max(length // 2, 1))
     if not 1 <= wanted <= length:
         raise ValueError(
             f"Argument `reference_images` expected at most the {length} images of the {where}, but got {wanted}."
             " Hold out more images, or take fewer."
         )
-    rank_zero_info(
-        f"AntiGradientControl: its unseen images are {wanted} of the {length} of the {where}{fewer}."
-        + (" An Evaluation leaves them out of its control." if anchors is None else "")
-    )
-    batched = loader.batch_sampler is not None
-    collate = loader.collate_fn if batched else partial(_only_one, loader.collate_fn)
     labels = labels_of(dataset)  # in equal shares as far as they are known: stored order may be by class
     (chosen,) = select_disjoint(torch.zeros(length) if labels is None else labels, [wanted], seed=0)
-    return HeldOutImages(dataset, chosen, collate)
+    return chosen
 
 
 def _only_one(convert: Callable[[Any], Any], samples: list[Any]) -> Any:
