@@ -44,15 +44,18 @@ def test_a_report_with_all_its_files(here, capsys):
 
 
 def test_sources_of_any_kind_give_the_same_figures(here):
-    expected = run(out=Path("folders")).as_dict()["generated"]
+    expected = run(out=Path("folders"), show_images=False).as_dict()["generated"]
     train = random_pixels(60)
     np.save("train.npy", train[:, 0].numpy())
     np.savez("generated.npz", images=torch.cat([train[:3], random_pixels(37, seed=1)]).numpy())
-    assert run(generated=Path("generated.npz"), train=Path("train.npy")).as_dict()["generated"] == expected
+    assert (
+        run(generated=Path("generated.npz"), train=Path("train.npy"), show_images=False).as_dict()["generated"]
+        == expected
+    )
 
 
 def test_the_record_names_the_colour_under_transparent_pixels(here):
-    assert run().as_dict()["settings"]["background"] == "white"
+    assert run(show_images=False).as_dict()["settings"]["background"] == "white"
     assert run(background="black", overwrite=True).as_dict()["settings"]["background"] == "black"
 
 
@@ -66,7 +69,7 @@ def test_the_record_names_the_colour_under_transparent_pixels(here):
     ],
 )
 def test_a_review_of_other_images_is_told_of(here, capsys, hashes, line):
-    pair = run(out=Path("before")).pairs[0]
+    pair = run(out=Path("before"), show_images=False).pairs[0]
     own = {name: pair[name] for name in ("sha256", "source_sha256")}
     pairs = [
         (own if name is None else {"sha256": name, "source_sha256": name}) | {"decision": "dismissed"}
@@ -74,14 +77,14 @@ def test_a_review_of_other_images_is_told_of(here, capsys, hashes, line):
     ]
     Path("review.json").write_text(json.dumps({"pairs": pairs}))
     capsys.readouterr()
-    run(review=Path("review.json"))
+    run(review=Path("review.json"), show_images=False)
     printed = capsys.readouterr().out
     assert line in printed
     assert ("review.json" in printed) == bool(line)
 
 
 def test_features_of_a_network(here):
-    figures = run(features="digits").as_dict()
+    figures = run(features="digits", show_images=False).as_dict()
     assert figures["settings"]["features"] == "digits"
     assert len(figures["settings"]["features_sha256"]) == 64
     assert figures["generated"]["identical"] == 3
@@ -186,8 +189,8 @@ def test_similarity_of_descriptors(here, capsys):
 
 
 def test_directions_are_measured_for_networks_only(here):
-    assert run().generated.average_minimum_distance is None
-    found = run(features="digits", overwrite=True).generated
+    assert run(show_images=False).generated.average_minimum_distance is None
+    found = run(features="digits", overwrite=True, show_images=False).generated
     assert found.sscd is None
     rows = [DigitsFeatures()(pixels).double() for pixels in (random_pixels(60), random_pixels(37, seed=1))]
     train, others = (torch.nn.functional.normalize(part) for part in rows)
@@ -198,18 +201,18 @@ def test_directions_are_measured_for_networks_only(here):
 def test_a_network_sees_each_image_once(here, monkeypatch):
     seen, forward = [], DigitsFeatures.forward
     monkeypatch.setattr(DigitsFeatures, "forward", lambda self, x: seen.append(len(x)) or forward(self, x))
-    run(features="digits", held_out=Path("held_out"))
+    run(features="digits", held_out=Path("held_out"), show_images=False)
     planted = 3 * 10  # exact, mirrored and recoloured copies
     assert sum(seen) == 60 + 40 + 30 + planted
 
 
 def test_links_in_a_circle_come_to_an_end(here):
-    expected = run(out=Path("plain")).as_dict()
+    expected = run(out=Path("plain"), show_images=False).as_dict()
     Path("train/again").symlink_to(here / "train", target_is_directory=True)
     Path("generated/other").mkdir()
     Path("generated/other/up").symlink_to(here / "generated", target_is_directory=True)
     Path("generated/self").symlink_to("self")  # a link to itself leads nowhere: it is listed
-    found = run().as_dict()
+    found = run(show_images=False).as_dict()
     assert found["generated"] == expected["generated"]
     facts = found["sets"]["generated"]
     assert [skip["name"] for skip in facts["skipped"]] == ["self"]

@@ -19,7 +19,7 @@ from lightning_iet.data import DigitsDataModule
 from lightning_iet.data.splits import select_disjoint
 from lightning_iet.tools.audit import AuditJob
 from lightning_iet.tools.audit_model import _run_of, audit_model
-from tests.helpers.audits import DATE, FILES, QUICK_MODEL, metrics
+from tests.helpers.audits import DATE, FILES, QUICK_MODEL, metrics, said
 from tests.helpers.digit_models import digit_pixels, fresh_model, overfitted_model, save_checkpoint, save_pipeline
 from tests.helpers.image_folders import random_pixels, write_images
 
@@ -58,7 +58,7 @@ def fails(capsys, *arguments):
     with pytest.raises(SystemExit) as stop:
         main(["audit-model", *COMMAND, *arguments])
     assert stop.value.code == 2
-    lines = capsys.readouterr().err.splitlines()
+    lines = said(capsys.readouterr().err)
     assert len(lines) == 1
     return lines[0]
 
