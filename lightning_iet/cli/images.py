@@ -29,7 +29,7 @@ LARGEST = 64  # pixels a side, unless a larger size is asked for
 STEPS = 4000  # of training *(our choice: small models on a few hundred images have learnt their coarse shapes by then)*
 LONGEST = 3600.0  # seconds of training by estimate, unless a length is asked for *(our choice)*
 LOOKED_AT = 256  # images whose size and channels are read
-COMPARED = 20_000  # training images among which near-duplicates are looked for unasked: a minute or two *(our choice)*
+COMPARED = 20_000  # training images among which near-duplicates are looked for unasked: minutes *(our choice)*
 UNSEEN = (16, 64)  # held-out images that sample records are compared with: at least, and at most *(our choice)*
 _WIDTHS = {8: (32, 64), 16: (32, 64, 128), 32: (64, 128, 128), 64: (64, 64, 128, 256)}
 _MORE = 256  # channels of each level beyond those of 64 pixels
@@ -151,7 +151,8 @@ def settings_of(folder: Folder, path: Path, given: Mapping[str, Any]) -> dict[st
         raise ValueError(
             f"Option --images expected images to train on, but {folder.num} leave {max(train, 0)}. Hold out fewer."
         )
-    shards = _whole(given, "averaging.num_shards", 1, least=1)
+    # Redistribution moves samples between shards.
+    shards = _whole(given, "averaging.num_shards", 4 if _is_on(given, "redistribution.fraction") else 1, least=1)
     most = 64 if max(size) <= 32 else 16
     batch_size = _whole(given, "data.batch_size", min(most, _power_below(max(train // shards // 2, 1))), least=1)
     per_epoch = ceil(train / shards / batch_size)  # steps of a shard in an epoch
@@ -193,8 +194,8 @@ def settings_of(folder: Folder, path: Path, given: Mapping[str, Any]) -> dict[st
 
 def _agc(control: int, given: Mapping[str, Any], *, one_epoch: bool) -> dict[str, Any]:
     """Return the form of anti-gradient control: by sample records, unless an option asks for another."""
-    moves = (given.get("redistribution.fraction") or 0) > 0 or (given.get("augmentation.max_magnitude") or 0) > 0
-    criterion = given.get("agc.criterion", "ratio" if "agc.threshold" in given or moves else "record")
+    published = "agc.threshold" in given or _is_on(given, "redistribution.fraction", "augmentation.max_magnitude")
+    criterion = given.get("agc.criterion", "ratio" if published else "record")
     if criterion == "ratio":
         return {"threshold": 0.5}  # published
     if criterion != "record":
@@ -207,6 +208,12 @@ def _agc(control: int, given: Mapping[str, Any], *, one_epoch: bool) -> dict[str
     if number >= least and given.get("agc.reference", "held_out") == "held_out":
         form |= {"reference": "held_out", "reference_images": number}
     return form
+
+
+def _is_on(given: Mapping[str, Any], *names: str) -> bool:
+    """Whether a user has set one of some numbers above 0; what is no number is left to the parser to refuse."""
+    values = (given.get(name) for name in names)
+    return any(isinstance(value, int | float) and value > 0 for value in values)
 
 
 def _is_one_epoch(length: Mapping[str, int], given: Mapping[str, Any], per_epoch: int) -> bool:
@@ -497,7 +504,7 @@ def _epochs_of_an_hour(
 
 def _as_begun(found: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings that are found, with the method of an earlier run, by which alone it goes on."""
-    options = (run.get("data") or {}).get("init_args") or {}
+    options = run["data"]["init_args"]
     kept = {name: options[name] for name in ("duplicates", "batch_size") if name in options}
     method = {name: run[name] for name in ("agc", "averaging") if name in run}  # whole: of a form, no key is left over
     return _merged(found, {"data": {"init_args": {"duplicates": "keep"} | kept}}) | method
@@ -526,8 +533,19 @@ def _run_to_go_on_with(found: Mapping[str, Any], given: Mapping[str, Any]) -> di
         return None
     for folder in (checkpoint.parent, checkpoint.parent.parent):
         if (folder / CONFIG).is_file():
-            return _read(folder / CONFIG)
+            return _own_configuration(folder / CONFIG)
     return None
+
+
+def _own_configuration(file: Path) -> dict[str, Any] | None:
+    """Return the configuration of a run of this package; ``None`` for another program's."""
+    try:
+        run = _read(file)
+    except ValueError:
+        return None
+    data = run.get("data")
+    parts = [data, data.get("init_args") if isinstance(data, dict) else None, run.get("agc"), run.get("averaging")]
+    return run if all(isinstance(part, dict) for part in parts) else None
 
 
 def _taken(arguments: Sequence[str]) -> tuple[list[str], list[str], list[Any]]:

@@ -71,7 +71,7 @@ def augment(
 
 
 def check_range(images: Tensor, remedy: str) -> None:
-    """Refuse images that cannot be augmented, one or several, with a remedy; waits for the device.
+    """Refuse images, uint8 or floating point, that cannot be augmented, with a remedy; waits for the device.
 
     Raises:
         ValueError: If they are floating point and not in [0, 1].
@@ -94,7 +94,7 @@ def augment_rows(
     num_ops: int = 2,
     ops: Sequence[Operation] | None = None,
 ) -> Tensor:
-    """Augment each image of a batch, ``(B, C, H, W)``, with a magnitude and a seed of its own, see :func:`augment`.
+    """Augment each image of a batch, ``(B, C, H, W)``, see :func:`augment`: B magnitudes, 0 … 30, and B seeds.
 
     Returns a copy on the device of the images, or these themselves if no magnitude is above 0.
 

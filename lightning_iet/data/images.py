@@ -31,6 +31,7 @@ from lightning_iet.data.formats import RANGES, Range, choose_ranges, format_rang
 from lightning_iet.data.samples import (
     DrawnByWeight,
     DrawTable,
+    IgnoreFirstSigterm,
     RandomFlips,
     Samples,
     Skip,
@@ -40,7 +41,6 @@ from lightning_iet.data.samples import (
     name_of,
     reason_of,
 )
-from lightning_iet.data.sharding import IgnoreFirstSigterm
 from lightning_iet.data.splits import SetSizes, deal
 from lightning_iet.functional.checks import check_at_least, check_choice, unit_interval
 from lightning_iet.functional.duplicates import Duplicates, duplicate_groups

@@ -104,6 +104,9 @@ def find_idx(folder: Path, name: str) -> Path | None:
 def read_idx(path: Path) -> Tensor:
     """Read an idx file of unsigned bytes, the format of MNIST; one whose name ends in ``.gz`` is decompressed.
 
+    Returns:
+        uint8, of the shape that the file's header says.
+
     Raises:
         ValueError: If it is something else, or damaged.
     """

@@ -1,6 +1,10 @@
 """Samples: with their index, drawn by weight, and what is known of them: labels, names, fingerprints."""
 
+import os
+import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import FrameType
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -337,3 +341,27 @@ class DrawnByWeight(Layer):
 
     def __getitem__(self, index: int) -> Any:
         return self.dataset[index if self.is_paused else int(self.table.sample[index])]
+
+
+@dataclass(frozen=True)
+class IgnoreFirstSigterm:
+    """A ``worker_init_fn`` after which a worker ends at the second SIGTERM, not at the first.
+
+    Batch systems send that signal to all processes of a job. The main ones finish their step, for which they may need a
+    batch that is not read yet. Workers end with their loader, or at a second signal.
+
+    Args:
+        init: The user's own ``worker_init_fn``, called as well.
+    """
+
+    init: Callable[[int], None] | None = None
+
+    def __call__(self, worker: int) -> None:
+        """Prepare a worker."""
+        signal.signal(signal.SIGTERM, _end_at_the_next)
+        if self.init is not None:
+            self.init(worker)
+
+
+def _end_at_the_next(number: int, frame: FrameType | None) -> None:
+    signal.signal(number, lambda *_: os._exit(128 + number))

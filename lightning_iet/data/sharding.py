@@ -1,12 +1,9 @@
 """Any data module, with its training set split into shards; its loader is rebuilt around their sampler."""
 
 import logging
-import os
-import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any, Self, cast
 
 import lightning.pytorch as pl
@@ -23,7 +20,7 @@ from torch.utils.data import (
 )
 
 from lightning_iet.data.augmentation import Kind, find_layer, unaugmented
-from lightning_iet.data.samples import fingerprint_of_samples, fingerprint_of_shards, labels_of
+from lightning_iet.data.samples import IgnoreFirstSigterm, fingerprint_of_samples, fingerprint_of_shards, labels_of
 from lightning_iet.data.shard_sampler import (
     RestrictedBatchSampler,
     RestrictedOrder,
@@ -45,30 +42,6 @@ from lightning_iet.utilities.lightning import lightning_classes
 from lightning_iet.utilities.random import isolated_rng, seed_rng
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class IgnoreFirstSigterm:
-    """A ``worker_init_fn`` after which a worker ends at the second SIGTERM, not at the first.
-
-    Batch systems send that signal to all processes of a job. The main ones finish their step, for which they may need a
-    batch that is not read yet. Workers end with their loader, or at a second signal.
-
-    Args:
-        init: The user's own ``worker_init_fn``, called as well.
-    """
-
-    init: Callable[[int], None] | None = None
-
-    def __call__(self, worker: int) -> None:
-        """Prepare a worker."""
-        signal.signal(signal.SIGTERM, _end_at_the_next)
-        if self.init is not None:
-            self.init(worker)
-
-
-def _end_at_the_next(number: int, frame: FrameType | None) -> None:
-    signal.signal(number, lambda *_: os._exit(128 + number))
 
 
 # --- the training loader: its settings, and a loader around a sampler of shards ---------------------------------------

@@ -199,7 +199,12 @@ _SSCD_URL = "https://dl.fbaipublicfiles.com/sscd-copy-detection/sscd_disc_mixup.
 
 
 def load_torchscript(path: PathLike_, remedy: str) -> torch.nn.Module:
-    """Load a TorchScript file, on the CPU; the remedy says what to do if it is missing or something else."""
+    """Load a TorchScript file, on the CPU; the remedy says what to do if it is missing or something else.
+
+    Raises:
+        FileNotFoundError: If it is missing.
+        ValueError: If it is something else.
+    """
     check_file(Path(path), remedy)
     try:
         with warnings.catch_warnings():
@@ -390,7 +395,7 @@ class CleanInceptionFeatures(FeatureNetwork):
     def forward(self, images: Tensor) -> Tensor:
         """Map images, shape ``(N, 3, H, W)`` or ``(N, 1, H, W)``, to features, shape ``(N, 2048)``.
 
-        Floating point is rounded to 256 levels *(our choice: as files have them)*.
+        Images are uint8, or floating point in [0, 1], rounded to 256 levels *(our choice: as files have them)*.
 
         Raises:
             TypeError: as :class:`InceptionFeatures`.

@@ -77,13 +77,16 @@ RECORDS = {"criterion": "record", "weigh": "draws"}
         ({"agc.criterion": "quantile"}, {}),
         ({"redistribution.fraction": 0.25}, {"threshold": 0.5}),  # moves what is skipped: draws skip nothing
         ({"augmentation.max_magnitude": 5}, {"threshold": 0.5}),
+        ({"augmentation.max_magnitude": "strong", "data.num_control": 20}, RECORDS),  # the parser refuses it
     ],
 )
 def test_records_protect_unless_another_form_is_asked_for(given, expected):
     folder = Folder(200, 70, 3) if "data.num_control" not in given else Folder(1000, 70, 3)
     settings = settings_of(folder, Path("cats"), given)
     assert settings["agc"] == expected
-    assert settings["averaging"]["num_shards"] == given.get("averaging.num_shards", 1)
+    assert settings["averaging"]["num_shards"] == given.get(
+        "averaging.num_shards", 4 if given.get("redistribution.fraction") else 1
+    )
     AntiGradientControl(**settings["agc"])
 
 
@@ -142,6 +145,8 @@ def test_a_run_goes_on_by_the_method_that_it_began_with(asked):
     assert settings["agc"] == began["agc"]
     assert settings["data"]["init_args"]["duplicates"] == "keep"  # before there was a choice
     assert settings["data"]["init_args"]["batch_size"] == 5
+    (run / "config.yaml").write_text("data: imagenet\nagc: {speed: 3}\n")  # of another program
+    assert settings_after("--ckpt_path", asked)["agc"]["criterion"] == "record"
     afresh = settings_after()
     assert afresh["averaging"]["num_shards"] == 1
     assert afresh["data"]["init_args"]["duplicates"] == "drop"

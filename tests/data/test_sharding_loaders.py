@@ -21,9 +21,8 @@ from torch.utils.data import (
 )
 
 from lightning_iet import ShardedDataModule
-from lightning_iet.data.samples import WithIndex
+from lightning_iet.data.samples import IgnoreFirstSigterm, WithIndex
 from lightning_iet.data.shard_sampler import RestrictedBatchSampler, ShardPlan
-from lightning_iet.data.sharding import IgnoreFirstSigterm
 from lightning_iet.functional.seeding import derive_seed
 from lightning_iet.utilities.random import seed_rng
 
