@@ -504,7 +504,7 @@ def _epochs_of_an_hour(
 
 def _as_begun(found: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings that are found, with the method of an earlier run, by which alone it goes on."""
-    options = run["data"]["init_args"]
+    options = run.get("data", {}).get("init_args", {})
     kept = {name: options[name] for name in ("duplicates", "batch_size") if name in options}
     method = {name: run[name] for name in ("agc", "averaging") if name in run}  # whole: of a form, no key is left over
     return _merged(found, {"data": {"init_args": {"duplicates": "keep"} | kept}}) | method
@@ -543,8 +543,9 @@ def _own_configuration(file: Path) -> dict[str, Any] | None:
         run = _read(file)
     except ValueError:
         return None
-    data = run.get("data")
-    parts = [data, data.get("init_args") if isinstance(data, dict) else None, run.get("agc"), run.get("averaging")]
+    data = run.get("data", {})
+    parts = [data, *(run.get(name, {}) for name in ("agc", "averaging", "trainer"))]
+    parts.append(data.get("init_args", {}) if isinstance(data, dict) else None)
     return run if all(isinstance(part, dict) for part in parts) else None
 
 
