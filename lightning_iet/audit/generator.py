@@ -216,7 +216,7 @@ class Probing:
 
     def __post_init__(self) -> None:
         """Refuse numbers out of range."""
-        check_at_least(2, loss_images=self.images)
+        check_at_least(2, optional=True, loss_images=self.images)
         check_at_least(1, loss_timesteps=self.timesteps)
 
 

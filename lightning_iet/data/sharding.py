@@ -238,7 +238,8 @@ class ShardedDataModule(DataModule):
         check_kinds(int, num_shards=num_shards, num_samples=num_samples, seed=seed)
         if partition not in ("stratified", "iid"):
             raise ValueError(f"Argument `partition` expected 'stratified' or 'iid', but got {partition!r}.")
-        check_at_least(1, num_shards=num_shards, num_samples=num_samples)
+        check_at_least(1, num_shards=num_shards)
+        check_at_least(1, optional=True, num_samples=num_samples)
         self.datamodule = datamodule
         self.num_shards = num_shards
         self.partition = partition

@@ -42,7 +42,7 @@ def check_settings(num_samples: int, sampler: str, **at_least_one: int | None) -
         )
     if sampler not in ("ddim", "ddpm", "own"):
         raise ValueError(f"Argument `sampler` expected 'ddim', 'ddpm' or 'own', but got {sampler!r}.")
-    check_at_least(1, **at_least_one)
+    check_at_least(1, optional=True, **at_least_one)
 
 
 def real_sets(datamodule: object) -> tuple[Dataset[Any], Dataset[Any], Dataset[Any]]:

@@ -148,11 +148,17 @@ def check_kinds(kind: type[int] | type[float], **values: object) -> None:
             raise TypeError(f"Argument `{name}` expected {wanted}, but got {value!r}.")
 
 
-def check_at_least(least: int, **values: int | None) -> None:
-    """Refuse integers that are too small; ``None``, which stands for a default, passes.
+def check_at_least(least: int, *, optional: bool = False, **values: int | None) -> None:
+    """Refuse integers that are too small.
+
+    Args:
+        least: What they are at least.
+        optional: Whether ``None``, which then stands for a default, passes.
+        values: What was given, by the names of the arguments.
 
     Raises:
-        ValueError: with the first of them.
+        TypeError: if one is None, and not optional.
+        ValueError: with the first that is too small.
 
     Example:
         >>> check_at_least(1, jobs=0)
@@ -160,7 +166,10 @@ def check_at_least(least: int, **values: int | None) -> None:
         ValueError: Argument `jobs` expected an integer ≥ 1, but got 0.
     """
     for name, value in values.items():
-        if value is not None and value < least:
+        if value is None:
+            if not optional:
+                raise TypeError(f"Argument `{name}` expected an integer ≥ {least}, but got None.")
+        elif value < least:
             raise ValueError(f"Argument `{name}` expected an integer ≥ {least}, but got {value}.")
 
 

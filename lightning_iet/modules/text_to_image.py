@@ -105,7 +105,7 @@ class TextToImageModule(DenoisingModule):
             optimizer=optimizer, warmup_steps=warmup_steps, ema_decay=ema_decay, guidance_scale=guidance_scale
         )
         check_number("caption_dropout", caption_dropout, "[0, 1)", "0.1 is usual; 0 = captions are always given.")
-        check_at_least(1, lora_rank=lora_rank)
+        check_at_least(1, optional=True, lora_rank=lora_rank)
         pipeline = open_pipeline(pretrained, synthetic=synthetic, image_size=image_size)
         self.unet = pipeline.unet.train()  # which comes in evaluation mode, and Lightning leaves modes alone
         self.latents = LatentEncoder(pipeline.vae, cache=cache_latents)

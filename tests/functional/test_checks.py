@@ -7,7 +7,14 @@ import pytest
 import torch
 
 from lightning_iet.functional.average_minimum_distance import average_minimum_distance
-from lightning_iet.functional.checks import check_kinds, check_number, check_numbers, image_rows, unit_interval
+from lightning_iet.functional.checks import (
+    check_at_least,
+    check_kinds,
+    check_number,
+    check_numbers,
+    image_rows,
+    unit_interval,
+)
 from lightning_iet.functional.density_coverage import density_coverage
 from lightning_iet.functional.mifid import mifid
 from lightning_iet.functional.precision_recall import precision_recall
@@ -124,3 +131,11 @@ def test_numbers_of_any_library_are_numbers():
             check_kinds(kind, a=value)
     with pytest.raises(TypeError, match=r"Argument `ratio` expected a number, but got '0\.3'"):
         check_number("ratio", "0.3", "(0, 1]", "The published one is 1/3.")
+
+
+def test_none_passes_where_it_stands_for_a_default():
+    check_at_least(1, optional=True, num_samples=None)
+    with pytest.raises(TypeError, match="Argument `batch_size` expected an integer ≥ 1, but got None"):
+        check_at_least(1, jobs=2, batch_size=None)
+    with pytest.raises(ValueError, match="Argument `num_samples` expected an integer ≥ 1, but got 0"):
+        check_at_least(1, optional=True, num_samples=0)

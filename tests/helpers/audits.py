@@ -42,9 +42,12 @@ def metrics(folder="report"):
     return json.loads(Path(folder, "metrics.json").read_text())
 
 
+PROGRESS = r"[A-Z][A-Za-z ]+: (0 of [\d,]+|[\d,]+ of [\d,]+, about .* left)"
+
+
 def said(text):
     """Lines of standard error, without those that tell on a busy machine how far the work is."""
-    return [line for line in text.splitlines() if not re.match(r"[A-Z][a-z ]+: [\d,]+ of [\d,]+", line)]
+    return [line for line in text.splitlines() if not re.fullmatch(PROGRESS, line)]
 
 
 def fails(capsys, *arguments):

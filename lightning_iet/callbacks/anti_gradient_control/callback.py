@@ -1066,10 +1066,12 @@ def _check_record(
             "Arguments `z0` and `delta` expected one of them, but got both. Choose: a fixed limit, or one below the"
             " median."
         )
-    if eta is not None and inf in given.values():
+    if eta == inf:
+        raise ValueError("Argument `eta` expected a finite number, but got inf. 0 is off.")
+    if eta and inf in (z0, delta):
         raise ValueError(
             "Arguments `z0` and `delta` expected finite numbers with `eta`, but got inf. Leave them out, or set eta=0"
-            " alone for no weights."
+            " for no weights."
         )
     if not 0 < min_weight <= 1:
         raise ValueError(f"Argument `min_weight` expected a number in (0, 1], but got {min_weight}.")

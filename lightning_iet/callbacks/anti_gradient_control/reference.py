@@ -431,7 +431,11 @@ class ReferenceLosses:
         anchored = getattr(getattr(trainer, "datamodule", None), "anchor_set", None) is not None
         if self.images is not None or self.reference != "held_out" or anchored:
             return self.images
-        return held_out_images(trainer, self.num_images)
+        try:
+            return held_out_images(trainer, self.num_images)
+        except ValueError as error:  # other data than those of the run: none of them steered it
+            rank_zero_info(f"AntiGradientControl: all control images are measured. {error}")
+            return None
 
     def open(self, trainer: pl.Trainer, module: pl.LightningModule, losses: LossSource) -> None:
         """Get ready to measure; refuse what cannot work before the first step."""

@@ -110,7 +110,8 @@ class ParameterAveragingCallback(Callback):
         offload: Offload = "auto",
     ) -> None:
         check_kinds(int, num_shards=num_shards, every_n_epochs=every_n_epochs, every_n_train_steps=every_n_train_steps)
-        check_at_least(1, num_shards=num_shards, every_n_epochs=every_n_epochs, every_n_train_steps=every_n_train_steps)
+        every = {"every_n_epochs": every_n_epochs, "every_n_train_steps": every_n_train_steps}
+        check_at_least(1, optional=True, num_shards=num_shards, **every)
         if every_n_epochs is not None and every_n_train_steps is not None:
             raise ValueError("Arguments `every_n_epochs` and `every_n_train_steps` expected one of them, but got both.")
         if weighting not in ("samples", "uniform"):

@@ -311,6 +311,7 @@ def test_shards_equal_the_loop(tmp_path, case, reference):
         {"criterion": "record", "delta": math.inf},
         {"criterion": "record", "eta": 0.0},
         {"criterion": "record", "eta": 0.0, "z0": 0.5},
+        {"criterion": "record", "eta": 0.0, "z0": math.inf},
         {"threshold": 0.0},
     ],
 )
@@ -577,6 +578,7 @@ def test_a_broken_loss_stays_in_the_loss_and_out_of_the_record(tmp_path):
             "Arguments `z0` and `delta` expected finite numbers with `eta`, but got inf. Leave them out, or set eta=0",
         ),
         ({"criterion": "record", "z0": -1.0}, "Argument `z0` expected a number ≥ 0, but got -1.0"),
+        ({"criterion": "record", "eta": math.inf}, "Argument `eta` expected a finite number, but got inf. 0 is off"),
         ({"criterion": "record", "eta": math.nan}, "Argument `eta` expected a number ≥ 0, but got nan"),
         (
             {"criterion": "record", "min_weight": 0.0},
