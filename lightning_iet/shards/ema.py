@@ -145,6 +145,9 @@ def unregistered_averages(module: nn.Module) -> tuple[list[Slot], list[Slot]]:
 def averages_beside(module: nn.Module, *things: Any) -> list[Slot]:
     """Find averages of a module's weights in other objects, such as callbacks; see :func:`unregistered_averages`.
 
+    Each object is searched on its own, however one of them is reached from another, so that the limit of depth counts
+    from the object itself, and an average has the name of the object that holds it.
+
     Example:
         >>> class EMA:
         ...     pass
@@ -154,7 +157,9 @@ def averages_beside(module: nn.Module, *things: Any) -> list[Slot]:
         ['EMA.copied.0.weight', 'EMA.copied.0.bias']
     """
     search = _Search(module)
+    apart = search.seen | {id(thing) for thing in things}
     for thing in things:
+        search.seen = set(apart)
         for key, value in vars(thing).items():
             search.visit(Slot(f"{type(thing).__name__}.{key}", thing, key), value, thing)
     return search.tensors
@@ -167,7 +172,7 @@ class _Search:
         self.tensors: list[Slot] = []
         self.owners: dict[int, tuple[str, Any]] = {}
         self._outlines = _trained_outlines(module)
-        self._seen = {id(part) for part in module.modules()}
+        self.seen = {id(part) for part in module.modules()}
         trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
         # Views of registered tensors, such as those of a `state_dict()`, are not averages.
         self._registered = {tensor.data_ptr() for tensor in (*module.parameters(), *module.buffers())}
@@ -180,10 +185,10 @@ class _Search:
 
     def visit(self, slot: Slot, value: Any, owner: Any, depth: int = 0) -> None:
         """Collect a slot's value if it is an average, else look inside; ``owner`` is the object that it belongs to."""
-        if id(value) in self._seen or depth > 4:
+        if id(value) in self.seen or depth > 4:
             return
         if isinstance(value, list | dict):
-            self._seen.add(id(value))
+            self.seen.add(id(value))
             entries = dict(value.items() if isinstance(value, dict) else enumerate(value))
             if self._are_averages(entries, named=isinstance(value, dict)):
                 self._collect([Slot(f"{slot.name}.{key}", value, key) for key in entries], owner, slot)
@@ -191,7 +196,7 @@ class _Search:
                 for key, entry in entries.items():
                     self.visit(Slot(f"{slot.name}.{key}", value, key), entry, owner, depth + 1)
         elif isinstance(value, nn.Module):
-            self._seen.add(id(value))
+            self.seen.add(id(value))
             if _outline(value) in self._outlines:
                 self._collect(
                     [
@@ -204,7 +209,7 @@ class _Search:
                     slot,
                 )
         elif is_users_object(value):
-            self._seen.add(id(value))
+            self.seen.add(id(value))
             for key, entry in vars(value).items():
                 self.visit(Slot(f"{slot.name}.{key}", value, key), entry, value, depth + 1)
 

@@ -11,6 +11,7 @@ import torchmetrics
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import nn
 
+from lightning_iet.shards.ema import averages_beside
 from tests.helpers.own_projects import Noisy, fit
 from tests.helpers.weights import assert_same_bits, state_of
 
@@ -178,6 +179,29 @@ def test_averages_of_a_callback_that_knows_no_shards_are_refused(tmp_path):
     with pytest.raises(MisconfigurationException, match=message):
         fit(tmp_path, Noisy(), OwnCallback(), count)
     assert count.taken <= 1
+
+
+class Holder:
+    """Holds what it is given."""
+
+    def __init__(self, **held):
+        vars(self).update(held)
+
+
+class Other(Holder):
+    pass
+
+
+def test_averages_of_a_callback_are_found_by_its_own_name_however_another_reaches_them():
+    module = nn.Sequential(nn.Linear(2, 2))
+    shadow = Holder(shadow={name: tensor.clone() for name, tensor in module.state_dict().items()})
+    ema = Holder(ema=shadow)
+    expected = ["Holder.ema.shadow.0.weight", "Holder.ema.shadow.0.bias"]
+    chains = [ema, [ema], Holder(callbacks=[ema]), Holder(runner=Holder(callbacks=[ema])), [[[[shadow]]]]]
+    assert [slot.name for slot in averages_beside(module, ema)] == expected
+    for chain in chains:
+        for things in ([Other(hub=chain), ema], [ema, Other(hub=chain)]):
+            assert [slot.name for slot in averages_beside(module, *things)] == expected
 
 
 class Harmless(Noisy):
