@@ -93,19 +93,21 @@ class Entry:
     failure: str | None
 
 
-def tensors_in(output: Any) -> Iterator[Tensor]:
-    """All tensors in containers inside one another, such as a module returns."""
+def tensors_in(output: Any, depth: int = 10) -> Iterator[Tensor]:
+    """All tensors in up to ``depth`` containers inside one another, such as a module returns; they may be circular."""
     if isinstance(output, Tensor):
         yield output
+    elif depth == 0:
+        return
     elif isinstance(output, Mapping):
         for value in output.values():
-            yield from tensors_in(value)
+            yield from tensors_in(value, depth - 1)
     elif isinstance(output, list | tuple):
         for value in output:
-            yield from tensors_in(value)
+            yield from tensors_in(value, depth - 1)
     elif dataclasses.is_dataclass(output) and not isinstance(output, type):
         for entry in dataclasses.fields(output):
-            yield from tensors_in(getattr(output, entry.name))
+            yield from tensors_in(getattr(output, entry.name, None), depth - 1)  # a field may be unset
 
 
 def argument_names(module: nn.Module) -> list[str]:
@@ -656,6 +658,7 @@ def _mean(rows: Tensor) -> Tensor:
 
 
 _ASSIGNMENTS = ("__setitem__",)
+_DEPTH = 3  # of an operation's tensors: a list of them among its arguments
 
 
 class _Marks(NamedTuple):
@@ -699,14 +702,14 @@ class Origins:
 
     def follow(self, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], result: Any) -> None:
         """Mark what an operation made of what is marked."""
-        marks = [self._marks[id(t)][1] for t in tensors_in((args, kwargs)) if id(t) in self._marks]
+        marks = [self._marks[id(t)][1] for t in tensors_in((args, kwargs), _DEPTH) if id(t) in self._marks]
         if not marks:
             return
         passing = frozenset().union(*(mark.passing for mark in marks))
         fixed = frozenset().union(*(mark.fixed for mark in marks))
         name = getattr(func, "__name__", "")
         in_place = name in _ASSIGNMENTS or (name.endswith("_") and not name.endswith("__"))
-        for tensor in tensors_in(args[:1] if in_place else result):
+        for tensor in tensors_in(args[:1] if in_place else result, _DEPTH):
             made = _Marks(passing, fixed) if tensor.requires_grad else _Marks(fixed=passing | fixed)
             self._marks[id(tensor)] = tensor, made
 

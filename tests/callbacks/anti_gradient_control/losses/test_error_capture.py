@@ -1,6 +1,7 @@
 """The test of the first batch: which row of an output each loss depends on."""
 
 import copy
+from dataclasses import dataclass, field
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from lightning_iet.callbacks.anti_gradient_control.losses.error_capture import (
     Origins,
     layouts,
     row_maps,
+    tensors_in,
 )
 from tests.helpers.projects.common import Style
 from tests.helpers.projects.training import fit, make
@@ -237,3 +239,31 @@ def test_marks_go_the_way_of_values_and_gradients():
     assert origins.foreign(past) == origins.foreign(hidden) == [student]
     origins.clear()
     assert origins.foreign(joined) == []
+
+
+@dataclass
+class Batch:
+    images: torch.Tensor
+    parent: object = None
+    drawn: torch.Tensor = field(init=False)
+
+
+def test_tensors_in_batches_that_are_unfinished_or_circular():
+    images = torch.zeros(4, 2)
+    batch = Batch(images)
+    assert [tensor is images for tensor in tensors_in({"batch": [batch]})] == [True]
+    batch.parent = {"of": [batch]}
+    assert {id(tensor) for tensor in tensors_in(batch)} == {id(images)}
+    assert list(tensors_in([[images]], depth=2)) == [images]
+    assert list(tensors_in([[images]], depth=1)) == []
+
+
+def test_marks_are_looked_for_in_lists_of_arguments_and_no_deeper():
+    teacher, origins = nn.Linear(1, 1), Origins()
+    target = torch.zeros(1)
+    origins.add(teacher, [target])
+    shallow, deep = torch.zeros(1), torch.zeros(1)
+    origins.follow(torch.cat, ([target],), {}, shallow)
+    origins.follow(torch.cat, ([[target]],), {}, deep)
+    assert origins.foreign(shallow) == [teacher]
+    assert origins.foreign(deep) == []
