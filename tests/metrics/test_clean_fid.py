@@ -7,7 +7,7 @@ import scipy.linalg
 import torch
 from PIL import Image
 
-from lightning_iet.functional.mifid import moments, moments_of_sums
+from lightning_iet.functional.mifid import frechet_distance, moments, moments_of_sums
 from lightning_iet.metrics import CleanFID, feature_extractor
 from lightning_iet.metrics.features import CleanInceptionFeatures, embed_images
 from tests.helpers.networks import Means, random_inception, save_torchscript
@@ -53,7 +53,9 @@ def root_of_low_rank(matrix, disp=False):
     rank = int((values > 1e-12 * values[0]).sum())
     left, right = columns @ left[:, :rank] * values[:rank], right[:rank]
     np.testing.assert_allclose(left @ right, matrix, rtol=0, atol=1e-9 * np.abs(matrix).max())
-    return left @ scipy.linalg.sqrtm(np.linalg.inv(right @ left)) @ right, 0.0
+    root = left @ scipy.linalg.sqrtm(np.linalg.inv(right @ left)) @ right
+    np.testing.assert_allclose(root @ root, matrix, rtol=0, atol=1e-9 * np.abs(matrix).max())
+    return root, 0.0
 
 
 def test_equals_clean_fid_on_the_same_folders(weights, sets, folders, monkeypatch):
@@ -76,13 +78,16 @@ def test_equals_clean_fid_on_the_same_folders(weights, sets, folders, monkeypatc
             metric.update(batch, real=real)
     assert expected > 0
     assert metric.compute().item() == pytest.approx(expected, rel=1e-3)
-    for images, name in zip(sets, ("real", "fake"), strict=True):  # by the other way to the same moments
+    by_features = []  # the other way to the same moments
+    for images, name in zip(sets, ("real", "fake"), strict=True):
         count, total, products = (
             getattr(metric, f"{name}_features_{part}") for part in ("num_samples", "sum", "cov_sum")
         )
         features = embed_images(metric.inception, images, batch_size=3)
-        for found, of_metric in zip(moments(features), moments_of_sums(count, total, products), strict=True):
+        by_features.append(moments(features))
+        for found, of_metric in zip(by_features[-1], moments_of_sums(count, total, products), strict=True):
             torch.testing.assert_close(found, of_metric, rtol=1e-5, atol=1e-8)
+    assert frechet_distance(*by_features).item() == pytest.approx(expected, rel=1e-3)
 
 
 def test_grey_and_float_images_are_what_files_would_hold(weights, sets):
