@@ -551,13 +551,14 @@ class SaveBank(pl.Callback):
         torch.save((self.agc.bank, self.agc.run_statistics.seen), self.folder / f"{trainer.global_rank}.pt")
 
 
-def test_spawned_processes_have_a_bank_each(tmp_path, monkeypatch):
-    """A tensor handed to two spawned processes is one in both: each must learn from its own samples alone.
+def test_processes_that_lightning_starts_have_a_bank_each(tmp_path, monkeypatch):
+    """A tensor handed to two started processes is one in both: each must learn from its own samples alone.
 
-    Those of the forkserver are handed the same in the same way, and need no time to import.
+    They are started by a forkserver, not spawned as `ddp_spawn` does by itself: they are handed the same pickles, in
+    which a tensor is shared memory, and need no time to import.
     """
-    spawn = mp.start_processes
-    monkeypatch.setattr(mp, "start_processes", lambda *args, **kw: spawn(*args, **kw | {"start_method": "forkserver"}))
+    start = mp.start_processes
+    monkeypatch.setattr(mp, "start_processes", lambda *args, **kw: start(*args, **kw | {"start_method": "forkserver"}))
     forking()
     agc, (_, banks, _) = make(), two_processes_by_hand()
     kwargs = {"strategy": "ddp_spawn", "devices": 2, "use_distributed_sampler": False, "max_epochs": 1}
