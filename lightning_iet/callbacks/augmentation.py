@@ -133,6 +133,7 @@ class ThresholdAwareAugmentation(Callback):
         self._magnitudes: Magnitudes | None = None  # what the loader's workers read
         self._saved: dict[str, Any] = {}
         self._resumed_epoch: int | None = None
+        self._is_epoch_over = False  # in the checkpoint that the run goes on from
         self._epochs_ended = 0
         self._seed = 0
         self._num_processes = 1
@@ -192,6 +193,8 @@ class ThresholdAwareAugmentation(Callback):
     ) -> None:
         """Find out at which epoch the run goes on."""
         self._resumed_epoch = next_epoch(checkpoint)
+        begun = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
+        self._is_epoch_over = self._resumed_epoch > begun
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the magnitudes of a resumed run before any sample is read."""
@@ -243,7 +246,8 @@ class ThresholdAwareAugmentation(Callback):
             return
         device = trainer.strategy.root_device
         self._sums = torch.zeros(4, self._control.bins.num_bins, dtype=torch.long, device=device)
-        if "sums" in self._saved and trainer.is_global_zero:
+        # Of an epoch that is over, the hooks of whose end are not called again, they would enter the next one.
+        if "sums" in self._saved and not self._is_epoch_over and trainer.is_global_zero:
             self._sums.copy_(self._saved["sums"])
         if self.at == "same_step":
             self._is_first_batch = True

@@ -130,7 +130,7 @@ def settings_of(folder: Folder, path: Path, given: Mapping[str, Any]) -> dict[st
     Example:
         >>> found = settings_of(Folder(200, 70, 3, (100, 100)), Path("cats"), {})
         >>> [found["data"]["init_args"][name] for name in ("image_size", "num_control", "num_reference", "batch_size")]
-        [64, 40, 40, 8]
+        [64, 40, 40, 16]
         >>> found["model"]["init_args"]["unet"]["init_args"]["num_class_embeds"]
         2
     """
