@@ -459,19 +459,17 @@ def with_images(
         )
     folder = look(path, exclude=given.get("data.exclude"))
     found = settings_of(folder, path, given)
-    note, begun = "", None
-    if (run := _run_to_go_on_with(found, given)) is not None:
-        found = _as_begun(found, run)
-        epochs = (run.get("trainer") or {}).get("max_epochs")
-        begun = epochs if isinstance(epochs, int) and epochs > 0 else None
+    note, run = "", _run_to_go_on_with(found, given)
+    found = _as_begun(found, run)
     if measure is not None and _is_length_open(found, given):
         usual = int(found["trainer"]["max_epochs"])
+        epochs = (run or {}).get("trainer", {}).get("max_epochs")
+        begun = epochs if isinstance(epochs, int) and epochs > 0 else None
         if begun is None and num_processes(given) > 1:
             note = f"; {usual:,} epochs, which several processes do not fit to an hour (--trainer.max_epochs)"
         epochs = begun or (usual if note else _epochs_of_an_hour(found, folder, given, measure))
         if epochs < usual:
-            found = settings_of(folder, path, given | {"trainer.max_epochs": epochs})
-            found = found if run is None else _as_begun(found, run)
+            found = _as_begun(settings_of(folder, path, given | {"trainer.max_epochs": epochs}), run)
             note = f"; {epochs:,} epochs, as many as take about an hour (--trainer.max_epochs {usual} trains on)"
     settings = _merged(template, found, *configurations)
     command = next((index for index, argument in enumerate(rest) if not argument.startswith("-")), 0)
@@ -502,8 +500,10 @@ def _epochs_of_an_hour(
     return epochs_within(LONGEST, step=step, steps_of_epoch=steps)
 
 
-def _as_begun(found: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings that are found, with the method of an earlier run, by which alone it goes on."""
+def _as_begun(found: dict[str, Any], run: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return the settings that are found, with the method of the run that goes on, if one does: it knows no other."""
+    if run is None:
+        return found
     options = run.get("data", {}).get("init_args", {})
     kept = {name: options[name] for name in ("duplicates", "batch_size") if name in options}
     method = {name: run[name] for name in ("agc", "averaging") if name in run}  # whole: of a form, no key is left over

@@ -386,10 +386,14 @@ def next_epoch(checkpoint: dict[str, Any]) -> int:
     the hooks of the epoch's end; these are not called again. Callbacks that do something at the end of an epoch find
     out in this way that they have to catch up.
     """
+    return checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"] + ends_an_epoch(checkpoint)
+
+
+def ends_an_epoch(checkpoint: dict[str, Any]) -> bool:
+    """Whether a checkpoint was written in the last step of an epoch, before the hooks of its end."""
     loop = checkpoint["loops"]["fit_loop"]
     progress = loop["epoch_progress"]["current"]
-    is_last = loop["epoch_loop.batch_progress"]["is_last_batch"]
-    return progress["processed"] + (is_last and progress["ready"] > progress["processed"])
+    return bool(loop["epoch_loop.batch_progress"]["is_last_batch"] and progress["ready"] > progress["processed"])
 
 
 def warn_of_changes(name: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
