@@ -28,7 +28,7 @@ from lightning_iet.functional.neighbors import nearest_neighbors
 from lightning_iet.utilities.progress import progress_bar
 
 FOLDER = Path("/usr/share/datasets/fashion-mnist")
-LIMITS = {"cpu": 0.5, "cuda": 2.0}
+LIMITS = {"cpu": 0.35, "cuda": 2.0}
 
 
 def fashion(split: str) -> Tensor:

@@ -16,7 +16,13 @@ from lightning_iet.functional.exhaustive_neighbors import (
     merge_nearest,
     squared_norms,
 )
-from lightning_iet.functional.pruned_neighbors import PAIR_COST, Projection, PrunedSearch, principal_directions
+from lightning_iet.functional.pruned_neighbors import (
+    PAIR_COST,
+    Projection,
+    PrunedSearch,
+    candidate_cost,
+    principal_directions,
+)
 from lightning_iet.utilities.devices import full_precision
 
 _CHUNK = 8192  # references per top-k: a wide top-k costs far less than many narrow ones
@@ -230,11 +236,11 @@ def plan_projection(queries: Tensor, references: Tensor, k: int) -> Projection |
         return None
     projection = principal_directions(sample, lengths[-1])
     near = _neighborhood(probes, sample, k / num_references)
-    costs = {}
+    costs, candidate = {}, candidate_cost(queries, references)
     for length in lengths:
         shorter = Projection(projection.mean, projection.basis[:, :length].contiguous())
         share = (torch.cdist(shorter.codes(probes).z, shorter.codes(sample).z).square() <= near).float().mean(dim=1)
-        measured = (share * PAIR_COST).clamp(max=1).mean().item() + PAIR_COST * k / num_references
+        measured = (share * candidate).clamp(max=1).mean().item() + PAIR_COST * k / num_references
         codes = _DOUBLE * length * (1 / num_queries + 1 / num_references)
         costs[length] = codes + (length + _PER_PAIR) / dimension + measured
     best = min(costs, key=lambda length: costs[length])

@@ -29,7 +29,8 @@ from lightning_iet.functional.exhaustive_neighbors import (
 )
 
 PAIR_COST = 40
-"""What a pair costs by differences over what it costs in a matrix product; measured on two cores."""
+"""What a pair costs by differences over what it costs in a matrix product; measured on one and on two cores."""
+_CHOSEN_COST = 10  # likewise, of a pair of float32 images by its own product; measured: 8 to 9
 _VALUES = 2**20  # of images (8 MiB in float64) that are projected at a time
 _GROUP = 32  # references per minimum
 _PRODUCT = 4096  # references per product: its result stays in the cache
@@ -105,6 +106,15 @@ def principal_directions(rows: Tensor, number: int) -> Projection:
     return Projection(mean.double(), torch.linalg.qr((span @ turn).double()).Q)
 
 
+def candidate_cost(queries: Tensor, references: Tensor) -> int:
+    """Return what a candidate that is not ruled out costs, over what a pair costs in a matrix product."""
+    return _CHOSEN_COST if _by_products(queries, references) else PAIR_COST
+
+
+def _by_products(queries: Tensor, references: Tensor) -> bool:
+    return queries.dtype == references.dtype == torch.float32
+
+
 @torch.no_grad()
 def pair_bounds(queries: Tensor, references: Tensor, norms: Tensor, i: Tensor, j: Tensor) -> tuple[Tensor, Tensor]:
     r"""Bound :math:`\lVert x_i - y_j \rVert^2` from below and above, on a CPU, shape ``(P,)``, float64.
@@ -112,7 +122,7 @@ def pair_bounds(queries: Tensor, references: Tensor, norms: Tensor, i: Tensor, j
     Float32 images are compared by :math:`\lVert x \rVert^2 + \lVert y \rVert^2 - 2 \langle x, y \rangle` and the
     rounding of that; others are measured. Indices of queries, ``i``, must ascend; ``norms`` are the references'.
     """
-    if not queries.dtype == references.dtype == torch.float32:
+    if not _by_products(queries, references):
         distances = pair_distances(queries, references, i, j)
         return distances * (1 - RELATIVE_ERROR), distances * (1 + RELATIVE_ERROR)
     x, y = squared_norms(queries).double()[i], norms.double()[j]
@@ -122,13 +132,19 @@ def pair_bounds(queries: Tensor, references: Tensor, norms: Tensor, i: Tensor, j
 
 
 def _products(queries: Tensor, references: Tensor, i: Tensor, j: Tensor) -> Tensor:
-    """Return ``<x_i, y_j>``. Torch computes chosen products without gathering their rows only as a sparse matrix."""
-    starts = torch.zeros(len(queries) + 1, dtype=torch.int64)
-    starts[1:] = i.bincount(minlength=len(queries)).cumsum(0)
+    """Return ``<x_i, y_j>``. Torch computes chosen products without gathering their rows only as a sparse matrix.
+
+    References are its rows, so that each of them, of which there are many more than queries, is read from memory once.
+    """
+    order = j.argsort(stable=True)
+    starts = torch.zeros(len(references) + 1, dtype=torch.int64)
+    starts[1:] = j.bincount(minlength=len(references)).cumsum(0)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Sparse", category=UserWarning)  # "in beta", "checks are disabled"
-        chosen = torch.sparse_csr_tensor(starts, j, torch.zeros(len(j)), size=(len(queries), len(references)))
-        return torch.sparse.sampled_addmm(chosen, queries, references.T, beta=0.0).values()
+        shape = len(references), len(queries)
+        chosen = torch.sparse_csr_tensor(starts, i[order], torch.zeros(len(j)), size=shape)
+        found = torch.sparse.sampled_addmm(chosen, references, queries.T, beta=0.0).values()
+    return torch.empty_like(found).scatter_(0, order, found)
 
 
 class _References(NamedTuple):
@@ -196,7 +212,8 @@ class PrunedSearch:
         rounding = (len(self.codes.columns) + 16) * _UNIT * (norms.sqrt() + self.codes.length).square()
         limits = (farthest.sqrt() + slack + self.codes.slack).square() + rounding - norms
         bounds.view(len(queries), -1).scatter_(1, seeds, torch.inf)
-        row, column, easy = self._candidates(bounds, minima, limits.float())
+        cost = candidate_cost(queries, self.references)
+        row, column, easy = self._candidates(bounds, minima, limits.float(), cost)
         others = pair_bounds(queries, self.references, self._norms, row, column)[0]
         row, column = (torch.cat(parts) for parts in zip(_pairs(seeds), (row, column), strict=True))
         near = torch.cat([lower, others]) <= farthest[row]
@@ -235,12 +252,12 @@ class PrunedSearch:
         best = probable.flatten(1).topk(number, largest=False, sorted=False).indices
         return (groups.gather(1, best // _GROUP) * _GROUP + best % _GROUP).sort(dim=1).values
 
-    def _candidates(self, bounds: Tensor, minima: Tensor, limits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the pairs that are not ruled out, and which queries are left with not too many of them."""
+    def _candidates(self, bounds: Tensor, minima: Tensor, limits: Tensor, cost: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the pairs that are not ruled out, and which queries are left with not too many."""
         query, group = (minima <= limits[:, None]).nonzero(as_tuple=True)
         pair, member = (bounds[query, group] <= limits[query, None]).nonzero(as_tuple=True)
         row, column = query[pair], group[pair] * _GROUP + member
-        easy = row.bincount(minlength=len(limits)) * PAIR_COST <= len(self.references)
+        easy = row.bincount(minlength=len(limits)) * cost <= len(self.references)
         kept = easy[row]
         return row[kept], column[kept], easy
 

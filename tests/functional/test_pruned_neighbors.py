@@ -46,11 +46,12 @@ def test_any_basis_finds_the_neighbours(kind, length, seed, data):
         principal_directions(references, length),
     ):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(pruned_neighbors, "PAIR_COST", data.draw(st.sampled_from([0, 40])))
+            cost = data.draw(st.sampled_from([0, 40]))
+            patch.setattr(pruned_neighbors, "candidate_cost", lambda *_, cost=cost: cost)
             patch.setattr(pruned_neighbors, "_SPARE", 0)
             patch.setattr(pruned_neighbors, "_PRODUCT", 32)
             *found, easy = PrunedSearch(exhaustive, projection).nearest(queries, torch.full((7,), torch.inf))
-            if pruned_neighbors.PAIR_COST == 0:
+            if cost == 0:
                 assert easy.all()
         if easy.any():
             assert_found(queries[easy], references, *(part[easy] for part in found))
@@ -79,7 +80,8 @@ def test_parts_and_hard_queries_come_together(monkeypatch):
     references = torch.cat([low_rank(2100, seed=1), family("noise", 30, 192, seed=1)])
     queries = torch.cat([low_rank(20, seed=2), references[[0, 700, 2129]], family("noise", 9, 192, seed=2)])
     assert plan_projection(queries, references, 5) is not None
-    monkeypatch.setattr(pruned_neighbors, "PAIR_COST", 300)  # more than two of 600 beside the seeds are too many
+    # More than two of 600 beside the seeds are too many.
+    monkeypatch.setattr(pruned_neighbors, "candidate_cost", lambda *_: 300)
     monkeypatch.setattr(pruned_neighbors, "_SPARE", 0)
     easy = []
     nearest = PrunedSearch.nearest
