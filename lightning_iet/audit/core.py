@@ -366,6 +366,7 @@ def audit_images(
             *without_self(itself.sq_distances, itself.indices), ratio=settings.ratio, features=judge.name
         )
 
+    group = duplicates.group if duplicates is not None and duplicates.members else None
     searched = sum(len(images) for name, images in sets.items() if name != "train")
     not_moved = "" if settings.moved else _why_not_moved(train, searched, settings, features)
     too_small = _too_small(train)
@@ -388,7 +389,9 @@ def audit_images(
         moved: bool | Tensor = not not_moved
         if name == "planted":  # that search takes the most time by far: only what was moved goes through it
             moved = torch.tensor([kind == "moved" for kind in planted.kinds])
-        matches = find_disguised(images, train, cache=cache, argument=name, device=features.device, moved=moved)
+        matches = find_disguised(
+            images, train, cache=cache, argument=name, device=features.device, group=group, moved=moved
+        )
         copies[name] = find_copies(
             images,
             train,

@@ -13,10 +13,11 @@ contrast, inversion and the order of channels make no difference; gamma and JPEG
 :mod:`~lightning_iet.functional.registration`). Its distance is that over the overlap.
 
 All judge by the ratio to the next training image that shows something else, since clothes, faces and scans of one kind
-are more alike than a photograph and its JPEG copy.
+are more alike than a photograph and its JPEG copy. Near-duplicates that are known show the same; where all candidates are
+of one group of them, half give place to the best of the other images.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import cache as cached
 from typing import Any, Literal, NamedTuple
 
@@ -35,7 +36,7 @@ from lightning_iet.functional.registration import (
 )
 from lightning_iet.metrics.features import EfficientNetFeatures
 from lightning_iet.utilities.devices import full_precision
-from lightning_iet.utilities.fingerprints import digest
+from lightning_iet.utilities.fingerprints import digest, tensor_bytes
 
 FLIPS = tuple(
     map
@@ -57,7 +58,7 @@ BLOCK, MOVED_BLOCK, NETWORK_BLOCK = 512, 64, 256  # images that are worked on, a
 NETWORK_BATCH = 32  # images that go through the network together on a CPU: of more, layers give more than 32 MiB
 CHUNK = 8192  # training images in one matrix product
 _VALUES = 2**21  # of images that are undone at once, each of which takes some in double precision
-VERSION = 9  # to be raised when results change
+VERSION = 10  # to be raised when results change
 
 
 class Matches(NamedTuple):
@@ -107,6 +108,7 @@ def find_disguised(
     cache: BlockCache,
     argument: str,
     device: str = "cpu",
+    group: Tensor | None = None,
     moved: bool | Tensor = True,
 ) -> dict[str, Matches]:
     """Search for recoloured, for degraded and perhaps for moved copies.
@@ -117,13 +119,14 @@ def find_disguised(
         cache: where finished blocks go.
         argument: what the images are, for the bar.
         device: where to compute.
+        group: number of the group of near-duplicates of each training image, shape ``(N,)``, where they are known.
         moved: whether moved copies are looked for; or for which images, bool, shape ``(Q,)``: the others get a ratio
             of 1.
 
     Returns:
         The matches, by ``"recoloured"``, ``"degraded"`` (of images of at least 16 pixels) and ``"moved"``.
     """
-    shared: dict[str, Any] = {"cache": cache, "argument": argument, "device": device}
+    shared: dict[str, Any] = {"cache": cache, "argument": argument, "device": device, "group": group}
     recoloured, candidates = find_flipped(images, train, kind="recoloured", **shared)
     found = {"recoloured": recoloured}
     if min(train.pixels.shape[2:]) >= LEAST_SIDE:
@@ -148,6 +151,7 @@ def find_flipped(
     cache: BlockCache,
     argument: str,
     device: str = "cpu",
+    group: Tensor | None = None,
 ) -> tuple[Matches, Tensor]:
     """Search for copies that may be mirrored, and whose colours or whose details were changed.
 
@@ -158,6 +162,7 @@ def find_flipped(
         cache: where finished blocks go.
         argument: what the images are, for the bar.
         device: where to compute.
+        group: as :func:`find_disguised`.
 
     Returns:
         The matches, and the nearest candidates of each image, int64, shape ``(Q, min(4, N))``, on the CPU.
@@ -175,17 +180,18 @@ def find_flipped(
         pixels = images.pixels[place]
         with full_precision(torch.device(device).type):
             queries = _standard_rows(own, place, device, side)
-            indices, flips = _correlated(queries.view(len(pixels), *_side(pixels, side)), references, count, positions)
+            queries = queries.view(len(pixels), *_side(pixels, side))
+            indices, flips = _correlated(queries, references, count, positions, group)
         maps = torch.zeros(*indices.shape, 2, 3)
         maps[..., :2] = torch.tensor(FLIPS, dtype=torch.float32)[flips.cpu()]
         size = _side(pixels, judged)
         found = _judge_flipped(own.at(size, place), greys, indices.cpu(), maps, size)
-        nearest = _nearest(greys, found, size)
+        nearest = _nearest(greys, found, size, group)
         return {**nearest._asdict(), "candidates": found.indices[:, :BY_COLOUR]}
 
     blocks = in_blocks(
         f"Looking for {kind} copies among {argument} images",
-        [digest(kind, VERSION, *_key(train), *_key(images), start) for start in range(0, len(images), BLOCK)],
+        [digest(kind, VERSION, *_key(train), *_key(images), *_key_of(group), start) for start in range(0, len(images), BLOCK)],
         search,
         cache=cache,
         total=len(images),
@@ -203,6 +209,7 @@ def find_moved(
     cache: BlockCache,
     argument: str,
     device: str = "cpu",
+    group: Tensor | None = None,
 ) -> Matches:
     """Search for copies that were shifted, turned, zoomed, cropped or blurred.
 
@@ -213,6 +220,7 @@ def find_moved(
         cache: where finished blocks go.
         argument: what the images are, for the bar.
         device: where to compute.
+        group: as :func:`find_disguised`.
 
     Returns:
         The matches, on the CPU.
@@ -232,14 +240,14 @@ def find_moved(
         for own, other, reference, count in zip(rows, mirrored, references, counts, strict=True):
             likeness = (own[place].to(device) @ reference.to(device).T).abs()
             likeness = torch.maximum(likeness, (other[place].to(device) @ reference.to(device).T).abs())
-            near.append(likeness.topk(count, dim=1).indices.cpu())
-        found = _register(own_greys, place, greys, torch.cat(near, dim=1), device)
-        return _nearest(greys, found, _side(train.pixels, JUDGED))._asdict()
+            near.append(_most_alike(likeness, count, None if group is None else group.to(device)).cpu())
+        found = _register(own_greys, place, greys, torch.cat(near, dim=1), device, group)
+        return _nearest(greys, found, _side(train.pixels, JUDGED), group)._asdict()
 
     starts = range(0, len(images), MOVED_BLOCK)
     blocks = in_blocks(
         f"Looking for moved copies among {argument} images",
-        [digest("moved", VERSION, *_key(train), *_key(images), start) for start in starts],
+        [digest("moved", VERSION, *_key(train), *_key(images), *_key_of(group), start) for start in starts],
         search,
         cache=cache,
         total=len(images),
@@ -364,6 +372,10 @@ def _key(images: ImageSet) -> tuple[object, ...]:
     return images.sha256, *images.pixels.shape
 
 
+def _key_of(group: Tensor | None) -> tuple[bytes, ...]:
+    return () if group is None else (tensor_bytes(group),)
+
+
 def _mirrored(images: ImageSet) -> ImageSet:
     return ImageSet(images.pixels.flip(-1), images.names, images.location, digest("mirrored", images.sha256))
 
@@ -413,11 +425,50 @@ def _standardized(rows: Tensor) -> Tensor:
     return torch.where(norms > LEAST_SPREAD * rows.shape[1] ** 0.5, rows / norms.clamp(min=1e-12), 0)
 
 
-def _correlated(queries: Tensor, references: Tensor, count: int, positions: Sequence[int]) -> tuple[Tensor, Tensor]:
+def _most_alike(likeness: Tensor, count: int, group: Tensor | None) -> Tensor:
+    """Positions of the largest values of each row; where all are of one group, half are the largest of other groups.
+
+    ``likeness`` has shape ``(Q, N)``, ``group`` that or ``(N,)``.
+    """
+    found = likeness.topk(count, dim=1).indices
+    if group is None:
+        return found
+    group = group.expand_as(likeness)
+    own = group.gather(1, found)
+    alone = (own == own[:, :1]).all(dim=1)
+    others = likeness[alone].masked_fill(group[alone] == own[alone, :1], -torch.inf)
+    found[alone, count - count // 2 :] = others.topk(count // 2, dim=1).indices
+    return found
+
+
+def _correlated(
+    queries: Tensor, references: Tensor, count: int, positions: Sequence[int], group: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Indices of the references with the largest absolute correlation, and which flip of the query has it.
 
-    Queries have shape ``(Q, H, W)``, references ``(N, H W)``.
+    Queries have shape ``(Q, H, W)``, references ``(N, H W)``. Where all are of one group, half are those of the largest
+    correlation among the other groups.
     """
+    indices, flips = _largest(queries, references, count, positions)
+    if group is None:
+        return indices, flips
+    group = group.to(indices.device)
+    own = group[indices[:, :1]]
+    alone = (group[indices] == own).all(dim=1)
+    if alone.any():
+        found = _largest(queries[alone], references, count // 2, positions, lambda part: group[part] != own[alone])
+        for whole, part in zip((indices, flips), found, strict=True):
+            whole[alone, count - count // 2 :] = part
+    return indices, flips
+
+
+def _largest(
+    queries: Tensor,
+    references: Tensor,
+    count: int,
+    positions: Sequence[int],
+    allowed: Callable[[slice], Tensor] | None = None,
+) -> tuple[Tensor, Tensor]:
     versions = {number: flipped(queries, number).flatten(1) for number in positions}
     device = queries.device
     best = torch.full((len(queries), 0), 0.0, device=device)
@@ -430,6 +481,8 @@ def _correlated(queries: Tensor, references: Tensor, count: int, positions: Sequ
             other = (rows @ part.T).abs()
             version = torch.where(other > likeness, number, version)
             likeness = torch.maximum(likeness, other)
+        if allowed is not None:
+            likeness.masked_fill_(~allowed(slice(start, start + len(part))), -1)
         near, place = likeness.topk(min(count, len(part)), dim=1)
         best = torch.cat([best, near], dim=1)
         indices = torch.cat([indices, place + start], dim=1)
@@ -455,7 +508,9 @@ def _judge_flipped(images: Tensor, train: _Greys, indices: Tensor, maps: Tensor,
     return _Candidates(distances, indices.gather(1, order), _gather(maps, order))
 
 
-def _register(images: _Greys, place: slice, train: _Greys, indices: Tensor, device: str) -> _Candidates:
+def _register(
+    images: _Greys, place: slice, train: _Greys, indices: Tensor, device: str, group: Tensor | None
+) -> _Candidates:
     """Register images with the candidates that correlate best, each of them once."""
     ordered, order = indices.sort(dim=1, stable=True)
     again = torch.zeros_like(ordered, dtype=torch.bool)
@@ -466,7 +521,8 @@ def _register(images: _Greys, place: slice, train: _Greys, indices: Tensor, devi
         queries = images.at((COARSE, COARSE), place).to(device)
         likeness, maps = (part.cpu() for part in correlate_templates(queries, coarse.to(device), aspect=height / width))
         likeness = likeness.amax(dim=2).masked_fill(again, -1)
-        best = likeness.topk(min(REGISTERED, len(train.pixels), ordered.shape[1]), dim=1).indices
+        count = min(REGISTERED, len(train.pixels), ordered.shape[1])
+        best = _most_alike(likeness, count, None if group is None else group[ordered])
         chosen = ordered.gather(1, best)
         maps = maps.gather(1, best[:, :, None, None, None].expand(-1, -1, 2, 2, 3))
         own = torch.arange(place.start, place.stop).repeat_interleave(best.shape[1])
@@ -482,20 +538,21 @@ def _register(images: _Greys, place: slice, train: _Greys, indices: Tensor, devi
     return _Candidates(distances, chosen.gather(1, order), _gather(found.maps.cpu().view(*best.shape, 2, 3), order))
 
 
-def _nearest(train: _Greys, found: _Candidates, size: tuple[int, int]) -> Matches:
+def _nearest(train: _Greys, found: _Candidates, size: tuple[int, int], group: Tensor | None) -> Matches:
     """Take the nearest candidate, and compare it with the next one that shows something else.
 
-    A candidate shows the same as the nearest one if the two, both brought into the place of the image, differ by less
-    than a third of the root mean square of all candidates' distances *(our choice, as in the search for near-duplicates
-    inside the training set)*. Where all do, the next image is taken to be uncorrelated.
+    A candidate shows the same as the nearest one if it is of its group, or if the two, both brought into the place of
+    the image, differ by less than a third of the root mean square of all candidates' distances *(our choice, as in the
+    search for near-duplicates inside the training set)*. Where all do, the next image is taken to be uncorrelated.
     """
+    group = torch.arange(len(train.pixels)) if group is None else group
     first, covered = _aligned(train.at(size, found.indices[:, 0]), found.maps[:, 0])
     scale = found.distances.square().mean(dim=1).sqrt()
     following = torch.ones(len(found.indices))
     for column in reversed(range(1, found.indices.shape[1])):
         other, mask = _aligned(train.at(size, found.indices[:, column]), found.maps[:, column])
         apart = _unlikeness(first.flatten(1), other.flatten(1), (covered & mask).flatten(1))
-        is_other = (apart >= scale / 3) & (found.indices[:, column] != found.indices[:, 0])
+        is_other = (apart >= scale / 3) & (group[found.indices[:, column]] != group[found.indices[:, 0]])
         following = torch.where(is_other, found.distances[:, column], following)
     nearest = found.distances[:, 0]
     ratios = torch.where(following > 0, nearest / following.clamp(min=1e-12), 0).clamp(max=1)

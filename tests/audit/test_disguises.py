@@ -158,6 +158,46 @@ def test_near_duplicates_count_once(tmp_path):
     assert float(found.ratios) < 0.4
 
 
+def noisy(image, count, *, seed=0):
+    noise = torch.randint(-6, 7, (count, *image.shape[1:]), generator=torch.Generator().manual_seed(seed))
+    return (image.int() + noise).clamp(0, 255).to(torch.uint8)
+
+
+@pytest.mark.parametrize("times", [20, 60])
+def test_copies_of_an_image_with_more_near_duplicates_than_candidates_are_found(tmp_path, times):
+    """All candidates show one image: the ratio is that to the next image of another group."""
+    train = eight_bits(phantoms(100))
+    train[:times] = noisy(train[:1], times)
+    group = torch.arange(100)
+    group[:times] = 0
+    copies = torch.cat([noisy(train[:1], 2, seed=1).flip(-1), noisy(train[70:71], 1, seed=2)])
+    sets = image_set(copies, location="a"), image_set(train, location="b")
+    found = find_disguised(*sets, group=group, cache=BlockCache(tmp_path), argument="generated")
+    for matches in found.values():
+        assert bool((matches.indices[:2] < times).all())
+        assert float(matches.ratios.max()) < 0.5
+    once = image_set(train[[0, *range(times, 100)]], location="c")
+    expected = find_disguised(sets[0], once, cache=BlockCache(tmp_path), argument="generated")
+    for name in ("recoloured", "degraded"):  # the next image is the same one as where the image stands once
+        following, others = (part[name].distances / part[name].ratios for part in (found, expected))
+        assert following.tolist() == pytest.approx(others.tolist(), rel=1e-5)
+
+
+@pytest.mark.parametrize("members", [[[0, 1, 2, 3, 4, 5]], [[0, 1, 2], [3, 4, 5]], [[0, 1], [2, 3], [4, 5]]])
+def test_the_most_alike_of_a_row_are_never_all_of_one_group_where_there_is_another(members):
+    group = torch.empty(6, dtype=torch.int64)
+    for number, part in enumerate(members):
+        group[part] = number
+    likeness = torch.rand(50, 6, generator=torch.Generator().manual_seed(0))
+    found = disguises._most_alike(likeness, 3, group)
+    for row, chosen in zip(likeness.tolist(), found.tolist(), strict=True):
+        order = sorted(range(6), key=lambda place, row=row: -row[place])
+        expected, others = order[:3], [place for place in order if group[place] != group[order[0]]]
+        if len(group[expected].unique()) == 1 and others:
+            expected[2:] = others[:1]
+        assert chosen[: 2 if not others else 3] == expected[: 2 if not others else 3]
+
+
 def test_features_do_not_depend_on_the_mirror_or_the_order_of_channels(tmp_path):
     pixels = random_pixels(3, channels=3, size=24)
     rows = [
