@@ -1,5 +1,6 @@
 """Write a checkpoint as a pipeline of diffusers with a model card, to be used without this package."""
 
+import json
 from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from importlib.resources import files
@@ -17,7 +18,16 @@ from lightning_iet.modules.pipelines import looks_like_a_path
 from lightning_iet.modules.pretrained import load_any_module
 from lightning_iet.utilities.checkpoints import outline
 from lightning_iet.utilities.errors import first_line
-from lightning_iet.utilities.files import CONFIG, METRICS, check_writable, checkpoint_of, file_beside, whole_folder
+from lightning_iet.utilities.files import (
+    CONFIG,
+    METRICS,
+    check_free,
+    check_writable,
+    checkpoint_of,
+    file_beside,
+    named_folder,
+    whole_folder,
+)
 from lightning_iet.utilities.text import percent, three_digits
 
 CARD_FILE, _INDEX = "README.md", "model_index.json"
@@ -251,7 +261,7 @@ def export(
         sampler: The scheduler of the pipeline: "ddpm" (the default), "ddim", or "own", the model's, which is the
             default for flow matching and EDM.
         audit: Folder of a report of `lightning-iet audit` or `audit-model`, whose figures the card is to show.
-        overwrite: Whether an earlier export in that folder is replaced.
+        overwrite: Whether an earlier export in that folder is replaced; one with other files in it is refused.
         push_to_hub: Name of a repository on the Hugging Face hub, USER/NAME, that gets the folder too.
         private: Whether that repository, if it is new, is private.
 
@@ -264,7 +274,7 @@ def export(
             reached.
         TypeError: If the denoiser is none of diffusers'.
     """
-    ckpt, folder = checkpoint_of(Path(ckpt)), Path(out)
+    ckpt, folder = checkpoint_of(Path(ckpt)), named_folder(Path(out))
     _check_free(folder, overwrite=overwrite)
     check_writable(folder.absolute().parent, argument="out", remedy="Give another folder with `--out`.", make=False)
     module = load_any_module(ckpt)
@@ -276,7 +286,7 @@ def export(
     name = push_to_hub or folder.name
     kind = type(pipeline).__name__
     card = model_card(module, ckpt=ckpt, use_ema=use_ema, sampler=sampler, audit=audit, name=name, pipeline=kind)
-    with whole_folder(folder) as unfinished:
+    with whole_folder(folder, check=lambda: _check_free(folder, overwrite=overwrite)) as unfinished:
         pipeline.save_pretrained(unfinished)
         (unfinished / CARD_FILE).write_text(card, encoding="utf-8")
     print(f"Written to {folder}: a {kind} of diffusers, and its model card, {CARD_FILE}")
@@ -291,12 +301,12 @@ def export(
 
 
 def _check_free(folder: Path, *, overwrite: bool) -> None:
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-        return
-    is_export = (folder / _INDEX).is_file()
-    if not (is_export and overwrite):
-        held = "a pipeline: replace it with --overwrite, or give" if is_export else "something else: give"
-        raise ValueError(f"Argument `out` expected a new folder, but got '{folder}', which holds {held} another one.")
+    try:
+        parts = json.loads((folder / _INDEX).read_text(encoding="utf-8"))
+        own = [CARD_FILE, _INDEX, *(name for name in parts if not name.startswith("_"))]
+    except (OSError, ValueError, TypeError):  # no pipeline: nothing there is one's own
+        own = []
+    check_free(folder, own=own, kind="a pipeline", overwrite=overwrite)
 
 
 def _upload(folder: Path, repository: str, *, private: bool) -> str:

@@ -10,7 +10,7 @@ import shutil
 import socket
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -178,11 +178,21 @@ def free_folder(folder: Path) -> Path:
         ...     free_folder(Path(folder)).name == Path(folder).name + "-1"
         True
     """
-    number, candidate = 0, folder
+    number, candidate, named = 0, folder, named_folder(folder)
     while candidate.is_dir() and any(candidate.iterdir()):
         number += 1
-        candidate = folder.with_name(f"{folder.name}-{number}")
+        candidate = named.with_name(f"{named.name}-{number}")
     return candidate
+
+
+def named_folder(folder: Path) -> Path:
+    """Return the path of a folder that ends in its name: ``.`` and ``..`` are written out.
+
+    Example:
+        >>> named_folder(Path(".")) == Path.cwd(), named_folder(Path("runs/digits")).as_posix()
+        (True, 'runs/digits')
+    """
+    return folder if folder.name not in ("", "..") else Path(os.path.abspath(folder))
 
 
 METRICS, PAIRS, REPORT = "metrics.json", "pairs.csv", "report.html"
@@ -190,8 +200,14 @@ PAIRS_PICTURE, RATIOS_PICTURE = "pairs.png", "ratios.png"
 FILES = (REPORT, PAIRS, METRICS, PAIRS_PICTURE, RATIOS_PICTURE)
 
 
-def check_free(folder: Path, *, overwrite: bool) -> None:
-    """Refuse a report's folder that holds something else, or a report unless it is to be replaced.
+def check_free(folder: Path, *, own: Collection[str] = FILES, kind: str = "a report", overwrite: bool) -> None:
+    """Refuse a folder that holds something else than this command writes, or that, unless it is to be replaced.
+
+    Args:
+        folder: the folder that a command is to write.
+        own: names of what that command writes there; all else would be deleted with it.
+        kind: what these files are.
+        overwrite: whether they may be replaced.
 
     Raises:
         ValueError: naming the remedy.
@@ -199,7 +215,7 @@ def check_free(folder: Path, *, overwrite: bool) -> None:
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
         raise ValueError(f"Argument `out` expected a new folder, but got '{folder}', which is something else.")
     files = {entry.name for entry in folder.iterdir()} if folder.exists() else set()
-    others = files.difference(FILES)
+    others = files.difference(own)
     if others:
         raise ValueError(
             f"Argument `out` expected a new folder, but got '{folder}', which holds other files, among them "
@@ -207,7 +223,7 @@ def check_free(folder: Path, *, overwrite: bool) -> None:
         )
     if files and not overwrite:
         raise ValueError(
-            f"Argument `out` expected a new folder, but got '{folder}', which holds a report. "
+            f"Argument `out` expected a new folder, but got '{folder}', which holds {kind}. "
             "Give another one with --out, or replace it with --overwrite."
         )
 
@@ -286,6 +302,7 @@ def whole_folder(folder: Path, *, check: Callable[[], object] = lambda: None) ->
         folder: the folder that is to appear.
         check: raises if it must not: asked once more at the end, for much may have changed in the meantime.
     """
+    folder = named_folder(folder)
     unfinished = folder.with_name(f".{folder.name}.{os.getpid()}")
     old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
     try:

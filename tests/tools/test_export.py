@@ -169,7 +169,7 @@ def test_the_code_in_the_card_of_a_class_conditional_model_runs(tmp_path, monkey
 def test_a_folder_appears_whole_or_not_at_all(tmp_path, monkeypatch):
     save_checkpoint(tiny_diffusion(), tmp_path / "model.ckpt")
     folder = export(tmp_path / "model.ckpt", out=tmp_path / "out")
-    with pytest.raises(ValueError, match=r"which holds a pipeline: replace it with --overwrite"):
+    with pytest.raises(ValueError, match=r"which holds a pipeline. .* replace it with --overwrite"):
         export(tmp_path / "model.ckpt", out=folder)
 
     def fails(*args, **kwargs):
@@ -186,8 +186,28 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path, monkeypatch):
     export(tmp_path / "model.ckpt", out=folder, overwrite=True)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "file").touch()
-    with pytest.raises(ValueError, match=r"which holds something else"):
+    with pytest.raises(ValueError, match=r"which holds other files, among them 'file'"):
         export(tmp_path / "model.ckpt", out=tmp_path / "mine", overwrite=True)
+
+
+def test_only_what_an_export_writes_is_replaced(tmp_path):
+    save_checkpoint(tiny_diffusion(), tmp_path / "model.ckpt")
+    folder = export(tmp_path / "model.ckpt", out=tmp_path / "out")
+    (folder / ".git").mkdir()
+    (folder / ".git" / "HEAD").write_text("ref: refs/heads/main")
+    with pytest.raises(ValueError, match=r"`out` expected a new folder, .* other files, among them '\.git'") as error:
+        export(tmp_path / "model.ckpt", out=folder, overwrite=True)
+    assert "\n" not in str(error.value)
+    assert (folder / ".git" / "HEAD").is_file()
+
+
+def test_the_folder_that_one_is_in_is_exported_to(tmp_path, monkeypatch):
+    save_checkpoint(tiny_diffusion(), tmp_path / "model.ckpt")
+    (tmp_path / "mine").mkdir()
+    monkeypatch.chdir(tmp_path / "mine")
+    export(tmp_path / "model.ckpt", out=".")
+    assert DDPMPipeline.from_pretrained(tmp_path / "mine")
+    assert (tmp_path / "mine" / "README.md").read_text(encoding="utf-8").count("# mine")
 
 
 def test_the_hub_gets_the_folder_when_asked(tmp_path, monkeypatch, capsys):

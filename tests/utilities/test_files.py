@@ -14,9 +14,11 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 from lightning_iet.utilities.files import (
     check_writable,
     checkpoint_of,
+    free_folder,
     printable,
     remedies,
     run_folder,
+    whole_folder,
     write_atomically,
     write_csv,
     write_json,
@@ -156,6 +158,18 @@ def test_a_file_is_itself_and_a_folder_without_checkpoints_is_refused(tmp_path):
     assert checkpoint_of(Path("any.ckpt")) == Path("any.ckpt")
     with pytest.raises(FileNotFoundError, match="Argument `ckpt_path` expected a checkpoint or the folder of a run"):
         checkpoint_of(tmp_path, argument="ckpt_path")
+
+
+@pytest.mark.parametrize("given", [".", "../inner", "deep/.."])
+def test_a_folder_without_a_name_of_its_own_has_one_beside_it(tmp_path, monkeypatch, given):
+    inner = tmp_path / "inner"
+    (inner / "deep").mkdir(parents=True)
+    monkeypatch.chdir(inner)
+    assert free_folder(Path(given)).resolve() == tmp_path / "inner-1"
+    with whole_folder(Path(given)) as unfinished:
+        (unfinished / "file").touch()
+    assert [path.name for path in inner.iterdir()] == ["file"]
+    assert [path.name for path in tmp_path.iterdir()] == ["inner"]
 
 
 @pytest.mark.parametrize("found", ["file", "empty folder", "nothing"])
