@@ -46,8 +46,6 @@ def image_grid(images: Tensor, *, title: str = "", columns: int | None = None, s
         [326, 256]
     """
     columns = columns or ceil(sqrt(len(images)))
-    if images.shape[1] == 4:
-        images = 1 - images[:, 3:] * (1 - images[:, :3])
     grid = _grid(_enlarge(images, side), columns=columns, padding=6)
     height, width = grid.shape[-2:]
     margin, header, min_width = (20, 56, 760) if title else (20, 20, 0)
@@ -75,7 +73,7 @@ def nearest_pairs(
     """Show generated images beside the training image nearest to each, with ``d1 / d2`` above.
 
     Args:
-        generated: ``(N, C, H, W)``.
+        generated: ``(N, C, H, W)`` with one, three or four channels; transparency is laid over white.
         training: ``(N, C, H, W)``, the nearest training image of each.
         ratios: ``N`` values of ``d1 / d2``, plain distances to the nearest and the second nearest training image.
         names: ``N`` names of these training images, such as those of their files, or their positions as text; long
@@ -194,8 +192,7 @@ def captioned_grid(images: Sequence[Tensor], captions: Sequence[str], *, title: 
     figure.suptitle(_wrapped(title, figure), color=INK, fontsize=9)
     panels = figure.subplots(rows, columns, squeeze=False).flat
     for panel, image, caption in zip(panels, images, captions, strict=False):
-        opaque = 1 - image[3:] * (1 - image[:3]) if len(image) == 4 else image
-        _show(panel, _enlarge(opaque[None], 96)[0])
+        _show(panel, _enlarge(image[None], 96)[0])
         shortened = "\n".join(_shortened(line, CAPTION) for line in caption.splitlines())
         panel.set_title(shortened.replace("$", r"\$"), fontsize=6, color=INK, pad=2)
     for panel in figure.axes:
@@ -220,9 +217,11 @@ def _grid(images: Tensor, *, columns: int, padding: int) -> Tensor:
 
 
 def _enlarge(images: Tensor, side: int) -> Tensor:
-    """Repeat pixels by a whole factor, to about ``side``; grey images become RGB."""
+    """Repeat pixels by a whole factor, to about ``side``; grey images become RGB, transparency is laid over white."""
     factor = max(1, round(side / max(images.shape[-2:])))
     images = images.detach().cpu().float().clamp(0, 1)
+    if images.shape[1] == 4:
+        images = 1 - images[:, 3:] * (1 - images[:, :3])
     return images.repeat_interleave(factor, -2).repeat_interleave(factor, -1).expand(-1, 3, -1, -1)
 
 

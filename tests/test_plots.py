@@ -39,6 +39,24 @@ def test_image_grid_shows_each_pixel_enlarged_and_unblurred(tmp_path):
                 assert np.abs(block - expected).max() <= 1, (number, y, x)
 
 
+def test_transparency_is_laid_over_white_in_every_picture():
+    images = torch.rand(2, 4, 8, 8)
+    opaque = torch.stack([1 - image[3] * (1 - image[:3]) for image in images])
+    runs = [figures.RunPairs("plain", batch[None], [0.1], [1]) for batch in (images, opaque)]
+    for transparent, expected in (
+        (figures.image_grid(images), figures.image_grid(opaque)),
+        (
+            figures.nearest_pairs(images, images, [0.1] * 2, "ab"),
+            figures.nearest_pairs(opaque, opaque, [0.1] * 2, "ab"),
+        ),
+        (figures.captioned_grid(images, "ab", title=""), figures.captioned_grid(opaque, "ab", title="")),
+        *([figures.pairs_of_runs([run]) for run in runs],),
+    ):
+        shown, wanted = ([axes.images[0].get_array() for axes in figure.axes] for figure in (transparent, expected))
+        for ours, theirs in zip(shown, wanted, strict=True):
+            np.testing.assert_allclose(ours, theirs, atol=1e-6)
+
+
 def test_image_grid_with_title_is_wide_enough_for_it(tmp_path):
     picture = pixels(figures.image_grid(torch.zeros(4, 1, 8, 8), title="4 generated images"), tmp_path / "grid.png")
     assert picture.shape[1] == 760

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
+from pydoc import locate
 from typing import Any
 
 import numpy as np
@@ -16,10 +17,12 @@ import torch
 import yaml
 from PIL import Image
 
+from lightning_iet import modules
 from lightning_iet.data.decoding import decode_stored
 from lightning_iet.data.folders import ImageFolderDataModule
 from lightning_iet.data.formats import format_of
 from lightning_iet.data.samples import reason_of
+from lightning_iet.modules import DiffusionModule
 from lightning_iet.tools.configs import find_configuration
 from lightning_iet.utilities.devices import training_threads
 from lightning_iet.utilities.files import CONFIG, find_checkpoint
@@ -239,7 +242,7 @@ def _saving(length: Mapping[str, int], given: Mapping[str, Any]) -> dict[str, An
     """Return when checkpoints are saved: some twenty times, and at the end, whether it is validated or not."""
     steps, epochs = _whole(given, "trainer.max_steps", -1, least=-1), length["max_epochs"]
     name, total = ("every_n_train_steps", steps) if steps > 0 else ("every_n_epochs", max(epochs, 1))
-    often = max(part for part in range(1, max(1, total // 20) + 1) if total % part == 0)
+    often = max(1, total // 20)  # FinalCheckpoint writes the last step, whatever the interval leaves out
     return {name: often} if steps > 0 else {name: often, "save_on_train_epoch_end": True}
 
 
@@ -357,8 +360,6 @@ def measured_step(unet: Mapping[str, Any], batch_size: int, device: torch.device
     """Return the time of a training step of a U-Net on a device of this machine, see :func:`seconds_of_step`."""
     from diffusers import UNet2DModel
 
-    from lightning_iet.modules import DiffusionModule
-
     with torch.random.fork_rng():
         module = DiffusionModule(UNet2DModel(**unet), ema_decay=0)
     return seconds_of_step(module, batch_size, device)
@@ -457,6 +458,7 @@ def with_images(
             f"Option --images expected a configuration without data of its own, but got one with {kind}. Leave out one "
             "of --config and --images."
         )
+    _check_model(given)
     folder = look(path, exclude=given.get("data.exclude"))
     found = settings_of(folder, path, given)
     note, run = "", _run_to_go_on_with(found, given)
@@ -478,6 +480,17 @@ def with_images(
         name.removeprefix("data."): value for name, value in given.items() if name.startswith("data.")
     }}})  # fmt: skip
     return rest, f"{describe(folder, shown)}{note}"
+
+
+def _check_model(given: Mapping[str, Any]) -> None:
+    """Refuse a model that trains on something else than images and classes; what is no class the parser refuses."""
+    name = str(given.get("model", DiffusionModule.__name__))
+    kind = locate(name) if "." in name else getattr(modules, name, None)
+    if isinstance(kind, type) and not issubclass(kind, DiffusionModule):
+        raise ValueError(
+            f"Option --images expected --model {DiffusionModule.__name__}, which trains on a folder of images, but got "
+            f"{name.rpartition('.')[2]}. Leave the model out, or give --data in the place of --images."
+        )
 
 
 def _is_length_open(found: Mapping[str, Any], given: Mapping[str, Any]) -> bool:

@@ -12,7 +12,7 @@ import torch
 import yaml
 from PIL import Image
 
-from lightning_iet import AntiGradientControl
+from lightning_iet import AntiGradientControl, DiffusionModule
 from lightning_iet.cli import main
 from lightning_iet.cli.images import LONGEST, Folder, describe, epochs_within, look, settings_of, unet, with_images
 from lightning_iet.modules.pretrained import load_any_module
@@ -206,14 +206,39 @@ def test_settings_that_cannot_be_used_are_refused_by_their_option(option, value,
         settings_of(Folder(50, 8, 1), Path("x"), {option: value})
 
 
-def test_the_last_epoch_is_in_a_checkpoint():
-    for epochs in (1, 2, 7, 40, 41, 1340):
-        trainer = settings_of(Folder(50, 8, 1), Path("x"), {"trainer.max_epochs": epochs})["trainer"]
-        saving = trainer["callbacks"][0]["init_args"]
-        assert epochs % saving["every_n_epochs"] == 0
-        assert saving["save_on_train_epoch_end"]  # else it waits for a validation, which the last epoch may not have
-    trainer = settings_of(Folder(50, 8, 1), Path("x"), {"trainer.max_steps": 300})["trainer"]
-    assert trainer["callbacks"][0]["init_args"]["every_n_train_steps"] == 15
+def test_checkpoints_are_written_some_twenty_times_whatever_the_length():
+    def saving(option, number):
+        trainer = settings_of(Folder(50, 8, 1), Path("x"), {option: number})["trainer"]
+        return trainer["callbacks"][0]["init_args"]
+
+    for epochs, often in ((1, 1), (2, 1), (7, 1), (40, 2), (41, 2), (101, 5), (997, 49), (1340, 67)):
+        found = saving("trainer.max_epochs", epochs)
+        assert found["every_n_epochs"] == often
+        assert found["save_on_train_epoch_end"]  # else it waits for a validation, which the last epoch may not have
+    for steps, often in ((300, 15), (997, 49), (1234, 61)):
+        assert saving("trainer.max_steps", steps)["every_n_train_steps"] == often
+
+
+@pytest.mark.parametrize("model", ["TextToImageModule", "lightning_iet.modules.TextToImageModule"])
+def test_a_model_of_something_else_than_images_is_refused_before_they_are_read(model, monkeypatch):
+    write("pictures", num=10)
+    Path("mine.yaml").write_text(f"model: {{class_path: {model}}}\n")
+    monkeypatch.setattr("lightning_iet.cli.images.look", None)
+    for options in (["--model", model], ["--config", "mine.yaml"]):
+        with pytest.raises(
+            ValueError, match=r"--images expected --model DiffusionModule, .*, but got TextToImageModule"
+        ):
+            with_images(["fit", "--images", "pictures", *options])
+
+
+def test_a_model_that_is_made_of_ours_trains_on_images():
+    write("pictures", num=10)
+    for model in ("DiffusionModule", "lightning_iet.DiffusionModule", f"{__name__}.Own", "no.such.Module"):
+        assert with_images(["fit", "--images", "pictures", "--model", model])[1].startswith("10 images")
+
+
+class Own(DiffusionModule):
+    """As a user may write one."""
 
 
 @pytest.fixture
@@ -297,7 +322,7 @@ def test_from_a_folder_to_samples_with_what_is_installed(capsys, caplog, monkeyp
         write(f"pets/{name}", num=12, size=(9, 11), seed=seed)
     monkeypatch.setattr("lightning_iet.cli.trainer.seconds_of_step", lambda *_: 1000.0)
     caplog.set_level("INFO", "lightning.pytorch.utilities.rank_zero")
-    main(["fit", "--images", "pets", *FEW, "--trainer.max_epochs=21"])
+    main(["fit", "--images", "pets", *FEW, "--trainer.max_epochs=41"])  # a checkpoint after every second one
     table = capsys.readouterr().out
     assert "memorized" in table
     assert "No FID" in table
@@ -309,7 +334,9 @@ def test_from_a_folder_to_samples_with_what_is_installed(capsys, caplog, monkeyp
     assert saved["data"]["init_args"]["root"] == "pets"
     assert saved["data"]["init_args"]["image_size"] == 8
     assert [file.name for file in (run / "checkpoints").iterdir()] == ["last.ckpt"]
-    assert torch.load(run / "checkpoints" / "last.ckpt")["epoch"] == 20  # though only every second one is validated
+    assert (
+        torch.load(run / "checkpoints" / "last.ckpt")["epoch"] == 40
+    )  # though it is neither validated nor saved by the interval
     # The first line names the size of a checkpoint, and the time of the steps; of a run that goes on, of those left.
     last = run / "checkpoints" / "last.ckpt"
     steps = torch.load(last)["global_step"]
@@ -317,9 +344,9 @@ def test_from_a_folder_to_samples_with_what_is_installed(capsys, caplog, monkeyp
     assert float(size) == pytest.approx(last.stat().st_size / 2**20, rel=0.1)
     assert f"a checkpoint, about {in_words(1000 * steps)} of training here" in caplog.text
     # The run goes on by the same command, and is repeated by its configuration.
-    main(["fit", "--images", "pets", *FEW, "--trainer.max_epochs=22", "--ckpt_path", "last"])
+    main(["fit", "--images", "pets", *FEW, "--trainer.max_epochs=42", "--ckpt_path", "last"])
     assert "Going on from" in caplog.text
-    assert f"a checkpoint, about {in_words(1000 * steps // 21)} left to train here" in caplog.text
+    assert f"a checkpoint, about {in_words(1000 * steps // 41)} left to train here" in caplog.text
     repeated = ["fit", "--config", str(run / "config.yaml"), "--trainer.logger.init_args.name=again"]
     main(repeated)
     first, second = (
