@@ -13,8 +13,8 @@ contrast, inversion and the order of channels make no difference; gamma and JPEG
 :mod:`~lightning_iet.functional.registration`). Its distance is that over the overlap.
 
 All judge by the ratio to the next training image that shows something else, since clothes, faces and scans of one kind
-are more alike than a photograph and its JPEG copy. Near-duplicates that are known show the same; where all candidates are
-of one group of them, half give place to the best of the other images.
+are more alike than a photograph and its JPEG copy. Near-duplicates that are known show the same; where all candidates
+are of one group of them, half give place to the best of the other images.
 """
 
 from collections.abc import Callable, Collection, Sequence
@@ -189,9 +189,10 @@ def find_flipped(
         nearest = _nearest(greys, found, size, group)
         return {**nearest._asdict(), "candidates": found.indices[:, :BY_COLOUR]}
 
+    starts = range(0, len(images), BLOCK)
     blocks = in_blocks(
         f"Looking for {kind} copies among {argument} images",
-        [digest(kind, VERSION, *_key(train), *_key(images), *_key_of(group), start) for start in range(0, len(images), BLOCK)],
+        [digest(kind, VERSION, *_key(train), *_key(images), *_key_of(group), start) for start in starts],
         search,
         cache=cache,
         total=len(images),
