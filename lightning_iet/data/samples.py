@@ -282,6 +282,36 @@ class WithIndex(Layer):
         return (*sample, index) if isinstance(sample, tuple | list) else (sample, index)
 
 
+def read_index(batch: Any, where: int | str | None) -> Tensor | None:
+    """Find the index of each sample in a batch, (B,), integers; None if there is none.
+
+    Args:
+        batch: What the training step gets.
+        where: Key of a dict or position in a tuple; ``None`` = the entry ``"index"``, or the last tensor of integers.
+
+    Example:
+        >>> read_index((torch.rand(2, 3), torch.tensor([7, 7]), torch.tensor([4, 0])), None)
+        tensor([4, 0])
+        >>> read_index({"image": torch.rand(2, 3), "index": torch.tensor([4, 0])}, None)
+        tensor([4, 0])
+    """
+    if isinstance(batch, Mapping):
+        found = batch.get("index" if where is None else where)
+    elif isinstance(batch, list | tuple) and isinstance(where, int):
+        found = batch[where] if -len(batch) <= where < len(batch) else None
+    elif isinstance(batch, list | tuple) and where is None:
+        found = next((entry for entry in reversed(batch) if _is_index(entry)), None)
+    else:
+        found = None
+    return found if _is_index(found) else None
+
+
+def _is_index(value: Any) -> bool:
+    if not isinstance(value, Tensor) or value.ndim != 1:
+        return False
+    return not (value.is_floating_point() or value.is_complex() or value.dtype == torch.bool)
+
+
 class DrawTable:
     """Which sample is read in the place of each one in an epoch; read by the workers of a loader.
 

@@ -84,7 +84,12 @@ class EncodingCache:
             return None
         return tuple(tensor for _, tensor in sorted(load_file(path).items()))
 
+    def _has(self, key: str) -> bool:
+        return key in self._entries if self._folder is None else self._path(key).is_file()
+
     def _write(self, key: str, tensors: tuple[Tensor, ...]) -> None:
+        if self._has(key):  # a batch is encoded whole where one of its rows is missing
+            return
         self.num_written += 1
         if self._folder is None:
             self._entries[key] = tensors

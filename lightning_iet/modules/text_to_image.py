@@ -12,6 +12,7 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 
 from lightning_iet.data.augmentation import as_it_is
+from lightning_iet.data.samples import read_index
 from lightning_iet.functional.checks import check_at_least, check_number
 from lightning_iet.functional.diffusion import FlowWeighting
 from lightning_iet.functional.parameter_groups import ParameterGroups
@@ -231,7 +232,7 @@ class TextToImageModule(DenoisingModule):
             return batch
         check_captioned(batch)
         images, captions, *others = batch
-        return [self.latents.look_up(images, *others[:1]), captions, *others]
+        return [self.latents.look_up(images, read_index(others, None)), captions, *others]
 
     # --- sampling --------------------------------------------------------------------------------------------------
 

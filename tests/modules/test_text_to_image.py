@@ -301,6 +301,30 @@ def test_images_that_never_repeat_are_not_cached(folders, tmp_path):
         fit(tmp_path, module, data=CaptionedData(noise=True), max_epochs=4)
 
 
+@pytest.mark.parametrize("place", ["memory", "disk"])
+def test_flips_of_some_images_of_a_batch_are_cached_once(folders, tmp_path, place):
+    module = make_module(folders["sd1"], cache_latents=str(tmp_path / "cache") if place == "disk" else place)
+    module.log = lambda *args, **kwargs: None
+    images, captions, index = batch(4)
+    written = []
+    for number in (0, 1, 2, 3, 4, 0, 1):  # which image is mirrored; 4: none
+        flipped = images.clone()
+        flipped[number : number + 1] = images[number : number + 1].flip(-1)
+        module.training_step(module.on_before_batch_transfer([flipped, captions, index], 0))
+        written.append(module.latents.cache.num_written)
+    assert written == [4, 6, 7, 8, 8, 8, 8]
+
+
+def test_labels_before_the_index_do_not_count_as_samples(folders):
+    module = make_module(folders["sd1"], cache_latents="memory")
+    module.log = lambda *args, **kwargs: None
+    labels = torch.tensor([0, 1, 0, 1])
+    for start in (0, 4, 8):
+        images, captions, index = batch(4)
+        module.training_step(module.on_before_batch_transfer([images, captions, labels, index + start], 0))
+    assert module.latents.cache.num_written == 12
+
+
 # --- checkpoints -----------------------------------------------------------------------------------------------------
 
 

@@ -21,7 +21,6 @@ from lightning_iet.callbacks.anti_gradient_control.sample_record import (
     TrainingSet,
     count_samples,
     extreme_mean,
-    read_index,
     training_set,
     write_sample_report,
 )
@@ -34,7 +33,7 @@ from lightning_iet.callbacks.anti_gradient_control.timesteps import (
 )
 from lightning_iet.data.augmentation import layers
 from lightning_iet.data.images import ImageDataModule
-from lightning_iet.data.samples import DrawnByWeight, DrawTable
+from lightning_iet.data.samples import DrawnByWeight, DrawTable, read_index
 from lightning_iet.data.shard_sampler import SeededSamples, ShardSampler
 from lightning_iet.data.sharding import Seeded, ShardedDataModule, find_wrapper, inner_datamodule
 from lightning_iet.functional.anti_gradient import check_batch, keep_mask, update_anchored_bank, update_bank

@@ -277,30 +277,6 @@ def training_set(loader: Any) -> TrainingSet | None:
     return TrainingSet((indexed or [as_it_is(sized[0])])[0], getattr(loader, "sampler", None), bool(indexed))
 
 
-def read_index(batch: Any, where: int | str | None) -> Tensor | None:
-    """Find the index of each sample in a batch, (B,), integers; None if there is none.
-
-    Args:
-        batch: What the training step gets.
-        where: Key of a dict or position in a tuple; ``None`` = the entry ``"index"``, or the last tensor of integers.
-
-    Example:
-        >>> read_index((torch.rand(2, 3), torch.tensor([7, 7]), torch.tensor([4, 0])), None)
-        tensor([4, 0])
-        >>> read_index({"image": torch.rand(2, 3), "index": torch.tensor([4, 0])}, None)
-        tensor([4, 0])
-    """
-    if isinstance(batch, Mapping):
-        found = batch.get("index" if where is None else where)
-    elif isinstance(batch, list | tuple) and isinstance(where, int):
-        found = batch[where] if -len(batch) <= where < len(batch) else None
-    elif isinstance(batch, list | tuple) and where is None:
-        found = next((entry for entry in reversed(batch) if _is_index(entry)), None)
-    else:
-        found = None
-    return found if _is_index(found) else None
-
-
 def count_samples(trainer: pl.Trainer, batch: Any) -> int:
     """Number of samples in a batch: the length on which its tensors agree; 0 if that cannot be told."""
     found = list(tensors_in(batch))
@@ -308,12 +284,6 @@ def count_samples(trainer: pl.Trainer, batch: Any) -> int:
     # Without batches of the loader, a lone tensor may be one sample.
     is_batched = getattr(trainer.train_dataloader, "batch_sampler", None) is not None or len(found) > 1
     return lengths.pop() if len(lengths) == 1 and is_batched else 0
-
-
-def _is_index(value: Any) -> bool:
-    if not isinstance(value, Tensor) or value.ndim != 1:
-        return False
-    return not (value.is_floating_point() or value.is_complex() or value.dtype == torch.bool)
 
 
 _SHOWN = 24
