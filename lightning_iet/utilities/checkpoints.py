@@ -396,6 +396,16 @@ def ends_an_epoch(checkpoint: dict[str, Any]) -> bool:
     return bool(loop["epoch_loop.batch_progress"]["is_last_batch"] and progress["ready"] > progress["processed"])
 
 
+def reopen_epoch(checkpoint: dict[str, Any]) -> None:
+    """Change the loops in a checkpoint so that a run goes on in the middle of the epoch that it was stopped in.
+
+    Lightning counts that epoch as done: the hooks of its end are called, and a run that goes on begins the next one.
+    """
+    progress = checkpoint["loops"]["fit_loop"]["epoch_progress"]
+    for counts in (progress["total"], progress["current"]):
+        counts["processed"] = counts["completed"] = counts["started"] - 1
+
+
 def warn_of_changes(name: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
     """Warn of a run that goes on with other settings of a class than its checkpoint was written with."""
     changed = [f"{key} {value!r} to {new[key]!r}" for key, value in old.items() if value != new[key]]

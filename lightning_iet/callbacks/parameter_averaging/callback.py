@@ -36,6 +36,7 @@ from lightning_iet.shards.engine import ShardSchedule, own_shard
 from lightning_iet.shards.groups import broadcast_model, check_same_everywhere, gather_shards, make_groups
 from lightning_iet.shards.layout import FrozenWatch
 from lightning_iet.shards.state import Offload
+from lightning_iet.utilities.checkpoints import next_epoch, reopen_epoch
 from lightning_iet.utilities.lightning import (
     Callback,
     Position,
@@ -340,6 +341,16 @@ class ParameterAveragingCallback(Callback):
         """Names of what has trained at any time, and of what trains now."""
         now = [name for name, p in engine.trainer.lightning_module.named_parameters() if p.requires_grad]
         return sorted(engine.trained), now
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Let a run that was stopped within an epoch take the rest of it: shards that come last have yet to train."""
+        saved = checkpoint.get("callbacks", {}).get(self.state_key)
+        is_ours = isinstance(getattr(trainer, "datamodule", None), ShardedDataModule)
+        if not saved or not is_ours or "loops" not in checkpoint:
+            return
+        is_whole = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["is_last_batch"]
+        if saved["done"] and not is_whole and next_epoch(checkpoint) > saved["epoch"]:
+            reopen_epoch(checkpoint)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep what :meth:`state_dict` returned until the model and the optimizers are there."""

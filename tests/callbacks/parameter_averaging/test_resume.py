@@ -58,6 +58,17 @@ class SaveAll(Checkpoint):
         self.save(trainer, "zepoch")
 
 
+class StopAt(pl.Callback):
+    """Ends the run within an epoch, as a limit of time does."""
+
+    def __init__(self, epoch, batch_idx):
+        self.at = epoch, batch_idx
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if (trainer.current_epoch, batch_idx) == self.at:
+            trainer.should_stop = True
+
+
 def run(
     folder,
     world_size=1,
@@ -68,6 +79,7 @@ def run(
     epochs=EPOCHS,
     round_length=None,
     offload="none",
+    stop_at=None,
     **kwargs,
 ):
     """Train; returns all that makes a model's future: weights, EMA, optimizer states and loss banks of shards."""
@@ -77,7 +89,7 @@ def run(
     callbacks = [AntiGradientControl(0.5), averaging]
     trainer = quiet_trainer(
         folder,
-        callbacks=callbacks + ([SaveAll(save_to)] if save_to else []),
+        callbacks=callbacks + ([StopAt(*stop_at)] if stop_at else []) + ([SaveAll(save_to)] if save_to else []),
         max_epochs=epochs,
         devices=world_size,
         strategy="ddp" if world_size > 1 else "auto",
@@ -188,6 +200,22 @@ def test_workers_read_the_right_samples_after_a_cut(tmp_path, processes, num_wor
     (expected,) = processes(1).run(run, tmp_path, save_to=tmp_path)
     (resumed,) = processes(1).run(run, tmp_path, ckpt_path=tmp_path / "1-3-step.ckpt", num_workers=num_workers)
     same(resumed, expected)
+
+
+@pytest.mark.parametrize(("epoch", "batch"), [(1, 2), (2, 5)])
+def test_a_run_that_stopped_within_an_epoch_goes_on_in_its_middle(uncut, tmp_path, processes, epoch, batch):
+    """From every checkpoint of its end, also the one after the hooks of the epoch's end; with workers and without."""
+    _, expected, round_length = uncut
+    settings = {"round_length": round_length}
+    processes(1).run(run, tmp_path, save_to=tmp_path, stop_at=(epoch, batch), **settings)
+    for kind, num_workers in (("step", 0), ("validation", 0), ("zepoch", 0), ("zepoch", 2)):
+        name = f"{epoch}-{batch + 1}-{kind}.ckpt"
+        (resumed,) = processes(1).run(run, tmp_path, ckpt_path=tmp_path / name, num_workers=num_workers, **settings)
+        try:
+            assert resumed["global_step"] == EPOCHS * STEPS
+            same(resumed, expected)
+        except AssertionError as error:
+            raise AssertionError(f"{name}, {num_workers} workers: {error}") from error
 
 
 def test_checkpoints_show_the_average_in_mid_round(tmp_path):
