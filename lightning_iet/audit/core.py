@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_iet.audit.cache import BlockCache
-from lightning_iet.audit.comparability import contents, one_colour
+from lightning_iet.audit.comparability import FEW_PIXELS, contents, one_colour
 from lightning_iet.audit.disguises import LEAST_SIDE, Matches, find_disguised, undo
 from lightning_iet.audit.evidence import LARGEST, Evidence, telling_searches, weigh
 from lightning_iet.audit.features import CLASS_LIKE, PIXELS, Features, build_features, check_comparable, extract
@@ -31,7 +31,6 @@ SEARCHES = ("plain", "recoloured", "degraded", "moved")
 TOO_SMALL = f"images of fewer than {LEAST_SIDE} pixels are too small for it"
 AFFORDABLE = 15 * 60  # seconds on one core that a search for moved copies may take by default
 SECONDS = 0.008, 0.06  # for each training image and for each image that is searched for, on one core
-FEW, TOGETHER = 64, 2**24  # values of an image that are compared first, and values of images that are compared at once
 GPU_TIMES = 20  # how much less they take on a GPU
 
 
@@ -188,11 +187,11 @@ def measure_noise(copies: Copies, images: ImageSet, train: ImageSet) -> Copies:
 
 def _equal(images: Tensor, train: Tensor, indices: Tensor) -> Tensor:
     """Tell which images equal the training images of these positions: all of a few pixels first, then all pixels."""
-    size = max(1, images[:1].numel())
-    few, others = (pixels.flatten(1)[:, :: -(-size // FEW)] for pixels in (images, train))
+    step = -(-max(1, images[:1].numel()) // FEW_PIXELS)
+    few, others = (pixels.flatten(1)[:, ::step] for pixels in (images, train))
     equal = (few == others[indices]).all(dim=1)
-    for places in equal.nonzero().flatten().split(max(1, TOGETHER // size)):
-        equal[places] = (images[places] == train[indices[places]]).flatten(1).all(dim=1)
+    for place in equal.nonzero().flatten().tolist():  # one by one: without a copy of large images
+        equal[place] = torch.equal(images[place], train[indices[place]])
     return equal
 
 

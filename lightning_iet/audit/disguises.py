@@ -47,6 +47,7 @@ FLIPS = tuple(
 each pair alone."""
 SIDE, JUDGED = 32, 64  # pixels of the images that are searched for and of those that are judged
 DEGRADED = 8  # likewise, of images that may be degraded
+SIDES = (JUDGED, SIDE, COARSE, DEGRADED)  # of large images
 LEAST_SIDE = 16  # pixels below which images are too small to be degraded, or to be registered
 CANDIDATES = 16  # of the searches for recoloured and for degraded copies, judged exactly
 LEAST_SPREAD = 0.25 / 255  # standard deviation below which an image shows one colour only
@@ -57,8 +58,9 @@ REGISTERED = 8  # of them, those that correlate best, are registered
 BLOCK, MOVED_BLOCK, NETWORK_BLOCK = 512, 64, 256  # images that are worked on, and kept, together
 NETWORK_BATCH = 32  # images that go through the network together on a CPU: of more, layers give more than 32 MiB
 CHUNK = 8192  # training images in one matrix product
-_VALUES = 2**21  # of images that are undone at once, each of which takes some in double precision
-VERSION = 10  # to be raised when results change
+_VALUES = 2**21  # of images that are undone, or brought to all sizes, at once
+_DEPTH = 1024  # products of levels less 128 whose sum is exact in single precision
+VERSION = 11  # to be raised when results change
 
 
 class Matches(NamedTuple):
@@ -90,7 +92,7 @@ class _Greys(NamedTuple):
 
     def at(self, size: tuple[int, int], rows: Tensor | slice) -> Tensor:
         """Return some of the images at a size, in [0, 1], shape ``(B, 1, *size)``."""
-        return grey_images((self.made[size[0]] if self.made else self.pixels)[rows], size)
+        return grey_images(self.made[size[0]][rows], size) if self.made else _shrunk(self.pixels[rows], size)[-1]
 
 
 class _Candidates(NamedTuple):
@@ -327,17 +329,29 @@ def undo(images: Tensor, originals: Tensor, maps: Tensor) -> tuple[Tensor, Tenso
         found = [undo(*part) for part in parts]
         return torch.cat([undone for undone, _ in found]), torch.cat([noise for _, noise in found])
     grid = F.affine_grid(maps, [batch, 1, height, width], align_corners=False)
-    warped = F.grid_sample(originals.float(), grid, padding_mode="border", align_corners=False)
-    inside = (grid.abs() <= 1 + 1e-4).all(dim=-1).flatten(1).double()[:, :, None]
-    ones = torch.ones(batch, height * width, 1, dtype=torch.double, device=images.device)
-    known = torch.cat([warped.flatten(2).mT.double(), ones], dim=2).mul_(inside)
-    target = images.flatten(2).mT.double().mul_(inside)
-    normal = known.mT @ known
-    normal = normal + 1e-6 * torch.eye(channels + 1, device=images.device).double()
-    fitted = (known @ torch.linalg.solve(normal, known.mT @ target)).round_().clamp_(0, 255).mul_(inside)
-    error = target.sub_(fitted).square_().sum(dim=(1, 2)) / (inside.sum(dim=(1, 2)) * channels).clamp(min=1)
+    # Levels less 128, for sums of up to 1024 products of them are exact in single precision; sums of these are double.
+    warped = F.grid_sample(originals.float().sub_(128), grid, padding_mode="border", align_corners=False)
+    inside = (grid.abs() <= 1 + 1e-4).all(dim=-1).flatten(1).float()[:, None]
+    known = torch.cat([warped.flatten(2), torch.ones_like(inside)], dim=1).mul_(inside)
+    target = images.flatten(2).float().sub_(128).mul_(inside)
+    ridge = 1e-6 * torch.eye(channels + 1, device=images.device).double()
+    weights = torch.linalg.solve(_products(known, known) + ridge, _products(known, target)).float()
+    fitted = (weights.mT @ known).round_().clamp_(-128, 127)
+    error = _chunks(target.sub_(fitted).mul_(inside)).square_().sum(dim=-1).sum(dim=(1, 2), dtype=torch.double)
+    error /= (inside.sum(dim=(1, 2), dtype=torch.double) * channels).clamp(min=1)
     noise = torch.where(error > 0, 10 * torch.log10(255**2 / error.clamp(min=1e-12)), torch.inf)
-    return fitted.mT.view(images.shape).to(torch.uint8), noise.float()
+    return fitted.add_(128).mul_(inside).view(images.shape).to(torch.uint8), noise.float()
+
+
+def _products(one: Tensor, other: Tensor) -> Tensor:
+    """Scalar products of all pairs of rows, shape ``(B, C, D)``, double, of rows ``(B, C, P)`` and ``(B, D, P)``."""
+    parts = (_chunks(rows).transpose(1, 2) for rows in (one, other))
+    return (next(parts) @ next(parts).mT).sum(dim=1, dtype=torch.double)
+
+
+def _chunks(rows: Tensor) -> Tensor:
+    """Cut rows into pieces of 1024 values, the last one filled up with zeros: shape ``(…, pieces, 1024)``."""
+    return F.pad(rows, (0, -rows.shape[-1] % _DEPTH)).unflatten(-1, (-1, _DEPTH))
 
 
 def positions_of(pixels: Tensor) -> list[int]:
@@ -390,15 +404,13 @@ def _greys(images: ImageSet, wanted: Collection[int], *, cache: BlockCache, argu
     """Bring large images to all sizes, once for all searches, and take those that are wanted into memory."""
     if max(images.pixels.shape[2:]) <= JUDGED or not len(images):
         return _Greys(images.pixels, {})
-    sides = dict.fromkeys((DEGRADED, COARSE, SIDE, JUDGED))
 
     def shrink(place: slice, progress: Progress) -> dict[str, Tensor]:
         parts: list[list[Tensor]] = []
         for part in images.pixels[place].split(max(1, _VALUES // images.pixels[0].numel())):
-            whole = grey_images(part, (part.shape[2], part.shape[3]))
-            parts.append([grey_images(whole, (side, side)) for side in sides])
+            parts.append(_shrunk(part, (DEGRADED, DEGRADED)))
             progress(sum(len(done[0]) for done in parts))
-        return {str(side): torch.cat(made) for side, made in zip(sides, zip(*parts, strict=True), strict=True)}
+        return {str(side): torch.cat(made) for side, made in zip(SIDES, zip(*parts, strict=True), strict=True)}
 
     blocks = in_blocks(
         f"Shrinking {argument} images",
@@ -409,6 +421,20 @@ def _greys(images: ImageSet, wanted: Collection[int], *, cache: BlockCache, argu
         block=BLOCK,
     )
     return _Greys(images.pixels, {side: torch.cat([block[str(side)] for block in blocks]) for side in wanted})
+
+
+def _shrunk(pixels: Tensor, size: tuple[int, int]) -> list[Tensor]:
+    """Bring images to a size: large ones by way of all larger :data:`SIDES`, so that they are read once.
+
+    Returns:
+        The grey images at all sizes on the way, shape ``(N, 1, …)`` each; the last has the size.
+    """
+    if max(pixels.shape[2:]) <= JUDGED:
+        return [grey_images(pixels, size)]
+    made = [grey_images(pixels, (JUDGED, JUDGED))]
+    for side in SIDES[1 : SIDES.index(size[0]) + 1]:
+        made.append(grey_images(made[-1], (side, side)))
+    return made
 
 
 def _standard_rows(greys: _Greys, place: slice, device: str, side: int) -> Tensor:

@@ -145,12 +145,12 @@ def _recoloured(pixels: Tensor) -> Tensor:
 def _degraded(pixels: Tensor) -> Tensor:
     """Blurred as if a third of the pixels were left on each side, noisy, or saved as JPEG of quality 30, in turn."""
     height, width = pixels.shape[2:]
-    noise = torch.randn(pixels.shape, generator=torch.Generator().manual_seed(SEED))
     small = F.interpolate(pixels[::3].float(), (-(-height // 3), -(-width // 3)), mode="bilinear", antialias=True)
     changed = torch.empty_like(pixels)
     changed[::3] = _rounded(F.interpolate(small, (height, width), mode="bicubic"))
     if len(pixels) > 1:
-        changed[1::3] = _rounded(pixels[1::3] + 16 * noise[1::3])
+        noise = torch.randn(pixels[1::3].shape, generator=torch.Generator().manual_seed(SEED))
+        changed[1::3] = _rounded(noise.mul_(16).add_(pixels[1::3]))
     if len(pixels) > 2:
         changed[2::3] = reencode(pixels[2::3], quality=30)
     return changed

@@ -63,9 +63,7 @@ def grey_images(images: Tensor, size: tuple[int, int]) -> Tensor:
     grey = images[:, :1].to(torch.float32, copy=True)
     for channel in images.unbind(dim=1)[1:]:  # one by one: a third of the time of a mean over channels
         grey.add_(channel[:, None] if images.dtype == torch.uint8 else channel[:, None].float())
-    grey.div_(images.shape[1])
-    if images.dtype == torch.uint8:
-        grey.div_(255)
+    grey.div_(images.shape[1] * (255 if images.dtype == torch.uint8 else 1))
     if grey.shape[-2:] == size:
         return grey
     return F.interpolate(grey, size, mode="bilinear", antialias=True, align_corners=False)
