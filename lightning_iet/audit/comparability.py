@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lightning_iet.audit.reading import ImageSet
 from lightning_iet.data.decoding import WINDOWED
+from lightning_iet.utilities.fingerprints import tensor_bytes
 
 DIFFERENT = 0.6  # Kolmogorov-Smirnov distance: so large a share of one set lies where the other one is not
 FEW_PIXELS = 64  # values of an image by which it is told from most others
@@ -452,7 +453,7 @@ def contents(pixels: Tensor) -> Tensor:
 
 
 def _hashes(rows: Iterable[Tensor]) -> Tensor:
-    hashes = (blake2b(row.contiguous().numpy(), digest_size=8).digest() for row in rows)
+    hashes = (blake2b(tensor_bytes(row), digest_size=8).digest() for row in rows)
     return torch.tensor([int.from_bytes(found, "little", signed=True) for found in hashes], dtype=torch.int64)
 
 

@@ -191,7 +191,8 @@ def level_distances(queries: Tensor, references: Tensor, squares: Tensor | None 
 
 def _centred(levels: Tensor, integers: bool) -> Tensor:
     """Return levels less 128, as 8-bit integers or as float32."""
-    return levels.view(torch.int8).bitwise_xor(-128) if integers else levels.float().sub_(128)
+    centred = levels.view(torch.int8).bitwise_xor(-128)  # flips the highest bit: less work than a difference
+    return centred if integers else centred.float()
 
 
 def has_integer_products() -> bool:
@@ -242,7 +243,7 @@ def level_sums(levels: Tensor, power: Literal[1, 2]) -> Tensor:
     step = max(1, _CACHED // width)
     for part, out in zip(rows.split(step), sums.split(step), strict=True):
         for piece in part.split(width, dim=1):
-            values = piece.float().sub_(128)
+            values = _centred(piece, integers=False)
             if missing := -piece.shape[1] % depth:
                 values = torch.nn.functional.pad(values, (0, missing))
             values = values if power == 1 else values.square_()

@@ -26,7 +26,7 @@ from lightning_iet.functional.pruned_neighbors import (
 from lightning_iet.utilities.devices import full_precision
 
 _CHUNK = 8192  # references per top-k: a wide top-k costs far less than many narrow ones
-_BLOCK = 2**28  # bytes of the queries that pass over the references together …
+_BLOCK = 2**29  # bytes of the queries that pass over the references together …
 _TOGETHER = 1024, 512  # … and how many queries at most, without and with codes
 _CODED = 2**16  # references that are coded at a time: their lower bounds for a block of queries take 128 MiB
 _MOVED = 2**28  # bytes of references that are on another device at a time
