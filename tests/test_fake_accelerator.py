@@ -8,8 +8,11 @@ import torch
 from torch import nn
 from torch._subclasses import FakeTensorMode
 
+from lightning_iet.audit import features, search
 from lightning_iet.audit.disguises import _spectrum, _standardized, _thumbnail
-from lightning_iet.audit.features import _Rows
+from lightning_iet.audit.features import Features, _Rows, extract
+from lightning_iet.audit.reading import ImageSet
+from lightning_iet.audit.search import References, nearest_references, views
 from lightning_iet.callbacks import ParameterSelection
 from lightning_iet.callbacks.anti_gradient_control.sample_record import SampleCounts, SampleDraws, SampleRecords
 from lightning_iet.functional.exhaustive_neighbors import ExhaustiveSearch, level_sums
@@ -108,6 +111,30 @@ def test_features_of_an_audit():
     with FakeTensorMode():
         rows = _Rows("efficientnet", put_there(network), "cuda")(torch.zeros(6, 1, 28, 28, dtype=torch.uint8))
         assert (rows.shape, rows.device.type) == ((6, 1280), "cuda")
+
+
+def test_neighbours_by_a_networks_features(tmp_path, monkeypatch):
+    """Of an image as it is, whose features are at hand, and of its mirror image."""
+
+    def on_one_device(queries, references, k, *, norms, **_):
+        assert queries.device == references.device == norms.device
+        return queries[:, :k], torch.zeros(len(queries), k, dtype=torch.int64, device=queries.device)
+
+    def at_once(_, keys, compute, *, total, **__):
+        return [compute(slice(0, total), lambda done: None)]
+
+    for module in (features, search):
+        monkeypatch.setattr(module, "in_blocks", at_once)
+        monkeypatch.setattr(module, "check_finite", lambda *_, **__: None)  # which reads values
+    monkeypatch.setattr(search, "search_rows", on_one_device)
+    with FakeTensorMode():
+        images = ImageSet(torch.zeros(6, 1, 8, 8, dtype=torch.uint8), list("abcdef"), "train", "0")
+        network = Features("network", "", lambda part: torch.rand(len(part), 48, device="cuda"), "cuda")
+        shared = {"features": network, "cache": None, "argument": "train"}
+        rows = extract(images, network, None, argument="train")
+        references = References.of(rows, images.sha256)
+        found = nearest_references(images, references, k=3, views=views("flip"), rows=rows, **shared)
+        assert (found.indices.shape, found.indices.device.type) == ((6, 3), "cpu")
 
 
 def test_what_disguised_copies_are_searched_by():

@@ -20,12 +20,13 @@ from lightning_iet.audit.search import (
     References,
     View,
     cosine_distances,
+    distinct_ratios,
     nearest_references,
     views,
 )
 from lightning_iet.functional.duplicates import Duplicates, find_duplicates, without_self
 from lightning_iet.functional.exhaustive_neighbors import level_sums
-from lightning_iet.functional.memorization import distinct_ratio, memorization_ratio, nearest_ratio
+from lightning_iet.functional.memorization import memorization_ratio, nearest_ratio
 
 SEARCHES = ("plain", "recoloured", "degraded", "moved")
 TOO_SMALL = f"images of fewer than {LEAST_SIDE} pixels are too small for it"
@@ -110,7 +111,7 @@ def find_copies(
     matches: Mapping[str, Matches],
     *,
     views: Mapping[str, View],
-    duplicates: Duplicates | None = None,
+    distinct: Tensor | None = None,
     cosine: Tensor | None = None,
     plain: bool = True,
 ) -> Copies:
@@ -124,7 +125,7 @@ def find_copies(
         neighbors: the training images nearest to each.
         matches: what the searches for disguised copies found.
         views: versions of an image that were searched for.
-        duplicates: groups of training images, where they are known.
+        distinct: the ratios to the next image that shows something else, where near-duplicates were looked for.
         cosine: cosine distances, where they were measured.
         plain: whether plain distances tell single images apart, rather than classes.
     """
@@ -132,8 +133,8 @@ def find_copies(
         "nearest": nearest_ratio(neighbors.sq_distances),
         "mean": memorization_ratio(neighbors.sq_distances),
     }
-    if duplicates is not None:
-        ratios = {"distinct": distinct_ratio(neighbors.sq_distances, neighbors.indices, duplicates.group)} | ratios
+    if distinct is not None:
+        ratios = {"distinct": distinct} | ratios
     identical = _identical(images.pixels, train.pixels, neighbors, views)
     for found in matches.values():
         identical |= _equal(images.pixels, train.pixels, found.indices)
@@ -379,9 +380,11 @@ def audit_images(
     for name, images in sets.items():
         if name == "train":
             continue
-        shared: dict[str, Any] = {"features": features, "cache": cache, "argument": name}
         versions = views(settings.invariance)
-        near = nearest_references(images, references, k=settings.k, views=versions, rows=rows[name], **shared)
+        shared: dict[str, Any] = {"features": features, "cache": cache, "argument": name}
+        search = shared | {"rows": rows[name], "views": versions}
+        near = nearest_references(images, references, k=settings.k, **search)
+        distinct = None if duplicates is None else distinct_ratios(near, duplicates.group, images, references, **search)
         cosine = None
         if features.name != PIXELS:  # the direction of pixels says little
             cosine = cosine_distances(images, rows[name], references, **shared)
@@ -397,7 +400,7 @@ def audit_images(
             near,
             matches,
             views=versions,
-            duplicates=duplicates,
+            distinct=distinct,
             cosine=cosine,
             plain=features.name not in CLASS_LIKE,
         )

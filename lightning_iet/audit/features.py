@@ -86,7 +86,7 @@ def extract(images: ImageSet, features: Features, cache: BlockCache, *, argument
         argument: what the images are, for messages.
 
     Returns:
-        Shape ``(N, D)``.
+        Shape ``(N, D)``, on the device of the features.
 
     Raises:
         ValueError: if features are not finite.
@@ -101,7 +101,7 @@ def extract(images: ImageSet, features: Features, cache: BlockCache, *, argument
         total=len(images),
         block=BATCH,
     )
-    rows = torch.cat([part["rows"] for part in parts])
+    rows = torch.cat([part["rows"] for part in parts]).to(features.device)
     check_finite(rows, images.names, argument=argument, name=features.name)
     return rows
 

@@ -1,7 +1,7 @@
 """The training images nearest to every image of a set."""
 
 from collections.abc import Callable, Mapping
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +12,7 @@ from lightning_iet.audit.features import Features, check_finite
 from lightning_iet.audit.reading import ImageSet
 from lightning_iet.functional.average_minimum_distance import nearest_cosine_distance, unit_rows
 from lightning_iet.functional.exhaustive_neighbors import level_sums, squared_norms
+from lightning_iet.functional.memorization import distinct_ratio
 from lightning_iet.functional.neighbors import search_rows
 from lightning_iet.utilities.fingerprints import digest
 
@@ -62,6 +63,7 @@ def _shifted(view: View, dx: int, dy: int) -> View:
 
 
 VERSION = 2  # of the searches below: raised with every change of what they find
+WIDER = 8  # times as many neighbours are looked at where all are near-duplicates of one another
 BLOCK = 4096  # images that are searched for together, for references are prepared anew for every block
 
 
@@ -156,6 +158,48 @@ def nearest_references(
         block=BLOCK,
     )
     return Neighbors(*(torch.cat([block[name] for block in blocks]) for name in Neighbors._fields))
+
+
+def distinct_ratios(
+    near: Neighbors,
+    group: Tensor,
+    images: ImageSet,
+    references: References,
+    *,
+    rows: Tensor,
+    argument: str,
+    **options: Any,
+) -> Tensor:
+    """Compare the nearest reference of each image with the nearest one that shows something else.
+
+    Images all of whose neighbours are near-duplicates of one another are searched for again, among more neighbours.
+
+    Args:
+        near: what :func:`nearest_references` found of the ``Q`` images.
+        group: number of the group of each reference, shape ``(N,)``.
+        images: the images.
+        references: the images that were searched among.
+        rows: features of the images, shape ``(Q, D)``.
+        argument: what the images are, for messages.
+        options: further arguments of :func:`nearest_references`.
+
+    Returns:
+        :func:`~lightning_iet.functional.memorization.distinct_ratio`, shape ``(Q,)``; where all references are of one
+        group, the farthest of them stands for the others.
+    """
+    ratios, left = torch.empty(len(images)), torch.arange(len(images))
+    widest = min(int(group.bincount().max()) + 1, len(group))  # fewer are of one group, unless all are
+    while True:
+        ratios[left] = distinct_ratio(near.sq_distances, near.indices, group)
+        members, width = group[near.indices], near.indices.shape[1]
+        left = left[(members == members[:, :1]).all(dim=1)]
+        if not len(left) or width >= widest:
+            return ratios
+        names = [images.names[place] for place in left.tolist()]
+        part = ImageSet(images.pixels[left], names, images.location, digest("part", images.sha256, *left.tolist()))
+        near = nearest_references(
+            part, references, k=min(WIDER * width, widest), rows=rows[left], argument=argument, **options
+        )
 
 
 def cosine_distances(

@@ -60,6 +60,21 @@ def test_a_near_copy_of_a_duplicated_image_is_found(run):
     assert (without.measure, without.generated.copies.count, without.duplicates) == ("nearest", 0, None)
 
 
+@pytest.mark.parametrize(("k", "invariance"), [(2, "none"), (20, "none"), (20, "flip")])
+def test_a_near_copy_of_an_image_with_more_duplicates_than_neighbours_is_found(run, k, invariance):
+    """As :func:`memorized_fraction` finds it, with near-duplicates grouped."""
+    train = random_set(80)
+    noise = torch.randint(-2, 3, (30, *train.pixels.shape[1:]), generator=torch.Generator().manual_seed(0))
+    train.pixels[40:70] = (train.pixels[3:4].int() + noise).clamp(0, 255).to(torch.uint8)
+    copies = (train.pixels[3:5].float() * 0.9).to(torch.uint8)
+    generated = planted(train, copies.flip(-1) if invariance == "flip" else copies)
+    findings = make_findings(run(generated, train, k=k, invariance=invariance))
+    assert len(findings.duplicates.groups[0]) == 31
+    assert (findings.measure, findings.generated.copies.count) == ("distinct", 2)
+    expected = memorized_fraction(torch.cat([copies, generated.pixels[2:]]), train.pixels, duplicates="group")
+    assert findings.generated.copies.share == pytest.approx(float(expected))
+
+
 def test_images_are_identical_only_if_all_pixels_are(run):
     """Also those that are not looked at first."""
     train = random_set(80)

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from lightning_iet.audit import search
 from lightning_iet.audit.cache import BlockCache
 from lightning_iet.audit.features import Features, build_features
-from lightning_iet.audit.search import References, nearest_references, views
+from lightning_iet.audit.search import References, distinct_ratios, nearest_references, views
 from tests.helpers.image_folders import random_set
 
 
@@ -42,6 +42,21 @@ def test_neighbours_equal_those_of_a_naive_search(tmp_path, invariance, monkeypa
     assert torch.allclose(found.sq_distances.double(), expected[..., 0], rtol=1e-4)
     assert torch.equal(found.indices, expected[..., 1].long())
     assert torch.equal(found.views, expected[..., 2].long())
+
+
+@pytest.mark.parametrize("sizes", [(12,), (11, 1), (5, 4, 2, 1)])
+def test_ratios_to_what_shows_something_else_look_as_far_as_it_takes(tmp_path, sizes):
+    """Where all references show the same thing, the farthest stands for the others."""
+    images, train, cache = random_set(9), random_set(12, seed=1), BlockCache(tmp_path)
+    group = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
+    features = build_features("pixels")
+    rows, references = features.rows(images.pixels), References.of(features.rows(train.pixels), train.sha256)
+    options = {"features": features, "views": views("flip"), "cache": cache, "argument": "generated", "rows": rows}
+    near = nearest_references(images, references, k=2, **options)
+    found = distinct_ratios(near, group, images, references, **options)
+    for ratio, ordered in zip(found.tolist(), naive(images.pixels, train.pixels, 12, "flip"), strict=True):
+        others = [distance for distance, index, _ in ordered if group[index] != group[ordered[0][1]]]
+        assert ratio == pytest.approx((ordered[0][0] / (others or [ordered[-1][0]])[0]) ** 0.5, rel=1e-4)
 
 
 @given(st.integers(0, 1000))
