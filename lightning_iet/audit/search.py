@@ -1,6 +1,7 @@
 """The training images nearest to every image of a set."""
 
 from collections.abc import Callable, Mapping
+from time import perf_counter
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
@@ -8,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_iet.audit.cache import BlockCache, Progress, in_blocks, part_of
-from lightning_iet.audit.features import Features, check_finite
+from lightning_iet.audit.features import PIXELS, Features, check_finite
 from lightning_iet.audit.reading import ImageSet
 from lightning_iet.functional.average_minimum_distance import nearest_cosine_distance, unit_rows
 from lightning_iet.functional.exhaustive_neighbors import level_sums, squared_norms
@@ -65,6 +66,7 @@ def _shifted(view: View, dx: int, dy: int) -> View:
 VERSION = 2  # of the searches below: raised with every change of what they find
 WIDER = 8  # times as many neighbours are looked at where all are near-duplicates of one another
 BLOCK = 4096  # images that are searched for together, for references are prepared anew for every block
+TRIED = 128, 256  # images, and references, by which the time is measured, where there are 50 times as many pairs
 
 
 class Neighbors(NamedTuple):
@@ -148,10 +150,9 @@ def nearest_references(
         nearest = found[0] if len(found) == 1 else _merge(found, k)
         return {name: tensor.cpu() for name, tensor in nearest._asdict().items()}
 
-    settings = (features.name, features.sha256, k, *views, *references.made_of, images.sha256, *images.pixels.shape)
     blocks = in_blocks(
         f"Comparing {argument} images",
-        [digest("neighbors", VERSION, *settings, start) for start in range(0, len(images), BLOCK)],
+        _keys(images, references.made_of, k, features, views),
         search,
         cache=cache,
         total=len(images),
@@ -200,6 +201,51 @@ def distinct_ratios(
         near = nearest_references(
             part, references, k=min(WIDER * width, widest), rows=rows[left], argument=argument, **options
         )
+
+
+def _keys(
+    images: ImageSet, made_of: tuple[object, ...], k: int, features: Features, views: Mapping[str, View]
+) -> list[str]:
+    settings = (features.name, features.sha256, k, *views, *made_of, images.sha256, *images.pixels.shape)
+    return [digest("neighbors", VERSION, *settings, start) for start in range(0, len(images), BLOCK)]
+
+
+def comparison_seconds(
+    sets: Mapping[str, ImageSet], features: Features, cache: BlockCache, *, k: int, invariance: Invariance, within: bool
+) -> float:
+    """Measure on a few images about how long it will take at most to compare all images by their pixels.
+
+    It takes less where short codes of images rule most pairs out, see
+    :mod:`~lightning_iet.functional.pruned_neighbors`.
+
+    Args:
+        sets: ``"train"`` and other images, with the channels with which they are compared.
+        features: what distances are measured in.
+        cache: where finished blocks go; those that are there take no time.
+        k: neighbours per image.
+        invariance: versions of an image that are compared.
+        within: whether training images are compared with one another as well.
+
+    Returns:
+        Seconds; 0 where there is little to compare, and of a network's features, whose comparison takes little.
+    """
+    train = sets["train"]
+    if features.name != PIXELS:
+        return 0.0
+    made_of, missing = (train.sha256, len(train), train.pixels[0].numel()), 0
+    for name, images in sets.items():
+        neighbours, versions = (min(k + 1, len(train)), views("none")) if name == "train" else (k, views(invariance))
+        for number, key in enumerate(_keys(images, made_of, neighbours, features, versions)):
+            if (name != "train" or within) and key not in cache:
+                missing += len(versions) * min(BLOCK, len(images) - number * BLOCK)
+    few = features.rows(train.pixels[: TRIED[1]])
+    if missing * len(train) < 50 * min(TRIED[0], len(few)) * len(few):
+        return 0.0
+    norms = level_sums(few, 2)
+    start = perf_counter()
+    search_rows(few[: TRIED[0]], few, 1, squares=norms)[0].cpu()
+    pairs = len(few[: TRIED[0]]) * len(few)
+    return (perf_counter() - start) / pairs * missing * len(train)
 
 
 def cosine_distances(

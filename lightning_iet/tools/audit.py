@@ -19,7 +19,7 @@ from lightning_iet.audit.findings import Findings, make_findings
 from lightning_iet.audit.pairs import Review, apply_review, read_review
 from lightning_iet.audit.reading import ImageSet, Reading, read_sets, with_channels
 from lightning_iet.audit.report import write_report
-from lightning_iet.audit.search import Invariance, views
+from lightning_iet.audit.search import Invariance, comparison_seconds, views
 from lightning_iet.audit.verdict import findings_table, remarks
 from lightning_iet.data.decoding import Background, Fit, parse_size
 from lightning_iet.data.formats import format_range, parse_range
@@ -32,6 +32,7 @@ from lightning_iet.utilities.text import in_words
 
 AUTO = "auto"
 MINUTE = 60.0
+LEAST_ADVISED = 64  # pixels a side that a smaller image is advised to have at least
 K = 50
 """The published number of neighbours in the mean of the memorized quantity."""
 Pages = Literal["all", "first"]
@@ -191,7 +192,7 @@ class AuditJob:
         judged_by = self.settings_for(sets["train"])
         check_sets(sets, judged_by.k)
         sets = same_channels(sets)
-        self._say_how_long(sets)
+        self._say_how_long(sets, judged_by)
         found = audit_images(**sets, features=self.network, cache=self.blocks, settings=judged_by)
         if self.reviewed is not None:
             found = apply_review(found, self.reviewed)
@@ -211,14 +212,25 @@ class AuditJob:
                 self._publish(found, findings)
         return findings
 
-    def _say_how_long(self, sets: Mapping[str, ImageSet]) -> None:
-        """Say before they begin that a network's features take a minute or more."""
+    def _say_how_long(self, sets: Mapping[str, ImageSet], settings: Settings) -> None:
+        """Say before they begin that a network's features, or distances of pixels, take a minute or more."""
+        options: dict[str, Any] = {"invariance": self.invariance, "within": settings.duplicates}
         with all_or_none():
-            seconds = estimated_seconds(sets, self.network, self.blocks, versions=len(views(self.invariance)))
-        seconds /= world_size()
-        if seconds >= MINUTE and rank() == 0:
-            line = f"Features of all images by '{self.features}' will take about {in_words(seconds)}."
-            Console(stderr=True).print(line, style="dim", soft_wrap=True, highlight=False, markup=False)
+            network = estimated_seconds(sets, self.network, self.blocks, versions=len(views(self.invariance)))
+            pixels = comparison_seconds(sets, self.network, self.blocks, k=settings.k, **options)
+        network, pixels = network / world_size(), pixels / world_size()
+        if max(network, pixels) < MINUTE or rank() != 0:
+            return
+        line = f"Features of all images by '{self.features}' will take about {in_words(network)}."
+        if pixels:
+            line = f"Comparing all pixels will take at most about {in_words(pixels)}"
+            side = smaller = max(sets["train"].pixels.shape[2:])
+            is_read = bool(sets["generated"].origin.sizes)  # drawn images have the size that the model gives them
+            while is_read and smaller > LEAST_ADVISED and pixels * (smaller / side) ** 2 > MINUTE:
+                smaller = max(LEAST_ADVISED, smaller // 2)
+            part = in_words(pixels * (smaller / side) ** 2)
+            line += f"; with --image-size {smaller} about {part}." if smaller < side else "."
+        Console(stderr=True).print(line, style="dim", soft_wrap=True, highlight=False, markup=False)
 
     def _publish(self, found: Audit, findings: Findings) -> None:
         with whole_folder(self.folder, check=lambda: check_free(self.folder, overwrite=self.overwrite)) as folder:

@@ -1,3 +1,5 @@
+from itertools import count
+
 import pytest
 import torch
 from hypothesis import given
@@ -6,7 +8,7 @@ from hypothesis import strategies as st
 from lightning_iet.audit import search
 from lightning_iet.audit.cache import BlockCache
 from lightning_iet.audit.features import Features, build_features
-from lightning_iet.audit.search import References, distinct_ratios, nearest_references, views
+from lightning_iet.audit.search import References, comparison_seconds, distinct_ratios, nearest_references, views
 from tests.helpers.image_folders import random_set
 
 
@@ -104,3 +106,28 @@ def test_features_that_are_not_finite_are_refused(tmp_path):
     images.pixels[4] = 0
     with pytest.raises(ValueError, match=r"^Argument `features` .*'net', .* 1 of 6 generated images, the first '4'"):
         find(images, random_set(12, seed=1), BlockCache(tmp_path), k=5, features=Features("net", "1", broken))
+
+
+def test_the_time_of_a_comparison_is_that_of_some_pairs_times_all(tmp_path, monkeypatch):
+    """Of those whose blocks are missing in the cache."""
+    monkeypatch.setattr(search, "BLOCK", 8)
+    monkeypatch.setattr(search, "TRIED", (3, 4))
+    ticks = count()
+    monkeypatch.setattr(search, "perf_counter", lambda: 6.0 * next(ticks))
+    sets = {"train": random_set(40), "generated": random_set(20, seed=1), "held_out": random_set(5, seed=2)}
+    pixels, cache = build_features("pixels"), BlockCache(tmp_path)
+    shared = {"k": 5, "invariance": "none", "within": False}
+
+    def seconds(**changes):
+        return comparison_seconds(sets, pixels, cache, **shared | changes)
+
+    assert seconds() == 6.0 / 12 * 25 * 40
+    assert seconds(invariance="flip+shift") == 6.0 / 12 * 18 * 25 * 40
+    assert seconds(within=True) == 6.0 / 12 * 65 * 40
+    find(sets["generated"], sets["train"], cache, k=5)
+    assert seconds(within=True) == 6.0 / 12 * 45 * 40
+    find(sets["train"], sets["train"], cache, k=6)
+    assert seconds(within=True) == 0  # 200 pairs are left: the trial is not worth it
+    assert seconds(k=6) == 6.0 / 12 * 25 * 40
+    network = Features("net", "1", lambda images: images.flatten(1).float())
+    assert comparison_seconds(sets, network, cache, **shared) == 0

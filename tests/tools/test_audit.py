@@ -101,6 +101,24 @@ def test_how_long_the_features_of_a_network_take_is_said_before(here, capsys, mo
     assert "Features of all images" not in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("seconds", "line"),
+    [
+        (59.0, ""),
+        (150.0, "Comparing all pixels will take at most about 3 min; with --image-size 6 about 38 s."),
+        (9600.0, "Comparing all pixels will take at most about 2 h 40 min; with --image-size 4 about 10 min."),
+    ],
+)
+def test_how_long_a_comparison_of_pixels_takes_is_said_before(here, capsys, monkeypatch, seconds, line):
+    """With the size that would bring it below a minute, halved as often as it takes, but not below the least."""
+    monkeypatch.setattr("lightning_iet.tools.audit.LEAST_ADVISED", 4)
+    monkeypatch.setattr("lightning_iet.tools.audit.comparison_seconds", lambda *_, **__: seconds)
+    run(image_size="16" if seconds > 9000 else "12", show_images=False)
+    said = capsys.readouterr().err
+    assert line in said
+    assert ("Comparing all pixels" in said) == bool(line)
+
+
 def test_sets_that_cannot_be_compared_are_refused_before_features_are_tried(here, capsys, monkeypatch):
     monkeypatch.setattr("lightning_iet.tools.audit.estimated_seconds", lambda *_, **__: pytest.fail("was tried"))
     line = fails(capsys, *COMMAND, "--features", "digits", "--k", "61")
