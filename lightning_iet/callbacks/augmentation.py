@@ -36,7 +36,7 @@ from lightning_iet.functional.threshold_aware_augmentation import (
     check_augmentation,
 )
 from lightning_iet.shards.groups import gather_rows
-from lightning_iet.utilities.checkpoints import ends_an_epoch, next_epoch, warn_of_changes
+from lightning_iet.utilities.checkpoints import next_epoch, skips_epoch_end, warn_of_changes
 from lightning_iet.utilities.lightning import Callback, find_callback, find_callbacks
 
 _JUDGEMENT_SEED = 4  # tells these seeds from those of training steps
@@ -193,7 +193,7 @@ class ThresholdAwareAugmentation(Callback):
     ) -> None:
         """Find out at which epoch the run goes on."""
         self._resumed_epoch = next_epoch(checkpoint)
-        self._is_epoch_over = ends_an_epoch(checkpoint)
+        self._is_epoch_over = skips_epoch_end(checkpoint)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the magnitudes of a resumed run before any sample is read."""

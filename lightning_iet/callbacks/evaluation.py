@@ -43,7 +43,7 @@ from lightning_iet.evaluation.verdict import copies_exceed
 from lightning_iet.functional.checks import check_at_least
 from lightning_iet.metrics.features import best_features
 from lightning_iet.metrics.frechet import frechet_distance
-from lightning_iet.utilities.checkpoints import next_epoch
+from lightning_iet.utilities.checkpoints import next_epoch, took_last_batch
 from lightning_iet.utilities.errors import arguments_called
 from lightning_iet.utilities.files import check_writable, run_folder
 from lightning_iet.utilities.lightning import Position, find_callback, isolated_module, order_callbacks
@@ -512,8 +512,7 @@ class Evaluation(pl.Callback):
     ) -> None:
         """Restore them."""
         if "loops" in checkpoint:
-            is_last = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["is_last_batch"]
-            self._resumed = next_epoch(checkpoint), is_last
+            self._resumed = next_epoch(checkpoint), took_last_batch(checkpoint)
         if "evaluation" in checkpoint:
             self._history.load_state_dict(checkpoint["evaluation"])
             self._course = list(checkpoint["evaluation"].get("course", []))

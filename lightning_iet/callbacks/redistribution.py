@@ -206,6 +206,8 @@ class Redistribution(Callback):
         is_whole = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
         if self.fraction == 0 or not isinstance(sampler, ShardSampler) or not is_whole:
             return
+        if trainer.current_epoch < self._epochs_ended:  # a resumed run ends an epoch again that ended before
+            return
         for control in self._controls:
             control.share_samples()
         figures = self._end_epoch(sampler, trainer.current_epoch)

@@ -383,17 +383,28 @@ def next_epoch(checkpoint: dict[str, Any]) -> int:
     """The epoch whose batches a run reads first that goes on from a checkpoint.
 
     Lightning counts an epoch as done after its last step, also in a checkpoint that was written in that step, before
-    the hooks of the epoch's end; these are not called again. Callbacks that do something at the end of an epoch find
-    out in this way that they have to catch up.
+    the hooks of the epoch's end. Callbacks that do something there find out in this way that they have to catch up
+    before data are read. After a checkpoint from ``on_train_batch_end`` these hooks are not called any more
+    (:func:`skips_epoch_end`); after one from the validation that follows they are, with the epoch before this one.
     """
     return checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"] + ends_an_epoch(checkpoint)
 
 
 def ends_an_epoch(checkpoint: dict[str, Any]) -> bool:
     """Whether a checkpoint was written in the last step of an epoch, before the hooks of its end."""
-    loop = checkpoint["loops"]["fit_loop"]
-    progress = loop["epoch_progress"]["current"]
-    return bool(loop["epoch_loop.batch_progress"]["is_last_batch"] and progress["ready"] > progress["processed"])
+    progress = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]
+    return took_last_batch(checkpoint) and progress["ready"] > progress["processed"]
+
+
+def took_last_batch(checkpoint: dict[str, Any]) -> bool:
+    """Whether the step before a checkpoint was the last one of its epoch."""
+    return bool(checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["is_last_batch"])
+
+
+def skips_epoch_end(checkpoint: dict[str, Any]) -> bool:
+    """Whether a run goes on behind the hooks of the end of an epoch without having called them."""
+    batches = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]
+    return ends_an_epoch(checkpoint) and batches["processed"] > batches["completed"]
 
 
 def reopen_epoch(checkpoint: dict[str, Any]) -> None:

@@ -26,7 +26,7 @@ from tests.helpers.models import Pictures, quiet_trainer, tiny_diffusion
 from tests.helpers.weights import assert_same_bits, state_of
 
 THRESHOLD, DECAY, TIMESTEPS, NUM, RATE = 0.8, 0.8, 3, 24, 0.01
-NAMES = ("0-1", "1-1", "1-2", "1-3", "2-0")  # of checkpoints from which runs go on
+NAMES = ("0-1", "1-1", "1-2", "1-3", "2-0", "2-validated")  # of checkpoints from which runs go on
 
 
 class Noisy(pl.LightningModule):
@@ -159,7 +159,8 @@ def digits(folder, world_size=1, *, ckpt_path=None, save=None, magnitude=10):
     taa = ThresholdAwareAugmentation(magnitude, band=3.0, at="same_step")
     callbacks = [control, taa, ParameterAveragingCallback(2, every_n_epochs=2)]
     options = {"batch_size": 8, "epochs": 3, "world_size": world_size, "ckpt_path": ckpt_path}
-    module, trainer = train_on_shards(folder, callbacks, 32, 2, **options, saves=save and Saves(save, NAMES))
+    saves = save and Saves(save, NAMES)
+    module, trainer = train_on_shards(folder, callbacks, 32, 2, **options, saves=saves, limit_val_batches=1)
     share = float(trainer.callback_metrics["augmentation/share"])
     return {"model": state_of(module), "tables": {"counts": control.counts.shared.clone()}, "share": share}
 
@@ -176,7 +177,7 @@ def assert_equal(found, whole):
     assert found["share"] == pytest.approx(whole["share"])
 
 
-@pytest.mark.parametrize("name", ["0-1", "1-2", "1-3"])
+@pytest.mark.parametrize("name", ["0-1", "1-2", "1-3", "2-validated"])
 def test_a_run_goes_on_from_any_step_bit_for_bit(tmp_path, whole, name):
     assert 0 < whole[0]["share"] < 1
     assert_equal(digits(tmp_path, ckpt_path=whole[1] / f"{name}.ckpt"), whole[0])

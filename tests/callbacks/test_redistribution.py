@@ -255,17 +255,27 @@ def test_what_is_logged(tmp_path, caplog):
 
 # From which runs go on: around the exchange after the first epoch (before it, in the step that ends the epoch, after
 # it), and later.
-NAMES = ("0-3", "0-7", "0-end", "1-0", "1-3", "1-7", "1-end", "2-4", "2-7", "2-end")
+NAMES = ("0-3", "0-7", "0-validated", "0-end", "1-0", "1-3", "1-7", "1-end", "2-4", "2-7", "2-end")
 
 
 def diffusion(
-    folder, world_size=1, *, ckpt_path=None, save_to=None, reference="training", epochs=4, without=False, **kwargs
+    folder,
+    world_size=1,
+    *,
+    ckpt_path=None,
+    save_to=None,
+    reference="training",
+    epochs=4,
+    without=False,
+    limit_val_batches=0,
+    **kwargs,
 ):
     """Train digits in 4 shards with exchanges; what is left of it."""
     agc = AntiGradientControl(0.95, num_bins=3, decay=0.3, reference=reference, reference_every=1)
     redistribution = Redistribution(**({"fraction": 0.25} | kwargs))
     callbacks = [agc, ParameterAveragingCallback(4, every_n_epochs=2), *([] if without else [redistribution])]
     options = {"batch_size": 6, "epochs": epochs, "world_size": world_size, "ckpt_path": ckpt_path}
+    options["limit_val_batches"] = limit_val_batches
     module, _ = train_on_shards(folder, callbacks, 48, 4, **options, saves=save_to and Saves(save_to, NAMES))
     state = {} if without else redistribution.state_dict()
     tables = {name: state[name] for name in ("assignment", "moves") if state.get(name) is not None}
@@ -309,6 +319,15 @@ def test_replicas_exchange_the_same(tmp_path, processes):
 def test_a_run_goes_on_from_any_step_bit_for_bit(tmp_path, whole_runs, name):
     whole, folder = whole_runs("other_shards")
     assert_equal(diffusion(tmp_path, ckpt_path=folder / f"{name}.ckpt", reference="other_shards"), whole)
+
+
+@pytest.mark.parametrize("settings", [{"min_skips": 0}, {"min_skips": 0, "choose": "random"}])
+def test_samples_move_once_where_lightning_ends_an_epoch_again(tmp_path, settings):
+    """As it does after a checkpoint that was written in the validation at the end of an epoch."""
+    whole = diffusion(tmp_path, save_to=tmp_path, limit_val_batches=1, **settings)
+    for name in ("0-7", "0-validated"):
+        checkpoint = tmp_path / f"{name}.ckpt"
+        assert_equal(diffusion(tmp_path / name, ckpt_path=checkpoint, limit_val_batches=1, **settings), whole)
 
 
 def test_a_run_goes_on_with_another_number_of_processes(tmp_path, processes, whole_runs):

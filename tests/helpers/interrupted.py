@@ -12,7 +12,7 @@ SEED = 3
 
 
 class Saves(pl.callbacks.Checkpoint):
-    """Saves after every step (``EPOCH-STEP.ckpt``) and every epoch (``EPOCH-end.ckpt``), or after those named."""
+    """Saves after each step (``EPOCH-STEP.ckpt``), validation (``EPOCH-validated``), epoch (``EPOCH-end``), or some."""
 
     def __init__(self, folder, names=None):
         self.folder, self.names = folder, names
@@ -24,12 +24,26 @@ class Saves(pl.callbacks.Checkpoint):
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         self.save(trainer, f"{trainer.current_epoch}-{batch_idx}")
 
+    def on_validation_end(self, trainer, pl_module):
+        if not trainer.sanity_checking:
+            self.save(trainer, f"{trainer.current_epoch}-validated")
+
     def on_train_epoch_end(self, trainer, pl_module):
         self.save(trainer, f"{trainer.current_epoch}-end")
 
 
 def train_on_shards(
-    folder, callbacks, num_train, num_shards, *, batch_size, epochs, world_size=1, ckpt_path=None, saves=None
+    folder,
+    callbacks,
+    num_train,
+    num_shards,
+    *,
+    batch_size,
+    epochs,
+    world_size=1,
+    ckpt_path=None,
+    saves=None,
+    limit_val_batches=0,
 ):
     """Train a model with dropout, one of ``world_size`` processes; returns it and its trainer."""
     torch.manual_seed(SEED)
@@ -40,7 +54,7 @@ def train_on_shards(
         max_epochs=epochs,
         devices=world_size,
         strategy="ddp" if world_size > 1 else "auto",
-        limit_val_batches=0,
+        limit_val_batches=limit_val_batches,
         enable_checkpointing=saves is not None,
     )
     data = ShardedDataModule(DigitsDataModule(num_train, batch_size=batch_size), num_shards, partition="iid")

@@ -46,7 +46,7 @@ from lightning_iet.functional.sample_record import (
 )
 from lightning_iet.functional.sharding import to_assignment
 from lightning_iet.shards.groups import gather_rows
-from lightning_iet.utilities.checkpoints import next_epoch, warn_of_changes
+from lightning_iet.utilities.checkpoints import next_epoch, skips_epoch_end, took_last_batch, warn_of_changes
 from lightning_iet.utilities.lightning import Callback, find_callbacks, is_trial
 
 Criterion: TypeAlias = Literal["ratio", "quantile", "record"]
@@ -227,6 +227,8 @@ class AntiGradientControl(Callback):
     _table: DrawTable | None = None  # what the loader's workers read
     _resumed_epoch: int = 0
     _is_at_start: bool = True
+    _skips_epoch_end: bool = False  # whether a resumed run goes on behind the hooks of the end of an epoch
+    _is_first_process: bool = True
     _kept: Tensor | None = None  # which samples of the last batch stayed in the loss, boolean, (B,)
     verdict: Selection | None = None  # about the batch at work, if it was judged before its step
     sample_group: dist.ProcessGroup | None = None
@@ -357,7 +359,8 @@ class AntiGradientControl(Callback):
     ) -> None:
         """Find out at which epoch the run goes on, and whether at its beginning."""
         self._resumed_epoch = next_epoch(checkpoint)
-        self._is_at_start = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["is_last_batch"]
+        self._is_at_start = took_last_batch(checkpoint)
+        self._skips_epoch_end, self._is_first_process = skips_epoch_end(checkpoint), trainer.is_global_zero
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Choose the held-out images; before any sample is read, say which ones a resumed epoch reads."""
@@ -901,8 +904,12 @@ class AntiGradientControl(Callback):
         return super().state_key if self.denoiser is None else self._generate_state_key(denoiser=self.denoiser)
 
     def state_dict(self) -> dict[str, Any]:
-        """Bank, bins and statistics, and the tables by sample. With these, it takes part on every process."""
+        """Bank, bins and statistics, and the tables by sample. Takes part on every process."""
         self.share_samples()
+        epoch = self.epoch_statistics.copy_to(self.bank.device)
+        if self._num_processes > 1:
+            for buffer in epoch.buffers():
+                dist.all_reduce(buffer)
         tables = [table.state_dict() for table in (self.counts, self.records, self.draws) if table is not None]
         samples = {name: values for table in tables for name, values in table.items()} or self._saved_samples
         return {
@@ -912,7 +919,7 @@ class AntiGradientControl(Callback):
             "continuous": self.bins.continuous,
             "reference": self.reference,
             "seed": None if self._reference is None else self._reference.seed,
-            "epoch_statistics": self.epoch_statistics.state_dict(),
+            "epoch_statistics": epoch.state_dict(),
             "run_statistics": self.run_statistics.state_dict(),
             "gaps": self.gap_history.state_dict(),
             **({"weights": {epoch: list(pair) for epoch, pair in self._weights.items()}} if self._weights else {}),
@@ -945,6 +952,11 @@ class AntiGradientControl(Callback):
         self.run_statistics.load_state_dict(state_dict["run_statistics"], strict=False)
         if "gaps" in state_dict:
             self.gap_history.load_state_dict(state_dict["gaps"])
+        if self._skips_epoch_end:
+            self.run_statistics.add(self.epoch_statistics)
+            self.gap_history.add(self.epoch_statistics)
+        if self._skips_epoch_end or not self._is_first_process:  # the sums are those of all processes
+            self.epoch_statistics.reset()
         self._weights = {epoch: list(pair) for epoch, pair in state_dict.get("weights", {}).items()}
 
     def _settings(self) -> dict[str, Any]:

@@ -36,7 +36,7 @@ from lightning_iet.shards.engine import ShardSchedule, own_shard
 from lightning_iet.shards.groups import broadcast_model, check_same_everywhere, gather_shards, make_groups
 from lightning_iet.shards.layout import FrozenWatch
 from lightning_iet.shards.state import Offload
-from lightning_iet.utilities.checkpoints import next_epoch, reopen_epoch
+from lightning_iet.utilities.checkpoints import next_epoch, reopen_epoch, skips_epoch_end, took_last_batch
 from lightning_iet.utilities.lightning import (
     Callback,
     Position,
@@ -126,6 +126,7 @@ class ParameterAveragingCallback(Callback):
         self.offload = offload
         self.engine: ShardEngine | None = None
         self._saved: dict[str, Any] = {}
+        self._skips_epoch_end = False  # whether a resumed run goes on behind the hooks of the end of an epoch
         self._stack = ExitStack()
 
     # --- before training -------------------------------------------------------------------------------------------
@@ -315,7 +316,7 @@ class ParameterAveragingCallback(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log each shard's values of this epoch."""
         if self.engine is not None:
-            self._log.flush(trainer)
+            self._log.flush(trainer, epoch=trainer.current_epoch)
 
     # --- checkpoints -----------------------------------------------------------------------------------------------
 
@@ -345,11 +346,11 @@ class ParameterAveragingCallback(Callback):
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Let a run that was stopped within an epoch take the rest of it: shards that come last have yet to train."""
         saved = checkpoint.get("callbacks", {}).get(self.state_key)
-        is_ours = isinstance(getattr(trainer, "datamodule", None), ShardedDataModule)
-        if not saved or not is_ours or "loops" not in checkpoint:
+        if not saved or "loops" not in checkpoint:
             return
-        is_whole = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["is_last_batch"]
-        if saved["done"] and not is_whole and next_epoch(checkpoint) > saved["epoch"]:
+        self._skips_epoch_end = skips_epoch_end(checkpoint)
+        is_ours = isinstance(getattr(trainer, "datamodule", None), ShardedDataModule)
+        if is_ours and saved["done"] and not took_last_batch(checkpoint) and next_epoch(checkpoint) > saved["epoch"]:
             reopen_epoch(checkpoint)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -389,6 +390,8 @@ class ParameterAveragingCallback(Callback):
             self._warn_of_another_length(trainer.max_epochs)
         engine.load_state_dict(self._saved.pop("shards"), agreed=self._saved["agreed"])
         self._log.load_state_dict(self._saved["log"], trainer)
+        if self._skips_epoch_end:
+            self._log.flush(trainer, epoch=trainer.current_epoch - 1)
         if is_ours:
             _set_position(trainer, self._schedule.batches_before())
         # Lightning warns of batches that are None; here they are how a process waits for others.
@@ -434,7 +437,7 @@ class ParameterAveragingCallback(Callback):
         """Leave the average as the result of the run, wherever in a round it ended."""
         if self.engine is not None and not self.engine.agreed:
             self._average(self.engine)
-            self._log.flush(trainer)
+            self._log.flush(trainer, epoch=trainer.current_epoch)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Leave an ordinary model."""
@@ -545,8 +548,8 @@ class ShardLog:
             if isinstance(rate, Tensor):
                 self.add("skip_rate", shard, rate)
 
-    def flush(self, trainer: Trainer) -> None:
-        """Log the means of the epoch, and warn when shards diverge. A collective."""
+    def flush(self, trainer: Trainer, *, epoch: int) -> None:
+        """Log the means of an epoch, and warn when shards diverge. A collective."""
         total = trainer.strategy.reduce(self.sums.clone(), reduce_op="sum")
         assert isinstance(total, Tensor)  # noqa: S101
         self.sums.zero_()
@@ -559,7 +562,7 @@ class ShardLog:
             if known[shard]
         }
         for logger in trainer.loggers:
-            logger.log_metrics(metrics | {"epoch": trainer.current_epoch}, step=trainer.global_step)
+            logger.log_metrics(metrics | {"epoch": epoch}, step=trainer.global_step)
         if "shard_0/distance" not in metrics:
             return
         distances = values["distance"]
@@ -570,7 +573,7 @@ class ShardLog:
             log.warning(
                 "Shard models diverge: at the averaging of epoch %d they were up to %.3g of its norm away from the "
                 "average, at the first one %.3g. Average more often, or use a smaller learning rate.",
-                trainer.current_epoch + 1, max(distances), self.reference,
+                epoch + 1, max(distances), self.reference,
             )  # fmt: skip
 
     def state_dict(self, trainer: Trainer) -> dict[str, Any]:

@@ -380,9 +380,20 @@ def test_processes_and_cuts_change_nothing(tmp_path, processes, reference):
     for other in (first, resumed, resumed_on_two):
         assert_same_bits(other["model"], whole["model"])
         assert_same_bits(other["banks"], whole["banks"])
-    for other in (first, resumed):
         assert other["unseen"] == whole["unseen"]
         assert_close(other["gaps"], whole["gaps"], equal_nan=True)
+
+
+def test_statistics_of_epochs_are_those_of_all_processes_after_a_cut(tmp_path, processes):
+    whole = run(tmp_path, save_at=6)  # in the last step of the first epoch
+    processes(2).run(run, tmp_path / "two", 2, save_at=4)  # within the second, which has three steps of each process
+    for folder in (tmp_path, tmp_path / "two"):
+        for resumed in (
+            run(folder, ckpt_path=folder / "cut.ckpt"),
+            processes(2).run(run, folder, 2, ckpt_path=folder / "cut.ckpt")[0],
+        ):
+            assert resumed["unseen"] == whole["unseen"]
+            assert_close(resumed["gaps"], whole["gaps"], equal_nan=True)
 
 
 def test_one_shard_goes_on_where_it_was_cut(tmp_path):

@@ -7,6 +7,7 @@ from lightning.pytorch.loggers.logger import Logger
 
 from lightning_iet import AntiGradientControl, ParameterAveragingCallback, ShardedDataModule
 from lightning_iet.callbacks.parameter_averaging.callback import diverges
+from tests.helpers.interrupted import Saves
 from tests.helpers.models import quiet_trainer, tiny_diffusion
 from tests.helpers.shards import Spied, digits
 
@@ -44,21 +45,23 @@ class Losses(pl.Callback):
         self.seen[-1][averaging.engine.active].append(float(outputs["loss"]))
 
 
-def fit(tmp_path, world_size=1, spied=Spied, **kwargs):
+def fit(tmp_path, world_size=1, spied=Spied, *, callbacks=(), ckpt_path=None, **kwargs):
     torch.manual_seed(1)
     memory, losses = Memory(), Losses(4)
     averaging = spied(4, every_n_epochs=2)
     trainer = quiet_trainer(
         tmp_path,
-        callbacks=[averaging, losses],
+        callbacks=[averaging, *([] if ckpt_path else [losses]), *callbacks],
         logger=memory,
         max_epochs=4,
         limit_val_batches=0,
         devices=world_size,
         strategy="ddp" if world_size > 1 else "auto",
         log_every_n_steps=1,
+        enable_checkpointing=bool(callbacks),
     )
-    trainer.fit(tiny_diffusion(**kwargs), ShardedDataModule(digits(24), 4, partition="iid"))
+    data = ShardedDataModule(digits(24), 4, partition="iid")
+    trainer.fit(tiny_diffusion(**kwargs), data, ckpt_path=ckpt_path, weights_only=ckpt_path and True)
     logged = [epoch for epoch in memory.epochs if "shard_0/loss" in epoch]
     return logged, losses.seen, averaging
 
@@ -85,6 +88,18 @@ def test_distances_are_measured_from_the_average_at_each_averaging(tmp_path):
             expected = float((weights - mean).norm() / mean.norm())
             assert logged[epoch][f"shard_{shard}/distance"] == pytest.approx(expected, rel=1e-4)
             assert expected > 0
+
+
+@pytest.mark.parametrize("name", ["1-3", "1-7", "1-end"])  # within an epoch, in its last step, and after its end
+def test_a_resumed_run_logs_each_epoch_by_itself(tmp_path, name):
+    whole, *_ = fit(tmp_path, callbacks=[Saves(tmp_path)])
+    resumed, *_ = fit(tmp_path, callbacks=[], ckpt_path=tmp_path / f"{name}.ckpt")
+    assert [metrics["epoch"] for metrics in resumed] == ([2, 3] if name == "1-end" else [1, 2, 3])
+    for metrics in resumed:
+        expected = whole[metrics["epoch"]]
+        assert {k: v for k, v in metrics.items() if "shard_" in k} == pytest.approx(
+            {k: v for k, v in expected.items() if "shard_" in k}, rel=1e-6
+        )
 
 
 def logs_of(tmp_path, world_size):
