@@ -9,11 +9,12 @@ from rich.table import Table
 from lightning_iet.audit.comparability import FAR, LEVELS_OF_SET, NOISE, OF_FILES, SHAPE, TRANSPARENCY, Difference
 from lightning_iet.audit.evidence import SIGNIFICANT
 from lightning_iet.audit.findings import Findings, PlantedFindings, SetFacts, SetFindings, claimed
-from lightning_iet.audit.statistics import Nearer, Share, share
+from lightning_iet.audit.statistics import Nearer, Share, excess, share
 from lightning_iet.data.decoding import WINDOWED
 from lightning_iet.data.listing import left_alone
 from lightning_iet.data.samples import listed
 from lightning_iet.evaluation.membership import Membership
+from lightning_iet.evaluation.verdict import loss_tells
 from lightning_iet.utilities.text import percent
 
 Level = Literal["copies", "control", "none", "open"]
@@ -35,7 +36,7 @@ class Verdict(NamedTuple):
 
     Attributes:
         level: ``"copies"``; ``"open"``, where nothing can be known; ``"control"``, where images pass for copies by the
-            published measure, but no more than held-out ones do; or ``"none"``.
+            published measure, but no more than held-out ones do, or so few more that it may be chance; or ``"none"``.
         answer: the answer, one sentence.
         looked_for: what was looked for, and how well it was found.
         also: what the losses and other measures say, where it is significant.
@@ -97,7 +98,7 @@ def verdict(findings: Findings) -> Verdict:
     if open_for:
         rest = " ".join(map(_sentence, open_for[1:]))
         details = f"{rest} {_bound_or_control(findings, bound=False)}".strip()
-        if any(said in open_for[0] for said in _nearer(findings.nearer)):
+        if any(said in text for said in _nearer(findings.nearer) for text in open_for):
             also = " ".join(_loss(findings.membership))
         return say("open", f"Not decided: {open_for[0]}", details)
     unread = len(findings.sets["generated"].skipped)
@@ -106,7 +107,15 @@ def verdict(findings: Findings) -> Verdict:
         verb = "passes for a copy" if passing.count == 1 else "pass for copies"
         answer = f"No sure sign of copying: {_counted(passing)} {verb} by the published measure."
         if findings.held_out is not None:
-            answer = f"{answer[:-1]}, and so do {_counted(findings.held_out.copies, 'held-out images')}."
+            control = findings.held_out.copies
+            words = _counted(control, "held-out images")
+            if control.share < passing.share:
+                words = (
+                    f"{answer[:-1]}, but only {words} {'does' if control.count == 1 else 'do'}, which may be chance."
+                )
+            else:
+                words = f"{answer[:-1]}, and so {'does' if control.count == 1 else 'do'} {words}."
+            answer = words
         if unread:
             answer += f" {unread:,} more generated image{'' if unread == 1 else 's'} could not be read."
         return say("control", answer, _bound_or_control(findings))
@@ -164,9 +173,9 @@ def planted_words(planted: Sequence[PlantedFindings]) -> str:
 
 def membership_words(membership: Membership) -> str:
     """Say in plain words whether the generator's loss tells training images from others."""
-    answer = "tells training images from held-out ones"
-    if membership.auc_low <= 0.5:
-        answer = "gives no sure sign of which images were trained on"
+    answer = "gives no sure sign of which images were trained on"
+    if _tells(membership):
+        answer = "tells training images from held-out ones"
     rates = membership.true_positive_rates.items()
     found = ", ".join(f"{percent(share)} at {percent(float(rate))}" for rate, share in rates)
     return (
@@ -263,6 +272,13 @@ def _reasons(findings: Findings) -> list[Sequence[str]]:
             "are no control.",
             "Remove such images from --held-out.",
         )
+    elif findings.held_out is not None and _more_pass(findings):
+        passing, others = findings.generated.copies, findings.held_out.copies
+        because(
+            f"{_counted(passing)} {'passes for a copy' if passing.count == 1 else 'pass for copies'} by the published "
+            f"measure, but only {_counted(others, 'held-out images')} {'does' if others.count == 1 else 'do'}.",
+            "Look at the pairs.",
+        )
     for name, kind in (("generated", "generated"), ("train", "training")):
         facts = findings.sets[name]
         unread = f"{len(facts.skipped):,} of {facts.found:,} {kind} images"
@@ -298,6 +314,15 @@ def _reasons(findings: Findings) -> list[Sequence[str]]:
     if any(part.is_large for part in findings.nearer):
         reasons += [(said, _SAME_SOURCE) for said in _nearer(findings.nearer)]
     return reasons
+
+
+def _more_pass(findings: Findings) -> bool:
+    """Tell whether more images than held-out ones pass for copies, by more than chance; those dismissed aside."""
+    if findings.held_out is None:
+        return False
+    own = findings.generated.copies
+    left = share(max(0, own.count - findings.evidence.dismissed), own.total)
+    return excess(left, findings.held_out.copies).p_value < SIGNIFICANT
 
 
 _SAVE_ANEW = "The report lists each with what ails it: save them anew, or in another format."
@@ -544,9 +569,13 @@ def _nearer(nearer: Sequence[Nearer]) -> list[str]:
 
 
 def _loss(membership: Membership | None) -> list[str]:
-    if membership is None or membership.auc_low <= 0.5:
+    if membership is None or not _tells(membership):
         return []
     return [f"Loss: gives its training images away, AUC {membership.auc:.3f}."]
+
+
+def _tells(membership: Membership) -> bool:
+    return loss_tells(membership.auc, membership.auc_low, members=membership.train, others=membership.held_out)
 
 
 def _counted(part: Share, noun: str = "generated images") -> str:

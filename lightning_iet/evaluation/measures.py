@@ -1,5 +1,6 @@
 """Measures of sets of images, by their names: how good they are, and how close to the training images."""
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, get_args
 
@@ -157,7 +158,7 @@ class ImageMeasures:
         """
         found: dict[str, float] = {}
         for name, metric in self.metrics.items() if only is None else [(only, self.metrics[only])]:
-            compares = name == "fid" or name in _AGAINST_REFERENCE
+            compares = "real" in inspect.signature(metric.update).parameters
             metric.reset()
             if compares and name not in self._fed:
                 _feed(metric, self.reference, real=True)
@@ -193,7 +194,7 @@ class MembershipMeasure:
     """The attack by the loss, as a measure of an evaluation during training.
 
     Every image has its own noise at 20 timesteps spread over the schedule, the same at every evaluation, so that
-    evaluations compare. *(our choice of 20 timesteps and at most 512 images of each set: as much work as sampling 200
+    evaluations compare. *(our choice of 20 timesteps and at most 512 images of each set: as much work as sampling 410
     images in 50 steps)*
 
     Args:

@@ -15,7 +15,7 @@ from lightning_iet.evaluation.verdict import fid_note, telling_thresholds, verdi
 from lightning_iet.plots import image_grid, memorized_quantity_curve, nearest_pairs, save_figure, training_curves
 from lightning_iet.utilities.files import METRICS, run_folder, write_json
 from lightning_iet.utilities.fingerprints import hash_images
-from lightning_iet.utilities.text import percent, three_digits
+from lightning_iet.utilities.text import counted, percent, three_digits
 
 if TYPE_CHECKING:  # a comparison of runs reads reports, and needs neither Lightning nor metrics
     import lightning.pytorch as pl
@@ -100,10 +100,10 @@ def report_table(report: Report) -> Table:
     fractions = (percent(part["memorized_fraction"]) for part in (generated, control))
     table.add_row(f"memorized, d1/d2 < {settings['ratio']:.2f}", *fractions, floor)
     if repeated := data.get("near_duplicates"):
-        groups = data["groups_of_near_duplicates"]
+        groups, others = data["groups_of_near_duplicates"], data["num_train"] - repeated
         for key, what in (
-            ("copied_fraction_of_repeated", f"copies of the {groups:,} images with near-duplicates"),
-            ("copied_fraction_of_others", f"copies of the {data['num_train'] - repeated:,} others"),
+            ("copied_fraction_of_repeated", f"copies of the {counted(groups, 'image')} with near-duplicates"),
+            ("copied_fraction_of_others", f"copies of the {counted(others, 'other')}"),
         ):
             table.add_row(what, *(percent(part[key]) for part in (generated, control)), floor)
     for level in telling_thresholds(generated["mq"], control["mq"]):
@@ -147,12 +147,14 @@ def write_pictures(
     ratios = assessment.closeness.copy_ratio
     closest = ratios.argsort(stable=True)[:num_pairs]
     nearest = assessment.closeness.nearest[closest]
+    words: dict[str, Any] = {} if assessment.closeness.distinct_ratio is None else _distinct_words(settings["ratio"])
     figures["nearest.png"] = nearest_pairs(
         assessment.images[closest],
         assessor.train[nearest],
         ratios[closest].tolist(),
         [assessor.name(index) for index in nearest.tolist()],
         limit=settings["ratio"],
+        **words,
     )
     figures["curves.png"] = training_curves(
         curves["loss_by_epoch"],
@@ -171,6 +173,15 @@ def write_pictures(
     figures["mq.png"] = memorized_quantity_curve(generated, control, k=settings["k"])
     for file, figure in figures.items():
         save_figure(figure, folder / file)
+
+
+def _distinct_words(limit: float) -> dict[str, str]:
+    """What ``nearest.png`` says of ratios in which near-duplicates count as one image."""
+    return {
+        "label": "ratio",
+        "title": "Generated images closest to a training image, by the ratio of the distance to it over that to the "
+        f"next one that shows something else (near-duplicates count once); below {limit:.2f} (colour) counts as a copy",
+    }
 
 
 def read_metrics(file: Path, *, kind: str) -> dict[str, Any]:

@@ -39,7 +39,8 @@ def find_sample(module: nn.Module) -> FoundSample:
        for; others are called as they are.
 
     Raises:
-        TypeError: There is neither; the message holds the lines to write.
+        TypeError: There is neither, or the denoiser does not know the size of its images; the message holds the lines
+            to write.
 
     Example:
         >>> from diffusers import DDPMScheduler, UNet2DModel
@@ -62,6 +63,7 @@ def find_sample(module: nn.Module) -> FoundSample:
         name, pipeline = pipelines[0]
         unet, scheduler = getattr(pipeline, "unet", None), getattr(pipeline, "scheduler", None)
         if _is_unconditional(unet) and _has_usual_schedule(scheduler):
+            _check_size(module, f"{name}.unet", unet)
             return FoundSample(partial(_by_parts, module, unet, scheduler), _says(f"`{name}`"))
         if not (missing := _inputs(pipeline)):
             said = f"{_says(f'`{name}`')} `sampler` is left to it."
@@ -72,6 +74,7 @@ def find_sample(module: nn.Module) -> FoundSample:
     parts = _parts(module)
     if parts is not None:
         name, unet, scheduler = parts
+        _check_size(module, name, unet)
         return FoundSample(partial(_by_parts, module, unet, scheduler), _says(f"`{name}`"))
     if pipelines:
         problem = f"holds {len(pipelines)} pipelines, {', '.join(f'`{name}`' for name, _ in pipelines)}"
@@ -83,6 +86,12 @@ def _refusal(module: nn.Module, problem: str, call: str) -> TypeError:
         f"Argument `model` expected a module with a method `sample` to evaluate, but {type(module).__name__} {problem}."
         " Switch the evaluation off with num_samples=0, or write into the class:" + _METHOD.format(call=call)
     )
+
+
+def _check_size(module: nn.Module, name: str, unet: Any) -> None:
+    if unet.config.sample_size is None:  # the default of UNet2DModel
+        problem = f"has `{name}` without `sample_size`: set it to the height and width of the images"
+        raise _refusal(module, problem, "…")
 
 
 def _says(what: str) -> str:

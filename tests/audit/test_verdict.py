@@ -12,7 +12,16 @@ from lightning_iet.audit.planted import reencode
 from lightning_iet.audit.reading import Origin
 from lightning_iet.audit.report.page import counts_apart
 from lightning_iet.audit.statistics import Nearer, share
-from lightning_iet.audit.verdict import named_above, not_counted, not_looked_for, planted_words, remarks, rows, verdict
+from lightning_iet.audit.verdict import (
+    membership_words,
+    named_above,
+    not_counted,
+    not_looked_for,
+    planted_words,
+    remarks,
+    rows,
+    verdict,
+)
 from lightning_iet.data.samples import Skip
 from lightning_iet.evaluation.membership import Membership
 from tests.helpers.image_folders import random_pixels, random_set
@@ -559,8 +568,16 @@ def test_other_measures_speak_in_the_headline(clean):
     words = verdict(replace(clean, membership=membership))
     assert words.level == "none"
     assert words.headline.endswith("Loss: gives its training images away, AUC 0.994.")
-    unsure = replace(membership, auc=0.52, auc_low=0.47)
-    assert "Loss" not in verdict(replace(clean, membership=unsure)).headline
+    for unsure in (
+        replace(membership, auc=0.52, auc_low=0.47),
+        replace(membership, train=10_000, held_out=10_000, auc=0.51, auc_low=0.502),  # hardly better than chance
+        replace(
+            membership, train=3, held_out=3, auc=1.0, auc_low=1.0
+        ),  # perfect by luck: DeLong's interval has no width
+    ):
+        assert "Loss" not in verdict(replace(clean, membership=unsure)).headline
+        assert "gives no sure sign of which images were trained on" in membership_words(unsure)
+    assert "tells training images from held-out ones" in membership_words(membership)
     nearer = Nearer("memorized quantity at 0.15", 0.705, 0.098, True, 1e-20, True)
     words = verdict(replace(clean, nearer=[nearer]))
     assert words.level == "open"
@@ -593,6 +610,49 @@ def test_smaller_differences_are_in_the_headline_but_leave_the_verdict(clean):
     words = verdict(replace(clean, nearer=small, differences=[differs]))
     assert words.level == "open"
     assert words.headline.endswith(told)
+
+
+def test_what_lies_nearer_is_said_once_where_it_is_not_the_first_reason(clean):
+    differs = Difference("brightness", 3.1, 120.0, 1.0, 0.1, "Say so with --range.")
+    nearer = Nearer("memorized quantity at 0.15", 0.705, 0.098, True, 1e-20, True)
+    words = verdict(replace(clean, differences=[differs], nearer=[nearer]))
+    assert "differ in brightness" in words.answer
+    said = f"{words.headline} {words.details}"
+    assert said.count("nearer to training images than held-out images do") == 1
+
+
+@pytest.mark.parametrize(
+    ("own", "control", "level", "words"),
+    [
+        (
+            (1, 1000),
+            (0, 200),
+            "control",
+            "passes for a copy by the published measure, but only 0 of 200 held-out images",
+        ),
+        ((6, 1000), (1, 200), "control", "but only 1 of 200 held-out images (0.5%) does, which may be chance."),
+        ((5, 1000), (5, 1000), "control", "and so do 5 of 1,000 held-out images (0.5%)."),
+        ((5, 1000), (1, 100), "control", "and so does 1 of 100 held-out images (1.0%)."),
+        (
+            (30, 1000),
+            (5, 1000),
+            "open",
+            "30 of 1,000 generated images (3.0%) pass for copies by the published measure, but",
+        ),
+    ],
+)
+def test_images_that_pass_for_copies_are_held_against_held_out_ones(clean, own, control, level, words):
+    """By the published measure, which may take no part in the evidence: a class's features tell no images apart."""
+    sets = {
+        name: replace(getattr(clean, name), copies=share(*count))
+        for name, count in zip(("generated", "held_out"), (own, control), strict=True)
+    }
+    found = verdict(replace(clean, **sets))
+    assert found.level == level
+    assert words in found.answer
+    if level == "open":  # unless a person has looked at them
+        dismissed = replace(clean.evidence, dismissed=25)
+        assert verdict(replace(clean, **sets, evidence=dismissed)).level == "control"
 
 
 @pytest.mark.parametrize("count", [1, 7])

@@ -135,6 +135,14 @@ def test_else_the_lines_to_write_are_shown(make, reasons):
     inspect.signature(written["Written"]().sample).bind(2, seed=0, start=0, batch_size=1, **SETTINGS)
 
 
+@pytest.mark.parametrize("make", [WithPipeline, WithParts])
+def test_a_denoiser_that_does_not_know_the_size_of_its_images_is_refused(make):
+    module = make()
+    module.unet.register_to_config(sample_size=None)  # the default of UNet2DModel
+    with pytest.raises(TypeError, match="without `sample_size`: set it to the height and width of the images"):
+        find_sample(module)
+
+
 def test_a_project_is_evaluated_without_a_line_in_it(tmp_path):
     evaluation = Evaluation(4, num_inference_steps=2, k=5)
     fit(tmp_path, evaluation, module=WithPipeline())

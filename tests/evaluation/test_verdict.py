@@ -5,7 +5,7 @@ from math import comb
 import pytest
 from scipy.stats import mannwhitneyu
 
-from lightning_iet.evaluation.verdict import Counts, fid_note, telling_thresholds, verdict
+from lightning_iet.evaluation.verdict import Counts, copies_exceed, fid_note, telling_thresholds, verdict
 
 
 def report(copies=0, near=14, usual=200, *, held_out=(0, 14, 200), num=400, num_control=400, num_train=400, **further):
@@ -85,6 +85,13 @@ def test_the_loss_is_spoken_of_where_it_tells_members_from_others():
     chance = {"membership_inference_auc": 0.73, "membership_inference_auc_low": 0.49}
     assert verdict(report(**chance)).startswith("No sign of memorization")
     assert verdict(report(0, 0, 0, **attack)).startswith("The model draws nothing like the data")
+
+
+@pytest.mark.parametrize("total", [10, 100, 400, 512, 1000])
+def test_one_image_more_than_held_out_ones_is_allowed_whatever_the_rounding(total):
+    for control in range(total):
+        assert not copies_exceed((control + 1) / total, control / total, total)
+        assert copies_exceed((control + 2) / total, control / total, total) or control + 2 > total
 
 
 def test_copies_among_reports_of_versions_that_did_not_count_them():
