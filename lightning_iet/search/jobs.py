@@ -1,5 +1,6 @@
 """What runs several at a time: jobs of a sweep, workers for trial after trial; and how both are stopped."""
 
+import json
 import os
 import pickle
 import shutil
@@ -21,10 +22,11 @@ from typing import Any, Self, TypeAlias, cast
 
 from lightning_iet.utilities.devices import become_a_job, environment_of_a_job, threads_of_a_job
 from lightning_iet.utilities.errors import first_line
+from lightning_iet.utilities.files import write_json
 
 PROGRAM = "lightning-iet"
 Started: TypeAlias = Callable[["subprocess.Popen[bytes]"], object]
-_LOG = "output.log"
+_LOG, _COMMAND = "output.log", "command.json"
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class Job:
 
     @property
     def is_finished(self) -> bool:
-        """Whether the run has left its result."""
+        """Whether a run has left its result in the folder, by whatever command, see :func:`command_of`."""
         return (self.folder / self.result).is_file()
 
     def run(self, *, environment: Mapping[str, str], started: Started = lambda _: None) -> str | None:
@@ -77,9 +79,16 @@ class Job:
         status = process.wait()
         if status == 0 and self.is_finished:
             log.replace(self.folder / _LOG)
+            write_json(self.folder / _COMMAND, list(self.command))
             return None
         output = log.read_text(encoding="utf-8", errors="replace").replace("\r", "\n").strip().splitlines()
         return f"{output[-1] if output else f'exit status {status}'} (see {log})"
+
+
+def command_of(folder: Path) -> list[str] | None:
+    """Return the command of a finished run; ``None`` of one that an earlier version has run, which kept none."""
+    file = folder / _COMMAND
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None  # type: ignore[no-any-return]
 
 
 def _place(folder: Path) -> list[str]:

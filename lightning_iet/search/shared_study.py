@@ -8,7 +8,7 @@ import threading
 import time
 import uuid
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from math import isnan
@@ -166,6 +166,7 @@ class SharedStudy:
         space: distributions by the name of a parameter.
         objectives: ``minimize`` or ``maximize``, by the name of an objective.
         facts: what must be the same whenever the study is opened, by name; anything that JSON holds.
+        added: names of facts that a study begun by an earlier version lacks; it takes them over when it is opened.
         sampler: makes a sampler from a seed; None where every trial is enqueued.
         seed: of the draws.
 
@@ -181,6 +182,7 @@ class SharedStudy:
         space: Mapping[str, Any],
         objectives: Mapping[str, str],
         facts: Mapping[str, Any],
+        added: Collection[str] = (),
         sampler: Callable[[int], Any] | None = None,
         seed: int = 0,
     ) -> None:
@@ -193,7 +195,7 @@ class SharedStudy:
             self._study = self._optuna.create_study(
                 storage=storage, study_name=name, directions=list(objectives.values()), load_if_exists=True
             )
-            self._check(_json({"objectives": dict(objectives), **facts}))
+            self._check(_json({"objectives": dict(objectives), **facts}), added)
             self._study.set_metric_names(list(objectives))
         self._id = storage.get_study_id_from_name(name)
         self._beating: set[int] = set()
@@ -379,8 +381,11 @@ class SharedStudy:
             elif not _is_alive(trial.user_attrs[_CLAIM]):
                 yield trial
 
-    def _check(self, facts: Mapping[str, Any]) -> None:
+    def _check(self, facts: Mapping[str, Any], added: Collection[str]) -> None:
         known = self._study.user_attrs.get(_SPACE)
+        if known is not None and (lacking := {name: facts[name] for name in added if name not in known}):
+            known |= lacking
+            self._study.set_user_attr(_SPACE, known)
         if known is None:
             if self._study.get_trials(deepcopy=False):
                 raise ValueError(

@@ -199,7 +199,7 @@ def open_study(sweep: SweepFile, folder: Path, *, trials: int, seed: int = 0) ->
 
     Raises:
         ModuleNotFoundError: without Optuna.
-        ValueError: if the file holds a sweep with other parameters.
+        ValueError: if the folder holds a sweep with other parameters, or another command.
     """
     kinds = require("optuna", "sweep").distributions
     space = {name: _distribution(kinds, parameter) for name, parameter in sweep.parameters.items()}
@@ -209,7 +209,11 @@ def open_study(sweep: SweepFile, folder: Path, *, trials: int, seed: int = 0) ->
         sweep.name,
         space=space,
         objectives={sweep.metric: "maximize" if sweep.maximize else "minimize"},
-        facts={"parameters": {name: kinds.distribution_to_json(kind) for name, kind in space.items()}},
+        facts={
+            "parameters": {name: kinds.distribution_to_json(kind) for name, kind in space.items()},
+            "command": sweep.command,
+        },
+        added=["command"],
         sampler=make,
         seed=seed,
     )

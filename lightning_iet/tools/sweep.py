@@ -2,11 +2,12 @@
 
 import json
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import fields
+from dataclasses import fields, replace
 from difflib import get_close_matches
 from math import ceil, isnan, nan
 from pathlib import Path
@@ -19,7 +20,8 @@ from lightning_iet.evaluation.assessment import Scores, objective
 from lightning_iet.evaluation.report import named_figures, read_metrics
 from lightning_iet.evaluation.verdict import copies_exceed
 from lightning_iet.search import Job, SweepFile, grid_points, open_study, read_sweep, run_jobs
-from lightning_iet.search.jobs import PROGRAM, interrupted_by_sigterm
+from lightning_iet.search.jobs import PROGRAM, command_of, interrupted_by_sigterm
+from lightning_iet.search.shared_study import SharedStudy
 from lightning_iet.search.sweep_file import OBJECTIVE
 from lightning_iet.tools.compare import compare
 from lightning_iet.tools.configs import shipped_configuration
@@ -38,7 +40,8 @@ def sweep(
     """Run sweeps, such as configs/sweeps/agc_threshold.yaml, on this machine.
 
     Every point is a run of its own, in OUT/NAME/; what has finished is not run again, so the same command goes on with
-    a sweep that was cut off, and tries again what failed. Ctrl-C and SIGTERM end its runs, too. Writes sweep.csv, one
+    a sweep that was cut off, and tries again what failed. Values may be added to a grid or taken away; runs of another
+    command are neither taken for its own nor overwritten. Ctrl-C and SIGTERM end its runs, too. Writes sweep.csv, one
     row for each run, and the table and the plot of `compare`, also of an interrupted sweep. Names the run of the least
     FID among those that copy no more than held-out images do, and the best by the file's metric (eval/objective, if it
     names none: FID, raised by copies). The same files work with `wandb sweep` and `wandb agent`.
@@ -52,7 +55,7 @@ def sweep(
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If a file is no sweep, or all of its runs failed.
+        ValueError: If a file is no sweep, its folder holds runs of another command, or all of its runs failed.
     """
     if jobs < 1:
         raise ValueError(f"Argument `jobs` expected an integer ≥ 1, but got {jobs}.")
@@ -73,17 +76,17 @@ def _run(plan: SweepFile, folder: Path, *, jobs: int, trials: int, seed: int) ->
     errors: dict[Path, str] = {}
     with ExitStack() as stack:
         if plan.method == "grid":
-            planned = [_job(plan, folder, *point) for point in enumerate(grid_points(plan.parameters))]
-            total, finished = len(planned), sum(job.is_finished for job in planned)
+            study, planned = None, _jobs_of_grid(plan, folder)
+            total, finished = len(planned), len(_finished(planned))
             waiting = (job for job in planned if not job.is_finished)
-            study = None
         else:
             study = stack.enter_context(open_study(plan, folder, trials=trials, seed=seed))
             study.retry_failed()  # of earlier calls, as the points of a grid are
             total, finished = trials, sum(trial.has_figures for trial in study.trials())
             drawn = iter(lambda: study.next(trials), None)
             waiting = (_job(plan, folder, trial.number, trial.parameters) for trial in drawn)
-        _announce(plan, folder, total=total, finished=finished, jobs=jobs)
+            planned = _jobs_of_study(plan, folder, study)
+        _announce(plan, _finished(planned), total=total, left=total - finished, jobs=jobs)
         bar = stack.enter_context(progress_bar(f"Runs of {plan.name}", total))
         bar.advance(finished)
 
@@ -106,15 +109,29 @@ def _run(plan: SweepFile, folder: Path, *, jobs: int, trials: int, seed: int) ->
             raise
         except KeyboardInterrupt:
             stack.close()
-            done = len(_finished(folder))
-            if done:
-                _publish(plan, folder, errors)
+            runs = _finished(planned if study is None else _jobs_of_study(plan, folder, study))
+            if runs:
+                _publish(plan, folder, runs, errors)
             again = "The same command goes on, without the runs that have finished."
             Console().print(
-                f"Interrupted: {done} of {total} runs have finished. {again}", soft_wrap=True, highlight=False
+                f"Interrupted: {len(runs)} of {total} runs have finished. {again}", soft_wrap=True, highlight=False
             )
             raise
-    _publish(plan, folder, errors)
+    runs = _finished(planned if study is None else _jobs_of_study(plan, folder, study))
+    _publish(plan, folder, runs, errors)
+
+
+def _jobs_of_grid(plan: SweepFile, folder: Path) -> list[Job]:
+    """Return the jobs of all points; one that a run has finished, under whatever number, has the folder of that run."""
+    runs = sorted(file.parent for file in folder.glob(f"*/{METRICS}"))
+    known = {tuple(command): run for run in runs if (command := command_of(run)) is not None}
+    jobs = [_job(plan, folder, *point) for point in enumerate(grid_points(plan.parameters))]
+    return [replace(job, folder=known.get(tuple(job.command), job.folder)) for job in jobs]
+
+
+def _jobs_of_study(plan: SweepFile, folder: Path, study: SharedStudy) -> list[Job]:
+    """Return the jobs of all points that were drawn so far."""
+    return [_job(plan, folder, trial.number, trial.parameters) for trial in study.trials()]
 
 
 def _unfinished(jobs: Iterable[Job], ended: Callable[[Job, None], None]) -> Iterator[Job]:
@@ -126,12 +143,12 @@ def _unfinished(jobs: Iterable[Job], ended: Callable[[Job, None], None]) -> Iter
             yield job
 
 
-def _announce(plan: SweepFile, folder: Path, *, total: int, finished: int, jobs: int) -> None:
+def _announce(plan: SweepFile, runs: Sequence[Path], *, total: int, left: int, jobs: int) -> None:
     """Say how many runs there are, by what the best is chosen, and about how long they will take."""
-    left = total - finished
+    finished = total - left
     have = f", {finished} of which have finished" if finished else ""
     says = f"{plan.name}: {total} runs{have}, {min(jobs, max(left, 1))} at a time"
-    seconds = _seconds_of_run(plan, folder, jobs=jobs) if left >= _MANY else None
+    seconds = _seconds_of_run(plan, runs, jobs=jobs) if left >= _MANY else None
     if seconds is not None:
         says += f"; about {in_words(seconds * ceil(left / jobs))} if each takes {in_words(seconds)}"
     aim = "FID, raised by copies" if plan.metric == OBJECTIVE else plan.metric
@@ -140,9 +157,9 @@ def _announce(plan: SweepFile, folder: Path, *, total: int, finished: int, jobs:
     Console().print(f"{says}.\nThe best: {chosen}.", soft_wrap=True, highlight=False)
 
 
-def _seconds_of_run(plan: SweepFile, folder: Path, *, jobs: int) -> float | None:
+def _seconds_of_run(plan: SweepFile, runs: Sequence[Path], *, jobs: int) -> float | None:
     """The mean time of finished runs; else what `plan` measures of the first point, without its evaluation."""
-    reports = [read_metrics(run / METRICS, kind="evaluation")["run"] for run in _finished(folder)]
+    reports = [read_metrics(run / METRICS, kind="evaluation")["run"] for run in runs]
     if reports:
         return sum(run["seconds"] + run.get("evaluation_seconds", 0.0) for run in reports) / len(reports)
     point = next(grid_points(plan.parameters)) if plan.method == "grid" else {}
@@ -167,8 +184,9 @@ def _seconds_of_run(plan: SweepFile, folder: Path, *, jobs: int) -> float | None
         return None if seconds is None else float(seconds)
 
 
-def _finished(folder: Path) -> list[Path]:
-    return sorted(file.parent for file in folder.glob(f"*/{METRICS}"))
+def _finished(jobs: Iterable[Job]) -> list[Path]:
+    """Return the folders of the jobs that have finished."""
+    return [job.folder for job in jobs if job.is_finished]
 
 
 def _metric(plan: SweepFile, found: Mapping[str, float]) -> float:
@@ -190,10 +208,22 @@ def _metric(plan: SweepFile, found: Mapping[str, float]) -> float:
 
 
 def _job(plan: SweepFile, folder: Path, number: int, point: Mapping[str, Any]) -> Job:
+    """Return the job of a point.
+
+    Raises:
+        ValueError: If a run of another command has finished in its folder, which would be lost.
+    """
     values = ",".join(f"{name.rpartition('.')[2]}={value}" for name, value in point.items())
     # A name for people; the number keeps apart what looks the same in it.
     name = f"{number:03d}-{re.sub(r'[^a-zA-Z0-9.,=_+-]+', '_', values)[:100]}"
-    return Job(number, dict(point), plan.arguments(point), folder / name, METRICS)
+    job = Job(number, dict(point), plan.arguments(point), folder / name, METRICS)
+    before = command_of(job.folder) if job.is_finished else None
+    if before is not None and before != job.command:
+        raise ValueError(
+            f"Sweep '{plan.path}' expected runs of its own command in '{folder}', but got '{name}', which is one of "
+            f"`{shlex.join(before)}`. Give the file another `name`, or another folder with --out."
+        )
+    return job
 
 
 def figures(folder: Path) -> dict[str, float]:
@@ -213,11 +243,11 @@ def figures(folder: Path) -> dict[str, float]:
     return found | named_figures(report["generated"], report["control"])
 
 
-def _publish(plan: SweepFile, folder: Path, errors: Mapping[Path, str]) -> None:
+def _publish(plan: SweepFile, folder: Path, runs: Sequence[Path], errors: Mapping[Path, str]) -> None:
+    """Write and print what the runs of a sweep have found."""
     console = Console()
     for run, error in errors.items():
         console.print(f"Failed: {run.name}: {error}", style="red", highlight=False, markup=False)
-    runs = _finished(folder)
     if not runs:
         raise ValueError(f"Argument `files` expected a sweep whose runs work, but all of '{plan.path}' failed.")
     rows: list[dict[str, Any]] = [{"run": run.name, **figures(run)} for run in runs]

@@ -9,6 +9,7 @@ import sys
 import threading
 from pathlib import Path
 
+import optuna
 import pytest
 import yaml
 
@@ -93,6 +94,68 @@ def test_the_number_of_threads_that_the_user_has_set_is_kept(tmp_path, file, mon
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     sweep([file(parameters={"model.a": {"values": [0.3]}, "seed": {"value": 1}})], jobs=2, out=tmp_path / "out")
     assert calls(tmp_path) == ["0.3 1 3"]
+
+
+def table(tmp_path):
+    with (tmp_path / "out" / "try" / "sweep.csv").open(newline="") as rows:
+        return [row["run"] for row in csv.DictReader(rows)]
+
+
+@pytest.mark.parametrize("method", ["grid", "random", "bayes"])
+def test_runs_of_another_command_are_neither_taken_for_ones_own_nor_overwritten(tmp_path, file, method):
+    command = [sys.executable, str(tmp_path / "program.py"), "${args}"]
+    options = {"method": method, "parameters": {"model.a": {"values": [0.3]}, "seed": {"values": [1]}}}
+    sweep([file(**options)], out=tmp_path / "out", trials=1)
+    expected = rf"expected .*command.*program\.py.*{'name' if method == 'grid' else 'folder'}"
+    with pytest.raises(ValueError, match=expected) as error:
+        sweep([file(command=[*command, "--further=1"], **options)], out=tmp_path / "out", trials=1)
+    assert "\n" not in str(error.value)
+    assert calls(tmp_path) == ["0.3 1 " + calls(tmp_path)[0].split()[2]]
+    sweep([file(**options)], out=tmp_path / "out", trials=1)  # goes on
+    assert len(calls(tmp_path)) == 1
+
+
+def test_a_search_whose_study_is_lost_refuses_runs_of_another_command(tmp_path, file):
+    options = {"method": "random", "parameters": {"model.a": {"values": [0.3]}}}
+    sweep([file(**options)], out=tmp_path / "out", trials=1)
+    for database in (tmp_path / "out" / "try").glob("search.db*"):
+        database.unlink()
+    other = [sys.executable, str(tmp_path / "program.py"), "--seed=7", "${args}"]
+    with pytest.raises(
+        ValueError, match=r"expected runs of its own command in .*, but got '000-a=0.3', which is one of"
+    ):
+        sweep([file(command=other, **options)], out=tmp_path / "out", trials=1)
+    assert len(calls(tmp_path)) == 1
+
+
+@pytest.mark.parametrize("method", ["grid", "random"])
+def test_runs_of_a_version_that_kept_no_command_count(tmp_path, file, method):
+    options = {"method": method, "parameters": {"model.a": {"values": [0.3]}, "seed": {"values": [1]}}}
+    sweep([file(**options)], out=tmp_path / "out", trials=1)
+    (tmp_path / "out" / "try" / "000-a=0.3,seed=1" / "command.json").unlink()
+    if method == "random":
+        study = optuna.load_study(study_name="try", storage=f"sqlite:///{tmp_path / 'out' / 'try' / 'search.db'}")
+        facts = study.user_attrs["space"]
+        study.set_user_attr("space", {name: value for name, value in facts.items() if name != "command"})
+    sweep([file(**options)], out=tmp_path / "out", trials=1)
+    assert len(calls(tmp_path)) == 1
+    if method == "random":  # which has taken the command over
+        with pytest.raises(ValueError, match="expected command"):
+            sweep([file(command=["other", "${args}"], **options)], out=tmp_path / "out", trials=1)
+
+
+def test_values_may_be_added_to_a_grid_and_taken_away(tmp_path, file):
+    def of(*values):
+        return file(parameters={"model.a": {"values": [*values]}, "seed": {"value": 1}})
+
+    sweep([of(0.3, 0.7)], out=tmp_path / "out")
+    assert table(tmp_path) == ["000-a=0.3,seed=1", "001-a=0.7,seed=1"]
+    sweep([of(0.1, 0.3, 0.7)], out=tmp_path / "out")
+    assert [call.split()[0] for call in calls(tmp_path)] == ["0.1", "0.3", "0.7"]  # each once
+    assert table(tmp_path) == ["000-a=0.1,seed=1", "000-a=0.3,seed=1", "001-a=0.7,seed=1"]
+    sweep([of(0.1, 0.7)], out=tmp_path / "out")
+    assert len(calls(tmp_path)) == 3
+    assert table(tmp_path) == ["000-a=0.1,seed=1", "001-a=0.7,seed=1"]  # what is not asked for is left out
 
 
 @pytest.mark.parametrize("method", ["random", "bayes"])
@@ -274,7 +337,7 @@ def test_plan_really_measures_the_first_point_and_a_command_that_fails_has_no_es
         content = {"method": "grid", "parameters": {"agc.threshold": {"values": [0.0, 0.5]}}}
         content["command"] = ["lightning-iet", "fit", f"--config={config}", *options, "${args}"]
         Path("real.yaml").write_text(yaml.safe_dump(content))
-        return module._seconds_of_run(module.read_sweep(Path("real.yaml")), Path("out"), jobs=1)
+        return module._seconds_of_run(module.read_sweep(Path("real.yaml")), [], jobs=1)
 
     assert 0 < seconds("--trainer.max_epochs=1") < 600
     assert seconds("--no.such=1") is None
