@@ -88,7 +88,7 @@ class Job:
 def command_of(folder: Path) -> list[str] | None:
     """Return the command of a finished run; ``None`` of one that an earlier version has run, which kept none."""
     file = folder / _COMMAND
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None  # type: ignore[no-any-return]
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
 
 
 def _place(folder: Path) -> list[str]:
