@@ -205,7 +205,7 @@ def find_captions(
     lists = _lists(folder, names, option) if given is None else [Path(given)]
     texts = {} if given is not None else _texts(images, names)
     if not lists and texts:
-        return _beside(folder, images, texts)
+        return _beside(folder, images, texts, option)
     if not lists or not lists[0].is_file():
         tried = ", ".join(f"'{folder / name}'" for name in LISTS) if given is None else f"'{given}'"
         beside = f", nor files {' or '.join(TEXTS)} beside the images" if given is None else ""
@@ -240,39 +240,40 @@ def _lists(folder: Path, names: Sequence[str], option: str) -> list[Path]:
     return sorted(found.values(), key=lambda path: len(path.parts))
 
 
-def _texts(images: Sequence[str], names: Sequence[str]) -> dict[str, str]:
-    """By image the text file beside it: of the same name with another suffix, or with one more."""
+def _texts(images: Sequence[str], names: Sequence[str]) -> dict[str, list[str]]:
+    """By image the text files beside it: of the same name with another suffix, or with one more."""
     texts = {name for name in names if PurePosixPath(name).suffix.lower() in TEXTS}
     by_stem: dict[str, list[str]] = {}
     for name in sorted(texts):
         by_stem.setdefault(name[: -len(PurePosixPath(name).suffix)], []).append(name)
-    found: dict[str, str] = {}
+    found: dict[str, list[str]] = {}
     for image in images:
         stem = image[: len(image) - len(PurePosixPath(image).suffix)]
         beside = [*by_stem.get(stem, []), *by_stem.get(image, [])]
-        if len(beside) > 1:
-            raise ValueError(
-                f"Argument `captions` expected one text file beside each image, but got {' and '.join(beside)} beside "
-                f"'{image}'. Remove one, or give a list of captions."
-            )
         if beside:
-            found[image] = beside[0]
+            found[image] = beside
     return found
 
 
-def _beside(folder: Path, images: Sequence[str], texts: Mapping[str, str]) -> list[str | None]:
-    """Captions in text files: the first line of each that is not empty."""
+def _beside(folder: Path, images: Sequence[str], texts: Mapping[str, Sequence[str]], option: str) -> list[str | None]:
+    """Captions in text files, one beside an image at most: the first line of each that is not empty."""
+    for image, beside in texts.items():
+        if len(beside) > 1:
+            raise ValueError(
+                f"Argument `{option}` expected one text file beside each image, but got {' and '.join(beside)} beside "
+                f"'{image}'. Remove one, or give a list of captions."
+            )
     captions: list[str | None] = []
     several = 0
     for image in images:
         lines: list[str] = []
-        if image in texts:
+        for name in texts.get(image, ()):
             try:
-                text = (folder / texts[image]).read_text(encoding="utf-8-sig")
+                text = (folder / name).read_text(encoding="utf-8-sig")
             except (OSError, ValueError) as error:
                 raise ValueError(
-                    f"Argument `captions` expected text files in UTF-8, but got '{folder / texts[image]}', which "
-                    f"cannot be read ({error})."
+                    f"Argument `{option}` expected text files in UTF-8, but got '{folder / name}', which cannot be "
+                    f"read ({error})."
                 ) from error
             lines = [line.strip() for line in text.splitlines() if line.strip()]
         several += len(lines) > 1

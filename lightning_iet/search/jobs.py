@@ -101,13 +101,20 @@ def _place(folder: Path) -> list[str]:
     ]
 
 
-def run_jobs(jobs: Iterable[Job], number: int, *, ended: Callable[[Job, str | None], object]) -> None:
+def run_jobs(
+    jobs: Iterable[Job],
+    number: int,
+    *,
+    ended: Callable[[Job, str | None], object],
+    waiting: Callable[[], object] | None = None,
+) -> None:
     """Run jobs, ``number`` at a time, each on its part of the cores; an exception ends those that run.
 
     Args:
         jobs: the next is taken when a process is free.
         number: of jobs at a time.
         ended: called with each job when it has ended, and with ``None`` or its error.
+        waiting: called once a second while jobs run.
     """
     environment = environment_of_a_job(number)
     running: dict[Future[str | None], Job] = {}
@@ -124,9 +131,9 @@ def run_jobs(jobs: Iterable[Job], number: int, *, ended: Callable[[Job, str | No
             for job in jobs:
                 running[pool.submit(job.run, environment=environment, started=started)] = job
                 if len(running) == number:
-                    _collect(running, ended)
+                    _collect(running, ended, waiting)
             while running:
-                _collect(running, ended)
+                _collect(running, ended, waiting)
         except BaseException:
             stopped.set()
             for process in processes:
@@ -134,8 +141,16 @@ def run_jobs(jobs: Iterable[Job], number: int, *, ended: Callable[[Job, str | No
             raise
 
 
-def _collect(running: dict[Future[str | None], Job], ended: Callable[[Job, str | None], object]) -> None:
-    done, _ = wait(running, return_when=FIRST_COMPLETED)
+def _collect(
+    running: dict[Future[str | None], Job],
+    ended: Callable[[Job, str | None], object],
+    waiting: Callable[[], object] | None,
+) -> None:
+    done: set[Future[str | None]] = set()
+    while not done:
+        if waiting is not None:
+            waiting()
+        done, _ = wait(running, timeout=None if waiting is None else 1, return_when=FIRST_COMPLETED)
     for future in done:
         ended(running.pop(future), future.result())
 

@@ -31,6 +31,7 @@ from lightning_iet.search.selection_points import (
     write_points,
 )
 from lightning_iet.search.shared_study import SharedStudy, StudyTrial, named_sampler, open_storage, shown_storage
+from lightning_iet.utilities.console import say
 from lightning_iet.utilities.errors import require
 from lightning_iet.utilities.files import check_writable
 from lightning_iet.utilities.text import counted
@@ -166,13 +167,12 @@ def search_selection(
     write = None if found is None else partial(write_mask, groups=found, selection=selection)
     write_search(result, folder, write_mask=write)
     if progress:
-        console = rich.get_console()
-        console.print(front_table(result))
-        console.print(f"Written to {folder}: {REPORT}, {FRONT}, {POINTS}, {CHOSEN}, {MASKS}/", soft_wrap=True)
+        rich.get_console().print(front_table(result))
+        say(f"Written to {folder}: {REPORT}, {FRONT}, {POINTS}, {CHOSEN}, {MASKS}/")
         if result.running:
             run, they_have = ("runs", "it has") if result.running == 1 else ("run", "they have")
             again = f"give the same command again when {they_have} ended"
-            console.print(f"{counted(result.running, 'trial')} {run} elsewhere: {again}.")
+            say(f"{counted(result.running, 'trial')} {run} elsewhere: {again}.")
     return result
 
 

@@ -25,6 +25,8 @@ from lightning_iet.data.decoding import Background, Fit, parse_size
 from lightning_iet.data.formats import format_range, parse_range
 from lightning_iet.data.sources import open_source
 from lightning_iet.evaluation.membership import Membership
+from lightning_iet.functional.checks import check_at_least
+from lightning_iet.utilities.console import say
 from lightning_iet.utilities.devices import usable_device
 from lightning_iet.utilities.errors import arguments_called
 from lightning_iet.utilities.files import FILES, check_apart, check_free, check_writable, remedies, whole_folder
@@ -70,10 +72,7 @@ class AuditJob:
 
     def __post_init__(self) -> None:
         """Find out now what would end a long job later."""
-        for name in ("num_pairs", "num_workers"):
-            value = getattr(self, name)
-            if value is not None and value < 0:
-                raise ValueError(f"Argument `{name}` expected an integer ≥ 0, but got {value}.")
+        check_at_least(0, optional=True, num_pairs=self.num_pairs, num_workers=self.num_workers)
         if not 0 <= self.fail_on_copies <= 1:
             raise ValueError(f"Argument `fail_on_copies` expected a share from 0 to 1, but got {self.fail_on_copies}.")
         _ = self.reading, self.settings, self.on, self.reviewed
@@ -241,9 +240,8 @@ class AuditJob:
             for line in remarks(facts):
                 console.print(f"{name}: {line}", style="bold", highlight=False, markup=False)
         if self.reviewed is not None and (line := self._unmatched(self.reviewed, findings)):
-            console.print(line, style="bold", soft_wrap=True, highlight=False, markup=False)
-        line = f"Written to {self.out}: {', '.join(name for name in FILES if (self.folder / name).exists())}"
-        console.print(line, style="dim", soft_wrap=True, highlight=False, markup=False)
+            say(line, style="bold")
+        say(f"Written to {self.out}: {', '.join(name for name in FILES if (self.folder / name).exists())}", style="dim")
 
     def _unmatched(self, review: Review, findings: Findings) -> str:
         """Say that no decision of a person counts: they were of other images, or the images have other hashes now."""

@@ -108,7 +108,7 @@ def audit_model(
             clean-inception, digits, or a TorchScript file (.ts). auto = pixels, and moved copies are looked for by a
             small network; pixels = without it.
         feature_weights: The network's weight file.
-        image_size: Size to bring all images to; by default that of the images that the model samples.
+        image_size: Size of the images that the model draws, which is the default; another one is refused.
         fit: Whether resizing crops the middle of an image of another shape or stretches it; by default as the model was
             trained, if its checkpoint says so.
         range: Values of black and white in images of more than 8 bits, such as 0:4095 or -1:1; auto = 0 to the least of

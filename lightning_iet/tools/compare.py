@@ -14,6 +14,7 @@ from rich.table import Table
 from lightning_iet.evaluation.report import read_metrics
 from lightning_iet.evaluation.verdict import near_threshold, telling_thresholds
 from lightning_iet.plots import RunPoint, runs_against_fid, save_figure
+from lightning_iet.utilities.console import say
 from lightning_iet.utilities.files import METRICS, check_writable, version_number, write_atomically, write_csv
 from lightning_iet.utilities.text import percent, three_digits
 
@@ -57,9 +58,8 @@ def compare(runs: Sequence[Path], *, out: Path = Path("comparison")) -> list[Row
     labels = dict(zip(_labels(files), files, strict=True))
     rows = [_row(label, file, reports[file]) for label, file in labels.items()]
     _write(rows, out, {label: _course(reports[file]) for label, file in labels.items()})
-    console = Console()
-    console.print(_table(rows))
-    console.print(f"Written to {out}: comparison.csv, comparison.md, comparison.png", style="dim", soft_wrap=True)
+    Console().print(_table(rows))
+    say(f"Written to {out}: comparison.csv, comparison.md, comparison.png", style="dim")
     return rows
 
 

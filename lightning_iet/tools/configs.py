@@ -1,5 +1,6 @@
 """The configurations that come with the package: listed, found by name, and copied to edit."""
 
+import re
 from difflib import get_close_matches
 from itertools import groupby
 from pathlib import Path
@@ -43,8 +44,10 @@ def configs(name: str | None = None, *, out: Path | None = None) -> None:
         raise ValueError(
             f"Option --out expected a file that can be written, but got '{out}' ({error.strerror})."
         ) from error
-    command = "sweep" if "sweeps/" in name else "fit --config"
-    print(f"Written to {out}. Edit it, then: lightning-iet {command} {out}")
+    command = f"sweep {out}" if "sweeps/" in name else f"fit --config {out}"
+    if re.search("^images: null", file.read_text(encoding="utf-8"), re.MULTILINE):
+        command += " --images FOLDER"
+    print(f"Written to {out}. Edit it, then: lightning-iet {command}")
 
 
 def listing() -> str:

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +14,12 @@ from lightning_iet.data.duplicates import images_of
 from lightning_iet.data.known_sets import DigitsDataModule
 from lightning_iet.evaluation.memorization import RATIO, measure_closeness
 from lightning_iet.evaluation.report import read_metrics
+from lightning_iet.functional.checks import check_at_least
 from lightning_iet.functional.duplicates import duplicate_groups
 from lightning_iet.modules.pretrained import load_any_module
 from lightning_iet.plots import RunPairs, pairs_of_runs, save_figure
-from lightning_iet.search.jobs import Job
-from lightning_iet.utilities.devices import environment_of_a_job
+from lightning_iet.search.jobs import Job, interrupted_by_sigterm, run_jobs
+from lightning_iet.utilities.console import say
 from lightning_iet.utilities.files import METRICS, check_writable, free_folder
 from lightning_iet.utilities.progress import progress_bar
 from lightning_iet.utilities.text import three_digits
@@ -49,8 +49,7 @@ def demo(*, out: Path = Path("runs/demo"), max_epochs: int = 130, seed: int = 0)
     Raises:
         ValueError: If ``max_epochs`` is less than 1, the folder cannot be written, or a run failed.
     """
-    if max_epochs < 1:
-        raise ValueError(f"Argument `max_epochs` expected an integer ≥ 1, but got {max_epochs}.")
+    check_at_least(1, max_epochs=max_epochs)
     folder = free_folder(Path(out))
     check_writable(folder, argument="out", remedy="Give another folder with `--out`.")
     jobs = [
@@ -58,10 +57,9 @@ def demo(*, out: Path = Path("runs/demo"), max_epochs: int = 130, seed: int = 0)
     ]
     _train(jobs, max_epochs)
     reports = {name: read_metrics(folder / name / METRICS, kind="evaluation") for name in RUNS}
-    console = Console()
-    console.print(_table(reports))
+    Console().print(_table(reports))
     _draw(folder, reports)
-    console.print(f"Written to {folder}: {PICTURE}, and a folder of each run", style="dim", soft_wrap=True)
+    say(f"Written to {folder}: {PICTURE}, and a folder of each run", style="dim")
     return reports
 
 
@@ -79,18 +77,24 @@ def _command(name: str, epochs: int, seed: int) -> list[str]:
 
 def _train(jobs: Sequence[Job], epochs: int) -> None:
     """Run all jobs at once; a bar shows how far they are by the last step in each run's metrics.csv."""
-    environment = environment_of_a_job(len(jobs))
+    errors: list[str] = []
+
+    def ended(job: Job, error: str | None) -> None:
+        errors.extend([] if error is None else [error])
+
     total = len(jobs) * epochs * _STEPS_OF_EPOCH
     with (
+        interrupted_by_sigterm(),
         progress_bar("Training two models, in steps", total, is_slow=True) as bar,
-        ThreadPoolExecutor(len(jobs)) as pool,
     ):
-        running = [pool.submit(job.run, environment=environment) for job in jobs]
-        while wait(running, timeout=1).not_done:
-            bar.show(sum(_steps(job.folder / "metrics.csv") for job in jobs))
-    errors = [error for future in running if (error := future.result()) is not None]
+        run_jobs(
+            jobs,
+            len(jobs),
+            ended=ended,
+            waiting=lambda: bar.show(sum(_steps(job.folder / "metrics.csv") for job in jobs)),
+        )
     if errors:
-        raise ValueError(f"Expected both runs to finish, but got: {errors[0]}")
+        raise ValueError(f"Expected both runs to finish, but got: {min(errors)}")
 
 
 def _steps(file: Path) -> int:

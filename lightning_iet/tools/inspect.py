@@ -14,10 +14,13 @@ from lightning_iet.audit.reading import ImageSet, Reading, read_images
 from lightning_iet.data.decoding import Fit, parse_size
 from lightning_iet.data.duplicates import write_groups
 from lightning_iet.data.sources import open_source
+from lightning_iet.functional.checks import check_at_least
 from lightning_iet.functional.duplicates import Duplicates, find_duplicates, without_self
 from lightning_iet.functional.neighbors import nearest_neighbors
 from lightning_iet.plots import CAPTION, captioned_grid, save_figure
+from lightning_iet.utilities.console import say
 from lightning_iet.utilities.files import check_writable, printable, write_atomically
+from lightning_iet.utilities.text import counted
 
 RATIOS = (0.2, 1 / 3, 0.45)
 """Thresholds at which near-duplicates are counted: strict, usual, loose."""
@@ -80,8 +83,7 @@ def inspect(
     """
     if not 0 < ratio <= 1:
         raise ValueError(f"Argument `ratio` expected a number in (0, 1], but got {ratio}. The usual one is 1/3.")
-    if k < 1:
-        raise ValueError(f"Argument `k` expected an integer ≥ 1, but got {k}.")
+    check_at_least(1, k=k)
     size = parse_size(image_size)
     folder = Path(out)
     check_writable(folder, argument="out", remedy="Give another folder with --out.", make=False)
@@ -112,7 +114,8 @@ def inspect_images(images: ImageSet, folder: Path, *, ratio: float = 1 / 3, k: i
         raise ValueError(f"Argument `train` expected at least three images, but got {len(images)}.")
     neighbors = min(k, len(images) - 1) + 1
     sq_distances, indices = without_self(*nearest_neighbors(images.pixels, images.pixels, neighbors))
-    by_ratio = {value: find_duplicates(sq_distances, indices, ratio=value) for value in sorted({*RATIOS, ratio})}
+    usual = [value for value in RATIOS if f"{value:.2f}" != f"{ratio:.2f}"]  # one row for what reads alike
+    by_ratio = {value: find_duplicates(sq_distances, indices, ratio=value) for value in sorted([*usual, ratio])}
     found, nearest = by_ratio[ratio], sq_distances[:, 0].sqrt()
     order = nearest.argsort(descending=True)  # outliers, the farthest first
     channels, height, width = images.pixels.shape[1:]
@@ -204,6 +207,8 @@ def _print(inspection: Inspection, folder: Path, *, marked: str) -> None:
     console.print(table)
     if inspection.outliers:
         names = ", ".join(map(printable, inspection.outliers[:5]))
-        console.print(f"{len(inspection.outliers)} images unlike all others: {names} …", highlight=False)
-    console.print(inspection.advice, style="bold", highlight=False)
-    console.print(f"Written to {folder}: duplicates.csv, duplicates.png, inspection.json", style="dim", soft_wrap=True)
+        more = " …" if len(inspection.outliers) > 5 else ""
+        say(f"{counted(len(inspection.outliers), 'image')} unlike all others: {names}{more}")
+    console.print(inspection.advice, style="bold", highlight=False, markup=False)
+    written = ("duplicates.csv", "duplicates.png", "inspection.json")
+    say(f"Written to {folder}: {', '.join(name for name in written if (folder / name).exists())}", style="dim")

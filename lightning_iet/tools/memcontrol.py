@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any, Literal, TextIO
 
 import lightning.pytorch as pl
-import rich
 import torch
 import yaml
 from jsonargparse import ArgumentError
@@ -37,6 +36,7 @@ from lightning_iet.search.report import CHOSEN
 from lightning_iet.search.selection_points import parse_objectives
 from lightning_iet.search.selection_search import check_numbers
 from lightning_iet.tools.configs import find_configuration
+from lightning_iet.utilities.console import say
 from lightning_iet.utilities.errors import arguments_called, first_line, own_cause
 from lightning_iet.utilities.files import METRICS, check_writable
 from lightning_iet.utilities.text import counted
@@ -139,13 +139,7 @@ def memcontrol(
         "repeated images": f"{repeat[0]}, {repeat[1]} times" if repeat[0] else "none",
     }  # fmt: skip
     if isinstance(final := settings["trainer"].get("max_steps"), int) and final > 0:
-        take, they_are = ("takes", "it is") if trials == 1 else ("each take", "they are")
-        rich.get_console().print(
-            f"{counted(trials, 'mask')} of {counted(steps, 'step')} {take} {trials * steps / final:.3g} times the "
-            f"{counted(final, 'step')} of {config.name}; what {they_are} compared with comes on top.",
-            soft_wrap=True,
-            highlight=False,
-        )
+        say(_effort(trials, steps, final, config.name))
     with _search_arguments():
         found = search_selection(
             training,
@@ -176,6 +170,22 @@ def memcontrol(
             words.append("--trainer.max_epochs=-1")
         print(f"To train what was chosen: {shlex.join(['lightning-iet', 'fit', *words])}")
     return found
+
+
+def _effort(trials: int, steps: int, final: int, name: str) -> str:
+    """Say how much longer than the training of its mask a search is.
+
+    Example:
+        >>> _effort(20, 600, 3_000, "digits.yaml").partition(";")[0]
+        '20 masks, 600 steps each, take 4 times the 3,000 steps of digits.yaml in all'
+        >>> _effort(1, 1, 15_000, "paper.yaml").partition(";")[0]
+        '1 mask of 1 step takes 6.67e-05 times the 15,000 steps of paper.yaml'
+    """
+    much = f"{trials * steps / final:.3g} times the {counted(final, 'step')} of {name}"
+    if trials == 1:
+        return f"1 mask of {counted(steps, 'step')} takes {much}; what it is compared with comes on top."
+    each = f"{counted(trials, 'mask')}, {counted(steps, 'step')} each"
+    return f"{each}, take {much} in all; what they are compared with comes on top."
 
 
 def _search_arguments() -> AbstractContextManager[None]:

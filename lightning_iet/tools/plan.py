@@ -17,16 +17,27 @@ from rich.table import Table
 from torch import nn
 
 from lightning_iet.callbacks.anti_gradient_control.callback import AntiGradientControl
+from lightning_iet.callbacks.augmentation import ThresholdAwareAugmentation
 from lightning_iet.callbacks.parameter_averaging.callback import ParameterAveragingCallback
 from lightning_iet.callbacks.parameter_averaging.checks import check_trainer, limit_per_shard
 from lightning_iet.callbacks.parameter_selection import ParameterSelection
+from lightning_iet.callbacks.redistribution import Redistribution
 from lightning_iet.data.shard_sampler import ShardPlan, ShardSampler
 from lightning_iet.data.sharding import ShardedDataModule
+from lightning_iet.functional.checks import check_at_least
 from lightning_iet.modules.svdiff import spectral_shifts
 from lightning_iet.shards.layout import frozen_tensors, shard_tensors
 from lightning_iet.utilities.files import write_json
 from lightning_iet.utilities.lightning import find_callback
 from lightning_iet.utilities.text import in_words
+
+_METHODS = (  # which take their time in a step; an evaluation takes it after the last one
+    AntiGradientControl,
+    ParameterAveragingCallback,
+    ParameterSelection,
+    Redistribution,
+    ThresholdAwareAugmentation,
+)
 
 
 @dataclass(frozen=True)
@@ -329,8 +340,7 @@ class PlanningTrainer(pl.Trainer):
         """
         if datamodule is None:
             raise ValueError("Argument `data` expected a data module to plan with, but got none. Give one as --data.")
-        if measure_steps < 0:
-            raise ValueError(f"Argument `measure_steps` expected an integer ≥ 0, but got {measure_steps}.")
+        check_at_least(0, measure_steps=measure_steps)
         if measure_steps and self.world_size > 1:
             raise ValueError(
                 f"Argument `measure_steps` expected 0 for {self.world_size} processes, but got {measure_steps}. "
@@ -429,8 +439,7 @@ def _measured(
     """Train for a few steps of the first shard, as the run would begin; nothing but the methods is called."""
     accumulated = trainer.accumulate_grad_batches
     clock = _Clock((steps + 2) * accumulated)
-    methods = (AntiGradientControl, ParameterAveragingCallback, ParameterSelection)
-    trainer.callbacks = [*(c for c in trainer.callbacks if isinstance(c, methods)), clock]  # type: ignore[attr-defined]
+    trainer.callbacks = [*(c for c in trainer.callbacks if isinstance(c, _METHODS)), clock]  # type: ignore[attr-defined]
     trainer.loggers = []
     trainer.limit_val_batches = trainer.num_sanity_val_steps = 0
     trainer.fit_loop.max_epochs, trainer.fit_loop.epoch_loop.max_steps = -1, -1

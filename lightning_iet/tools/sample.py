@@ -5,6 +5,7 @@ from pathlib import Path
 
 from torchvision.transforms.functional import to_pil_image
 
+from lightning_iet.functional.checks import check_at_least
 from lightning_iet.modules.noise_processes import Sampler
 from lightning_iet.modules.pretrained import load_any_module
 from lightning_iet.plots import image_grid, save_figure
@@ -60,10 +61,7 @@ def sample(
         ValueError: If a number is out of range, the file is something else, the model does not take such an option, or
             the folder cannot be written.
     """
-    if num_samples < 1:
-        raise ValueError(f"Argument `num_samples` expected an integer ≥ 1, but got {num_samples}.")
-    if batch_size < 1:
-        raise ValueError(f"Argument `batch_size` expected an integer ≥ 1, but got {batch_size}.")
+    check_at_least(1, num_samples=num_samples, batch_size=batch_size)
     device = usable_device(device)
     module = load_any_module(checkpoint_of(Path(ckpt))).to(device)
     options = _options(module, labels=labels, guidance_scale=guidance_scale, prompts=prompts)

@@ -14,17 +14,17 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from rich.console import Console
-
 from lightning_iet.evaluation.assessment import Scores, objective
 from lightning_iet.evaluation.report import named_figures, read_metrics
 from lightning_iet.evaluation.verdict import copies_exceed
+from lightning_iet.functional.checks import check_at_least
 from lightning_iet.search import Job, SweepFile, grid_points, open_study, read_sweep, run_jobs
 from lightning_iet.search.jobs import PROGRAM, command_of, interrupted_by_sigterm
 from lightning_iet.search.shared_study import SharedStudy
 from lightning_iet.search.sweep_file import OBJECTIVE
 from lightning_iet.tools.compare import compare
 from lightning_iet.tools.configs import shipped_configuration
+from lightning_iet.utilities.console import say
 from lightning_iet.utilities.devices import environment_of_a_job
 from lightning_iet.utilities.files import METRICS, check_writable, write_csv
 from lightning_iet.utilities.progress import progress_bar
@@ -57,8 +57,8 @@ def sweep(
         FileNotFoundError: If there is no such file.
         ValueError: If a file is no sweep, its folder holds runs of another command, or all of its runs failed.
     """
-    if jobs < 1:
-        raise ValueError(f"Argument `jobs` expected an integer ≥ 1, but got {jobs}.")
+    check_at_least(1, jobs=jobs)
+    check_at_least(1, optional=True, trials=trials)
     paths = [Path(file) for file in files]  # or the names of sweeps that come with the package
     sweeps = [read_sweep(path if path.is_file() else shipped_configuration(path) or path) for path in paths]
     for plan in sweeps:
@@ -113,9 +113,7 @@ def _run(plan: SweepFile, folder: Path, *, jobs: int, trials: int, seed: int) ->
             if runs:
                 _publish(plan, folder, runs, errors)
             again = "The same command goes on, without the runs that have finished."
-            Console().print(
-                f"Interrupted: {len(runs)} of {total} runs have finished. {again}", soft_wrap=True, highlight=False
-            )
+            say(f"Interrupted: {len(runs)} of {total} runs have finished. {again}")
             raise
     runs = _finished(planned if study is None else _jobs_of_study(plan, folder, study))
     _publish(plan, folder, runs, errors)
@@ -154,7 +152,7 @@ def _announce(plan: SweepFile, runs: Sequence[Path], *, total: int, left: int, j
     aim = "FID, raised by copies" if plan.metric == OBJECTIVE else plan.metric
     goal = "highest" if plan.maximize else "lowest"
     chosen = f"lowest FID among the runs whose copies do not exceed those of held-out images; also the {goal} {aim}"
-    Console().print(f"{says}.\nThe best: {chosen}.", soft_wrap=True, highlight=False)
+    say(f"{says}.\nThe best: {chosen}.")
 
 
 def _seconds_of_run(plan: SweepFile, runs: Sequence[Path], *, jobs: int) -> float | None:
@@ -245,21 +243,20 @@ def figures(folder: Path) -> dict[str, float]:
 
 def _publish(plan: SweepFile, folder: Path, runs: Sequence[Path], errors: Mapping[Path, str]) -> None:
     """Write and print what the runs of a sweep have found."""
-    console = Console()
     for run, error in errors.items():
-        console.print(f"Failed: {run.name}: {error}", style="red", highlight=False, markup=False)
+        say(f"Failed: {run.name}: {error}", style="red")
     if not runs:
         raise ValueError(f"Argument `files` expected a sweep whose runs work, but all of '{plan.path}' failed.")
     rows: list[dict[str, Any]] = [{"run": run.name, **figures(run)} for run in runs]
     values = {run.name: _metric(plan, row) for run, row in zip(runs, rows, strict=True)}
     write_csv(folder / RESULTS, rows)
     compared = compare(runs, out=folder)
-    console.print(_best_without_copies(compared), soft_wrap=True, highlight=False)
+    say(_best_without_copies(compared))
     known = {name: value for name, value in values.items() if not isnan(value)}
     if known:
         best = (max if plan.maximize else min)(known, key=lambda name: known[name])
-        console.print(f"Best by {plan.metric}: {best} ({known[best]:.4g}).", soft_wrap=True, highlight=False)
-    console.print(f"All figures: {folder / RESULTS}", soft_wrap=True, highlight=False)
+        say(f"Best by {plan.metric}: {best} ({known[best]:.4g}).")
+    say(f"All figures: {folder / RESULTS}")
 
 
 def _best_without_copies(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -101,6 +101,18 @@ def test_text_files_beside_images(tmp_path, caplog, form):
         set_up(tmp_path)
 
 
+@pytest.mark.parametrize("content", [[b"one", b"two"], [b"\xff\xfe"]], ids=["two files", "no UTF-8"])
+def test_text_files_beside_held_out_images_are_refused_by_their_option(tmp_path, content):
+    for folder in ("train", "val"):
+        write_pictures(tmp_path / folder, NAMES)
+        for name in NAMES:
+            (tmp_path / folder / name).with_suffix(".txt").write_text("x")
+    for suffix, text in zip((".txt", ".caption"), content, strict=False):
+        (tmp_path / "val" / NAMES[0]).with_suffix(suffix).write_bytes(text)
+    with pytest.raises(ValueError, match=r"Argument `held_out_captions` expected .*text file"):
+        set_up(tmp_path / "train", held_out=tmp_path / "val")
+
+
 def test_an_image_without_a_text_file_is_named(tmp_path):
     write_pictures(tmp_path, NAMES)
     for name in NAMES[1:]:
@@ -127,6 +139,7 @@ def test_a_list_in_each_folder(tmp_path):
 def test_a_list_goes_before_text_files_with_a_word(tmp_path, caplog):
     write(tmp_path, [{"file_name": name, "text": "listed"} for name in NAMES], "metadata.jsonl")
     (tmp_path / "0.txt").write_text("beside")
+    (tmp_path / "0.caption").write_text("another one, of which none is asked for")
     assert {caption for _, caption, _ in set_up(tmp_path).train_set} == {"listed"}
     assert "1 text files beside images are left alone" in caplog.text
 

@@ -28,6 +28,8 @@ def test_one_is_shown_and_copied(capsys):
     assert "lightning-iet fit --config mine/run.yaml" in capsys.readouterr().out
     main(["configs", "sweeps/shards", "--out", "sweep.yaml"])
     assert "lightning-iet sweep sweep.yaml" in capsys.readouterr().out
+    main(["configs", "images", "--out", "images.yaml"])
+    assert "lightning-iet fit --config images.yaml --images FOLDER\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,9 @@
 """The demonstration: two runs side by side, their table and their picture."""
 
 import json
+import signal
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ import yaml
 from PIL import Image
 
 from lightning_iet.cli import main
+from lightning_iet.search import Job
 from lightning_iet.tools import demo as module
 from lightning_iet.tools.demo import demo
 
@@ -94,6 +97,47 @@ def test_a_failed_run_says_where_to_look(tmp_path, monkeypatch, capsys, warm):
     error = capsys.readouterr().err
     assert "nowhere.yaml" in error
     assert "plain.log" in error
+
+
+def test_sigterm_ends_both_runs(tmp_path):
+    waits = "import time; time.sleep(100000)"  # and would never end by itself, for which the demo would wait
+    asks = f"import os, signal; os.kill(os.getppid(), signal.SIGTERM); {waits}"
+    jobs = [
+        Job(number, {}, [sys.executable, "-c", program], tmp_path / str(number), "metrics.json")
+        for number, program in enumerate((waits, asks))
+    ]
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt):
+        module._train(jobs, 1)
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_the_bar_shows_the_steps_of_both_runs(tmp_path, monkeypatch):
+    """The runs end once the bar has shown what they have done."""
+    shown = []
+
+    class Bar:
+        def show(self, completed):
+            shown.append(completed)
+            if completed == 57:
+                (tmp_path / "go").touch()
+
+    writes = (
+        "import os, sys, time\n"
+        "options = dict(argument[2:].split('=', 1) for argument in sys.argv[1:])\n"
+        "place = os.path.join(options['trainer.logger.save_dir'], options['trainer.logger.version'])\n"
+        "open(os.path.join(place, 'metrics.csv'), 'w').write(f'step\\n{STEPS}\\n')\n"
+        "while not os.path.exists(GO): time.sleep(0.01)\n"
+        "open(os.path.join(place, 'metrics.json'), 'w').write('x')\n"
+    ).replace("GO", repr(str(tmp_path / "go")))
+    jobs = [
+        Job(i, {}, [sys.executable, "-c", writes.replace("STEPS", steps)], tmp_path / str(i), "metrics.json")
+        for i, steps in enumerate(("19", "38"))
+    ]
+    monkeypatch.setattr(module, "progress_bar", lambda *_, **__: nullcontext(Bar()))
+    module._train(jobs, 2)
+    assert 57 in shown
+    assert all(job.is_finished for job in jobs)
 
 
 def test_less_than_an_epoch_is_refused(tmp_path):

@@ -75,20 +75,34 @@ def test_looser_thresholds_find_at_least_as_much(digits, tmp_path):
     assert [counts[key]["images"] for key in sorted(counts)] == sorted(count["images"] for count in counts.values())
 
 
-def test_a_set_without_duplicates_gets_no_picture_of_them(tmp_path):
+def test_a_set_without_duplicates_gets_no_picture_of_them(tmp_path, capsys):
     images = torch.rand(40, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     (tmp_path / "duplicates.png").write_bytes(b"of an earlier inspection")
     found = inspect_images(image_set(uint8(images), location="train"), tmp_path)
     assert found.duplicates["0.33"] == {"groups": 0, "images": 0, "largest": 1}
     assert not (tmp_path / "duplicates.png").exists()
     assert found.advice.startswith("Even, but few")
+    assert f"Written to {tmp_path}: duplicates.csv, inspection.json\n" in capsys.readouterr().out
 
 
-def test_an_image_unlike_all_others_is_named(tmp_path):
+def test_the_row_of_the_given_threshold_is_its_own(digits, tmp_path, monkeypatch):
+    monkeypatch.setattr("lightning_iet.tools.inspect._write", lambda *_: None)
+    pixels = image_set(uint8(digits), location="train")
+    both = inspect_images(pixels, tmp_path, ratio=0.446).duplicates
+    assert list(both) == ["0.20", "0.33", "0.45"]
+    monkeypatch.setattr("lightning_iet.tools.inspect.RATIOS", ())
+    given, usual = (inspect_images(pixels, tmp_path, ratio=ratio).duplicates["0.45"] for ratio in (0.446, 0.45))
+    assert given != usual  # else the example tells nothing
+    assert both["0.45"] == given
+
+
+def test_an_image_unlike_all_others_is_named(tmp_path, capsys):
     images = 0.5 + 0.05 * torch.randn(50, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     images[7] = torch.eye(8)
-    found = inspect_images(image_set(uint8(images.clamp(0, 1)), location="train"), tmp_path)
-    assert found.outliers == ["7"]
+    names = [f"cat [old {i}]" for i in range(50)]
+    found = inspect_images(replace(image_set(uint8(images.clamp(0, 1)), location="train"), names=names), tmp_path)
+    assert found.outliers == ["cat [old 7]"]
+    assert "1 image unlike all others: cat [old 7]\n" in capsys.readouterr().out
 
 
 def test_a_folder_of_images_is_read(digits, tmp_path):

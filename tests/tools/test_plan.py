@@ -6,7 +6,14 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from lightning_iet import DigitsDataModule, ParameterAveragingCallback, ShardedDataModule
+from lightning_iet import (
+    AntiGradientControl,
+    DigitsDataModule,
+    ParameterAveragingCallback,
+    Redistribution,
+    ShardedDataModule,
+    ThresholdAwareAugmentation,
+)
 from lightning_iet.cli import main
 from lightning_iet.tools.plan import PlanningTrainer, model_size
 from tests.helpers.models import tiny_diffusion
@@ -96,6 +103,29 @@ def test_measured_steps_are_no_run_that_is_too_short_or_lists_its_images(capsys)
         main(["plan", *arguments, "--model.unet.init_args.norm_num_groups=4", "--measure_steps=2"])
     assert "s for each step" in " ".join(capsys.readouterr().out.split())
     assert list(Path().iterdir()) == []
+
+
+def test_measured_steps_are_those_of_all_methods():
+    calls = []
+
+    def counting(kind):
+        def started(self, *args):
+            calls.append(kind)
+            kind.on_train_batch_start(self, *args)
+
+        return type(f"Counting{kind.__name__}", (kind,), {"on_train_batch_start": started})
+
+    kinds = (
+        (AntiGradientControl, {"threshold": 0.5}),
+        (ParameterAveragingCallback, {"num_shards": 2}),
+        (Redistribution, {"fraction": 0.25}),
+        (ThresholdAwareAugmentation, {"max_magnitude": 5, "at": "same_step"}),
+    )
+    methods = [counting(kind)(**options) for kind, options in kinds]
+    data = ShardedDataModule(DigitsDataModule(32, num_control=16, batch_size=4), 2)
+    cost = trainer(callbacks=methods, max_epochs=2).plan(tiny_diffusion(), data, measure_steps=2)
+    assert cost.step_seconds > 0
+    assert set(calls) == {kind for kind, _ in kinds}
 
 
 @pytest.mark.parametrize(

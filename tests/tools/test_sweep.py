@@ -195,6 +195,8 @@ def test_runs_without_fid_are_not_run_again(tmp_path, file, capsys, method):
 def test_bad_input(tmp_path, file):
     for arguments, message in (
         ({"jobs": 0}, "`jobs` expected an integer ≥ 1"),
+        ({"trials": 0}, "`trials` expected an integer ≥ 1, but got 0"),
+        ({"trials": -1}, "`trials` expected an integer ≥ 1, but got -1"),
         ({"out": tmp_path / "try.yaml"}, "`out` expected a folder"),
     ):
         with pytest.raises(ValueError, match=message):
