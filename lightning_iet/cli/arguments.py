@@ -10,7 +10,7 @@ from traceback import walk_tb
 
 from lightning_iet.cli import COMMANDS, PROGRAM
 from lightning_iet.tools.configs import find_configuration
-from lightning_iet.utilities.files import CONFIG, checkpoint_of, find_checkpoint
+from lightning_iet.utilities.files import CONFIG, checkpoint_of, file_beside, find_checkpoint
 
 _SOURCES = ("--config", "-c", "--model", "--images", "--print_config")
 _SPELT = ("--config", "--images", "--ckpt_path")  # for one of which a word with other letters may stand
@@ -114,8 +114,7 @@ def _find_config(place: Path) -> Path | None:
     checkpoint = place
     if place.is_dir():  # the version whose checkpoint is taken has the configuration too
         checkpoint = find_checkpoint(place) or place
-    files = (folder / CONFIG for folder in (place, *checkpoint.absolute().parents[:2]))
-    return next((file for file in files if file.is_file()), None)
+    return place / CONFIG if (place / CONFIG).is_file() else file_beside(checkpoint, CONFIG)
 
 
 def with_configurations(arguments: Iterable[str]) -> list[str]:

@@ -25,7 +25,7 @@ from lightning_iet.data.samples import reason_of
 from lightning_iet.modules import DiffusionModule
 from lightning_iet.tools.configs import find_configuration
 from lightning_iet.utilities.devices import training_threads
-from lightning_iet.utilities.files import CONFIG, find_checkpoint
+from lightning_iet.utilities.files import CONFIG, checkpoint_folders, file_beside, find_checkpoint
 
 _OF_FOLDERS = (ImageFolderDataModule.__name__, "True")  # without a class, its options alone
 LARGEST = 64  # pixels a side, unless a larger size is asked for
@@ -526,28 +526,33 @@ def _as_begun(found: dict[str, Any], run: Mapping[str, Any] | None) -> dict[str,
 def _run_to_go_on_with(found: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any] | None:
     """Return the configuration of the run that goes on, which lies beside its checkpoint; ``None`` = no such file.
 
-    ``last`` is the newest checkpoint of all versions, as :func:`~lightning_iet.utilities.checkpoints.last_checkpoint`
-    finds it.
+    ``last`` is the newest checkpoint in the folders of the run, where
+    :func:`~lightning_iet.utilities.checkpoints.last_checkpoint` looks for it.
     """
     asked = given.get("ckpt_path")
     if asked is None:
         return None
     if asked == "last":
-        logger = found["trainer"]["logger"]["init_args"]
-        place, name = (given.get(f"trainer.logger.{key}") or logger[key] for key in ("save_dir", "name"))
-        version = given.get("trainer.logger.version")  # a number, or a name
-        versions = Path(place, name).glob(version if isinstance(version, str) else "version_*")
-        files = [file for folder in versions for file in (folder / "checkpoints").glob("*.ckpt")]
+        files = [file for folder in _checkpoint_folders(found, given) for file in folder.glob("*.ckpt")]
         checkpoint = max(files, key=lambda file: file.stat().st_mtime_ns, default=None)
     else:
         path = Path(asked)
         checkpoint = find_checkpoint(path) if path.is_dir() else path
-    if checkpoint is None:
-        return None
-    for folder in (checkpoint.parent, checkpoint.parent.parent):
-        if (folder / CONFIG).is_file():
-            return _own_configuration(folder / CONFIG)
-    return None
+    file = None if checkpoint is None else file_beside(checkpoint, CONFIG)
+    return None if file is None else _own_configuration(file)
+
+
+def _checkpoint_folders(found: Mapping[str, Any], given: Mapping[str, Any]) -> list[Path]:
+    """Return the folders in which the run and its earlier versions have checkpoints."""
+    callbacks = given.get("trainer.callbacks")
+    settings = [_flat(one) for one in (callbacks if isinstance(callbacks, list) else []) if isinstance(one, Mapping)]
+    places = [given.get("trainer.callbacks.dirpath"), *(one.get("dirpath") for one in settings)]
+    folders = [Path(place) for place in places if isinstance(place, str)]
+    if given.get("trainer.logger") is False:
+        return [*folders, Path(given.get("trainer.default_root_dir") or ".", "checkpoints")]
+    logger = found["trainer"]["logger"]["init_args"]
+    save_dir, name = (given.get(f"trainer.logger.{key}") or logger[key] for key in ("save_dir", "name"))
+    return [*folders, *checkpoint_folders(Path(save_dir, name), version=given.get("trainer.logger.version"))]
 
 
 def _own_configuration(file: Path) -> dict[str, Any] | None:

@@ -22,7 +22,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lightning_iet.utilities.errors import first_line
-from lightning_iet.utilities.files import write_atomically
+from lightning_iet.utilities.files import checkpoint_folders, write_atomically
 from lightning_iet.utilities.plain_types import allow_imported_types, allow_plain_types, unreadable_entries
 
 allow_plain_types()
@@ -325,11 +325,9 @@ def _folders(trainer: Trainer) -> Iterator[str | Path]:
         yield Path(trainer.default_root_dir, "checkpoints")
         return
     logger = trainer.loggers[0]  # as ModelCheckpoint has it
-    home = Path(logger.save_dir or trainer.default_root_dir, str(logger.name))
-    if isinstance(logger.version, str):
-        yield home / logger.version / "checkpoints"
-    elif logger.version is not None:  # a service that has yet to choose an id has no earlier run of that id
-        yield from home.glob("version_*/checkpoints")
+    if logger.version is not None:  # a service that has yet to choose an id has no earlier run of that id
+        home = Path(logger.save_dir or trainer.default_root_dir, str(logger.name))
+        yield from checkpoint_folders(home, version=logger.version)
 
 
 def _whole_ones(files: Iterable[Path], faults: list[str], *, trusted: bool) -> Iterator[tuple[Path, dict[str, Any]]]:

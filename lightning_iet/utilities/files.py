@@ -394,6 +394,16 @@ def file_beside(checkpoint: Path, name: str) -> Path | None:
     return next((place for place in places if place.is_file()), None)
 
 
+def checkpoint_folders(home: Path, *, version: int | str | None) -> list[Path]:
+    """Return the folders in which a run and its earlier versions have checkpoints.
+
+    Args:
+        home: ``save_dir/name`` of a logger.
+        version: A logger that was given a name has that version alone; one that numbers its versions has all.
+    """
+    return [home / version / "checkpoints"] if isinstance(version, str) else list(home.glob("version_*/checkpoints"))
+
+
 def version_number(folder: Path) -> int:
     """Return the number of a version's folder, -1 of one that has none (run ids of Weights & Biases).
 

@@ -301,6 +301,21 @@ def test_a_run_that_goes_on_keeps_its_length(slow):
     assert slow("--ckpt_path=last", "--trainer.logger.version=fixed")[0] == epochs - 80
 
 
+def test_the_run_that_goes_on_is_found_wherever_its_checkpoints_are(slow, monkeypatch):
+    epochs, _ = slow()
+    store("mine", epochs=epochs - 20)
+    assert slow("--ckpt_path=last", "--trainer.logger=false", "--trainer.default_root_dir=mine")[0] == epochs - 20
+    store("there", epochs=epochs - 40)
+    folder = "there/checkpoints"
+    assert slow("--ckpt_path=last", f"--trainer.callbacks.init_args.dirpath={folder}")[0] == epochs - 40
+    saving = {"class_path": "ModelCheckpoint", "init_args": {"dirpath": folder}}
+    Path("saving.yaml").write_text(yaml.safe_dump({"trainer": {"callbacks": [{"class_path": "Timer"}, saving]}}))
+    assert slow("--ckpt_path=last", "--config=saving.yaml")[0] == epochs - 40
+    Path("pictures").rename("there/checkpoints/pictures")
+    monkeypatch.chdir(folder)
+    assert slow("--ckpt_path=last.ckpt")[0] == epochs - 40  # whose configuration lies above this folder
+
+
 def test_several_processes_do_not_measure_each_for_itself(slow, monkeypatch):
     alone, _ = slow()
     for options in ("--trainer.devices=2",), ("--trainer.devices=0,1",), ("--trainer.devices=[0, 1]",), (

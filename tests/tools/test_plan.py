@@ -118,7 +118,7 @@ def test_measured_steps_are_those_of_all_methods():
     kinds = (
         (AntiGradientControl, {"threshold": 0.5}),
         (ParameterAveragingCallback, {"num_shards": 2}),
-        (Redistribution, {"fraction": 0.25}),
+        (Redistribution, {"fraction": 0.25, "within": "shard"}),
         (ThresholdAwareAugmentation, {"max_magnitude": 5, "at": "same_step"}),
     )
     methods = [counting(kind)(**options) for kind, options in kinds]
