@@ -292,7 +292,7 @@ class DiffusionModule(DenoisingModule):
     # --- checkpoints -----------------------------------------------------------------------------------------------
 
     def specification(self) -> dict[str, Any]:
-        """Return what builds the module again; ``unet`` is None for a denoiser without a config of diffusers."""
+        """Return what builds the module again; ``unet`` or ``scheduler`` is None if diffusers does not have its class."""
         return {
             "module": "DiffusionModule",
             "unet": specify(self.unet),
@@ -307,10 +307,10 @@ class DiffusionModule(DenoisingModule):
 
     @classmethod
     def constructor_arguments(cls, specification: dict[str, Any], path: Any, given: dict[str, Any]) -> dict[str, Any]:
-        """Return the arguments that build the module; a denoiser without a config of diffusers is given as ``unet=``.
+        """Return the arguments that build the module; ``unet=`` and ``scheduler=`` give what diffusers does not have.
 
         Raises:
-            ValueError: If there is no such denoiser.
+            ValueError: If they are not given.
         """
         arguments = {name: value for name, value in specification.items() if name not in given and value is not None}
         arguments.pop("module", None)
@@ -321,5 +321,10 @@ class DiffusionModule(DenoisingModule):
             raise ValueError(
                 f"Argument `unet` expected the denoiser of {path}, which does not say how to build it, but got none. "
                 "Use load_from_checkpoint(path, unet=YourDenoiser(…))."
+            )
+        if specification.get("scheduler", {}) is None and "scheduler" not in given:
+            raise ValueError(
+                f"Argument `scheduler` expected the noise schedule of {path}, which is none of diffusers' own, but got "
+                "none. Use load_from_checkpoint(path, scheduler=YourScheduler(…))."
             )
         return arguments | given

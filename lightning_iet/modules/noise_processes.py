@@ -137,8 +137,9 @@ class NoiseProcess:
                 f"Argument `sampler` expected 'own' or 'ddim' with a {kind.__name__}, but got 'ddpm', which is the "
                 "ancestral sampler of models that were trained with betas."
             )
-        if kind.__name__ not in _SAMPLERS:
-            raise ValueError(f"Argument `sampler` expected 'ddim' or 'ddpm' with a {kind.__name__}, but got 'own'.")
+        known = next((base.__name__ for base in kind.__mro__ if base.__name__ in SCHEDULERS), None)
+        if known not in _SAMPLERS:
+            raise ValueError(f"Argument `sampler` expected 'ddim' or 'ddpm' with a {kind.__name__}, but got {name!r}.")
         return rebuilt(self.scheduler)
 
 

@@ -33,18 +33,19 @@ _MODULES = {
 
 
 def specify(thing: object) -> dict[str, Any] | None:
-    """Return class and configuration of a diffusers model or scheduler; None for a class that keeps no ``config``.
+    """Return class and configuration of a diffusers model or scheduler; None for a class that diffusers does not have.
 
     Example:
         >>> from diffusers import DDPMScheduler
         >>> specify(DDPMScheduler())["class_path"]
         'diffusers.DDPMScheduler'
     """
-    config = getattr(thing, "config", None)
-    if config is None or not hasattr(type(thing), "from_config"):
+    name = type(thing).__name__
+    if getattr(diffusers, name, None) is not type(thing) or not hasattr(type(thing), "from_config"):
         return None
+    config: Any = thing.config  # type: ignore[attr-defined]
     plain = {key: list(value) if isinstance(value, tuple) else value for key, value in dict(config).items()}
-    return {"class_path": f"diffusers.{type(thing).__name__}", "config": plain}
+    return {"class_path": f"diffusers.{name}", "config": plain}
 
 
 def build(specification: dict[str, Any]) -> Any:
@@ -54,9 +55,13 @@ def build(specification: dict[str, Any]) -> Any:
         ValueError: For a class outside diffusers: a checkpoint must not name any callable of this machine.
     """
     module, _, name = specification["class_path"].rpartition(".")
-    if module != "diffusers":
-        raise ValueError(f"Checkpoint expected a class of diffusers, but got {specification['class_path']!r}.")
-    return getattr(diffusers, name).from_config(specification["config"])
+    kind = getattr(diffusers, name, None) if module == "diffusers" else None
+    if kind is None:
+        raise ValueError(
+            f"Checkpoint expected a class of diffusers, but got {specification['class_path']!r}. Give an object of your "
+            "own class to load_from_checkpoint: unet=YourDenoiser(…), or scheduler=YourScheduler(…)."
+        )
+    return kind.from_config(specification["config"])
 
 
 def check_same_architecture(saved: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:

@@ -354,3 +354,12 @@ def test_effective_config_has_no_private_keys():
     config = effective_config(DDPMScheduler())
     assert config["num_train_timesteps"] == 1000
     assert not any(name.startswith("_") for name in config)
+
+
+class OwnFlow(FlowMatchEulerDiscreteScheduler):
+    """A sampler of one's own."""
+
+
+@pytest.mark.parametrize("name", ["own", "ddim"])
+def test_a_class_of_ones_own_samples_as_that_which_it_derives_from(name):
+    assert type(noise_process(OwnFlow(shift=2.0)).sampler(name)) is OwnFlow

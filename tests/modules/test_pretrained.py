@@ -18,7 +18,7 @@ from torch import nn
 from lightning_iet import DiffusionModule, DigitsDataModule
 from lightning_iet.audit.generator import load_pipeline
 from lightning_iet.functional.seeding import derive_seed
-from lightning_iet.modules.pretrained import load_any_module, load_pretrained, which_weights
+from lightning_iet.modules.pretrained import build, load_any_module, load_pretrained, which_weights
 from tests.helpers.digit_models import drawn, save_checkpoint
 from tests.helpers.models import quiet_trainer, tiny_diffusion, tiny_dit, tiny_unet
 
@@ -267,6 +267,46 @@ def test_other_files_are_one_line(tmp_path, content, message):
     with pytest.raises(ValueError, match=message) as error:
         load_any_module(tmp_path / "other.ckpt")
     assert "\n" not in str(error.value)
+
+
+class OwnUNet(UNet2DModel):
+    """A denoiser of one's own, with a configuration as diffusers keeps it."""
+
+
+class OwnScheduler(DDPMScheduler):
+    """A noise schedule of one's own."""
+
+
+@pytest.mark.parametrize(
+    ("name", "make"),
+    [
+        ("unet", lambda: OwnUNet.from_config(tiny_unet().config)),
+        ("scheduler", lambda: OwnScheduler(beta_schedule="squaredcos_cap_v2")),
+        ("scheduler", lambda: Bare()),
+    ],
+)
+def test_a_class_that_diffusers_does_not_have_is_asked_for(tmp_path, name, make):
+    own = make()
+    module = DiffusionModule(own) if name == "unet" else DiffusionModule(tiny_unet(), scheduler=own)
+    assert module.specification()[name] is None
+    save_checkpoint(module, tmp_path / "own.ckpt")
+    with pytest.raises(ValueError, match=rf"Argument `{name}` expected .* load_from_checkpoint\(path, {name}=Your"):
+        DiffusionModule.load_from_checkpoint(tmp_path / "own.ckpt")
+    loaded = DiffusionModule.load_from_checkpoint(tmp_path / "own.ckpt", **{name: own})
+    assert same_weights(loaded, module)
+
+
+class Bare:
+    """A noise schedule without ``from_config``."""
+
+    def __init__(self):
+        inner = DDPMScheduler()
+        self.config, self.alphas_cumprod = inner.config, inner.alphas_cumprod
+
+
+def test_a_checkpoint_that_names_an_unknown_class_of_diffusers_is_refused():
+    with pytest.raises(ValueError, match=r"expected a class of diffusers, but got 'diffusers.MyUNet'"):
+        build({"class_path": "diffusers.MyUNet", "config": {}})
 
 
 def test_weights_of_another_architecture_are_one_line(tmp_path):
