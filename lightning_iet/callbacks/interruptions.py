@@ -63,8 +63,8 @@ class StopSignal(pl.Callback):
         Raises:
             SIGTERMException: On all processes, if one was asked to stop.
         """
-        if (batch_idx + 1) % trainer.accumulate_grad_batches:
-            return  # gradients are being accumulated: the optimizer step comes first
+        if trainer.fit_loop._should_accumulate():
+            return  # the optimizer step comes first, after the last batch of an epoch at the latest
         if trainer.strategy.reduce_boolean_decision(self.asked, all=False):
             stop = SIGTERMException(128 + signal.SIGTERM)
             # If a process has failed since its last exchange, no checkpoint can hold all shards at one step.

@@ -1,6 +1,7 @@
 """One progress bar for the whole run, and one line about the model."""
 
 import time
+from math import ceil
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -71,14 +72,12 @@ class RunProgressBar(ProgressBar):
         """Open the bar, at the step at which the run (re)starts."""
         if not self._enabled:
             return
-        per_epoch, epochs = trainer.num_training_batches, trainer.max_epochs
-        known = isinstance(per_epoch, int) and epochs is not None and epochs > 0
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
         fields = (TextColumn("{task.fields[speed]}"), TimeRemainingColumn(), TextColumn("{task.fields[metrics]}"))
         self.progress = Progress(*columns, *fields, console=Console(stderr=True), auto_refresh=False)
         self.progress.add_task(
             "Training",
-            total=per_epoch * epochs if known and epochs else None,
+            total=num_batches(trainer),
             completed=trainer.fit_loop.epoch_loop.total_batch_idx + 1,
             speed="",
             metrics="",
@@ -125,6 +124,18 @@ class RunProgressBar(ProgressBar):
         if self.progress is not None:
             self.progress.stop()
             self.progress = None
+
+
+def num_batches(trainer: Trainer) -> int | None:
+    """Return the number of batches of a whole run, by ``max_epochs`` and ``max_steps``; None where it is not known."""
+    per_epoch, epochs, steps = trainer.num_training_batches, trainer.max_epochs, trainer.max_steps
+    if not isinstance(per_epoch, int):  # a stream
+        return None
+    limits = [per_epoch * epochs] if epochs is not None and epochs > 0 else []
+    if steps > 0:
+        in_epochs, left = divmod(steps, ceil(per_epoch / trainer.accumulate_grad_batches))
+        limits.append(per_epoch * in_epochs + trainer.accumulate_grad_batches * left)
+    return min(limits, default=None)
 
 
 def position_in_run(trainer: Trainer) -> str:

@@ -179,6 +179,13 @@ def test_deferred_draws_give_no_gradient_and_are_no_skips(tmp_path):
     assert control.counts.skipped.sum() < sum(not keep for row in weights for keep in row)
 
 
+def test_a_control_forgets_what_was_deferred_in_an_earlier_run(tmp_path):
+    control = agc()
+    taa = ThresholdAwareAugmentation(band=math.inf, max_magnitude=30, defer=True)
+    fit(tmp_path, Given(), control, taa, dataset=Augmented(Pictures()), epochs=1)
+    fit(tmp_path, Given(), control, dataset=Pictures(), epochs=1, batch_size=6)
+
+
 # --- images of our own data modules: workers, processes, interruptions -----------------------------------------------
 
 

@@ -492,7 +492,7 @@ class AntiGradientControl(Callback):
         if self._reference is not None:
             self._reference.close()
         self._training_set, self._members, self.batch_index, self._num_processes = None, {}, None, 1
-        self.verdict = None
+        self.verdict, self._deferred = None, None
         self._close_draws(trainer)
 
     def _refuse_unless_off(self, error: UnsupportedModule) -> None:
