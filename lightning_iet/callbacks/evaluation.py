@@ -46,7 +46,7 @@ from lightning_iet.metrics.frechet import frechet_distance
 from lightning_iet.utilities.checkpoints import next_epoch, took_last_batch
 from lightning_iet.utilities.errors import arguments_called
 from lightning_iet.utilities.files import check_writable, run_folder
-from lightning_iet.utilities.lightning import Position, find_callback, isolated_module, order_callbacks
+from lightning_iet.utilities.lightning import Position, find_callback, isolated_module, loss_of, order_callbacks
 
 
 class RunHistory:
@@ -73,9 +73,13 @@ class RunHistory:
         self._seconds = 0.0
         self._since: float | None = None
 
-    def add(self, outputs: Any, *, epoch: int) -> None:
-        """Add what a training step returned: ``sample_loss`` (B,) where there is one, else ``loss``."""
-        losses = outputs.get("sample_loss", outputs.get("loss")) if isinstance(outputs, Mapping) else None
+    def add(self, outputs: Any, *, epoch: int, accumulated: int = 1) -> None:
+        """Add what a training step returned: ``sample_loss`` (B,) where there is one, else ``loss``.
+
+        ``accumulated`` is the number of batches whose gradients are accumulated.
+        """
+        losses = outputs.get("sample_loss") if isinstance(outputs, Mapping) else None
+        losses = loss_of(outputs, accumulated) if losses is None else losses
         if isinstance(losses, Tensor):
             losses = losses.detach().float()
             batch = torch.stack([losses.sum(), torch.ones_like(losses).sum()])
@@ -156,7 +160,7 @@ def _round_epochs(trainer: pl.Trainer) -> float | None:
     if averaging.every_n_train_steps is None:
         return averaging.every_n_epochs
     epochs, steps = trainer.current_epoch, trainer.global_step  # optimizer steps of a process are those of its shards
-    in_a_round = averaging.every_n_train_steps * max(shards // trainer.world_size, 1)
+    in_a_round = averaging.every_n_train_steps / trainer.accumulate_grad_batches * max(shards // trainer.world_size, 1)
     return in_a_round * epochs / steps if epochs and steps else None
 
 
@@ -357,7 +361,7 @@ class Evaluation(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Take the batch's losses into the curve, and evaluate if it is time."""
-        self._history.add(outputs, epoch=trainer.current_epoch)
+        self._history.add(outputs, epoch=trainer.current_epoch, accumulated=trainer.accumulate_grad_batches)
         if not self.num_samples or self.every_n_steps is None or _is_dev_run(trainer):
             return
         step = trainer.global_step

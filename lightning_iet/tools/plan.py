@@ -140,7 +140,7 @@ class Schedule:
         epochs: Number of epochs; None = no limit.
         max_steps: Limit of a process's optimizer steps; None = none.
         round_epochs: Epochs between two averagings; None = counted in steps.
-        round_steps: Steps of each shard between two averagings; None = counted in epochs.
+        round_steps: Optimizer steps of each shard between two averagings; None = counted in epochs.
 
     Example:
         >>> ten = Schedule((5000,) * 10, 2, epoch_steps=40, epochs=1000, max_steps=None, round_epochs=100)
@@ -385,12 +385,13 @@ def schedule_of(trainer: pl.Trainer, datamodule: pl.LightningDataModule) -> Sche
     """
     averaging = find_callback(trainer, ParameterAveragingCallback)
     epochs = 1000 if trainer.max_epochs is None and trainer.max_steps == -1 else trainer.max_epochs  # Lightning's own
+    round_batches = None if averaging is None else averaging.every_n_train_steps
     return Schedule(
         *_steps(trainer, datamodule, averaging),
         epochs=None if epochs in (None, -1) else epochs,
         max_steps=None if trainer.max_steps == -1 else trainer.max_steps,
         round_epochs=None if averaging is None else averaging.every_n_epochs,
-        round_steps=None if averaging is None else averaging.every_n_train_steps,
+        round_steps=None if round_batches is None else ceil(round_batches / trainer.accumulate_grad_batches),
     )
 
 

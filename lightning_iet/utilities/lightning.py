@@ -1,7 +1,7 @@
 """Lightning under both of its names; a trainer's callbacks, found and put in order; a module's parts and attributes."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from enum import IntEnum
 from functools import cache
@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import lightning.pytorch as pl
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_iet.utilities.random import isolated_rng
 
@@ -60,6 +60,22 @@ def lightning_classes(*paths: str) -> tuple[type, ...]:
 def is_trial(trainer: pl.Trainer) -> bool:
     """Return whether a run takes a few steps as a trial, and keeps nothing: by ``fast_dev_run``, or to plan by."""
     return bool(trainer.fast_dev_run) or getattr(trainer, "is_measuring", False)  # type: ignore[attr-defined]
+
+
+def loss_of(outputs: Any, accumulated: int) -> Tensor | None:
+    """Return the loss that a training step returned, which Lightning has divided by the number of accumulated batches.
+
+    Args:
+        outputs: What ``on_train_batch_end`` gets.
+        accumulated: Of the trainer, ``accumulate_grad_batches``.
+
+    Example:
+        >>> import torch
+        >>> loss_of({"loss": torch.tensor(0.5)}, 4)
+        tensor(2.)
+    """
+    loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
+    return loss * accumulated if isinstance(loss, Tensor) else None
 
 
 class Position(IntEnum):

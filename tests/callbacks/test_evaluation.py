@@ -497,8 +497,26 @@ def test_a_run_taken_up_in_mid_epoch_continues_the_mean_of_that_epoch():
     before.add({"sample_loss": torch.tensor([3.0])}, epoch=1)
     after.load_state_dict(before.state_dict(strategy))
     after.add({"sample_loss": torch.tensor([5.0, 7.0])}, epoch=1)
-    after.add({"loss": torch.tensor(4.0)}, epoch=2)
+    after.add({"loss": torch.tensor(2.0)}, epoch=2, accumulated=2)  # Lightning has divided it
     assert after.losses(strategy) == [1.5, 5.0, 4.0]
+
+
+class Mean(Copier):
+    """Returns the mean alone, of losses that are 3."""
+
+    def training_step(self, batch, batch_idx):
+        return 3 + 0 * self.net(batch[0].flatten(1)).mean()
+
+
+def test_curves_of_accumulated_gradients_have_the_units_of_others(tmp_path):
+    """A round of two batches of each of two shards, of which an epoch has four: half an epoch."""
+    evaluation = Evaluation(4, k=20)
+    data = ShardedDataModule(DigitsDataModule(64, num_control=100, batch_size=8), 2)
+    averaging = ParameterAveragingCallback(2, every_n_train_steps=2)
+    fit(tmp_path, evaluation, module=Mean(), data=data, callbacks=[averaging], trainer={"accumulate_grad_batches": 2})
+    curves = evaluation.report["curves"]
+    assert curves["round_epochs"] == 0.5
+    assert curves["loss_by_epoch"] == pytest.approx([3.0, 3.0])
 
 
 def test_two_processes_draw_a_part_each_and_find_the_same(tmp_path, processes):

@@ -43,10 +43,11 @@ class Counting(ParameterAveragingCallback):
 
 
 @pytest.mark.parametrize("limits", [{"max_epochs": 3}, {"max_epochs": 4, "accumulate_grad_batches": 2}])
+@pytest.mark.parametrize("round_length", [{"every_n_epochs": 2}, {"every_n_train_steps": 4}])
 @pytest.mark.parametrize("num_shards", [1, 3])
-def test_a_plan_comes_true(limits, num_shards):
+def test_a_plan_comes_true(limits, round_length, num_shards):
     def parts():
-        averaging = Counting(num_shards=num_shards, every_n_epochs=2)
+        averaging = Counting(num_shards=num_shards, **round_length)
         inner = DigitsDataModule(50, num_control=16, batch_size=4)
         data = ShardedDataModule(inner, num_shards) if num_shards > 1 else inner
         return trainer(callbacks=[averaging], limit_val_batches=0, **limits), data, averaging

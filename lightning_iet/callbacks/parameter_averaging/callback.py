@@ -44,6 +44,7 @@ from lightning_iet.utilities.lightning import (
     find_callback,
     find_callbacks,
     lightning_classes,
+    loss_of,
     order_callbacks,
     patched_attribute,
 )
@@ -80,7 +81,8 @@ class ParameterAveragingCallback(Callback):
             :class:`~lightning_iet.data.ShardedDataModule` with the same number. ``None`` = one shard per process, each
             process reading data of its own (``Trainer(use_distributed_sampler=False)``). 1 = off: nothing is changed.
         every_n_epochs: Length of a round in epochs. Default: 1 (if no steps are given).
-        every_n_train_steps: Length of a round in steps **of each shard**, instead of epochs.
+        every_n_train_steps: Length of a round in batches **of each shard**, instead of epochs: in its steps, unless
+            gradients are accumulated; then a multiple of ``accumulate_grad_batches``.
         weighting: ``"samples"`` weights each shard by its number of samples, ``"uniform"`` all alike.
         offload: Where the states (weights, EMA, optimizer) of inactive shards lie: ``"none"`` = on the device, where
             activating a shard copies nothing; ``"cpu"`` = in host memory; ``"disk"`` = in memory-mapped files in the
@@ -316,7 +318,7 @@ class ParameterAveragingCallback(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log each shard's values of this epoch."""
         if self.engine is not None:
-            self._log.flush(trainer, epoch=trainer.current_epoch)
+            self._log.flush(trainer)
 
     # --- checkpoints -----------------------------------------------------------------------------------------------
 
@@ -391,7 +393,7 @@ class ParameterAveragingCallback(Callback):
         engine.load_state_dict(self._saved.pop("shards"), agreed=self._saved["agreed"])
         self._log.load_state_dict(self._saved["log"], trainer)
         if self._skips_epoch_end:
-            self._log.flush(trainer, epoch=trainer.current_epoch - 1)
+            self._log.end_epoch(trainer, epoch=trainer.current_epoch - 1)
         if is_ours:
             _set_position(trainer, self._schedule.batches_before())
         # Lightning warns of batches that are None; here they are how a process waits for others.
@@ -437,7 +439,7 @@ class ParameterAveragingCallback(Callback):
         """Leave the average as the result of the run, wherever in a round it ended."""
         if self.engine is not None and not self.engine.agreed:
             self._average(self.engine)
-            self._log.flush(trainer, epoch=trainer.current_epoch)
+            self._log.flush(trainer)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Leave an ordinary model."""
@@ -539,17 +541,22 @@ class ShardLog:
 
     def add_step(self, trainer: Trainer, shard: int, outputs: Any) -> None:
         """Add the loss of a training step, and the skip rate where a callback has one."""
-        loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
-        if isinstance(loss, Tensor):
-            # Lightning divides the loss by the number of batches whose gradients it accumulates.
-            self.add("loss", shard, loss * trainer.accumulate_grad_batches)
+        loss = loss_of(outputs, trainer.accumulate_grad_batches)
+        if loss is not None:
+            self.add("loss", shard, loss)
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             rate = getattr(callback, "last_skip_rate", None)
             if isinstance(rate, Tensor):
                 self.add("skip_rate", shard, rate)
 
-    def flush(self, trainer: Trainer, *, epoch: int) -> None:
-        """Log the means of an epoch, and warn when shards diverge. A collective."""
+    def flush(self, trainer: Trainer) -> None:
+        """Log the means of the epoch, and warn when shards diverge. A collective."""
+        metrics = self.end_epoch(trainer, epoch=trainer.current_epoch)
+        for logger in trainer.loggers:
+            logger.log_metrics(metrics | {"epoch": trainer.current_epoch}, step=trainer.global_step)
+
+    def end_epoch(self, trainer: Trainer, *, epoch: int) -> dict[str, float]:
+        """Return the means of an epoch by name, begin the next one, and warn when shards diverge. A collective."""
         total = trainer.strategy.reduce(self.sums.clone(), reduce_op="sum")
         assert isinstance(total, Tensor)  # noqa: S101
         self.sums.zero_()
@@ -561,10 +568,8 @@ class ShardLog:
             for shard, value in enumerate(values[name])
             if known[shard]
         }
-        for logger in trainer.loggers:
-            logger.log_metrics(metrics | {"epoch": epoch}, step=trainer.global_step)
         if "shard_0/distance" not in metrics:
-            return
+            return metrics
         distances = values["distance"]
         if not self.reference:  # none yet, or 0: a learning rate that starts there
             self.reference = sum(distances) / len(distances)
@@ -575,6 +580,7 @@ class ShardLog:
                 "average, at the first one %.3g. Average more often, or use a smaller learning rate.",
                 epoch + 1, max(distances), self.reference,
             )  # fmt: skip
+        return metrics
 
     def state_dict(self, trainer: Trainer) -> dict[str, Any]:
         """Return the epoch so far, over all processes. A collective."""
