@@ -292,7 +292,7 @@ class DiffusionModule(DenoisingModule):
     # --- checkpoints -----------------------------------------------------------------------------------------------
 
     def specification(self) -> dict[str, Any]:
-        """Return what builds the module again; ``unet`` or ``scheduler`` is None if diffusers does not have its class."""
+        """Return what builds the module again; ``unet`` or ``scheduler`` is None where diffusers lacks its class."""
         return {
             "module": "DiffusionModule",
             "unet": specify(self.unet),

@@ -58,8 +58,8 @@ def build(specification: dict[str, Any]) -> Any:
     kind = getattr(diffusers, name, None) if module == "diffusers" else None
     if kind is None:
         raise ValueError(
-            f"Checkpoint expected a class of diffusers, but got {specification['class_path']!r}. Give an object of your "
-            "own class to load_from_checkpoint: unet=YourDenoiser(…), or scheduler=YourScheduler(…)."
+            f"Checkpoint expected a class of diffusers, but got {specification['class_path']!r}. Give an object of "
+            "your own class to load_from_checkpoint: unet=YourDenoiser(…), or scheduler=YourScheduler(…)."
         )
     return kind.from_config(specification["config"])
 
