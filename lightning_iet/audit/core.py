@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -27,6 +27,9 @@ from lightning_iet.audit.search import (
 from lightning_iet.functional.duplicates import Duplicates, find_duplicates, without_self
 from lightning_iet.functional.exhaustive_neighbors import level_sums
 from lightning_iet.functional.memorization import memorization_ratio, nearest_ratio
+
+if TYPE_CHECKING:
+    from lightning_iet.audit.pairs import Review
 
 SEARCHES = ("plain", "recoloured", "degraded", "moved")
 TOO_SMALL = f"images of fewer than {LEAST_SIDE} pixels are too small for it"
@@ -291,6 +294,8 @@ class Audit:
         planted_copies: what was found of them.
         not_moved: why moved copies were not looked for; empty if they were.
         not_degraded: likewise, of degraded copies.
+        review: what a person has decided about pairs.
+        unused_decisions: number of decisions that belong to no pair of these images.
     """
 
     settings: Settings
@@ -303,6 +308,8 @@ class Audit:
     planted_copies: Copies
     not_moved: str = ""
     not_degraded: str = ""
+    review: "Review | None" = None
+    unused_decisions: int = 0
 
 
 def audit_images(

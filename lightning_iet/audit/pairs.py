@@ -2,13 +2,12 @@
 
 import csv
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from lightning_iet.audit.core import Audit, Copies
 from lightning_iet.audit.evidence import Evidence, relative_ratios, scan_searches, to_judge
@@ -147,10 +146,29 @@ class Review:
     Attributes:
         confirmed: Pairs that are copies.
         dismissed: Pairs that are none.
+        names: By pair the names of its two images, where they are known.
     """
 
     confirmed: frozenset[tuple[str, str]] = field(default=frozenset())
     dismissed: frozenset[tuple[str, str]] = field(default=frozenset())
+    names: Mapping[tuple[str, str], tuple[str, str]] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        """Return the number of decisions."""
+        return len(self.confirmed | self.dismissed)
+
+    def as_list(self) -> list[dict[str, str]]:
+        """Return the decisions as the page of a report saves them."""
+        decided = [(pair, "confirmed") for pair in self.confirmed] + [(pair, "dismissed") for pair in self.dismissed]
+        found = []
+        for pair, decision in sorted(decided):
+            name, source = map(printable, self.names.get(pair, ("", "")))
+            found.append(dict(zip(_OF_DECISION, (name, pair[0], source, pair[1], decision), strict=True)))
+        return found
+
+
+_OF_DECISION = ("name", "sha256", "source", "source_sha256", "decision")
+"""Keys of a decision in the file; without the names it is one as well."""
 
 
 def read_review(path: Path) -> Review:
@@ -170,27 +188,44 @@ def read_review(path: Path) -> Review:
     try:
         pairs = json.loads(path.read_text(encoding="utf-8"))["pairs"]
         decided = {(pair["sha256"], pair["source_sha256"]): pair["decision"] for pair in pairs}
+        names = {
+            (pair["sha256"], pair["source_sha256"]): (str(pair.get("name", "")), str(pair.get("source", "")))
+            for pair in pairs
+        }
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{wanted}, but got '{path}', which holds something else. Save it anew.") from error
     groups = {name: frozenset(pair for pair, found in decided.items() if found == name) for name in decided.values()}
     unknown = set(groups) - {"confirmed", "dismissed"}
     if unknown:
         raise ValueError(f"{wanted}, but got '{path}' with a decision {min(unknown)!r}. Save it anew.")
-    return Review(groups.get("confirmed", frozenset()), groups.get("dismissed", frozenset()))
+    return Review(groups.get("confirmed", frozenset()), groups.get("dismissed", frozenset()), names)
 
 
 def apply_review(audit: Audit, review: Review) -> Audit:
     """Name the pairs that a person has confirmed, and no longer name, notice or count those that were dismissed.
 
+    A decision is of the pair that an image is shown in, or of one that another search has found: what is confirmed is a
+    copy by whatever search, and is shown by one that finds it. An image that is named or noticed beside a training
+    image that nobody has judged stays so, whatever was dismissed beside others.
+
     Images that were dismissed stay in the scan as if they were far from all training images: the number of images that
     are judged is that of those drawn.
+
+    Returns:
+        The audit, with the review, and the number of its decisions that change nothing since they belong to no pair.
     """
     copies, evidence = audit.copies["generated"], audit.evidence
-    pairs = [
-        (image_hash(audit.sets["generated"], i), image_hash(audit.sets["train"], source))
-        for i, source in enumerate(copies.sources.tolist())
-    ]
-    confirmed, dismissed = (_members(pairs, decided) for decided in (review.confirmed, review.dismissed))
+    pairs = _decided_pairs(audit, review)
+    is_confirmed, is_dismissed = torch.zeros(2, *copies.search_sources.shape, dtype=torch.bool)
+    for place, pair in pairs.items():
+        is_confirmed[place], is_dismissed[place] = pair in review.confirmed, pair in review.dismissed
+    shown = torch.arange(len(copies.search)), copies.search
+    confirmed = is_confirmed.any(dim=1)
+    dismissed = is_dismissed[shown] | (is_dismissed.any(dim=1) & ~(evidence.named | evidence.noticed))
+    dismissed &= ~confirmed
+    search = torch.where(confirmed & ~is_confirmed[shown], is_confirmed.int().argmax(dim=1), copies.search)
+    decisive = confirmed | dismissed
+    used = {pair for (image, _), pair in pairs.items() if decisive[image]}
     scan, scan_search = evidence.scan, evidence.scan_search
     if scan is not None and dismissed.any():
         ratios = copies.search_ratios.masked_fill(dismissed[:, None], torch.inf)[evidence.judged]
@@ -201,6 +236,7 @@ def apply_review(audit: Audit, review: Review) -> Audit:
         sure=(evidence.sure | confirmed) & ~dismissed,
         discovered=evidence.discovered & ~dismissed,
         noticed=(evidence.noticed | confirmed) & ~dismissed,
+        search=search,
         confirmed=int(confirmed.sum()),
         sure_by_review=int((confirmed & ~evidence.sure).sum()),
         beyond=evidence.beyond & ~dismissed,
@@ -208,8 +244,19 @@ def apply_review(audit: Audit, review: Review) -> Audit:
         scan_search=scan_search,
         dismissed=dismissed,
     )
-    return replace(audit, evidence=decided)
+    shown_anew = dict(audit.copies) | {"generated": replace(copies, search=search)}
+    unused = len(review) - len(used)
+    return replace(audit, copies=shown_anew, evidence=decided, review=review, unused_decisions=unused)
 
 
-def _members(pairs: Sequence[tuple[str, str]], decided: frozenset[tuple[str, str]]) -> Tensor:
-    return torch.tensor([pair in decided for pair in pairs], dtype=torch.bool)
+def _decided_pairs(audit: Audit, review: Review) -> dict[tuple[int, int], tuple[str, str]]:
+    """Return the pairs of a review that some search has found, by the positions of the image and of the search."""
+    decided = review.confirmed | review.dismissed
+    images = {own for own, _ in decided}
+    found: dict[tuple[int, int], tuple[str, str]] = {}
+    for image, sources in enumerate(audit.copies["generated"].search_sources.tolist()):
+        own = image_hash(audit.sets["generated"], image)
+        if own in images:
+            pairs = [(own, image_hash(audit.sets["train"], source)) for source in sources]
+            found |= {(image, search): pair for search, pair in enumerate(pairs) if pair in decided}
+    return found

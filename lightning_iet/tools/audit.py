@@ -239,18 +239,21 @@ class AuditJob:
         for name, facts in findings.sets.items():
             for line in remarks(facts):
                 console.print(f"{name}: {line}", style="bold", highlight=False, markup=False)
-        if self.reviewed is not None and (line := self._unmatched(self.reviewed, findings)):
+        if self.reviewed is not None and (line := self._unused(len(self.reviewed), found.unused_decisions)):
             say(line, style="bold")
         say(f"Written to {self.out}: {', '.join(name for name in FILES if (self.folder / name).exists())}", style="dim")
 
-    def _unmatched(self, review: Review, findings: Findings) -> str:
-        """Say that no decision of a person counts: they were of other images, or the images have other hashes now."""
-        count = len(review.confirmed | review.dismissed)
-        if not count or findings.evidence.confirmed + findings.evidence.dismissed:
+    def _unused(self, count: int, unused: int) -> str:
+        """Say how many decisions count for nothing: they are of other pairs, or of files that have changed."""
+        if not unused:
             return ""
-        which = "The decision" if count == 1 else f"None of the {count:,} decisions"
-        belongs = "belongs to no pair" if count == 1 else "belongs to a pair"
-        return f"{which} in '{self.review}' {belongs} of these images: mark them anew."
+        which, belongs = f"{unused:,} of the {count:,} decisions", "belongs" if unused == 1 else "belong"
+        if unused == count:
+            which, belongs = ("The decision", "belongs") if count == 1 else (f"The {count:,} decisions", "belong")
+        return (
+            f"{which} in '{self.review}' {belongs} to no pair that these images are found in: look at the pairs, and "
+            "mark them anew."
+        )
 
 
 def _command() -> str:

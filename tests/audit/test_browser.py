@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from lightning_iet.audit import make_findings
+from lightning_iet.audit.pairs import Review, apply_review, pair_rows
 from lightning_iet.audit.report import write_report
 from lightning_iet.audit.report.page import parts_of_limits
 
@@ -168,6 +169,26 @@ def test_a_review_is_saved_for_the_next_audit(page):
     decided = {pair["sha256"]: pair["decision"] for pair in json.loads(saved)["pairs"]}
     hashes = [card.get_attribute("data-sha256") for card in (first, second)]
     assert decided == dict(zip(hashes, ("confirmed", "dismissed"), strict=True))  # the third was taken back
+
+
+def test_earlier_decisions_are_shown_and_saved_with_new_ones(browser, audited, tmp_path):
+    rows = pair_rows(audited)
+    decided = {(row["sha256"], row["source_sha256"]) for row in (rows[0], rows[40])}
+    reviewed = apply_review(audited, Review(confirmed=frozenset(decided)))
+    write_report(reviewed, make_findings(reviewed), tmp_path / "report", pairs=20)
+    browser.get((tmp_path / "report" / "report.html").as_uri())
+    browser.execute_script(
+        "URL.createObjectURL = (blob) => { blob.text().then((text) => { window.saved = text; }); return '#'; };"
+        "HTMLAnchorElement.prototype.click = () => {};"
+    )
+    pressed = browser.find_elements(By.CSS_SELECTOR, "[aria-pressed=true]")
+    assert [button.get_attribute("value") for button in pressed].count("confirmed") >= 1
+    new = next(card for card in visible(browser) if not card.find_elements(By.CSS_SELECTOR, "[aria-pressed=true]"))
+    click(browser, new.find_element(By.CSS_SELECTOR, "button[value=dismissed]"))
+    click(browser, browser.find_element(By.ID, "save"))
+    saved = json.loads(browser.execute_async_script("setTimeout(() => arguments[0](window.saved), 200)"))["pairs"]
+    new_pair = new.get_attribute("data-sha256"), new.get_attribute("data-source-sha256")
+    assert {(pair["sha256"], pair["source_sha256"]) for pair in saved} == decided | {new_pair}
 
 
 def test_pictures_load(page):

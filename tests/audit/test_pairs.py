@@ -71,6 +71,59 @@ def test_a_review_is_kept_and_counts(audited, tmp_path):
     assert (findings.evidence.confirmed, findings.evidence.dismissed) == (1, 1)
 
 
+def beside_another(audit, image, *, noticed):
+    """Let one search find another training image of an image than the one that it is shown beside."""
+    copies, other = audit.copies["generated"], 1 - int(audit.copies["generated"].search[image])
+    sources, ratios = copies.search_sources.clone(), copies.search_ratios.clone()
+    sources[image, other], ratios[image, other] = 40, 0.01 if noticed else 0.9
+    changed = replace(copies, search_sources=sources, search_ratios=ratios)
+    pair = image_hash(audit.sets["generated"], image), image_hash(audit.sets["train"], 40)
+    return replace(audit, copies=dict(audit.copies) | {"generated": changed}), other, pair
+
+
+def test_a_confirmed_copy_is_one_whatever_search_it_is_shown_by(audited):
+    """As where held-out images make another search the most telling one: the image is shown by one that finds it."""
+    image = pair_rows(audited)[10]["index"]
+    audit, other, pair = beside_another(audited, image, noticed=False)
+    reviewed = apply_review(audit, Review(confirmed=frozenset({pair})))
+    assert (reviewed.evidence.confirmed, reviewed.unused_decisions) == (1, 0)
+    assert reviewed.evidence.named[image]
+    assert int(reviewed.copies["generated"].search[image]) == int(reviewed.evidence.search[image]) == other
+    row = next(row for row in pair_rows(reviewed) if row["index"] == image)
+    assert (row["sha256"], row["source_sha256"]) == pair
+
+
+def test_a_dismissed_pair_says_nothing_of_another_in_which_the_image_is_named(audited):
+    image = pair_rows(audited)[0]["index"]
+    audit, _, pair = beside_another(audited, image, noticed=True)
+    reviewed = apply_review(audit, Review(dismissed=frozenset({pair})))
+    assert reviewed.evidence.named[image]
+    assert (int(reviewed.evidence.dismissed.sum()), reviewed.unused_decisions) == (0, 1)
+    row = pair_rows(audit)[0]
+    shown = row["sha256"], row["source_sha256"]
+    reviewed = apply_review(audit, Review(dismissed=frozenset({pair, shown})))
+    assert not reviewed.evidence.named[image]
+    assert (int(reviewed.evidence.dismissed.sum()), reviewed.unused_decisions) == (1, 0)
+
+
+def test_the_page_holds_earlier_decisions_also_of_pairs_that_it_does_not_show(audited, tmp_path):
+    """What is saved there with what is new takes the earlier file's place."""
+    rows = pair_rows(audited)
+    decided = [(rows[0], "dismissed"), (rows[30], "confirmed")]
+    keys = ("name", "sha256", "source", "source_sha256")
+    pairs = [{key: row[key] for key in keys} | {"decision": decision} for row, decision in decided]
+    pairs.append({"sha256": "of another", "source_sha256": "audit", "decision": "dismissed"})
+    (tmp_path / "review.json").write_text(json.dumps({"kind": "review", "pairs": pairs}))
+    reviewed = apply_review(audited, read_review(tmp_path / "review.json"))
+    page = render_page(reviewed, make_findings(reviewed), pairs=3, images=False)
+    data = json.loads(page.split('<script id="data" type="application/json">')[1].split("</script>")[0])
+    pairs[2] |= {"name": "", "source": ""}
+    assert sorted(data["decisions"], key=lambda pair: pair["sha256"]) == sorted(pairs, key=lambda pair: pair["sha256"])
+    (tmp_path / "again.json").write_text(json.dumps({"kind": "review", "pairs": data["decisions"]}))
+    assert read_review(tmp_path / "again.json").as_list() == reviewed.review.as_list()
+    assert reviewed.unused_decisions == 1
+
+
 def test_what_a_person_has_decided_is_no_measurement(audited):
     """Dismissed images are in no list of copies, and confirmed ones are no sure copies by their pixels."""
     rows = pair_rows(audited)

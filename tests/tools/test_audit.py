@@ -62,10 +62,12 @@ def test_the_record_names_the_colour_under_transparent_pixels(here):
 @pytest.mark.parametrize(
     ("hashes", "line"),
     [
-        (["a", "b"], "None of the 2 decisions in 'review.json' belongs to a pair of these images: mark them anew."),
-        (["a"], "The decision in 'review.json' belongs to no pair of these images: mark them anew."),
+        (["a", "b"], "The 2 decisions in 'review.json' belong to no pair that these images are found in: look at the "),
+        (["a"], "The decision in 'review.json' belongs to no pair that these images are found in: look at the pairs, "),
         ([], ""),
-        (["a", None], ""),
+        ([None], ""),
+        (["a", None], "1 of the 2 decisions in 'review.json' belongs to no pair that these images are found in: look "),
+        (["a", "b", None], "2 of the 3 decisions in 'review.json' belong to no pair that these images are found in: "),
     ],
 )
 def test_a_review_of_other_images_is_told_of(here, capsys, hashes, line):

@@ -393,7 +393,8 @@ def render_page(audit: Audit, findings: Findings, *, pairs: int, images: bool = 
         settings=_settings(findings),
         rules=RULES,
         version=findings.versions["lightning-iet"],
-        data=_data(ratios, stops, defaults) | {"named": counted(findings).count},
+        data=_data(ratios, stops, defaults)
+        | {"named": counted(findings).count, "decisions": [] if audit.review is None else audit.review.as_list()},
     )
 
 

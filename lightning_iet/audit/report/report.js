@@ -76,24 +76,32 @@
   for (const [name, event] of gallery ? [["filter", "input"], ["show", "change"], ["sort", "change"]] : []) {
     find(name).addEventListener(event, showCards);
   }
-  // What a reviewer has decided about pairs, saved as a file for the next audit.
-  const decisions = new Map();
+  // What a reviewer has decided about pairs, saved as a file for the next audit: with the decisions that this audit was
+  // given, also of pairs that are not shown.
+  const keyOf = (pair) => `${pair.sha256} ${pair.source_sha256}`;
+  const decisions = new Map(data.decisions.map((pair) => [keyOf(pair), pair]));
+  const pairOf = (card) => ({
+    name: card.dataset.name, sha256: card.dataset.sha256,
+    source: card.dataset.source, source_sha256: card.dataset.sourceSha256,
+  });
+  const showDecisions = () => {
+    for (const button of document.querySelectorAll(".review button")) {
+      const decided = decisions.get(keyOf(pairOf(button.closest("li"))));
+      button.setAttribute("aria-pressed", String(decided?.decision === button.value));
+    }
+    if (gallery) find("save").disabled = decisions.size + data.decisions.length === 0;
+  };
   for (const button of document.querySelectorAll(".review button")) {
     button.addEventListener("click", () => {
-      const card = button.closest("li");
-      const undo = decisions.get(card) === button.value;
-      if (undo) decisions.delete(card); else decisions.set(card, button.value);
-      for (const other of card.querySelectorAll(".review button")) {
-        other.setAttribute("aria-pressed", String(!undo && other === button));
-      }
-      find("save").disabled = decisions.size === 0;
+      const pair = pairOf(button.closest("li")), key = keyOf(pair);
+      if (decisions.get(key)?.decision === button.value) decisions.delete(key);
+      else decisions.set(key, { ...pair, decision: button.value });
+      showDecisions();
     });
   }
+  showDecisions();
   if (gallery) find("save").addEventListener("click", () => {
-    const pairs = [...decisions].map(([card, decision]) => ({
-      name: card.dataset.name, sha256: card.dataset.sha256,
-      source: card.dataset.source, source_sha256: card.dataset.sourceSha256, decision,
-    }));
+    const pairs = [...decisions.values()];
     const link = document.createElement("a");
     link.href = URL.createObjectURL(new Blob([JSON.stringify({ kind: "review", pairs }, null, 2)], { type: "application/json" }));
     link.download = "review.json";
