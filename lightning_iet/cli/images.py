@@ -24,6 +24,7 @@ from lightning_iet.data.formats import format_of
 from lightning_iet.data.samples import reason_of
 from lightning_iet.modules import DiffusionModule
 from lightning_iet.tools.configs import find_configuration
+from lightning_iet.utilities.configurations import named_devices
 from lightning_iet.utilities.devices import training_threads
 from lightning_iet.utilities.files import CONFIG, checkpoint_folders, file_beside, find_checkpoint
 
@@ -391,14 +392,8 @@ def num_processes(given: Mapping[str, Any]) -> int:
     """
     started = max(int(os.environ.get(name) or 1) for name in ("WORLD_SIZE", "SLURM_NTASKS"))  # by torchrun, Slurm
     devices = given.get("trainer.devices") or "auto"
-    if isinstance(devices, str) and "," in devices:
-        devices = [part for part in devices.split(",") if part.strip()]
-    if isinstance(devices, list | tuple):
-        own = len(devices)
-    elif devices in ("auto", -1):
-        own = torch.cuda.device_count() if device_of(given).type == "cuda" else 1
-    else:
-        own = devices if isinstance(devices, int) else 1  # the rest Lightning will refuse
+    are_all = devices in ("auto", -1, "-1") and device_of(given).type == "cuda"
+    own = torch.cuda.device_count() if are_all else named_devices(devices)
     nodes = given.get("trainer.num_nodes") or 1
     return max(started, own * (nodes if isinstance(nodes, int) else 1))
 

@@ -50,6 +50,7 @@ from lightning_iet.data import ShardedDataModule
 from lightning_iet.functional.sharding import Partition, num_replicas
 from lightning_iet.tools.plan import PlanningTrainer, in_mib, model_size, schedule_of
 from lightning_iet.utilities.checkpoints import outline
+from lightning_iet.utilities.configurations import import_exports, leave_weights_out
 from lightning_iet.utilities.devices import training_threads
 from lightning_iet.utilities.errors import own_cause, yaml_fault
 from lightning_iet.utilities.files import check_writable, checkpoint_of, run_folder
@@ -169,8 +170,7 @@ class IETCLI(LightningCLI):
         _name_projects(options.get("trainer.logger"))
         data, model = (options.get(f"{name}.init_args") or {} for name in ("data", "model"))
         is_ours = (options.get("model.class_path") or "").startswith("lightning_iet.")  # others may load weights
-        if data.get("synthetic") and "synthetic" in model:  # a run without the data is one without the weights, too
-            model["synthetic"] = True
+        leave_weights_out(model, data)
         trusted, path = options.get("trust_checkpoint"), options.get("ckpt_path")
         if trusted:
             options["weights_only"] = False
@@ -517,9 +517,7 @@ def run_trainer(args: Sequence[str]) -> None:
     _Parser.configurations = list(_configurations(args))
     with options_named(lambda name, error: _option_of(name, error, images=images)):
         _check_configurations(_Parser.configurations)
-        for package in (callbacks, data, modules):  # a configuration may name a class without its module
-            for name in package.__all__:
-                getattr(package, name)
+        import_exports(callbacks, data, modules)
         shown = [ParameterSummary(), RunProgressBar()]
         IETCLI(
             pl.LightningModule,

@@ -35,6 +35,7 @@ from lightning_iet.evaluation.membership import Membership, infer_membership, sp
 from lightning_iet.evaluation.report import read_metrics
 from lightning_iet.modules.noise_processes import Sampler
 from lightning_iet.tools.audit import AUTO, AuditJob, Pages
+from lightning_iet.utilities.configurations import instantiate
 from lightning_iet.utilities.errors import first_line
 from lightning_iet.utilities.files import CONFIG, METRICS, checkpoint_of, file_beside
 
@@ -310,9 +311,8 @@ def _run_of(path: Path | None, job: AuditJob, train: Path | None, held_out: Path
         )
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(kind, "data")
-    make = getattr(parser, "instantiate", None) or parser.instantiate_classes  # the name since jsonargparse 4.49
     try:
-        built = make(parser.parse_object({"data": options})).data
+        built = instantiate(parser, parser.parse_object({"data": options})).data
     except ArgumentError as error:
         reason = first_line(error)
         raise ValueError(

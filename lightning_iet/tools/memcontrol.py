@@ -36,6 +36,7 @@ from lightning_iet.search.report import CHOSEN
 from lightning_iet.search.selection_points import parse_objectives
 from lightning_iet.search.selection_search import check_numbers
 from lightning_iet.tools.configs import find_configuration
+from lightning_iet.utilities.configurations import import_exports, instantiate, leave_weights_out, named_devices
 from lightning_iet.utilities.console import say
 from lightning_iet.utilities.errors import arguments_called, first_line, own_cause
 from lightning_iet.utilities.files import METRICS, check_writable
@@ -313,7 +314,7 @@ def _refuse_what_no_trial_can(settings: Mapping[str, Any]) -> None:
         ("trainer.num_nodes of 1", nodes, "A trial runs on one device: share the work of a search with `--storage`"),
         (
             "one device (trainer.devices)",
-            trainer.get("devices") if _num_devices(trainer.get("devices")) > 1 else 1,
+            trainer.get("devices") if named_devices(trainer.get("devices")) > 1 else 1,
             "Trials share a process, which trains on one device: for several, give each a program with `--storage`",
         ),
         ("averaging.num_shards of 1", shards, "Search without shards, then train the mask with them"),
@@ -325,21 +326,6 @@ def _refuse_what_no_trial_can(settings: Mapping[str, Any]) -> None:
             f"Argument `config` expected no rest in `selection`, which a search decides by a bit of its masks, but got "
             f"{selection['rest']}. Remove it."
         )
-
-
-def _num_devices(devices: Any) -> int:
-    """How many devices the trainer's option names for certain.
-
-    Example:
-        >>> [_num_devices(devices) for devices in ("auto", -1, None, 2, "2", [0, 1], [1], "0,1", "1,")]
-        [1, 1, 1, 2, 2, 2, 1, 2, 1]
-    """
-    if isinstance(devices, str) and "," in devices:
-        devices = [part for part in devices.split(",") if part.strip()]
-    if isinstance(devices, list | tuple):
-        return len(devices)
-    number = str(devices)
-    return max(1, int(number)) if number.isdecimal() else 1
 
 
 def _selection(settings: Mapping[str, Any], family: Family | None, granularity: Granularity | None) -> dict[str, Any]:
@@ -431,18 +417,15 @@ def _check_repeats(settings: Mapping[str, Any], repeated: int) -> None:
 
 def _make(parser: LightningArgumentParser, parsed: Any) -> Any:
     """Make the objects that parsed settings describe."""
-    make = getattr(parser, "instantiate", None) or parser.instantiate_classes  # the name since jsonargparse 4.49
     try:
-        return make(parsed)
+        return instantiate(parser, parsed)
     except ValueError as error:
         raise own_cause(error) or error from None  # without all that jsonargparse tried
 
 
 def _parse(base: type, name: str, settings: Mapping[str, Any]) -> tuple[LightningArgumentParser, Any]:
     """Read the settings of a module as `fit` does, without making it; the parser makes it."""
-    for package in (data, modules):  # a class without its module is found among those that are imported
-        for exported in package.__all__:
-            getattr(package, exported)
+    import_exports(data, modules)
     parser = LightningArgumentParser(exit_on_error=False)
     parser.add_lightning_class_args(base, name, subclass_mode=True)
     return parser, parser.parse_object({name: copy.deepcopy(settings)})
@@ -506,8 +489,7 @@ def _find_groups(settings: Mapping[str, Any], options: Mapping[str, Any]) -> tup
     selection = ParameterSelection(**options)
     of_data = (settings["data"] or {}).get("init_args") or {}
     parser, parsed = _parse(pl.LightningModule, "model", settings["model"])
-    if of_data.get("synthetic") and "synthetic" in (parsed.model.init_args or {}):
-        parsed.model.init_args.synthetic = True
+    leave_weights_out(parsed.model.init_args or {}, of_data)
     module = _make(parser, parsed).model
     network = find_denoiser(module, selection.denoiser, any_network=selection.selection.groups is not None)
     if network is None:

@@ -319,6 +319,8 @@ def test_the_run_that_goes_on_is_found_wherever_its_checkpoints_are(slow, monkey
 def test_several_processes_do_not_measure_each_for_itself(slow, monkeypatch):
     alone, _ = slow()
     for options in ("--trainer.devices=2",), ("--trainer.devices=0,1",), ("--trainer.devices=[0, 1]",), (
+        "--trainer.devices='2'",  # as YAML has a number that is written as text
+    ), (
         "--trainer.num_nodes=2", "--trainer.devices=1",
     ):  # fmt: skip
         slow.measured.clear()
