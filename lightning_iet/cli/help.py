@@ -58,14 +58,14 @@ class OneLineErrors:
 
     def explained(self, message: str) -> str:
         """Return what a message means, and what was probably meant."""
-        return clear(message, self.known_options())
+        return explain_error(message, self.known_options())
 
     def known_options(self) -> list[str]:
         """Return all options, as a user writes them."""
         return [option for action in self._actions for option in action.option_strings]  # type: ignore[attr-defined]
 
 
-def clear(message: str, options: Iterable[str], *, names: Mapping[str, str] | None = None) -> str:
+def explain_error(message: str, options: Iterable[str], *, names: Mapping[str, str] | None = None) -> str:
     r"""Say in plain words what a message of jsonargparse means, and what was probably meant.
 
     Args:
@@ -74,11 +74,11 @@ def clear(message: str, options: Iterable[str], *, names: Mapping[str, str] | No
         names: What to write for each class, by its bare name.
 
     Example:
-        >>> clear("unrecognized arguments: --agc.treshold 1", ["--agc.threshold", "--agc.decay"])
+        >>> explain_error("unrecognized arguments: --agc.treshold 1", ["--agc.threshold", "--agc.decay"])
         'There is no option --agc.treshold. Did you mean --agc.threshold?'
-        >>> clear("the following arguments are required: generated, train", [])
+        >>> explain_error("the following arguments are required: generated, train", [])
         'Options --generated and --train are missing. The command with --help lists all.'
-        >>> clear("Parser key \"agc.decay\": Expected a <class 'float'>. Got value: high", [])
+        >>> explain_error("Parser key \"agc.decay\": Expected a <class 'float'>. Got value: high", [])
         "Option --agc.decay expected a number, but got 'high'."
     """
     text = " ".join(message.split())
@@ -104,7 +104,7 @@ def clear(message: str, options: Iterable[str], *, names: Mapping[str, str] | No
         return text
     option, value, problem = f"Option --{found['key']}", found["value"], found["problem"]
     kinds = dict.fromkeys(re.findall(r"Expected an? <class '(?:\w+\.)*(\w+)'>", problem))
-    words = [_WORDS[kind] for kind in kinds if kind in _WORDS]
+    words = [_TYPE_NAMES[kind] for kind in kinds if kind in _TYPE_NAMES]
     of_class = re.search(r"dot import path string: (\S+)", problem)
     if of_class and "float" not in kinds:  # a learning rate may be a tensor, too
         close = meant(of_class[1], names or {})
@@ -167,14 +167,14 @@ def check_dashes(arguments: Iterable[str], options: Collection[str]) -> None:
 
 
 _SEE_HELP = "The command with --help lists all."
-_WORDS = {
+_TYPE_NAMES = {
     "int": "an integer", "float": "a number", "bool": "true or false", "str": "text", "NoneType": "null",
     "Sequence": "a list, such as [a,b]", "list": "a list, such as [a,b]",
     "tuple": "a list, such as [a,b]",
 }  # fmt: skip
 
 
-_OTHER_NAMES = {
+_SYNONYMS = {
     "checkpoint": ("ckpt", "ckpt_path"),
     "ckpt": ("ckpt_path",),
     "ckpt-path": ("ckpt",),
@@ -221,7 +221,7 @@ def meant(typed: str, known: Iterable[str]) -> str:
         'The command with --help lists all.'
     """
     shown = known if isinstance(known, Mapping) else {name: name for name in sorted(set(known))}
-    for other in _OTHER_NAMES.get(typed.lstrip("-").replace("_", "-"), ()):
+    for other in _SYNONYMS.get(typed.lstrip("-").replace("_", "-"), ()):
         positive = other.removeprefix("no-")
         if f"--{positive}" in shown:
             return f"Did you mean --{other}?"

@@ -509,7 +509,7 @@ def _epochs_of_an_hour(
 
 
 def _as_begun(found: dict[str, Any], run: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return the settings that are found, with the method of the run that goes on, if one does: it knows no other."""
+    """Return ``found`` with AGC, averaging, duplicates and batch size of the run that goes on; the same without one."""
     if run is None:
         return found
     options = run.get("data", {}).get("init_args", {})

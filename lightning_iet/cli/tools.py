@@ -26,9 +26,9 @@ _FORMER = {
     "workers": "num_workers",
 }
 """What options were called before all tools had one style of names; scripts that give them go on working."""
-_OF_THE_TRAINER = {"ckpt_path": "ckpt"}
+_OPTIONS_OF_FIT = {"ckpt_path": "ckpt"}
 """What `fit` calls the same; it may be given to the tools as well."""
-_FIRST = ("ckpt", "name")  # arguments that may be given as the first word, without their option
+_FIRST_WORD = ("ckpt", "name")  # arguments that may be given as the first word, without their option
 
 
 class _ToolParser(OneLineErrors, ArgumentParser):
@@ -89,13 +89,13 @@ def run_tool(tool: Callable[..., object], args: Sequence[str]) -> None:
     parser.add_function_arguments(tool, skip=positional, as_group=False)
     args = [_renamed(argument, parameters) for argument in args]
     check_dashes(args, parser.known_options())
-    first = next((name for name in _FIRST if name in parameters), None)
+    first = next((name for name in _FIRST_WORD if name in parameters), None)
     if first is not None and args and not args[0].startswith("-"):
         args = [f"--{first}", *args]
     options = {name: name.upper() if name in positional else with_dashes(f"--{name}") for name in parameters}
     of_config = "config" in parameters
     with options_named(lambda name, _: options.get(name, f"`{name}` of the configuration" if of_config else None)):
-        result = tool(**parser.parse_args(_with_underscores(args, parser.get_defaults().as_dict())).as_dict())
+        result = tool(**parser.parse_args(_as_parsed(args, parser.get_defaults().as_dict())).as_dict())
     status = getattr(result, "exit_status", 0)
     if status:
         sys.exit(status)
@@ -114,8 +114,8 @@ def _renamed(argument: str, parameters: Container[str]) -> str:
     """
     name, equals, value = argument.partition("=")
     former = name[2:].replace("-", "_") if name.startswith("--") else ""
-    if former not in parameters and _OF_THE_TRAINER.get(former, "") in parameters:
-        return f"--{_OF_THE_TRAINER[former]}{equals}{value}"
+    if former not in parameters and _OPTIONS_OF_FIT.get(former, "") in parameters:
+        return f"--{_OPTIONS_OF_FIT[former]}{equals}{value}"
     today = _FORMER.get(former, "")
     if former in parameters or today not in parameters:
         return argument
@@ -124,15 +124,15 @@ def _renamed(argument: str, parameters: Container[str]) -> str:
     return f"{option}{equals}{value}"
 
 
-def _with_underscores(args: Sequence[str], defaults: Mapping[str, object]) -> list[str]:
+def _as_parsed(args: Sequence[str], defaults: Mapping[str, object]) -> list[str]:
     """Write options as the parser knows them.
 
     Example:
-        >>> _with_underscores(["--strict", "--no-show-images"], {"strict": False, "show_images": True})
+        >>> _as_parsed(["--strict", "--no-show-images"], {"strict": False, "show_images": True})
         ['--strict', 'true', '--show_images', 'false']
-        >>> _with_underscores(["--held-out", "a-b"], {})
+        >>> _as_parsed(["--held-out", "a-b"], {})
         ['--held_out', 'a-b']
-        >>> _with_underscores(["--lr", "1e-5", "1e-3", "--jobs", "2"], {"lr": (0.0, 1.0)})
+        >>> _as_parsed(["--lr", "1e-5", "1e-3", "--jobs", "2"], {"lr": (0.0, 1.0)})
         ['--lr', '[1e-5, 1e-3]', '--jobs', '2']
     """
     found: list[str] = []

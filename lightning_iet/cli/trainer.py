@@ -37,7 +37,7 @@ from lightning_iet.cli.help import (
     HelpFormatter,
     OneLineErrors,
     check_dashes,
-    clear,
+    explain_error,
     first_sentence,
     option_lines,
     plain,
@@ -81,9 +81,9 @@ _OF_SHARDING = {
     "seed": "--sharding.seed",
 }
 """What the command line gives ShardedDataModule, by its arguments."""
-_OTHER_NAMES = {"datamodule": "--data", "model": "--model", "save_dir": "--trainer.logger.save_dir"}
+_ARGUMENT_OPTIONS = {"datamodule": "--data", "model": "--model", "save_dir": "--trainer.logger.save_dir"}
 """What arguments of functions are as options."""
-_FIRST = ("config", "ckpt_path", "trust_checkpoint", "measure_steps", "seed_everything")
+_SHOWN_FIRST = ("config", "ckpt_path", "trust_checkpoint", "measure_steps", "seed_everything")
 _OFTEN = (
     "max_epochs", "max_steps", "accelerator", "devices", "precision", "gradient_clip_val", "accumulate_grad_batches",
     "check_val_every_n_epoch", "fast_dev_run", "default_root_dir", "logger", "enable_progress_bar",
@@ -103,7 +103,7 @@ _DESCRIPTIONS = {
 }
 _DEEPER = ("--images", "--model.optimizer.init_args.lr", "--trainer.logger.save_dir")
 """Options that no parser lists by itself."""
-_WORDS = ("best", "last", "hpc", "registry")  # of Lightning's own, in the place of a checkpoint's path
+_LIGHTNING_CHECKPOINTS = ("best", "last", "hpc", "registry")  # of Lightning's own, in the place of a checkpoint's path
 _ACCELERATORS: dict[str, Callable[[], bool]] = {
     "cpu": lambda: True,
     "cuda": torch.cuda.is_available,
@@ -178,7 +178,7 @@ class IETCLI(LightningCLI):
             raise ValueError(
                 f"`{self.config.subcommand}` expected a trained model, but got none: --ckpt_path RUN_FOLDER."
             )
-        if path and path not in _WORDS:
+        if path and path not in _LIGHTNING_CHECKPOINTS:
             path = options["ckpt_path"] = str(checkpoint_of(Path(path), argument="ckpt_path"))
             outline(Path(path), argument="ckpt_path", trusted=trusted)
 
@@ -189,7 +189,7 @@ class IETCLI(LightningCLI):
         """
         options = self.config[self.config.subcommand]
         path, trusted = options.get("ckpt_path"), options.get("trust_checkpoint")
-        if path and path not in _WORDS and not trusted:
+        if path and path not in _LIGHTNING_CHECKPOINTS and not trusted:
             saved = outline(Path(path), argument="ckpt_path").get("hyper_parameters", {})
             if "_class_path" in saved:
                 super()._parse_ckpt_path()
@@ -318,7 +318,7 @@ class IETCLI(LightningCLI):
 
 def _steps_done(ckpt_path: str | Path | None, *, trusted: bool) -> int:
     """Return the optimizer steps of a process that a checkpoint holds; 0 where none is named by its path."""
-    if ckpt_path is None or str(ckpt_path) in _WORDS:
+    if ckpt_path is None or str(ckpt_path) in _LIGHTNING_CHECKPOINTS:
         return 0
     return int(outline(Path(ckpt_path), argument="ckpt_path", trusted=trusted).get("global_step", 0))
 
@@ -371,7 +371,7 @@ class _Parser(OneLineErrors, LightningArgumentParser):
         """Return what a message means, what was probably meant, and in which file it stands."""
         of_classes = {name: f"--{part}.{name}" for part, name in _options_of_classes()}
         of_others = {option.rpartition(".")[2]: option for option in _DEEPER}
-        text = clear(message, self.likely_options(), names=_class_names())
+        text = explain_error(message, self.likely_options(), names=_class_names())
         if unknown := re.match(r"There is no option `([\w.-]+)`", text):
             if unknown[1] in of_classes:
                 text = _of_another_class(*of_classes[unknown[1]].removeprefix("--").split("."))
@@ -422,7 +422,7 @@ def _page(parser: _Parser) -> Iterator[str]:
     yield f"usage: {PROGRAM} {command} --config NAME_OR_FILE [options]"
     yield f"       {PROGRAM} {command} --images FOLDER [options]"
     yield from ("", f"{_DESCRIPTIONS[command]}", "")
-    own = [name for name in _FIRST if name in actions]
+    own = [name for name in _SHOWN_FIRST if name in actions]
     yield from wrapped("--images", "A folder of images to train on; all that is not said is found from them.")
     yield from option_lines([actions[name] for name in own], brief=True)
     for group, kind in METHODS.items():
@@ -485,9 +485,10 @@ def _option_of(name: str, error: BaseException, *, images: bool) -> str | None:
         return _OF_SHARDING.get(name)
     if found is not None:
         return found if found in of_methods or found.startswith(("--data.", "--model.")) else None
-    if name in _OTHER_NAMES:
-        return _OTHER_NAMES[name]
-    own = [f"--{one}" for one in _FIRST] + [f"--trainer.{one}" for one in inspect.signature(pl.Trainer).parameters]
+    if name in _ARGUMENT_OPTIONS:
+        return _ARGUMENT_OPTIONS[name]
+    of_trainer = inspect.signature(pl.Trainer).parameters
+    own = [*(f"--{one}" for one in _SHOWN_FIRST), *(f"--trainer.{one}" for one in of_trainer)]
     sharding = [_OF_SHARDING.get(one, f"--sharding.{one}") for one in arguments_of(ShardedDataModule)]
     named = {one for one in (*own, *of_methods, *sharding) if re.split(r"\.|--", one)[-1] == name}
     return named.pop() if len(named) == 1 else None

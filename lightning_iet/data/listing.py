@@ -63,13 +63,11 @@ class Listing:
     Attributes:
         folder: Where they are.
         files: Paths below it, without what the system keeps for itself.
-        empty: Folders in which, and below which, there is no file.
         system: How many files the system keeps, by the folder or file that says so.
     """
 
     folder: Path
     files: list[str]
-    empty: list[str] = field(default_factory=list)
     system: Counter[str] = field(default_factory=Counter)
 
     def head(self, name: str) -> bytes:
@@ -107,7 +105,6 @@ def list_folder(folder: Path) -> Listing:
     for name in _walk(os.fspath(folder), set(), listing):
         listing.files.append(os.path.relpath(name, folder))
     listing.files.sort(key=os.fsencode)
-    listing.empty[:] = sorted((os.path.relpath(name, folder) for name in listing.empty), key=os.fsencode)
     return listing
 
 
@@ -117,7 +114,6 @@ def _walk(folder: str, visited: set[tuple[int, int]], listing: Listing) -> Itera
     if (status.st_dev, status.st_ino) in visited:
         return
     visited.add((status.st_dev, status.st_ino))
-    found = False
     with os.scandir(folder) as entries:
         # Sorted, so that of two ways to one folder always the same is taken.
         for entry in sorted(entries, key=lambda entry: os.fsencode(entry.name)):
@@ -130,14 +126,9 @@ def _walk(folder: str, visited: set[tuple[int, int]], listing: Listing) -> Itera
                 if not entry.name.startswith("."):
                     listing.system[entry.name] += sum(len(files) for *_, files in os.walk(entry.path)) or 1
             elif is_folder:
-                for path in _walk(entry.path, visited, listing):
-                    found = True
-                    yield path
+                yield from _walk(entry.path, visited, listing)
             else:
-                found = True
                 yield entry.path
-    if not found:
-        listing.empty.append(folder)
 
 
 def read_regular(path: str, most: int = -1) -> bytes:

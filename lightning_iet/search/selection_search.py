@@ -132,9 +132,9 @@ def search_selection(
     names = _check_groups(sizes, enqueue)
     check_numbers(trials=trials, jobs=jobs, seed=seed, learning_rates=learning_rates)
     if callable(sampler):
-        make, described = sampler, getattr(sampler, "__name__", type(sampler).__name__)
+        make, sampler_name = sampler, getattr(sampler, "__name__", type(sampler).__name__)
     else:
-        make, described = named_sampler(sampler, trials=trials)
+        make, sampler_name = named_sampler(sampler, trials=trials)
     folder = Path(out)
     check_writable(folder, argument="out", remedy="Give another folder with `out`.")
     facts = dict(settings or {})
@@ -147,7 +147,7 @@ def search_selection(
         objectives=wanted,
         settings={
             **facts,
-            "trials": trials, "learning rates": f"{low:g} to {high:g}", "sampler": described, "seed": seed,
+            "trials": trials, "learning rates": f"{low:g} to {high:g}", "sampler": sampler_name, "seed": seed,
             "storage": shown_storage(storage or "search.db"),
         },
     )  # fmt: skip

@@ -31,6 +31,7 @@ from lightning_iet.utilities.files import write_json
 from lightning_iet.utilities.lightning import find_callback
 from lightning_iet.utilities.text import in_words
 
+_UNKNOWN = "not known"
 _METHODS = (  # which take their time in a step; an evaluation takes it after the last one
     AntiGradientControl,
     ParameterAveragingCallback,
@@ -246,10 +247,12 @@ def cost_table(cost: Cost) -> Table:
     each = "each shard: " if shards > 1 else ""
     in_epoch = "as the data are large" if cost.is_synthetic else f"{schedule.epoch_steps:,} in an epoch"
     epochs = "no limit of epochs" if schedule.epochs is None else f"{schedule.epochs:,} epochs"
-    known = _count if cost.has_length else _unknown
-    table.add_row("steps", known(schedule.steps), f"{each}{in_epoch}, {epochs}")
+    steps, of_process = (
+        _count(number) if cost.has_length else _UNKNOWN for number in (schedule.steps, schedule.process_steps)
+    )
+    table.add_row("steps", steps, f"{each}{in_epoch}, {epochs}")
     if schedule.hosted > 1:
-        table.add_row("steps of a process", known(schedule.process_steps), f"those of its {schedule.hosted} shards")
+        table.add_row("steps of a process", of_process, f"those of its {schedule.hosted} shards")
     table.add_section()
     optimizer = "of the optimizer: not known" if size.optimizer is None else f"optimizer {in_mib(size.optimizer)}"
     made = f"{schedule.hosted} × (weights, averages {in_mib(size.averaged)} + {optimizer})"
@@ -269,20 +272,16 @@ def cost_table(cost: Cost) -> Table:
             all_bytes = None if averagings is None else averagings * shards * size.averaged
             table.add_row("averagings", _count(averagings), f"{in_mib(all_bytes)} in all")
         else:
-            table.add_row("averagings", _unknown(averagings), "")
+            table.add_row("averagings", _UNKNOWN, "")
         if schedule.processes > 1:
             table.add_row("sent by a process", in_mib(cost.sent), "in an averaging; between them, nothing")
     table.add_section()
     if cost.step_seconds is None:
         table.add_row("time", "not measured", "--measure_steps 5 takes a few steps to tell")
     else:
-        length = in_words(cost.seconds) if cost.has_length else _unknown(None)
+        length = in_words(cost.seconds) if cost.has_length else _UNKNOWN
         table.add_row("time", length, f"{cost.step_seconds:.3g} s for each step, data included")
     return table
-
-
-def _unknown(_: int | None) -> str:
-    return "not known"
 
 
 def _count(number: int | None) -> str:
