@@ -237,7 +237,7 @@ def measure_losses(
         probing: which of them, and where.
         cache: where finished blocks go.
         argument: what the images are, for the bar.
-        labels: class of each image, shape ``(N,)``, for a model that cannot do without; ``None`` = none are given.
+        labels: class of each image, shape ``(N,)``, for a model of classes; ``None`` = none are given.
 
     Returns:
         Shape ``(n, J)``, float32, on every process.

@@ -178,8 +178,11 @@ def membership_words(membership: Membership) -> str:
         answer = "tells training images from held-out ones"
     rates = membership.true_positive_rates.items()
     found = ", ".join(f"{percent(share)} at {percent(float(rate))}" for rate, share in rates)
+    loss = {None: "loss", True: "loss, given the images' labels,", False: "loss without labels"}[
+        membership.labels_given
+    ]
     return (
-        f"The generator's loss {answer}: AUC {membership.auc:.3f} (95 % interval {membership.auc_low:.3f} to "
+        f"The generator's {loss} {answer}: AUC {membership.auc:.3f} (95 % interval {membership.auc_low:.3f} to "
         f"{membership.auc_high:.3f}; 0.5 is chance). Training images found at few false positives: {found}."
     )
 

@@ -175,6 +175,7 @@ class Membership:
         auc_high: Upper end.
         true_positive_rates: By false positive rate the share of training images that are found.
         timesteps: The gap at each timestep.
+        labels_given: Whether losses are those of a model that was given the images' labels; ``None`` = it takes none.
     """
 
     train: int
@@ -184,9 +185,12 @@ class Membership:
     auc_high: float
     true_positive_rates: dict[str, float]
     timesteps: list[TimestepGap]
+    labels_given: bool | None = None
 
 
-def infer_membership(train: Tensor, held_out: Tensor, timesteps: Tensor) -> Membership:
+def infer_membership(
+    train: Tensor, held_out: Tensor, timesteps: Tensor, *, labels_given: bool | None = None
+) -> Membership:
     """Attack by the loss, and compare losses timestep by timestep.
 
     The score of an image is the plain mean of its losses *(our choice: on a model that had begun to memorize 100 digits
@@ -196,6 +200,7 @@ def infer_membership(train: Tensor, held_out: Tensor, timesteps: Tensor) -> Memb
         train: Losses of training images, shape ``(M, J)``.
         held_out: Losses of held-out images at the same timesteps, shape ``(N, J)``.
         timesteps: The timesteps, shape ``(J,)``.
+        labels_given: To put on record, see :class:`Membership`.
 
     Raises:
         ValueError: A set holds fewer than two images, or a loss is not finite.
@@ -220,11 +225,11 @@ def infer_membership(train: Tensor, held_out: Tensor, timesteps: Tensor) -> Memb
             )
     scores = [losses.double().mean(dim=1) for losses in (train, held_out)]
     found = {name: float(value) for name, value in membership_inference(*scores).items()}
-    auc = {name: found.pop(name) for name in ("auc", "auc_low", "auc_high")}
+    auc = (found.pop("auc"), found.pop("auc_low"), found.pop("auc_high"))
     rates = {name.removeprefix("tpr@"): value for name, value in found.items()}
     means = [losses.double().mean(dim=0) for losses in (train, held_out)]
     welch = ttest_ind(held_out.double().numpy(), train.double().numpy(), axis=0, equal_var=False)
     interval = welch.confidence_interval(0.95)
     columns = (timesteps, *means, means[1] - means[0], interval.low, interval.high)
     gaps = [TimestepGap(*row) for row in zip(*(column.tolist() for column in columns), strict=True)]
-    return Membership(len(train), len(held_out), **auc, true_positive_rates=rates, timesteps=gaps)
+    return Membership(len(train), len(held_out), *auc, rates, gaps, labels_given)

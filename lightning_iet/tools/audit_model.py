@@ -366,10 +366,11 @@ def _membership(
     *,
     labels: Mapping[str, Tensor | None],
 ) -> Membership:
-    classes = getattr(generator.module, "conditioning", None)
-    needed = classes is not None and classes.null is None  # else losses are those without a label, as of any folder
+    is_conditional = getattr(generator.module, "conditioning", None) is not None
+    are_given = is_conditional and all(labels.get(name) is not None for name in sets)  # as in an evaluation
     losses = {}
     for name, images in sets.items():
-        of_set = labels.get(name) if needed else None
+        of_set = labels[name] if are_given else None
         losses[name] = measure_losses(generator, images, probing, cache=job.blocks, argument=name, labels=of_set)
-    return infer_membership(**losses, timesteps=spread_timesteps(probing.timesteps, generator.module.num_timesteps))
+    timesteps = spread_timesteps(probing.timesteps, generator.module.num_timesteps)
+    return infer_membership(**losses, timesteps=timesteps, labels_given=are_given if is_conditional else None)

@@ -578,6 +578,9 @@ def test_other_measures_speak_in_the_headline(clean):
         assert "Loss" not in verdict(replace(clean, membership=unsure)).headline
         assert "gives no sure sign of which images were trained on" in membership_words(unsure)
     assert "tells training images from held-out ones" in membership_words(membership)
+    given, without = (membership_words(replace(membership, labels_given=given)) for given in (True, False))
+    assert given.startswith("The generator's loss, given the images' labels, tells")
+    assert without.startswith("The generator's loss without labels tells")
     nearer = Nearer("memorized quantity at 0.15", 0.705, 0.098, True, 1e-20, True)
     words = verdict(replace(clean, nearer=[nearer]))
     assert words.level == "open"

@@ -16,7 +16,7 @@ def digit_pixels(start, stop):
     return torch.from_numpy(load_digits().images)[order, None].div(16).mul(255).round().to(torch.uint8)
 
 
-def fresh_model(seed=0, *, unet=None, **scheduler):
+def fresh_model(seed=0, *, unet=None, num_classes=None, **scheduler):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         settings = {"num_train_timesteps": 100, "beta_end": 0.2} | scheduler
@@ -24,6 +24,7 @@ def fresh_model(seed=0, *, unet=None, **scheduler):
             tiny_unet(**({"block_out_channels": (32,)} | (unet or {}))),
             scheduler=DDPMScheduler(**settings),
             ema_decay=0.5,
+            num_classes=num_classes,
         )
 
 

@@ -17,6 +17,8 @@ from lightning_iet.audit.reading import image_set
 from lightning_iet.cli import main
 from lightning_iet.data import DigitsDataModule
 from lightning_iet.data.splits import select_disjoint
+from lightning_iet.evaluation.membership import mean_losses, spread_timesteps
+from lightning_iet.functional.membership_inference import membership_inference
 from lightning_iet.tools.audit import AuditJob
 from lightning_iet.tools.audit_model import _run_of, audit_model
 from tests.helpers.audits import DATE, FILES, QUICK_MODEL, metrics, said
@@ -125,6 +127,33 @@ def test_a_class_conditional_run_is_audited_with_its_own_classes(here):
     run = own_run(path)
     run.read()
     assert torch.equal(run.labels()["train"], digits.train_set.targets)
+
+
+def test_losses_are_those_of_the_labels_that_are_known(here):
+    """As in the evaluation of the run, although the model also takes a null label; of a folder none are known."""
+    arguments = {"num_train": 30, "num_control": 40}
+    path = own_images(here, arguments)
+    model = fresh_model(unet={"num_class_embeds": 11}, num_classes=10)
+    torch.nn.init.normal_(model.unet.class_embedding.weight, generator=torch.Generator().manual_seed(0))
+    assert model.conditioning.null == 10
+    save_checkpoint(model, path)
+    own = audit_model(ckpt=Path("runs"), out=Path("own"), **OF_RUN).membership
+    digits = DigitsDataModule(**arguments)
+    digits.setup("fit")
+    parts = {"t": [digits.train_set], "h": [digits.control_set, digits.reference_set]}
+    steps, losses, plain = spread_timesteps(2, model.num_timesteps), [], []
+    for name, sets in parts.items():
+        images, labels = (torch.cat([getattr(part, what) for part in sets]) for what in ("images", "targets"))
+        np.save(f"{name}.npy", (images[:, 0].numpy() * 255).round().astype(np.uint8))
+        shared = (model, (images * 255).round().to(torch.uint8), torch.arange(len(images)), steps)
+        losses.append(mean_losses(*shared, condition=labels))
+        plain.append(mean_losses(*shared))
+    expected, without = (float(membership_inference(*part)["auc"]) for part in (losses, plain))
+    assert expected != pytest.approx(without, abs=1e-3)
+    assert (own.auc, own.labels_given) == (pytest.approx(expected, abs=1e-4), True)
+    given = {"train": Path("t.npy"), "held_out": Path("h.npy"), "out": Path("given")}
+    folder = audit_model(ckpt=Path("runs"), **given, **OF_RUN).membership
+    assert (folder.auc, folder.labels_given) == (pytest.approx(without, abs=1e-4), False)
 
 
 def test_the_runs_images_are_read_as_it_read_them(here, capsys):
