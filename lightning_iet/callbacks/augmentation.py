@@ -20,6 +20,7 @@ from lightning_iet.data.augmentation import (
     Magnitudes,
     Operation,
     augment_rows,
+    check_channels,
     check_operations,
     check_range,
     find_layer,
@@ -28,6 +29,7 @@ from lightning_iet.data.augmentation import (
 )
 from lightning_iet.data.images import ImageDataModule
 from lightning_iet.data.sharding import ShardedDataModule, find_wrapper, inner_datamodule
+from lightning_iet.functional.checks import check_choice
 from lightning_iet.functional.sample_record import last_of_each, sum_by_index
 from lightning_iet.functional.seeding import derive_seed
 from lightning_iet.functional.threshold_aware_augmentation import (
@@ -37,7 +39,7 @@ from lightning_iet.functional.threshold_aware_augmentation import (
 )
 from lightning_iet.shards.groups import gather_rows
 from lightning_iet.utilities.checkpoints import next_epoch, skips_epoch_end, warn_of_changes
-from lightning_iet.utilities.lightning import Callback, find_callback, find_callbacks
+from lightning_iet.utilities.lightning import Callback, find_callback, find_callbacks, log_values
 
 _JUDGEMENT_SEED = 4  # tells these seeds from those of training steps
 
@@ -111,8 +113,7 @@ class ThresholdAwareAugmentation(Callback):
         super().__init__()
         check_augmentation(max_magnitude=max_magnitude, band=band, sharpness=sharpness, num_ops=num_ops)
         check_operations(ops)
-        if at not in get_args(When):
-            raise ValueError(f"Argument `at` expected 'next_draw' or 'same_step', but got {at!r}.")
+        check_choice("at", at, get_args(When))
         if defer and at == "same_step":
             raise ValueError(
                 "Argument `defer` expected False with at='same_step', where no sample waits for its augmentation, but"
@@ -181,8 +182,8 @@ class ThresholdAwareAugmentation(Callback):
         self._control.needs_samples = True
         self._control.augmentation = self
         inner = inner_datamodule(trainer)
-        if isinstance(inner, ImageDataModule) and inner.channels not in (1, 3):
-            _check_channels(inner.channels, self.ops)
+        if isinstance(inner, ImageDataModule):
+            check_channels(inner.channels, self.ops)
         if isinstance(inner, ImageDataModule) and self.at == "next_draw":
             inner.magnitudes = Magnitudes(self.num_ops, self.ops)
             if isinstance(trainer.datamodule, ShardedDataModule):  # type: ignore[attr-defined]
@@ -397,12 +398,10 @@ class ThresholdAwareAugmentation(Callback):
             pl_module.log("augmentation/magnitude", float(magnitudes / chosen))
         judged, chosen, magnitudes, _ = in_bands(sums, NUM_BANDS)
         means = {"augmentation/share": chosen / judged, "augmentation/magnitude": magnitudes / chosen}
-        values = named_by_band(means)
-        for logger in trainer.loggers:
-            logger.log_metrics(values | {"epoch": trainer.current_epoch}, step=trainer.global_step)
+        log_values(trainer, named_by_band(means))
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """What is read now needs no other process."""
+        """Share the magnitudes a last time; :meth:`state_dict` then needs no other process."""
         if self._control is not None:
             self._share()
             self._num_processes = 1
@@ -448,13 +447,3 @@ class ThresholdAwareAugmentation(Callback):
     def _settings(self) -> dict[str, Any]:
         names = ("max_magnitude", "band", "sharpness", "num_ops", "at", "defer", "ops")
         return {name: getattr(self, name) for name in names}
-
-
-def _check_channels(channels: int, ops: Sequence[str] | None) -> None:
-    """Refuse operations that do not suit images of other than 1 or 3 channels."""
-    allowed = ("Identity", "ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate")
-    if ops is None or not set(ops) <= set(allowed):
-        raise ValueError(
-            f"Argument `ops` expected some of {', '.join(allowed)} for images of {channels} channels, but got"
-            f" {'all' if ops is None else ', '.join(ops)}. Name these alone."
-        )

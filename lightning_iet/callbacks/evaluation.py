@@ -46,7 +46,14 @@ from lightning_iet.metrics.frechet import frechet_distance
 from lightning_iet.utilities.checkpoints import next_epoch, took_last_batch
 from lightning_iet.utilities.errors import arguments_called
 from lightning_iet.utilities.files import check_writable, run_folder
-from lightning_iet.utilities.lightning import Position, find_callback, isolated_module, loss_of, order_callbacks
+from lightning_iet.utilities.lightning import (
+    Position,
+    find_callback,
+    isolated_module,
+    loss_of,
+    num_shards_of,
+    order_callbacks,
+)
 
 
 class RunHistory:
@@ -132,14 +139,13 @@ def describe_run(trainer: pl.Trainer, history: RunHistory) -> dict[str, Any]:
     :meth:`~lightning_iet.callbacks.AntiGradientControl.gap`.
     """
     agc, averaging = find_callback(trainer, AntiGradientControl), find_callback(trainer, ParameterAveragingCallback)
-    shards = 1 if averaging is None else averaging.num_shards
     weights = {} if agc is None else agc.weights_by_epoch()
     return {
         "epochs": trainer.current_epoch,
         "steps": trainer.global_step,
         "seconds": history.seconds(),
         "processes": trainer.world_size,
-        "num_shards": trainer.world_size if shards is None else shards,
+        "num_shards": num_shards_of(trainer, averaging),
         "threshold": 0.0 if agc is None or agc.criterion != "ratio" else agc.threshold,
         "criterion": None if agc is None or agc.is_off else agc.criterion,
         "skip_rate": 0.0 if agc is None else float(agc.skip_rate()),
@@ -154,7 +160,7 @@ def describe_run(trainer: pl.Trainer, history: RunHistory) -> dict[str, Any]:
 def _round_epochs(trainer: pl.Trainer) -> float | None:
     """Return the number of epochs between two averagings of the shards; None with a single shard."""
     averaging = find_callback(trainer, ParameterAveragingCallback)
-    shards = 1 if averaging is None else averaging.num_shards or trainer.world_size
+    shards = num_shards_of(trainer, averaging)
     if averaging is None or shards == 1:
         return None
     if averaging.every_n_train_steps is None:

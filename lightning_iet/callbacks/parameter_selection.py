@@ -30,9 +30,7 @@ from lightning_iet.modules.svdiff import rebuild_bases, share_bases, spectral_sh
 from lightning_iet.shards.ema import averaged_modules, unregistered_averages, weight_averagings
 from lightning_iet.utilities.errors import first_line
 from lightning_iet.utilities.files import write_atomically
-from lightning_iet.utilities.lightning import Callback, named_part, patched_attribute
-
-_SHARDED = ("FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy")
+from lightning_iet.utilities.lightning import Callback, is_sharded, named_part, patched_attribute
 
 
 class ParameterSelection(Callback):
@@ -69,7 +67,7 @@ class ParameterSelection(Callback):
         selection: What trains, in one object.
         parameter_groups: Groups of the denoiser; None before ``setup``.
         num_trained: Number of parameters that train; 0 before ``setup``.
-        share: The same as a share of the network's parameters (adapters counted above the line only).
+        share: ``num_trained`` divided by the number of the network's parameters without adapters.
 
     Raises:
         ValueError: For words, numbers or files that cannot be, at once; in ``setup``, for a selection that does not
@@ -154,7 +152,7 @@ class ParameterSelection(Callback):
             self._forget()  # the network of another module, of an earlier run
         if self.selection.is_neutral or self._network is not None:
             return
-        if type(trainer.strategy).__name__ in _SHARDED:
+        if is_sharded(trainer.strategy):
             raise MisconfigurationException(
                 f"ParameterSelection expected a strategy that keeps parameters whole, but got "
                 f"{type(trainer.strategy).__name__}. Use Trainer(strategy='ddp') or one device."

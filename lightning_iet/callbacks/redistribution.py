@@ -26,7 +26,7 @@ from lightning_iet.functional.redistribution import (
 from lightning_iet.functional.seeding import derive_seed
 from lightning_iet.functional.sharding import from_assignment, to_assignment
 from lightning_iet.utilities.checkpoints import next_epoch, warn_of_changes
-from lightning_iet.utilities.lightning import Callback, find_callback, find_callbacks
+from lightning_iet.utilities.lightning import Callback, find_callback, find_callbacks, num_shards_of
 
 _SEED = 3  # tells these seeds from those of training steps
 
@@ -132,7 +132,7 @@ class Redistribution(Callback):
                 "Redistribution expected an AntiGradientControl that leaves samples out, but got weigh='draws', which"
                 " draws known samples less often and leaves none out. Switch one of them off: fraction=0, or eta=0."
             )
-        check_exchange(self.fraction, self.min_skips, self._averaging.num_shards or trainer.world_size)
+        check_exchange(self.fraction, self.min_skips, num_shards_of(trainer, self._averaging))
         if not isinstance(getattr(trainer, "datamodule", None), ShardedDataModule):
             raise ValueError(
                 "Redistribution expected a ShardedDataModule, whose samples can change their shard, but got data that"
@@ -193,7 +193,7 @@ class Redistribution(Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """After an averaging, all shards have trained on the same samples."""
+        """Forget what each shard has trained on, once the shards have been averaged."""
         if self._trained is not None and self._averaging is not None:
             engine = self._averaging.engine
             if engine is not None and engine.agreed:

@@ -54,7 +54,7 @@ from lightning_iet.utilities.configurations import import_exports, leave_weights
 from lightning_iet.utilities.devices import training_threads
 from lightning_iet.utilities.errors import own_cause, yaml_fault
 from lightning_iet.utilities.files import check_writable, checkpoint_of, run_folder
-from lightning_iet.utilities.lightning import find_callback, order_callbacks
+from lightning_iet.utilities.lightning import find_callback, num_shards_of, order_callbacks
 from lightning_iet.utilities.text import counted, in_words
 
 METHODS = {
@@ -299,7 +299,7 @@ class IETCLI(LightningCLI):
         self.trainer.callbacks.sort(key=lambda callback: not isinstance(callback, ParameterSelection))  # type: ignore[attr-defined]
         averaging = find_callback(self.trainer, ParameterAveragingCallback)
         assert averaging is not None  # noqa: S101 (a group of options)
-        shards = self.trainer.world_size if averaging.num_shards is None else averaging.num_shards
+        shards = num_shards_of(self.trainer, averaging)
         processes, cores = self.trainer.num_devices, os.cpu_count() or 1
         if self.trainer.strategy.root_device.type == "cpu" and processes > cores:
             rank_zero_info(

@@ -59,11 +59,7 @@ def augment(
         check_range(image, "Augment images before they are normalized.")
         pixels = (image.clamp(0, 1) * 255).round().to(torch.uint8)
     names = _OPERATIONS if ops is None else ops
-    if len(image) not in (1, 3) and not set(names) <= set(_ANY_CHANNELS):
-        raise ValueError(
-            f"Argument `ops` expected operations that suit images of {len(image)} channels, but got {', '.join(names)}."
-            f" Use some of {', '.join(_ANY_CHANNELS)}."
-        )
+    check_channels(len(image), ops)
     with isolated_rng():
         seed_rng(seed, devices=False)
         pixels = _RestrictedRandAugment(num_ops, magnitude, names)(pixels)
@@ -262,6 +258,19 @@ def check_operations(ops: Sequence[str] | None) -> None:
     if ops is not None and (not ops or not set(ops) <= set(_OPERATIONS)):
         found = ", ".join(map(repr, ops)) or "none"
         raise ValueError(f"Argument `ops` expected some of {', '.join(_OPERATIONS)}, but got {found}.")
+
+
+def check_channels(channels: int, ops: Sequence[str] | None) -> None:
+    """Refuse operations that do not suit images of a number of channels; ``None`` = all of them.
+
+    Raises:
+        ValueError: If one of them changes colours, and there are neither 1 nor 3 channels.
+    """
+    if channels not in (1, 3) and not set(_OPERATIONS if ops is None else ops) <= set(_ANY_CHANNELS):
+        raise ValueError(
+            f"Argument `ops` expected operations that suit images of {channels} channels, but got"
+            f" {'all' if ops is None else ', '.join(ops)}. Use some of {', '.join(_ANY_CHANNELS)}."
+        )
 
 
 def layers(dataset: Any) -> Iterator[Any]:

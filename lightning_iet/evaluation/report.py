@@ -15,6 +15,7 @@ from lightning_iet.evaluation.verdict import fid_note, telling_thresholds, verdi
 from lightning_iet.plots import image_grid, memorized_quantity_curve, nearest_pairs, save_figure, training_curves
 from lightning_iet.utilities.files import METRICS, run_folder, write_json
 from lightning_iet.utilities.fingerprints import hash_images
+from lightning_iet.utilities.lightning import log_image
 from lightning_iet.utilities.text import counted, percent, three_digits
 
 if TYPE_CHECKING:  # a comparison of runs reads reports, and needs neither Lightning nor metrics
@@ -277,10 +278,9 @@ def publish(
     print_report(report)  # first, because the plots take a while
     folder = run_folder(trainer)
     write(folder)
-    for logger in trainer.loggers:
-        if hasattr(logger, "log_image") and num_pairs is not None:  # Weights & Biases
-            for plot in PLOTS:
-                logger.log_image(f"eval/{Path(plot).stem}", [str(folder / plot)])
+    plots = () if num_pairs is None else PLOTS
+    for plot in plots:
+        log_image(trainer, f"eval/{Path(plot).stem}", folder / plot)
     gaps = sorted(path.name for path in folder.glob("gap*.png"))  # of anti-gradient control
-    files = ", ".join((METRICS, *(PLOTS if num_pairs is not None else ()), *gaps))
+    files = ", ".join((METRICS, *plots, *gaps))
     console.print(f"Written to {folder}: {files}", soft_wrap=True, highlight=False)

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from lightning_iet.utilities.files import write_atomically
-from lightning_iet.utilities.fingerprints import tensor_bits
+from lightning_iet.utilities.fingerprints import checksums
 
 
 class EncodingCache:
@@ -106,10 +106,9 @@ def fingerprint(tensors: Mapping[str, Tensor]) -> str:
         >>> fingerprint({"weight": torch.zeros(2)}) == fingerprint({"weight": torch.zeros(2) + 1e-30})
         False
     """
-    sums = [
-        (name, tuple(tensor.shape), int(tensor_bits(tensor).sum(dtype=torch.int64))) for name, tensor in tensors.items()
-    ]
-    return hashlib.sha256(repr(sums).encode()).hexdigest()[:16]
+    sums = checksums(tensors.values()).tolist()
+    found = [(name, tuple(tensor.shape), bits) for (name, tensor), bits in zip(tensors.items(), sums, strict=True)]
+    return hashlib.sha256(repr(found).encode()).hexdigest()[:16]
 
 
 class Conditions(NamedTuple):

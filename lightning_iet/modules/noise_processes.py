@@ -122,9 +122,9 @@ class NoiseProcess:
         raise NotImplementedError
 
     def sampler(self, name: Sampler) -> SchedulerMixin:
-        """Make the scheduler that samples: ``"own"``, that which was given; of other than betas, ``"ddim"`` as well.
+        """Return the scheduler to sample with: for ``"own"`` a fresh copy of the given one.
 
-        Euler steps of flow matching and EDM are DDIM's of these processes.
+        Flow matching and EDM use it for ``"ddim"`` too: Euler steps are DDIM's of these processes.
 
         Raises:
             ValueError: If the model cannot be sampled by it.

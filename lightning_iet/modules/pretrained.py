@@ -154,10 +154,10 @@ def read_folder(folder: Path) -> tuple[nn.Module, SchedulerMixin | None]:
     """Load from a folder; nothing is fetched.
 
     Args:
-        folder: Of an unconditional or class-conditional ``DDPMPipeline`` or ``DDIMPipeline``, or what an export makes
-            of EDM (``model_index.json``,
-            with its parts in ``unet`` and ``scheduler`` or, as in the first published ones, beside it), or of a
-            denoiser (``config.json``), whose scheduler may lie in the folder ``scheduler`` beside.
+        folder: Of a pipeline (``model_index.json``): an unconditional or class-conditional ``DDPMPipeline`` or
+            ``DDIMPipeline``, or what an export makes of EDM. Its parts lie in ``unet`` and ``scheduler`` or, as in the
+            first published ones, beside that file. Or of a denoiser (``config.json``), whose scheduler may lie in the
+            folder ``scheduler`` beside it.
 
     Returns:
         See :func:`load_pretrained`.

@@ -8,7 +8,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
 from lightning_iet.shards.ema import averaged_modules, frozen_modules, unregistered_averages, weight_averagings
-from lightning_iet.utilities.fingerprints import tensor_bits
+from lightning_iet.utilities.fingerprints import checksums
 
 # Every tensor starts at a multiple of 64 bytes, as a fresh allocation would, so that kernels take the same path.
 ALIGNMENT_BYTES = 64
@@ -109,15 +109,6 @@ class FrozenWatch:
                 "copy of the whole network, or as torch.optim.swa_utils.AveragedModel; keep other state as buffers of "
                 "a module that is trained."
             )
-
-
-def checksums(tensors: Iterable[Tensor]) -> Tensor:
-    """Sum each tensor's bits, read as integers; shape (number of tensors,), on the device of the first."""
-    sums: list[Tensor] = []
-    for tensor in tensors:
-        found = tensor_bits(tensor).sum(dtype=torch.int64)
-        sums.append(found.to(sums[0].device) if sums else found)
-    return torch.stack(sums) if sums else torch.zeros(0, dtype=torch.int64)
 
 
 # --- where they lie --------------------------------------------------------------------------------------------------

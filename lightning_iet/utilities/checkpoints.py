@@ -23,6 +23,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lightning_iet.utilities.errors import first_line
 from lightning_iet.utilities.files import checkpoint_folders, write_atomically
+from lightning_iet.utilities.lightning import num_shards_of
 from lightning_iet.utilities.plain_types import allow_imported_types, allow_plain_types, unreadable_entries
 
 allow_plain_types()
@@ -362,8 +363,7 @@ def _fault(content: dict[str, Any], trainer: Trainer) -> str | None:
     if batches["ready"] > batches["processed"]:
         return "was written in the middle of a step that an error broke off"
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        shards = getattr(callback, "num_shards", 1)
-        shards = trainer.world_size if shards is None else shards
+        shards = num_shards_of(trainer, callback)
         state = callbacks.get(callback.state_key, {})
         if isinstance(state, dict) and state.get("whole") is False:
             return "was written in the middle of an averaging that an error broke off"

@@ -53,6 +53,15 @@ def tensor_bits(tensor: Tensor) -> Tensor:
     return flat.view(kinds[flat.element_size()])
 
 
+def checksums(tensors: Iterable[Tensor]) -> Tensor:
+    """Sum each tensor's bits, read as integers; shape (number of tensors,), on the device of the first."""
+    sums: list[Tensor] = []
+    for tensor in tensors:
+        found = tensor_bits(tensor).sum(dtype=torch.int64)
+        sums.append(found.to(sums[0].device) if sums else found)
+    return torch.stack(sums) if sums else torch.zeros(0, dtype=torch.int64)
+
+
 def hash_weights(network: nn.Module) -> str:
     """Hash the names and the bits of a network's parameters and buffers.
 

@@ -7,6 +7,7 @@ from enum import IntEnum
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import lightning.pytorch as pl
@@ -76,6 +77,36 @@ def loss_of(outputs: Any, accumulated: int) -> Tensor | None:
     """
     loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
     return loss * accumulated if isinstance(loss, Tensor) else None
+
+
+def log_values(trainer: pl.Trainer, values: Mapping[str, float]) -> None:
+    """Log values of the current epoch at the current step, on the first process, to all loggers."""
+    for logger in trainer.loggers:
+        logger.log_metrics({**values, "epoch": trainer.current_epoch}, step=trainer.global_step)
+
+
+def log_image(trainer: pl.Trainer, name: str, path: Path) -> None:
+    """Log a picture to those loggers that take pictures, as Weights & Biases does."""
+    for logger in trainer.loggers:
+        if hasattr(logger, "log_image"):
+            logger.log_image(name, [str(path)])
+
+
+def num_shards_of(trainer: pl.Trainer, averaging: object) -> int:
+    """Return the number of shards of a run: ``num_shards`` of a callback, where None is one for each process.
+
+    Args:
+        trainer: Of the run.
+        averaging: The callback; of anything without ``num_shards``, such as None, the run has one shard.
+    """
+    shards: int | None = getattr(averaging, "num_shards", 1)
+    return trainer.world_size if shards is None else shards
+
+
+def is_sharded(strategy: object) -> bool:
+    """Return whether a strategy spreads the parameters of one model over several processes."""
+    names = {kind.__name__ for kind in type(strategy).__mro__}
+    return not names.isdisjoint(("FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy"))
 
 
 class Position(IntEnum):

@@ -420,9 +420,8 @@ def test_no_threshold_no_band(tmp_path, controls, message):
 
 def test_images_of_four_channels_and_cached_latents_are_refused(tmp_path):
     module, data = Colours(), Squares(channels=4, num_control=10)
-    with pytest.raises(
-        ValueError, match=r"Argument `ops` expected some of Identity, .* for images of 4 channels, but got"
-    ):
+    match = "Argument `ops` expected .* that suit images of 4 channels, but got all. Use some of Identity, "
+    with pytest.raises(ValueError, match=match):
         quiet_trainer(tmp_path, callbacks=[agc(), ThresholdAwareAugmentation()], max_epochs=1).fit(module, data)
 
     class Latents(nn.Module):
@@ -441,7 +440,7 @@ def test_images_of_four_channels_and_cached_latents_are_refused(tmp_path):
         ({"sharpness": 0}, "Argument `sharpness` expected a number above 0, but got 0"),
         ({"num_ops": 0}, "Argument `num_ops` expected an integer ≥ 1, but got 0"),
         ({"ops": ["Blur"]}, "Argument `ops` expected some of Identity, .*, but got 'Blur'"),
-        ({"at": "now"}, "Argument `at` expected 'next_draw' or 'same_step', but got 'now'"),
+        ({"at": "now"}, "Argument `at` expected one of 'next_draw', 'same_step', but got 'now'"),
     ],
 )
 def test_bad_arguments(kwargs, message):

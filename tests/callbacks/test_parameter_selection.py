@@ -356,11 +356,15 @@ def test_optimizer_of_a_part_is_told(tmp_path):
         fit(tmp_path, module, ParameterSelection("bias"))
 
 
+@pytest.mark.parametrize("is_derived", [False, True])
 @pytest.mark.parametrize("name", ["FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy"])
-def test_sharded_strategies_are_refused(name):
-    trainer = SimpleNamespace(strategy=type(name, (), {})())
-    with pytest.raises(MisconfigurationException, match=f"keeps parameters whole, but got {name}"):
-        ParameterSelection("bias").setup(trainer, project(), "fit")
+def test_sharded_strategies_are_refused(name, is_derived):
+    kind = type(name, (), {})
+    trainer = SimpleNamespace(strategy=type("Own", (kind,), {})() if is_derived else kind())
+    with pytest.raises(
+        MisconfigurationException, match=f"keeps parameters whole, but got {type(trainer.strategy).__name__}"
+    ):
+        ParameterSelection("bias").setup(SimpleNamespace(strategy=kind()), project(), "fit")
 
 
 @pytest.mark.parametrize("family", ["bias", "svdiff", "difffit", "lora"])

@@ -2,10 +2,11 @@
 
 import hashlib
 
+import numpy as np
 import torch
 from torch import nn
 
-from lightning_iet.utilities.fingerprints import digest, hash_images, hash_weights, sha256_of, tensor_bytes
+from lightning_iet.utilities.fingerprints import checksums, digest, hash_images, hash_weights, sha256_of, tensor_bytes
 
 
 def test_bytes_are_hashed_one_after_another():
@@ -37,3 +38,12 @@ def test_weights_are_told_apart_by_name_and_bits():
     assert hash_weights(layer) != hash_weights(same)
     assert hash_weights(nn.Sequential(layer)) != hash_weights(layer)
     assert tensor_bytes(torch.ones(1, dtype=torch.bfloat16)) == b"\x80\x3f"
+
+
+def test_checksums_are_made_where_the_tensors_are():
+    """On the meta device, for want of another one: a sum on the CPU among them would be refused."""
+    tensors = [torch.ones(3), torch.zeros(2, dtype=torch.int64), torch.ones((), dtype=torch.bfloat16)]
+    assert checksums([tensor.to("meta") for tensor in tensors]).device.type == "meta"
+    expected = [3 * int(np.float32(1).view(np.int32)), 0, int(np.float32(1).view(np.int32)) >> 16]
+    assert checksums(tensors).tolist() == expected
+    assert checksums([]).tolist() == []

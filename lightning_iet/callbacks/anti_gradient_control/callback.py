@@ -47,7 +47,7 @@ from lightning_iet.functional.sample_record import (
 from lightning_iet.functional.sharding import to_assignment
 from lightning_iet.shards.groups import gather_rows
 from lightning_iet.utilities.checkpoints import next_epoch, skips_epoch_end, took_last_batch, warn_of_changes
-from lightning_iet.utilities.lightning import Callback, find_callbacks, is_trial
+from lightning_iet.utilities.lightning import Callback, find_callbacks, is_sharded, is_trial
 
 Criterion: TypeAlias = Literal["ratio", "quantile", "record"]
 """By what a sample is judged: its loss over what is usual, its place among usual losses, or its own record."""
@@ -1084,10 +1084,8 @@ def _check_record(
             "Arguments `z0` and `delta` expected finite numbers with `eta`, but got inf. Leave them out, or set eta=0"
             " for no weights."
         )
-    if not 0 < min_weight <= 1:
-        raise ValueError(f"Argument `min_weight` expected a number in (0, 1], but got {min_weight}.")
-    if not 0 <= record_decay < 1:
-        raise ValueError(f"Argument `record_decay` expected a number in [0, 1), but got {record_decay}.")
+    check_number("min_weight", min_weight, "(0, 1]", "Leave it out for the default.")
+    check_number("record_decay", record_decay, "[0, 1)", "Leave it out for the default.")
 
 
 def _check_trainer(trainer: Any, callback: AntiGradientControl) -> None:
@@ -1097,8 +1095,7 @@ def _check_trainer(trainer: Any, callback: AntiGradientControl) -> None:
             f"AntiGradientControl expected a Trainer, but got {type(trainer).__name__}. Call"
             " lightning_iet.functional.anti_gradient in the training loop, see docs/howto/plain-pytorch.md."
         )
-    strategies = {kind.__name__ for kind in type(trainer.strategy).__mro__}
-    if strategies.intersection(("FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy")):
+    if is_sharded(trainer.strategy):
         raise ValueError(
             f"AntiGradientControl expected a strategy that keeps the model whole, but got"
             f" {type(trainer.strategy).__name__}. Use the strategy 'auto' or 'ddp'."

@@ -29,6 +29,7 @@ from lightning_iet.functional.seeding import derive_seed
 from lightning_iet.functional.sharding import to_assignment
 from lightning_iet.plots import captioned_grid, save_figure
 from lightning_iet.utilities.files import run_folder, write_csv
+from lightning_iet.utilities.lightning import log_image
 from lightning_iet.utilities.random import isolated_rng
 
 _DRAW_SEED = 5  # tells these seeds from those of other draws
@@ -324,9 +325,7 @@ def write_sample_report(
         figure = captioned_grid(images, captions, title=_title(columns, len(images)))
         save_figure(figure, picture)
         found += f", those that are closest to being copied in {picture}"
-        for logger in trainer.loggers:
-            if hasattr(logger, "log_image"):  # Weights & Biases
-                logger.log_image("/".join(["agc", *suffix, "most_skipped"]), [str(picture)])
+        log_image(trainer, "/".join(["agc", *suffix, "most_skipped"]), picture)
     rank_zero_info(found)
 
 
@@ -358,18 +357,11 @@ def rank_samples(columns: Mapping[str, Tensor]) -> Tensor:
 
 def _write_table(path: Path, dataset: Dataset[Any], columns: Mapping[str, Tensor], order: Tensor) -> None:
     lists: dict[str, list[Any]] = {"sample": order.tolist()}
-    lists["name"] = [_name(dataset, index) for index in lists["sample"]]
+    lists["name"] = [name_of(dataset, index) for index in lists["sample"]]
     lists |= {name: values[order].tolist() for name, values in columns.items()}
     for name in {"skip_rate", "record", "weight"} & set(lists):
         lists[name] = ["" if value != value else round(value, 4) for value in lists[name]]
     write_csv(path, [dict(zip(lists, row, strict=True)) for row in zip(*lists.values(), strict=True)])
-
-
-def _name(dataset: Any, index: int) -> str:
-    """The name of a sample's file, where it is known."""
-    if isinstance(dataset, Samples):
-        return name_of(dataset.source, int(dataset.indices[index]))
-    return name_of(dataset, index)
 
 
 def _images(dataset: Any, indices: Sequence[int]) -> list[Tensor]:

@@ -13,6 +13,7 @@ from lightning_iet.functional.anti_gradient import is_finite
 from lightning_iet.functional.binning import bin_index, equal_probability_edges
 from lightning_iet.plots import loss_gap, save_figure
 from lightning_iet.utilities.files import run_folder
+from lightning_iet.utilities.lightning import log_image, log_values
 
 _SAMPLES_PER_BIN = 10
 
@@ -217,7 +218,7 @@ class TimestepStatistics(nn.Module):
 
 
 def in_bands(sums: Tensor, num_bands: int) -> Tensor:
-    """Add up rows of sums by timestep, (k, T), in equal bands of it, (k, num_bands), smallest first; T at most.
+    """Sum the columns of a (k, T) tensor within equal ranges of the timestep; returns (k, min(num_bands, T)).
 
     Example:
         >>> in_bands(torch.tensor([[1.0, 2.0, 3.0, 4.0]]), 2)
@@ -324,9 +325,7 @@ def log_gap(trainer: pl.Trainer, module: pl.LightningModule, epoch: GapHistory, 
     gap, by_band = gap_metrics(epoch)
     if gap is not None:
         module.log(f"{prefix}gap", gap, prog_bar=True)
-    values = {f"{prefix}{name}": value for name, value in by_band.items()}
-    for logger in trainer.loggers:
-        logger.log_metrics(values | {"epoch": trainer.current_epoch}, step=trainer.global_step)
+    log_values(trainer, {f"{prefix}{name}": value for name, value in by_band.items()})
 
 
 def plot_gap(trainer: pl.Trainer, history: GapHistory, *, prefix: str, num_timesteps: int) -> None:
@@ -343,6 +342,4 @@ def plot_gap(trainer: pl.Trainer, history: GapHistory, *, prefix: str, num_times
     path.parent.mkdir(parents=True, exist_ok=True)
     save_figure(figure, path)
     rank_zero_info(f"AntiGradientControl: training and unseen losses over time are plotted in {path}")
-    for logger in trainer.loggers:
-        if hasattr(logger, "log_image"):  # Weights & Biases
-            logger.log_image(f"{prefix}gap", [str(path)])
+    log_image(trainer, f"{prefix}gap", path)

@@ -25,7 +25,7 @@ from lightning_iet.callbacks.parameter_averaging.checks import (
 )
 from lightning_iet.data.shard_sampler import ShardPlan, ShardSampler
 from lightning_iet.data.sharding import ShardedDataModule
-from lightning_iet.functional.checks import check_at_least, check_kinds
+from lightning_iet.functional.checks import check_at_least, check_choice, check_kinds
 from lightning_iet.functional.seeding import derive_seed
 from lightning_iet.shards import ShardEngine, ShardwiseCallback
 from lightning_iet.shards.ema import (
@@ -44,7 +44,9 @@ from lightning_iet.utilities.lightning import (
     find_callback,
     find_callbacks,
     lightning_classes,
+    log_values,
     loss_of,
+    num_shards_of,
     order_callbacks,
     patched_attribute,
 )
@@ -117,10 +119,8 @@ class ParameterAveragingCallback(Callback):
         check_at_least(1, optional=True, num_shards=num_shards, **every)
         if every_n_epochs is not None and every_n_train_steps is not None:
             raise ValueError("Arguments `every_n_epochs` and `every_n_train_steps` expected one of them, but got both.")
-        if weighting not in ("samples", "uniform"):
-            raise ValueError(f"Argument `weighting` expected 'samples' or 'uniform', but got {weighting!r}.")
-        if offload not in get_args(Offload):
-            raise ValueError(f"Argument `offload` expected one of {get_args(Offload)}, but got {offload!r}.")
+        check_choice("weighting", weighting, ("samples", "uniform"))
+        check_choice("offload", offload, get_args(Offload))
         self.num_shards = num_shards
         self.every_n_epochs = every_n_epochs if every_n_train_steps is not None else (every_n_epochs or 1)
         self.every_n_train_steps = every_n_train_steps
@@ -139,7 +139,7 @@ class ParameterAveragingCallback(Callback):
             return
         order_callbacks(trainer, find_callback(trainer, _ReleaseAfterException) or _ReleaseAfterException())
         self._saved = {}
-        self._shards = trainer.world_size if self.num_shards is None else self.num_shards
+        self._shards = num_shards_of(trainer, self)
         data: object = getattr(trainer, "datamodule", None)
         self._data = data if isinstance(data, ShardedDataModule) else None
         check_split(None if self._data is None else self._data.num_shards, self._shards, trainer)
@@ -551,9 +551,7 @@ class ShardLog:
 
     def flush(self, trainer: Trainer) -> None:
         """Log the means of the epoch, and warn when shards diverge. A collective."""
-        metrics = self.end_epoch(trainer, epoch=trainer.current_epoch)
-        for logger in trainer.loggers:
-            logger.log_metrics(metrics | {"epoch": trainer.current_epoch}, step=trainer.global_step)
+        log_values(trainer, self.end_epoch(trainer, epoch=trainer.current_epoch))
 
     def end_epoch(self, trainer: Trainer, *, epoch: int) -> dict[str, float]:
         """Return the means of an epoch by name, begin the next one, and warn when shards diverge. A collective."""

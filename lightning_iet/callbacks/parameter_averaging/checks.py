@@ -14,8 +14,8 @@ from torch.overrides import TorchFunctionMode
 from lightning_iet.functional.sharding import num_replicas
 from lightning_iet.shards.ema import Slot, averages_beside, is_users_object, unregistered_averages, weight_averagings
 from lightning_iet.shards.groups import shortened
-from lightning_iet.shards.layout import checksums
 from lightning_iet.shards.state import ShardwiseCallback
+from lightning_iet.utilities.fingerprints import checksums
 from lightning_iet.utilities.lightning import Callback, distinct_modules, find_callbacks, lightning_classes
 
 
@@ -214,7 +214,7 @@ class LateWatch:
         self._stack = ExitStack()
         self._slots: list[Slot] = []
         self._checksums: dict[str, int] = {}
-        self._outline: tuple[Any, ...] = ()
+        self._kinds: tuple[Any, ...] = ()
 
     @property
     def is_watching(self) -> bool:
@@ -233,9 +233,9 @@ class LateWatch:
             for callback in self._trainer.callbacks  # type: ignore[attr-defined]
             if is_users_object(callback) and not isinstance(callback, ShardwiseCallback | Callback)
         ]
-        outline = tuple(_outline(thing) for thing in (*self._module.modules(), *callbacks))
-        if outline != self._outline:  # a search takes longer than a short turn of a shard
-            self._outline = outline
+        kinds = tuple(_attribute_kinds(thing) for thing in (*self._module.modules(), *callbacks))
+        if kinds != self._kinds:  # a search takes longer than a short turn of a shard
+            self._kinds = kinds
             self._find_averages()
             self._slots = averages_beside(self._module, *callbacks)
         self._check_callbacks()
@@ -316,7 +316,7 @@ def _suspect_average(tensor: Tensor, steps_left: int = 10) -> _Suspect:
     return _Suspect(tensor, tensor._version, steps_left, int(checksums([tensor]).item()))
 
 
-def _outline(thing: Any, depth: int = 2) -> tuple[Any, ...]:
+def _attribute_kinds(thing: Any, depth: int = 2) -> tuple[Any, ...]:
     """The kinds of all attributes, and which containers are empty: where an average is made, this changes."""
     values = vars(thing)
     kinds: list[Any] = []
@@ -324,7 +324,7 @@ def _outline(thing: Any, depth: int = 2) -> tuple[Any, ...]:
         kind = type(value)
         is_container, may_be_users = _sort_of(kind)
         if depth and may_be_users and is_users_object(value):
-            kinds.append(_outline(value, depth - 1))
+            kinds.append(_attribute_kinds(value, depth - 1))
         else:
             kinds.append((kind, bool(value)) if is_container else kind)
     return *kinds, len(values.get("_parameters", ())), len(values.get("_modules", ()))

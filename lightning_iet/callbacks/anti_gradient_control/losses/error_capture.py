@@ -502,30 +502,29 @@ class LossCapture:
         """Measure the losses of these calls, from the next error on."""
         self.pending, self._parts, self._place = calls, [], 0
 
-    def notice(self, error: ErrorOperation, *, counts: bool = True) -> Verdict | None:
-        """Take in an error; return the verdict to be when it completes the losses of the calls behind it.
+    def notice(self, error: ErrorOperation, *, counts: bool = True) -> None:
+        """Take in an error; when it completes the losses of the calls behind it, these get their verdict to be.
 
         Of an error that does not count, for the loss does not depend on it, only its place is taken.
         """
         calls = calls_behind(error, self.pending)
         if not calls or self.failure is not None:
-            return None
+            return
         place, self._place = self._place, self._place + 1
         self.seen += 1
         if not counts or (self.description and place not in self._layouts):
-            return None
+            return
         try:
             part = self._measure(error, calls, place)
             if part is None:
-                return None
+                return
             if not self._adds(part):
                 del self._layouts[place]
-                return None
+                return
             self._parts.append(part)
-            return self._complete(calls, error.name)
+            self._complete(calls, error.name)
         except CallError as failure:
             self.failure = failure
-            return None
 
     def incomplete(self) -> CallError | None:
         """What to say of a step that ends before every row has a loss."""
@@ -586,16 +585,16 @@ class LossCapture:
         finally:
             self.probing = False
 
-    def _complete(self, calls: list[DenoiserCall], name: str) -> Verdict | None:
+    def _complete(self, calls: list[DenoiserCall], name: str) -> None:
         """Put the parts together once every row has a loss."""
         if self.description and len(self._parts) < len(self._layouts):
-            return None
+            return
         losses = torch.cat([part.losses for part in self._parts])
         key = (len(losses), *(call.batch_size for call in calls))
         if key not in self._pairings:
             maps = [self._join(number, call, len(losses)) for number, call in enumerate(calls)]
             if any((row_map < 0).any() for row_map in maps):
-                return None
+                return
             self._pairings[key] = _pair(maps, calls, losses)
         self.description = self.description or f"the first `{name}` behind its output, averaged per sample"
         pairing = self._pairings[key]
@@ -604,7 +603,6 @@ class LossCapture:
         for call, row_map in zip(calls, pairing.row_maps, strict=True):
             call.row_map, call.verdict = row_map, verdict
         self.begin([call for call in self.pending if call.verdict is None])
-        return verdict
 
     def _join(self, number: int, call: DenoiserCall, num_losses: int) -> Tensor:
         """For each row of a call its loss among those of all parts, (B,); -1 where none is known."""
