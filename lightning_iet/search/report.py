@@ -20,9 +20,10 @@ from scipy.stats import t as student
 import lightning_iet
 from lightning_iet.functional.bit_effects import BitEffects, bit_effects
 from lightning_iet.plots import CONTROL, GENERATED, INK, QUIET, effect_bars, save_figure, selection_front
-from lightning_iet.search.selection_points import Point, SelectionSearch, described, duration, write_points
+from lightning_iet.search.selection_points import Point, SelectionSearch, described, write_points
 from lightning_iet.utilities.files import write_atomically, write_json
 from lightning_iet.utilities.pages import page_environment, read_resource, stylesheet
+from lightning_iet.utilities.text import in_words
 
 _PACKAGE = "lightning_iet.search"
 
@@ -139,7 +140,7 @@ def _mask(search: SelectionSearch, point: Point) -> dict[str, Any]:
 
 
 def _point(search: SelectionSearch, point: Point) -> list[str]:
-    note = f"as {point.copied_from}" if point.copied_from else duration(point.seconds)
+    note = f"as {point.copied_from}" if point.copied_from else in_words(point.seconds)
     return [
         point.candidate.name, described(point.candidate), point.candidate.mask, str(point.step),
         *(number(value) for value in point.values), note,

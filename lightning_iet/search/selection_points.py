@@ -308,19 +308,6 @@ def described(candidate: Candidate) -> str:
     return f"{'all parameters' if candidate.kind == 'plain' else groups} at learning rate {candidate.learning_rate:.2g}"
 
 
-def duration(seconds: float) -> str:
-    """Write a time to the precision that matters.
-
-    Example:
-        >>> duration(0.4), duration(75), duration(3600)
-        ('0.4 s', '75 s', '60 min')
-    """
-    for limit, size, digits, unit in ((10, 1, 1, "s"), (100, 1, 0, "s"), (6000, 60, 0, "min"), (360000, 3600, 1, "h")):
-        if seconds < limit:
-            return f"{seconds / size:.{digits}f} {unit}"
-    return f"{seconds / 86400:.1f} d"
-
-
 def write_points(search: SelectionSearch, path: Path) -> None:
     """Write one row for each point and each failed trial."""
     figures = sorted({name for point in search.all_points for name in point.figures})

@@ -6,11 +6,9 @@ from dataclasses import dataclass
 from functools import partial
 from math import isfinite, log, nan, sqrt
 from pathlib import Path
-from statistics import fmean
 from typing import Any, TypeAlias
 
 import rich
-import rich.progress as bars
 from rich.console import Console
 
 from lightning_iet.callbacks.parameter_selection import write_mask
@@ -26,7 +24,6 @@ from lightning_iet.search.selection_points import (
     Point,
     SelectionSearch,
     described,
-    duration,
     parse_objectives,
     write_points,
 )
@@ -34,7 +31,8 @@ from lightning_iet.search.shared_study import SharedStudy, StudyTrial, named_sam
 from lightning_iet.utilities.console import say
 from lightning_iet.utilities.errors import require
 from lightning_iet.utilities.files import check_writable
-from lightning_iet.utilities.text import counted
+from lightning_iet.utilities.progress import progress_bar
+from lightning_iet.utilities.text import counted, in_words
 
 Measure: TypeAlias = Callable[[Candidate], Figures | Sequence[Figures]]
 
@@ -315,11 +313,16 @@ def _run(
     """Run trials until there are enough, and return what was found."""
     owners: dict[str, tuple[SharedStudy, int]] = {}
     failed = failed_masks = 0
+    tried, compared = masks.trials(), courses.trials()
+    done = sum(trial.state in ("complete", "failed") for trial in (*tried, *compared))
+    console = Console(file=sys.stdout)  # bound to what is the terminal now: trainings may send theirs elsewhere
     with (
         masks,
         courses,
         Workers(measuring, jobs) as workers,
-        _Bar(space, masks, courses, trials, jobs, progress) as bar,
+        progress_bar(
+            "Trials", trials + len(compared), completed=done, hidden=not progress, is_slow=True, console=console
+        ) as bar,
     ):
         while True:
             while workers.is_free:
@@ -334,7 +337,8 @@ def _run(
                     source, name = earlier
                     result = {**source.result, "copied_from": name}
                     study.tell(trial.number, result["points"][-1]["values"], result)
-                    bar.advance(f"{candidate.name}: same mask and learning rate as {name}")
+                    bar.say(f"{candidate.name}: same mask and learning rate as {name}")
+                    bar.advance()
                     continue
                 owners[candidate.name] = study, trial.number
                 workers.start(candidate)
@@ -348,12 +352,14 @@ def _run(
                     study.fail(number, str(error))
                     raise
                 if reason:
+                    bar.say(f"{outcome.task.name}: failed: {reason}", style="red")
                     study.fail(number, reason)
                     failed, failed_masks = failed + 1, failed_masks + (study is masks)
                 else:
+                    bar.say(_ended(space, outcome, points))
                     result = {"points": points, "seconds": outcome.seconds}
                     study.tell(number, points[-1]["values"], result)
-                bar.ended(outcome, points, reason)
+                bar.advance()
             found = space.result(masks, courses)
             write_points(found, folder / POINTS)
             if failed >= FAILURES and not found.points and not found.references:
@@ -402,56 +408,11 @@ def _first_masks(names: Sequence[str], rates: Sequence[float], enqueue: Iterable
         yield mask, rates[0]
 
 
-class _Bar:
-    """A bar with the time that is left, and a line for each trial."""
-
-    def __init__(
-        self, space: _Space, masks: SharedStudy, courses: SharedStudy, trials: int, jobs: int, shown: bool
-    ) -> None:
-        self._space, self._jobs, self._shown = space, jobs, shown
-        compared, tried = courses.trials(), masks.trials()
-        self._total = trials + len(compared)
-        ended = [trial for trial in (*tried, *compared) if trial.state in ("complete", "failed")]
-        self._done = len(ended)
-        self._seconds = [t.result["seconds"] for t in ended if t.result and "copied_from" not in t.result]
-        console = Console(file=sys.stdout)  # bound to what is the terminal now: trainings may send theirs elsewhere
-        columns = (
-            bars.TextColumn("{task.description}"), bars.BarColumn(), bars.MofNCompleteColumn(),
-            bars.TimeElapsedColumn(), bars.TextColumn("{task.fields[left]}"),
-        )  # fmt: skip
-        hidden = not shown or not console.is_terminal
-        self._progress = bars.Progress(*columns, console=console, transient=True, disable=hidden)
-
-    def __enter__(self) -> "_Bar":
-        self._progress.start()
-        self._task = self._progress.add_task("trials", total=self._total, completed=self._done, left=self._left())
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._progress.stop()
-
-    def ended(self, outcome: Outcome, points: Sequence[Mapping[str, Any]], reason: str) -> None:
-        """Count a trial that was run."""
-        self._seconds.append(outcome.seconds)
-        candidate = outcome.task
-        if reason:
-            return self.advance(f"{candidate.name}: failed: {reason}", style="red")
-        values = zip(self._space.objectives, points[-1]["values"], strict=True)
-        words = ", ".join(f"{objective.label} {value:.4g}" for objective, value in values)
-        return self.advance(f"{candidate.name}: {described(candidate)}: {words} ({duration(outcome.seconds)})")
-
-    def advance(self, line: str, *, style: str | None = None) -> None:
-        """Count a trial and show its line."""
-        self._done += 1
-        self._progress.update(self._task, completed=self._done, left=self._left())
-        if self._shown:
-            self._progress.console.print(line, style=style, highlight=False, markup=False, soft_wrap=True)
-
-    def _left(self) -> str:
-        if not self._seconds:
-            return ""
-        rest = max(0, self._total - self._done)
-        return f"about {duration(fmean(self._seconds) * rest / self._jobs)} left"
+def _ended(space: _Space, outcome: Outcome, points: Sequence[Mapping[str, Any]]) -> str:
+    """Say what a trial that went well has come to."""
+    values = zip(space.objectives, points[-1]["values"], strict=True)
+    words = ", ".join(f"{objective.label} {value:.4g}" for objective, value in values)
+    return f"{outcome.task.name}: {described(outcome.task)}: {words} ({in_words(outcome.seconds)})"
 
 
 def _check_groups(groups: Sequence[str] | Mapping[str, int], enqueue: Sequence[str]) -> tuple[str, ...]:

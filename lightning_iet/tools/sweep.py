@@ -87,8 +87,7 @@ def _run(plan: SweepFile, folder: Path, *, jobs: int, trials: int, seed: int) ->
             waiting = (_job(plan, folder, trial.number, trial.parameters) for trial in drawn)
             planned = _jobs_of_study(plan, folder, study)
         _announce(plan, _finished(planned), total=total, left=total - finished, jobs=jobs)
-        bar = stack.enter_context(progress_bar(f"Runs of {plan.name}", total))
-        bar.advance(finished)
+        bar = stack.enter_context(progress_bar(f"Runs of {plan.name}", total, completed=finished))
 
         def ended(job: Job, error: str | None) -> None:
             bar.advance()

@@ -161,7 +161,8 @@ MISTAKES = [
     (["fit", "--images", "texts"], "Option --images expected a folder of images, but got 'texts', which holds none."),
     (["fit", "--images", "sp ace/Öl"], "at least 10 images, some of which are held out, but got 'sp ace/Öl' with 1."),
     (["sample", "run"], "Option --ckpt expected a whole checkpoint, but got 'run/version_0/checkpoints/last.ckpt'"),
-    (["export", "run", "--out", "few"], "--out expected a new folder, but got 'few', which holds something else"),
+    (["export", "run", "--out", "few"], "--out expected a new folder, but got 'few', which holds other files, among "
+     "them 'a.png'. Give another one with --out."),
     (["audit", "--generated", "few", "--train", "few"], "Option --train expected other images than --generated"),
     (["audit", "--generated", "few", "--train", "sp ace/Öl"], "at least k = 2 images, but got 1. Add images."),
     (["audit", "--generated", "few/a.png", "--train", "more"], "which cannot be read (it is no folder, .npy"),

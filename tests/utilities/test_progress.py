@@ -43,6 +43,30 @@ def test_counts_stand_in_the_bar(console, hidden):
     assert ("Sampling images" in text) == shown
 
 
+def test_lines_stand_above_the_bar_and_hold_what_they_hold(console, capsys):
+    for hidden in (True, False):
+        with progress_bar("Trials", 8, hidden=hidden) as bar:
+            bar.say(f"trial [old], hidden: {hidden}")
+    said = console.file.getvalue() if console.is_terminal else capsys.readouterr().out
+    assert "trial [old], hidden: False" in said
+    assert "hidden: True" not in said
+
+
+def test_what_an_earlier_call_has_done_says_nothing_of_the_time(monkeypatch, clock, capsys):
+    console = use(monkeypatch, force_terminal=False)
+    for given in (None, console):
+        clock["seconds"] += 1000
+        with progress_bar("Runs", 20, completed=10, is_slow=True, console=given) as bar:
+            clock["seconds"] += 60
+            bar.advance(2)
+    assert capsys.readouterr().err.splitlines() == ["Runs: 10 of 20", "Runs: 12 of 20, about 4 min left"] * 2
+    terminal = use(monkeypatch, force_terminal=True)
+    with progress_bar("Runs", 20, completed=10) as bar:
+        bar.advance(2)
+    assert "10/20" in terminal.file.getvalue()
+    assert "12/20" in terminal.file.getvalue()
+
+
 def test_an_error_inside_ends_the_bar(console):
     def fail():
         with progress_bar("Reading", None) as bar:
