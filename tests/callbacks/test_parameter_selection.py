@@ -360,10 +360,9 @@ def test_optimizer_of_a_part_is_told(tmp_path):
 @pytest.mark.parametrize("name", ["FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy"])
 def test_sharded_strategies_are_refused(name, is_derived):
     kind = type(name, (), {})
-    trainer = SimpleNamespace(strategy=type("Own", (kind,), {})() if is_derived else kind())
-    with pytest.raises(
-        MisconfigurationException, match=f"keeps parameters whole, but got {type(trainer.strategy).__name__}"
-    ):
+    if is_derived:
+        kind = type("Own", (kind,), {})
+    with pytest.raises(MisconfigurationException, match=f"keeps parameters whole, but got {kind.__name__}"):
         ParameterSelection("bias").setup(SimpleNamespace(strategy=kind()), project(), "fit")
 
 
