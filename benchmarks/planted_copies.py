@@ -40,11 +40,12 @@ from torchvision.transforms.functional import gaussian_blur
 from lightning_iet.audit.cache import BlockCache
 from lightning_iet.audit.core import Copies, Settings, audit_images, find_copies, measure_noise
 from lightning_iet.audit.disguises import Matches, find_disguised
-from lightning_iet.audit.evidence import SIGNIFICANT, discover, is_noticed, noticeable, telling_searches, weigh
+from lightning_iet.audit.evidence import discover, is_noticed, noticeable, telling_searches, weigh
 from lightning_iet.audit.features import build_features
 from lightning_iet.audit.findings import make_findings
 from lightning_iet.audit.reading import ImageSet, image_set
 from lightning_iet.audit.search import References, nearest_references, views
+from lightning_iet.evaluation.verdict import SIGNIFICANT
 
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 TRAIN, HELD_OUT, INNOCENT, EACH = 1000, 400, 200, 20

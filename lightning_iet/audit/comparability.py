@@ -26,7 +26,7 @@ FEW_LEVELS = 64
 FEWER = 0.5  # grey levels in a generated image, as a part of those in a training image, from which on they are no fault
 SAMPLE = 2000  # images of each set that are looked at, spread evenly
 _VALUES = 2**24  # of images that are measured together
-SIGNIFICANT = 1e-3  # p-value of the distance, so that small sets do not differ by chance
+UNLIKELY = 1e-3  # p-value of the distance, so that small sets do not differ by chance
 RESHAPED = 0.1  # share of generated images that were brought to another shape, above which copies may go unseen
 SAME_SHAPE = 0.02  # relative difference of two shapes (width over height) that says nothing
 FEW_IMAGES = 20  # generated images below which transparency of more than a tenth counts without a test
@@ -149,7 +149,7 @@ def compare_sets(sets: Mapping[str, ImageSet]) -> list[Difference]:
                 continue  # a generator of smooth shades may be trained on images of few, and palettes take some of many
             distance = _distance(values, train[name])
             least = min(TIMES * controls[name], DIFFERENT)
-            if distance >= least and _p_value(distance, len(values), len(train[name])) < SIGNIFICANT:
+            if distance >= least and _p_value(distance, len(values), len(train[name])) < UNLIKELY:
                 distances[name] = distance
         return distances
 
@@ -200,7 +200,7 @@ def compare_distances(generated: Tensor, held_out: Tensor) -> list[Difference]:
     distance = _distance(generated, held_out)
     if medians[0] < FARTHER * medians[1] or distance < DIFFERENT:
         return []
-    if _p_value(distance, len(generated), len(held_out)) >= SIGNIFICANT:
+    if _p_value(distance, len(generated), len(held_out)) >= UNLIKELY:
         return []
     return [Difference(FAR, *medians, distance, 0.0, _REMEDIES[FAR])]
 
@@ -328,7 +328,7 @@ def _of_whole_sets(sets: Mapping[str, ImageSet]) -> list[Difference]:
     # Images that a model has just drawn were not read, and have none.
     is_said = any(sets[name].origin.background is not None for name in ("generated", "train"))
     table = [[s.origin.transparent, len(s) - s.origin.transparent] for s in (sets["generated"], sets["train"])]
-    if not is_said and difference > TRANSPARENT and (few or fisher_exact(table).pvalue < SIGNIFICANT):
+    if not is_said and difference > TRANSPARENT and (few or fisher_exact(table).pvalue < UNLIKELY):
         remedy = "Say with --background white or black what colour the generator saw under transparent pixels."
         found.append(Difference(TRANSPARENCY, shares["generated"], shares["train"], 1.0, 0.0, remedy))
     shapes, train = _shapes(sets["generated"]), _median(_shapes(sets["train"]))

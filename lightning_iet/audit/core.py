@@ -24,6 +24,7 @@ from lightning_iet.audit.search import (
     nearest_references,
     views,
 )
+from lightning_iet.functional.checks import check_number
 from lightning_iet.functional.duplicates import Duplicates, find_duplicates, without_self
 from lightning_iet.functional.exhaustive_neighbors import level_sums
 from lightning_iet.functional.memorization import memorization_ratio, nearest_ratio
@@ -268,15 +269,8 @@ class Settings:
         """Refuse settings out of range."""
         if self.k < 2:
             raise ValueError(f"Argument `k` expected an integer ≥ 2, but got {self.k}. The published one is 50.")
-        if not 0 < self.ratio <= 1:
-            raise ValueError(
-                f"Argument `ratio` expected a number in (0, 1], but got {self.ratio}. The published one is 1/3."
-            )
-        if not 0 < self.false_finds < 1:
-            raise ValueError(
-                f"Argument `false_finds` expected a share between 0 and 1, but got {self.false_finds}. The usual one "
-                "is 0.05."
-            )
+        check_number("ratio", self.ratio, "(0, 1]", "The published one is 1/3.")
+        check_number("false_finds", self.false_finds, "(0, 1)", "The usual one is 0.05.")
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from lightning_iet.evaluation.verdict import SIGNIFICANT
 from lightning_iet.functional.copy_tests import (
     Scan,
     combined_p_values,
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from lightning_iet.audit.core import Copies
 
 LARGEST = 0.5  # score above which no image is taken for a copy: half as far as the next training image, not less
-SIGNIFICANT = 0.01  # p-value of the scan below which a generator is said to copy
 NOTICEABLE = 0.05  # probability that an audit of innocent images has one that is noticed
 LEAST_NOISE = 35.0  # dB; copies that differ by less are sure ones, if no held-out image comes near
 UNLIKE = 0.1  # of an image's own variance, by which a sure copy may differ: nearly black images are alike by themselves
@@ -132,11 +132,17 @@ def weigh(generated: "Copies", held_out: "Copies | None", *, level: float) -> Ev
     # An identical image is at distance 0: surely a copy, unless a held-out image is as near.
     contaminated = (held_out.identical & ~held_out.blank).any()
     sure = varied & nearly & (distances * NEARER <= least) & (least > 0) & ~contaminated
-    found = discover(ratios[judged], control, level=level)
-    places = _places(generated.content, judged)
-    discovered, ranks, naming = (
-        torch.cat([part, other])[places] for part, other in zip(found, _NOT_JUDGED, strict=True)
-    )
+    first = _first_of(generated.content)
+
+    def of_all(part: Tensor, *, others: int) -> Tensor:
+        """Give equal images what was found of the one that was judged, and images of one colour another value."""
+        whole = torch.full((len(first),), others, dtype=part.dtype)
+        whole[judged] = part
+        return whole[first]
+
+    discovered, ranks, naming = discover(ratios[judged], control, level=level)
+    discovered, naming = of_all(discovered, others=False), of_all(naming, others=0)
+    ranks = of_all(ranks, others=torch.iinfo(torch.int64).max)  # behind all others
     below = noticeable(control, max(1, int(judged.sum())))
     scan, scan_search = scan_searches(ratios[judged], control)
     alike = int(ranks[discovered].max()) - 1 if discovered.any() else 0
@@ -159,10 +165,6 @@ def weigh(generated: "Copies", held_out: "Copies | None", *, level: float) -> Ev
     )
 
 
-# What is said of images of one colour: not named, a rank behind all others, the first search.
-_NOT_JUDGED = torch.tensor([False]), torch.tensor([torch.iinfo(torch.int64).max]), torch.tensor([0])
-
-
 def to_judge(images: "Copies") -> Tensor:
     """Tell which images the tests judge: each that shows more than one colour, and of equal ones the first.
 
@@ -182,12 +184,6 @@ def _first_of(content: Tensor) -> Tensor:
     _, groups = content.unique(return_inverse=True)
     first = torch.full_like(groups, len(content)).scatter_reduce(0, groups, torch.arange(len(content)), "amin")
     return first[groups]
-
-
-def _places(content: Tensor, judged: Tensor) -> Tensor:
-    """Return of each image its place among those judged, or that of one that it equals; the last if there is none."""
-    places = torch.where(judged, judged.cumsum(0) - 1, int(judged.sum()))
-    return places[_first_of(content)]
 
 
 def discover(ratios: Tensor, held_out: Tensor, *, level: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -235,7 +231,11 @@ def telling_searches(images: "Copies", held_out: "Copies | None", below: Tensor)
 
 
 def _shown_by(images: "Copies", unusual: Tensor, below: Tensor, fixed: Tensor) -> Tensor:
-    """As :func:`telling_searches`; the training image of those that are ``fixed`` is that of the unusual search."""
+    """Choose the search that each image is shown by.
+
+    The first that notices it beside the training image that ``unusual`` has found; or else the first that notices it at
+    all, unless it is ``fixed``; or else ``unusual``.
+    """
     sources, noticing = images.search_sources, images.search_ratios < below
     same = sources == sources.gather(1, unusual[:, None])
     return _first(noticing & same, torch.where(fixed, unusual, _first(noticing, unusual)))

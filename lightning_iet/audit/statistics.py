@@ -3,10 +3,11 @@
 from dataclasses import dataclass
 
 from scipy.special import ndtri
-from scipy.stats import binomtest, fisher_exact, mannwhitneyu
+from scipy.stats import binomtest, mannwhitneyu
 from torch import Tensor
 
-SIGNIFICANT = 0.01
+from lightning_iet.evaluation.verdict import SIGNIFICANT, Counts
+
 LARGER = 0.1  # by how much a share has to be larger for nothing to be decided; what is smaller is only told
 
 
@@ -75,8 +76,7 @@ def excess(first: Share, second: Share) -> Excess:
     difference = first.share - second.share
     down = ((first.share - first.low) ** 2 + (second.high - second.share) ** 2) ** 0.5
     up = ((first.high - first.share) ** 2 + (second.share - second.low) ** 2) ** 0.5
-    table = [[part.count, part.total - part.count] for part in (first, second)]
-    p_value = float(fisher_exact(table, alternative="greater").pvalue)
+    p_value = Counts(first.count, first.total, second.count, second.total).p_value("greater")
     return Excess(difference, difference - down, difference + up, p_value)
 
 

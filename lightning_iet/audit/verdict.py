@@ -7,14 +7,13 @@ from typing import Literal, NamedTuple
 from rich.table import Table
 
 from lightning_iet.audit.comparability import FAR, LEVELS_OF_SET, NOISE, OF_FILES, SHAPE, TRANSPARENCY, Difference
-from lightning_iet.audit.evidence import SIGNIFICANT
 from lightning_iet.audit.findings import Findings, PlantedFindings, SetFacts, SetFindings, claimed
 from lightning_iet.audit.statistics import Nearer, Share, excess, share
 from lightning_iet.data.decoding import WINDOWED
 from lightning_iet.data.listing import left_alone
 from lightning_iet.data.samples import listed
 from lightning_iet.evaluation.membership import Membership
-from lightning_iet.evaluation.verdict import loss_tells
+from lightning_iet.evaluation.verdict import SIGNIFICANT, loss_tells
 from lightning_iet.utilities.text import percent
 
 Level = Literal["copies", "control", "none", "open"]

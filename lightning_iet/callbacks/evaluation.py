@@ -34,7 +34,7 @@ from lightning_iet.evaluation.assessment import (
     check_schedule,
     check_settings,
     real_sets,
-    sample_images,
+    sample_on_all_processes,
 )
 from lightning_iet.evaluation.measures import Measure, MembershipMeasure, TextNorm, check_measures
 from lightning_iet.evaluation.report import Report, make_report, print_report, publish
@@ -587,7 +587,7 @@ class Evaluation(pl.Callback):
         sample = partial(self._sample, num_inference_steps=steps)
         with isolated_module(module):
             num, device = self._num(trainer), module.device
-            images = sample_images(trainer, sample, num, batch_size=self.batch_size, device=device)
+            images = sample_on_all_processes(trainer, sample, num, batch_size=self.batch_size, device=device)
             check_images(images, self._assessor.train)
             assessment = self._assessor.to(device).assess(images)
             if "membership_inference" in self.measures:

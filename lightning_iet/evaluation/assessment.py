@@ -138,7 +138,7 @@ def check_images(images: Tensor, train: Tensor) -> None:
         )
 
 
-def sample_images(
+def sample_on_all_processes(
     trainer: pl.Trainer, sample: Callable[..., Tensor], num: int, *, batch_size: int, device: torch.device
 ) -> Tensor:
     """Sample images in equal parts on all processes, with a progress bar on the first.
@@ -157,7 +157,7 @@ def sample_images(
     Example:
         >>> trainer = pl.Trainer(accelerator="cpu", enable_progress_bar=False, logger=False)
         >>> count = lambda num, *, start, batch_size: torch.arange(start, start + num).view(-1, 1, 1, 1)
-        >>> sample_images(trainer, count, 5, batch_size=2, device=torch.device("cpu")).flatten()
+        >>> sample_on_all_processes(trainer, count, 5, batch_size=2, device=torch.device("cpu")).flatten()
         tensor([0, 1, 2, 3, 4])
     """
     part = ceil(num / trainer.world_size)  # equal parts; what is too much is dropped

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from math import isfinite, sqrt
 from statistics import NormalDist
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 SIGNIFICANT = 0.01  # p-value below which two shares differ by more than chance
 NEAR = 0.1  # at most this share of held-out images counts as unusually near to a training image
@@ -46,14 +46,15 @@ class Counts(NamedTuple):
     @property
     def is_higher(self) -> bool:
         """Whether the generated images have a larger share, by more than chance (Fisher's exact test, one-sided)."""
-        return self._p_value("greater") < SIGNIFICANT
+        return self.p_value("greater") < SIGNIFICANT
 
     @property
     def is_lower(self) -> bool:
         """Whether their share is smaller, by more than chance."""
-        return self._p_value("less") < SIGNIFICANT
+        return self.p_value("less") < SIGNIFICANT
 
-    def _p_value(self, alternative: str) -> float:
+    def p_value(self, alternative: Literal["greater", "less"]) -> float:
+        """Return the probability of such a share, or a larger (smaller) one, if both sets were alike."""
         from scipy.stats import fisher_exact  # half a second, which a table of old runs does not need
 
         table = [

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_iet.functional.checks import check_at_least
+from lightning_iet.functional.checks import check_at_least, check_number
 from lightning_iet.functional.neighbors import nearest_neighbors, search_rows
 
 _WIDER = 8  # by how much lists of neighbours grow that end within a group
@@ -56,8 +56,7 @@ def duplicate_groups(images: Tensor, *, k: int = 50, ratio: float = 1 / 3) -> Du
         [[7, 90, 91, 92, 93, 94, 95, 96, 97, 98, 99]]
     """
     check_at_least(1, k=k)
-    if not 0 < ratio <= 1:
-        raise ValueError(f"Argument `ratio` expected a number in (0, 1], but got {ratio}. The usual one is 1/3.")
+    check_number("ratio", ratio, "(0, 1]", "The usual one is 1/3.")
     if len(images) < 3:  # nothing around two images says what is near
         return _connected(torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.int64), len(images), "pixels")
     sq_distances, indices = nearest_neighbors(images, images, min(k, len(images) - 1) + 1)
