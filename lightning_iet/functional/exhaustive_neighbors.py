@@ -174,9 +174,7 @@ def level_distances(queries: Tensor, references: Tensor, squares: Tensor | None 
         tensor([[0., 1.],
                 [1., 0.]], dtype=torch.float64)
     """
-    # Of a single row, or column, torch's product may be wrong: pytorch/pytorch#195066.
-    large = min(len(queries), len(references)) > 1 and queries.shape[1] >= INTEGERS_LEAST
-    integers = large and queries.device.type == "cpu" and has_integer_products()
+    integers = queries.shape[1] >= INTEGERS_LEAST and queries.device.type == "cpu" and has_integer_products()
     depth, values = (_INTEGERS_DEPTH, _INTEGERS) if integers else (_LEVELS_DEPTH, _FLOATS)
     parts = _parts(queries.shape[1], depth)
     distances = torch.zeros(len(queries), len(references), dtype=torch.float64, device=queries.device)
@@ -184,7 +182,7 @@ def level_distances(queries: Tensor, references: Tensor, squares: Tensor | None 
         x, number = _centred(left, integers), max(1, -(-right.numel() // values))
         for part, out in zip(right.tensor_split(number), distances.tensor_split(number, dim=1), strict=True):
             y = _centred(part, integers).T
-            out.sub_(torch._int_mm(x, y) if integers else x @ y, alpha=2)
+            out.sub_(integer_products(x, y) if integers else x @ y, alpha=2)
     distances.add_(level_sums(queries, 2)[:, None]).add_(level_sums(references, 2) if squares is None else squares)
     return distances.div_(255**2)
 
@@ -193,6 +191,19 @@ def _centred(levels: Tensor, integers: bool) -> Tensor:
     """Return levels less 128, as 8-bit integers or as float32."""
     centred = levels.view(torch.int8).bitwise_xor(-128)  # flips the highest bit: less work than a difference
     return centred if integers else centred.float()
+
+
+def integer_products(one: Tensor, other: Tensor) -> Tensor:
+    """Return the matrix product of 8-bit integers as 32-bit ones, exactly, where :func:`has_integer_products`.
+
+    Args:
+        one: shape ``(M, K)``, int8.
+        other: shape ``(K, N)``, likewise; fastest where its columns lie in memory one after the other.
+    """
+    (rows, _), (_, columns) = one.shape, other.shape
+    # Of a single row, or column, torch's product may be wrong: pytorch/pytorch#195066.
+    one, other = one if rows > 1 else one.repeat(2, 1), other if columns > 1 else other.repeat(1, 2)
+    return torch._int_mm(one, other)[:rows, :columns]
 
 
 def has_integer_products() -> bool:

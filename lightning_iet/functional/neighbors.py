@@ -18,6 +18,7 @@ from lightning_iet.functional.exhaustive_neighbors import (
 )
 from lightning_iet.functional.pruned_neighbors import (
     PAIR_COST,
+    Levels,
     Projection,
     PrunedSearch,
     candidate_cost,
@@ -41,6 +42,9 @@ _PER_PAIR = 80  # what minima and memory cost per pair, in multiplications of a 
 _DOUBLE = 2.5  # what a multiplication costs in float64, conversion included; measured
 _LEVELS = 1.5  # what a product of 8-bit images costs that needs no measuring, in float32 products; measured …
 _INTEGER_LEVELS = 0.4  # … and where 8-bit integers are multiplied: 0.23 among 4,096 references, 0.45 among 32,768
+_INTEGERS = 0.12  # what a product of 8-bit integers costs, in float32 products; measured
+_WORTH_TRYING = 0.1  # of all: what projections may save over levels, for their trial takes longer
+_ROUNDING = 100  # what rounding a value to a level costs, in multiplications; measured
 _GAIN = 0.8  # codes must promise this share of the cost, since the estimate has an error too
 
 Progress = Callable[[int], None]
@@ -189,7 +193,7 @@ def _parts(references: Tensor, k: int, target: torch.device, *, coded: bool) -> 
 
 
 def _search(
-    queries: Tensor, search: ExhaustiveSearch, projection: Projection | None, farthest: Tensor
+    queries: Tensor, search: ExhaustiveSearch, projection: Projection | Levels | None, farthest: Tensor
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Yield indices of some queries, and the distances and indices of their nearest among a part of the references."""
     target = search.references.device
@@ -214,11 +218,11 @@ def _block_length(queries: Tensor, *, coded: bool) -> int:
 
 
 @torch.no_grad()
-def plan_projection(queries: Tensor, references: Tensor, k: int) -> Projection | None:
-    """Return the projection with which a search for ``k`` neighbours is predicted to cost least; ``None`` without one.
+def plan_projection(queries: Tensor, references: Tensor, k: int) -> Projection | Levels | None:
+    """Return what to take codes from so that a search for ``k`` neighbours costs least; ``None`` if it is without them.
 
-    The cost with codes of several lengths is estimated from a sample, and counted in multiplications of a float32
-    matrix product on a CPU. The trial itself is made only where it costs less than a twentieth of the search.
+    The cost with codes of several lengths, and with levels, is estimated from a sample, and counted in multiplications
+    of a float32 matrix product on a CPU. The trial is made only where it costs less than a twentieth of the search.
     """
     (num_queries, dimension), num_references = queries.shape, len(references)
     levels = queries.dtype == references.dtype == torch.uint8
@@ -231,22 +235,29 @@ def plan_projection(queries: Tensor, references: Tensor, k: int) -> Projection |
         return None
     sample = _evenly(references, min(_SAMPLE, _VALUES // max(1, dimension)))
     probes = _evenly(queries, _QUERIES)
-    lengths = [length for length in _LENGTHS if length <= min(dimension, len(sample)) // 2]
-    if not lengths:
-        return None
-    projection = principal_directions(sample, lengths[-1])
     near = _neighborhood(probes, sample, k / num_references)
-    costs, candidate = {}, candidate_cost(queries, references)
-    for length in lengths:
-        shorter = Projection(projection.mean, projection.basis[:, :length].contiguous())
-        share = (torch.cdist(shorter.codes(probes).z, shorter.codes(sample).z).square() <= near).float().mean(dim=1)
-        measured = (share * candidate).clamp(max=1).mean().item() + PAIR_COST * k / num_references
-        codes = _DOUBLE * length * (1 / num_queries + 1 / num_references)
-        costs[length] = codes + (length + _PER_PAIR) / dimension + measured
-    best = min(costs, key=lambda length: costs[length])
-    if costs[best] > _GAIN * exhaustive:
-        return None
-    return Projection(projection.mean, projection.basis[:, :best].contiguous())
+    candidate, rows = candidate_cost(queries, references), 1 / num_queries + 1 / num_references
+
+    def measuring(likely: Tensor) -> float:  # what is left of the pairs; it is told by the codes which are
+        share = likely.float().mean(dim=1)
+        return (share * candidate).clamp(max=1).mean().item() + PAIR_COST * k / num_references
+
+    costs: list[tuple[float, Projection | Levels]] = []
+    if is_rounding := not levels and dimension >= INTEGERS_LEAST and has_integer_products():
+        rounded = Levels.of(sample)
+        one, other = rounded.codes(probes), rounded.codes(sample)
+        apart = torch.cdist(one.z.float(), other.z.float()) / rounded.per_unit - one.slack[:, None] - other.slack
+        likely = apart.clamp(min=0).square() <= near
+        costs.append((_ROUNDING * rows + _INTEGERS + _PER_PAIR / dimension + measuring(likely), rounded))
+    lengths = [length for length in _LENGTHS if length <= min(dimension, len(sample)) // 2]
+    if lengths and not (is_rounding and _INTEGERS - (lengths[0] + _PER_PAIR) / dimension < _WORTH_TRYING):
+        whole = principal_directions(sample, lengths[-1])
+        for length in lengths:
+            shorter = Projection(whole.mean, whole.basis[:, :length].contiguous())
+            likely = torch.cdist(shorter.codes(probes).z, shorter.codes(sample).z).square() <= near
+            costs.append((_DOUBLE * length * rows + (length + _PER_PAIR) / dimension + measuring(likely), shorter))
+    cost, best = min(costs, key=lambda found: found[0], default=(torch.inf, None))
+    return best if cost <= _GAIN * exhaustive else None
 
 
 def _evenly(rows: Tensor, number: int) -> Tensor:

@@ -7,7 +7,13 @@ from lightning_iet.functional import neighbors, pruned_neighbors
 from lightning_iet.functional import neighbors as neighbor_plan
 from lightning_iet.functional.exhaustive_neighbors import ExhaustiveSearch, squared_norms
 from lightning_iet.functional.neighbors import plan_projection, search_rows
-from lightning_iet.functional.pruned_neighbors import Projection, PrunedSearch, pair_bounds, principal_directions
+from lightning_iet.functional.pruned_neighbors import (
+    Levels,
+    Projection,
+    PrunedSearch,
+    pair_bounds,
+    principal_directions,
+)
 from tests.helpers.neighbors import FAMILIES, assert_found, family
 
 
@@ -23,6 +29,37 @@ def test_codes_are_no_farther_apart_than_images(kind, length, seed, mean):
     apart = torch.cdist(rows.double(), rows.double(), compute_mode="donot_use_mm_for_euclid_dist")
     coded = torch.cdist(codes.z.double(), codes.z.double(), compute_mode="donot_use_mm_for_euclid_dist")
     assert (coded <= apart + codes.slack + codes.slack[:, None]).all()
+
+
+@given(
+    kind=st.sampled_from(FAMILIES),
+    seed=st.integers(0, 999),
+    low=st.floats(-1e4, 1e4),
+    width=st.floats(1e-3, 1e4),
+    part=st.sampled_from([1, 2, 30]),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+)
+def test_levels_are_no_farther_apart_than_rows(kind, seed, low, width, part, dtype):
+    """Also of rows that lie beyond what the levels were made for, and far from zero."""
+    rows = low + width * family(kind, 30, 192, seed=seed).to(dtype)
+    levels = Levels.of(rows[:part])
+    codes = levels.codes(rows)
+    assert codes.z.dtype == torch.int8
+    z = codes.z.double() / levels.per_unit
+    torch.testing.assert_close(codes.norms, z.square().sum(dim=1), rtol=1e-12, atol=1e-12)
+    apart = torch.cdist(rows.double(), rows.double(), compute_mode="donot_use_mm_for_euclid_dist")
+    coded = torch.cdist(z, z, compute_mode="donot_use_mm_for_euclid_dist")
+    assert (coded <= apart + codes.slack + codes.slack[:, None]).all()
+
+
+def test_levels_of_8_bit_images_are_their_own():
+    images = torch.arange(256, dtype=torch.uint8).repeat(3, 2)
+    levels = Levels.of(images / 255)
+    for rows in (images, images / 255, images.double() / 255):
+        codes = levels.codes(rows)
+        assert torch.equal(codes.z.short() + 128, images.short())
+        assert codes.slack.max() < 5e-5 / 255 * 512**0.5
+    assert Levels.of(torch.zeros(2, 3)).codes(torch.zeros(2, 3)).slack.max() < 1e-20  # all of one value
 
 
 @given(kind=st.sampled_from(FAMILIES), seed=st.integers(0, 999), dtype=st.sampled_from([torch.float32, torch.float64]))
@@ -44,8 +81,10 @@ def test_any_basis_finds_the_neighbours(kind, length, seed, data):
     for projection in (
         Projection(references.double().mean(dim=0), basis(192, length, seed=seed)),
         principal_directions(references, length),
+        Levels.of(references[:length]),
     ):
         with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(pruned_neighbors, "integer_products", lambda x, y: (x.double() @ y.double()).int())
             cost = data.draw(st.sampled_from([0, 40]))
             patch.setattr(pruned_neighbors, "candidate_cost", lambda *_, cost=cost: cost)
             patch.setattr(pruned_neighbors, "_SPARE", 0)
@@ -68,7 +107,7 @@ def low_rank(n, *, seed):
 @pytest.fixture
 def eager(monkeypatch):
     """Codes cost nothing, so that they are used in small searches too; and references come in many parts."""
-    for cost in ("_TRIAL_COST", "_PER_PAIR", "_DOUBLE"):
+    for cost in ("_TRIAL_COST", "_PER_PAIR", "_DOUBLE", "_ROUNDING"):
         monkeypatch.setattr(neighbor_plan, cost, 0)
     monkeypatch.setattr(neighbor_plan, "has_integer_products", lambda: False)
     monkeypatch.setattr(neighbors, "_CODED", 600)
@@ -117,16 +156,23 @@ def test_codes_must_save_more_where_8_bit_integers_are_multiplied(monkeypatch):
     assert plan_projection(queries[:, :48], references[:, :48], 5) is not None  # too narrow for these instructions
 
 
-def test_the_plan_is_to_do_without_codes_on_noise_and_in_small_searches(monkeypatch):
+def test_the_plan_is_to_do_without_projections_on_noise_and_without_codes_in_small_searches(monkeypatch):
+    monkeypatch.setattr(neighbor_plan, "has_integer_products", lambda: False)
     queries, references = low_rank(64, seed=2), low_rank(2100, seed=1)
     assert plan_projection(queries, references, 5) is None
-    for cost in ("_TRIAL_COST", "_PER_PAIR", "_DOUBLE"):
+    for cost in ("_TRIAL_COST", "_PER_PAIR", "_DOUBLE", "_ROUNDING"):
         monkeypatch.setattr(neighbor_plan, cost, 0)
     projection = plan_projection(queries, references, 5)
     assert projection is not None
     torch.testing.assert_close(projection.basis.T @ projection.basis, torch.eye(64).double(), rtol=0, atol=1e-12)
     noise = family("noise", 64, 192, seed=1), family("noise", 2100, 192, seed=2)
     assert plan_projection(*noise, 5) is None
+    monkeypatch.setattr(neighbor_plan, "has_integer_products", lambda: True)
+    assert isinstance(plan_projection(*noise, 5), Levels)  # which leave little out
+    assert isinstance(plan_projection(queries, references, 5), Levels)
+    monkeypatch.setattr(neighbor_plan, "_INTEGERS", 0.5)  # products of 64 columns of 192 take less
+    assert isinstance(plan_projection(queries, references, 5), Projection)
+    monkeypatch.setattr(neighbor_plan, "has_integer_products", lambda: False)
     assert plan_projection(queries, references, 1000) is None  # half of the references are neighbours
 
 
