@@ -97,35 +97,6 @@ def _crossing_probability(ends: np.ndarray, statistic: float, m: int, n: int) ->
     return min(crossed, 1.0)
 
 
-def conformal_p_values(scores: Tensor, held_out: Tensor) -> Tensor:
-    r"""Return for each image the probability of so low a score if it were one more held-out image.
-
-    .. math:: p_i = \frac{1 + \#\{j : s_j \le s_i\}}{n + 1}
-
-    over the ``n`` held-out images (Bates, Candès, Lei, Romano, Sesia, *Testing for Outliers with Conformal p-values*,
-    Annals of Statistics 2023, arXiv:2104.08279).
-
-    Args:
-        scores: shape ``(m,)``.
-        held_out: shape ``(n,)``.
-
-    Returns:
-        Shape ``(m,)``, float64, in (0, 1].
-
-    Raises:
-        ValueError: if a score is NaN, or there are no held-out images.
-
-    Example:
-        >>> conformal_p_values(torch.tensor([0.1, 0.5]), torch.tensor([0.4, 0.5, 0.9]))
-        tensor([0.2500, 0.7500], dtype=torch.float64)
-    """
-    n = _checked(held_out, "held_out")
-    if scores.isnan().any():
-        raise ValueError("Argument `scores` expected numbers, but got NaN.")
-    below = torch.searchsorted(held_out.sort().values, scores.contiguous(), right=True)
-    return (1 + below).double() / (n + 1)
-
-
 class Combined(NamedTuple):
     """Conformal p-values of ``m`` images that went through several searches.
 
@@ -141,6 +112,10 @@ class Combined(NamedTuple):
 def combined_p_values(scores: Tensor, held_out: Tensor) -> Combined:
     r"""Return conformal p-values of images that went through several searches, each calibrated by its own tail.
 
+    With one search they are the probability of so low a score if the image were one more held-out image,
+    :math:`p_i = (1 + \#\{j : x_j \le x_i\}) / (n + 1)` (Bates, Candès, Lei, Romano, Sesia, *Testing for Outliers with
+    Conformal p-values*, Annals of Statistics 2023, arXiv:2104.08279).
+
     What is a low score in one search may be a usual one in another. So the scores of each search ``s`` are turned into
     logarithms of tail probabilities before the least of them is taken. Of the held-out images together with image
     ``i``, and nothing else,
@@ -152,8 +127,7 @@ def combined_p_values(scores: Tensor, held_out: Tensor) -> Combined:
     choice)*. Then :math:`p_i = (1 + \#\{j : c_j \le c_i\}) / (n + 1)`. Since ``c`` treats all of these ``n + 1``
     images alike, the rank of an innocent one is as likely to be any as any other, so that :math:`P(p_i \le u) \le u`
     exactly, whatever the fit (a transductive score, as in Liang, Sesia, Sun, *Integrative conformal p-values for
-    out-of-distribution testing with labelled outliers*, JRSS B 2024, arXiv:2208.11111). With one search these are the
-    p-values of :func:`conformal_p_values`.
+    out-of-distribution testing with labelled outliers*, JRSS B 2024, arXiv:2208.11111).
 
     Args:
         scores: shape ``(m, S)``, at least 0; the lower, the more like a copy. Those below 0.0001 count as 0.0001.

@@ -7,11 +7,11 @@ from benchmarks.planted_copies import simulated
 from lightning_iet.audit.evidence import discover, scan_searches, telling_searches, weigh, without_control
 from lightning_iet.functional.copy_tests import (
     combined_p_values,
-    conformal_p_values,
     false_discoveries,
     noticeable_below,
     scan_test,
 )
+from tests.helpers.conformal import conformal_p_values
 
 SEARCHES = ("plain", "recoloured", "degraded", "moved")
 

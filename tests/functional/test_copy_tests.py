@@ -9,12 +9,12 @@ from scipy.stats import chi2, hypergeom
 
 from lightning_iet.functional.copy_tests import (
     combined_p_values,
-    conformal_p_values,
     false_discoveries,
     held_out_needed,
     noticeable_below,
     scan_test,
 )
+from tests.helpers.conformal import conformal_p_values
 
 
 def statistic(labels, scores, largest):
@@ -74,10 +74,13 @@ def test_copies_are_seen_where_one_threshold_would_miss_them():
     assert scan_test(copied, held_out).generated == 20
 
 
-@given(st.lists(st.floats(0, 1), min_size=1, max_size=20), st.lists(st.floats(0, 1), min_size=1, max_size=20))
-def test_conformal_p_values_by_counting(scores, held_out):
-    found = conformal_p_values(torch.tensor(scores, dtype=torch.double), torch.tensor(held_out, dtype=torch.double))
-    assert found.tolist() == [(1 + sum(h <= s for h in held_out)) / (len(held_out) + 1) for s in scores]
+apart = st.lists(st.integers(1, 10_000).map(lambda part: part / 10_000), min_size=1, max_size=20)
+
+
+@given(apart, apart)
+def test_p_values_of_one_search_by_counting(scores, held_out):
+    found = combined_p_values(*(torch.tensor(part, dtype=torch.double)[:, None] for part in (scores, held_out)))
+    assert found.p_values.tolist() == [(1 + sum(h <= s for h in held_out)) / (len(held_out) + 1) for s in scores]
 
 
 @given(st.lists(st.floats(1e-6, 1), min_size=1, max_size=20), st.sampled_from([0.01, 0.05, 0.2]))
@@ -103,7 +106,7 @@ def test_scores_that_are_none(scores):
     with pytest.raises(ValueError, match=r"^Argument `generated` expected one score for each"):
         scan_test(scores, torch.rand(3))
     with pytest.raises(ValueError, match=r"^Argument `held_out` expected one score for each"):
-        conformal_p_values(torch.rand(3), scores)
+        noticeable_below(scores, 3)
 
 
 def test_no_images_make_no_discoveries():
