@@ -29,7 +29,8 @@ from lightning_iet.utilities.devices import full_precision
 _CHUNK = 8192  # references per top-k: a wide top-k costs far less than many narrow ones
 _BLOCK = 2**29  # bytes of the queries that pass over the references together …
 _TOGETHER = 1024, 512  # … and how many queries at most, without and with codes
-_CODED = 2**16  # references that are coded at a time: their lower bounds for a block of queries take 128 MiB
+_CODED = 2**16  # references that are coded at a time: their lower bounds for a block of queries take 128 MiB …
+_CODES = 2**28  # … and bytes of their levels, at most
 _MOVED = 2**28  # bytes of references that are on another device at a time
 _CHECKED = 2**25  # values that are checked at a time
 # The trial by which the length of codes is chosen
@@ -161,7 +162,7 @@ def search_rows(
     projection = plan_projection(queries, references, k) if target.type == "cpu" else None
     distances = torch.full((len(queries), k), torch.inf, device=queries.device)
     indices = torch.full_like(distances, -1, dtype=torch.int64)
-    parts = _parts(references, k, target, coded=projection is not None)
+    parts = _parts(references, k, target, projection)
     done, levels = 0, queries.dtype == references.dtype == torch.uint8
     with full_precision(target.type):
         for part in parts:
@@ -184,12 +185,19 @@ def search_rows(
     return distances, indices
 
 
-def _parts(references: Tensor, k: int, target: torch.device, *, coded: bool) -> list[slice]:
+def _parts(references: Tensor, k: int, target: torch.device, projection: Projection | Levels | None) -> list[slice]:
     """Cut the references into parts that are searched one after the other."""
-    length = max(_CODED, 2 * k) if coded else len(references)
+    length = len(references)
+    if projection is not None:
+        length = _coded(k, references.shape[1] if isinstance(projection, Levels) else 0)
     if references.device != target:
         length = min(length, max(k, _MOVED // max(1, references[:1].nbytes)))
     return [slice(start, min(start + length, len(references))) for start in range(0, len(references), length)]
+
+
+def _coded(k: int, num_bytes: int) -> int:
+    """Return how many references are coded at a time, of which each takes so many bytes."""
+    return max(2 * k, min(_CODED, _CODES // max(1, num_bytes)))
 
 
 def _search(
@@ -248,7 +256,8 @@ def plan_projection(queries: Tensor, references: Tensor, k: int) -> Projection |
         one, other = rounded.codes(probes), rounded.codes(sample)
         apart = torch.cdist(one.z.float(), other.z.float()) / rounded.per_unit - one.slack[:, None] - other.slack
         likely = apart.clamp(min=0).square() <= near
-        costs.append((_ROUNDING * rows + _INTEGERS + _PER_PAIR / dimension + measuring(likely), rounded))
+        rounding = _ROUNDING * (1 / num_queries + 1 / min(num_references, _coded(k, dimension)))
+        costs.append((rounding + _INTEGERS + _PER_PAIR / dimension + measuring(likely), rounded))
     lengths = [length for length in _LENGTHS if length <= min(dimension, len(sample)) // 2]
     if lengths and not (is_rounding and _INTEGERS - (lengths[0] + _PER_PAIR) / dimension < _WORTH_TRYING):
         whole = principal_directions(sample, lengths[-1])

@@ -115,10 +115,16 @@ def eager(monkeypatch):
 
 
 @pytest.mark.usefixtures("eager")
-def test_parts_and_hard_queries_come_together(monkeypatch):
+@pytest.mark.parametrize("kind", [Projection, Levels])
+def test_parts_and_hard_queries_come_together(monkeypatch, kind):
+    if kind is Levels:
+        monkeypatch.setattr(neighbor_plan, "has_integer_products", lambda: True)
+        monkeypatch.setattr(pruned_neighbors, "integer_products", lambda x, y: (x.double() @ y.double()).int())
+        monkeypatch.setattr(neighbors, "_CODES", 600 * 192)
+        monkeypatch.setattr(Levels, "of", lambda _: Levels(0.5, 64.0))  # so few that they leave candidates over
     references = torch.cat([low_rank(2100, seed=1), family("noise", 30, 192, seed=1)])
     queries = torch.cat([low_rank(20, seed=2), references[[0, 700, 2129]], family("noise", 9, 192, seed=2)])
-    assert plan_projection(queries, references, 5) is not None
+    assert isinstance(plan_projection(queries, references, 5), kind)
     # More than two of 600 beside the seeds are too many.
     monkeypatch.setattr(pruned_neighbors, "candidate_cost", lambda *_: 300)
     monkeypatch.setattr(pruned_neighbors, "_SPARE", 0)
@@ -128,6 +134,7 @@ def test_parts_and_hard_queries_come_together(monkeypatch):
     done = []
     found = search_rows(queries, references, 5, progress=done.append)
     assert_found(queries, references, *found)
+    assert len(easy) == 4 * 4  # blocks of 9 queries, in each of 4 parts
     assert 0 < torch.cat([rows for _, _, rows in easy]).double().mean() < 1
     assert done == sorted(done)
     assert done[-1] == len(queries)
