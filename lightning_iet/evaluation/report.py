@@ -15,7 +15,6 @@ from lightning_iet.evaluation.verdict import fid_note, telling_thresholds, verdi
 from lightning_iet.plots import image_grid, memorized_quantity_curve, nearest_pairs, save_figure, training_curves
 from lightning_iet.utilities.files import METRICS, run_folder, write_json
 from lightning_iet.utilities.fingerprints import hash_images
-from lightning_iet.utilities.lightning import log_image
 from lightning_iet.utilities.text import counted, percent, three_digits
 
 if TYPE_CHECKING:  # a comparison of runs reads reports, and needs neither Lightning nor metrics
@@ -275,6 +274,8 @@ def publish(
             write(Path(temporary))
         console.print(f"fast_dev_run: the evaluation of {len(assessment.images)} images worked; nothing is kept.")
         return
+    from lightning_iet.utilities.lightning import log_image  # a comparison of runs needs no Lightning
+
     print_report(report)  # first, because the plots take a while
     folder = run_folder(trainer)
     write(folder)
