@@ -8,6 +8,7 @@ from lightning_iet.audit.features import build_features
 from lightning_iet.audit.report.page import limits
 from lightning_iet.functional.memorization import memorized_fraction, memorized_quantity
 from tests.helpers.image_folders import random_pixels, random_set
+from tests.helpers.phantoms import eight_bits, phantoms
 
 
 @pytest.fixture
@@ -73,6 +74,19 @@ def test_a_near_copy_of_an_image_with_more_duplicates_than_neighbours_is_found(r
     assert (findings.measure, findings.generated.copies.count) == ("distinct", 2)
     expected = memorized_fraction(torch.cat([copies, generated.pixels[2:]]), train.pixels, duplicates="group")
     assert findings.generated.copies.share == pytest.approx(float(expected))
+
+
+@pytest.mark.parametrize("duplicates", [True, False])
+def test_a_mirrored_copy_of_an_image_with_many_near_duplicates_is_noticed(run, duplicates):
+    """More of them than a search has candidates; where they are not looked for, each hides the others."""
+    pixels = eight_bits(phantoms(120))
+    noise = torch.randint(-6, 7, (21, *pixels.shape[1:]), generator=torch.Generator().manual_seed(0))
+    noisy = (pixels[:1].int() + noise).clamp(0, 255).to(torch.uint8)
+    train = image_set(torch.cat([pixels[:1], noisy[:19], pixels[1:60]]), location="train")
+    generated = image_set(torch.cat([noisy[19:20].flip(-1), pixels[60:90]]), location="generated")
+    found = run(generated, train, image_set(pixels[90:], location="held-out"), duplicates=duplicates, moved=False)
+    assert bool(found.evidence.noticed[0]) == duplicates
+    assert not found.evidence.noticed[1:].any()
 
 
 def test_images_are_identical_only_if_all_pixels_are(run):
