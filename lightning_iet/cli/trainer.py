@@ -217,18 +217,21 @@ class IETCLI(LightningCLI):
             rank_zero_info(self.images)
 
     def _estimate(self, done: int) -> str:
-        """Say how large the model and a checkpoint are, and how long training will take here after some steps."""
+        """Say on how many images without near-duplicates a run trains, how large it is, and how long it takes here."""
         batch_size = self._get(self.config, "data.init_args.batch_size")
         step = seconds_of_step(self.model, batch_size, self.trainer.strategy.root_device)
         self.datamodule.prepare_data()
         self.datamodule.setup("fit")
         schedule = schedule_of(self.trainer, self.datamodule)
         seconds = max((schedule.process_steps or 0) - done, 0) * step
-        left = "left to train" if done else "of training"
-        length = f"about {in_words(seconds)} {left} here" if schedule.process_steps else "without an end"
+        what = "left to train" if done else "of training"
+        length = f"about {in_words(seconds)} {what} here" if schedule.process_steps else "without an end"
         size = model_size(self.model)
         checkpoint = in_mib(size.checkpoint(len(schedule.shard_sizes)))
-        return f"{size.trained / 1e6:.1f} M parameters, {checkpoint} a checkpoint, {length}"
+        data = getattr(self.datamodule, "datamodule", self.datamodule)
+        found = getattr(data, "duplicate_groups", None)
+        left = f"{sum(schedule.shard_sizes):,} images without near-duplicates; " if found and found.members else ""
+        return f"{left}{size.trained / 1e6:.1f} M parameters, {checkpoint} a checkpoint, {length}"
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Run a command; a run that fails before its first step leaves nothing behind."""

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -331,6 +332,18 @@ def test_several_processes_do_not_measure_each_for_itself(slow, monkeypatch):
     assert slow("--trainer.devices=2", "--ckpt_path=last")[0] == alone  # the same for all
     monkeypatch.setenv("WORLD_SIZE", "2")  # as torchrun does
     assert slow()[0] == epochs
+
+
+def test_the_number_that_is_trained_on_is_without_near_duplicates(caplog):
+    write("pets", num=20, size=(8, 8))
+    for number in range(20, 30):
+        shutil.copy("pets/0.png", f"pets/{number}.png")
+    caplog.set_level("INFO", "lightning.pytorch.utilities.rank_zero")
+    main(["fit", "--images", "pets", *FEW, "--trainer.max_epochs=1", "--trainer.fast_dev_run=1"])
+    assert "30 images, 3 × 8 × 8: 18 to train on, 6 held out, 6 for FID; " in caplog.text
+    (number,) = re.findall(r"; (\d+) images without near-duplicates; ", caplog.text)
+    ((lie, groups),) = re.findall(r"(\d+) of 18 training images lie in (\d+) group", caplog.text)
+    assert int(number) == 18 - int(lie) + int(groups) < 18
 
 
 def test_from_a_folder_to_samples_with_what_is_installed(capsys, caplog, monkeypatch):
