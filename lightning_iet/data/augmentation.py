@@ -22,6 +22,7 @@ Operation: TypeAlias = Literal[
 Kind = TypeVar("Kind")
 
 _OPERATIONS: tuple[str, ...] = get_args(Operation)
+_REMEDY = "Augment images before they are normalized."
 _ANY_CHANNELS = _OPERATIONS[:6]
 AUGMENTATION_SEED = 2  # tells these seeds from those of other draws of a sample
 
@@ -54,10 +55,13 @@ def augment(
     """
     if magnitude == 0:
         return image
-    pixels = image
-    if image.is_floating_point():
-        check_range(image, "Augment images before they are normalized.")
-        pixels = (image.clamp(0, 1) * 255).round().to(torch.uint8)
+    check_range(image, _REMEDY)
+    return _augment(image, magnitude, seed=seed, num_ops=num_ops, ops=ops)
+
+
+def _augment(image: Tensor, magnitude: int, *, seed: int, num_ops: int, ops: Sequence[Operation] | None) -> Tensor:
+    """Augment an image whose range is checked, by a magnitude above 0."""
+    pixels = (image.clamp(0, 1) * 255).round().to(torch.uint8) if image.is_floating_point() else image
     names = _OPERATIONS if ops is None else ops
     check_channels(len(image), ops)
     with isolated_rng():
@@ -74,7 +78,7 @@ def check_range(images: Tensor, remedy: str) -> None:
     """
     if not images.is_floating_point():
         return
-    low, high = (float(value) for value in images.aminmax())
+    low, high = torch.stack(images.aminmax()).tolist()
     if low < -1e-4 or high > 1 + 1e-4:
         raise ValueError(
             f"Argument `image` expected values in [0, 1], or 8 bits, to be augmented, but got [{low:g}, {high:g}]."
@@ -101,8 +105,13 @@ def augment_rows(
     """
     if not any(magnitudes):
         return images
+    # All at once: to check them one by one would wait for the device as often.
+    check_range(torch.stack([image for image, number in zip(images, magnitudes, strict=True) if number]), _REMEDY)
+    options: dict[str, Any] = {"num_ops": num_ops, "ops": ops}
     rows = zip(images, magnitudes, seeds, strict=True)
-    return torch.stack([augment(image, number, seed=seed, num_ops=num_ops, ops=ops) for image, number, seed in rows])
+    return torch.stack(
+        [_augment(image, number, seed=seed, **options) if number else image for image, number, seed in rows]
+    )
 
 
 class _RestrictedRandAugment(RandAugment):

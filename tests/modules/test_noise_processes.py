@@ -30,6 +30,7 @@ from lightning_iet.modules.noise_processes import (
     rebuilt,
     scheduler_class,
 )
+from tests.helpers.accelerator import DEVICE, accelerator
 from tests.helpers.models import tiny_unet
 
 # diffusers gives tensors to numpy in a way that numpy 2 advises against; some schedulers are experiments, and say so.
@@ -142,6 +143,15 @@ def test_defaults_of_a_class_survive():
     assert noise_process(EulerDiscreteScheduler()).sampler("ddim").config.clip_sample is False  # which it does not know
     clipped = PNDMScheduler.from_config(effective_config(DDPMScheduler()))  # it keeps what it does not know
     assert noise_process(clipped).sampler("ddim").config.clip_sample is True
+
+
+def test_a_scheduler_may_have_trained_before_on_another_device():
+    given = DDPMScheduler(prediction_type="v_prediction")
+    with accelerator():
+        x, noise = (part.to(DEVICE) for part in images_and_noise())
+        noise_process(given).noised(x, TIMES.to(DEVICE), noise)
+        assert given.alphas_cumprod.device == DEVICE  # diffusers leaves it there
+        assert noise_process(given).sampler("ddim").config.prediction_type == "v_prediction"
 
 
 def test_settings_of_other_classes_in_a_file_survive():
