@@ -202,11 +202,16 @@ def captioned_grid(images: Sequence[Tensor], captions: Sequence[str], *, title: 
 
 def save_figure(figure: Figure, path: Path) -> None:
     """Write a figure to ``path``, atomically, in the format of its suffix."""
-    if (layout := figure.get_layout_engine()) is not None:
-        layout.execute(figure)
-        figure.set_layout_engine(None)  # which would draw it twice
+    lay_out(figure)
     with write_atomically(path) as unfinished:
         figure.savefig(unfinished)
+
+
+def lay_out(figure: Figure) -> None:
+    """Arrange a figure for good; Matplotlib would arrange and draw it twice whenever it is written."""
+    if (layout := figure.get_layout_engine()) is not None:
+        layout.execute(figure)
+        figure.set_layout_engine(None)
 
 
 def _grid(images: Tensor, *, columns: int, padding: int) -> Tensor:

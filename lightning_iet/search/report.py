@@ -3,7 +3,7 @@
 import io
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite, log10
 from pathlib import Path
@@ -19,7 +19,7 @@ from scipy.stats import t as student
 
 import lightning_iet
 from lightning_iet.functional.bit_effects import BitEffects, bit_effects
-from lightning_iet.plots import CONTROL, GENERATED, INK, QUIET, effect_bars, save_figure, selection_front
+from lightning_iet.plots import CONTROL, GENERATED, INK, QUIET, effect_bars, lay_out, save_figure, selection_front
 from lightning_iet.search.selection_points import Point, SelectionSearch, described, write_points
 from lightning_iet.utilities.files import write_atomically, write_json
 from lightning_iet.utilities.pages import page_environment, read_resource, stylesheet
@@ -34,15 +34,19 @@ _COLOURS = {
 }  # fmt: skip
 
 
-def render_page(search: SelectionSearch) -> str:
+def render_page(search: SelectionSearch, figures: Sequence[Figure] | None = None) -> str:
     """Write the report of a search as HTML.
 
     Every name is escaped; the page holds no script, and a content security policy lets it load nothing.
+
+    Args:
+        search: What was found.
+        figures: The front as :func:`front_figures` draws it, if it is drawn already.
     """
     template = page_environment().from_string(read_resource(_PACKAGE, "report.html.j2"))
     fronts = [
         {"label": label, "svg": _svg(figure)}
-        for label, figure in zip(search.labels[1:], front_figures(search), strict=True)
+        for label, figure in zip(search.labels[1:], figures or front_figures(search), strict=True)
     ]
     found = effects(search)
     known = bool(found) and any(part.effect.isfinite().any() for part in found.values())
@@ -117,6 +121,7 @@ def _effect_figure(search: SelectionSearch, found: Mapping[str, BitEffects]) -> 
 def _svg(figure: Figure) -> Markup:
     """A figure as a part of the page, in the page's colours and letters."""
     buffer = io.StringIO()
+    lay_out(figure)
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "lightning-iet"}):
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     text = buffer.getvalue()
@@ -404,7 +409,7 @@ def write_search(search: SelectionSearch, folder: Path, *, write_mask: WriteMask
         point, choice = search.choice
         write(folder / CHOSEN, mask=point.candidate.mask, source={**source(search, point), "rule": choice.rule})
     with write_atomically(folder / REPORT) as path:
-        path.write_text(render_page(search), encoding="utf-8")
+        path.write_text(render_page(search, figures), encoding="utf-8")
 
 
 def source(search: SelectionSearch, point: Point) -> dict[str, Any]:

@@ -38,12 +38,18 @@ def place(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def smoke(place):
+def _forks():
+    """The processes of runs need no time to import."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("benchmarks.mitigation.runs.get_context", lambda method: forking())
+        yield
+
+
+@pytest.fixture(scope="module")
+def smoke(place, _forks):
     """The smoke preset, as a user runs it."""
     folder = place / "of smoke"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("benchmarks.mitigation.runs.get_context", lambda method: forking())  # need no time to import
-        assert main(["--preset", "smoke", "--out", str(folder), "--jobs", "1"]) == 0
+    assert main(["--preset", "smoke", "--out", str(folder), "--jobs", "1"]) == 0
     return folder
 
 
@@ -211,6 +217,7 @@ def test_the_gpu_preset_runs_on_a_cpu_at_small_size(place):
     assert all(results.find(run)["points"][0]["steps"] >= 4 for run in runs)
 
 
+@pytest.mark.usefixtures("_forks")
 def test_a_run_that_fails_does_not_end_the_others(tmp_path):
     good = Run(DIGITS, row_named("plain"), 0)
     bad = Run(replace(DIGITS, num_train=5_000), row_named("plain"), 0)
