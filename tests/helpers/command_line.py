@@ -4,7 +4,7 @@ import pytest
 
 from lightning_iet.cli import main
 
-# The same runs in seconds: a smaller U-Net, fewer epochs, fewer images to judge by.
+# The same runs in seconds: a smaller U-Net, fewer epochs, fewer images to judge by, no plots.
 QUICK = [
     "--model.unet.init_args.block_out_channels=[8,8]",
     "--model.unet.init_args.norm_num_groups=4",
@@ -12,6 +12,7 @@ QUICK = [
     "--averaging.every_n_epochs=1",
     "--evaluation.num_samples=60",
     "--evaluation.num_inference_steps=2",
+    "--evaluation.pictures=false",
     "--trainer.enable_model_summary=false",
 ]
 
