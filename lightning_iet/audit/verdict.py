@@ -107,14 +107,11 @@ def verdict(findings: Findings) -> Verdict:
         answer = f"No sure sign of copying: {_counted(passing)} {verb} by the published measure."
         if findings.held_out is not None:
             control = findings.held_out.copies
-            words = _counted(control, "held-out images")
-            if control.share < passing.share:
-                words = (
-                    f"{answer[:-1]}, but only {words} {'does' if control.count == 1 else 'do'}, which may be chance."
-                )
-            else:
-                words = f"{answer[:-1]}, and so {'does' if control.count == 1 else 'do'} {words}."
-            answer = words
+            they = _counted(control, "held-out images")
+            does = "does" if control.count == 1 else "do"
+            is_less = control.share < passing.share
+            rest = f"but only {they} {does}, which may be chance" if is_less else f"and so {does} {they}"
+            answer = f"{answer[:-1]}, {rest}."
         if unread:
             answer += f" {unread:,} more generated image{'' if unread == 1 else 's'} could not be read."
         return say("control", answer, _bound_or_control(findings))

@@ -449,13 +449,14 @@ class AntiGradientControl(Callback):
             buffer.copy_(trainer.strategy.reduce(buffer, reduce_op="sum"))
         self.run_statistics.add(epoch)
         self.gap_history.add(epoch)
-        gap, skip_rate, num_outside = GapHistory.of(epoch), epoch.skip_rate(), int(epoch.out_of_range)
+        gap = None if self._reference is None else GapHistory.of(epoch)
+        skip_rate, num_outside = epoch.skip_rate(), int(epoch.out_of_range)
         epoch.reset()
         if num_outside:  # equal on all processes: none is left waiting for the others
             raise self.bins.range_error(f"{num_outside} others in this epoch")
         # Equal on all processes; a sync would be one that a progress bar starts on the first process alone.
         pl_module.log(self._prefix(trainer) + "skip_rate", skip_rate, prog_bar=True)
-        if self._reference is not None:
+        if gap is not None:
             log_gap(trainer, pl_module, gap, prefix=self._prefix(trainer))
         self.share_samples()
         self._log_samples(trainer, pl_module)
