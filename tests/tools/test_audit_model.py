@@ -472,11 +472,12 @@ def test_an_interrupted_audit_goes_on_with_the_same_result(here, monkeypatch, ca
 
 
 def test_other_thresholds_draw_and_search_nothing_anew(here, monkeypatch):
+    """Unless near-duplicates become so many that all neighbours which are known of an image show the same."""
     run(cache=Path("cache"))
     monkeypatch.setattr(DiffusionModule, "sample", None)
     monkeypatch.setattr(DiffusionModule, "losses", None)
     monkeypatch.setattr(search, "search_rows", None)
-    run(cache=Path("cache"), ratio=0.9, out=Path("again"))
+    run(cache=Path("cache"), ratio=0.7, out=Path("again"))
     assert metrics("again")["membership"] == metrics()["membership"]
     assert metrics("again")["sets"] == metrics()["sets"]
     assert metrics("again")["held_out"]["copies"]["count"] > metrics()["held_out"]["copies"]["count"]
