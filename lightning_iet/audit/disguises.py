@@ -320,22 +320,26 @@ def undo(images: Tensor, originals: Tensor, maps: Tensor) -> tuple[Tensor, Tenso
         >>> undo(2 * image.flip(-1) + 1, image, torch.tensor([[[-1.0, 0, 0], [0, 1, 0]]]))[1]
         tensor([inf])
     """
-    batch, channels, height, width = images.shape
-    if not batch:
+    if not len(images):
         return images, torch.empty(0)
-    block = max(1, _VALUES // images[:1].numel())
-    if batch > block:
-        parts = zip(*(part.split(block) for part in (images, originals, maps)), strict=True)
-        found = [undo(*part) for part in parts]
-        return torch.cat([undone for undone, _ in found]), torch.cat([noise for _, noise in found])
+    parts = zip(*(part.split(max(1, _VALUES // images[:1].numel())) for part in (images, originals, maps)), strict=True)
+    with full_precision(images.device.type):
+        found = [_undo(*part) for part in parts]
+    return torch.cat([undone for undone, _ in found]), torch.cat([noise for _, noise in found])
+
+
+def _undo(images: Tensor, originals: Tensor, maps: Tensor) -> tuple[Tensor, Tensor]:
+    batch, channels, height, width = images.shape
     grid = F.affine_grid(maps, [batch, 1, height, width], align_corners=False)
     # Levels less 128, for sums of up to 1024 products of them are exact in single precision; sums of these are double.
     warped = F.grid_sample(originals.float().sub_(128), grid, padding_mode="border", align_corners=False)
     inside = (grid.abs() <= 1 + 1e-4).all(dim=-1).flatten(1).float()[:, None]
     known = torch.cat([warped.flatten(2), torch.ones_like(inside)], dim=1).mul_(inside)
     target = images.flatten(2).float().sub_(128).mul_(inside)
-    ridge = 1e-6 * torch.eye(channels + 1, device=images.device).double()
-    weights = torch.linalg.solve(_products(known, known) + ridge, _products(known, target)).float()
+    normal = _products(known, known)
+    ridge = (1e-12 * normal.diagonal(dim1=1, dim2=2).amax(dim=1) + 1e-6)[:, None, None]  # for channels that are equal
+    normal += ridge * torch.eye(channels + 1, device=images.device)
+    weights = torch.linalg.solve(normal, _products(known, target)).float()
     fitted = (weights.mT @ known).round_().clamp_(-128, 127)
     error = _chunks(target.sub_(fitted).mul_(inside)).square_().sum(dim=-1).sum(dim=(1, 2), dtype=torch.double)
     error /= (inside.sum(dim=(1, 2), dtype=torch.double) * channels).clamp(min=1)

@@ -66,7 +66,8 @@ def _shifted(view: View, dx: int, dy: int) -> View:
 VERSION = 2  # of the searches below: raised with every change of what they find
 WIDER = 8  # times as many neighbours are looked at where all are near-duplicates of one another
 BLOCK = 4096  # images that are searched for together, for references are prepared anew for every block
-TRIED = 128, 256  # images, and references, by which the time is measured, where there are 50 times as many pairs
+TRIED = 128, 256  # images, and references, by which the time is measured, where there are 50 times as many pairs …
+ENOUGH = 0.05  # … again and again, for so many seconds at least
 
 
 class Neighbors(NamedTuple):
@@ -242,10 +243,12 @@ def comparison_seconds(
     if missing * len(train) < 50 * min(TRIED[0], len(few)) * len(few):
         return 0.0
     norms = level_sums(few, 2)
-    start = perf_counter()
-    search_rows(few[: TRIED[0]], few, 1, squares=norms)[0].cpu()
-    pairs = len(few[: TRIED[0]]) * len(few)
-    return (perf_counter() - start) / pairs * missing * len(train)
+    search_rows(few[: TRIED[0]], few, 1, squares=norms)  # the first search prepares what the others use again
+    start, pairs, seconds = perf_counter(), 0, 0.0
+    while seconds < ENOUGH:
+        search_rows(few[: TRIED[0]], few, 1, squares=norms)[0].cpu()
+        pairs, seconds = pairs + len(few[: TRIED[0]]) * len(few), perf_counter() - start
+    return seconds / pairs * missing * len(train)
 
 
 def cosine_distances(

@@ -18,7 +18,8 @@ _DEPTH = 2048  # values of a row that go into one matrix product
 _LEVELS_DEPTH = 1024  # the same for 8-bit levels less 128: sums of so many products, at most 2^14 each, are exact
 _INTEGERS_DEPTH = 2**14  # the same in 32-bit integers, which hold sums of 2^17 such products …
 _INTEGERS = 2**22  # … values (4 MiB) that are converted at a time …
-INTEGERS_LEAST = 64  # … and values of a row below which it is not worth it
+INTEGERS_LEAST = 64  # … and values of a row below which it is not worth it …
+INTEGERS_MOST = 2**17 - 1  # … and of which 32 bits hold every sum of products
 _SPARE = 14  # candidates kept beyond k, so that rounding at the edge rarely asks for a second look
 _PAIRS = 2**18  # candidates of all queries together, when some are searched again
 # Distances of pairs
@@ -197,7 +198,7 @@ def integer_products(one: Tensor, other: Tensor) -> Tensor:
     """Return the matrix product of 8-bit integers as 32-bit ones, exactly, where :func:`has_integer_products`.
 
     Args:
-        one: shape ``(M, K)``, int8.
+        one: shape ``(M, K)``, int8, ``K`` at most :data:`INTEGERS_MOST`.
         other: shape ``(K, N)``, likewise; fastest where its columns lie in memory one after the other.
     """
     (rows, _), (_, columns) = one.shape, other.shape

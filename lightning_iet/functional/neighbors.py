@@ -8,6 +8,7 @@ from torch import Tensor
 from lightning_iet.functional.checks import image_rows
 from lightning_iet.functional.exhaustive_neighbors import (
     INTEGERS_LEAST,
+    INTEGERS_MOST,
     RELATIVE_ERROR,
     ExhaustiveSearch,
     float_rows,
@@ -18,6 +19,7 @@ from lightning_iet.functional.exhaustive_neighbors import (
 )
 from lightning_iet.functional.pruned_neighbors import (
     PAIR_COST,
+    SPARE,
     Levels,
     Projection,
     PrunedSearch,
@@ -69,7 +71,7 @@ def nearest_neighbors(
     where copies live. So it only proposes candidates, with a bound of its rounding; what is returned was computed as
     :math:`\sum (x - y)^2`. Between 8-bit images the product is one of integers: exact. On a CPU, large searches first
     rule out most pairs by short codes of the images, where that pays (see
-    :mod:`~lightning_iet.functional.pruned_neighbors`): on photographs it does, on noise it cannot.
+    :mod:`~lightning_iet.functional.pruned_neighbors`): on photographs it does.
 
     Inputs are read in slices, and may be memory-mapped. Beside them and the result, memory does not grow with either
     set: it was 1.3 GiB for 65,536 among 50,000 images of 3x32x32.
@@ -244,27 +246,28 @@ def plan_projection(queries: Tensor, references: Tensor, k: int) -> Projection |
     sample = _evenly(references, min(_SAMPLE, _VALUES // max(1, dimension)))
     probes = _evenly(queries, _QUERIES)
     near = _neighborhood(probes, sample, k / num_references)
-    candidate, rows = candidate_cost(queries, references), 1 / num_queries + 1 / num_references
+    candidate = candidate_cost(queries, references)
 
-    def measuring(likely: Tensor) -> float:  # what is left of the pairs; it is told by the codes which are
-        share = likely.float().mean(dim=1)
-        return (share * candidate).clamp(max=1).mean().item() + PAIR_COST * k / num_references
+    def others(likely: Tensor, length: int) -> float:  # pairs that codes leave, seeds in each part, and neighbours
+        left = (likely.float().mean(dim=1) * candidate).clamp(max=1).mean().item()
+        return left + candidate * (k + SPARE) / length + PAIR_COST * k / num_references
 
     costs: list[tuple[float, Projection | Levels]] = []
-    if is_rounding := not levels and dimension >= INTEGERS_LEAST and has_integer_products():
-        rounded = Levels.of(sample)
+    if is_rounding := not levels and INTEGERS_LEAST <= dimension <= INTEGERS_MOST and has_integer_products():
+        rounded, length = Levels.of(sample), min(num_references, _coded(k, dimension))
         one, other = rounded.codes(probes), rounded.codes(sample)
         apart = torch.cdist(one.z.float(), other.z.float()) / rounded.per_unit - one.slack[:, None] - other.slack
         likely = apart.clamp(min=0).square() <= near
-        rounding = _ROUNDING * (1 / num_queries + 1 / min(num_references, _coded(k, dimension)))
-        costs.append((rounding + _INTEGERS + _PER_PAIR / dimension + measuring(likely), rounded))
-    lengths = [length for length in _LENGTHS if length <= min(dimension, len(sample)) // 2]
-    if lengths and not (is_rounding and _INTEGERS - (lengths[0] + _PER_PAIR) / dimension < _WORTH_TRYING):
-        whole = principal_directions(sample, lengths[-1])
-        for length in lengths:
-            shorter = Projection(whole.mean, whole.basis[:, :length].contiguous())
+        coding = _ROUNDING * (1 / num_queries + 1 / length)
+        costs.append((coding + _INTEGERS + _PER_PAIR / dimension + others(likely, length), rounded))
+    widths = [width for width in _LENGTHS if width <= min(dimension, len(sample)) // 2]
+    if widths and not (is_rounding and _INTEGERS - widths[0] / dimension < _WORTH_TRYING):
+        whole, length = principal_directions(sample, widths[-1]), min(num_references, _coded(k, 0))
+        for width in widths:
+            shorter = Projection(whole.mean, whole.basis[:, :width].contiguous())
             likely = torch.cdist(shorter.codes(probes).z, shorter.codes(sample).z).square() <= near
-            costs.append((_DOUBLE * length * rows + (length + _PER_PAIR) / dimension + measuring(likely), shorter))
+            coding = _DOUBLE * width * (1 / num_queries + 1 / length)
+            costs.append((coding + (width + _PER_PAIR) / dimension + others(likely, length), shorter))
     cost, best = min(costs, key=lambda found: found[0], default=(torch.inf, None))
     return best if cost <= _GAIN * exhaustive else None
 

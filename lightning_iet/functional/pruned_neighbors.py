@@ -36,7 +36,8 @@ _CHOSEN_COST = 10  # likewise, of a pair of float32 images by its own product; m
 _VALUES = 2**20  # of images (8 MiB in float64) that are projected at a time
 _GROUP = 32  # references per minimum
 _PRODUCT = 4096  # references per product: its result stays in the cache
-_SPARE = 14  # seeds beyond k
+SPARE = 14
+"""Seeds beyond ``k``."""
 _UNIT = 2.0**-24  # the relative error of one float32 rounding
 _LEAST_RANGE = 1e-20  # of values that are cut into levels
 
@@ -113,9 +114,9 @@ class Levels(NamedTuple):
         r"""Return the codes of images, shape ``(N, D)``, uint8 (meaning value / 255) or floating point.
 
         Computed in float32 at least: a difference and a product err by :math:`2^{-23}` of the result, which is
-        :math:`2 \cdot 10^{-5}` levels of a component within 128 levels; the division of 8-bit images by 255 errs by
-        :math:`1.6 \cdot 10^{-5}` levels more; and beyond 128 levels rounding leaves so much that the first is less than
-        :math:`10^{-6}` of it. The slack is the norm of what rounding leaves, and more than these.
+        :math:`2 \cdot 10^{-5}` levels of a component within 128 levels, and beyond less than :math:`10^{-6}` of what
+        rounding leaves. 8-bit images are their float32 quotients by 255, as in every distance of this package. The
+        slack is the norm of what rounding leaves, and more than these.
         """
         z = torch.empty(rows.shape, dtype=torch.int8, device=rows.device)
         norms, slack = torch.empty(2, len(rows), dtype=torch.float64, device=rows.device)
@@ -255,8 +256,9 @@ class PrunedSearch:
         lower, upper = pair_bounds(queries, self.references, self._norms, *_pairs(seeds))
         farthest = torch.minimum(upper.view_as(seeds).kthvalue(self.k, dim=1).values, farthest * (1 + RELATIVE_ERROR))
         # What is near enough has a code that is near enough, but for slack, and for the rounding of a product of d + 2
-        # terms: they add up to at most (|z| + |w|)^2, and in whatever order they do. That of levels is exact.
-        rounding = (len(self.codes.columns) + 16) * _UNIT * (norms.sqrt() + self.codes.length).square()
+        # terms: they add up to at most (|z| + |w|)^2, and in whatever order they do. The product of levels is exact.
+        terms = 0 if isinstance(self.projection, Levels) else len(self.codes.columns)
+        rounding = (terms + 16) * _UNIT * (norms.sqrt() + self.codes.length).square()
         limits = (farthest.sqrt() + slack + self.codes.slack).square() + rounding - norms
         bounds.view(len(queries), -1).scatter_(1, seeds, torch.inf)
         cost = candidate_cost(queries, self.references)
@@ -296,7 +298,7 @@ class PrunedSearch:
         What a code leaves out of two images is about orthogonal, so their squared distance is probably its lower bound
         plus ``2 r r'``.
         """
-        number = min(self.k + _SPARE, len(self.references))
+        number = min(self.k + SPARE, len(self.references))
         groups = minima.topk(min(number + _GROUP, minima.shape[1]), largest=False, sorted=False).indices
         members = bounds.gather(1, groups[:, :, None].expand(-1, -1, _GROUP))
         probable = members + 2 * z[:, -1, None, None].float() * self.codes.rest[groups]

@@ -222,6 +222,27 @@ def test_undoing_fits_each_channel_by_all_channels():
     assert float(unlike.max()) < 15
 
 
+@pytest.mark.parametrize("level", [0, 128, 255])
+def test_large_images_of_one_colour_are_undone(level):
+    """Their channels are equal, and their sums so large that a small constant on the diagonal is rounded away."""
+    original = torch.full((1, 3, 1024, 1025), level, dtype=torch.uint8)
+    image = torch.tensor([7, 200, level], dtype=torch.uint8).view(1, 3, 1, 1).expand_as(original)
+    undone, noise = undo(image, original, torch.eye(2, 3)[None])
+    assert torch.equal(undone, image)
+    assert noise.tolist() == [torch.inf]
+
+
+def test_disguises_are_undone_exactly_whatever_the_precision_of_matrix_products():
+    original = random_pixels(4, seed=9, channels=3)
+    image = (255 - original).flip(-1)
+    maps = torch.tensor([[[-1.0, 0, 0], [0, 1, 0]]]).expand(4, 2, 3)
+    torch.set_float32_matmul_precision("medium")
+    try:
+        assert undo(image, original, maps)[1].tolist() == [torch.inf] * 4
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
 def test_many_images_are_undone_a_few_at_a_time(monkeypatch):
     from lightning_iet.audit import disguises
 

@@ -122,6 +122,9 @@ def test_the_time_of_a_comparison_is_that_of_some_pairs_times_all(tmp_path, monk
         return comparison_seconds(sets, pixels, cache, **shared | changes)
 
     assert seconds() == 6.0 / 12 * 25 * 40
+    monkeypatch.setattr(search, "ENOUGH", 13.0)
+    assert seconds() == 3 * 6.0 / (3 * 12) * 25 * 40  # of three searches, behind one that is not timed
+    monkeypatch.setattr(search, "ENOUGH", 0.0001)
     assert seconds(invariance="flip+shift") == 6.0 / 12 * 18 * 25 * 40
     assert seconds(within=True) == 6.0 / 12 * 65 * 40
     find(sets["generated"], sets["train"], cache, k=5)

@@ -5,7 +5,13 @@ from hypothesis import strategies as st
 
 from lightning_iet.functional import neighbors, pruned_neighbors
 from lightning_iet.functional import neighbors as neighbor_plan
-from lightning_iet.functional.exhaustive_neighbors import ExhaustiveSearch, squared_norms
+from lightning_iet.functional.exhaustive_neighbors import (
+    INTEGERS_MOST,
+    ExhaustiveSearch,
+    has_integer_products,
+    integer_products,
+    squared_norms,
+)
 from lightning_iet.functional.neighbors import plan_projection, search_rows
 from lightning_iet.functional.pruned_neighbors import (
     Levels,
@@ -87,7 +93,7 @@ def test_any_basis_finds_the_neighbours(kind, length, seed, data):
             patch.setattr(pruned_neighbors, "integer_products", lambda x, y: (x.double() @ y.double()).int())
             cost = data.draw(st.sampled_from([0, 40]))
             patch.setattr(pruned_neighbors, "candidate_cost", lambda *_, cost=cost: cost)
-            patch.setattr(pruned_neighbors, "_SPARE", 0)
+            patch.setattr(pruned_neighbors, "SPARE", 0)
             patch.setattr(pruned_neighbors, "_PRODUCT", 32)
             *found, easy = PrunedSearch(exhaustive, projection).nearest(queries, torch.full((7,), torch.inf))
             if cost == 0:
@@ -127,7 +133,7 @@ def test_parts_and_hard_queries_come_together(monkeypatch, kind):
     assert isinstance(plan_projection(queries, references, 5), kind)
     # More than two of 600 beside the seeds are too many.
     monkeypatch.setattr(pruned_neighbors, "candidate_cost", lambda *_: 300)
-    monkeypatch.setattr(pruned_neighbors, "_SPARE", 0)
+    monkeypatch.setattr(pruned_neighbors, "SPARE", 0)
     easy = []
     nearest = PrunedSearch.nearest
     monkeypatch.setattr(PrunedSearch, "nearest", lambda *args: easy.append(found := nearest(*args)) or found)
@@ -154,11 +160,17 @@ def test_codes_of_other_types(dtype):
 
 @pytest.mark.usefixtures("eager")
 def test_codes_must_save_more_where_8_bit_integers_are_multiplied(monkeypatch):
+    monkeypatch.setattr(neighbors, "_CODED", 2100)
     queries, references = ((255 * low_rank(n, seed=n)).round().to(torch.uint8) for n in (64, 2100))
     for integers in (False, True):
         monkeypatch.setattr(neighbor_plan, "has_integer_products", lambda answer=integers: answer)
         assert (plan_projection(queries, references, 5) is None) is integers
         assert plan_projection(queries.float() / 255, references.float() / 255, 5) is not None
+    images = queries.float() / 255, references.float() / 255
+    monkeypatch.setattr(neighbor_plan, "INTEGERS_MOST", 192)
+    assert isinstance(plan_projection(*images, 5), Levels)
+    monkeypatch.setattr(neighbor_plan, "INTEGERS_MOST", 191)
+    assert isinstance(plan_projection(*images, 5), Projection)  # 32 bits would not hold the products of levels
     monkeypatch.setattr(neighbor_plan, "_LENGTHS", (16,))
     assert plan_projection(queries[:, :48], references[:, :48], 5) is not None  # too narrow for these instructions
 
@@ -196,3 +208,11 @@ def test_a_trial_is_made_only_in_searches_of_20_times_its_cost(monkeypatch):
             plan_projection(queries, references, 5)
             assert len(trials) == number
             trials.clear()
+
+
+@pytest.mark.skipif(not has_integer_products(), reason="this CPU has no fast products of 8-bit integers")
+@pytest.mark.parametrize("level", [-128, 127])
+def test_the_largest_sum_of_products_is_exact(level):
+    x = torch.full((3, INTEGERS_MOST), level, dtype=torch.int8)
+    y = torch.full((33, INTEGERS_MOST), -128, dtype=torch.int8)
+    assert integer_products(x, y.T).unique().tolist() == [INTEGERS_MOST * level * -128]
