@@ -23,7 +23,6 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lightning_iet.utilities.errors import first_line
 from lightning_iet.utilities.files import checkpoint_folders, write_atomically
-from lightning_iet.utilities.lightning import num_shards_of
 from lightning_iet.utilities.plain_types import allow_imported_types, allow_plain_types, unreadable_entries
 
 allow_plain_types()
@@ -355,6 +354,8 @@ def _whole_ones(files: Iterable[Path], faults: list[str], *, trusted: bool) -> I
 
 def _fault(content: dict[str, Any], trainer: Trainer) -> str | None:
     """Say why a run cannot go on from a whole checkpoint; ``None`` = it can."""
+    from lightning_iet.utilities.lightning import num_shards_of  # a model is read without Lightning's other name
+
     try:
         batches = content["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]
         callbacks, _ = content["callbacks"], content["global_step"]

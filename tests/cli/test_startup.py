@@ -42,6 +42,20 @@ def test_tools_for_images_and_figures_import_no_training(command):
     assert "jsonargparse" in modules
 
 
+@pytest.mark.parametrize(
+    "code",
+    [
+        "from lightning_iet.cli import main; main(['sample', '--help'])",
+        "from lightning_iet.cli import main; main(['export', '--help'])",
+        "from lightning_iet import DiffusionModule",
+    ],
+)
+def test_a_model_is_read_under_one_name_of_lightning(code):
+    modules = imported(code)
+    assert "lightning" in modules
+    assert "pytorch_lightning" not in modules
+
+
 @pytest.mark.parametrize("module", ["functional.memorization", "functional.neighbors", "functional.averaging"])
 def test_functions_need_torch_alone(module):
     modules = imported(f"import lightning_iet.{module}")
