@@ -319,8 +319,9 @@ class ThresholdAwareAugmentation(Callback):
         self._leave_batch()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Leave the batch as it was read."""
+        """Leave the batch, the data and the control as they were: Lightning calls no teardown after an exception."""
         self._leave_batch()
+        self._detach(trainer)
 
     def _leave_batch(self) -> None:
         if self._put_back is not None:
@@ -408,6 +409,10 @@ class ThresholdAwareAugmentation(Callback):
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Leave the data as they are without augmentation."""
+        self._detach(trainer)
+
+    def _detach(self, trainer: pl.Trainer) -> None:
+        """Take this off the control and the data. A checkpoint that is written later needs no other process."""
         if self._control is None:
             return
         self._control.augmentation, self._control.needs_samples, self._num_processes = None, False, 1

@@ -186,6 +186,25 @@ def test_a_control_forgets_what_was_deferred_in_an_earlier_run(tmp_path):
     fit(tmp_path, Given(), control, dataset=Pictures(), epochs=1, batch_size=6)
 
 
+class Breaks(pl.Callback):
+    """Ends a run by an error after its second batch."""
+
+    def on_before_backward(self, trainer, pl_module, loss):
+        if trainer.fit_loop.epoch_loop.batch_idx == 1:
+            raise ZeroDivisionError
+
+
+def test_a_control_and_the_data_forget_a_run_that_raised(tmp_path):
+    control, data = agc(), Augmented(Pictures())
+    taa = ThresholdAwareAugmentation(band=math.inf, max_magnitude=30, defer=True)
+    with pytest.raises(ZeroDivisionError):
+        fit(tmp_path, Given(), control, taa, Breaks(), dataset=data)
+    assert control.augmentation is None
+    assert not control.needs_samples
+    assert not data.magnitudes.by_sample.any()
+    fit(tmp_path, Given(), control, dataset=Pictures(), epochs=1, batch_size=6)
+
+
 # --- images of our own data modules: workers, processes, interruptions -----------------------------------------------
 
 

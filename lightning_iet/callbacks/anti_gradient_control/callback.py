@@ -374,6 +374,7 @@ class AntiGradientControl(Callback):
         """Hook the module where its losses are."""
         self._is_first_batch, self._is_announced, self._num_steps, self._renewed_at = True, False, 0, 0
         self._num_processes = trainer.world_size
+        self.verdict, self._deferred = None, None  # of a run that an exception has ended, without a teardown
         self._open_samples(trainer, pl_module)
         scaler = getattr(trainer.precision_plugin, "scaler", None)
         try:
@@ -483,8 +484,12 @@ class AntiGradientControl(Callback):
             plot_gap(trainer, self.gap_history, prefix=self._prefix(trainer), num_timesteps=self.num_timesteps)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Remove the hooks, and let the data be read as they are."""
+        """Remove the hooks, and let the data be read as they are.
+
+        The exception may be this process's alone: a checkpoint that is written now must not wait for the others.
+        """
         self._stack.close()
+        self._num_processes = 1
         self._close_draws(trainer)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 from lightning.fabric import Fabric
+from lightning.pytorch.callbacks import Checkpoint
 from torch import nn
 from torch._subclasses import FakeTensorMode
 from torch.testing import assert_close
@@ -160,6 +161,38 @@ def test_no_trace_after_an_exception(tmp_path):
         fit(tmp_path, module, agc)
     assert "training_step" not in vars(module)
     assert agc.epoch_statistics.seen.sum() == 12
+
+
+class SavesOnException(Checkpoint):
+    """Writes a checkpoint after an exception, as ModelCheckpoint does, up to where all processes meet."""
+
+    def on_exception(self, trainer, pl_module, exception):
+        checkpoint = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
+        trainer.strategy.save_checkpoint(checkpoint, f"{trainer.default_root_dir}/exception.ckpt")
+
+
+def fails_alone(folder):
+    """Train on one of two processes, the first of which fails; return how many samples its checkpoint has counted."""
+
+    class Breaks(OfRank):
+        def training_step(self, batch, batch_idx):
+            if batch_idx == 3 and self.global_rank == 0:
+                raise KeyError("broken")
+            return super().training_step(batch, batch_idx)
+
+    settings = {"strategy": "ddp", "devices": 2, "use_distributed_sampler": False, "enable_checkpointing": True}
+    trainer = quiet_trainer(folder, callbacks=[make(), SavesOnException()], max_epochs=1, **settings)
+    with pytest.raises(KeyError if trainer.global_rank == 0 else RuntimeError):
+        trainer.fit(Breaks())
+    if trainer.global_rank:
+        return None
+    (state,) = torch.load(folder / "exception.ckpt", weights_only=True)["callbacks"].values()
+    return state["epoch_statistics"]["seen"].sum()
+
+
+def test_a_checkpoint_after_an_exception_in_one_process_waits_for_no_other(tmp_path, processes):
+    seen, _ = processes(2).run(fails_alone, tmp_path)
+    assert seen == 12  # its own
 
 
 @pytest.mark.parametrize("threshold", [0, 0.9])
