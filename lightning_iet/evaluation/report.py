@@ -15,7 +15,7 @@ from lightning_iet.evaluation.verdict import fid_note, telling_thresholds, verdi
 from lightning_iet.plots import image_grid, memorized_quantity_curve, nearest_pairs, save_figure, training_curves
 from lightning_iet.utilities.files import METRICS, run_folder, write_json
 from lightning_iet.utilities.fingerprints import hash_images
-from lightning_iet.utilities.text import counted, percent, three_digits
+from lightning_iet.utilities.text import counted, percent, say, three_digits
 
 if TYPE_CHECKING:  # a comparison of runs reads reports, and needs neither Lightning nor metrics
     import lightning.pytorch as pl
@@ -284,4 +284,4 @@ def publish(
         log_image(trainer, f"eval/{Path(plot).stem}", folder / plot)
     gaps = sorted(path.name for path in folder.glob("gap*.png"))  # of anti-gradient control
     files = ", ".join((METRICS, *plots, *gaps))
-    console.print(f"Written to {folder}: {files}", soft_wrap=True, highlight=False)
+    say(f"Written to {folder}: {files}")

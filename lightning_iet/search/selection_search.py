@@ -28,11 +28,10 @@ from lightning_iet.search.selection_points import (
     write_points,
 )
 from lightning_iet.search.shared_study import SharedStudy, StudyTrial, named_sampler, open_storage, shown_storage
-from lightning_iet.utilities.console import say
 from lightning_iet.utilities.errors import require
 from lightning_iet.utilities.files import check_writable
 from lightning_iet.utilities.progress import progress_bar
-from lightning_iet.utilities.text import counted, in_words
+from lightning_iet.utilities.text import counted, in_words, say
 
 Measure: TypeAlias = Callable[[Candidate], Figures | Sequence[Figures]]
 

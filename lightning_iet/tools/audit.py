@@ -26,11 +26,10 @@ from lightning_iet.data.formats import format_range, parse_range
 from lightning_iet.data.sources import open_source
 from lightning_iet.evaluation.membership import Membership
 from lightning_iet.functional.checks import check_at_least
-from lightning_iet.utilities.console import say
 from lightning_iet.utilities.devices import usable_device
 from lightning_iet.utilities.errors import arguments_called
 from lightning_iet.utilities.files import FILES, check_apart, check_free, check_writable, remedies, whole_folder
-from lightning_iet.utilities.text import in_words
+from lightning_iet.utilities.text import in_words, say
 
 AUTO = "auto"
 MINUTE = 60.0

@@ -14,9 +14,8 @@ from rich.table import Table
 from lightning_iet.evaluation.report import read_metrics
 from lightning_iet.evaluation.verdict import near_threshold, telling_thresholds
 from lightning_iet.plots import RunPoint, runs_against_fid, save_figure
-from lightning_iet.utilities.console import say
 from lightning_iet.utilities.files import METRICS, check_writable, version_number, write_atomically, write_csv
-from lightning_iet.utilities.text import percent, three_digits
+from lightning_iet.utilities.text import percent, say, three_digits
 
 _WIDTH = 20  # characters of a line of a run's name in a terminal, of 80 in all
 Row: TypeAlias = dict[str, Any]

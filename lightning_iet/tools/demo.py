@@ -19,10 +19,9 @@ from lightning_iet.functional.duplicates import duplicate_groups
 from lightning_iet.modules.pretrained import load_any_module
 from lightning_iet.plots import RunPairs, pairs_of_runs, save_figure
 from lightning_iet.search.jobs import Job, interrupted_by_sigterm, run_jobs
-from lightning_iet.utilities.console import say
 from lightning_iet.utilities.files import METRICS, check_writable, free_folder
 from lightning_iet.utilities.progress import progress_bar
-from lightning_iet.utilities.text import three_digits
+from lightning_iet.utilities.text import say, three_digits
 
 RUNS = {"plain": "plain training", "protected": "AGC by records"}
 CONFIGS = {"plain": "digits/uneven", "protected": "digits/uneven_record"}

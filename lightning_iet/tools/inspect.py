@@ -18,9 +18,8 @@ from lightning_iet.functional.checks import check_at_least
 from lightning_iet.functional.duplicates import Duplicates, find_duplicates, without_self
 from lightning_iet.functional.neighbors import nearest_neighbors
 from lightning_iet.plots import CAPTION, captioned_grid, save_figure
-from lightning_iet.utilities.console import say
 from lightning_iet.utilities.files import check_writable, printable, write_atomically
-from lightning_iet.utilities.text import counted
+from lightning_iet.utilities.text import counted, say
 
 RATIOS = (0.2, 1 / 3, 0.45)
 """Thresholds at which near-duplicates are counted: strict, usual, loose."""

@@ -37,10 +37,9 @@ from lightning_iet.search.selection_points import parse_objectives
 from lightning_iet.search.selection_search import check_numbers
 from lightning_iet.tools.configs import find_configuration
 from lightning_iet.utilities.configurations import import_exports, instantiate, leave_weights_out, named_devices
-from lightning_iet.utilities.console import say
 from lightning_iet.utilities.errors import arguments_called, first_line, own_cause
 from lightning_iet.utilities.files import METRICS, check_writable
-from lightning_iet.utilities.text import counted
+from lightning_iet.utilities.text import counted, say
 
 TRIALS, TRIAL_CONFIG, LOG = "trials", "trial.yaml", "output.log"
 LR_OPTION = "model.init_args.optimizer.init_args.lr"

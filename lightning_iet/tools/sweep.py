@@ -24,11 +24,10 @@ from lightning_iet.search.shared_study import SharedStudy
 from lightning_iet.search.sweep_file import OBJECTIVE
 from lightning_iet.tools.compare import compare
 from lightning_iet.tools.configs import shipped_configuration
-from lightning_iet.utilities.console import say
 from lightning_iet.utilities.devices import environment_of_a_job
 from lightning_iet.utilities.files import METRICS, check_writable, write_csv
 from lightning_iet.utilities.progress import progress_bar
-from lightning_iet.utilities.text import in_words, percent, three_digits
+from lightning_iet.utilities.text import in_words, percent, say, three_digits
 
 RESULTS = "sweep.csv"
 _MANY = 4  # runs, fewer of which begin without an estimate, which takes some seconds

@@ -17,8 +17,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from lightning_iet.utilities.console import say
-from lightning_iet.utilities.text import in_words
+from lightning_iet.utilities.text import in_words, say
 
 LINE_SECONDS = 30.0
 """Least time between two lines about the same work."""

@@ -1,4 +1,4 @@
-"""Text that people read: numbers in words, and terminals that know few characters."""
+"""Text that people read: lines of names and paths, numbers in words, and terminals that know few characters."""
 
 import codecs
 import unicodedata
@@ -90,3 +90,15 @@ def _plainer(error: UnicodeError) -> tuple[str, int]:
         decomposed = unicodedata.normalize("NFKD", character).encode("ascii", "ignore").decode()
         found += _PLAIN.get(character) or decomposed or "?"
     return found, error.end
+
+
+def say(line: str, *, style: str | None = None) -> None:
+    """Print a line whole: brackets in it are no markup, nothing in it is coloured, and only the terminal breaks it.
+
+    Example:
+        >>> say("Written to runs/cat [old]: metrics.json")
+        Written to runs/cat [old]: metrics.json
+    """
+    from rich.console import Console  # a tenth of a second, which numbers in words do not need
+
+    Console().print(line, style=style, highlight=False, markup=False, soft_wrap=True)
