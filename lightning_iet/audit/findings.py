@@ -22,7 +22,7 @@ from lightning_iet.audit.comparability import (
     with_refused,
 )
 from lightning_iet.audit.core import Audit, Copies, most_copied
-from lightning_iet.audit.evidence import is_noticed, to_judge
+from lightning_iet.audit.evidence import Evidence, is_noticed, to_judge
 from lightning_iet.audit.features import SSCD
 from lightning_iet.audit.pairs import pair_rows
 from lightning_iet.audit.reading import ImageSet, Origin
@@ -156,6 +156,9 @@ class EvidenceFindings:
         judged: generated images that the tests judge: of more than one colour, and equal ones once.
         held_out_judged: held-out images likewise; ``None`` without held-out images.
         held_out_alike: held-out images as near as the least near of those discovered; ``None`` likewise.
+        passing: generated images that the tests judge and that pass for copies by the main published measure, without
+            those that a person has dismissed.
+        held_out_passing: held-out images likewise; ``None`` without held-out images.
         beyond: generated images that are less likely than every held-out image, all searches taken together.
         beyond_judged: those of them that the tests judge: equal ones once.
         scan: the test of whether the generator copies; ``None`` without held-out images.
@@ -181,6 +184,8 @@ class EvidenceFindings:
     judged: int
     held_out_judged: int | None
     held_out_alike: int | None
+    passing: int
+    held_out_passing: int | None
     beyond: int
     beyond_judged: int
     scan: Scan | None
@@ -395,7 +400,16 @@ def counted_as_copies(audit: Audit) -> Tensor:
     """
     main = next(iter(audit.copies["generated"].ratios.values()))
     copied = below(main, audit.settings.ratio) | audit.evidence.named
-    return copied if audit.evidence.dismissed is None else copied & ~audit.evidence.dismissed
+    return _not_dismissed(copied, audit.evidence)
+
+
+def _not_dismissed(which: Tensor, evidence: Evidence) -> Tensor:
+    return which if evidence.dismissed is None else which & ~evidence.dismissed
+
+
+def _passing(copies: Copies, ratio: float) -> Tensor:
+    """Tell which of the images that the tests judge pass for copies by the main published measure."""
+    return below(next(iter(copies.ratios.values())), ratio) & to_judge(copies)
 
 
 def _now() -> str:
@@ -410,6 +424,7 @@ def _evidence(audit: Audit) -> EvidenceFindings:
     total = len(copies.scores)
     noticed, named = int(evidence.noticed.sum()), evidence.named
     unnamed = int((evidence.noticed & ~named).sum())
+    ratio = audit.settings.ratio
     judged, noticed_once = int(evidence.judged.sum()), int((evidence.noticed & evidence.judged).sum())
     return EvidenceFindings(
         named=share(int(named.sum()), total),
@@ -428,6 +443,8 @@ def _evidence(audit: Audit) -> EvidenceFindings:
         judged=judged,
         held_out_judged=None if held_out is None else evidence.held_out_judged,
         held_out_alike=None if held_out is None else evidence.held_out_alike,
+        passing=int(_not_dismissed(_passing(copies, ratio), evidence).sum()),
+        held_out_passing=None if held_out is None else int(_passing(held_out, ratio).sum()),
         beyond=int(evidence.beyond.sum()),
         beyond_judged=int((evidence.beyond & evidence.judged).sum()),
         scan=evidence.scan,

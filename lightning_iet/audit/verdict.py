@@ -34,8 +34,11 @@ class Verdict(NamedTuple):
     """An audit in words.
 
     Attributes:
-        level: ``"copies"``; ``"open"``, where nothing can be known; ``"control"``, where images pass for copies by the
-            published measure, but no more than held-out ones do, or so few more that it may be chance; or ``"none"``.
+        level: ``"copies"``, where images are named as copies, or the scan is significant; ``"open"``, where something
+            was seen that these images cannot decide, or the sets cannot be compared, or the audit does not find what it
+            planted; ``"control"``, where neither holds and images pass for copies by the published measure: as large a
+            share of the held-out images passes, or a smaller one by what may be chance, or there are none, or those
+            that pass show one colour or were dismissed; or ``"none"``, where no image passes.
         answer: the answer, one sentence.
         looked_for: what was looked for, and how well it was found.
         also: what the losses and other measures say, where it is significant.
@@ -60,8 +63,10 @@ def verdict(findings: Findings) -> Verdict:
     *Copies*: some images are named as copies, or the scan of all thresholds finds more images near to single training
     images than chance gives in one of a hundred audits *(our choice)*; unless none is a sure copy and there is reason
     to doubt the comparison with held-out images, see :func:`_doubts`. Else *open* if something was noticed that is not
-    decided, if the sets cannot be compared, or if the audit did not find what it planted itself. Else *none*, or
-    *control* if images pass for copies by the published measure as held-out images do.
+    decided, if more images than held-out ones pass for copies by the published measure and by more than chance, if the
+    sets cannot be compared, or if the audit did not find what it planted itself. Else *control* if any image passes for
+    a copy by the published measure; else *none*. With held-out images are compared those that the tests judge, see
+    :func:`~lightning_iet.audit.evidence.to_judge`, and that nobody has dismissed.
     """
     evidence = findings.evidence
     named, total = counted(findings), evidence.named.total
@@ -101,19 +106,23 @@ def verdict(findings: Findings) -> Verdict:
             also = " ".join(_loss(findings.membership))
         return say("open", f"Not decided: {open_for[0]}", details)
     unread = len(findings.sets["generated"].skipped)
-    passing = findings.generated.copies
-    if passing.count:
-        verb = "passes for a copy" if passing.count == 1 else "pass for copies"
-        answer = f"No sure sign of copying: {_counted(passing)} {verb} by the published measure."
-        if findings.held_out is not None:
-            control = findings.held_out.copies
-            they = _counted(control, "held-out images")
-            does = "does" if control.count == 1 else "do"
+    more = f" {unread:,} more generated image{'' if unread == 1 else 's'} could not be read." if unread else ""
+    if evidence.passing:
+        passing, control = _passing(findings)
+        answer = f"No sure sign of copying: {_passing_words(findings, passing)}."
+        if control is not None:
+            they, does = _control_words(findings, control)
             is_less = control.share < passing.share
             rest = f"but only {they} {does}, which may be chance" if is_less else f"and so {does} {they}"
             answer = f"{answer[:-1]}, {rest}."
-        if unread:
-            answer += f" {unread:,} more generated image{'' if unread == 1 else 's'} could not be read."
+        answer += more
+        return say("control", answer, _bound_or_control(findings))
+    if (uncounted := findings.generated.copies).count:
+        verb, each = ("passes for a copy", "which") if uncounted.count == 1 else ("pass for copies", "each of which")
+        answer = (
+            f"No sure sign of copying: {_counted(uncounted)} {verb} by the published measure, {each} shows one colour "
+            f"or was dismissed.{more}"
+        )
         return say("control", answer, _bound_or_control(findings))
     rest = f"; {unread:,} more could not be read" if unread else ""
     return say("none", f"No copies found among {total:,} generated images{rest}.", _bound_or_control(findings))
@@ -234,6 +243,7 @@ def _how_different(difference: Difference) -> str:
 def _reasons(findings: Findings) -> list[Sequence[str]]:
     """List why nothing is decided, the weightiest first: what was found, then what to do."""
     evidence, generated, held_out = findings.evidence, findings.sets["generated"], findings.held_out
+    passing, control = _passing(findings)
     # How files were stored comes first: it hides copies, those that were planted too, and no further images would help.
     # Only noise stands before it, in which there is nothing to find.
     first = NOISE, *OF_FILES
@@ -264,20 +274,16 @@ def _reasons(findings: Findings) -> list[Sequence[str]]:
             f"Look at the pairs.{beyond_words(findings)}",
         )
     elif findings.generated.identical and held_out is not None and held_out.identical:
-        own, control = findings.generated.identical, held_out.identical
+        own, others = findings.generated.identical, held_out.identical
         because(
             f"{own:,} of {generated.used:,} generated images {'equals' if own == 1 else 'equal'} a training image "
-            f"in every pixel, but so {'does' if control == 1 else 'do'} {control:,} of the held-out images: they "
+            f"in every pixel, but so {'does' if others == 1 else 'do'} {others:,} of the held-out images: they "
             "are no control.",
             "Remove such images from --held-out.",
         )
-    elif findings.held_out is not None and _more_pass(findings):
-        passing, others = findings.generated.copies, findings.held_out.copies
-        because(
-            f"{_counted(passing)} {'passes for a copy' if passing.count == 1 else 'pass for copies'} by the published "
-            f"measure, but only {_counted(others, 'held-out images')} {'does' if others.count == 1 else 'do'}.",
-            "Look at the pairs.",
-        )
+    elif control is not None and excess(passing, control).p_value < SIGNIFICANT:
+        but_only = " ".join(_control_words(findings, control))
+        because(f"{_passing_words(findings, passing)}, but only {but_only}.", "Look at the pairs.")
     for name, kind in (("generated", "generated"), ("train", "training")):
         facts = findings.sets[name]
         unread = f"{len(facts.skipped):,} of {facts.found:,} {kind} images"
@@ -315,13 +321,28 @@ def _reasons(findings: Findings) -> list[Sequence[str]]:
     return reasons
 
 
-def _more_pass(findings: Findings) -> bool:
-    """Tell whether more images than held-out ones pass for copies, by more than chance; those dismissed aside."""
-    if findings.held_out is None:
-        return False
-    own = findings.generated.copies
-    left = share(max(0, own.count - findings.evidence.dismissed), own.total)
-    return excess(left, findings.held_out.copies).p_value < SIGNIFICANT
+def _passing(findings: Findings) -> tuple[Share, Share | None]:
+    """Return the shares of images that pass for copies by the published measure, of those that the tests judge.
+
+    Returns:
+        The share of the generated images, and that of the held-out ones, if there are any that are judged.
+    """
+    evidence = findings.evidence
+    control = None
+    if evidence.held_out_judged and evidence.held_out_passing is not None:
+        control = share(evidence.held_out_passing, evidence.held_out_judged)
+    return share(evidence.passing, max(1, evidence.judged)), control
+
+
+def _passing_words(findings: Findings, passing: Share) -> str:
+    verb = "passes for a copy" if passing.count == 1 else "pass for copies"
+    return f"{passing.count:,} of {_judged(findings)} ({percent(passing.share)}) {verb} by the published measure"
+
+
+def _control_words(findings: Findings, control: Share) -> tuple[str, str]:
+    """Count the held-out images that pass for copies, and give the verb that goes with them."""
+    images = f"{control.count:,} of {_control_images(findings)} ({percent(control.share)})"
+    return images, "does" if control.count == 1 else "do"
 
 
 _SAVE_ANEW = "The report lists each with what ails it: save them anew, or in another format."
@@ -577,8 +598,8 @@ def _tells(membership: Membership) -> bool:
     return loss_tells(membership.auc, membership.auc_low, members=membership.train, others=membership.held_out)
 
 
-def _counted(part: Share, noun: str = "generated images") -> str:
-    return f"{part.count:,} of {part.total:,} {noun} ({percent(part.share)})"
+def _counted(part: Share) -> str:
+    return f"{part.count:,} of {part.total:,} generated images ({percent(part.share)})"
 
 
 def _held_out(findings: Findings) -> int:

@@ -171,26 +171,6 @@ def test_a_review_is_saved_for_the_next_audit(page):
     assert decided == dict(zip(hashes, ("confirmed", "dismissed"), strict=True))  # the third was taken back
 
 
-def test_earlier_decisions_are_shown_and_saved_with_new_ones(browser, audited, tmp_path):
-    rows = pair_rows(audited)
-    decided = {(row["sha256"], row["source_sha256"]) for row in (rows[0], rows[40])}
-    reviewed = apply_review(audited, Review(confirmed=frozenset(decided)))
-    write_report(reviewed, make_findings(reviewed), tmp_path / "report", pairs=20)
-    browser.get((tmp_path / "report" / "report.html").as_uri())
-    browser.execute_script(
-        "URL.createObjectURL = (blob) => { blob.text().then((text) => { window.saved = text; }); return '#'; };"
-        "HTMLAnchorElement.prototype.click = () => {};"
-    )
-    pressed = browser.find_elements(By.CSS_SELECTOR, "[aria-pressed=true]")
-    assert [button.get_attribute("value") for button in pressed].count("confirmed") >= 1
-    new = next(card for card in visible(browser) if not card.find_elements(By.CSS_SELECTOR, "[aria-pressed=true]"))
-    click(browser, new.find_element(By.CSS_SELECTOR, "button[value=dismissed]"))
-    click(browser, browser.find_element(By.ID, "save"))
-    saved = json.loads(browser.execute_async_script("setTimeout(() => arguments[0](window.saved), 200)"))["pairs"]
-    new_pair = new.get_attribute("data-sha256"), new.get_attribute("data-source-sha256")
-    assert {(pair["sha256"], pair["source_sha256"]) for pair in saved} == decided | {new_pair}
-
-
 def test_pictures_load(page):
     widths = page.execute_script("return [...document.images].map(image => image.naturalWidth)")
     assert len(widths) > 40
@@ -268,10 +248,32 @@ def test_it_prints(page):
 
 
 def test_no_errors_and_no_requests(page):
-    """Last, so that it sees what all the others did."""
+    """Behind the others, so that it sees what they did."""
     assert page.get_log("browser") == []
     events = [json.loads(entry["message"])["message"] for entry in page.get_log("performance")]
     asked = [e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"]
     ours = ("data:", "file:", "chrome:")  # the browser's own first page may still load, and no page may ask for such
     assert [url for url in asked if not url.startswith(ours)] == []
     assert len([url for url in asked if url.startswith("file:")]) == 1
+
+
+def test_earlier_decisions_are_shown_and_saved_with_new_ones(browser, audited, tmp_path):
+    """Last, for it leaves the page of the other tests."""
+    rows = pair_rows(audited)
+    decided = {(row["sha256"], row["source_sha256"]) for row in (rows[0], rows[40])}
+    reviewed = apply_review(audited, Review(confirmed=frozenset(decided)))
+    (tmp_path / "report").mkdir()
+    write_report(reviewed, make_findings(reviewed), tmp_path / "report", pairs=20)
+    browser.get((tmp_path / "report" / "report.html").as_uri())
+    browser.execute_script(
+        "URL.createObjectURL = (blob) => { blob.text().then((text) => { window.saved = text; }); return '#'; };"
+        "HTMLAnchorElement.prototype.click = () => {};"
+    )
+    pressed = browser.find_elements(By.CSS_SELECTOR, "[aria-pressed=true]")
+    assert [button.get_attribute("value") for button in pressed].count("confirmed") >= 1
+    new = next(card for card in visible(browser) if not card.find_elements(By.CSS_SELECTOR, "[aria-pressed=true]"))
+    click(browser, new.find_element(By.CSS_SELECTOR, "button[value=dismissed]"))
+    click(browser, browser.find_element(By.ID, "save"))
+    saved = json.loads(browser.execute_async_script("setTimeout(() => arguments[0](window.saved), 200)"))["pairs"]
+    new_pair = new.get_attribute("data-sha256"), new.get_attribute("data-source-sha256")
+    assert {(pair["sha256"], pair["source_sha256"]) for pair in saved} == decided | {new_pair}

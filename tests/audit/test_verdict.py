@@ -6,8 +6,9 @@ import torch
 from lightning_iet.audit import Settings, audit_images, image_set, make_findings
 from lightning_iet.audit.cache import BlockCache
 from lightning_iet.audit.comparability import Difference
-from lightning_iet.audit.features import build_features
+from lightning_iet.audit.features import Features, build_features
 from lightning_iet.audit.findings import PlantedFindings
+from lightning_iet.audit.pairs import Review, apply_review, pair_rows
 from lightning_iet.audit.planted import reencode
 from lightning_iet.audit.reading import Origin
 from lightning_iet.audit.report.page import counts_apart
@@ -230,8 +231,8 @@ def test_files_of_many_pages_are_counted_as_files(clean, unread, level):
 
 def test_what_cannot_be_read_is_told_beside_a_control_that_passes(clean):
     facts = replace(clean.sets["generated"], found=101, skipped=[Skip("a.png", "cut off")])
-    passing = replace(clean.generated, copies=share(3, 100))
-    found = verdict(replace(clean, generated=passing, sets=clean.sets | {"generated": facts}))
+    passing = replace(clean.evidence, passing=3)
+    found = verdict(replace(clean, evidence=passing, sets=clean.sets | {"generated": facts}))
     assert found.level == "control"
     assert found.answer.endswith(" 1 more generated image could not be read.")
 
@@ -646,16 +647,119 @@ def test_what_lies_nearer_is_said_once_where_it_is_not_the_first_reason(clean):
 )
 def test_images_that_pass_for_copies_are_held_against_held_out_ones(clean, own, control, level, words):
     """By the published measure, which may take no part in the evidence: a class's features tell no images apart."""
-    sets = {
-        name: replace(getattr(clean, name), copies=share(*count))
-        for name, count in zip(("generated", "held_out"), (own, control), strict=True)
-    }
-    found = verdict(replace(clean, **sets))
+    found = verdict(passing(clean, own, control))
     assert found.level == level
     assert words in found.answer
-    if level == "open":  # unless a person has looked at them
-        dismissed = replace(clean.evidence, dismissed=25)
-        assert verdict(replace(clean, **sets, evidence=dismissed)).level == "control"
+
+
+def passing(findings, own, control):
+    """Let so many of so many images pass for copies by the published measure."""
+    (count, judged), (held_out_count, held_out_judged) = own, control
+    evidence = replace(
+        findings.evidence,
+        named=share(0, judged),
+        judged=judged,
+        held_out_judged=held_out_judged,
+        passing=count,
+        held_out_passing=held_out_count,
+    )
+    held_out = replace(findings.held_out, copies=share(held_out_count, held_out_judged))
+    return replace(findings, evidence=evidence, held_out=held_out)
+
+
+@pytest.mark.parametrize(
+    ("left", "level", "words"),
+    [
+        (
+            30,
+            "open",
+            "30 of 1,000 generated images (3.0%) pass for copies by the published measure, but only 5 of 1,000",
+        ),
+        (5, "control", "5 of 1,000 generated images (0.5%) pass for copies by the published measure, and so do 5 of"),
+        (0, "none", "No copies found among 1,000 generated images."),
+    ],
+)
+def test_images_that_a_person_has_dismissed_do_not_pass(clean, left, level, words):
+    found = passing(clean, (left, 1000), (5, 1000))
+    found = replace(found, evidence=replace(found.evidence, dismissed=30 - left))
+    assert verdict(found).level == level
+    assert words in verdict(found).answer
+
+
+def test_images_of_one_colour_do_not_pass_for_copies(judge):
+    """Black slices are no evidence, although one stands in the training set."""
+    black = torch.zeros(30, 1, 8, 8, dtype=torch.uint8)
+    train = image_set(torch.cat([random_pixels(80), black[:1]]), location="train")
+    findings = judge(planted(train, black, count=200), train, held_out_set())
+    assert findings.generated.copies.count == 30
+    assert (findings.evidence.passing, findings.evidence.judged) == (0, 200)
+    assert (findings.evidence.held_out_passing, findings.evidence.held_out_judged) == (0, 100)
+    words = verdict(findings)
+    assert words.level == "control"
+    assert words.answer == (
+        "No sure sign of copying: 30 of 230 generated images (13.0%) pass for copies by the published measure, each of "
+        "which shows one colour or was dismissed."
+    )
+
+
+def blocks(images):
+    """Features of a network that tells classes apart: the grey levels of 16 parts."""
+    return torch.nn.functional.adaptive_avg_pool2d(images.float() / 255, 4).flatten(1)
+
+
+@pytest.fixture
+def by_classes(tmp_path):
+    """Audit by features that tell classes apart, which take no part in the evidence."""
+
+    def run(*generated, train):
+        sets = {"generated": planted(train, *generated, count=400), "train": train, "held_out": held_out_set()}
+        features = Features("digits", "1", blocks)
+        cache = BlockCache(tmp_path / "cache")
+        return audit_images(**sets, features=features, cache=cache, settings=Settings(k=20, moved=False))
+
+    return run
+
+
+def test_equal_images_pass_for_copies_once(by_classes):
+    train = random_set(80)
+    same_class = mirrored_blocks(train.pixels[:1])
+    findings = make_findings(by_classes(same_class.repeat(30, 1, 1, 1), train=train))
+    assert findings.generated.copies.count == 30
+    assert (findings.evidence.passing, findings.evidence.judged) == (1, 401)
+    words = verdict(findings)
+    assert words.level == "control"
+    assert words.answer == (
+        "No sure sign of copying: 1 of 401 different generated images (0.2%) passes for a copy by the published "
+        "measure, but only 0 of 100 held-out images (0.0%) do, which may be chance."
+    )
+
+
+def mirrored_blocks(pixels):
+    """Other images with the same :func:`blocks`."""
+    parts = pixels.unflatten(2, (4, 2)).unflatten(4, (4, 2))
+    return parts.flip(3, 5).flatten(4, 5).flatten(2, 3)
+
+
+def test_only_dismissed_images_that_pass_leave_the_share_of_those(by_classes):
+    train = random_set(80)
+    audit = by_classes(mirrored_blocks(train.pixels[:40]), train=train)
+    rows = pair_rows(audit)
+
+    def dismiss(images):
+        decided = frozenset((row["sha256"], row["source_sha256"]) for row in rows if row["index"] in images)
+        return make_findings(apply_review(audit, Review(dismissed=decided)))
+
+    assert make_findings(audit).evidence.passing == 40
+    others = dismiss(range(40, 80))
+    assert (others.evidence.dismissed, others.evidence.passing) == (40, 40)
+    assert verdict(others).level == "open"
+    assert "40 of 440 generated images (9.1%) pass for copies" in verdict(others).answer
+    words = verdict(dismiss(range(40)))
+    assert words.level == "control"
+    assert words.answer.endswith("by the published measure, each of which shows one colour or was dismissed.")
+    own = dismiss(range(38))
+    assert (own.evidence.dismissed, own.evidence.passing) == (38, 2)
+    assert verdict(own).answer.startswith("No sure sign of copying: 2 of 440 generated images (0.5%) pass for copies")
 
 
 @pytest.mark.parametrize("count", [1, 7])
