@@ -3,6 +3,7 @@
 import gzip
 import tempfile
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -77,11 +78,7 @@ class DigitsDataModule(ImageDataModule):
 
     def setup(self, stage: str) -> None:
         """Split the images: training, control, and everything else as reference."""
-        from sklearn.datasets import load_digits  # a second of imports that no other data set needs
-
-        pixels, classes = load_digits(return_X_y=True)
-        images = torch.tensor(pixels, dtype=torch.float32).view(-1, 1, 8, 8) / 16
-        labels = torch.tensor(classes)
+        images, labels = _every_digit()
         if self.classes is not None:
             chosen = torch.isin(labels, torch.tensor(list(self.classes)))
             images, labels = images[chosen], labels[chosen]
@@ -94,6 +91,15 @@ class DigitsDataModule(ImageDataModule):
         sets = select_disjoint(labels, [self.num_train, self.num_control, rest], seed=self.seed)
         train, self.control_set, self.reference_set = (IndexedImages(images[i], labels[i]) for i in sets)
         self.train_set = self.arrange(train)
+
+
+@cache
+def _every_digit() -> tuple[Tensor, Tensor]:
+    """Images and classes of all digits, of which sets are copies; reading the file takes longer than the rest."""
+    from sklearn.datasets import load_digits  # a second of imports that no other data set needs
+
+    pixels, classes = load_digits(return_X_y=True)
+    return torch.tensor(pixels, dtype=torch.float32).view(-1, 1, 8, 8) / 16, torch.tensor(classes)
 
 
 def find_idx(folder: Path, name: str) -> Path | None:

@@ -1,12 +1,18 @@
 """Small models and data for tests."""
 
+import functools
+
 import lightning.pytorch as pl
 import torch
 from diffusers import DiTTransformer2DModel, UNet2DModel
+from lightning.fabric.utilities import registry
 from torch import nn
 from torch.utils.data import Dataset
 
 from lightning_iet import DiffusionModule
+
+# Lightning asks every installed distribution for callbacks whenever it makes a trainer; the rest is faster.
+registry.entry_points = functools.cache(registry.entry_points)
 
 
 def tiny_unet(**kwargs):
