@@ -37,7 +37,7 @@ from tests.helpers.unets import small_sd_unet
 
 STUDIES = ("references", "masks")
 BARE = "lightning.pytorch.demos.boring_classes.BoringDataModule"
-QUICK = {"trials": 4, "max_steps": 4, "checkpoints": 2, "objectives": ["fid", "memorized_fraction"], "lr": [1e-3, 1e-3]}
+QUICK = {"trials": 2, "max_steps": 4, "checkpoints": 2, "objectives": ["fid", "memorized_fraction"], "lr": [1e-3, 1e-3]}
 
 
 @pytest.fixture(scope="session")
@@ -90,7 +90,7 @@ def config(pretrained, tmp_path, monkeypatch):
 
 
 def test_a_search_from_the_command_line_and_the_use_of_its_mask(config, pretrained, capsys):
-    options = ["--trials=4", "--max-steps=4", "--checkpoints=2"]
+    options = ["--trials=2", "--max-steps=4", "--checkpoints=2"]
     file = str(config(trainer={"max_epochs": 1}))  # which trials need not heed, nor the training with the mask
     command = ["memcontrol", "--config", file, "--family", "bias", "--out", "search", "--lr", "1e-3", "1e-3"]
     main([*command, *options, "--objectives", "eval/fid", "memorized_fraction"])
@@ -196,7 +196,7 @@ def test_a_trial_is_the_run_that_its_configuration_says(config):
 
 
 def test_the_pretrained_network_is_measured_as_it_is(config, pretrained):
-    result = memcontrol(config(), family="svdiff", out=Path("search"), **QUICK)
+    result = memcontrol(config(), family="svdiff", out=Path("search"), **QUICK | {"trials": 3})
     point = next(p for p in result.references if p.candidate.kind == "pretrained")
     assert (point.step, point.trained) == (0, 0)
     digits = DigitsDataModule(20, num_control=30, classes=[8, 9])
@@ -206,6 +206,7 @@ def test_the_pretrained_network_is_measured_as_it_is(config, pretrained):
     images = DiffusionModule(pretrained=str(pretrained)).sample(12, num_inference_steps=2, seed=0)
     assert point.values[0] == pytest.approx(assessor.assess(images).scores.fid, rel=1e-5)
     zeros = [p for p in result.points if "1" not in p.candidate.mask]
+    assert zeros
     assert {p.values for p in zeros} == {point.values}
     plain = next(p for p in result.references if p.candidate.kind == "plain")
     assert plain.share == 1.0
