@@ -20,6 +20,7 @@ from lightning_iet.modules.pretrained import load_any_module
 from lightning_iet.utilities.text import in_words
 from tests.helpers.pictures import write_pictures
 
+PLAIN = "--evaluation.pictures=false"  # plots take most of the time of such a run
 FEW = ["--evaluation.num_samples=6", "--evaluation.num_inference_steps=2", "--trainer.accelerator=cpu"]
 
 
@@ -374,10 +375,10 @@ def test_from_a_folder_to_samples_with_what_is_installed(capsys, caplog, monkeyp
     assert float(size) == pytest.approx(last.stat().st_size / 2**20, rel=0.1)
     assert f"a checkpoint, about {in_words(1000 * steps)} of training here" in caplog.text
     # The run goes on by the same command, and is repeated by its configuration.
-    main(["fit", "--images", "pets", *FEW, "--trainer.max_epochs=42", "--ckpt_path", "last"])
+    main(["fit", "--images", "pets", *FEW, "--trainer.max_epochs=42", "--ckpt_path", "last", PLAIN])
     assert "Going on from" in caplog.text
     assert f"a checkpoint, about {in_words(1000 * steps // 41)} left to train here" in caplog.text
-    repeated = ["fit", "--config", str(run / "config.yaml"), "--trainer.logger.init_args.name=again"]
+    repeated = ["fit", "--config", str(run / "config.yaml"), "--trainer.logger.init_args.name=again", PLAIN]
     main(repeated)
     first, second = (
         load_any_module(Path(f"runs/{name}/version_0/checkpoints/last.ckpt")) for name in ("pets", "again")

@@ -14,6 +14,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
+from torch.utils.data._utils import worker
 
 from lightning_iet import AntiGradientControl, DigitsDataModule, ParameterAveragingCallback, ShardedDataModule
 from lightning_iet.callbacks.interruptions import StopSignal, resume_from
@@ -76,6 +77,7 @@ def _lead(folder, world_size, port, settings):
     """The first process of a session; it starts the others."""
     os.setsid()
     start_quietly()
+    worker.MP_STATUS_CHECK_INTERVAL = 0.2  # seconds in which workers notice that they are alone; 5 by default
     others = []
     rank = 0
     for number in range(1, world_size):
