@@ -1,7 +1,7 @@
 """What the scores of generated images say beside those of held-out images: whether it copies, and which are copies."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -51,7 +51,9 @@ class Evidence:
         held_out_alike: Held-out images as near to a training image as the least near of those discovered.
         confirmed: Images that a person has confirmed as copies in a review.
         sure_by_review: Of these the ones that are sure copies for no other reason.
-        dismissed: Those that a person has dismissed, bool, shape ``(Q,)``; ``None`` without a review.
+        dismissed: Those that a person has dismissed, bool, shape ``(Q,)``: the pair that they are shown in was, and no
+            other search names or notices them. ``None`` without a review.
+        dismissed_pairs: Whether the pair that each search has found was dismissed, bool, shape ``(Q, S)``; likewise.
     """
 
     sure: Tensor
@@ -68,6 +70,7 @@ class Evidence:
     confirmed: int = 0
     sure_by_review: int = 0
     dismissed: Tensor | None = None
+    dismissed_pairs: Tensor | None = None
 
     @property
     def named(self) -> Tensor:
@@ -112,26 +115,15 @@ def weigh(generated: "Copies", held_out: "Copies | None", *, level: float) -> Ev
         held_out: Likewise, of the held-out images.
         level: The share of false finds among discovered images.
     """
-    ratios, distances = generated.search_ratios, generated.search_distances
-    identical, varied = generated.identical[:, None], ~generated.blank[:, None]
-    error = 255**2 * 10 ** (-generated.search_noise / 10)
-    undone = (generated.search_noise > LEAST_NOISE) & (error <= UNLIKE * generated.variance[:, None])
-    nearly = identical | (undone & (ratios < LARGEST_SURE))
-    none = torch.zeros_like(generated.blank)
+    ratios, none = generated.search_ratios, torch.zeros_like(generated.blank)
     judged = to_judge(generated)
     control = None if held_out is None else held_out.search_ratios[to_judge(held_out)]
     if held_out is None or control is None or not len(control):
         below = without_control(generated.matches)
-        is_plain = torch.tensor([name == "plain" for name in generated.matches])
-        sure = varied & nearly & (ratios < below) & (is_plain | (distances < NEAR))
-        sure[:, 0] |= (identical & varied)[:, 0] & ~sure.any(dim=1)  # its distance is 0, whatever the next one's
+        sure = _sure(generated, held_out, below)
         search = _first(sure, telling_searches(generated, None, below))
         noticed = is_noticed(ratios, below) & ~generated.blank
         return Evidence(sure.any(dim=1), none, noticed, below, none, search, judged, None)
-    least = held_out.search_distances[~held_out.blank].amin(dim=0)
-    # An identical image is at distance 0: surely a copy, unless a held-out image is as near.
-    contaminated = (held_out.identical & ~held_out.blank).any()
-    sure = varied & nearly & (distances * NEARER <= least) & (least > 0) & ~contaminated
     first = _first_of(generated.content)
 
     def of_all(part: Tensor, *, others: int) -> Tensor:
@@ -144,6 +136,7 @@ def weigh(generated: "Copies", held_out: "Copies | None", *, level: float) -> Ev
     discovered, naming = of_all(discovered, others=False), of_all(naming, others=0)
     ranks = of_all(ranks, others=torch.iinfo(torch.int64).max)  # behind all others
     below = noticeable(control, max(1, int(judged.sum())))
+    sure = _sure(generated, held_out, below)
     scan, scan_search = scan_searches(ratios[judged], control)
     alike = int(ranks[discovered].max()) - 1 if discovered.any() else 0
     search = _first(sure, _shown_by(generated, naming, below, discovered))
@@ -163,6 +156,86 @@ def weigh(generated: "Copies", held_out: "Copies | None", *, level: float) -> Ev
         scan_search=scan_search,
         held_out_alike=alike,
     )
+
+
+def _sure(generated: "Copies", held_out: "Copies | None", below: Tensor) -> Tensor:
+    """Tell by which searches each image is a sure copy, as :func:`weigh` says.
+
+    Args:
+        generated: What the searches found of ``Q`` images.
+        held_out: Likewise, of held-out images.
+        below: By each search the ratio below which an image is noticed, shape ``(S,)``.
+
+    Returns:
+        Bool, shape ``(Q, S)``.
+    """
+    ratios, distances = generated.search_ratios, generated.search_distances
+    identical, varied = generated.identical[:, None], ~generated.blank[:, None]
+    error = 255**2 * 10 ** (-generated.search_noise / 10)
+    undone = (generated.search_noise > LEAST_NOISE) & (error <= UNLIKE * generated.variance[:, None])
+    nearly = identical | (undone & (ratios < LARGEST_SURE))
+    if held_out is None or held_out.blank.all():
+        is_plain = torch.tensor([name == "plain" for name in generated.matches])
+        sure = varied & nearly & (ratios < below) & (is_plain | (distances < NEAR))
+        sure[:, 0] |= (identical & varied)[:, 0] & ~sure.any(dim=1)  # its distance is 0, whatever the next one's
+        return sure
+    least = held_out.search_distances[~held_out.blank].amin(dim=0)
+    # An identical image is at distance 0: surely a copy, unless a held-out image is as near.
+    contaminated = (held_out.identical & ~held_out.blank).any()
+    return varied & nearly & (distances * NEARER <= least) & (least > 0) & ~contaminated
+
+
+def without_pairs(evidence: Evidence, generated: "Copies", held_out: "Copies | None", dismissed: Tensor) -> Evidence:
+    """Judge images without the pairs that a person has dismissed, by the pairs that other searches have found.
+
+    All limits stay as they are, and so does what is said of other images: to dismiss a pair takes no name from another
+    image. In the scan an image counts as far from all training images by a search whose pair was dismissed.
+
+    Args:
+        evidence: What the scores say.
+        generated: What the searches found of ``Q`` images.
+        held_out: Likewise, of held-out images.
+        dismissed: Whether the pair that each search has found was dismissed, bool, shape ``(Q, S)``.
+
+    Returns:
+        The evidence. An image that is shown in a dismissed pair is shown by a search that still names or notices it, or
+        that the scan counts it by; if there is none, as before, and it is dismissed.
+    """
+    changed = dismissed.any(dim=1)
+    left = replace(
+        generated,
+        search_ratios=generated.search_ratios.masked_fill(dismissed, 1.0),
+        search_distances=generated.search_distances.masked_fill(dismissed, torch.inf),
+        identical=generated.identical & ~dismissed[:, 0],  # to the training image that the plain search has found
+    )
+    below, judged = evidence.noticed_below, evidence.judged
+    sure = _sure(left, held_out, below)
+    discovered, beyond, unusual = evidence.discovered.clone(), evidence.beyond.clone(), evidence.search.clone()
+    scan, scan_search = evidence.scan, evidence.scan_search
+    if held_out is not None and evidence.held_out_judged and changed.any():
+        control = held_out.search_ratios[to_judge(held_out)]
+        _, ranks, unusual[changed] = _ranked(left.search_ratios[changed], control)
+        discovered[changed] &= ranks <= evidence.held_out_alike + 1
+        beyond[changed] &= ranks == 1
+        scan, scan_search = scan_searches(left.search_ratios[judged], control)
+    found = replace(
+        evidence,
+        sure=evidence.sure & (sure.any(dim=1) | ~changed),
+        discovered=discovered,
+        noticed=evidence.noticed & (is_noticed(left.search_ratios, below) | ~changed),
+        beyond=beyond,
+        scan=scan,
+        scan_search=scan_search,
+    )
+    telling = _first(sure, _shown_by(left, unusual, below, discovered))
+    is_told = found.named | found.noticed
+    if found.scan is not None and found.decided_by_scan:
+        by_scan = (left.search_ratios[:, scan_search].double() <= found.scan.threshold) & ~left.blank & ~is_told
+        telling, is_told = torch.where(by_scan, scan_search, telling), is_told | by_scan
+    was_shown = dismissed.gather(1, evidence.search[:, None])[:, 0]
+    search = torch.where(was_shown & is_told, telling, evidence.search)
+    gone = dismissed.gather(1, search[:, None])[:, 0]
+    return replace(found, search=search, beyond=beyond & ~gone, dismissed=gone, dismissed_pairs=dismissed)
 
 
 def to_judge(images: "Copies") -> Tensor:
@@ -198,12 +271,18 @@ def discover(ratios: Tensor, held_out: Tensor, *, level: float) -> tuple[Tensor,
         Which are named, bool; the rank of each among the held-out images, 1 for those that are less likely than all of
         them, ``n + 1`` where the ratio is above 0.5; and the search that says so; shape ``(m,)`` each.
     """
+    p_values, ranks, naming = _ranked(ratios, held_out)
+    return false_discoveries(p_values, level=level), ranks, naming
+
+
+def _ranked(ratios: Tensor, held_out: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return p-values, 1 where the ratio is above 0.5, ranks among the held-out images, and searches."""
     p_values, naming = combined_p_values(ratios, held_out)
     too_large = ratios.gather(1, naming[:, None])[:, 0] > LARGEST
     p_values = p_values.masked_fill(too_large, 1.0)
     # A conformal p-value is a rank: (1 + number of held-out images as near) / (n + 1).
     ranks = (p_values * (len(held_out) + 1)).round().long()
-    return false_discoveries(p_values, level=level), ranks, naming
+    return p_values, ranks, naming
 
 
 def telling_searches(images: "Copies", held_out: "Copies | None", below: Tensor) -> Tensor:

@@ -399,12 +399,14 @@ def counted_as_copies(audit: Audit) -> Tensor:
         shape ``(Q,)``.
     """
     main = next(iter(audit.copies["generated"].ratios.values()))
-    copied = below(main, audit.settings.ratio) | audit.evidence.named
-    return _not_dismissed(copied, audit.evidence)
+    return _not_dismissed(below(main, audit.settings.ratio), audit.evidence) | audit.evidence.named
 
 
-def _not_dismissed(which: Tensor, evidence: Evidence) -> Tensor:
-    return which if evidence.dismissed is None else which & ~evidence.dismissed
+def _not_dismissed(passing: Tensor, evidence: Evidence) -> Tensor:
+    """Leave out dismissed images, and those whose pair by plain distances was dismissed."""
+    if evidence.dismissed is None or evidence.dismissed_pairs is None:
+        return passing
+    return passing & ~evidence.dismissed & ~evidence.dismissed_pairs[:, 0]
 
 
 def _passing(copies: Copies, ratio: float) -> Tensor:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from lightning_iet.audit.core import Audit, Copies
-from lightning_iet.audit.evidence import Evidence, relative_ratios, scan_searches, to_judge
+from lightning_iet.audit.evidence import Evidence, relative_ratios, without_pairs
 from lightning_iet.audit.reading import ImageSet
 from lightning_iet.audit.search import views
 from lightning_iet.evaluation.memorization import below
@@ -88,8 +88,8 @@ def _order(copies: Copies, evidence: Evidence) -> list[int]:
     if evidence.scan is not None and evidence.decided_by_scan:
         ratios = copies.search_ratios[:, evidence.scan_search].double()
         counted = (ratios <= evidence.scan.threshold) & ~copies.blank
-        if evidence.dismissed is not None:
-            counted &= ~evidence.dismissed
+        if evidence.dismissed_pairs is not None:
+            counted &= ~evidence.dismissed_pairs[:, evidence.scan_search]
         keys = [~counted, ratios.where(counted, 0), *keys]
     columns = zip(*(key.tolist() for key in keys), range(len(copies.scores)), strict=True)
     return [int(key[-1]) for key in sorted(columns)]
@@ -205,47 +205,37 @@ def apply_review(audit: Audit, review: Review) -> Audit:
     """Name the pairs that a person has confirmed, and no longer name, notice or count those that were dismissed.
 
     A decision is of the pair that an image is shown in, or of one that another search has found: what is confirmed is a
-    copy by whatever search, and is shown by one that finds it. An image that is named or noticed beside a training
-    image that nobody has judged stays so, whatever was dismissed beside others.
+    copy by whatever search, and is shown by one that finds it. What is dismissed takes away the searches that have
+    found this pair, and no others: an image that is named or noticed beside a training image that nobody has judged
+    stays so, and is shown beside that one, see :func:`~lightning_iet.audit.evidence.without_pairs`.
 
-    Images that were dismissed stay in the scan as if they were far from all training images: the number of images that
-    are judged is that of those drawn.
+    Images whose pairs were dismissed stay in the scan: the number of images that are judged is that of those drawn.
 
     Returns:
         The audit, with the review, and the number of its decisions that change nothing since they belong to no pair.
     """
-    copies, evidence = audit.copies["generated"], audit.evidence
+    copies = audit.copies["generated"]
     pairs = _decided_pairs(audit, review)
     is_confirmed, is_dismissed = torch.zeros(2, *copies.search_sources.shape, dtype=torch.bool)
     for place, pair in pairs.items():
-        is_confirmed[place], is_dismissed[place] = pair in review.confirmed, pair in review.dismissed
-    shown = torch.arange(len(copies.search)), copies.search
+        is_confirmed[place], is_dismissed[place] = pair in review.confirmed, pair not in review.confirmed
+    left = without_pairs(audit.evidence, copies, audit.copies.get("held_out"), is_dismissed)
     confirmed = is_confirmed.any(dim=1)
-    dismissed = is_dismissed[shown] | (is_dismissed.any(dim=1) & ~(evidence.named | evidence.noticed))
-    dismissed &= ~confirmed
-    search = torch.where(confirmed & ~is_confirmed[shown], is_confirmed.int().argmax(dim=1), copies.search)
-    decisive = confirmed | dismissed
-    used = {pair for (image, _), pair in pairs.items() if decisive[image]}
-    scan, scan_search = evidence.scan, evidence.scan_search
-    if scan is not None and dismissed.any():
-        ratios = copies.search_ratios.masked_fill(dismissed[:, None], torch.inf)[evidence.judged]
-        held_out = audit.copies["held_out"]
-        scan, scan_search = scan_searches(ratios, held_out.search_ratios[to_judge(held_out)])
-    decided: Evidence = replace(
-        evidence,
-        sure=(evidence.sure | confirmed) & ~dismissed,
-        discovered=evidence.discovered & ~dismissed,
-        noticed=(evidence.noticed | confirmed) & ~dismissed,
+    is_shown = is_confirmed.gather(1, left.search[:, None])[:, 0]
+    search = torch.where(confirmed & ~is_shown, is_confirmed.int().argmax(dim=1), left.search)
+    dismissed = is_dismissed.gather(1, search[:, None])[:, 0]
+    decided = replace(
+        left,
+        sure=left.sure | confirmed,
+        noticed=left.noticed | confirmed,
         search=search,
         confirmed=int(confirmed.sum()),
-        sure_by_review=int((confirmed & ~evidence.sure).sum()),
-        beyond=evidence.beyond & ~dismissed,
-        scan=scan,
-        scan_search=scan_search,
+        sure_by_review=int((confirmed & ~left.sure).sum()),
         dismissed=dismissed,
     )
     shown_anew = dict(audit.copies) | {"generated": replace(copies, search=search)}
-    unused = len(review) - len(used)
+    decisive = confirmed | dismissed
+    unused = len(review) - len({pair for (image, _), pair in pairs.items() if decisive[image]})
     return replace(audit, copies=shown_anew, evidence=decided, review=review, unused_decisions=unused)
 
 

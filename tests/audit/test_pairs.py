@@ -106,6 +106,38 @@ def test_a_dismissed_pair_says_nothing_of_another_in_which_the_image_is_named(au
     assert (int(reviewed.evidence.dismissed.sum()), reviewed.unused_decisions) == (1, 0)
 
 
+def test_only_the_shown_pair_dismissed(audited):
+    """Another search notices the image beside a training image that nobody has judged: it is shown by that one."""
+    image = pair_rows(audited)[0]["index"]
+    audit, other, pair = beside_another(audited, image, noticed=True)
+    row = pair_rows(audit)[0]
+    assert (row["index"], row["source_index"]) == (image, image)
+    reviewed = apply_review(audit, Review(dismissed=frozenset({(row["sha256"], row["source_sha256"])})))
+    assert reviewed.evidence.noticed[image]
+    assert not reviewed.evidence.dismissed[image]
+    assert int(reviewed.copies["generated"].search[image]) == int(reviewed.evidence.search[image]) == other
+    row = next(row for row in pair_rows(reviewed) if row["index"] == image)
+    assert (row["sha256"], row["source_sha256"]) == pair
+    assert row["score"] == pytest.approx(0.01)
+    others = torch.arange(43) != image
+    for name in ("sure", "discovered", "noticed", "beyond", "search"):
+        before, after = (getattr(found.evidence, name) for found in (audit, reviewed))
+        assert torch.equal(before[others], after[others])
+
+
+def test_an_image_that_the_scan_counts_stays_where_another_pair_of_it_was_dismissed(copying):
+    """It is neither named nor noticed, and the pair that it is shown in is not judged."""
+    none = torch.zeros(60, dtype=torch.bool)
+    search = torch.full((60,), copying.evidence.scan_search)
+    evidence = replace(copying.evidence, sure=none, discovered=none, noticed=none, search=search)
+    copies = dict(copying.copies) | {"generated": replace(copying.copies["generated"], search=search)}
+    audit, _, pair = beside_another(replace(copying, copies=copies, evidence=evidence), 3, noticed=False)
+    reviewed = apply_review(audit, Review(dismissed=frozenset({pair})))
+    assert reviewed.evidence.scan == audit.evidence.scan
+    assert not reviewed.evidence.dismissed.any()
+    assert {row["index"] for row in pair_rows(reviewed)[:20]} == set(range(20))
+
+
 def test_the_page_holds_earlier_decisions_also_of_pairs_that_it_does_not_show(audited, tmp_path):
     """What is saved there with what is new takes the earlier file's place."""
     rows = pair_rows(audited)
