@@ -39,7 +39,7 @@ from lightning_iet.functional.threshold_aware_augmentation import (
 )
 from lightning_iet.shards.groups import gather_rows
 from lightning_iet.utilities.checkpoints import next_epoch, skips_epoch_end, warn_of_changes
-from lightning_iet.utilities.lightning import Callback, find_callback, find_callbacks, log_values
+from lightning_iet.utilities.lightning import Callback, find_callback, find_callbacks, is_cut_short, log_values
 
 _JUDGEMENT_SEED = 4  # tells these seeds from those of training steps
 
@@ -389,8 +389,9 @@ class ThresholdAwareAugmentation(Callback):
             share_rows([self._next], self._num_processes, self._control.own_samples())
 
     def _log(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        sums = trainer.strategy.reduce(self._sums, reduce_op="sum").cpu().double()
-        self._sums.zero_()
+        sums = trainer.strategy.reduce(self._sums.clone(), reduce_op="sum").cpu().double()
+        if not is_cut_short(trainer):
+            self._sums.zero_()
         judged, chosen, magnitudes, drawn = sums.sum(1)
         if drawn:
             augmented = chosen if self.at == "same_step" else drawn - judged

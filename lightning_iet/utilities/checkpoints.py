@@ -401,9 +401,16 @@ def took_last_batch(checkpoint: dict[str, Any]) -> bool:
 
 
 def skips_epoch_end(checkpoint: dict[str, Any]) -> bool:
-    """Whether a run goes on behind the hooks of the end of an epoch without having called them."""
+    """Whether a run goes on behind an epoch whose sums are in the checkpoint, and that ends without its hooks.
+
+    They are not called any more after a checkpoint from ``on_train_batch_end`` of the last step. Of an epoch that the
+    run was stopped within they have been called, and the sums are kept, for :func:`reopen_epoch` may let it go on.
+    """
     batches = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]
-    return ends_an_epoch(checkpoint) and batches["processed"] > batches["completed"]
+    if ends_an_epoch(checkpoint):
+        return bool(batches["processed"] > batches["completed"])
+    epochs = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]
+    return not took_last_batch(checkpoint) and bool(0 < epochs["ready"] == epochs["processed"])
 
 
 def reopen_epoch(checkpoint: dict[str, Any]) -> None:

@@ -63,6 +63,15 @@ def is_trial(trainer: pl.Trainer) -> bool:
     return bool(trainer.fast_dev_run) or getattr(trainer, "is_measuring", False)  # type: ignore[attr-defined]
 
 
+def is_cut_short(trainer: pl.Trainer) -> bool:
+    """Return whether the epoch that ends now was broken off: by a limit of steps or time, or by early stopping.
+
+    To be asked in ``on_train_epoch_end``. Sums of such an epoch are to be kept: from a checkpoint it may be continued.
+    """
+    loop = trainer.fit_loop.epoch_loop
+    return not loop.batch_progress.is_last_batch and loop.done  # a stream that is shorter than it says is not done
+
+
 def loss_of(outputs: Any, accumulated: int) -> Tensor | None:
     """Return the loss that a training step returned, which Lightning has divided by the number of accumulated batches.
 

@@ -6,6 +6,7 @@ import lightning.pytorch as pl
 import torch
 from diffusers import DiTTransformer2DModel, UNet2DModel
 from lightning.fabric.utilities import registry
+from lightning.pytorch.loggers.logger import Logger
 from torch import nn
 from torch.utils.data import Dataset
 
@@ -62,6 +63,24 @@ class DictModule(pl.LightningModule):
 
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+class Memory(Logger):
+    """A logger that keeps what is logged, by epoch."""
+
+    name, version = "memory", 0
+
+    def __init__(self):
+        super().__init__()
+        self.epochs = []
+
+    def log_metrics(self, metrics, step=None):
+        while len(self.epochs) <= metrics["epoch"]:
+            self.epochs.append({})
+        self.epochs[int(metrics["epoch"])] |= metrics
+
+    def log_hyperparams(self, params, *args, **kwargs):
+        pass
 
 
 def quiet_trainer(tmp_path, **kwargs):

@@ -47,7 +47,7 @@ from lightning_iet.functional.sample_record import (
 from lightning_iet.functional.sharding import to_assignment
 from lightning_iet.shards.groups import gather_rows
 from lightning_iet.utilities.checkpoints import next_epoch, skips_epoch_end, took_last_batch, warn_of_changes
-from lightning_iet.utilities.lightning import Callback, find_callbacks, is_sharded, is_trial
+from lightning_iet.utilities.lightning import Callback, find_callbacks, is_cut_short, is_sharded, is_trial
 
 Criterion: TypeAlias = Literal["ratio", "quantile", "record"]
 """By what a sample is judged: its loss over what is usual, its place among usual losses, or its own record."""
@@ -445,14 +445,11 @@ class AntiGradientControl(Callback):
                 f"AntiGradientControl expected losses to learn from, but none of {self._num_steps} steps had a backward"
                 f" pass: {type(pl_module).__name__}.training_step returned None each time. Return a loss."
             )
-        epoch = self.epoch_statistics
-        for buffer in epoch.buffers():
-            buffer.copy_(trainer.strategy.reduce(buffer, reduce_op="sum"))
-        self.run_statistics.add(epoch)
-        self.gap_history.add(epoch)
+        epoch = self._of_all_processes(trainer)
         gap = None if self._reference is None else GapHistory.of(epoch)
         skip_rate, num_outside = epoch.skip_rate(), int(epoch.out_of_range)
-        epoch.reset()
+        if num_outside or not is_cut_short(trainer):
+            self._add_to_run(epoch)
         if num_outside:  # equal on all processes: none is left waiting for the others
             raise self.bins.range_error(f"{num_outside} others in this epoch")
         # Equal on all processes; a sync would be one that a progress bar starts on the first process alone.
@@ -466,6 +463,7 @@ class AntiGradientControl(Callback):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Remove the hooks; plot the losses of training and reference images."""
         self._stack.close()
+        self.epoch_statistics = self._of_all_processes(trainer)  # of an epoch that was broken off
         epochs = None if self.draws is None else int(self.draws.draw_clock[1])
         is_short = epochs == 0 or (epochs == 1 and self._num_steps == self._renewed_at)
         if is_short and not is_trial(trainer):
@@ -481,7 +479,7 @@ class AntiGradientControl(Callback):
                 trainer, self._training_set, self.counts, self.records, suffix=self._prefix(trainer).split("/")[1:-1]
             )
         if self._reference is not None and trainer.is_global_zero:
-            plot_gap(trainer, self.gap_history, prefix=self._prefix(trainer), num_timesteps=self.num_timesteps)
+            plot_gap(trainer, self._gaps_so_far(), prefix=self._prefix(trainer), num_timesteps=self.num_timesteps)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Remove the hooks, and let the data be read as they are.
@@ -493,13 +491,31 @@ class AntiGradientControl(Callback):
         self._close_draws(trainer)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Remove the hooks after an exit by which the other hooks were not called."""
+        """Remove the hooks after an exit by which the other hooks were not called; add an epoch that was broken off.
+
+        Only now: a checkpoint of the end of the run may go on within that epoch.
+        """
         self._stack.close()
+        if stage == "fit" and self.epoch_statistics.seen.any():
+            self._add_to_run(self.epoch_statistics)
         if self._reference is not None:
             self._reference.close()
         self._training_set, self._members, self.batch_index, self._num_processes = None, {}, None, 1
         self.verdict, self._deferred = None, None
         self._close_draws(trainer)
+
+    def _of_all_processes(self, trainer: pl.Trainer) -> TimestepStatistics:
+        """A copy of the epoch's sums, over all processes. Takes part on every process."""
+        epoch = self.epoch_statistics.copy_to(self.epoch_statistics.seen.device)
+        for buffer in epoch.buffers():
+            buffer.copy_(trainer.strategy.reduce(buffer, reduce_op="sum"))
+        return epoch
+
+    def _add_to_run(self, epoch: TimestepStatistics) -> None:
+        """Add an epoch of all processes to the run, and begin the next one."""
+        self.run_statistics.add(epoch)
+        self.gap_history.add(epoch)
+        self.epoch_statistics.reset()
 
     def _refuse_unless_off(self, error: UnsupportedModule) -> None:
         """Refuse an unsupported module only if AGC is on; else say that nothing is recorded."""
@@ -958,11 +974,13 @@ class AntiGradientControl(Callback):
         self.run_statistics.load_state_dict(state_dict["run_statistics"], strict=False)
         if "gaps" in state_dict:
             self.gap_history.load_state_dict(state_dict["gaps"])
-        if self._skips_epoch_end:
-            self.run_statistics.add(self.epoch_statistics)
-            self.gap_history.add(self.epoch_statistics)
+        num_outside = int(self.epoch_statistics.out_of_range)
+        if self._skips_epoch_end and self.epoch_statistics.seen.any():
+            self._add_to_run(self.epoch_statistics)
         if self._skips_epoch_end or not self._is_first_process:  # the sums are those of all processes
             self.epoch_statistics.reset()
+        if self._skips_epoch_end and num_outside:
+            raise self.bins.range_error(f"{num_outside} others in the epoch of the checkpoint")
         self._weights = {epoch: list(pair) for epoch, pair in state_dict.get("weights", {}).items()}
 
     def _settings(self) -> dict[str, Any]:
@@ -1018,6 +1036,14 @@ class AntiGradientControl(Callback):
         """
         num_rows = len(self.gap_history.rows)
         return float(self.gap_history.gap(max(1, num_rows // 10)).nanmean()) if num_rows else float("nan")
+
+    def _gaps_so_far(self) -> GapHistory:
+        """Of all epochs, one that was broken off among them; after the sums of all processes were taken."""
+        history = GapHistory()
+        history.load_state_dict(self.gap_history.state_dict())
+        if self.epoch_statistics.seen.any():
+            history.add(self.epoch_statistics)
+        return history
 
     @property
     def losses(self) -> LossSource:

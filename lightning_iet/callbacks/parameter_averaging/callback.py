@@ -43,6 +43,7 @@ from lightning_iet.utilities.lightning import (
     do_nothing,
     find_callback,
     find_callbacks,
+    is_cut_short,
     lightning_classes,
     log_values,
     loss_of,
@@ -350,10 +351,10 @@ class ParameterAveragingCallback(Callback):
         saved = checkpoint.get("callbacks", {}).get(self.state_key)
         if not saved or "loops" not in checkpoint:
             return
-        self._skips_epoch_end = skips_epoch_end(checkpoint)
         is_ours = isinstance(getattr(trainer, "datamodule", None), ShardedDataModule)
         if is_ours and saved["done"] and not took_last_batch(checkpoint) and next_epoch(checkpoint) > saved["epoch"]:
             reopen_epoch(checkpoint)
+        self._skips_epoch_end = skips_epoch_end(checkpoint)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep what :meth:`state_dict` returned until the model and the optimizers are there."""
@@ -551,13 +552,17 @@ class ShardLog:
 
     def flush(self, trainer: Trainer) -> None:
         """Log the means of the epoch, and warn when shards diverge. A collective."""
-        log_values(trainer, self.end_epoch(trainer, epoch=trainer.current_epoch))
+        log_values(trainer, self.end_epoch(trainer, epoch=trainer.current_epoch, keep=is_cut_short(trainer)))
 
-    def end_epoch(self, trainer: Trainer, *, epoch: int) -> dict[str, float]:
-        """Return the means of an epoch by name, begin the next one, and warn when shards diverge. A collective."""
+    def end_epoch(self, trainer: Trainer, *, epoch: int, keep: bool = False) -> dict[str, float]:
+        """Return the means of an epoch by name, begin the next one, and warn when shards diverge. A collective.
+
+        With ``keep``, the epoch may be continued from a checkpoint, and its sums stay.
+        """
         total = trainer.strategy.reduce(self.sums.clone(), reduce_op="sum")
         assert isinstance(total, Tensor)  # noqa: S101
-        self.sums.zero_()
+        if not keep:
+            self.sums.zero_()
         values: dict[str, list[float]] = dict(zip(self.names, (total[0] / total[1]).tolist(), strict=True))
         seen = total[1].bool().tolist()
         metrics: dict[str, float] = {

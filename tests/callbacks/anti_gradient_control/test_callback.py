@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_iet.callbacks.anti_gradient_control.callback import AntiGradientControl
 from tests.helpers.devices import CountWaits
 from tests.helpers.distributed import forking
+from tests.helpers.interrupted import Saves
 from tests.helpers.models import quiet_trainer, tiny_diffusion
 
 NUM_TIMESTEPS = 4
@@ -360,6 +361,25 @@ def test_shards_take_turns():
     assert agc.epoch_statistics.seen.sum() == 24  # counted over all shards
 
 
+def go_on(ckpt_path, agc, **kwargs):
+    trainer = quiet_trainer(ckpt_path.parent, callbacks=[agc], **kwargs)
+    trainer.fit(Regression(), loader(), ckpt_path=ckpt_path, weights_only=True)
+
+
+@pytest.mark.filterwarnings("ignore:.*ended before the epoch ended.*")
+def test_an_epoch_within_which_a_run_ends_is_counted_once(tmp_path):
+    """Without shards, a run that goes on begins the next epoch."""
+    agc = make()
+    trainer = fit(tmp_path, Regression(), agc, Saves(tmp_path), max_epochs=3, max_steps=30, enable_checkpointing=True)
+    assert trainer.callback_metrics["agc/skip_rate"] > 0
+    assert agc.epoch_statistics.seen.sum() == 0
+    again = make()
+    go_on(tmp_path / "1-end.ckpt", again, max_epochs=3)
+    for control, seen in ((agc, [80, 40]), (again, [80, 40, 80])):
+        assert control.run_statistics.seen.sum() == sum(seen)
+        assert control.gap_history.rows[:, 0].sum(1).tolist() == seen
+
+
 @pytest.mark.parametrize("load", ["load_state_dict", "load_shard_state"])
 def test_a_bank_of_another_length_is_refused(load):
     state = AntiGradientControl(num_timesteps=10).state_dict()
@@ -484,6 +504,15 @@ def test_later_timesteps_out_of_range_raise_at_the_end_of_the_epoch(tmp_path):
         fit(tmp_path, module, agc, batches=loader(dataset))
     assert "training_step" not in vars(module)
     fit(tmp_path, module, agc)  # the mistake is gone: so is the error
+
+
+def test_timesteps_out_of_range_are_told_on_the_way_on_from_the_last_step_of_an_epoch(tmp_path):
+    dataset = data()
+    dataset.tensors[2][50:53] = torch.tensor([-1, NUM_TIMESTEPS, 1000])
+    with pytest.raises(ValueError, match="3 others in this epoch"):
+        fit(tmp_path, Regression(), make(), Saves(tmp_path), batches=loader(dataset), enable_checkpointing=True)
+    with pytest.raises(ValueError, match=r"values in \[0, 4\), but got 3 others in the epoch of the checkpoint"):
+        go_on(tmp_path / "0-19.ckpt", make(), max_epochs=2)
 
 
 @pytest.mark.filterwarnings("ignore:.*returned `None`.*")

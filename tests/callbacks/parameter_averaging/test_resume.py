@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from lightning_iet import AntiGradientControl, DiffusionModule, ParameterAveragingCallback, ShardedDataModule
 from lightning_iet.data import DigitsDataModule
-from tests.helpers.models import quiet_trainer, tiny_diffusion
+from tests.helpers.models import Memory, quiet_trainer, tiny_diffusion
 from tests.helpers.weights import assert_same_bits, state_of
 
 SEED, EPOCHS, STEPS = 11, 3, 8  # 4 shards take 2 steps each in an epoch
@@ -86,9 +86,12 @@ def run(
     torch.manual_seed(SEED)
     module = tiny_diffusion(warmup_steps=5, unet={"dropout": 0.1, "mid_block_type": None})
     averaging = Kept(4, offload=offload, **(round_length or {"every_n_epochs": 2}))
-    callbacks = [AntiGradientControl(0.5), averaging]
+    agc, logger = AntiGradientControl(0.5), Memory()
+    callbacks = [agc, averaging]
     trainer = quiet_trainer(
         folder,
+        logger=logger,
+        log_every_n_steps=1,
         callbacks=callbacks + ([StopAt(*stop_at)] if stop_at else []) + ([SaveAll(save_to)] if save_to else []),
         max_epochs=epochs,
         devices=world_size,
@@ -103,7 +106,17 @@ def run(
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*yielded None.*")
         trainer.fit(module, ShardedDataModule(data, 4, partition="iid"), ckpt_path=ckpt_path, weights_only=True)
-    return {"model": state_of(module), "shards": averaging.final, "global_step": trainer.global_step}
+    return {
+        "model": state_of(module),
+        "shards": averaging.final,
+        "global_step": trainer.global_step,
+        "gaps": agc.gap_history.rows,
+        "seen": int(agc.run_statistics.seen.sum()),
+        "logged": {
+            epoch: {name: float(value) for name, value in values.items() if name.startswith(("agc/", "shard_"))}
+            for epoch, values in enumerate(logger.epochs)
+        },
+    }
 
 
 class Kept(ParameterAveragingCallback):
@@ -207,13 +220,18 @@ def test_a_run_that_stopped_within_an_epoch_goes_on_in_its_middle(uncut, tmp_pat
     """From every checkpoint of its end, also the one after the hooks of the epoch's end; with workers and without."""
     _, expected, round_length = uncut
     settings = {"round_length": round_length}
-    processes(1).run(run, tmp_path, save_to=tmp_path, stop_at=(epoch, batch), **settings)
+    (stopped,) = processes(1).run(run, tmp_path, save_to=tmp_path, stop_at=(epoch, batch), **settings)
+    assert len(stopped["gaps"]) == epoch + 1
+    assert stopped["seen"] < expected["seen"] == EPOCHS * 26
     for kind, num_workers in (("step", 0), ("validation", 0), ("zepoch", 0), ("zepoch", 2)):
         name = f"{epoch}-{batch + 1}-{kind}.ckpt"
         (resumed,) = processes(1).run(run, tmp_path, ckpt_path=tmp_path / name, num_workers=num_workers, **settings)
         try:
             assert resumed["global_step"] == EPOCHS * STEPS
             same(resumed, expected)
+            assert torch.equal(resumed["gaps"], expected["gaps"])
+            for later in range(epoch, EPOCHS):
+                assert resumed["logged"][later] == expected["logged"][later]
         except AssertionError as error:
             raise AssertionError(f"{name}, {num_workers} workers: {error}") from error
 

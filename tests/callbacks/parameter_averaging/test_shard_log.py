@@ -3,31 +3,12 @@ import math
 import lightning.pytorch as pl
 import pytest
 import torch
-from lightning.pytorch.loggers.logger import Logger
 
 from lightning_iet import AntiGradientControl, ParameterAveragingCallback, ShardedDataModule
 from lightning_iet.callbacks.parameter_averaging.callback import diverges
 from tests.helpers.interrupted import Saves
-from tests.helpers.models import quiet_trainer, tiny_diffusion
+from tests.helpers.models import Memory, quiet_trainer, tiny_diffusion
 from tests.helpers.shards import Spied, digits
-
-
-class Memory(Logger):
-    """Keeps what is logged."""
-
-    name, version = "memory", 0
-
-    def __init__(self):
-        super().__init__()
-        self.epochs = []
-
-    def log_metrics(self, metrics, step=None):
-        while len(self.epochs) <= metrics["epoch"]:
-            self.epochs.append({})
-        self.epochs[int(metrics["epoch"])] |= metrics
-
-    def log_hyperparams(self, params, *args, **kwargs):
-        pass
 
 
 class Losses(pl.Callback):
