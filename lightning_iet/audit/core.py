@@ -289,7 +289,9 @@ class Audit:
         not_moved: why moved copies were not looked for; empty if they were.
         not_degraded: likewise, of degraded copies.
         review: what a person has decided about pairs.
-        unused_decisions: number of decisions that belong to no pair of these images.
+        unused_decisions: number of decisions that belong to no pair that any search has found.
+        outweighed_decisions: number of dismissed pairs whose images stay named or noticed nevertheless, beside another
+            training image, although nobody has confirmed that.
     """
 
     settings: Settings
@@ -304,6 +306,7 @@ class Audit:
     not_degraded: str = ""
     review: "Review | None" = None
     unused_decisions: int = 0
+    outweighed_decisions: int = 0
 
 
 def audit_images(

@@ -212,7 +212,8 @@ def apply_review(audit: Audit, review: Review) -> Audit:
     Images whose pairs were dismissed stay in the scan: the number of images that are judged is that of those drawn.
 
     Returns:
-        The audit, with the review, and the number of its decisions that change nothing since they belong to no pair.
+        The audit, with the review; with the number of its decisions that belong to no pair that was found, and that of
+        dismissed pairs whose images stay named or noticed beside another training image.
     """
     copies = audit.copies["generated"]
     pairs = _decided_pairs(audit, review)
@@ -234,9 +235,16 @@ def apply_review(audit: Audit, review: Review) -> Audit:
         dismissed=dismissed,
     )
     shown_anew = dict(audit.copies) | {"generated": replace(copies, search=search)}
-    decisive = confirmed | dismissed
-    unused = len(review) - len({pair for (image, _), pair in pairs.items() if decisive[image]})
-    return replace(audit, copies=shown_anew, evidence=decided, review=review, unused_decisions=unused)
+    stays = (decided.named | decided.noticed) & ~confirmed
+    outweighed = {pair for place, pair in pairs.items() if is_dismissed[place] and stays[place[0]]}
+    return replace(
+        audit,
+        copies=shown_anew,
+        evidence=decided,
+        review=review,
+        unused_decisions=len(review) - len(set(pairs.values())),
+        outweighed_decisions=len(outweighed),
+    )
 
 
 def _decided_pairs(audit: Audit, review: Review) -> dict[tuple[int, int], tuple[str, str]]:

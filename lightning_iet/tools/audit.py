@@ -238,21 +238,32 @@ class AuditJob:
         for name, facts in findings.sets.items():
             for line in remarks(facts):
                 console.print(f"{name}: {line}", style="bold", highlight=False, markup=False)
-        if self.reviewed is not None and (line := self._unused(len(self.reviewed), found.unused_decisions)):
+        for line in self._without_effect(found):
             say(line, style="bold")
         say(f"Written to {self.out}: {', '.join(name for name in FILES if (self.folder / name).exists())}", style="dim")
 
-    def _unused(self, count: int, unused: int) -> str:
-        """Say how many decisions count for nothing: they are of other pairs, or of files that have changed."""
-        if not unused:
-            return ""
-        which, belongs = f"{unused:,} of the {count:,} decisions", "belongs" if unused == 1 else "belong"
-        if unused == count:
-            which, belongs = ("The decision", "belongs") if count == 1 else (f"The {count:,} decisions", "belong")
-        return (
-            f"{which} in '{self.review}' {belongs} to no pair that these images are found in: look at the pairs, and "
-            "mark them anew."
-        )
+    def _without_effect(self, found: Audit) -> list[str]:
+        """Say how many decisions count for nothing, or not for all: a sentence for each reason."""
+        count, lines = 0 if self.reviewed is None else len(self.reviewed), []
+
+        def which(part: int) -> str:
+            some = f"{part:,} of the {count:,} decisions"
+            if part == count:
+                some = "The decision" if count == 1 else f"The {count:,} decisions"
+            return f"{some} in '{self.review}'"
+
+        if found.unused_decisions:  # of other pairs, or of files that have changed
+            belongs = "belongs" if found.unused_decisions == 1 else "belong"
+            lines.append(
+                f"{which(found.unused_decisions)} {belongs} to no pair that these images are found in: look at the "
+                "pairs, and mark them anew."
+            )
+        if part := found.outweighed_decisions:
+            is_of = "dismisses a pair of an image that stays" if part == 1 else "dismiss pairs of images that stay"
+            lines.append(
+                f"{which(part)} {is_of} named or noticed beside another training image: look at that pair too."
+            )
+        return lines
 
 
 def _command() -> str:

@@ -98,12 +98,18 @@ def test_a_dismissed_pair_says_nothing_of_another_in_which_the_image_is_named(au
     audit, _, pair = beside_another(audited, image, noticed=True)
     reviewed = apply_review(audit, Review(dismissed=frozenset({pair})))
     assert reviewed.evidence.named[image]
-    assert (int(reviewed.evidence.dismissed.sum()), reviewed.unused_decisions) == (0, 1)
+    assert int(reviewed.evidence.dismissed.sum()) == 0
+    assert (reviewed.unused_decisions, reviewed.outweighed_decisions) == (0, 1)
     row = pair_rows(audit)[0]
     shown = row["sha256"], row["source_sha256"]
     reviewed = apply_review(audit, Review(dismissed=frozenset({pair, shown})))
     assert not reviewed.evidence.named[image]
-    assert (int(reviewed.evidence.dismissed.sum()), reviewed.unused_decisions) == (1, 0)
+    assert int(reviewed.evidence.dismissed.sum()) == 1
+    assert (reviewed.unused_decisions, reviewed.outweighed_decisions) == (0, 0)
+    confirmed = apply_review(audit, Review(dismissed=frozenset({pair}), confirmed=frozenset({shown})))
+    assert (confirmed.unused_decisions, confirmed.outweighed_decisions) == (0, 0)
+    strange = apply_review(audit, Review(dismissed=frozenset({pair, ("of another", "audit")})))
+    assert (strange.unused_decisions, strange.outweighed_decisions) == (1, 1)
 
 
 def test_only_the_shown_pair_dismissed(audited):

@@ -4,6 +4,7 @@ import json
 import os
 import re
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from PIL import Image
 
 from lightning_iet.audit import reading, search
+from lightning_iet.audit.pairs import apply_review
 from lightning_iet.audit.report import page
 from lightning_iet.cli import main
 from lightning_iet.metrics.features import DigitsFeatures, SSCDFeatures
@@ -82,6 +84,31 @@ def test_a_review_of_other_images_is_told_of(here, capsys, hashes, line):
     run(review=Path("review.json"), show_images=False)
     printed = capsys.readouterr().out
     assert line in printed
+    assert ("review.json" in printed) == bool(line)
+
+
+@pytest.mark.parametrize(
+    ("outweighed", "line"),
+    [
+        (0, ""),
+        (1, "The decision in 'review.json' dismisses a pair of an image that stays named or noticed beside another"),
+        (2, "The 2 decisions in 'review.json' dismiss pairs of images that stay named or noticed beside another"),
+    ],
+)
+def test_a_dismissed_pair_of_an_image_that_stays_noticed_is_told_of(here, capsys, monkeypatch, outweighed, line):
+    """It belongs to a pair, and to mark it anew would change nothing."""
+    pairs = run(out=Path("before"), show_images=False).pairs[: max(1, outweighed)]
+    Path("review.json").write_text(json.dumps({"pairs": [pair | {"decision": "dismissed"} for pair in pairs]}))
+
+    def reviewed(audited, review):
+        return replace(apply_review(audited, review), outweighed_decisions=outweighed)
+
+    monkeypatch.setattr("lightning_iet.tools.audit.apply_review", reviewed)
+    capsys.readouterr()
+    run(review=Path("review.json"), show_images=False)
+    printed = capsys.readouterr().out
+    assert line in printed
+    assert "that these images are found in" not in printed
     assert ("review.json" in printed) == bool(line)
 
 
