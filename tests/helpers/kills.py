@@ -179,7 +179,8 @@ def kill_again_and_again(folder, kills, check, *, seed, world_size=1, **settings
         if tally.kills % 2:
             time.sleep(random.uniform(0.05, 2.0))
         else:
-            _freeze_while_saving(folder, session, random.randint(1, 12), delay=random.uniform(0, 0.005))
+            within = EPOCHS * STEPS // 2 // world_size  # half of the checkpoints of a run
+            _freeze_while_saving(folder, session, random.randint(1, within), delay=random.uniform(0, 0.005))
         session.kill()
         tally.half_written += len(set(folder.rglob("*.unfinished")) - unfinished)
         started = diary(folder, "start")[starts:]
