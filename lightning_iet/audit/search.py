@@ -1,21 +1,23 @@
 """The training images nearest to every image of a set."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from time import perf_counter
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_iet.audit.cache import BlockCache, Progress, in_blocks, part_of
+from lightning_iet.audit.comparability import one_colour
 from lightning_iet.audit.features import PIXELS, Features, check_finite
 from lightning_iet.audit.reading import ImageSet
+from lightning_iet.functional import duplicates
 from lightning_iet.functional.average_minimum_distance import nearest_cosine_distance, unit_rows
 from lightning_iet.functional.exhaustive_neighbors import level_sums, squared_norms
-from lightning_iet.functional.memorization import distinct_ratio
+from lightning_iet.functional.memorization import distinct_ratio, nearest_ratio
 from lightning_iet.functional.neighbors import search_rows
-from lightning_iet.utilities.fingerprints import digest
+from lightning_iet.utilities.fingerprints import digest, tensor_bytes
 
 Invariance: TypeAlias = Literal["none", "flip", "shift", "flip+shift"]
 View: TypeAlias = Callable[[Tensor], Tensor]
@@ -64,7 +66,6 @@ def _shifted(view: View, dx: int, dy: int) -> View:
 
 
 VERSION = 2  # of the searches below: raised with every change of what they find
-WIDER = 8  # times as many neighbours are looked at where all are near-duplicates of one another
 BLOCK = 4096  # images that are searched for together, for references are prepared anew for every block
 TRIED = 128, 256  # images, and references, by which the time is measured, where there are 50 times as many pairs …
 ENOUGH = 0.05  # … again and again, for so many seconds at least
@@ -169,12 +170,15 @@ def distinct_ratios(
     references: References,
     *,
     rows: Tensor,
+    features: Features,
+    views: Mapping[str, View],
+    cache: BlockCache,
     argument: str,
-    **options: Any,
 ) -> Tensor:
     """Compare the nearest reference of each image with the nearest one that shows something else.
 
-    Images all of whose neighbours are near-duplicates of one another are searched for again, among more neighbours.
+    Images all of whose neighbours are near-duplicates of one another are searched for again, among more neighbours;
+    those of one colour are not, for nothing judges them.
 
     Args:
         near: what :func:`nearest_references` found of the ``Q`` images.
@@ -182,26 +186,80 @@ def distinct_ratios(
         images: the images.
         references: the images that were searched among.
         rows: features of the images, shape ``(Q, D)``.
+        features: as :func:`nearest_references`, and so are ``views``, ``cache`` and ``argument``.
+        views: versions of an image.
+        cache: where finished blocks go.
         argument: what the images are, for messages.
-        options: further arguments of :func:`nearest_references`.
 
     Returns:
         :func:`~lightning_iet.functional.memorization.distinct_ratio`, shape ``(Q,)``; where all references are of one
-        group, the farthest of them stands for the others.
+        group, the farthest of them stands for the others, and of an image of one colour the farthest that was found.
     """
-    ratios, left = torch.empty(len(images)), torch.arange(len(images))
-    widest = min(int(group.bincount().max()) + 1, len(group))  # fewer are of one group, unless all are
-    while True:
-        ratios[left] = distinct_ratio(near.sq_distances, near.indices, group)
-        members, width = group[near.indices], near.indices.shape[1]
-        left = left[(members == members[:, :1]).all(dim=1)]
-        if not len(left) or width >= widest:
-            return ratios
-        names = [images.names[place] for place in left.tolist()]
-        part = ImageSet(images.pixels[left], names, images.location, digest("part", images.sha256, *left.tolist()))
-        near = nearest_references(
-            part, references, k=min(WIDER * width, widest), rows=rows[left], argument=argument, **options
-        )
+    ratios = distinct_ratio(near.sq_distances, near.indices, group)
+    members, known = group[near.indices], near.indices.shape[1]
+    left = ((members == members[:, :1]).all(dim=1) & ~one_colour(images.pixels)).nonzero().flatten()
+    if not len(left) or known == len(group):
+        return ratios
+    is_one = bool((group == group[0]).all())
+    block = min(BLOCK, max(1, duplicates.LISTED // len(group))) if is_one else BLOCK
+
+    def search(place: slice, progress: Progress) -> dict[str, Tensor]:
+        chosen = left[place]
+        names = [images.names[index] for index in chosen.tolist()]
+
+        def versions() -> Iterator[Tensor]:
+            for number, view in enumerate(views.values()):
+                part = features.rows(view(images.pixels[chosen])) if number else rows[chosen.to(rows.device)]
+                check_finite(part, names, argument=argument, name=features.name)
+                yield part
+                progress((number + 1) * len(part) // len(views))
+
+        if is_one:
+            pairs = _nearest_and_farthest(versions(), references)
+        else:
+            pairs = _nearest_of_two_groups(versions(), references, group, width=duplicates.WIDER * known)
+        return {"ratios": nearest_ratio(pairs).cpu()}
+
+    settings = (features.name, features.sha256, *views, *references.made_of, images.sha256, *images.pixels.shape)
+    made_of = digest(*settings, *left.tolist(), tensor_bytes(group))
+    blocks = in_blocks(
+        f"Comparing {argument} images with what shows something else",
+        [digest("distinct", VERSION, known, made_of, start) for start in range(0, len(left), block)],
+        search,
+        cache=cache,
+        total=len(left),
+        block=block,
+    )
+    ratios[left] = torch.cat([block["ratios"] for block in blocks])
+    return ratios
+
+
+def _nearest_of_two_groups(versions: Iterator[Tensor], references: References, group: Tensor, *, width: int) -> Tensor:
+    """Return the squared distances to the nearest reference of all versions, and to the nearest of another group.
+
+    Of each version the nearest, and the nearest of another group than that, are enough for it.
+    """
+    rows, norms = references.rows, references.norms
+    group = group.to(rows.device)
+    found = [
+        duplicates.nearest_of_two_groups(part, rows, group, norms=norms, squares=norms, width=width)
+        for part in versions
+    ]
+    distances, indices = (torch.cat(parts, dim=1) for parts in zip(*found, strict=True))
+    first, nearest = distances.min(dim=1, keepdim=True)
+    members = group[indices]
+    others = distances.masked_fill(members == members.gather(1, nearest), torch.inf)
+    return torch.cat([first, others.amin(dim=1, keepdim=True)], dim=1)
+
+
+def _nearest_and_farthest(versions: Iterator[Tensor], references: References) -> Tensor:
+    """Return the squared distances to the nearest reference, and to the one that is the farthest of all versions."""
+    rows, norms = references.rows, references.norms
+    least = rows.new_full((), torch.inf, dtype=torch.float32)
+    for part in versions:
+        distances, indices = search_rows(part, rows, len(rows), norms=norms, squares=norms)
+        least = torch.minimum(least, torch.empty_like(distances).scatter_(1, indices, distances))
+    return torch.stack([least.amin(dim=1), least.amax(dim=1)], dim=1)
 
 
 def _keys(

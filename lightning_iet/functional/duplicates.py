@@ -9,7 +9,8 @@ from torch import Tensor
 from lightning_iet.functional.checks import check_at_least, check_number
 from lightning_iet.functional.neighbors import nearest_neighbors, search_rows
 
-_WIDER = 8  # by how much lists of neighbours grow that end within a group
+WIDER = 8  # by how much lists of neighbours grow that end within a group
+LISTED = 2**22  # neighbours that are listed at once: of fewer queries, the longer their lists are
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,17 +129,23 @@ def nearest_of_two_groups(
     groups: Tensor,
     *,
     norms: Tensor | None = None,
+    squares: Tensor | None = None,
     found: tuple[Tensor, Tensor] | None = None,
+    width: int = 2,
 ) -> tuple[Tensor, Tensor]:
     """Find the nearest reference of every query, and the nearest of the references in other groups than its own.
+
+    Lists of neighbours grow until they end outside of the group; the longer they are, the fewer there are at once.
 
     Args:
         queries: shape ``(Q, D)``, uint8 or floating point in [0, 1].
         references: shape ``(N, D)``, likewise.
         groups: number of the group of each reference, as :class:`Duplicates` has it, shape ``(N,)``.
         norms: the squared norms of the references, shape ``(N,)``, if at hand.
+        squares: likewise those of their levels, see :func:`~lightning_iet.functional.neighbors.search_rows`.
         found: squared distances and indices of the nearest references, shape ``(Q, k)`` with ``k >= 2``, if at hand;
             only queries whose ``k`` neighbours are of one group are searched again.
+        width: neighbours that are searched for first, at least 2, where none are at hand.
 
     Returns:
         Squared distances, float32, and indices, int64, shape ``(Q, 2)`` each.
@@ -157,19 +164,28 @@ def nearest_of_two_groups(
             "one another. Add different images, or count every image for itself (duplicates='keep')."
         )
     widest = int(groups.bincount().max()) + 1  # so many neighbours are never of one group
-    distances, indices = found or search_rows(queries, references, 2, norms=norms)
-    pairs, places = torch.full_like(distances[:, :2], torch.inf), torch.full_like(indices[:, :2], -1)
+    pairs = torch.full((len(queries), 2), torch.inf, device=queries.device)
+    places = torch.full_like(pairs, -1, dtype=torch.int64)
     left = torch.arange(len(queries), device=queries.device)
-    while True:
-        members = groups[indices]
-        second = (members != members[:, :1]).int().argmax(dim=1, keepdim=True)  # the first that differs, or 0
-        chosen = torch.cat([torch.zeros_like(second), second], dim=1)
-        pairs[left], places[left] = distances.gather(1, chosen), indices.gather(1, chosen)
-        left = left[second[:, 0] == 0]
-        if not len(left):
-            return pairs, places
-        width = min(_WIDER * indices.shape[1], widest)
-        distances, indices = search_rows(queries[left], references, width, norms=norms)
+    if found is not None:
+        pairs, places, is_open = _first_of_two(*found, groups)
+        left, width = left[is_open], WIDER * found[1].shape[1]
+    while len(left):
+        width, still = min(width, widest), []
+        for part in left.split(max(1, LISTED // width)):
+            near = search_rows(queries[part], references, width, norms=norms, squares=squares)
+            pairs[part], places[part], is_open = _first_of_two(*near, groups)
+            still.append(part[is_open])
+        left, width = torch.cat(still), WIDER * width
+    return pairs, places
+
+
+def _first_of_two(distances: Tensor, indices: Tensor, groups: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Take from lists the nearest and the first of another group, and tell which lists hold none of another group."""
+    members = groups[indices]
+    second = (members != members[:, :1]).int().argmax(dim=1, keepdim=True)  # the first that differs, or 0
+    chosen = torch.cat([torch.zeros_like(second), second], dim=1)
+    return distances.gather(1, chosen), indices.gather(1, chosen), second[:, 0] == 0
 
 
 def _connected(rows: Tensor, columns: Tensor, number: int, features: str) -> Duplicates:

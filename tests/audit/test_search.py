@@ -4,11 +4,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load
 
 from lightning_iet.audit import search
 from lightning_iet.audit.cache import BlockCache
 from lightning_iet.audit.features import Features, build_features
 from lightning_iet.audit.search import References, comparison_seconds, distinct_ratios, nearest_references, views
+from lightning_iet.functional import duplicates
 from tests.helpers.image_folders import random_set
 
 
@@ -59,6 +61,42 @@ def test_ratios_to_what_shows_something_else_look_as_far_as_it_takes(tmp_path, s
     for ratio, ordered in zip(found.tolist(), naive(images.pixels, train.pixels, 12, "flip"), strict=True):
         others = [distance for distance, index, _ in ordered if group[index] != group[ordered[0][1]]]
         assert ratio == pytest.approx((ordered[0][0] / (others or [ordered[-1][0]])[0]) ** 0.5, rel=1e-4)
+
+
+@pytest.mark.parametrize("sizes", [(60,), (50, 6, 4)])
+def test_few_neighbours_are_listed_at_once_and_none_are_kept(tmp_path, sizes, monkeypatch):
+    """A list is as long as the largest group: of many images there are parts of it, and ratios alone are stored."""
+    monkeypatch.setattr(duplicates, "LISTED", 100)
+    images, train, cache = random_set(40), random_set(60, seed=1), BlockCache(tmp_path)
+    images.pixels[10:30] = 7  # nothing judges images of one colour
+    group = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
+    features = build_features("pixels")
+    rows, references = features.rows(images.pixels), References.of(features.rows(train.pixels), train.sha256)
+    options = {"features": features, "views": views("flip"), "cache": cache, "argument": "generated", "rows": rows}
+    near = nearest_references(images, references, k=2, **options)
+    before, lists = set(tmp_path.iterdir()), []
+
+    def counted(queries, references, k, **kwargs):
+        lists.append((len(queries), k))
+        return _search(queries, references, k, **kwargs)
+
+    monkeypatch.setattr(search, "search_rows", counted)
+    monkeypatch.setattr(duplicates, "search_rows", counted)
+    found = distinct_ratios(near, group, images, references, **options)
+    assert max(number * k for number, k in lists) <= 100
+    members = group[near.indices]
+    is_open = (members == members[:, :1]).all(dim=1)
+    is_open[10:30] = False
+    stored = [load(path.read_bytes()[:-32]) for path in set(tmp_path.iterdir()) - before]
+    assert sum(block["ratios"].numel() for block in stored) == int(is_open.sum())
+    assert {name for block in stored for name in block} == {"ratios"}
+    lists.clear()
+    assert torch.equal(distinct_ratios(near, group, images, references, **options), found)
+    assert not lists  # they are kept
+    for place in is_open.nonzero().flatten().tolist():
+        (ordered,) = naive(images.pixels[place][None], train.pixels, 60, "flip")
+        others = [distance for distance, index, _ in ordered if group[index] != group[ordered[0][1]]]
+        assert float(found[place]) == pytest.approx((ordered[0][0] / (others or [ordered[-1][0]])[0]) ** 0.5, rel=1e-4)
 
 
 @given(st.integers(0, 1000))
