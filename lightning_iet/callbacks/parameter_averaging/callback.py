@@ -499,7 +499,11 @@ def _set_position(trainer: Trainer, position: int) -> None:
 
 
 def _count_step_of_others(trainer: Trainer, batch_idx: int) -> None:
-    """Let a process that waits count the steps that others take: callbacks save and log by ``global_step``."""
+    """Let a process that waits count the steps that others take: callbacks save and log by ``global_step``.
+
+    Lightning does not count the batch None as begun; a run that goes on would not know its last batch as complete.
+    """
+    trainer.fit_loop.epoch_loop.batch_progress.increment_started()
     if (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
         step = trainer.fit_loop.epoch_loop.automatic_optimization.optim_progress.optimizer.step
         step.increment_ready()

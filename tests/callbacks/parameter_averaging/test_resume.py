@@ -194,6 +194,22 @@ def test_a_run_cut_anywhere_ends_in_the_same_bits(uncut, world_size, processes):
             raise AssertionError(f"{name}: {error}") from error
 
 
+def test_a_run_in_which_the_first_process_waited_is_cut_again(uncut, tmp_path, processes):
+    """Cut where the first process has no shard left, then on one process: within an epoch and at its end."""
+    folder, expected, round_length = uncut
+    settings = {"round_length": round_length}
+    processes(2).run(run, tmp_path, 2, ckpt_path=folder / "1-5-step.ckpt", save_to=tmp_path, **settings)
+    names = ["1-3-step.ckpt", "1-4-step.ckpt", "2-3-step.ckpt"]
+    for world_size in (1, 2):
+        results = processes(world_size).run(resume_from_all, tmp_path, world_size, round_length, names)[0]
+        for name, resumed in zip(names, results, strict=True):
+            try:
+                same(resumed, expected)
+                assert len(resumed["gaps"]) == EPOCHS
+            except AssertionError as error:
+                raise AssertionError(f"{name} on {world_size}: {error}") from error
+
+
 def cut_on_processes(folder, world_size):
     run(folder, world_size, save_to=folder)
 
