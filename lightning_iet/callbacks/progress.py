@@ -132,7 +132,7 @@ def num_batches(trainer: Trainer) -> int | None:
     if not isinstance(per_epoch, int):  # a stream
         return None
     limits = [per_epoch * epochs] if epochs is not None and epochs > 0 else []
-    if steps > 0:
+    if steps > 0 and trainer.lightning_module.automatic_optimization:  # else a batch may take any number of steps
         in_epochs, left = divmod(steps, ceil(per_epoch / trainer.accumulate_grad_batches))
         limits.append(per_epoch * in_epochs + trainer.accumulate_grad_batches * left)
     return min(limits, default=None)

@@ -18,6 +18,7 @@ from inspect import signature
 from typing import Any, Literal, get_args
 
 import diffusers
+import numpy as np
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, SchedulerMixin
 from torch import Tensor, nn
@@ -76,9 +77,21 @@ def effective_config(scheduler: SchedulerMixin) -> dict[str, Any]:
 
 
 def rebuilt(scheduler: SchedulerMixin, **changes: Any) -> SchedulerMixin:
-    """Return a new scheduler of the same class and settings, but for some, as it is before any sampling."""
+    """Return a new scheduler of the same class and settings, but for some, as it is before any sampling.
+
+    Raises:
+        ValueError: If its class, one of the user's own, does not take the settings that it has.
+    """
     settings = effective_config(scheduler) | changes
-    new: Any = type(scheduler).from_config(_for(type(scheduler), settings))
+    kind: Any = type(scheduler)
+    new = kind(**_for(kind, settings))  # from_config of diffusers passes nothing through **kwargs
+    for name, value in settings.items():
+        if name in new.config and not np.array_equal(new.config[name], value):
+            raise ValueError(
+                f"Argument `scheduler` expected a class that can be made again with its settings, but got "
+                f"{kind.__name__}, of which {name} is then {new.config[name]!r} instead of {value!r}. Let its __init__ "
+                "take this setting."
+            )
     # Files hold settings of other classes too (`set_alpha_to_one` beside Euler's), for those who change to them.
     new.register_to_config(**{name: value for name, value in settings.items() if name not in new.config})
     return new
@@ -226,7 +239,14 @@ def _common_settings(scheduler: SchedulerMixin, config: dict[str, Any]) -> dict[
 
 
 def _for(kind: Any, settings: dict[str, Any]) -> dict[str, Any]:
-    known = inspect.signature(kind.__init__).parameters
+    """Settings that a class takes, through ``**kwargs`` also those of the class that it derives from."""
+    known: set[str] = set()
+    for base in kind.__mro__:
+        if "__init__" in vars(base):
+            parameters = inspect.signature(base.__init__).parameters
+            known |= parameters.keys()
+            if all(parameter.kind is not inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
+                break
     return {name: value for name, value in settings.items() if name in known}
 
 

@@ -373,3 +373,33 @@ class OwnFlow(FlowMatchEulerDiscreteScheduler):
 @pytest.mark.parametrize("name", ["own", "ddim"])
 def test_a_class_of_ones_own_samples_as_that_which_it_derives_from(name):
     assert type(noise_process(OwnFlow(shift=2.0)).sampler(name)) is OwnFlow
+
+
+class OwnBetas(DDPMScheduler):
+    """One that hands on what it is given."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+
+
+class Fixed(DDPMScheduler):
+    """One that hands on nothing."""
+
+    def __init__(self):
+        super().__init__()
+
+
+def test_a_class_of_ones_own_keeps_its_settings():
+    scheduler = OwnBetas(beta_schedule="squaredcos_cap_v2", clip_sample=False)
+    sampler = noise_process(scheduler).sampler("own")
+    assert type(sampler) is OwnBetas
+    assert effective_config(sampler) == effective_config(scheduler)
+    assert torch.equal(sampler.alphas_cumprod, scheduler.alphas_cumprod)
+
+
+def test_a_class_of_ones_own_that_does_not_take_its_settings_is_refused():
+    scheduler = Fixed()
+    assert type(noise_process(scheduler).sampler("own")) is Fixed
+    scheduler.register_to_config(prediction_type="v_prediction")
+    with pytest.raises(ValueError, match=r"but got Fixed, of which prediction_type is then 'epsilon' instead of 'v_pr"):
+        noise_process(scheduler).sampler("own")
