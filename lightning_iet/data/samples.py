@@ -300,13 +300,14 @@ def read_index(batch: Any, where: int | str | None) -> Tensor | None:
     elif isinstance(batch, list | tuple) and isinstance(where, int):
         found = batch[where] if -len(batch) <= where < len(batch) else None
     elif isinstance(batch, list | tuple) and where is None:
-        found = next((entry for entry in reversed(batch) if _is_index(entry)), None)
+        found = next((entry for entry in reversed(batch) if is_index(entry)), None)
     else:
         found = None
-    return found if _is_index(found) else None
+    return found if is_index(found) else None
 
 
-def _is_index(value: Any) -> bool:
+def is_index(value: Any) -> bool:
+    """Return whether an entry of a batch holds one integer for each sample, as an index does, and as labels do."""
     if not isinstance(value, Tensor) or value.ndim != 1:
         return False
     return not (value.is_floating_point() or value.is_complex() or value.dtype == torch.bool)

@@ -44,15 +44,15 @@ class ShardPlan:
     seed: int = 0
     """Seed of the run, the same on every process."""
     round_steps: int | None = None
-    """Steps of each shard between two averagings; None = rounds are whole epochs."""
+    """Batches of each shard between two averagings; None = rounds are whole epochs."""
     multiple_of: int = 1
-    """Of accumulated gradients; every shard's number of steps is a multiple of this."""
+    """Of accumulated gradients; every shard's number of batches is a multiple of this."""
     limit: int | None = None
-    """At most this many steps of each shard in an epoch."""
+    """At most this many batches of each shard in an epoch."""
     epoch: int = 0
     """The epoch in which the run (re)starts."""
     done: tuple[int, ...] = ()
-    """Steps that each shard has taken in that epoch before it was cut; empty = none."""
+    """Batches that each shard has taken in that epoch before it was cut; empty = none."""
 
 
 @dataclass(frozen=True)

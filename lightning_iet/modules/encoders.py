@@ -303,7 +303,7 @@ class LatentEncoder(nn.Module):
         super().__init__()
         self.vae = vae.requires_grad_(False)
         self.cache = None if cache == "none" else EncodingCache(cache, self)
-        self._samples: set[int] = set()
+        self._values = dict[int, set[int]]()
         self.eval()
 
     @property
@@ -335,26 +335,29 @@ class LatentEncoder(nn.Module):
         latents = distribution.mode() if at_mean else distribution.sample()
         return latents * self.vae.config.scaling_factor
 
-    def look_up(self, images: Tensor, index: Tensor | None = None) -> Cached | Cacheable | Tensor:
+    def look_up(self, images: Tensor, *integers: Tensor) -> Cached | Cacheable | Tensor:
         """Replace images on the CPU by their encodings in the cache, or mark them to be cached when they are encoded.
 
         To be called before a batch goes to the device, so that cached images are not copied and no step waits.
 
         Args:
             images: Shape ``(B, 3, H, W)``.
-            index: Which samples of the training set they are, shape ``(B,)``.
+            integers: What a batch tells of the samples by integers, each of shape ``(B,)``: their index in the training
+                set, maybe labels. The one with the most values counts the samples.
 
         Raises:
             ValueError: If more is cached than each sample's image and mirror image, since it would grow without end.
         """
         if self.cache is None:
             return images
-        if index is not None:
-            self._samples.update(index.tolist())
-            if self.cache.num_written > 2 * len(self._samples):
+        for place, values in enumerate(integers):
+            self._values.setdefault(place, set()).update(values.tolist())
+        if integers:
+            num_samples = max(map(len, self._values.values()))
+            if self.cache.num_written > 2 * num_samples:
                 raise ValueError(
                     "Argument `cache_latents` expected images that are always the same, or mirrored, but got "
-                    f"{self.cache.num_written} different ones of {len(self._samples)} samples. Switch off other random "
+                    f"{self.cache.num_written} different ones of {num_samples} samples. Switch off other random "
                     "changes of images, or the cache with cache_latents=none."
                 )
         keys = self.cache.keys(images)

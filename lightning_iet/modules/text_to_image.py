@@ -12,7 +12,7 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 
 from lightning_iet.data.augmentation import as_it_is
-from lightning_iet.data.samples import read_index
+from lightning_iet.data.samples import is_index
 from lightning_iet.functional.checks import check_at_least, check_number
 from lightning_iet.functional.diffusion import FlowWeighting
 from lightning_iet.functional.parameter_groups import ParameterGroups
@@ -62,7 +62,8 @@ class TextToImageModule(DenoisingModule):
         flow_weighting: Of pipelines with a flow-matching scheduler, as for
             :class:`~lightning_iet.modules.DiffusionModule`.
         cache_latents: Keep the latents of training images: ``"none"``, ``"memory"``, or a folder. An
-            image that is sometimes mirrored is kept twice; one that is never the same twice is refused.
+            image that is sometimes mirrored is kept twice; one that is never the same twice is refused, where batches
+            hold the index of each sample behind the caption, before or behind other integers such as labels.
         cache_text: The same for captions.
         gradient_checkpointing: Save memory at the cost of a second forward pass.
         sample_prompts: What :meth:`sample` shows by default, in turn: captions, or ``"train"`` for those of the
@@ -232,7 +233,7 @@ class TextToImageModule(DenoisingModule):
             return batch
         check_captioned(batch)
         images, captions, *others = batch
-        return [self.latents.look_up(images, read_index(others, None)), captions, *others]
+        return [self.latents.look_up(images, *filter(is_index, others)), captions, *others]
 
     # --- sampling --------------------------------------------------------------------------------------------------
 

@@ -141,7 +141,7 @@ class Schedule:
         epochs: Number of epochs; None = no limit.
         max_steps: Limit of a process's optimizer steps; None = none.
         round_epochs: Epochs between two averagings; None = counted in steps.
-        round_steps: Optimizer steps of each shard between two averagings; None = counted in epochs.
+        round_optimizer_steps: Optimizer steps of each shard between two averagings; None = counted in epochs.
 
     Example:
         >>> ten = Schedule((5000,) * 10, 2, epoch_steps=40, epochs=1000, max_steps=None, round_epochs=100)
@@ -155,7 +155,7 @@ class Schedule:
     epochs: int | None
     max_steps: int | None
     round_epochs: int | None = None
-    round_steps: int | None = None
+    round_optimizer_steps: int | None = None
 
     @property
     def hosted(self) -> int:
@@ -181,7 +181,7 @@ class Schedule:
             return 0
         if self.steps is None:
             return None
-        return ceil(self.steps / (self.round_steps or (self.round_epochs or 1) * self.epoch_steps))
+        return ceil(self.steps / (self.round_optimizer_steps or (self.round_epochs or 1) * self.epoch_steps))
 
 
 @dataclass(frozen=True)
@@ -268,7 +268,9 @@ def cost_table(cost: Cost) -> Table:
     if shards > 1:
         table.add_section()
         table.add_row("an averaging", in_mib(shards * size.averaged), f"{shards} × weights and their averages")
-        if cost.has_length or schedule.round_steps is None:  # a round of epochs is a share of the run, however long
+        if (
+            cost.has_length or schedule.round_optimizer_steps is None
+        ):  # a round of epochs is a share of the run, however long
             all_bytes = None if averagings is None else averagings * shards * size.averaged
             table.add_row("averagings", _count(averagings), f"{in_mib(all_bytes)} in all")
         else:
@@ -390,7 +392,7 @@ def schedule_of(trainer: pl.Trainer, datamodule: pl.LightningDataModule) -> Sche
         epochs=None if epochs in (None, -1) else epochs,
         max_steps=None if trainer.max_steps == -1 else trainer.max_steps,
         round_epochs=None if averaging is None else averaging.every_n_epochs,
-        round_steps=None if round_batches is None else ceil(round_batches / trainer.accumulate_grad_batches),
+        round_optimizer_steps=None if round_batches is None else ceil(round_batches / trainer.accumulate_grad_batches),
     )
 
 

@@ -315,13 +315,15 @@ def test_flips_of_some_images_of_a_batch_are_cached_once(folders, tmp_path, plac
     assert written == [4, 6, 7, 8, 8, 8, 8]
 
 
-def test_labels_before_the_index_do_not_count_as_samples(folders):
+@pytest.mark.parametrize("first", ["labels", "index"])
+def test_labels_beside_the_index_do_not_count_as_samples(folders, first):
     module = make_module(folders["sd1"], cache_latents="memory")
     module.log = lambda *args, **kwargs: None
     labels = torch.tensor([0, 1, 0, 1])
     for start in (0, 4, 8):
         images, captions, index = batch(4)
-        module.training_step(module.on_before_batch_transfer([images, captions, labels, index + start], 0))
+        others = [labels, index + start] if first == "labels" else [index + start, labels]
+        module.training_step(module.on_before_batch_transfer([images, captions, *others], 0))
     assert module.latents.cache.num_written == 12
 
 

@@ -45,7 +45,7 @@ def check_split(in_data: int | None, num_shards: int, trainer: Trainer) -> None:
 def check_trainer(trainer: Any, module: LightningModule, *, round_steps: int | None = None) -> None:
     """Refuse settings of the trainer and the module under which shards would not stay apart.
 
-    ``round_steps`` is the length of a round, where it is counted in steps of a shard.
+    ``round_steps`` is the length of a round, where it is counted in batches of a shard.
 
     Raises:
         MisconfigurationException: Naming the setting, and what to use instead.
