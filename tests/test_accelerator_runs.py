@@ -91,9 +91,10 @@ class Reducer(Hooks):
 
 def with_attention():
     blocks = {
-        "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
-        "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
-        "block_out_channels": (4, 4),
+        "down_block_types": ("AttnDownBlock2D",),
+        "up_block_types": ("UpBlock2D",),
+        "mid_block_type": None,
+        "block_out_channels": (4,),
         "attention_head_dim": 4,
     }
     return tiny_diffusion(unet=blocks)
