@@ -26,11 +26,11 @@ from lightning_iet.data.augmentation import augment
 from lightning_iet.functional.seeding import derive_seed
 from tests.helpers.devices import CountWaits
 from tests.helpers.interrupted import Saves
-from tests.helpers.models import Pictures, quiet_trainer, tiny_diffusion
+from tests.helpers.models import Memory, Pictures, quiet_trainer, tiny_diffusion
 from tests.helpers.weights import assert_same_bits, state_of
 
 SEED, THRESHOLD, DECAY, TIMESTEPS, NUM = 3, 0.8, 0.8, 3, 24
-NAMES = ("0-5", "0-end", "1-2", "1-5", "2-3")  # of checkpoints from which runs go on
+NAMES = ("0-5", "0-end", "1-2", "1-5", "2-3", "2-end")  # of checkpoints from which runs go on
 
 
 class Given(pl.LightningModule):
@@ -231,17 +231,33 @@ class Colours(Given):
         """Lightning warns of a validation loader without it."""
 
 
-def squares(folder, world_size=1, *, workers=0, shards=2, ckpt_path=None, save=None, epochs=4, magnitude=30):
+class StopAt(pl.Callback):
+    """Ends the run within an epoch, as a limit of time does."""
+
+    def __init__(self, epoch, batch_idx):
+        self.at = epoch, batch_idx
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        trainer.should_stop |= (trainer.current_epoch, batch_idx) == self.at
+
+
+def squares(
+    folder, world_size=1, *, workers=0, shards=2, ckpt_path=None, save=None, epochs=4, magnitude=30, stop_at=None
+):
     """All images that are read, by epoch and sample, and the tables in the end."""
     torch.manual_seed(SEED)
     control, module = AntiGradientControl(THRESHOLD, num_timesteps=TIMESTEPS), Colours()
     taa = ThresholdAwareAugmentation(magnitude, band=math.inf)
     callbacks = [control, taa, ParameterAveragingCallback(shards, every_n_epochs=2)]
     callbacks += [Redistribution(0.25)] if shards > 1 else []
+    callbacks += [StopAt(*stop_at)] if stop_at else []
+    logger = Memory()
     data = Squares(num_control=10, num_reference=10, batch_size=7, num_workers=workers, flip=shards > 1)
     trainer = quiet_trainer(
         folder,
         callbacks=[*callbacks, *([Saves(save, NAMES)] if save else [])],
+        logger=logger,
+        log_every_n_steps=1,
         max_epochs=epochs,
         devices=world_size,
         strategy="ddp" if world_size > 1 else "auto",
@@ -256,7 +272,8 @@ def squares(folder, world_size=1, *, workers=0, shards=2, ckpt_path=None, save=N
     read = {(epoch, i): image for epoch, rows in module.read.items() for i, image in rows}
     state = taa.state_dict()
     tables = {name: state[name] for name in ("current", "next")} if state else {}
-    return {"read": read, "tables": tables, "counts": control.counts.shared.clone()}
+    shares = {epoch: values.get("augmentation/share") for epoch, values in enumerate(logger.epochs)}
+    return {"read": read, "tables": tables, "counts": control.counts.shared.clone(), "shares": shares}
 
 
 def assert_same_reads(found, whole):
@@ -301,6 +318,15 @@ def test_a_run_goes_on_from_any_step(tmp_path, whole, name):
     found = squares(tmp_path, ckpt_path=folder / f"{name}.ckpt")
     assert found["read"].keys() < result["read"].keys()
     assert_same_reads(found, result)
+
+
+def test_a_run_that_stopped_within_an_epoch_logs_all_of_it(tmp_path, whole):
+    """Of which the hooks of the end are called twice."""
+    stopped = squares(tmp_path, save=tmp_path, stop_at=(2, 3))
+    found = squares(tmp_path, ckpt_path=tmp_path / "2-end.ckpt")
+    assert_same_reads(found, whole[0])
+    assert 0 < found["shares"][2] == whole[0]["shares"][2] != stopped["shares"][2]
+    assert found["shares"][3] == whole[0]["shares"][3]
 
 
 def test_workers_of_a_resumed_run_read_what_was_decided(tmp_path, whole):
