@@ -67,10 +67,10 @@ def press(page, *keys):
 
 
 def click(page, element):
-    """Bring an element into view and click it; a browser that is still scrolling is given time."""
+    """Bring an element into view at once and click it; a browser that has not yet drawn the place is given time."""
 
     def clicked(page):
-        page.execute_script("arguments[0].scrollIntoView({block: 'center'})", element)
+        page.execute_script("arguments[0].scrollIntoView({block: 'center', behavior: 'instant'})", element)
         element.click()
         return True
 
