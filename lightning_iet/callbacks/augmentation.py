@@ -7,6 +7,7 @@ import lightning.pytorch as pl
 import torch
 import torch.distributed as dist
 from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
 from lightning_iet.callbacks.anti_gradient_control import AntiGradientControl
@@ -319,9 +320,13 @@ class ThresholdAwareAugmentation(Callback):
         self._leave_batch()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Leave the batch, the data and the control as they were: Lightning calls no teardown after an exception."""
+        """Leave the batch, the data and the control as they were: Lightning calls no teardown after an exception.
+
+        SIGTERM ends all processes; what they hold together is still wanted, for a checkpoint.
+        """
         self._leave_batch()
-        self._detach(trainer)
+        if not isinstance(exception, SIGTERMException):
+            self._detach(trainer)
 
     def _leave_batch(self) -> None:
         if self._put_back is not None:

@@ -223,11 +223,13 @@ class AuditJob:
         if pixels:
             line = f"Comparing all pixels will take at most about {in_words(pixels)}"
             height, width = sets["train"].pixels.shape[2:]
-            is_read, times = bool(sets["generated"].origin.sizes), 1  # drawn images have the size that the model gives
-            while is_read and min(height, width) // (2 * times) >= LEAST_ADVISED and pixels / times**2 > MINUTE:
-                times *= 2
-            smaller = f"{width // times}x{height // times}"
-            line += f"; with --image-size {smaller} about {in_words(pixels / times**2)}." if times > 1 else "."
+            side = smaller = min(height, width)
+            is_read = bool(sets["generated"].origin.sizes)  # drawn images have the size that the model gives them
+            while is_read and smaller > LEAST_ADVISED and pixels * (smaller / side) ** 2 > MINUTE:
+                smaller = max(LEAST_ADVISED, smaller // 2)
+            share = smaller / side
+            size = f"{round(width * share)}x{round(height * share)}"
+            line += f"; with --image-size {size} about {in_words(pixels * share**2)}." if share < 1 else "."
         Console(stderr=True).print(line, style="dim", soft_wrap=True, highlight=False, markup=False)
 
     def _publish(self, found: Audit, findings: Findings) -> None:

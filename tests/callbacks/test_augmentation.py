@@ -187,10 +187,14 @@ def test_a_control_forgets_what_was_deferred_in_an_earlier_run(tmp_path):
 
 
 class Breaks(pl.Callback):
-    """Ends a run by an error after its second batch."""
+    """Ends a run by an error in its second epoch."""
+
+    def __init__(self, data):
+        self.data = data
 
     def on_before_backward(self, trainer, pl_module, loss):
-        if trainer.fit_loop.epoch_loop.batch_idx == 1:
+        if trainer.current_epoch == trainer.fit_loop.epoch_loop.batch_idx == 1:
+            assert self.data.magnitudes.by_sample.any()
             raise ZeroDivisionError
 
 
@@ -198,7 +202,7 @@ def test_a_control_and_the_data_forget_a_run_that_raised(tmp_path):
     control, data = agc(), Augmented(Pictures())
     taa = ThresholdAwareAugmentation(band=math.inf, max_magnitude=30, defer=True)
     with pytest.raises(ZeroDivisionError):
-        fit(tmp_path, Given(), control, taa, Breaks(), dataset=data)
+        fit(tmp_path, Given(), control, taa, Breaks(data), dataset=data)
     assert control.augmentation is None
     assert not control.needs_samples
     assert not data.magnitudes.by_sample.any()

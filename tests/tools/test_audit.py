@@ -136,13 +136,15 @@ def test_how_long_the_features_of_a_network_take_is_said_before(here, capsys, mo
         (59.0, ""),
         (150.0, "Comparing all pixels will take at most about 3 min; with --image-size 6x6 about 38 s."),
         (9600.0, "Comparing all pixels will take at most about 2 h 40 min; with --image-size 8x4 about 10 min."),
+        (9600.9, "Comparing all pixels will take at most about 2 h 41 min; with --image-size 4x4 about 1 h 11 min."),
     ],
 )
 def test_how_long_a_comparison_of_pixels_takes_is_said_before(here, capsys, monkeypatch, seconds, line):
     """With the size that would bring it below a minute, halved as often as it takes, but not below the least."""
     monkeypatch.setattr("lightning_iet.tools.audit.LEAST_ADVISED", 4)
     monkeypatch.setattr("lightning_iet.tools.audit.comparison_seconds", lambda *_, **__: seconds)
-    run(image_size="32x16" if seconds > 9000 else "12", fit="stretch", show_images=False)
+    size = {9600.0: "32x16", 9600.9: "6"}.get(seconds, "12")
+    run(image_size=size, fit="stretch", show_images=False)
     said = capsys.readouterr().err
     assert line in said
     assert ("Comparing all pixels" in said) == bool(line)

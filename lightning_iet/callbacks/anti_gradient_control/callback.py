@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from lightning.fabric import Fabric
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 from torch.utils.data import DistributedSampler
 
@@ -229,6 +230,7 @@ class AntiGradientControl(Callback):
     _is_at_start: bool = True
     _skips_epoch_end: bool = False  # whether a resumed run goes on behind the hooks of the end of an epoch
     _is_first_process: bool = True
+    _is_over: bool = False  # whether the sums of the epoch are those of all processes, since training has ended
     _kept: Tensor | None = None  # which samples of the last batch stayed in the loss, boolean, (B,)
     verdict: Selection | None = None  # about the batch at work, if it was judged before its step
     sample_group: dist.ProcessGroup | None = None
@@ -375,6 +377,7 @@ class AntiGradientControl(Callback):
         self._is_first_batch, self._is_announced, self._num_steps, self._renewed_at = True, False, 0, 0
         self._num_processes = trainer.world_size
         self.verdict, self._deferred = None, None  # of a run that an exception has ended, without a teardown
+        self._is_over = False
         self._open_samples(trainer, pl_module)
         scaler = getattr(trainer.precision_plugin, "scaler", None)
         try:
@@ -463,7 +466,7 @@ class AntiGradientControl(Callback):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Remove the hooks; plot the losses of training and reference images."""
         self._stack.close()
-        self.epoch_statistics = self._of_all_processes(trainer)  # of an epoch that was broken off
+        self.epoch_statistics, self._is_over = self._of_all_processes(trainer), True  # of an epoch that was broken off
         epochs = None if self.draws is None else int(self.draws.draw_clock[1])
         is_short = epochs == 0 or (epochs == 1 and self._num_steps == self._renewed_at)
         if is_short and not is_trial(trainer):
@@ -484,10 +487,12 @@ class AntiGradientControl(Callback):
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Remove the hooks, and let the data be read as they are.
 
-        The exception may be this process's alone: a checkpoint that is written now must not wait for the others.
+        The exception may be this process's alone: a checkpoint that is written now must not wait for the others. That
+        of SIGTERM is raised on all.
         """
         self._stack.close()
-        self._num_processes = 1
+        if not isinstance(exception, SIGTERMException):
+            self._num_processes = 1
         self._close_draws(trainer)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -1031,11 +1036,13 @@ class AntiGradientControl(Callback):
     def gap(self) -> float:
         """How far training losses lie under those of unseen images, as a share of these; the mean over timesteps.
 
-        Over the last tenth of the finished epochs. 0: the model denoises its training images no better than unseen
-        ones; 1: it has memorised them. NaN before the first epoch has ended, and without a reference to unseen images.
+        Over the last tenth of the finished epochs, and of one that was broken off by the end of the run. 0: the model
+        denoises its training images no better than unseen ones; 1: it has memorised them. NaN before the first epoch
+        has ended, and without a reference to unseen images.
         """
-        num_rows = len(self.gap_history.rows)
-        return float(self.gap_history.gap(max(1, num_rows // 10)).nanmean()) if num_rows else float("nan")
+        history = self._gaps_so_far() if self._is_over else self.gap_history
+        num_rows = len(history.rows)
+        return float(history.gap(max(1, num_rows // 10)).nanmean()) if num_rows else float("nan")
 
     def _gaps_so_far(self) -> GapHistory:
         """Of all epochs, one that was broken off among them; after the sums of all processes were taken."""

@@ -10,6 +10,7 @@ import torch
 import torch.multiprocessing as mp
 from lightning.fabric import Fabric
 from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import nn
 from torch._subclasses import FakeTensorMode
 from torch.testing import assert_close
@@ -172,18 +173,18 @@ class SavesOnException(Checkpoint):
         trainer.strategy.save_checkpoint(checkpoint, f"{trainer.default_root_dir}/exception.ckpt")
 
 
-def fails_alone(folder):
-    """Train on one of two processes, the first of which fails; return how many samples its checkpoint has counted."""
+def stops(folder, ranks, error):
+    """Train on one of two processes, of which these raise an error; return how many samples the checkpoint counts."""
 
     class Breaks(OfRank):
         def training_step(self, batch, batch_idx):
-            if batch_idx == 3 and self.global_rank == 0:
-                raise KeyError("broken")
+            if batch_idx == 3 and self.global_rank in ranks:
+                raise error("broken")
             return super().training_step(batch, batch_idx)
 
     settings = {"strategy": "ddp", "devices": 2, "use_distributed_sampler": False, "enable_checkpointing": True}
     trainer = quiet_trainer(folder, callbacks=[make(), SavesOnException()], max_epochs=1, **settings)
-    with pytest.raises(KeyError if trainer.global_rank == 0 else RuntimeError):
+    with pytest.raises(error if trainer.global_rank in ranks else RuntimeError):
         trainer.fit(Breaks())
     if trainer.global_rank:
         return None
@@ -192,8 +193,13 @@ def fails_alone(folder):
 
 
 def test_a_checkpoint_after_an_exception_in_one_process_waits_for_no_other(tmp_path, processes):
-    seen, _ = processes(2).run(fails_alone, tmp_path)
+    seen, _ = processes(2).run(stops, tmp_path, (0,), KeyError)
     assert seen == 12  # its own
+
+
+def test_a_checkpoint_after_sigterm_which_all_processes_raise_is_of_all(tmp_path, processes):
+    seen, _ = processes(2).run(stops, tmp_path, (0, 1), SIGTERMException)
+    assert seen == 24
 
 
 @pytest.mark.parametrize("threshold", [0, 0.9])

@@ -1,6 +1,7 @@
 """Anchored AGC against the same written by hand: a loop over steps, shards and samples."""
 
 import copy
+import math
 import warnings
 from types import SimpleNamespace
 
@@ -725,3 +726,18 @@ def test_defaults_by_reference():
     assert (train.decay, train.bins.num_bins, train.normalize) == (0.8, 1000, "kept")
     assert (unseen.decay, unseen.bins.num_bins, unseen.normalize) == (0.9, 50, "batch")
     assert AntiGradientControl(reference="held_out", num_timesteps=10).bins.num_bins == 10
+
+
+@pytest.mark.parametrize("max_steps", [2, 8])
+def test_the_gap_at_the_end_of_a_run_is_also_of_an_epoch_that_was_broken_off(tmp_path, max_steps):
+    """Callbacks ask for it when training ends, before the control is taken down."""
+    found = []
+
+    class Asks(pl.Callback):
+        def on_train_end(self, trainer, pl_module):
+            found.append(agc.gap())
+
+    agc = make(reference_every=1)
+    fit(tmp_path, Dict(), agc, Asks(), max_epochs=-1, max_steps=max_steps)
+    assert math.isfinite(found[0])
+    assert agc.gap() == pytest.approx(found[0], rel=1e-12)
