@@ -136,7 +136,7 @@ def test_how_long_the_features_of_a_network_take_is_said_before(here, capsys, mo
         (59.0, ""),
         (150.0, "Comparing all pixels will take at most about 3 min; with --image-size 6x6 about 38 s."),
         (9600.0, "Comparing all pixels will take at most about 2 h 40 min; with --image-size 8x4 about 10 min."),
-        (9600.9, "Comparing all pixels will take at most about 2 h 41 min; with --image-size 4x4 about 1 h 11 min."),
+        (9600.9, "Comparing all pixels will take at most about 2 h 41 min; with --image-size 4x4 about 1 h 12 min."),
     ],
 )
 def test_how_long_a_comparison_of_pixels_takes_is_said_before(here, capsys, monkeypatch, seconds, line):
