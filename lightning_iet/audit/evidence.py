@@ -189,7 +189,8 @@ def without_pairs(evidence: Evidence, generated: "Copies", held_out: "Copies | N
     """Judge images without the pairs that a person has dismissed, by the pairs that other searches have found.
 
     All limits stay as they are, and so does what is said of other images: to dismiss a pair takes no name from another
-    image. In the scan an image counts as far from all training images by a search whose pair was dismissed.
+    image, nor from its own one a name that another search gives. In the scan an image counts as far from all training
+    images by a search whose pair was dismissed.
 
     Args:
         evidence: What the scores say.
@@ -214,9 +215,12 @@ def without_pairs(evidence: Evidence, generated: "Copies", held_out: "Copies | N
     scan, scan_search = evidence.scan, evidence.scan_search
     if held_out is not None and evidence.held_out_judged and changed.any():
         control = held_out.search_ratios[to_judge(held_out)]
-        _, ranks, unusual[changed] = _ranked(left.search_ratios[changed], control)
-        discovered[changed] &= ranks <= evidence.held_out_alike + 1
-        beyond[changed] &= ranks == 1
+        unusual[changed] = _ranked(generated.search_ratios[changed], control)[2]
+        # The ratios of all searches take part in a rank: only where the search that gives it has lost its pair, anew.
+        again = changed & dismissed.gather(1, unusual[:, None])[:, 0]
+        _, ranks, unusual[again] = _ranked(left.search_ratios[again], control)
+        discovered[again] &= ranks <= evidence.held_out_alike + 1
+        beyond[again] &= ranks == 1
         scan, scan_search = scan_searches(left.search_ratios[judged], control)
     found = replace(
         evidence,

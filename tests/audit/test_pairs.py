@@ -8,13 +8,14 @@ from PIL import Image
 
 from lightning_iet.audit import Settings, audit_images, image_set, make_findings
 from lightning_iet.audit.cache import BlockCache
+from lightning_iet.audit.evidence import weigh, without_pairs
 from lightning_iet.audit.features import build_features
 from lightning_iet.audit.pairs import Review, apply_review, image_hash, pair_rows, read_review
 from lightning_iet.audit.reading import read_images
 from lightning_iet.audit.report.page import render_page
 from lightning_iet.audit.verdict import verdict
 from lightning_iet.data.sources import open_source
-from lightning_iet.functional.copy_tests import Scan
+from lightning_iet.functional.copy_tests import Scan, combined_p_values
 from tests.helpers.image_folders import random_pixels, random_set
 
 
@@ -129,6 +130,34 @@ def test_only_the_shown_pair_dismissed(audited):
     for name in ("sure", "discovered", "noticed", "beyond", "search"):
         before, after = (getattr(found.evidence, name) for found in (audit, reviewed))
         assert torch.equal(before[others], after[others])
+
+
+def test_a_name_that_one_search_gives_outlasts_the_pair_of_another(copying):
+    """Without the dismissed ratio the fit of that search differs, and a held-out image would be as unlikely."""
+    generator = torch.Generator().manual_seed(2)
+    sets = {
+        "generated": torch.tensor([[0.28, 0.31]]).repeat(60, 1),
+        "held_out": 0.3 + 0.7 * torch.rand(60, 2, generator=generator),
+    }
+    unlike = {"search_noise": torch.full((60, 2), torch.nan), "identical": torch.zeros(60, dtype=torch.bool)}
+    generated, held_out = (
+        replace(copying.copies[name], search_ratios=ratios, **unlike) for name, ratios in sets.items()
+    )
+    evidence = weigh(generated, held_out, level=0.05)
+    assert not evidence.sure.any()
+    assert evidence.discovered.all()
+    assert evidence.beyond.all()
+    others = torch.arange(60) > 0
+    for search, stays in ((1, True), (0, False)):
+        dismissed = torch.zeros(60, 2, dtype=torch.bool)
+        dismissed[0, search] = True
+        if stays:  # though its rank by what is left is a worse one
+            left = generated.search_ratios.masked_fill(dismissed, 1.0)
+            assert combined_p_values(left, held_out.search_ratios).p_values[0] > 1 / 61
+        found = without_pairs(evidence, generated, held_out, dismissed)
+        assert bool(found.discovered[0]) == bool(found.beyond[0]) == stays
+        assert found.discovered[others].all()
+        assert found.beyond[others].all()
 
 
 def test_an_image_that_the_scan_counts_stays_where_another_pair_of_it_was_dismissed(copying):
