@@ -156,8 +156,8 @@ class EvidenceFindings:
         judged: generated images that the tests judge: of more than one colour, and equal ones once.
         held_out_judged: held-out images likewise; ``None`` without held-out images.
         held_out_alike: held-out images as near as the least near of those discovered; ``None`` likewise.
-        passing: generated images that the tests judge and that pass for copies by the main published measure, without
-            those that a person has dismissed.
+        passing: generated images of more than one colour that pass for copies by the main published measure, without
+            those that a person has dismissed; of what is left equal ones once.
         held_out_passing: held-out images likewise; ``None`` without held-out images.
         beyond: generated images that are less likely than every held-out image, all searches taken together.
         beyond_judged: those of them that the tests judge: equal ones once.
@@ -409,9 +409,13 @@ def _not_dismissed(passing: Tensor, evidence: Evidence) -> Tensor:
     return passing & ~evidence.dismissed & ~evidence.dismissed_pairs[:, 0]
 
 
-def _passing(copies: Copies, ratio: float) -> Tensor:
-    """Tell which of the images that the tests judge pass for copies by the main published measure."""
-    return below(next(iter(copies.ratios.values())), ratio) & to_judge(copies)
+def _passing(copies: Copies, ratio: float, evidence: Evidence | None = None) -> int:
+    """Count images that pass for copies by the main published measure: of more than one colour, and equal ones once.
+
+    Decisions are of files, so that of equal images some may be dismissed: they count while one is left.
+    """
+    passing = below(next(iter(copies.ratios.values())), ratio) & ~copies.blank
+    return len(copies.content[passing if evidence is None else _not_dismissed(passing, evidence)].unique())
 
 
 def _now() -> str:
@@ -445,8 +449,8 @@ def _evidence(audit: Audit) -> EvidenceFindings:
         judged=judged,
         held_out_judged=None if held_out is None else evidence.held_out_judged,
         held_out_alike=None if held_out is None else evidence.held_out_alike,
-        passing=int(_not_dismissed(_passing(copies, ratio), evidence).sum()),
-        held_out_passing=None if held_out is None else int(_passing(held_out, ratio).sum()),
+        passing=_passing(copies, ratio, evidence),
+        held_out_passing=None if held_out is None else _passing(held_out, ratio),
         beyond=int(evidence.beyond.sum()),
         beyond_judged=int((evidence.beyond & evidence.judged).sum()),
         scan=evidence.scan,

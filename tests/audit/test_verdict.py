@@ -652,8 +652,8 @@ def test_images_that_pass_for_copies_are_held_against_held_out_ones(clean, own, 
     assert words in found.answer
 
 
-def passing(findings, own, control):
-    """Let so many of so many images pass for copies by the published measure."""
+def passing(findings, own, control, *, dismissed=0):
+    """Let so many of so many images pass for copies by the published measure, beside those that were dismissed."""
     (count, judged), (held_out_count, held_out_judged) = own, control
     evidence = replace(
         findings.evidence,
@@ -662,9 +662,11 @@ def passing(findings, own, control):
         held_out_judged=held_out_judged,
         passing=count,
         held_out_passing=held_out_count,
+        dismissed=dismissed,
     )
     held_out = replace(findings.held_out, copies=share(held_out_count, held_out_judged))
-    return replace(findings, evidence=evidence, held_out=held_out)
+    generated = replace(findings.generated, copies=share(count + dismissed, judged))
+    return replace(findings, evidence=evidence, generated=generated, held_out=held_out)
 
 
 @pytest.mark.parametrize(
@@ -676,14 +678,20 @@ def passing(findings, own, control):
             "30 of 1,000 generated images (3.0%) pass for copies by the published measure, but only 5 of 1,000",
         ),
         (5, "control", "5 of 1,000 generated images (0.5%) pass for copies by the published measure, and so do 5 of"),
-        (0, "none", "No copies found among 1,000 generated images."),
+        (
+            0,
+            "control",
+            "30 of 1,000 generated images (3.0%) pass for copies by the published measure, each of which shows one "
+            "colour or was dismissed.",
+        ),
     ],
 )
 def test_images_that_a_person_has_dismissed_do_not_pass(clean, left, level, words):
-    found = passing(clean, (left, 1000), (5, 1000))
-    found = replace(found, evidence=replace(found.evidence, dismissed=30 - left))
-    assert verdict(found).level == level
-    assert words in verdict(found).answer
+    words_now = verdict(passing(clean, (left, 1000), (5, 1000), dismissed=30 - left))
+    assert words_now.level == level
+    assert words in words_now.answer
+    assert ("A person has looked at pairs" in words_now.details) == (left < 30)
+    assert (f"0 confirmed, and {30 - left} dismissed" in words_now.details) == (left < 30)
 
 
 def test_images_of_one_colour_do_not_pass_for_copies(judge):
@@ -732,6 +740,20 @@ def test_equal_images_pass_for_copies_once(by_classes):
         "No sure sign of copying: 1 of 401 different generated images (0.2%) passes for a copy by the published "
         "measure, but only 0 of 100 held-out images (0.0%) do, which may be chance."
     )
+
+
+def test_equal_images_pass_for_copies_until_all_of_them_are_dismissed(by_classes):
+    """Decisions are of files, and equal pixels may lie in files that differ."""
+    train = random_set(80)
+    audit = by_classes(mirrored_blocks(train.pixels[:1]).repeat(30, 1, 1, 1), train=train)
+    hashes = [f"{number:064x}" for number in range(len(audit.sets["generated"]))]
+    audit = replace(audit, sets=dict(audit.sets) | {"generated": replace(audit.sets["generated"], hashes=hashes)})
+    rows = pair_rows(audit)
+    for count in (1, 29, 30):
+        decided = frozenset((row["sha256"], row["source_sha256"]) for row in rows if row["index"] < count)
+        findings = make_findings(apply_review(audit, Review(dismissed=decided)))
+        assert (findings.evidence.dismissed, findings.evidence.passing) == (count, int(count < 30))
+        assert ("or was dismissed" in verdict(findings).answer) == (count == 30)
 
 
 def mirrored_blocks(pixels):
