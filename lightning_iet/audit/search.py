@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_iet.audit.cache import BlockCache, Progress, in_blocks, part_of
-from lightning_iet.audit.comparability import one_colour
+from lightning_iet.audit.comparability import contents
 from lightning_iet.audit.features import PIXELS, Features, check_finite
 from lightning_iet.audit.reading import ImageSet
 from lightning_iet.functional import duplicates
@@ -177,8 +177,8 @@ def distinct_ratios(
 ) -> Tensor:
     """Compare the nearest reference of each image with the nearest one that shows something else.
 
-    Images all of whose neighbours are near-duplicates of one another are searched for again, among more neighbours;
-    those of one colour are not, for nothing judges them.
+    Images all of whose neighbours are near-duplicates of one another are searched for again, among more neighbours,
+    equal ones once: black slices are many.
 
     Args:
         near: what :func:`nearest_references` found of the ``Q`` images.
@@ -193,13 +193,16 @@ def distinct_ratios(
 
     Returns:
         :func:`~lightning_iet.functional.memorization.distinct_ratio`, shape ``(Q,)``; where all references are of one
-        group, the farthest of them stands for the others, and of an image of one colour the farthest that was found.
+        group, the farthest of them stands for the others.
     """
     ratios = distinct_ratio(near.sq_distances, near.indices, group)
     members, known = group[near.indices], near.indices.shape[1]
-    left = ((members == members[:, :1]).all(dim=1) & ~one_colour(images.pixels)).nonzero().flatten()
-    if not len(left) or known == len(group):
+    alike = (members == members[:, :1]).all(dim=1).nonzero().flatten()
+    if not len(alike) or known == len(group):
         return ratios
+    content, number = contents(images.pixels[alike]).unique(return_inverse=True)
+    first = torch.full_like(content, len(alike)).scatter_reduce(0, number, torch.arange(len(alike)), "amin")
+    left = alike[first]
     is_one = bool((group == group[0]).all())
     block = min(BLOCK, max(1, duplicates.LISTED // len(group))) if is_one else BLOCK
 
@@ -230,7 +233,7 @@ def distinct_ratios(
         total=len(left),
         block=block,
     )
-    ratios[left] = torch.cat([block["ratios"] for block in blocks])
+    ratios[alike] = torch.cat([block["ratios"] for block in blocks])[number]
     return ratios
 
 
