@@ -304,8 +304,9 @@ class SharedStudy:
         )
 
     def _end(self, number: int, **outcome: Any) -> None:
-        # Another program may have taken the trial over while this one was suspended, and have ended it.
-        self._study.tell(number, skip_if_finished=True, **outcome)
+        # Another program may have taken the trial over while this one was suspended, and have ended it, or end it now.
+        with suppress(RuntimeError):
+            self._study.tell(number, skip_if_finished=True, **outcome)
         self._beating.discard(number)
 
     def _set(self, number: int, key: str, value: Any) -> None:

@@ -67,6 +67,24 @@ def test_results_come_back_as_they_were_told(tmp_path):
     assert (second.state, second.reason, second.result) == ("failed", "fid is nan", None)
 
 
+def test_a_trial_that_another_program_ends_at_the_same_moment_keeps_its_result(tmp_path, monkeypatch):
+    """Between Optuna's look whether it has ended and the end that it writes."""
+    with opened(tmp_path) as study, opened(tmp_path) as other:
+        trial = study.next(1)
+        storage = study._study._storage
+        write = storage.set_trial_state_values
+
+        def write_late(*args, **kwargs):
+            other.tell(trial.number, [1.0, 2.0], {"from": "other"})
+            return write(*args, **kwargs)
+
+        monkeypatch.setattr(storage, "set_trial_state_values", write_late)
+        study.tell(trial.number, [3.0, 4.0], {"from": "this"})
+        monkeypatch.undo()
+        (found,) = study.trials()
+    assert (found.state, found.result) == ("complete", {"from": "other"})
+
+
 def test_enqueued_trials_come_first_and_once(tmp_path):
     point = {"a": 1, "x": 1e-4}
     for _ in range(2):
