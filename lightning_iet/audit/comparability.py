@@ -443,13 +443,36 @@ def contents(pixels: Tensor) -> Tensor:
         2
     """
     rows = pixels.cpu().flatten(1)
-    few = rows[:, :: -(-max(1, rows.shape[1]) // FEW_PIXELS)]
+    few = few_pixels(rows)
     found = _hashes(few.unbind())
     _, number, counts = found.unique(return_inverse=True, return_counts=True)
     again = counts[number] > 1
     if few.shape[1] < rows.shape[1]:
         found[again] = _hashes(rows[place] for place in again.nonzero().flatten().tolist())
     return found
+
+
+def few_pixels(pixels: Tensor) -> Tensor:
+    """Return at most 64 values of each image, spread evenly, by which it is told from most others; shape ``(N, F)``.
+
+    Example:
+        >>> few_pixels(torch.arange(200).view(1, 2, 10, 10))[0, :3]
+        tensor([0, 4, 8])
+    """
+    rows = pixels.flatten(1)
+    return rows[:, :: -(-max(1, rows.shape[1]) // FEW_PIXELS)]
+
+
+def first_of(content: Tensor) -> Tensor:
+    """Return of each image the position of the first that equals it, by :func:`contents`, shape ``(N,)``.
+
+    Example:
+        >>> first_of(torch.tensor([7, 3, 7, 3, 5]))
+        tensor([0, 1, 0, 1, 4])
+    """
+    _, groups = content.unique(return_inverse=True)
+    first = torch.full_like(groups, len(content)).scatter_reduce(0, groups, torch.arange(len(content)), "amin")
+    return first[groups]
 
 
 def _hashes(rows: Iterable[Tensor]) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_iet.audit.cache import BlockCache
-from lightning_iet.audit.comparability import FEW_PIXELS, contents, one_colour
+from lightning_iet.audit.comparability import contents, few_pixels, one_colour
 from lightning_iet.audit.disguises import LEAST_SIDE, Matches, find_disguised, undo
 from lightning_iet.audit.evidence import LARGEST, Evidence, telling_searches, weigh
 from lightning_iet.audit.features import CLASS_LIKE, PIXELS, Features, build_features, check_comparable, extract
@@ -192,9 +192,7 @@ def measure_noise(copies: Copies, images: ImageSet, train: ImageSet) -> Copies:
 
 def _equal(images: Tensor, train: Tensor, indices: Tensor) -> Tensor:
     """Tell which images equal the training images of these positions: all of a few pixels first, then all pixels."""
-    step = -(-max(1, images[:1].numel()) // FEW_PIXELS)
-    few, others = (pixels.flatten(1)[:, ::step] for pixels in (images, train))
-    equal = (few == others[indices]).all(dim=1)
+    equal = (few_pixels(images) == few_pixels(train)[indices]).all(dim=1)
     for place in equal.nonzero().flatten().tolist():  # one by one: without a copy of large images
         equal[place] = torch.equal(images[place], train[indices[place]])
     return equal

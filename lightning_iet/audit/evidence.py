@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from lightning_iet.audit.comparability import first_of
 from lightning_iet.evaluation.verdict import SIGNIFICANT
 from lightning_iet.functional.copy_tests import (
     Scan,
@@ -124,7 +125,7 @@ def weigh(generated: "Copies", held_out: "Copies | None", *, level: float) -> Ev
         search = _first(sure, telling_searches(generated, None, below))
         noticed = is_noticed(ratios, below) & ~generated.blank
         return Evidence(sure.any(dim=1), none, noticed, below, none, search, judged, None)
-    first = _first_of(generated.content)
+    first = first_of(generated.content)
 
     def of_all(part: Tensor, *, others: int) -> Tensor:
         """Give equal images what was found of the one that was judged, and images of one colour another value."""
@@ -253,14 +254,7 @@ def to_judge(images: "Copies") -> Tensor:
     Returns:
         Bool, shape ``(Q,)``.
     """
-    return (_first_of(images.content) == torch.arange(len(images.content))) & ~images.blank
-
-
-def _first_of(content: Tensor) -> Tensor:
-    """Return of each image the position of the first that equals it."""
-    _, groups = content.unique(return_inverse=True)
-    first = torch.full_like(groups, len(content)).scatter_reduce(0, groups, torch.arange(len(content)), "amin")
-    return first[groups]
+    return (first_of(images.content) == torch.arange(len(images.content))) & ~images.blank
 
 
 def discover(ratios: Tensor, held_out: Tensor, *, level: float) -> tuple[Tensor, Tensor, Tensor]:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_iet.audit.cache import BlockCache, Progress, in_blocks, part_of
-from lightning_iet.audit.comparability import contents
+from lightning_iet.audit.comparability import contents, first_of
 from lightning_iet.audit.features import PIXELS, Features, check_finite
 from lightning_iet.audit.reading import ImageSet
 from lightning_iet.functional import duplicates
@@ -200,9 +200,8 @@ def distinct_ratios(
     alike = (members == members[:, :1]).all(dim=1).nonzero().flatten()
     if not len(alike) or known == len(group):
         return ratios
-    content, number = contents(images.pixels[alike]).unique(return_inverse=True)
-    first = torch.full_like(content, len(alike)).scatter_reduce(0, number, torch.arange(len(alike)), "amin")
-    left = alike[first]
+    chosen, number = first_of(contents(images.pixels[alike])).unique(return_inverse=True)
+    left = alike[chosen]
     is_one = bool((group == group[0]).all())
     block = min(BLOCK, max(1, duplicates.LISTED // len(group))) if is_one else BLOCK
 

@@ -268,9 +268,8 @@ def cost_table(cost: Cost) -> Table:
     if shards > 1:
         table.add_section()
         table.add_row("an averaging", in_mib(shards * size.averaged), f"{shards} × weights and their averages")
-        if (
-            cost.has_length or schedule.round_optimizer_steps is None
-        ):  # a round of epochs is a share of the run, however long
+        # A round of epochs is a share of the run, however long.
+        if cost.has_length or schedule.round_optimizer_steps is None:
             all_bytes = None if averagings is None else averagings * shards * size.averaged
             table.add_row("averagings", _count(averagings), f"{in_mib(all_bytes)} in all")
         else:
