@@ -1,4 +1,7 @@
-"""Fixtures of all tests."""
+"""Fixtures of all tests.
+
+What takes long to import is imported where it is used: the process of `pytest -n 2` that hands tests out needs none.
+"""
 
 import gc
 import logging
@@ -6,18 +9,11 @@ import os
 import sys
 
 import pytest
-import torch
 from hypothesis import settings
 
-from tests.helpers.distributed import Processes
-from tests.helpers.launched import weights, write_config
-from tests.helpers.state import undisturbed
-from tests.helpers.warm import warm_python
-
-for name in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero", "lightning.fabric"):
-    logging.getLogger(name).setLevel(logging.ERROR)
-
 if "PYTEST_XDIST_WORKER" in os.environ:  # `pytest -n 2`: as many processes as cores, so one thread for each
+    import torch
+
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # of programs that tests start
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
@@ -36,6 +32,12 @@ def pytest_collection_modifyitems(items):
 
 def pytest_collection_finish():
     """What is imported by now stays to the end: the garbage collector need not look at it again and again."""
+    import lightning.pytorch  # noqa: F401 (sets the levels of its loggers)
+
+    import tests.helpers.distributed  # noqa: F401 (it remembers the environment, which no test has changed yet)
+
+    for name in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     gc.collect()
     gc.freeze()
 
@@ -51,6 +53,7 @@ def _pools():
 @pytest.fixture
 def processes(_pools):
     """``processes(W)``: W gloo processes; a pool that a failed test has killed is started anew."""
+    from tests.helpers.distributed import Processes
 
     def get(world_size):
         if world_size not in _pools or not _pools[world_size].alive:
@@ -63,6 +66,8 @@ def processes(_pools):
 @pytest.fixture(scope="session")
 def warm_executable():
     """A Python whose programs need no time to import; see :mod:`tests.helpers.warm`."""
+    from tests.helpers.warm import warm_python
+
     with warm_python() as python:
         yield str(python)
 
@@ -76,7 +81,11 @@ def warm(warm_executable, monkeypatch):
 @pytest.fixture(scope="session")
 def tiny_weights(tmp_path_factory):
     """Weights of the tiny run of the command line, on one process, where nobody disturbs it."""
+    import torch
+
     from lightning_iet.cli import main
+    from tests.helpers.launched import weights, write_config
+    from tests.helpers.state import undisturbed
 
     folder = tmp_path_factory.mktemp("tiny")
     with undisturbed(), pytest.MonkeyPatch.context() as patch:
@@ -90,5 +99,7 @@ def tiny_weights(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def _undisturbed():
     """Every test starts from the same seed, and leaves things as they were."""
+    from tests.helpers.state import undisturbed
+
     with undisturbed():
         yield
