@@ -1,5 +1,6 @@
 """What a command imports before it does anything: decided by names, for times depend on the machine."""
 
+import json
 import subprocess
 import sys
 from importlib import import_module
@@ -23,50 +24,90 @@ HEAVY = {
 TRAINING = {"lightning", "pytorch_lightning", "diffusers", "transformers"}
 
 
-def imported(code):
-    """Names of top-level modules that a fresh interpreter has imported after some code."""
-    wrapped = f"import sys\ntry:\n    {code}\nexcept SystemExit:\n    pass\nprint()\nprint(*sys.modules)"
-    run = subprocess.run([sys.executable, "-c", wrapped], capture_output=True, text=True, check=True)
-    return {name.partition(".")[0] for name in run.stdout.splitlines()[-1].split()}
+IN_A_FORK = """
+import json, os, sys
+
+def names_after(code):
+    reading, writing = os.pipe()
+    if os.fork() == 0:
+        try:
+            exec(code)
+        except SystemExit:
+            pass
+        with os.fdopen(writing, "w") as file:
+            json.dump(sorted({name.partition(".")[0] for name in sys.modules}), file)
+        os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading) as file:
+        return json.load(file)
+
+found = {}
+for first, codes in json.loads(sys.argv[1]):
+    exec(first)
+    for code in codes:
+        sys.stdout.flush()
+        found[code] = names_after(code)
+print()
+print(json.dumps(found))
+"""
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["audi"], []])
-def test_a_page_of_text_imports_nothing_heavy(arguments):
-    assert not HEAVY & imported(f"from lightning_iet.cli import main; main({arguments!r})")
+def command(*arguments):
+    return f"from lightning_iet.cli import main; main({list(arguments)!r})"
 
 
-@pytest.mark.parametrize("command", ["audit", "compare"])
-def test_tools_for_images_and_figures_import_no_training(command):
-    modules = imported(f"from lightning_iet.cli import main; main(['{command}', '--help'])")
-    assert not TRAINING & modules
-    assert "jsonargparse" in modules
+PAGES = [command("--help"), command("--version"), command("audi"), command()]
+FUNCTIONS = [f"import lightning_iet.functional.{name}" for name in ("memorization", "neighbors", "averaging")]
+METRICS = "from lightning_iet.metrics import MemorizedQuantity"
+IMAGES = [command("audit", "--help"), command("compare", "--help")]
+MODELS = [command("sample", "--help"), command("export", "--help"), "from lightning_iet import DiffusionModule"]
 
 
-@pytest.mark.parametrize(
-    "code",
-    [
-        "from lightning_iet.cli import main; main(['sample', '--help'])",
-        "from lightning_iet.cli import main; main(['export', '--help'])",
-        "from lightning_iet import DiffusionModule",
-    ],
-)
-def test_a_model_is_read_under_one_name_of_lightning(code):
-    modules = imported(code)
-    assert "lightning" in modules
-    assert "pytorch_lightning" not in modules
+@pytest.fixture(scope="module")
+def imported():
+    """Names of the top-level modules that an interpreter has imported after some code.
+
+    Each runs in a fork of one that has imported nothing, or what it is known to need: nothing is imported twice.
+    """
+    stages = [
+        ("", PAGES),
+        ("import torch", FUNCTIONS),
+        ("import torchvision", IMAGES),
+        ("import torchmetrics", [METRICS]),
+        ("import lightning.pytorch, diffusers", MODELS),
+    ]
+    arguments = [sys.executable, "-c", IN_A_FORK, json.dumps(stages)]
+    run = subprocess.run(arguments, capture_output=True, text=True, check=True)
+    return {code: set(names) for code, names in json.loads(run.stdout.splitlines()[-1]).items()}
 
 
-@pytest.mark.parametrize("module", ["functional.memorization", "functional.neighbors", "functional.averaging"])
-def test_functions_need_torch_alone(module):
-    modules = imported(f"import lightning_iet.{module}")
-    assert "torch" in modules
-    assert not (HEAVY - {"torch", "numpy"}) & modules
+@pytest.mark.parametrize("code", PAGES)
+def test_a_page_of_text_imports_nothing_heavy(code, imported):
+    assert "lightning_iet" in imported[code]
+    assert not HEAVY & imported[code]
 
 
-def test_metrics_need_no_lightning():
-    modules = imported("from lightning_iet.metrics import MemorizedQuantity")
-    assert "torchmetrics" in modules
-    assert not {"lightning", "pytorch_lightning", "diffusers"} & modules
+@pytest.mark.parametrize("code", IMAGES)
+def test_tools_for_images_and_figures_import_no_training(code, imported):
+    assert not TRAINING & imported[code]
+    assert "jsonargparse" in imported[code]
+
+
+@pytest.mark.parametrize("code", MODELS)
+def test_a_model_is_read_under_one_name_of_lightning(code, imported):
+    assert {"lightning_iet", "lightning"} <= imported[code]
+    assert "pytorch_lightning" not in imported[code]
+
+
+@pytest.mark.parametrize("code", FUNCTIONS)
+def test_functions_need_torch_alone(code, imported):
+    assert {"lightning_iet", "torch"} <= imported[code]
+    assert not (HEAVY - {"torch", "numpy"}) & imported[code]
+
+
+def test_metrics_need_no_lightning(imported):
+    assert {"lightning_iet", "torchmetrics"} <= imported[METRICS]
+    assert not {"lightning", "pytorch_lightning", "diffusers"} & imported[METRICS]
 
 
 @pytest.mark.parametrize("package", ["", ".audit", ".callbacks", ".data", ".metrics", ".metrics.features", ".modules"])
