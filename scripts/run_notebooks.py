@@ -3,16 +3,19 @@
     python scripts/run_notebooks.py                        refresh all of them
     python scripts/run_notebooks.py notebooks/01*.ipynb    refresh one
     python scripts/run_notebooks.py --out pages            leave the stored outputs as they are
+    python scripts/run_notebooks.py --check                store nothing: is what is stored what they still show?
 
 Each runs from its first cell to its last, in a kernel and an empty folder of its own. A notebook that fails, or that
 writes to stderr (a warning, say), is not stored. Nor are versions and execution metadata, which differ for no reason.
+With --check, pictures must be where they are stored, and words must be the same; figures may differ.
 """
 
 import argparse
 import os
+import re
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -23,21 +26,28 @@ from nbformat import NotebookNode
 NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
 
 
-def execute(path: Path, *, timeout: int = 600) -> NotebookNode:
+def execute(path: Path, *, timeout: int = 600, changes: Mapping[str, str] | None = None) -> NotebookNode:
     """Run a notebook in an empty folder.
 
     Args:
         path: The notebook; the file is left as it is.
         timeout: Seconds that a cell may take.
+        changes: What stands in the notebook's code, and what is run in its place.
 
     Returns:
         The notebook with new outputs and plain metadata.
 
     Raises:
         nbclient.exceptions.CellExecutionError: If a cell fails.
-        ValueError: If a cell writes to stderr.
+        ValueError: If a cell writes to stderr, or there is nothing to change.
     """
     notebook = nbformat.read(path, as_version=4)
+    cells = code_cells(notebook)
+    for before, after in (changes or {}).items():
+        if not any(before in cell.source for cell in cells):
+            raise ValueError(f"Argument `changes` expected code of '{path}', but got {before!r}.")
+        for cell in cells:
+            cell.source = cell.source.replace(before, after)
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as sockets, _programs_on_path():
         client = NotebookClient(
             notebook,
@@ -83,17 +93,52 @@ def plain(notebook: NotebookNode) -> NotebookNode:
     return notebook
 
 
+def code_cells(notebook: NotebookNode) -> list[NotebookNode]:
+    """Return the cells that hold code."""
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def texts(cell: NotebookNode) -> list[str]:
+    """Return what a cell printed, and what it showed as text."""
+    return [output.text if output.output_type == "stream" else output.data["text/plain"] for output in cell.outputs]
+
+
+def kinds(cell: NotebookNode) -> list[tuple[str, list[str]]]:
+    """Return the types of a cell's outputs."""
+    return [(output.output_type, sorted(output.get("data", ()))) for output in cell.outputs]
+
+
+def words(cell: NotebookNode) -> list[str]:
+    """Return the words of a cell's outputs; figures, and with them the widths of tables, may differ."""
+    without_figures = re.sub(r"\d[\d.,:]*(e[-+]\d+)?", "0", "\n".join(texts(cell)))
+    return re.sub(r"\x1b\[[\d;]*m|[━─]+", "", without_figures).split()
+
+
+def difference(stored: NotebookNode, executed: NotebookNode) -> str | None:
+    """Return the code of the first cell that shows something else than what is stored, with both; or nothing."""
+    for one, other in zip(code_cells(stored), code_cells(executed), strict=True):
+        if (kinds(one), words(one)) != (kinds(other), words(other)):
+            return "\n".join(["In", one.source, "stored:", *texts(one), "but now:", *texts(other)])
+    return None
+
+
 def main(args: Sequence[str] | None = None) -> None:
     """Run the program."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("notebooks", nargs="*", type=Path, help="notebooks to run; all of notebooks/ by default")
     parser.add_argument("--out", type=Path, help="folder for the results; by default each replaces its own notebook")
+    parser.add_argument("--check", action="store_true", help="store nothing, and fail if what is stored is not shown")
     parser.add_argument("--timeout", type=int, default=600, help="seconds that a cell may take (default: %(default)s)")
     options = parser.parse_args(args)
     if options.out is not None:
         options.out.mkdir(parents=True, exist_ok=True)
     for path in options.notebooks or sorted(NOTEBOOKS.glob("*.ipynb")):
         notebook = execute(path, timeout=options.timeout)
+        if options.check:
+            if (found := difference(nbformat.read(path, as_version=4), notebook)) is not None:
+                raise SystemExit(f"{path} shows something else than what is stored in it. {found}")
+            print(f"{path}: shows what is stored")
+            continue
         target = path if options.out is None else options.out / path.name
         nbformat.write(notebook, target)
         print(f"{target}: {target.stat().st_size / 1000:.0f} kB")
