@@ -129,7 +129,7 @@ TYPICAL_DIGITS = replace(
 _TINY = {
     "num_control": 32, "num_selection": 32, "num_reference": 64, "channels": (8, 16), "lengths": (1, 2),
     "plain_lengths": (0.5, 1, 2), "num_samples": 24, "inference_steps": 2, "round_epochs": 1, "num_feature_images": 200,
-    "stop": 8, "warmup": 2,
+    "num_unseen": 16, "stop": 8, "warmup": 2,
 }  # fmt: skip
 
 _GPU = {
@@ -192,7 +192,7 @@ PRESETS = {
     "smoke": Preset(
         (replace(DIGITS, **_TINY), replace(FASHION, **_TINY)),
         (0, 1),
-        {"digits": ("plain", "iet_agc_2", "anchored_16", "dp_sgd"), "fashion_mnist": ("plain", "dropout_flips")},
+        {"digits": ("plain", "iet_agc_2"), "fashion_mnist": ("plain", "dropout_flips")},
     ),
     "gpu": Preset(
         (
