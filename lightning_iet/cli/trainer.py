@@ -370,6 +370,14 @@ class _Parser(OneLineErrors, LightningArgumentParser):
         super().__init__(*args, allow_abbrev=False, **kwargs)
         self.add_argument("--help-all", action=_HelpAll, help="Show all options, Lightning's too, and exit.")
 
+    def dump(self, *args: Any, **kwargs: Any) -> str:
+        """Write a configuration as text; it was checked when it was parsed, and checks take longer than all else."""
+        return super().dump(*args, **{"skip_validation": True, **kwargs})
+
+    def save(self, *args: Any, **kwargs: Any) -> None:
+        """Write a configuration into a file, likewise."""
+        super().save(*args, **{"skip_validation": True, **kwargs})
+
     def explained(self, message: str) -> str:
         """Return what a message means, what was probably meant, and in which file it stands."""
         of_classes = {name: f"--{part}.{name}" for part, name in _options_of_classes()}

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -32,9 +33,12 @@ def averaged_modules(module: nn.Module) -> list[nn.Module]:
         >>> [average is module["ema"] for average in averaged_modules(module)]
         [True]
     """
-    trained = _trained_outlines(module)
     averaged = [part for part in module.modules() if isinstance(part, AveragedModel)]
-    return averaged + [part for part in _frozen_parts(module, module) for part in _deep_copy_in(part, trained)]
+    frozen = [part for part in _frozen_parts(module, module) if not isinstance(part, AveragedModel)]
+    if not frozen:
+        return averaged
+    trained = _trained_outlines(module)
+    return averaged + [copy for part in frozen for copy in _deep_copy_in(part, trained)]
 
 
 def frozen_modules(module: nn.Module) -> list[nn.Module]:
@@ -156,6 +160,8 @@ def averages_beside(module: nn.Module, *things: Any) -> list[Slot]:
         >>> [slot.name for slot in averages_beside(module, ema)]
         ['EMA.copied.0.weight', 'EMA.copied.0.bias']
     """
+    if not things:
+        return []
     search = _Search(module)
     apart = search.seen | {id(thing) for thing in things}
     for thing in things:
@@ -171,7 +177,7 @@ class _Search:
     def __init__(self, module: nn.Module) -> None:
         self.tensors: list[Slot] = []
         self.owners: dict[int, tuple[str, Any]] = {}
-        self._outlines = _trained_outlines(module)
+        self._module = module
         self.seen = {id(part) for part in module.modules()}
         trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
         # Views of registered tensors, such as those of a `state_dict()`, are not averages.
@@ -182,6 +188,10 @@ class _Search:
             for name, tensor in (*trained.items(), *module.named_buffers())
             for start in (0, *(i + 1 for i, letter in enumerate(name) if letter == "."))
         }
+
+    @cached_property
+    def _outlines(self) -> set[tuple[Any, ...]]:
+        return _trained_outlines(self._module)
 
     def visit(self, slot: Slot, value: Any, owner: Any, depth: int = 0) -> None:
         """Collect a slot's value if it is an average, else look inside; ``owner`` is the object that it belongs to."""

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, NoReturn
 
 import torch
@@ -317,31 +318,25 @@ def _suspect_average(tensor: Tensor, steps_left: int = 10) -> _Suspect:
 
 
 def _attribute_kinds(thing: Any, depth: int = 2) -> tuple[Any, ...]:
-    """The kinds of all attributes, and which containers are empty: where an average is made, this changes."""
-    values = vars(thing)
-    kinds: list[Any] = []
-    for value in values.values():
-        kind = type(value)
-        is_container, may_be_users = _sort_of(kind)
-        if depth and may_be_users and is_users_object(value):
-            kinds.append(_attribute_kinds(value, depth - 1))
-        else:
-            kinds.append((kind, bool(value)) if is_container else kind)
-    return *kinds, len(values.get("_parameters", ())), len(values.get("_modules", ()))
-
-
-_SORTS: dict[type, tuple[bool, bool]] = {}
-
-
-def _sort_of(kind: type) -> tuple[bool, bool]:
-    """Whether objects of a class are containers, and whether they may be a user's that are no modules.
+    """The kinds of all attributes, and which containers are empty: where an average is made, this changes.
 
     Every turn of a shard asks it of thousands of attributes, most of which are of a few classes.
     """
-    if kind not in _SORTS:
-        is_plain = kind in (bool, int, float, str, type(None)) or issubclass(kind, Tensor | nn.Module)
-        _SORTS[kind] = issubclass(kind, list | tuple | Mapping), not is_plain
-    return _SORTS[kind]
+    values = vars(thing)
+    parts, kinds = tuple(values.values()), tuple(map(type, values.values()))
+    containers, perhaps_users = _places(kinds)
+    within = [_attribute_kinds(parts[i], depth - 1) for i in perhaps_users if depth and is_users_object(parts[i])]
+    is_filled = [bool(parts[i]) for i in containers]
+    return kinds, is_filled, within, len(values.get("_parameters", ())), len(values.get("_modules", ()))
+
+
+@lru_cache(maxsize=1000)
+def _places(kinds: tuple[type, ...]) -> tuple[list[int], list[int]]:
+    """Which of some values, of these classes, are containers, and which may be a user's objects that are no modules."""
+    plain = (bool, int, float, str, type(None))
+    containers = [i for i, kind in enumerate(kinds) if issubclass(kind, list | tuple | Mapping)]
+    others = [i for i, kind in enumerate(kinds) if kind not in plain and not issubclass(kind, Tensor | nn.Module)]
+    return containers, others
 
 
 def _averages(module: LightningModule) -> dict[str, Tensor]:
