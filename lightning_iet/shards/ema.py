@@ -33,7 +33,7 @@ def averaged_modules(module: nn.Module) -> list[nn.Module]:
         >>> [average is module["ema"] for average in averaged_modules(module)]
         [True]
     """
-    averaged = [part for part in module.modules() if isinstance(part, AveragedModel)]
+    averaged: list[nn.Module] = [part for part in module.modules() if isinstance(part, AveragedModel)]
     frozen = [part for part in _frozen_parts(module, module) if not isinstance(part, AveragedModel)]
     if not frozen:
         return averaged
