@@ -43,15 +43,16 @@ def told(study, total):
 
 @pytest.mark.parametrize("sampler", ["random", "tpe", "nsga2"])
 def test_a_seed_draws_the_same_trials_in_one_go_or_in_parts(tmp_path, sampler):
-    with opened(tmp_path / "one", sampler=sampler, seed=3) as study:
-        whole = told(study, 16)
-    for total in (1, 5, 16):
-        with opened(tmp_path / "parts", sampler=sampler, seed=3) as study:
+    one, several, another = (tmp_path / f"{name}.journal" for name in ("one", "parts", "other"))
+    with opened(tmp_path, one, sampler=sampler, seed=3) as study:
+        whole = told(study, 12)
+    for total in (1, 5, 12):
+        with opened(tmp_path, several, sampler=sampler, seed=3) as study:
             parts = told(study, total)
-    with opened(tmp_path / "other", sampler=sampler, seed=4) as study:
-        other = told(study, 16)
+    with opened(tmp_path, another, sampler=sampler, seed=4) as study:
+        other = told(study, 12)
     assert whole == parts
-    assert len({parameters["x"] for parameters in whole}) > 8  # evolution may hand a rate down
+    assert len({parameters["x"] for parameters in whole}) > 6  # evolution may hand a rate down
     assert other != whole
 
 
@@ -119,9 +120,11 @@ def _die_after(folder, storage, stage):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-@pytest.mark.parametrize("storage", [None, "trials.journal", "sqlite:///{}/other.db"])
-@pytest.mark.parametrize("stage", ["drawn", "running"])
-def test_what_a_killed_program_has_left_is_run_again(tmp_path, monkeypatch, storage, stage):
+@pytest.mark.parametrize(
+    ("stage", "storage"),
+    [("drawn", None), ("drawn", "trials.journal"), ("running", "trials.journal"), ("running", "sqlite:///{}/other.db")],
+)
+def test_what_a_killed_program_has_left_is_run_again(tmp_path, monkeypatch, stage, storage):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(shared_study, "UNCLAIMED", 0.1)
     storage = storage and storage.format(tmp_path)
