@@ -22,7 +22,7 @@ from lightning_iet.functional.bit_effects import BitEffects, bit_effects
 from lightning_iet.plots import CONTROL, GENERATED, INK, QUIET, effect_bars, lay_out, save_figure, selection_front
 from lightning_iet.search.selection_points import Point, SelectionSearch, described, write_points
 from lightning_iet.utilities.files import write_atomically, write_json
-from lightning_iet.utilities.pages import page_environment, read_resource, stylesheet
+from lightning_iet.utilities.pages import page_template, stylesheet
 from lightning_iet.utilities.text import in_words
 
 _PACKAGE = "lightning_iet.search"
@@ -43,7 +43,7 @@ def render_page(search: SelectionSearch, figures: Sequence[Figure] | None = None
         search: What was found.
         figures: The front as :func:`front_figures` draws it, if it is drawn already.
     """
-    template = page_environment().from_string(read_resource(_PACKAGE, "report.html.j2"))
+    template = page_template(_PACKAGE)
     fronts = [
         {"label": label, "svg": _svg(figure)}
         for label, figure in zip(search.labels[1:], figures or front_figures(search), strict=True)

@@ -40,7 +40,7 @@ def save_pipeline(model, folder, kind=DDPMPipeline):
     kind(unet=model.unet, scheduler=model.scheduler).save_pretrained(folder)
 
 
-def overfitted_model(pixels, *, steps=400):
+def overfitted_model(pixels, *, steps=260):
     """A model that has seen the same few images over and over; only its averaged weights have."""
     model, images = fresh_model(), pixels.float() / 255
     optimizer = torch.optim.Adam(model.unet.parameters(), lr=1e-2)

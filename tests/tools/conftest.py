@@ -2,9 +2,26 @@
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 from tests.helpers.audits import DATE
 from tests.helpers.image_folders import random_pixels, write_images
+
+
+@pytest.fixture
+def drawn():
+    """The pictures of audits are drawn; those of processes of their own always are."""
+
+
+@pytest.fixture(autouse=True)
+def _undrawn(request, monkeypatch):
+    """The pictures of audits are empty, save in tests that ask for ``drawn``: drawing takes longer than an audit.
+
+    What they show: ``tests/audit/test_report.py`` and ``tests/test_plots.py``.
+    """
+    if "drawn" not in request.fixturenames:
+        for name in ("nearest_pairs", "ratio_histogram"):
+            monkeypatch.setattr(f"lightning_iet.audit.report.page.{name}", lambda *_, **__: Figure((0.1, 0.1)))
 
 
 @pytest.fixture

@@ -28,6 +28,7 @@ def left_behind(here):
 # --- what it does ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("drawn")
 def test_a_report_with_all_its_files(here, capsys):
     main(["audit", *COMMAND, "--held-out", "held_out"])
     assert {path.name for path in Path("report").iterdir()} == FILES
@@ -379,6 +380,7 @@ def test_unreadable_images_are_counted_and_listed(here, capsys):
         assert len(list(csv.DictReader(file))) == 38
 
 
+@pytest.mark.usefixtures("drawn")
 def test_names_of_any_bytes(here):
     name = os.fsdecode(b"generated/<script>alert(1)<!--\"'\n\xff.png")
     Path("generated/00000.png").rename(name)
@@ -464,6 +466,7 @@ def run_shared(folder):
     return run(out=Path("shared"), held_out=Path("held_out"), invariance="flip").as_dict()
 
 
+@pytest.mark.usefixtures("drawn")
 def test_processes_share_the_work_and_find_the_same(here, monkeypatch, processes):
     monkeypatch.setattr(search, "BLOCK", 16)
     monkeypatch.setattr(reading, "BLOCK", 16)

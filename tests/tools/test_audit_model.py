@@ -26,7 +26,8 @@ from tests.helpers.digit_models import digit_pixels, fresh_model, overfitted_mod
 from tests.helpers.image_folders import random_pixels, write_images
 
 DEFAULTS = inspect.signature(audit_model).parameters
-OF_RUN = QUICK_MODEL | {"batch_size": 256, "loss_timesteps": 2, "show_images": False}  # 1,767 digits are held out
+OF_RUN = QUICK_MODEL | {"batch_size": 256, "loss_timesteps": 2, "show_images": False}
+DATA = {"num_train": 30, "num_control": 40, "classes": [8, 9]}  # of whose 354 digits 324 are held out
 
 
 def options(settings):
@@ -65,6 +66,7 @@ def fails(capsys, *arguments):
     return lines[0]
 
 
+@pytest.mark.usefixtures("drawn")
 def test_a_report_with_all_its_files(here, capsys):
     main(["audit-model", *COMMAND, "--ckpt", "model.ckpt"])
     assert {path.name for path in Path("report").iterdir()} == FILES
@@ -88,7 +90,7 @@ def run_folder(here):
     folder = here / "runs" / "version_0"
     (folder / "checkpoints").mkdir(parents=True)
     save_checkpoint(fresh_model(), folder / "checkpoints" / "last.ckpt")
-    options = {"num_train": 30, "num_control": 40, "seed": 1}
+    options = DATA | {"seed": 1}
     config = {"data": {"class_path": "lightning_iet.DigitsDataModule", "init_args": options}}
     (folder / "config.yaml").write_text(json.dumps(config), encoding="utf-8")
     return folder
@@ -100,11 +102,11 @@ def test_a_run_is_audited_with_its_own_images(here, capsys):
     main(["audit-model", "runs", *command, "--out", "own"])
     own = json.loads(Path("own/metrics.json").read_text(encoding="utf-8"))
 
-    digits = DigitsDataModule(num_train=30, num_control=40, seed=1)
+    digits = DigitsDataModule(**DATA, seed=1)
     digits.setup("fit")
     for name, parts in {"t": [digits.train_set], "h": [digits.control_set, digits.reference_set]}.items():
         images = torch.cat([part.images for part in parts])
-        assert len(images) == {"t": 30, "h": 1767}[name]
+        assert len(images) == {"t": 30, "h": 324}[name]
         np.save(f"{name}.npy", (images[:, 0].numpy() * 255).round().astype(np.uint8))
     given = ["--train", "t.npy", "--held-out", "h.npy", "--out", "given"]
     main(["audit-model", str(folder), *command, *given])
@@ -112,17 +114,16 @@ def test_a_run_is_audited_with_its_own_images(here, capsys):
     for part in ("generated", "held_out", "evidence", "membership", "planted"):
         assert own[part] == expected[part]
     assert own["sets"]["train"]["location"] == f"training images of the run '{folder}' (DigitsDataModule)"
-    assert own["sets"]["held_out"]["used"] == 1767
+    assert own["sets"]["held_out"]["used"] == 324
 
 
 def test_a_class_conditional_run_is_audited_with_its_own_classes(here):
     """Without a null label there is no loss without a class; the run's data know the classes."""
-    arguments = {"num_train": 30, "num_control": 40}
-    path = own_images(here, arguments)
+    path = own_images(here, DATA)
     save_checkpoint(fresh_model(unet={"num_class_embeds": 10}), path)
     found = audit_model(ckpt=Path("runs"), out=Path("report"), **OF_RUN)
-    assert (found.membership.train, found.membership.held_out) == (30, 1767)
-    digits = DigitsDataModule(**arguments)
+    assert (found.membership.train, found.membership.held_out) == (30, 324)
+    digits = DigitsDataModule(**DATA)
     digits.setup("fit")
     run = own_run(path)
     run.read()
@@ -131,14 +132,13 @@ def test_a_class_conditional_run_is_audited_with_its_own_classes(here):
 
 def test_losses_are_those_of_the_labels_that_are_known(here):
     """As in the evaluation of the run, although the model also takes a null label; of a folder none are known."""
-    arguments = {"num_train": 30, "num_control": 40}
-    path = own_images(here, arguments)
+    path = own_images(here, DATA)
     model = fresh_model(unet={"num_class_embeds": 11}, num_classes=10)
     torch.nn.init.normal_(model.unet.class_embedding.weight, generator=torch.Generator().manual_seed(0))
     assert model.conditioning.null == 10
     save_checkpoint(model, path)
     own = audit_model(ckpt=Path("runs"), out=Path("own"), **OF_RUN).membership
-    digits = DigitsDataModule(**arguments)
+    digits = DigitsDataModule(**DATA)
     digits.setup("fit")
     parts = {"t": [digits.train_set], "h": [digits.control_set, digits.reference_set]}
     steps, losses, plain = spread_timesteps(2, model.num_timesteps), [], []
@@ -181,7 +181,7 @@ def own_images(here, arguments, kind="DigitsDataModule", **files):
 
 def test_all_members_of_balanced_groups_are_audited_in_their_order(here):
     """The run trained on one member of each group at a time, drawn by chance, and on all of them in the end."""
-    arguments = {"num_train": 30, "num_control": 40, "repeated_images": 4, "repeats": 5}
+    arguments = DATA | {"repeated_images": 4, "repeats": 5}
     path = own_images(here, arguments | {"duplicates": "balance"})
     digits = DigitsDataModule(**arguments)
     digits.setup("fit")
@@ -193,7 +193,7 @@ def test_all_members_of_balanced_groups_are_audited_in_their_order(here):
 
 @pytest.mark.parametrize("asked", [8, None])
 def test_images_that_steered_the_training_are_not_held_out(here, asked):
-    path = own_images(here, {"num_train": 30, "num_control": 40})
+    path = own_images(here, DATA)
     whole = read_own_images(path)["held_out"]
     config = path.parents[1] / "config.yaml"
     settings = json.loads(config.read_text(encoding="utf-8"))
@@ -202,11 +202,11 @@ def test_images_that_steered_the_training_are_not_held_out(here, asked):
     run = own_run(path)
     found = run.read()["held_out"]
 
-    digits = DigitsDataModule(num_train=30, num_control=40)
+    digits = DigitsDataModule(**DATA)
     digits.setup("fit")
     (taken,) = select_disjoint(digits.control_set.targets, [asked or 16], seed=0)
     rest = [place for place in range(len(whole)) if place not in taken.tolist()]
-    assert len(whole) == 1767
+    assert len(whole) == 324
     assert torch.equal(found.pixels, whole.pixels[rest])
     targets = torch.cat([digits.control_set.targets, digits.reference_set.targets])
     assert torch.equal(run.labels()["held_out"], targets[rest])
@@ -234,7 +234,7 @@ def test_what_the_run_left_out_is_told_of(here):
 
 @pytest.mark.parametrize(("recorded", "refused"), [(30, False), (31, True), ("many", False)])
 def test_data_that_have_changed_since_the_run_are_refused(here, recorded, refused):
-    path = own_images(here, {"num_train": 30, "num_control": 40}, data={"num_train": recorded})
+    path = own_images(here, DATA, data={"num_train": recorded})
     if refused:
         with pytest.raises(ValueError, match=r"^Argument `train` expected the 31 images .* but got 30: the data have"):
             read_own_images(path)
@@ -492,6 +492,7 @@ def run_shared(folder):
     return json.dumps(run(out=Path("shared")).as_dict())
 
 
+@pytest.mark.usefixtures("drawn")
 def test_processes_share_the_work_and_find_the_same(here, processes):
     torch.set_num_threads(1)
     alone = json.dumps(run(out=Path("alone")).as_dict())

@@ -1,13 +1,13 @@
 """The search by short runs of fit, on a network of a few thousand parameters."""
 
 import json
-import os
 import shlex
 import signal
-import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
+import lightning.pytorch as pl
 import optuna
 import pytest
 import torch
@@ -23,6 +23,7 @@ from lightning_iet.metrics.frechet import frechet_distance
 from lightning_iet.modules.adapters import Selection
 from lightning_iet.modules.pipelines import synthetic_pipeline
 from lightning_iet.search import Candidate
+from lightning_iet.tools import memcontrol as module
 from lightning_iet.tools.memcontrol import (
     Training,
     _beside_the_mask,
@@ -32,7 +33,9 @@ from lightning_iet.tools.memcontrol import (
     figures_at,
     memcontrol,
 )
+from lightning_iet.utilities.configurations import import_exports
 from tests.helpers.image_folders import write_images
+from tests.helpers.state import undisturbed
 from tests.helpers.unets import small_sd_unet
 
 STUDIES = ("references", "masks")
@@ -53,46 +56,62 @@ def pretrained(tmp_path_factory):
     return folder
 
 
+def write_config(pretrained, **changes):
+    """A configuration of fine-tuning, in this folder."""
+    settings = {
+        "seed_everything": 0,
+        "model": {
+            "class_path": "DiffusionModule",
+            "init_args": {
+                "pretrained": str(pretrained),
+                "ema_decay": 0.5,
+                "optimizer": {"class_path": "torch.optim.Adam", "init_args": {"lr": 1e-3}},
+            },
+        },
+        "data": {
+            "class_path": "DigitsDataModule",
+            "init_args": {"classes": [8, 9], "num_train": 20, "num_control": 30, "batch_size": 10},
+        },
+        "evaluation": {"num_samples": 12, "num_inference_steps": 2, "k": 5},
+        "trainer": {
+            "accelerator": "cpu",
+            "limit_val_batches": 0,
+            "callbacks": [{"class_path": "lightning.pytorch.callbacks.ModelCheckpoint"}],
+        },
+    }
+    for name, change in changes.items():
+        settings[name] = {**settings.get(name, {}), **change} if isinstance(change, dict) else change
+    Path("finetune.yaml").write_text(yaml.safe_dump(settings))
+    return Path("finetune.yaml")
+
+
 @pytest.fixture
 def config(pretrained, tmp_path, monkeypatch):
     """A configuration of fine-tuning, in an empty folder; ``config(trainer={…})`` writes another."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["lightning-iet"])
+    return partial(write_config, pretrained)
 
-    def write(**changes):
-        settings = {
-            "seed_everything": 0,
-            "model": {
-                "class_path": "DiffusionModule",
-                "init_args": {
-                    "pretrained": str(pretrained),
-                    "ema_decay": 0.5,
-                    "optimizer": {"class_path": "torch.optim.Adam", "init_args": {"lr": 1e-3}},
-                },
-            },
-            "data": {
-                "class_path": "DigitsDataModule",
-                "init_args": {"classes": [8, 9], "num_train": 20, "num_control": 30, "batch_size": 10},
-            },
-            "evaluation": {"num_samples": 12, "num_inference_steps": 2, "k": 5},
-            "trainer": {
-                "accelerator": "cpu",
-                "limit_val_batches": 0,
-                "callbacks": [{"class_path": "lightning.pytorch.callbacks.ModelCheckpoint"}],
-            },
-        }
-        for name, change in changes.items():
-            settings[name] = {**settings.get(name, {}), **change} if isinstance(change, dict) else change
-        Path("finetune.yaml").write_text(yaml.safe_dump(settings))
-        return Path("finetune.yaml")
 
-    return write
+@pytest.fixture(scope="module")
+def searched(pretrained, tmp_path_factory):
+    """A search among groups of the configuration's, on images of which some repeat; and its folder, to be read."""
+    folder = tmp_path_factory.mktemp("searched")
+    options = {**QUICK, "trials": 1, "objectives": ["fid", "copied_fraction"], "subset": 12, "repeat": (6, 5)}
+    with undisturbed(), pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(sys, "argv", ["lightning-iet"])
+        file = write_config(pretrained, selection={"groups": {"conv": "conv_in|conv_out"}, "denoiser": "unet"})
+        return memcontrol(file, family="all", out=Path("search"), **options), folder
 
 
 def test_a_search_from_the_command_line_and_the_use_of_its_mask(config, pretrained, capsys):
-    options = ["--trials=2", "--max-steps=4", "--checkpoints=2"]
-    file = str(config(trainer={"max_epochs": 1}))  # which trials need not heed, nor the training with the mask
+    options = ["--trials=1", "--max-steps=4", "--checkpoints=2"]
+    selected = {"family": "difffit", "granularity": "attention", "mask": "101", "lora_rank": 8, "norm_lr_scale": 0.5}
+    # Trials need not heed the number of epochs, nor the training with the mask either of both.
+    file = str(config(trainer={"max_epochs": 1}, selection=selected))
     command = ["memcontrol", "--config", file, "--family", "bias", "--out", "search", "--lr", "1e-3", "1e-3"]
+    command += ["--granularity", "block"]
     main([*command, *options, "--objectives", "eval/fid", "memorized_fraction"])
     said = capsys.readouterr().out
     assert "plain-0: all parameters at learning rate 0.001: fid" in said
@@ -121,25 +140,14 @@ def test_a_search_from_the_command_line_and_the_use_of_its_mask(config, pretrain
     state = trained["state_dict"]
     before = UNet2DModel.from_pretrained(pretrained, subfolder="unet").state_dict()
     moved = {name for name, value in before.items() if not torch.equal(value, state[f"unet.{name}"])}
+    saved = next(part for name, part in trained["callbacks"].items() if name.startswith("ParameterSelection"))
+    assert Selection(**saved) == chosen.selection  # what the configuration selects is undone
     mask = chosen.selection
     switches = groups.switches(mask.mask, rest=mask.rest)
     named = {group.name: group.parameters for group in groups.groups} | {"rest": groups.rest}
     trained = {name for group, on in switches.items() if on for name in named[group]}
     assert moved
     assert moved <= trained
-
-
-def test_the_command_for_the_chosen_mask_undoes_what_the_configuration_selects(config, capsys):
-    selected = {"family": "difffit", "granularity": "attention", "mask": "101", "lora_rank": 8, "norm_lr_scale": 0.5}
-    options = {**QUICK, "trials": 1, "max_steps": 1, "checkpoints": 1}
-    memcontrol(config(selection=selected), family="bias", granularity="block", out=Path("search"), **options)
-    program, *shown = shlex.split(capsys.readouterr().out.partition("To train what was chosen: ")[2])
-    assert program == "lightning-iet"
-    main(shown)
-    (checkpoint,) = Path("runs").rglob("*.ckpt")
-    saved = torch.load(checkpoint, weights_only=True)["callbacks"]
-    trained = next(state for name, state in saved.items() if name.startswith("ParameterSelection"))
-    assert Selection(**trained) == read_mask(Path("search/chosen.json")).selection
 
 
 @pytest.mark.parametrize(
@@ -179,12 +187,11 @@ def test_a_search_of_an_earlier_version_goes_on():
     assert _digest(settings) == "b570eddc5822"  # as before trials ran on one device
 
 
-def test_a_trial_is_the_run_that_its_configuration_says(config):
-    result = memcontrol(config(), family="norm", out=Path("search"), **QUICK)
+def test_a_trial_is_the_run_that_its_configuration_says(searched, config):
+    result, folder = searched
     point = next(p for p in result.points if p.candidate.kind == "mask" and p.last)
-    file = Path("search/trials") / point.candidate.name / "trial.yaml"
-    settings = yaml.safe_load(file.read_text())
-    assert settings["selection"] | {"family": "norm", "mask": point.candidate.mask} == settings["selection"]
+    settings = yaml.safe_load((folder / "search/trials" / point.candidate.name / "trial.yaml").read_text())
+    assert settings["selection"] | {"family": "all", "mask": point.candidate.mask} == settings["selection"]
     assert settings["model"]["init_args"]["optimizer"]["init_args"]["lr"] == point.candidate.learning_rate
     settings["trainer"]["logger"]["init_args"] |= {"save_dir": str(Path.cwd()), "version": "again"}
     Path("again.yaml").write_text(yaml.safe_dump(settings))
@@ -213,11 +220,10 @@ def test_the_pretrained_network_is_measured_as_it_is(config, pretrained):
     assert list(Path("search/bases").iterdir())  # decompositions are kept from trial to trial
 
 
-def test_options_of_the_selection_stay(config):
-    file = config(selection={"groups": {"conv": "conv_in|conv_out"}, "denoiser": "unet"})
-    result = memcontrol(file, family="all", out=Path("search"), **QUICK)
+def test_options_of_the_selection_stay(searched):
+    result, folder = searched
     assert result.groups == ("conv", "rest")
-    assert read_mask(Path("search/chosen.json")).selection.groups == {"conv": "conv_in|conv_out"}
+    assert read_mask(folder / "search/chosen.json").selection.groups == {"conv": "conv_in|conv_out"}
 
 
 def test_the_search_of_the_paper_runs_on_a_pipeline_of_the_real_classes(tmp_path, monkeypatch, capsys):
@@ -255,13 +261,12 @@ def test_the_search_of_the_paper_runs_on_a_pipeline_of_the_real_classes(tmp_path
     assert ParameterSelection(file=Path("search/chosen.json"), **known).selection == chosen.selection
 
 
-def test_memorization_is_provoked_by_images_that_repeat(config):
-    options = {**QUICK, "objectives": ["fid", "copied_fraction"]}
-    result = memcontrol(config(), family="bias", out=Path("search"), subset=12, repeat=(6, 5), **options)
+def test_memorization_is_provoked_by_images_that_repeat(searched):
+    result, folder = searched
     assert result.settings["repeated images"] == "6, 5 times"
-    report = json.loads(Path("search/trials/plain-0/metrics.json").read_text())
+    report = json.loads((folder / "search/trials/plain-0/metrics.json").read_text())
     assert report["data"]["num_train"] == 12 + 6 * 4
-    trained = yaml.safe_load(Path("search/trials/plain-0/trial.yaml").read_text())["data"]["init_args"]
+    trained = yaml.safe_load((folder / "search/trials/plain-0/trial.yaml").read_text())["data"]["init_args"]
     assert (trained["num_train"], trained["repeated_images"], trained["repeats"]) == (12, 6, 5)
 
 
@@ -448,25 +453,23 @@ def test_bad_input_is_refused_before_the_first_training(config, changes, options
     assert not Path("search/trials").exists()
 
 
-def test_classes_are_found_by_name_in_a_fresh_process(config):
-    options = [
-        "--config",
-        str(config()),
-        "--family",
-        "bias",
-        "--max-steps",
-        "4",
-        "--checkpoints",
-        "2",
-        "--lr",
-        "1",
-        "0.1",
-    ]
-    command = [sys.executable, "-m", "lightning_iet", "memcontrol", *options]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    ended = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    assert ended.returncode == 2
-    assert "0 < lowest ≤ highest, but got 1 and 0.1" in ended.stderr  # what is looked at after the model
+def test_classes_are_imported_before_they_are_looked_for_by_name(monkeypatch):
+    """Of a package with names that are imported when they are asked for; in a fresh process all are yet to come."""
+    asked = []
+
+    class Lazy:
+        __all__ = ("A", "B")
+
+        def __getattr__(self, name):
+            asked.append(name)
+
+    import_exports(Lazy(), Lazy())
+    assert asked == ["A", "B"] * 2
+    imported = []
+    monkeypatch.setattr(module, "import_exports", lambda *packages: imported.extend(packages))
+    module._parse(pl.LightningDataModule, "data", {"class_path": "DigitsDataModule"})
+    assert [package.__name__ for package in imported] == ["lightning_iet.data", "lightning_iet.modules"]
+    assert {"DiffusionModule", "DigitsDataModule"} <= {name for package in imported for name in package.__all__}
 
 
 def test_a_file_that_is_no_configuration(config):

@@ -53,7 +53,7 @@ from lightning_iet.utilities.files import (
     printable,
     write_json,
 )
-from lightning_iet.utilities.pages import page_environment, read_resource, stylesheet
+from lightning_iet.utilities.pages import page_template, read_resource, stylesheet
 from lightning_iet.utilities.text import percent
 
 _PACKAGE = "lightning_iet.audit.report"
@@ -346,10 +346,7 @@ def render_page(audit: Audit, findings: Findings, *, pairs: int, images: bool = 
     """
     audit = without_doubted(audit, findings)
     css, js = stylesheet(_PACKAGE), read_resource(_PACKAGE, "report.js")
-    environment = page_environment()
-    environment.filters["breakable"] = breakable
-    environment.filters["whole_options"] = whole_options
-    template = environment.from_string(read_resource(_PACKAGE, "report.html.j2"))
+    template = page_template(_PACKAGE, breakable=breakable, whole_options=whole_options)
     ratios = {name: {"score": parts_of_limits(audit, copies), **copies.ratios} for name, copies in audit.copies.items()}
     measures = list(ratios["generated"])
     stops = {name: sorted({step / 100 for step in range(101)} | {audit.settings.ratio}) for name in measures}
