@@ -26,7 +26,7 @@ def _in_empty_folder(tmp_path, monkeypatch):
 )
 def test_configurations_and_options(name, reference, options):
     config = Path(__file__).parents[2] / f"configs/digits/{name}.yaml"
-    main(["fit", "--config", str(config), *QUICK, *options])
+    main(["fit", "--config", str(config), *QUICK, *options, "--evaluation.num_samples=4", "--evaluation.k=2"])
     folder = Path(f"runs/digits/{name}/version_0")
     run = json.loads((folder / "metrics.json").read_text())["run"]
     assert run["reference"] == reference

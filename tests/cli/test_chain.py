@@ -17,7 +17,7 @@ SOONER = {
     "inspect": [],
     "fit": [
         "--trainer.max_epochs=1", "--trainer.accelerator=cpu", "--data.image_size=8",
-        "--trainer.enable_progress_bar=false",
+        "--trainer.enable_progress_bar=false", "--evaluation.pictures=false",
         "--evaluation.num_samples=8", "--evaluation.num_inference_steps=2",
     ],
     "audit-model": ["--num-inference-steps", "2", "--loss-timesteps", "2", "--num-workers", "0", "--device", "cpu"],

@@ -10,18 +10,19 @@ from tests.helpers.image_folders import random_pixels, write_images
 
 @pytest.fixture
 def drawn():
-    """The pictures of audits are drawn; those of processes of their own always are."""
+    """Pictures of audits and comparisons are drawn; those of processes of their own always are."""
 
 
 @pytest.fixture(autouse=True)
 def _undrawn(request, monkeypatch):
-    """The pictures of audits are empty, save in tests that ask for ``drawn``: drawing takes longer than an audit.
+    """Those pictures are empty, save in tests that ask for ``drawn``: drawing takes longer than an audit.
 
     What they show: ``tests/audit/test_report.py`` and ``tests/test_plots.py``.
     """
     if "drawn" not in request.fixturenames:
-        for name in ("nearest_pairs", "ratio_histogram"):
-            monkeypatch.setattr(f"lightning_iet.audit.report.page.{name}", lambda *_, **__: Figure((0.1, 0.1)))
+        for name in ("audit.report.page.nearest_pairs", "audit.report.page.ratio_histogram"):
+            monkeypatch.setattr(f"lightning_iet.{name}", lambda *_, **__: Figure((0.1, 0.1)))
+        monkeypatch.setattr("lightning_iet.tools.compare.runs_against_fid", lambda *_, **__: Figure((0.1, 0.1)))
 
 
 @pytest.fixture

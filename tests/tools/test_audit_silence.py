@@ -37,16 +37,16 @@ def write_deep(folder, images, top):
 
 def test_mirrored_darkened_and_shifted_copies_among_innocent_images():
     train = phantoms(120)
-    copies = [train[:10].flip(-1), 0.7 * train[10:20], moved(train[20:30], dx=4 / 24)]
+    copies = [train[:8].flip(-1), 0.7 * train[8:16], moved(train[16:24], dx=4 / 24)]
     write_images(Path("train"), eight_bits(train))
-    write_images(Path("generated"), eight_bits(torch.cat([*copies, phantoms(20, seed=2)])))
+    write_images(Path("generated"), eight_bits(torch.cat([*copies, phantoms(12, seed=2)])))
     write_images(Path("held_out"), eight_bits(phantoms(60, seed=1)))
     found = run(moved=True)
     assert found.verdict.level == "copies"
     named = [row["index"] for row in found.pairs if row["named"]]
-    assert len(set(named) & set(range(30))) >= 28
-    assert not set(named) - set(range(30))
-    assert {row["search"] for row in found.pairs[:28]} >= {"recoloured", "moved"}
+    assert len(set(named) & set(range(24))) >= 22
+    assert not set(named) - set(range(24))
+    assert {row["search"] for row in found.pairs[:22]} >= {"recoloured", "moved"}
     assert [part.kind for part in found.planted] == ["exact", "mirrored", "recoloured", "degraded", "moved"]
 
 
@@ -155,7 +155,7 @@ def test_alpha_over_another_background_is_not_compared_in_silence():
     assert "transparency" not in named.headline
 
 
-@pytest.mark.parametrize(("low", "width"), [(0.4, 0.1), (0.5, 0.1), (0.5, 0.05)])
+@pytest.mark.parametrize(("low", "width"), [(0.4, 0.1), (0.5, 0.05)])
 def test_narrow_windows_of_dicom_files_do_not_hide_copies_in_silence(low, width):
     """10 of 60 are copies of what lies beyond the window, where no search can see them."""
     pytest.importorskip("pydicom")
@@ -212,7 +212,7 @@ def test_the_exit_status_tells_a_pipeline(copies, options, status):
     write_images(Path("generated"), torch.cat([train[:copies], random_pixels(40, seed=1)]))
     arguments = ["--generated", "generated", "--train", "train", "--held-out", "held_out", "--num-workers", "0"]
     arguments += ["--show-images", "false"]
-    for number, share in enumerate(([], ["0.01"], ["0.5"]) if options else ([],)):
+    for number, share in enumerate(([], ["0.01"], ["0.5"]) if status else ([],)):
         expected = 0 if share == ["0.5"] else status
         arguments_here = [*arguments, "--out", f"report{number}", *options, *share]
         if expected:

@@ -51,6 +51,7 @@ def test_rows_hold_the_figures_of_each_run_and_of_its_control(tmp_path, runs):
     assert [(row["fid_control"], row["fid_train"], row["steps"]) for row in rows] == [(0.6, 0.93, 8000)] * 2
 
 
+@pytest.mark.usefixtures("drawn")
 def test_files_hold_the_same_figures(tmp_path, runs):
     rows = compare(runs, out=tmp_path / "out")
     assert {file.name for file in (tmp_path / "out").iterdir()} == {"comparison.csv", "comparison.md", "comparison.png"}
@@ -111,6 +112,7 @@ def test_a_run_named_twice_stands_there_once(tmp_path, runs):
     assert len(compare([*runs, runs[0], runs[0] / "version_0"], out=tmp_path / "out")) == 2
 
 
+@pytest.mark.usefixtures("drawn")
 def test_a_figure_that_is_not_known_leaves_a_gap(tmp_path):
     run = store(tmp_path / "run", report(skip_rate=None))
     assert compare([run], out=tmp_path / "out")[0]["skip_rate"] is None
@@ -223,6 +225,7 @@ def test_among_files_without_copies_the_memorized_fraction_is_compared(tmp_path,
     assert "memorized" in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("drawn")
 def test_runs_without_fid_are_compared_too(tmp_path, capsys):
     for name in ("a", "b"):
         content = report(fid=None, settings={"features": None})
