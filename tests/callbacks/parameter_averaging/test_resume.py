@@ -1,5 +1,6 @@
 """A run that is cut at any step and goes on, also on other processes, ends in the same bits as one that was not."""
 
+import functools
 import warnings
 
 import lightning.pytorch as pl
@@ -14,6 +15,19 @@ from tests.helpers.models import Memory, quiet_trainer, tiny_diffusion
 from tests.helpers.weights import assert_same_bits, state_of
 
 SEED, EPOCHS, STEPS = 11, 3, 8  # 4 shards take 2 steps each in an epoch
+ROUNDS = {"epochs": {"every_n_epochs": 2}, "steps": {"every_n_train_steps": 3}}
+
+# Where runs are cut, by the number of processes that go on. On one process: within the first turn of a shard and at its
+# end, at the end of an epoch in all three places, in the step before an averaging and in that after which it comes, and
+# in the last step. On several: where processes have unequal parts of the epoch before them, or one only waits.
+CUTS = {
+    ("epochs", 1): ["0-1-step", "1-4-step", "1-7-step", "1-8-step", "1-8-validation", "1-8-end", "2-5-step", "2-8-end"],
+    ("steps", 1): ["0-3-step", "0-8-validation", "1-3-step", "1-4-step", "1-5-step", "2-8-step"],
+    ("epochs", 2): ["0-3-step", "1-5-step", "1-8-validation", "2-7-step"],
+    ("steps", 2): ["0-7-step", "1-3-step", "1-5-step"],
+    ("epochs", 4): ["0-5-step", "1-8-end"],
+    ("steps", 4): ["1-6-step"],
+}
 
 
 class Flips(torch.utils.data.Dataset):
@@ -38,24 +52,26 @@ class Flipped(DigitsDataModule):
         self.train_set = Flips(self.train_set)
 
 
-class SaveAll(Checkpoint):
-    """Saves after every step, after every validation and after every epoch."""
+class Save(Checkpoint):
+    """Saves after some steps (``EPOCH-BATCH-step``; ``-weights`` for them alone), validations and epochs (``-end``)."""
 
-    def __init__(self, folder, weights_only=False):
-        self.folder, self.weights_only = folder, weights_only
+    def __init__(self, folder, names):
+        self.folder, self.names = folder, names
 
-    def save(self, trainer, name):
-        place = self.folder / f"{trainer.current_epoch}-{trainer.fit_loop.epoch_loop.batch_idx + 1}-{name}.ckpt"
-        trainer.save_checkpoint(place, weights_only=self.weights_only)
+    def save(self, trainer, kind, **kwargs):
+        name = f"{trainer.current_epoch}-{trainer.fit_loop.epoch_loop.batch_idx + 1}-{kind}"
+        if name in self.names:
+            trainer.save_checkpoint(self.folder / name, **kwargs)
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         self.save(trainer, "step")
+        self.save(trainer, "weights", weights_only=True)
 
     def on_validation_end(self, trainer, pl_module):
         self.save(trainer, "validation")
 
     def on_train_epoch_end(self, trainer, pl_module):
-        self.save(trainer, "zepoch")
+        self.save(trainer, "end")
 
 
 class StopAt(pl.Callback):
@@ -75,9 +91,10 @@ def run(
     *,
     ckpt_path=None,
     save_to=None,
+    names=(),
     num_workers=0,
     epochs=EPOCHS,
-    round_length=None,
+    rounds="epochs",
     offload="none",
     stop_at=None,
     **kwargs,
@@ -85,14 +102,14 @@ def run(
     """Train; returns all that makes a model's future: weights, EMA, optimizer states and loss banks of shards."""
     torch.manual_seed(SEED)
     module = tiny_diffusion(warmup_steps=5, unet={"dropout": 0.1, "mid_block_type": None})
-    averaging = Kept(4, offload=offload, **(round_length or {"every_n_epochs": 2}))
+    averaging = Kept(4, offload=offload, **ROUNDS[rounds])
     agc, logger = AntiGradientControl(0.5), Memory()
     callbacks = [agc, averaging]
     trainer = quiet_trainer(
         folder,
         logger=logger,
         log_every_n_steps=1,
-        callbacks=callbacks + ([StopAt(*stop_at)] if stop_at else []) + ([SaveAll(save_to)] if save_to else []),
+        callbacks=callbacks + ([StopAt(*stop_at)] if stop_at else []) + ([Save(save_to, names)] if save_to else []),
         max_epochs=epochs,
         devices=world_size,
         strategy="ddp" if world_size > 1 else "auto",
@@ -146,63 +163,58 @@ def same(resumed, expected):
         assert_same_bits(flatten(resumed["shards"]), flatten(expected["shards"]))
 
 
-@pytest.fixture(scope="module", params=[{"every_n_epochs": 2}, {"every_n_train_steps": 3}], ids=["epochs", "steps"])
-def uncut(request, tmp_path_factory, _pools):
-    """The run that is never cut, on one process, with a checkpoint at every point; with rounds of both kinds."""
+@pytest.fixture(scope="module")
+def uncut(tmp_path_factory, _pools):
+    """``uncut(rounds)``: what is left of a run that is never cut, on one process, and the folder of its checkpoints."""
     from tests.helpers.distributed import Processes
 
-    pool = _pools.setdefault(1, Processes(1)) if 1 not in _pools or not _pools[1].alive else _pools[1]
-    folder = tmp_path_factory.mktemp("uncut")
-    (result,) = pool.run(run, folder, save_to=folder, round_length=request.param)
-    return folder, result, request.param
+    @functools.cache
+    def get(rounds):
+        pool = _pools.setdefault(1, Processes(1)) if 1 not in _pools or not _pools[1].alive else _pools[1]
+        folder = tmp_path_factory.mktemp(rounds)
+        names = {"2-4-step", "2-5-step", *(name for (kind, _), names in CUTS.items() if kind == rounds for name in names)}
+        (result,) = pool.run(run, folder, save_to=folder, names=names, rounds=rounds)
+        return result, folder
+
+    return get
 
 
-def resume_from_all(folder, world_size, round_length, names, offload="none"):
-    return [
-        run(folder, world_size, ckpt_path=folder / name, round_length=round_length, offload=offload) for name in names
-    ]
+def resume_from_all(folder, world_size, names, **settings):
+    return [run(folder, world_size, ckpt_path=folder / name, **settings) for name in names]
 
 
-def test_states_that_are_away_come_back_after_a_cut_on_other_processes(uncut, processes):
+@pytest.mark.parametrize(("rounds", "name"), [("epochs", "2-4-step"), ("steps", "2-5-step")])
+def test_states_that_are_away_come_back_after_a_cut_on_other_processes(uncut, processes, rounds, name):
     """Cut in the last epoch after whole shards: on two processes, one of them only waits for the other."""
-    folder, expected, round_length = uncut
-    names = ["2-4-step.ckpt", "2-5-step.ckpt"]
-    for results in processes(2).run(resume_from_all, folder, 2, round_length, names, "cpu"):
-        for resumed in results:
-            assert_same_bits(resumed["model"], expected["model"])
+    expected, folder = uncut(rounds)
+    for (resumed,) in processes(2).run(resume_from_all, folder, 2, [name], rounds=rounds, offload="cpu"):
+        assert_same_bits(resumed["model"], expected["model"])
 
 
-def test_processes_that_wait_count_the_same_steps(uncut, processes):
-    folder, _, round_length = uncut
-    results = processes(2).run(resume_from_all, folder, 2, round_length, ["0-3-step.ckpt", "1-5-step.ckpt"])
-    for one, other in zip(*results, strict=True):
-        assert one["global_step"] == other["global_step"]
-
-
-@pytest.mark.parametrize("world_size", [1, 2, 4])
-def test_a_run_cut_anywhere_ends_in_the_same_bits(uncut, world_size, processes):
-    folder, expected, round_length = uncut
-    names = sorted(path.name for path in folder.glob("*.ckpt"))
-    assert len(names) >= EPOCHS * STEPS
-    # Every step on one process; on several, those at which processes have unequal parts of the epoch before them.
-    chosen = names if world_size == 1 else names[:: 3 if world_size == 2 else 5]
-    results = processes(world_size).run(resume_from_all, folder, world_size, round_length, chosen, timeout=400)
-    for name, resumed in zip(chosen, results[0], strict=True):
+@pytest.mark.parametrize(("rounds", "world_size"), CUTS)
+def test_a_run_cut_anywhere_ends_in_the_same_bits(uncut, rounds, world_size, processes):
+    expected, folder = uncut(rounds)
+    names = CUTS[rounds, world_size]
+    results = processes(world_size).run(resume_from_all, folder, world_size, names, rounds=rounds)
+    for name, resumed, *others in zip(names, *results, strict=True):
         try:
             same(resumed, expected)
+            for other in others:  # also where processes wait
+                assert other["global_step"] == resumed["global_step"]
         except AssertionError as error:
             raise AssertionError(f"{name}: {error}") from error
 
 
-def test_a_run_in_which_the_first_process_waited_is_cut_again(uncut, tmp_path, processes):
+@pytest.mark.parametrize("rounds", ROUNDS)
+def test_a_run_in_which_the_first_process_waited_is_cut_again(uncut, tmp_path, processes, rounds):
     """Cut where the first process has no shard left, then on one process: within an epoch and at its end."""
-    folder, expected, round_length = uncut
-    settings = {"round_length": round_length}
-    processes(2).run(run, tmp_path, 2, ckpt_path=folder / "1-5-step.ckpt", save_to=tmp_path, **settings)
-    names = ["1-3-step.ckpt", "1-4-step.ckpt", "2-3-step.ckpt"]
-    for world_size in (1, 2):
-        results = processes(world_size).run(resume_from_all, tmp_path, world_size, round_length, names)[0]
-        for name, resumed in zip(names, results, strict=True):
+    expected, folder = uncut(rounds)
+    names = ["1-3-step", "1-4-step"]
+    settings = {"ckpt_path": folder / "1-5-step", "save_to": tmp_path, "names": names, "rounds": rounds}
+    processes(2).run(run, tmp_path, 2, **settings)
+    for world_size, chosen in ((1, names), (2, names[:1])):
+        results = processes(world_size).run(resume_from_all, tmp_path, world_size, chosen, rounds=rounds)[0]
+        for name, resumed in zip(chosen, results, strict=True):
             try:
                 same(resumed, expected)
                 assert len(resumed["gaps"]) == EPOCHS
@@ -210,38 +222,37 @@ def test_a_run_in_which_the_first_process_waited_is_cut_again(uncut, tmp_path, p
                 raise AssertionError(f"{name} on {world_size}: {error}") from error
 
 
-def cut_on_processes(folder, world_size):
-    run(folder, world_size, save_to=folder)
-
-
-def test_a_run_of_several_processes_goes_on_in_one(tmp_path, processes):
-    (expected,) = processes(1).run(run, tmp_path)
-    processes(2).run(cut_on_processes, tmp_path, 2)
-    names = sorted(path.name for path in tmp_path.glob("*.ckpt"))[::3]
-    assert len(names) >= EPOCHS * STEPS // 4
-    (results,) = processes(1).run(resume_from_all, tmp_path, 1, None, names, timeout=400)
+def test_a_run_of_several_processes_goes_on_in_one(uncut, tmp_path, processes):
+    expected, _ = uncut("epochs")
+    names = ["0-3-step", "1-2-step", "1-4-end"]  # of 4 steps of each process
+    processes(2).run(run, tmp_path, 2, save_to=tmp_path, names=names)
+    (results,) = processes(1).run(resume_from_all, tmp_path, 1, names)
     for resumed in results:
         same(resumed, expected)
 
 
-@pytest.mark.parametrize("num_workers", [2])
-def test_workers_read_the_right_samples_after_a_cut(tmp_path, processes, num_workers):
-    (expected,) = processes(1).run(run, tmp_path, save_to=tmp_path)
-    (resumed,) = processes(1).run(run, tmp_path, ckpt_path=tmp_path / "1-3-step.ckpt", num_workers=num_workers)
+def test_workers_read_the_right_samples_after_a_cut(uncut, processes):
+    expected, folder = uncut("epochs")
+    (resumed,) = processes(1).run(run, folder, ckpt_path=folder / "1-7-step", num_workers=2)
     same(resumed, expected)
 
 
-@pytest.mark.parametrize(("epoch", "batch"), [(1, 2), (2, 5)])
-def test_a_run_that_stopped_within_an_epoch_goes_on_in_its_middle(uncut, tmp_path, processes, epoch, batch):
+@pytest.mark.parametrize(
+    ("rounds", "epoch", "batch", "cuts"),
+    [("epochs", 1, 2, [("validation", 0), ("end", 2)]), ("steps", 2, 5, [("step", 0), ("end", 0)])],
+)
+def test_a_run_that_stopped_within_an_epoch_goes_on_in_its_middle(
+    uncut, tmp_path, processes, rounds, epoch, batch, cuts
+):
     """From every checkpoint of its end, also the one after the hooks of the epoch's end; with workers and without."""
-    _, expected, round_length = uncut
-    settings = {"round_length": round_length}
-    (stopped,) = processes(1).run(run, tmp_path, save_to=tmp_path, stop_at=(epoch, batch), **settings)
+    expected, _ = uncut(rounds)
+    names = [f"{epoch}-{batch + 1}-{kind}" for kind, _ in cuts]
+    settings = {"save_to": tmp_path, "names": names, "rounds": rounds}
+    (stopped,) = processes(1).run(run, tmp_path, stop_at=(epoch, batch), **settings)
     assert len(stopped["gaps"]) == epoch + 1
     assert stopped["seen"] < expected["seen"] == EPOCHS * 26
-    for kind, num_workers in (("step", 0), ("validation", 0), ("zepoch", 0), ("zepoch", 2)):
-        name = f"{epoch}-{batch + 1}-{kind}.ckpt"
-        (resumed,) = processes(1).run(run, tmp_path, ckpt_path=tmp_path / name, num_workers=num_workers, **settings)
+    for name, (_, workers) in zip(names, cuts, strict=True):
+        (resumed,) = processes(1).run(run, tmp_path, ckpt_path=tmp_path / name, num_workers=workers, rounds=rounds)
         try:
             assert resumed["global_step"] == EPOCHS * STEPS
             same(resumed, expected)
@@ -249,15 +260,16 @@ def test_a_run_that_stopped_within_an_epoch_goes_on_in_its_middle(uncut, tmp_pat
             for later in range(epoch, EPOCHS):
                 assert resumed["logged"][later] == expected["logged"][later]
         except AssertionError as error:
-            raise AssertionError(f"{name}, {num_workers} workers: {error}") from error
+            raise AssertionError(f"{name}, {workers} workers: {error}") from error
 
 
 def test_checkpoints_show_the_average_in_mid_round(tmp_path):
     """Also those of weights alone; and they load without our callback."""
-    for weights_only in (False, True):
-        run(tmp_path, save_to=tmp_path, epochs=1)
-        checkpoint = torch.load(tmp_path / "0-5-step.ckpt", weights_only=True)
-        if not weights_only:
+    names = ["0-5-step", "0-5-weights"]
+    run(tmp_path, save_to=tmp_path, names=names, epochs=1)
+    for name in names:
+        checkpoint = torch.load(tmp_path / name, weights_only=True)
+        if name.endswith("step"):
             shards = checkpoint["callbacks"]["Kept"]["shards"]
             flats = [shard["flat"]["float32"].double() for shard in shards.values()]
             sizes = [7, 7, 6, 6]
@@ -268,7 +280,7 @@ def test_checkpoints_show_the_average_in_mid_round(tmp_path):
             full = checkpoint["state_dict"]
         else:
             assert_same_bits(checkpoint["state_dict"], full)
-        loaded = DiffusionModule.load_from_checkpoint(tmp_path / "0-5-step.ckpt")
+        loaded = DiffusionModule.load_from_checkpoint(tmp_path / name)
         assert_same_bits(loaded.state_dict(), dict(checkpoint["state_dict"]))
         for tensor in checkpoint["state_dict"].values():
             assert tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
@@ -280,8 +292,8 @@ def test_checkpoints_show_the_average_in_mid_round(tmp_path):
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     folder = tmp_path_factory.mktemp("checkpoint")
-    run(folder, save_to=folder, epochs=1)
-    return folder / "0-3-step.ckpt"
+    run(folder, save_to=folder, names=["0-3-step"], epochs=1)
+    return folder / "0-3-step"
 
 
 def go_on(tmp_path, checkpoint, *, num_shards=4, data=None, module=None, split_seed=0, **kwargs):
