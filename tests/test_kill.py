@@ -16,7 +16,7 @@ BALLAST = 1_000_000  # 4 MB in each checkpoint
 def uncut(tmp_path_factory):
     """Weights of the run that nobody disturbs."""
     folder = tmp_path_factory.mktemp("uncut")
-    assert Session(folder, ballast=BALLAST).wait(600) == 0
+    assert Session(folder, ballast=BALLAST, every_n_train_steps=1000, save_last=False).wait(600) == 0
     return torch.load(folder / "final.pt")
 
 
@@ -32,8 +32,8 @@ def check(folder, uncut):
     assert not list(folder.glob("error*"))
 
 
-@pytest.mark.parametrize(("world_size", "kills"), [(1, 6), (2, 3)])
-def test_a_run_killed_at_random_moments_ends_in_the_same_bits(tmp_path, uncut, world_size, kills):
+@pytest.mark.parametrize(("world_size", "kills"), [(1, 2), (2, 1)])  # many more in benchmarks/kills.py
+def test_a_run_killed_while_it_saves_and_at_a_random_moment_ends_in_the_same_bits(tmp_path, uncut, world_size, kills):
     folder = tmp_path / "run"
     folder.mkdir()
     tally = kill_again_and_again(
@@ -57,7 +57,7 @@ def test_the_other_processes_end_when_one_is_killed(tmp_path, uncut):
     finish(tmp_path, 1, uncut)
 
 
-@pytest.mark.parametrize(("world_size", "receiver"), [(1, "all"), (2, "all"), (2, "first"), (2, "second")])
+@pytest.mark.parametrize(("world_size", "receiver"), [(1, "all"), (2, "second")])
 def test_sigterm_ends_all_processes_after_a_step_with_a_checkpoint(tmp_path, uncut, world_size, receiver):
     """With a worker for each process, which gets the signal too where it goes to all."""
     saving = {"save_on_exception": True, "every_n_train_steps": 1000}
@@ -67,7 +67,7 @@ def test_sigterm_ends_all_processes_after_a_step_with_a_checkpoint(tmp_path, unc
     session.kill(signal.SIGTERM, only=receiver)
     assert session.wait(200) == 128 + signal.SIGTERM
     assert progress(tmp_path)[1] >= max(diary(tmp_path, "done")) >= 3
-    finish(tmp_path, world_size, uncut, **saving)
+    finish(tmp_path, 1, uncut, **saving)
     assert diary(tmp_path, "start")[1] >= 3
 
 

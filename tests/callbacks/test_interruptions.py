@@ -17,7 +17,7 @@ from tests.helpers.weights import assert_same_bits
 @pytest.fixture(scope="module")
 def uncut(tmp_path_factory):
     folder = tmp_path_factory.mktemp("uncut")
-    kills.train(folder, save_top_k=-1, save_last=False)
+    kills.train(folder, save_top_k=-1, save_last=False)  # after every step
     return folder
 
 
@@ -26,7 +26,7 @@ def at_step(folder, step):
     return path
 
 
-@pytest.mark.parametrize("cuts", [[8, 10], [16, 17, 21], [8, 9, 16, 18], [3, 5, 24]])
+@pytest.mark.parametrize("cuts", [[8, 9, 16, 18], [5, 24]])
 def test_a_run_cut_again_after_the_end_of_an_epoch_ends_in_the_same_bits(uncut, tmp_path, cuts):
     """Lightning alone counts epochs wrong once it has gone on from the last step of one (8 steps each here)."""
     folder = uncut

@@ -128,8 +128,26 @@ def alone(tmp_path_factory, _pools):
     return result
 
 
-def test_replicas_equal_one_process_with_their_batches_together(tmp_path, processes, alone):
-    results = processes(4).run(fit, tmp_path, 4, 4)
+@pytest.fixture(scope="module")
+def replicated(tmp_path_factory, _pools):
+    """What is left on four processes, two for each shard; ``half.ckpt`` in their folder is of the middle of a round."""
+    from tests.helpers.distributed import Processes
+
+    pool = _pools.setdefault(4, Processes(4)) if 4 not in _pools or not _pools[4].alive else _pools[4]
+    folder = tmp_path_factory.mktemp("replicated")
+    return Results(pool.run(fit, folder, 4, 4, save=folder / "half.ckpt"), folder)
+
+
+class Results(list):
+    """By rank."""
+
+    def __init__(self, results, folder):
+        super().__init__(results)
+        self.folder = folder
+
+
+def test_replicas_equal_one_process_with_their_batches_together(alone, replicated):
+    results = replicated
     for result in results:
         assert_same_bits(result["model"], results[0]["model"])
         for name, weight in result["model"].items():
@@ -144,7 +162,7 @@ def test_no_gradient_crosses_shards_and_an_averaging_sends_what_an_all_reduce_wo
     steps = 4 * 4  # of 16 samples in batches of 4
     one_process_each = processes(2).run(fit, tmp_path, 2, 4)
     assert [result["gradients"] for result in one_process_each] == [0, 0]
-    replicated = processes(4).run(fit, tmp_path, 4, 4)
+    replicated = processes(4).run(fit, tmp_path, 4, 4)  # without a checkpoint, for which shards are sent as well
     # Half as many steps with two replicas: each takes half of a shard.
     assert [result["gradients"] for result in replicated] == [steps // 2 * parameters] * 4
     for results, shards in ((one_process_each, 2), (replicated, 2)):
@@ -155,13 +173,13 @@ def test_no_gradient_crosses_shards_and_an_averaging_sends_what_an_all_reduce_wo
         assert sent == 2 * 2 * flat * (shards - 1) / shards
 
 
-def test_replicas_go_on_from_a_checkpoint(tmp_path, processes):
-    (whole, *_) = processes(4).run(fit, tmp_path, 4, 4, save=tmp_path / "half.ckpt")
+def test_replicas_go_on_from_a_checkpoint(tmp_path, processes, replicated):
+    whole, half = replicated[0], replicated.folder / "half.ckpt"
     # With half as many processes, each with a batch of twice the size, it is the same run to rounding.
-    for result in processes(2).run(fit, tmp_path, 2, 8, ckpt_path=tmp_path / "half.ckpt"):
+    for result in processes(2).run(fit, tmp_path, 2, 8, ckpt_path=half):
         for name, weight in result["model"].items():
             torch.testing.assert_close(weight, whole["model"][name], rtol=1e-4, atol=1e-5)
-    for result in processes(4).run(fit, tmp_path, 4, 4, ckpt_path=tmp_path / "half.ckpt"):
+    for result in processes(4).run(fit, tmp_path, 4, 4, ckpt_path=half):
         assert_same_bits(result["model"], whole["model"])
 
 
@@ -213,7 +231,7 @@ class Banks(ParameterAveragingCallback):
 @pytest.mark.parametrize("kind", [Judged, Adapted])
 def test_replicas_are_judged_as_one_batch(tmp_path, processes, kind):
     """AGC leaves out what it would leave out of their batches together, and each sample counts alike."""
-    (alone,) = processes(1).run(fit_with_agc, tmp_path, 1, 8, kind)
+    alone = fit_with_agc(tmp_path, 1, 8, kind)
     assert 0.1 < alone["skip_rate"] < 0.9
     for result in processes(4).run(fit_with_agc, tmp_path, 4, 4, kind):
         assert result["skip_rate"] == pytest.approx(alone["skip_rate"])
@@ -292,13 +310,13 @@ def fit_diffusion(tmp_path):
     torch.manual_seed(SEED)
     from tests.helpers.shards import digits
 
-    module = tiny_diffusion(unet={"dropout": 0.1})
+    module = tiny_diffusion(unet={"dropout": 0.1, "mid_block_type": None})
     trainer = quiet_trainer(
         tmp_path,
         callbacks=[ParameterAveragingCallback(2)],
         devices=4,
         strategy="ddp",
-        max_epochs=2,
+        max_epochs=1,
         limit_val_batches=1,
         num_sanity_val_steps=0,
     )

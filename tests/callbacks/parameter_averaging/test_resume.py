@@ -172,7 +172,11 @@ def uncut(tmp_path_factory, _pools):
     def get(rounds):
         pool = _pools.setdefault(1, Processes(1)) if 1 not in _pools or not _pools[1].alive else _pools[1]
         folder = tmp_path_factory.mktemp(rounds)
-        names = {"2-4-step", "2-5-step", *(name for (kind, _), names in CUTS.items() if kind == rounds for name in names)}
+        names = {
+            "2-4-step",
+            "2-5-step",
+            *(name for (kind, _), names in CUTS.items() if kind == rounds for name in names),
+        }
         (result,) = pool.run(run, folder, save_to=folder, names=names, rounds=rounds)
         return result, folder
 
