@@ -316,7 +316,7 @@ def test_processes_change_nothing(tmp_path, processes, whole):
         assert_same_reads(found, whole[0])
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "1-5"])
 def test_a_run_goes_on_from_any_step(tmp_path, whole, name):
     result, folder = whole
     found = squares(tmp_path, ckpt_path=folder / f"{name}.ckpt")
@@ -339,19 +339,18 @@ def test_workers_of_a_resumed_run_read_what_was_decided(tmp_path, whole):
 
 
 def test_without_shards_workers_change_nothing(tmp_path):
-    alone = squares(tmp_path / "a", shards=1)
+    alone = squares(tmp_path / "a", shards=1, save=tmp_path / "c", epochs=3)
     # From the second epoch on, a loader that keeps its workers leaves torch's generator, and with it the noise of plain
     # training, in another state than one without workers; so the magnitudes of later epochs come from other losses.
-    found = squares(tmp_path / "b", shards=1, workers=2)
+    found = squares(tmp_path / "b", shards=1, workers=2, epochs=2)
     early = {key: image for key, image in alone["read"].items() if key[0] < 2}
     assert len(early) == 80
     assert any(not torch.equal(early[0, i], early[1, i]) for i in range(40))  # some were augmented in the second epoch
     for key, image in early.items():
         assert torch.equal(found["read"][key], image), key
-    squares(tmp_path / "c", shards=1, save=tmp_path / "c")
     # Without shards Lightning does not restore the order of an epoch; which samples are augmented, and how, it is not.
     for name, epoch in (("1-2", 1), ("1-5", 2)):
-        found = squares(tmp_path / "d", shards=1, ckpt_path=tmp_path / "c" / f"{name}.ckpt")
+        found = squares(tmp_path / "d", shards=1, ckpt_path=tmp_path / "c" / f"{name}.ckpt", epochs=epoch + 1)
         read = [key for key in found["read"] if key[0] == epoch]
         assert read
         for key in read:
@@ -365,12 +364,16 @@ def test_plain_ddp_holds_one_table(tmp_path, processes):
     assert results[0]["tables"]["next"].any()
 
 
-def digits(folder, *callbacks):
+def digits(folder, *callbacks, epochs=2):
     torch.manual_seed(SEED)
-    module, control = tiny_diffusion(), AntiGradientControl(0.9, num_bins=5)
+    module, control = tiny_diffusion(unet={"mid_block_type": None}), AntiGradientControl(0.9, num_bins=5)
     data = DigitsDataModule(40, batch_size=8)
     trainer = quiet_trainer(
-        folder, callbacks=[control, *callbacks], max_epochs=4, limit_val_batches=0, logger=CSVLogger(folder, name="")
+        folder,
+        callbacks=[control, *callbacks],
+        max_epochs=epochs,
+        limit_val_batches=0,
+        logger=CSVLogger(folder, name=""),
     )
     trainer.fit(module, data)
     return module, trainer, data
@@ -386,7 +389,7 @@ def test_zero_changes_no_bit_and_keeps_no_table(tmp_path):
 
 
 def test_what_is_logged(tmp_path):
-    _, trainer, data = digits(tmp_path, ThresholdAwareAugmentation(20, band=3.0))
+    _, trainer, data = digits(tmp_path, ThresholdAwareAugmentation(20, band=3.0), epochs=4)
     assert 0 < trainer.callback_metrics["augmentation/share"] < 1
     assert 1 <= trainer.callback_metrics["augmentation/magnitude"] <= 20
     columns = (tmp_path / "version_0" / "metrics.csv").read_text().partition("\n")[0].split(",")

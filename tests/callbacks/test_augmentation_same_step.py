@@ -153,13 +153,13 @@ def test_training_draws_what_it_would_without_it(tmp_path):
 # --- shards: processes, replicas, interruptions ----------------------------------------------------------------------
 
 
-def digits(folder, world_size=1, *, ckpt_path=None, save=None, magnitude=10):
+def digits(folder, world_size=1, *, ckpt_path=None, save=None, names=NAMES, magnitude=10, epochs=3):
     """Weights, bank and counts of a run on two shards, with dropout in the judgement too."""
     control = AntiGradientControl(0.9, num_bins=3, decay=0.3)
     taa = ThresholdAwareAugmentation(magnitude, band=3.0, at="same_step")
     callbacks = [control, taa, ParameterAveragingCallback(2, every_n_epochs=2)]
-    options = {"batch_size": 8, "epochs": 3, "world_size": world_size, "ckpt_path": ckpt_path}
-    saves = save and Saves(save, NAMES)
+    options = {"batch_size": 8, "epochs": epochs, "world_size": world_size, "ckpt_path": ckpt_path}
+    saves = save and Saves(save, names)
     module, trainer = train_on_shards(folder, callbacks, 32, 2, **options, saves=saves, limit_val_batches=1)
     share = float(trainer.callback_metrics["augmentation/share"])
     return {"model": state_of(module), "tables": {"counts": control.counts.shared.clone()}, "share": share}
@@ -177,22 +177,22 @@ def assert_equal(found, whole):
     assert found["share"] == pytest.approx(whole["share"])
 
 
-@pytest.mark.parametrize("name", ["0-1", "1-2", "1-3", "2-validated"])
+@pytest.mark.parametrize("name", ["0-1", "1-3", "2-validated"])
 def test_a_run_goes_on_from_any_step_bit_for_bit(tmp_path, whole, name):
     assert 0 < whole[0]["share"] < 1
     assert_equal(digits(tmp_path, ckpt_path=whole[1] / f"{name}.ckpt"), whole[0])
 
 
 def test_the_number_of_processes_changes_nothing(tmp_path, processes, whole):
-    for found in processes(2).run(digits, tmp_path, 2, save=tmp_path):
+    for found in processes(2).run(digits, tmp_path, 2, save=tmp_path, names=["2-0"]):
         assert_equal(found, whole[0])
     # What is logged of an epoch that was cut counts the draws of both processes.
     assert_equal(digits(tmp_path, ckpt_path=tmp_path / "2-0.ckpt"), whole[0])
 
 
 def test_replicas_hold_the_same(tmp_path, processes):
-    first, *others = processes(4).run(digits, tmp_path, 4)
-    assert first["tables"]["counts"][0].sum() == 3 * 32
+    first, *others = processes(4).run(digits, tmp_path, 4, epochs=2)
+    assert first["tables"]["counts"][0].sum() == 2 * 32
     assert first["share"] > 0
     for found in others:
         assert_equal(found, first)

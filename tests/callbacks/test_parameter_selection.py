@@ -366,24 +366,22 @@ def test_sharded_strategies_are_refused(name, is_derived):
         ParameterSelection("bias").setup(SimpleNamespace(strategy=kind()), project(), "fit")
 
 
-@pytest.mark.parametrize("family", ["bias", "svdiff", "difffit", "lora"])
-def test_resume_from_any_step(tmp_path, family):
+@pytest.mark.parametrize(("family", "step"), [("bias", 3), ("svdiff", 1), ("svdiff", 3), ("difffit", 2), ("lora", 1)])
+def test_resume_from_any_step(tmp_path, family, step):
     whole = project()
-    fit(tmp_path, whole, ParameterSelection(family), max_steps=5, max_epochs=-1)
-    for step in (1, 3, 4):
-        torch.manual_seed(1)
-        first = project()
-        trainer = fit(tmp_path, first, ParameterSelection(family), max_steps=step, max_epochs=-1)
-        trainer.save_checkpoint(tmp_path / "cut.ckpt")
-        second = project()
-        fit(tmp_path, second, ParameterSelection(family), ckpt_path=tmp_path / "cut.ckpt", max_steps=5, max_epochs=-1)
-        assert equal(weights(whole), weights(second))
+    fit(tmp_path, whole, ParameterSelection(family), max_steps=4, max_epochs=-1)
+    torch.manual_seed(1)
+    trainer = fit(tmp_path, project(), ParameterSelection(family), max_steps=step, max_epochs=-1)
+    trainer.save_checkpoint(tmp_path / "cut.ckpt")
+    second = project()
+    fit(tmp_path, second, ParameterSelection(family), ckpt_path=tmp_path / "cut.ckpt", max_steps=4, max_epochs=-1)
+    assert equal(weights(whole), weights(second))
 
 
 def test_resume_with_another_selection_is_refused(tmp_path):
     for family in ("svdiff", "bias", "all"):
         checkpoint = ModelCheckpoint(dirpath=tmp_path / family, filename="last")
-        fit(tmp_path, project(), ParameterSelection(family), checkpoint, enable_checkpointing=True)
+        fit(tmp_path, project(), ParameterSelection(family), checkpoint, enable_checkpointing=True, max_steps=1)
     for saved, given, message in (
         ("svdiff", ParameterSelection("bias"), "which 'svdiff' by block trains, but got one under which 'bias' by blo"),
         ("bias", ParameterSelection("svdiff"), "which 'bias' by block trains, but got one under which 'svdiff' by blo"),

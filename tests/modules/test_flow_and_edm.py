@@ -24,19 +24,22 @@ pytestmark = [
 
 @pytest.mark.parametrize("kind", SCHEDULERS)
 def test_training_evaluation_checkpoint_and_export(tmp_path, kind):
-    module = tiny_diffusion(scheduler=SCHEDULERS[kind], flow_weighting="mode" if kind == "flow" else None)
+    flow_weighting, unet = "mode" if kind == "flow" else None, {"mid_block_type": None}
+    module = tiny_diffusion(scheduler=SCHEDULERS[kind], flow_weighting=flow_weighting, unet=unet)
     agc = AntiGradientControl(0.9, num_bins=10)
-    evaluation = Evaluation(num_samples=6, num_inference_steps=3, k=10, measures=["membership_inference"])
+    measures = ["membership_inference"]
+    evaluation = Evaluation(num_samples=6, num_inference_steps=3, k=10, measures=measures, pictures=False)
     averaging = ParameterAveragingCallback(2, every_n_epochs=1)
     trainer = quiet_trainer(
         tmp_path,
         callbacks=[agc, evaluation, averaging],
-        max_epochs=2,
+        max_epochs=1,
         enable_checkpointing=False,
         num_sanity_val_steps=0,
-        limit_val_batches=2,
+        limit_val_batches=1,
     )
-    trainer.fit(module, ShardedDataModule(DigitsDataModule(40, batch_size=8), 2, partition="iid"))
+    data = DigitsDataModule(20, num_control=10, batch_size=5)
+    trainer.fit(module, ShardedDataModule(data, 2, partition="iid"))
     assert agc.bins.continuous is False
     assert agc.bins.num_bins == 10
     assert evaluation.report is not None

@@ -34,8 +34,10 @@ def draw_with(pipeline, numbers, *, seed, guidance=7.5, steps=3):
     )
 
 
-@pytest.mark.parametrize(("sampler", "guidance"), [("ddim", 7.5), ("ddpm", 1.0)])
-@pytest.mark.parametrize("kind", CLASSES)
+@pytest.mark.parametrize(
+    ("kind", "sampler", "guidance"),
+    [("sd1", "ddim", 7.5), ("sd2", "ddim", 7.5), ("sdxl", "ddim", 7.5), ("sd1", "ddpm", 1.0), ("sdxl", "ddpm", 1.0)],
+)
 def test_images_equal_those_of_the_pipeline(folders, kind, sampler, guidance):
     module, pipeline = make_module(folders[kind]), load_pipeline(folders[kind])
     pipeline.scheduler = {"ddim": DDIMScheduler, "ddpm": DDPMScheduler}[sampler].from_config(
@@ -54,16 +56,17 @@ def test_images_equal_those_of_the_pipeline(folders, kind, sampler, guidance):
     torch.testing.assert_close(ours, draw_with(pipeline, [2, 3, 4], seed=5, guidance=guidance), rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize(("kind", "rank"), [("sd2", None), ("sd1", 2), ("sdxl", 2)])
+@pytest.mark.parametrize(("kind", "rank"), [("sd2", None), ("sdxl", 2)])
 def test_train_export_load_draws_the_same_images(folders, tmp_path, kind, rank):
     module = make_module(folders[kind], lora_rank=rank)
     trainer = quiet_trainer(tmp_path, max_epochs=1)
-    trainer.fit(module, CaptionedData())
+    trainer.fit(module, CaptionedData(4))
     trainer.save_checkpoint(tmp_path / "model.ckpt")
     loaded = TextToImageModule.load_from_checkpoint(tmp_path / "model.ckpt")
+    untrained = make_module(folders[kind]).sample(2, num_inference_steps=3, prompts=PROMPTS)
     for use_ema in (True, False):
         images = loaded.sample(2, seed=1, num_inference_steps=3, prompts=PROMPTS, use_ema=use_ema)
-        assert not torch.equal(images, make_module(folders[kind]).sample(2, num_inference_steps=3, prompts=PROMPTS))
+        assert not torch.equal(images, untrained)
         loaded.pipeline(use_ema=use_ema).save_pretrained(tmp_path / f"export{use_ema}")
         exported = CLASSES[kind].from_pretrained(tmp_path / f"export{use_ema}")
         torch.testing.assert_close(draw_with(exported, [0, 1], seed=1), images, rtol=0, atol=1e-4)
@@ -119,7 +122,7 @@ def test_prompts_of_the_training_set_are_drawn_while_training(folders, tmp_path)
         def on_train_end(self, trainer, pl_module):
             pl_module.sample(3, start=7, num_inference_steps=1)
 
-    quiet_trainer(tmp_path, callbacks=[Draw()], max_epochs=1).fit(module, CaptionedData(8))
+    quiet_trainer(tmp_path, callbacks=[Draw()], max_steps=1).fit(module, CaptionedData(8))
     assert seen[-1] == [f"a picture of thing {number}" for number in (7, 0, 1)]
 
 
