@@ -16,9 +16,13 @@ By = pytest.importorskip("selenium.webdriver.common.by").By
 Keys = pytest.importorskip("selenium.webdriver.common.keys").Keys
 Wait = pytest.importorskip("selenium.webdriver.support.ui").WebDriverWait
 Intercepted = pytest.importorskip("selenium.common.exceptions").ElementClickInterceptedException
-pytestmark = pytest.mark.skipif(
-    not (shutil.which("chromium") and shutil.which("chromedriver")), reason="needs chromium and chromedriver"
-)
+pytestmark = [
+    pytest.mark.skipif(
+        not (shutil.which("chromium") and shutil.which("chromedriver")), reason="needs chromium and chromedriver"
+    ),
+    # What small images look like in the page: test_report.py.
+    pytest.mark.parametrize("audited", [10], ids=["large"], indirect=True, scope="session"),
+]
 
 FLAGS = (
     "--headless",

@@ -292,7 +292,7 @@ def test_moved_copies_may_be_looked_for_among_some_images_only(tmp_path):
 @pytest.mark.parametrize("shape", [(96, 72), (80, 80)])
 def test_large_images_are_found_as_they_are_without_shrinking_them_first(tmp_path, monkeypatch, shape):
     """Grey versions that were made once, in blocks, give the same matches as versions that are made when asked for."""
-    train = eight_bits(F.interpolate(phantoms(30), shape, mode="bilinear"))
+    train = eight_bits(F.interpolate(phantoms(12), shape, mode="bilinear"))
     images = torch.cat([train[4:6].flip(-1), 255 - train[7:8], eight_bits(moved(train[9:10] / 255, dx=0.1)), train[:3]])
     sets = image_set(images, location="a"), image_set(train, location="b")
     monkeypatch.setattr(disguises, "BLOCK", 4)

@@ -29,11 +29,13 @@ from tests.helpers.image_folders import random_pixels, random_set
 from tests.helpers.phantoms import eight_bits, phantoms
 
 
-@pytest.fixture
-def judge(tmp_path):
+@pytest.fixture(scope="module")
+def judge(tmp_path_factory):
+    """Audit sets of images; what is searched for again is found in the cache."""
+    cache = BlockCache(tmp_path_factory.mktemp("cache"))
+
     def run(generated, train, held_out=None, **settings):
         settings = Settings(**{"k": 20} | settings)
-        cache = BlockCache(tmp_path / "cache")
         sets = {"generated": generated, "train": train, "held_out": held_out}
         return make_findings(audit_images(**sets, features=build_features("pixels"), cache=cache, settings=settings))
 
@@ -284,7 +286,7 @@ def test_small_images_may_be_searched_for_moved_copies_alone(judge):
     assert not_looked_for(findings)[0] in verdict(findings).details
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def clean(judge):
     train = random_set(80)
     return judge(planted(train), train, held_out_set())

@@ -42,9 +42,18 @@ class Counting(ParameterAveragingCallback):
         super()._average(engine)
 
 
-@pytest.mark.parametrize("limits", [{"max_epochs": 3}, {"max_epochs": 4, "accumulate_grad_batches": 2}])
-@pytest.mark.parametrize("round_length", [{"every_n_epochs": 2}, {"every_n_train_steps": 4}])
-@pytest.mark.parametrize("num_shards", [1, 3])
+WHOLE, ACCUMULATED = {"max_epochs": 3}, {"max_epochs": 4, "accumulate_grad_batches": 2}
+
+
+@pytest.mark.parametrize(  # every two of their values once
+    ("limits", "round_length", "num_shards"),
+    [
+        (WHOLE, {"every_n_epochs": 2}, 1),
+        (WHOLE, {"every_n_train_steps": 4}, 3),
+        (ACCUMULATED, {"every_n_epochs": 2}, 3),
+        (ACCUMULATED, {"every_n_train_steps": 4}, 1),
+    ],
+)
 def test_a_plan_comes_true(limits, round_length, num_shards):
     def parts():
         averaging = Counting(num_shards=num_shards, **round_length)
