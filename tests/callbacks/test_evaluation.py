@@ -14,12 +14,12 @@ from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader
 
-from lightning_iet import AntiGradientControl, DigitsDataModule, ParameterAveragingCallback, ShardedDataModule
+from lightning_iet import AntiGradientControl, ParameterAveragingCallback, ShardedDataModule
 from lightning_iet.callbacks.evaluation import Evaluation, RunHistory
 from lightning_iet.callbacks.interruptions import StopSignal
 from lightning_iet.evaluation import report as publishing
 from lightning_iet.metrics.features import feature_extractor
-from tests.helpers.evaluations import Copier, Untrained, fit, images_of, rows_of
+from tests.helpers.evaluations import Copier, FewDigits, Untrained, fit, images_of, rows_of
 from tests.helpers.models import quiet_trainer, tiny_diffusion
 
 PICTURES = ("samples.png", "nearest.png", "curves.png", "mq.png")
@@ -110,7 +110,7 @@ def test_loss_curve_is_the_mean_over_all_samples_of_an_epoch(tmp_path):
             return output
 
     evaluation = Evaluation(4)
-    fit(tmp_path, evaluation, module=Recorder(), data=DigitsDataModule(70, num_control=10, batch_size=32))
+    fit(tmp_path, evaluation, module=Recorder(), data=FewDigits(70, num_control=10, batch_size=32))
     expected = [float(torch.cat([values for at, values in losses if at == epoch]).mean()) for epoch in (0, 1)]
     assert evaluation.report["curves"]["loss_by_epoch"] == pytest.approx(expected, rel=1e-6)
 
@@ -138,7 +138,7 @@ def test_weights_by_record_are_reported_epoch_by_epoch_and_go_on_with_a_resumed_
             weights = sorted(agc.records.weights().tolist())
             expected.append([sum(weights) / 64, sum(weights[:6]) / 6])
 
-    expected, evaluation, data = [], Evaluation(4), {"data": DigitsDataModule(64, num_control=10, batch_size=16)}
+    expected, evaluation, data = [], Evaluation(4), {"data": FewDigits(64, num_control=10, batch_size=16)}
     agc = AntiGradientControl(criterion="record", eta=0.5, num_bins=2, weigh=weigh)
     trainer, _ = fit(tmp_path, evaluation, callbacks=[agc, Spy()], **data, trainer={"max_epochs": 4})
     found = evaluation.report["curves"]["weights_by_epoch"]
@@ -160,7 +160,7 @@ def test_weights_by_record_are_reported_epoch_by_epoch_and_go_on_with_a_resumed_
 @pytest.mark.parametrize(("num_train", "k"), [(20, 20), (64, 50)])
 def test_without_k_it_is_50_or_all_images(tmp_path, num_train, k):
     evaluation = Evaluation(4, k=None, num_inference_steps=2)
-    fit(tmp_path, evaluation, data=DigitsDataModule(num_train, num_control=10, batch_size=16))
+    fit(tmp_path, evaluation, data=FewDigits(num_train, num_control=10, batch_size=16))
     assert evaluation.report["settings"]["k"] == k
 
 
@@ -187,7 +187,7 @@ def test_run_folder_has_figures_and_pictures(tmp_path, pictures):
         "features": "digits", "k": 50, "ratio": 1 / 3, "feature_dimensions": 64,
     }  # fmt: skip
     sizes = [stored["data"][f"num_{name}"] for name in ("train", "control", "held_out", "reference")]
-    assert sizes == [64, 100, 100, 1633]
+    assert sizes == [64, 100, 100, 200]
     sizes = {name: size_of(folder / name) for name in PICTURES}
     assert sizes["samples.png"] == (760, 8 * 64 + 9 * 6 + 76)
     assert sizes["nearest.png"] == (1260, 874)
@@ -380,7 +380,7 @@ def test_pictures_can_be_left_out(tmp_path, pictures):
 def test_evaluation_in_mid_round_sees_the_average_and_leaves_the_shards(tmp_path, rounds):
     def run(folder, evaluation):
         averaging = ParameterAveragingCallback(2, every_n_epochs=rounds)
-        data = ShardedDataModule(DigitsDataModule(64, num_control=10, batch_size=16), num_shards=2)
+        data = ShardedDataModule(FewDigits(64, num_control=10, batch_size=16), num_shards=2)
         watch = Watch()
         _, module = fit(folder, evaluation, data=data, callbacks=[watch, averaging], trainer={"max_epochs": 3})
         return module, watch.means
@@ -511,7 +511,7 @@ class Mean(Copier):
 def test_curves_of_accumulated_gradients_have_the_units_of_others(tmp_path):
     """A round of two batches of each of two shards, of which an epoch has four: half an epoch."""
     evaluation = Evaluation(4, k=20)
-    data = ShardedDataModule(DigitsDataModule(64, num_control=100, batch_size=8), 2)
+    data = ShardedDataModule(FewDigits(64, num_control=100, batch_size=8), 2)
     averaging = ParameterAveragingCallback(2, every_n_train_steps=2)
     fit(tmp_path, evaluation, module=Mean(), data=data, callbacks=[averaging], trainer={"accumulate_grad_batches": 2})
     curves = evaluation.report["curves"]
@@ -550,7 +550,7 @@ def test_two_processes_evaluate_in_mid_round_beside_a_progress_bar(tmp_path, pro
 def evaluate_shards_on_two(folder):
     evaluation = Evaluation(4, every_n_epochs=1)
     callbacks = [AntiGradientControl(0.5), ParameterAveragingCallback(2, every_n_epochs=2)]
-    data = ShardedDataModule(DigitsDataModule(64, num_control=10, batch_size=16), num_shards=2)
+    data = ShardedDataModule(FewDigits(64, num_control=10, batch_size=16), num_shards=2)
     settings = {"devices": 2, "strategy": "ddp", "enable_progress_bar": True, "max_epochs": 3}
     _, module = fit(folder, evaluation, data=data, callbacks=callbacks, trainer=settings)
     return evaluation.report, module.net[0].weight.detach()
@@ -580,7 +580,7 @@ class WrongSize(Copier):
         ({"num_inference_steps": 1001}, {}, "`num_inference_steps` expected at most 1000"),
         ({"feature_weights": "no.pt"}, {}, "`feature_weights` expected an existing file, but got no.pt"),
         ({}, {"module": WrongSize()}, r"draws images like those of training, \(1, 8, 8\), but got \(1, 16, 16\)"),
-        ({}, {"data": DigitsDataModule(64, num_control=1, batch_size=16)}, "`control_set` expected at least 2 images"),
+        ({}, {"data": FewDigits(64, num_control=1, batch_size=16)}, "`control_set` expected at least 2 images"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_evaluated_is_refused_before_training(tmp_path, evaluation, change, message):

@@ -9,7 +9,6 @@ import torch
 from lightning.pytorch.loggers import CSVLogger
 from sklearn.metrics import roc_auc_score
 
-from lightning_iet import DigitsDataModule
 from lightning_iet.callbacks.evaluation import Evaluation
 from lightning_iet.evaluation import report as publishing
 from lightning_iet.evaluation.measures import TextNorm
@@ -24,7 +23,7 @@ from lightning_iet.metrics import (
     feature_extractor,
 )
 from lightning_iet.modules import TextToImageModule
-from tests.helpers.evaluations import Untrained, fit, images_of, rows_of
+from tests.helpers.evaluations import FewDigits, Untrained, fit, images_of, rows_of
 from tests.helpers.models import tiny_diffusion
 from tests.helpers.text_to_image import Captioned, CaptionedData
 
@@ -96,8 +95,8 @@ def naive_losses(module, dataset):
 
 def test_membership_inference_is_a_loop_over_images(tmp_path):
     evaluation = Evaluation(4, measures=["membership_inference"], num_inference_steps=2, k=20)
-    data = DigitsDataModule(20, num_control=15, batch_size=10)
-    _, module = fit(tmp_path, evaluation, module=tiny_diffusion(), data=data, trainer={"max_epochs": 3})
+    data = FewDigits(20, num_control=15, batch_size=10)
+    _, module = fit(tmp_path, evaluation, module=tiny_diffusion(), data=data, trainer={"max_epochs": 1})
     with torch.no_grad():
         members, others = naive_losses(module, data.train_set), naive_losses(module, data.control_set)
     expected = roc_auc_score([1] * 20 + [0] * 15, [-loss for loss in members + others])

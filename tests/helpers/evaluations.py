@@ -5,6 +5,7 @@ import csv
 import lightning.pytorch as pl
 import torch
 from torch import nn
+from torch.utils.data import Subset
 
 from lightning_iet import DigitsDataModule
 from tests.helpers.models import quiet_trainer
@@ -53,12 +54,20 @@ class Untrained(Copier):
         raise AssertionError("training has started")
 
 
+class FewDigits(DigitsDataModule):
+    """Digits of which few are the reference: features of all others would take most of an evaluation's time."""
+
+    def setup(self, stage):
+        super().setup(stage)
+        self.reference_set = Subset(self.reference_set, range(200))
+
+
 def fit(tmp_path, evaluation=None, *, module=None, data=None, callbacks=(), trainer=None, ckpt_path=None):
     settings = {"callbacks": [*([evaluation] if evaluation else []), *callbacks], "num_sanity_val_steps": 0}
     module = module or Copier()
     trainer = quiet_trainer(tmp_path, **(settings | {"limit_val_batches": 0} | (trainer or {})))
     torch.manual_seed(5)
-    trainer.fit(module, datamodule=data or DigitsDataModule(64, num_control=100, batch_size=32), ckpt_path=ckpt_path)
+    trainer.fit(module, datamodule=data or FewDigits(64, num_control=100, batch_size=32), ckpt_path=ckpt_path)
     return trainer, module
 
 

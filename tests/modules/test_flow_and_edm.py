@@ -13,6 +13,7 @@ from lightning_iet.modules import DiffusionModule, TextToImageModule
 from lightning_iet.modules.pipelines import synthetic_pipeline
 from lightning_iet.modules.pretrained import load_any_module
 from lightning_iet.tools.export import export
+from tests.helpers.evaluations import FewDigits
 from tests.helpers.models import quiet_trainer, tiny_diffusion, tiny_unet
 
 SCHEDULERS = {"flow": FlowMatchEulerDiscreteScheduler(shift=2.0), "edm": EDMEulerScheduler()}
@@ -38,7 +39,7 @@ def test_training_evaluation_checkpoint_and_export(tmp_path, kind):
         num_sanity_val_steps=0,
         limit_val_batches=1,
     )
-    data = DigitsDataModule(20, num_control=10, batch_size=5)
+    data = FewDigits(20, num_control=10, batch_size=5)
     trainer.fit(module, ShardedDataModule(data, 2, partition="iid"))
     assert agc.bins.continuous is False
     assert agc.bins.num_bins == 10

@@ -23,6 +23,7 @@ from lightning_iet.functional.seeding import derive_seed
 from lightning_iet.functional.sharding import partition
 from lightning_iet.utilities.random import isolated_rng, seed_rng
 from tests.helpers.devices import CountWaits
+from tests.helpers.evaluations import FewDigits
 from tests.helpers.models import quiet_trainer, tiny_diffusion
 from tests.helpers.weights import assert_same_bits, state_of
 
@@ -524,7 +525,7 @@ def test_the_evaluation_has_a_control_without_them_and_a_picture_is_drawn(tmp_pa
     trainer = quiet_trainer(
         tmp_path, callbacks=[agc, evaluation], logger=CSVLogger(tmp_path, name="", version=""), limit_val_batches=0
     )
-    trainer.fit(Images(), DigitsDataModule(20, num_control=60, batch_size=5))
+    trainer.fit(Images(), FewDigits(20, num_control=60, batch_size=5))
     assert evaluation.report["control"]["num_images"] == 60 - 16
     assert evaluation.report["run"]["reference"] == "held_out"
     assert -1 < evaluation.report["run"]["gap"] < 1
@@ -543,7 +544,7 @@ def test_a_checkpoint_is_measured_against_the_same_control_as_at_the_end_of_trai
 
     def parts():
         """A new run of the same settings."""
-        digits = DigitsDataModule(20, num_control=60, batch_size=5)
+        digits = FewDigits(20, num_control=60, batch_size=5)
         agc = AntiGradientControl(0.9, reference="held_out", num_timesteps=10, reference_images=20)
         evaluation = Evaluation(50, num_inference_steps=2, k=5, pictures=False)
         callbacks = [agc, evaluation, ParameterAveragingCallback(shards)]
