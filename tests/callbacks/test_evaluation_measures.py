@@ -79,6 +79,10 @@ def test_measures_of_images_are_those_of_the_metrics(tmp_path):
     assert float(rows[-1]["eval/recall_control"]) == pytest.approx(evaluation.report["control"]["further"]["recall"])
 
 
+def smallest():
+    return tiny_diffusion(unet={"mid_block_type": None})
+
+
 def naive_losses(module, dataset):
     """Mean over timesteps, one image and one timestep at a time."""
     means = []
@@ -94,12 +98,12 @@ def naive_losses(module, dataset):
 
 
 def test_membership_inference_is_a_loop_over_images(tmp_path):
-    evaluation = Evaluation(4, measures=["membership_inference"], num_inference_steps=2, k=20)
-    data = FewDigits(20, num_control=15, batch_size=10)
-    _, module = fit(tmp_path, evaluation, module=tiny_diffusion(), data=data, trainer={"max_epochs": 1})
+    evaluation = Evaluation(4, measures=["membership_inference"], num_inference_steps=2, k=10)
+    data = FewDigits(10, num_control=8, batch_size=5)
+    _, module = fit(tmp_path, evaluation, module=smallest(), data=data, trainer={"max_epochs": 1})
     with torch.no_grad():
         members, others = naive_losses(module, data.train_set), naive_losses(module, data.control_set)
-    expected = roc_auc_score([1] * 20 + [0] * 15, [-loss for loss in members + others])
+    expected = roc_auc_score([1] * 10 + [0] * 8, [-loss for loss in members + others])
     assert evaluation.report["generated"]["further"]["membership_inference_auc"] == pytest.approx(expected)
     assert module.training
 
@@ -165,9 +169,7 @@ def test_text_norm_has_the_noise_of_training_whatever_the_class_of_the_scheduler
 
 
 def test_text_norm_is_measured_at_every_evaluation(tmp_path):
-    evaluation = Evaluation(
-        4, measures=["text_norm"], num_inference_steps=2, k=3, features="efficientnet", every_n_steps=2
-    )
+    evaluation = Evaluation(4, measures=["text_norm"], num_inference_steps=2, k=3, features="none", every_n_steps=2)
     module, data = text_to_image(), CaptionedData(8)
     fit(tmp_path, evaluation, module=module, data=data, trainer={"max_epochs": 1})
     first, last = evaluation.report["course"]
@@ -201,10 +203,10 @@ def test_what_cannot_be_measured_is_refused_before_training(tmp_path, settings, 
 
 
 def test_training_takes_the_same_course(tmp_path):
-    plain = fit(tmp_path / "a", trainer={"max_epochs": 2}, module=tiny_diffusion())[1]
-    settings = {"measures": ["membership_inference", "precision_recall"], "num_inference_steps": 1}
-    watched = fit(
-        tmp_path / "b", Evaluation(4, every_n_epochs=1, **settings), trainer={"max_epochs": 2}, module=tiny_diffusion()
-    )[1]
+    few = {"num_train": 16, "num_control": 10, "batch_size": 8}
+    plain = fit(tmp_path / "a", trainer={"max_epochs": 2}, module=smallest(), data=FewDigits(**few))[1]
+    measures = ["membership_inference", "precision_recall"]
+    evaluation = Evaluation(4, every_n_epochs=1, measures=measures, num_inference_steps=1, k=10)
+    watched = fit(tmp_path / "b", evaluation, trainer={"max_epochs": 2}, module=smallest(), data=FewDigits(**few))[1]
     for expected, found in zip(plain.parameters(), watched.parameters(), strict=True):
         assert torch.equal(expected, found)

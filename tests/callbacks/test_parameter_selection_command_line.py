@@ -19,7 +19,8 @@ BITS = find_groups(tiny_unet(), "svdiff").bits
 def _in_empty_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["lightning-iet"])
-    config = TINY | {"averaging": {"num_shards": 1}, "trainer": TINY["trainer"] | {"max_epochs": 1}}
+    few = {"class_path": "DigitsDataModule", "init_args": {"num_train": 8, "batch_size": 4}}
+    config = TINY | {"averaging": {"num_shards": 1}, "data": few, "trainer": TINY["trainer"] | {"max_epochs": 1}}
     saving = {"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": {"save_last": True}}
     config["trainer"]["callbacks"] = [saving]
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(config))
@@ -86,17 +87,16 @@ def test_a_callback_that_copies_the_module_comes_later(tmp_path):
 
 def test_a_plan_says_what_trains_and_what_it_takes(capsys):
     groups = find_groups(tiny_unet(), "svdiff")
-    fit("--selection.family", "svdiff", command="plan")
+    fit("--selection.family", "svdiff", "--measure_steps", "1", command="plan")
     output = " ".join(capsys.readouterr().out.split())
     assert f"{groups.count():,} ({100 * groups.share():.3g} % of the" in output  # denoiser, as the log has it
     assert "bases" in output
     assert "TFLOP" in output
+    assert "measured peak" in output
     fit("--selection.family", "bias", command="plan")
     output = " ".join(capsys.readouterr().out.split())
     assert f"{find_groups(tiny_unet(), 'bias').count():,} (" in output
     assert "SV-DIFF" not in output
-    fit("--selection.family", "svdiff", "--measure_steps", "1", command="plan")
-    assert "measured peak" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -106,20 +106,11 @@ def test_a_plan_says_what_trains_and_what_it_takes(capsys):
             ["--selection.family", "svdiff", "--selection.mask", "01"],
             f"--selection.mask expected {len(BITS) - 1} or {len(BITS)}",
         ),
-        (
-            ["--selection.family", "svdiff", "--selection.mask", "0" * len(BITS)],
-            "--selection.mask expected at least one 1",
-        ),
         (["--selection.family", "bias", "--selection.mask", "0b1"], "--selection.mask expected a string of 0 and 1"),
-        (
-            ["--selection.family", "norm", "--selection.granularity", "published"],
-            "--selection.granularity expected 'block' or",
-        ),
         (
             ["--selection.family", "svdiff", "--selection.granularity", "published"],
             "lacks 'down_blocks.0.attentions.0'",
         ),
-        (["--selection.family", "attention", "--selection.granularity", "attention"], "denoiser with attention blocks"),
         (["--selection.file", "none.json"], "--selection.file expected a file of a mask, but got 'none.json'"),
         (
             ["--selection.family", "bias", "--selection.denoiser", "net"],
