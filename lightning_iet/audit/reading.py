@@ -35,7 +35,7 @@ from lightning_iet.utilities.files import printable
 from lightning_iet.utilities.fingerprints import digest
 from lightning_iet.utilities.progress import progress_bar
 
-DECODER = 8  # raised with every change of decoding that changes pixels, here or in what this calls
+DECODER = 9  # raised with every change of decoding that changes pixels, here or in what this calls
 BLOCK = 256  # images that are read, stored and looked up together
 DIM = 0.6  # largest value of floating point below which its range is doubtful
 DEEP: tuple[Depth, ...] = ("integers", "floating point")

@@ -267,6 +267,11 @@ class ThresholdAwareAugmentation(Callback):
                 "ThresholdAwareAugmentation expected the training loader to read lightning_iet.data.Augmented, but it"
                 " reads another data set. Keep one Augmented in the data module, and return a loader of it."
             )
+        if len(augmented) != len(data):
+            raise ValueError(
+                f"ThresholdAwareAugmentation expected Augmented around the {len(data)} samples that are trained on, but"
+                f" got one of {len(augmented)}, of which a subset is read. Put Augmented around the subset."
+            )
         if not len(self._current):
             self._current = torch.zeros(len(data), dtype=torch.uint8)
             self._next = self._current.clone()

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import RandAugment
 
+from lightning_iet.data.duplicates import OncePerGroup
 from lightning_iet.data.samples import DrawnByWeight, Layer
 from lightning_iet.functional.seeding import derive_seed
 from lightning_iet.utilities.random import isolated_rng, seed_rng
@@ -307,6 +308,18 @@ def as_it_is(dataset: Any) -> Any:
     while isinstance(dataset, Augmented | DrawnByWeight):
         dataset = dataset.dataset
     return dataset
+
+
+def every_image(dataset: Any) -> Any:
+    """The data set of all images that a run trains on: :func:`as_it_is`, with all members of groups that count as one.
+
+    Example:
+        >>> from lightning_iet.data.duplicates import OncePerGroup
+        >>> len(every_image(Augmented(OncePerGroup([("dog", 0, 0), ("same dog", 0, 1)], torch.tensor([0, 0])))))
+        2
+    """
+    dataset = as_it_is(dataset)
+    return dataset.samples if isinstance(dataset, OncePerGroup) else dataset
 
 
 @contextmanager

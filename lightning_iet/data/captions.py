@@ -5,7 +5,7 @@ import io
 import json
 import logging
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -141,6 +141,7 @@ class CaptionFile:
 
     Args:
         captions: ``{name: caption}``.
+        images: Paths below the folder of all images: a caption under the whole name of one is no other image's.
 
     Example:
         >>> file = CaptionFile({"/home/x/train/a.png": "a dog", "b.png": "a cat", "x\\c.png": "an emu"})
@@ -148,8 +149,9 @@ class CaptionFile:
         ('a dog', 'a cat', 'an emu', None, [])
     """
 
-    def __init__(self, captions: Mapping[str, str]) -> None:
+    def __init__(self, captions: Mapping[str, str], images: Collection[str] = ()) -> None:
         self.captions = captions
+        self._images = {str(_canonical(name)) for name in images}
         self._ends: dict[str, str | None] = {}
         for name in captions:
             parts = _canonical(name).parts
@@ -165,8 +167,9 @@ class CaptionFile:
 
     def of(self, name: str) -> str | None:
         """Return the caption of an image, by its path below the folder."""
-        named = name if name in self.captions else self._ends.get(str(_canonical(name)))
-        if named is None:
+        own = str(_canonical(name))
+        named = name if name in self.captions else self._ends.get(own)
+        if named is None or (str(_canonical(named)) in self._images - {own}):
             return None
         self._used.add(named)
         return self.captions[named]
@@ -219,7 +222,7 @@ def find_captions(
     for path in lists:
         place = PurePosixPath() if given is not None else PurePosixPath(path.relative_to(folder).parent.as_posix())
         captions |= {str(place / name): caption for name, caption in read_captions(path, key=key).items()}
-    file = CaptionFile(captions)
+    file = CaptionFile(captions, images)
     conditions = [file.of(name) for name in images]
     if file.unused:  # no error, for one file may hold the captions of several folders
         lost = [Skip(name, "no such image") for name in file.unused]

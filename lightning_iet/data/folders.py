@@ -4,9 +4,9 @@ import logging
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -72,6 +72,16 @@ class StoredSamples(Dataset[tuple[Data, Any]]):
         return self.source.name(self.positions[index])
 
 
+def stored_pages(
+    source: Source, conditions: Sequence[int | str | None] | None = None, *, missing: str = "no condition"
+) -> StoredSamples:
+    """Return all pages of the files of a source, each with the condition of its file; see :class:`StoredSamples`."""
+    pages = with_pages(source)
+    if conditions is not None and isinstance(pages, PagedSource):
+        conditions = [conditions[file] for file, _ in pages.items]
+    return StoredSamples(pages, conditions, missing=missing)
+
+
 class StoredDataModule(ImageDataModule):
     """Base of data modules for images stored in files; a subclass opens them.
 
@@ -91,10 +101,10 @@ class StoredDataModule(ImageDataModule):
         """Open the training images, and the held-out ones."""
         if self.root is not None and self.held_out is not None and self.exists(self.held_out):
             inner, outer = sorted((self.held_out.resolve(), self.root.resolve()), key=lambda path: -len(path.parts))
-            if inner.is_relative_to(outer):
+            if inner.is_relative_to(outer) or {*self.files_at(self.held_out)} & {*self.files_at(self.root)}:
                 raise ValueError(
                     f"Argument `held_out` expected a place beside `root`, but got '{self.held_out}' and '{self.root}', "
-                    "one in the other: the model would be trained on images that are to be held out."
+                    "which share images: the model would be trained on images that are to be held out."
                 )
         train = self._checked("root", self.root)
         return train if self.held_out is None else (train, self._checked("held_out", self.held_out))
@@ -111,6 +121,10 @@ class StoredDataModule(ImageDataModule):
     def exists(self, path: Path) -> bool:
         """Whether there is something at a path."""
         return path.exists()
+
+    def files_at(self, path: Path) -> Iterable[Path]:
+        """Return the files that a path stands for, where it may be a pattern."""
+        return ()
 
     def open(self, path: Path, *, argument: str) -> Dataset[Any]:
         """Open the images at a path that exists: as the argument ``"root"`` first, then as ``"held_out"``."""
@@ -297,6 +311,4 @@ class CaptionFolderDataModule(StoredDataModule):
             key=self.caption_key,
             option="captions" if argument == "root" else "held_out_captions",
         )
-        source = with_pages(files)
-        conditions = found if source is files else [found[file] for file, _ in cast(PagedSource, source).items]
-        return StoredSamples(source, conditions, missing="has no caption")
+        return stored_pages(files, found, missing="has no caption")

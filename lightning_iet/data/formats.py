@@ -328,7 +328,7 @@ def read_nifti(data: bytes, number: int) -> Values:
         ValueError: If its values are no numbers.
     """
     volume = _volume(data)
-    pixels = np.rot90(volume[:, :, number])
+    pixels = np.rot90(volume[::-1, :, number])  # as slices of DICOM files are shown: the first axis goes to the right
     depth: Literal["integers", "floating point"] = "floating point" if volume.dtype.kind == "f" else "integers"
     return Values(np.ascontiguousarray(pixels, dtype=np.float32), depth)
 

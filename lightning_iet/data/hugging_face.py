@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from torch.utils.data import Dataset
 
 from lightning_iet.data.captions import TEXT_KEYS, first_caption
-from lightning_iet.data.folders import StoredSamples
+from lightning_iet.data.folders import StoredSamples, stored_pages
 from lightning_iet.data.images import ImageDataModule, one_line_download
 from lightning_iet.data.samples import reason_of
 from lightning_iet.data.sources import HuggingFaceSource, load_table, splits_at
@@ -73,7 +73,7 @@ class HuggingFaceDataModule(ImageDataModule):
         self.classes: list[str] = []
         self.image_column = image_column
         self.condition_column = condition_column
-        self.captioned = condition_column in TEXT_KEYS
+        self.captioned = condition_column not in (None, *_LABELS) and self.num_classes is None
 
     def fetch(self) -> None:
         """Download what is no local path into the cache of the hub's client."""
@@ -82,7 +82,12 @@ class HuggingFaceDataModule(ImageDataModule):
 
     def load(self) -> Dataset[Any] | tuple[Dataset[Any], Dataset[Any]]:
         """Open the split to train on, and the one that is held out."""
-        if self._path.exists() and self.held_out_split not in (None, self.split):
+        if self.held_out_split == self.split:
+            raise ValueError(
+                f"Argument `held_out_split` expected another split than {self.split!r}, which is trained on, but got "
+                "the same. Leave it out to hold some of those images out."
+            )
+        if self._path.exists() and self.held_out_split is not None:
             found = self._splits()
             held_out = found.get(str(self.held_out_split), [])
             if not held_out or set(held_out) & set(found.get(self.split, [])):  # one file holds several splits
@@ -122,7 +127,7 @@ class HuggingFaceDataModule(ImageDataModule):
             log.warning(
                 "Of '%s' columns %s are used; left alone: %s.", self.root, " and ".join(map(repr, used)), beside
             )
-        return StoredSamples(
+        return stored_pages(
             source, None if column is None else self._conditions(list(table[column]), column), missing=f"no {column}"
         )
 

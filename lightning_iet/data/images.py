@@ -537,7 +537,7 @@ class ImageDataModule(pl.LightningDataModule):
         """
         if self.repeated_images:
             labels = labels_of(train)
-            if labels is None and self.captioned:
+            if labels is None and isinstance(train[0][1], str):  # of captions images are repeated as they are
                 train = Repeated(train, repeated=self.repeated_images, repeats=self.repeats)
             else:
                 images = images_of(train)

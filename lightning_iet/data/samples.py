@@ -69,7 +69,7 @@ def listed(skipped: Sequence[Skip]) -> str:
 def labels_of(dataset: Dataset[Any]) -> Tensor | None:
     """Return the class labels of a data set, shape ``(n,)``, or None.
 
-    Looks for ``targets`` or ``labels``, through subsets and concatenations.
+    Looks for ``targets`` or ``labels``, an integer or word for each sample, through subsets and concatenations.
 
     Example:
         >>> labels_of(Subset([1, 2, 3], [0])) is None
@@ -86,8 +86,11 @@ def labels_of(dataset: Dataset[Any]) -> Tensor | None:
         if labels is not None:
             if isinstance(labels, list | tuple) and labels and isinstance(labels[0], str):
                 labels = np.unique(labels, return_inverse=True)[1]
-            labels = torch.as_tensor(labels)
-            if labels.ndim == 1 and not labels.is_floating_point():
+            try:
+                labels = torch.as_tensor(labels)
+            except (RuntimeError, TypeError, ValueError):  # no numbers: boxes, paths
+                continue
+            if labels.shape == (len(dataset),) and not labels.is_floating_point():  # type: ignore[arg-type]
                 return labels
     return None
 

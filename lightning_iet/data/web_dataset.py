@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from torch.utils.data import Dataset
 
 from lightning_iet.data.captions import first_caption
-from lightning_iet.data.folders import StoredDataModule, StoredSamples
+from lightning_iet.data.folders import StoredDataModule, stored_pages
 from lightning_iet.data.listing import check_one_split
 from lightning_iet.data.sources import Member, SeveralImages, TarSource, archives_at, archives_in, shard_names
 
@@ -76,6 +76,10 @@ class WebDatasetDataModule(StoredDataModule):
         """Whether there is something at a path, which may be a pattern."""
         return path.exists() or bool(archives_at(path))
 
+    def files_at(self, path: Path) -> list[Path]:
+        """Return the archives at a path: one, those of a folder, or those of a pattern."""
+        return [archive.resolve() for archive in (archives_in(path) if path.is_dir() else archives_at(path))]
+
     def open(self, path: Path, *, argument: str) -> Dataset[Any]:
         """Open the samples of one archive, or of all in a folder or of a pattern."""
         paths = archives_in(path) if path.is_dir() else archives_at(path)
@@ -108,10 +112,10 @@ class WebDatasetDataModule(StoredDataModule):
             log.warning("In '%s' these are left alone: %s; %d images are read.", path, source.left_alone, len(source))
         ending = self.condition or self._found(beside)
         if ending is None:
-            return StoredSamples(source)
+            return stored_pages(source)
         found = [beside.get(ending, {}).get(image.key) for image in source.members]
         conditions = [None if member is None else self._condition(member) for member in found]
-        return StoredSamples(source, conditions, missing=f"has no .{ending}, or none that can be read")
+        return stored_pages(source, conditions, missing=f"has no .{ending}, or none that can be read")
 
     def _found(self, beside: Mapping[str, Any]) -> str | None:
         """The members with labels or captions: of the plain name, or else the only ones that end so."""

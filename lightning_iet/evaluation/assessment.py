@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from torchmetrics import Metric
 from torchmetrics.image.fid import FrechetInceptionDistance
 
-from lightning_iet.data.augmentation import as_it_is
+from lightning_iet.data.augmentation import every_image
 from lightning_iet.data.samples import name_of
 from lightning_iet.evaluation.measures import ImageMeasures, Measure, make_metrics
 from lightning_iet.evaluation.memorization import RATIO, Closeness, measure_closeness
@@ -71,7 +71,7 @@ def real_sets(datamodule: object) -> tuple[Dataset[Any], Dataset[Any], Dataset[A
             " evaluation off with num_samples=0."
         )
     train, control, reference = (getattr(datamodule, name) for name in _SETS)
-    return as_it_is(train), control, reference
+    return every_image(train), control, reference
 
 
 def check_schedule(module: nn.Module, *, num_inference_steps: int) -> None:

@@ -187,10 +187,12 @@ class DiffusionModule(DenoisingModule):
     def on_fit_start(self) -> None:
         """Check the labels of the data, list the tensors to average, and compile."""
         datamodule: Any = getattr(self.trainer, "datamodule", None)
-        labels = labels_of(getattr(datamodule, "train_set", None))  # type: ignore[arg-type]
-        if self.conditioning is not None and labels is not None:
-            self.conditioning.check(labels)
-            self.conditioning.warn_of_classes_without_images(labels)
+        for name in ("train_set", "control_set"):
+            labels = labels_of(getattr(datamodule, name, None))  # type: ignore[arg-type]
+            if self.conditioning is not None and labels is not None:
+                self.conditioning.check(labels)
+                if name == "train_set":
+                    self.conditioning.warn_of_classes_without_images(labels)
         super().on_fit_start()
         if self.is_to_compile:
             self.unet.compile()  # in place: names in checkpoints stay as they are

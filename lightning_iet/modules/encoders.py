@@ -304,6 +304,7 @@ class LatentEncoder(nn.Module):
         self.vae = vae.requires_grad_(False)
         self.cache = None if cache == "none" else EncodingCache(cache, self)
         self._values = dict[int, set[int]]()
+        self.num_images = 0
         self.eval()
 
     @property
@@ -353,7 +354,7 @@ class LatentEncoder(nn.Module):
         for place, values in enumerate(integers):
             self._values.setdefault(place, set()).update(values.tolist())
         if integers:
-            num_samples = max(map(len, self._values.values()))
+            num_samples = max(self.num_images, *map(len, self._values.values()))
             if self.cache.num_written > 2 * num_samples:
                 raise ValueError(
                     "Argument `cache_latents` expected images that are always the same, or mirrored, but got "

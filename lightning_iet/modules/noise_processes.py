@@ -459,6 +459,8 @@ def sample_images(
     check_at_least(1, num=num, batch_size=batch_size, num_inference_steps=num_inference_steps)
     if num_inference_steps > most:
         raise ValueError(f"Argument `num_inference_steps` expected at most {most}, but got {num_inference_steps}.")
+    if num_inference_steps == most and getattr(scheduler.config, "steps_offset", 0):  # there is no step to begin later
+        scheduler = type(scheduler).from_config(scheduler.config, steps_offset=0)
     scale = getattr(scheduler, "scale_model_input", None)
     is_random = "generator" in signature(scheduler.step).parameters
     weight = next(module.parameters())

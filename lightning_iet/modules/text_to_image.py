@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 
-from lightning_iet.data.augmentation import as_it_is
+from lightning_iet.data.augmentation import every_image
 from lightning_iet.data.samples import is_index
 from lightning_iet.functional.checks import check_at_least, check_number
 from lightning_iet.functional.diffusion import FlowWeighting
@@ -66,7 +66,7 @@ class TextToImageModule(DenoisingModule):
             hold the index of each sample behind the caption, before or behind other integers such as labels.
         cache_text: The same for captions.
         gradient_checkpointing: Save memory at the cost of a second forward pass.
-        sample_prompts: What :meth:`sample` shows by default, in turn: captions, or ``"train"`` for those of the
+        sample_prompts: What :meth:`sample` shows by default, in turn: captions, or one, or ``"train"`` for those of the
             training images, the usual test for memorization (Somepalli et al., https://arxiv.org/abs/2305.20086).
             Default: no caption.
         guidance_scale: Of :meth:`sample`, see :func:`~lightning_iet.functional.diffusion.guide`; 1 = no guidance.
@@ -223,6 +223,9 @@ class TextToImageModule(DenoisingModule):
     def on_fit_start(self) -> None:
         """List the tensors to average, and encode the empty caption."""
         super().on_fit_start()
+        train = getattr(getattr(self.trainer, "datamodule", None), "train_set", None)
+        # A batch tells groups of near-duplicates that count as one by their numbers, and shows different images.
+        self.latents.num_images = 0 if train is None else len(every_image(train))
         self.captions.null()  # now: a training step in evaluation mode must change nothing
         # Lightning warns of modules in evaluation mode, in which frozen networks have to be.
         warnings.filterwarnings("ignore", message=r".*module\(s\) in eval mode at the start of training.*")
@@ -338,9 +341,10 @@ class TextToImageModule(DenoisingModule):
                     "Argument `prompts` expected captions, but got none, and `sample_prompts` is 'train', whose images "
                     "are at hand while training only. Give captions."
                 )
-            samples = as_it_is(samples)
+            samples = every_image(samples)
             return lambda number: str(samples[number % len(samples)][1])
-        texts = [""] if prompts is None and self.sample_prompts is None else list(prompts or self.sample_prompts or ())
+        given = self.sample_prompts if prompts is None else prompts
+        texts = [""] if given is None else [given] if isinstance(given, str) else list(given)
         if not texts:
             raise ValueError("Argument `prompts` expected at least one caption, but got none.")
         return lambda number: texts[number % len(texts)]

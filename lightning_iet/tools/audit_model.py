@@ -27,8 +27,9 @@ from lightning_iet.audit.reading import ImageSet, image_set, with_channels
 from lightning_iet.audit.search import Invariance
 from lightning_iet.callbacks.anti_gradient_control.reference import choose_images
 from lightning_iet.data import ImageDataModule
+from lightning_iet.data.augmentation import every_image
 from lightning_iet.data.decoding import Background, Channels, Fit
-from lightning_iet.data.duplicates import OncePerGroup, SomeSamples
+from lightning_iet.data.duplicates import SomeSamples
 from lightning_iet.data.formats import format_range
 from lightning_iet.data.samples import Skip, labels_of, name_of
 from lightning_iet.evaluation.membership import Membership, infer_membership, spread_timesteps
@@ -208,9 +209,7 @@ class _Run:
         return {"train": labels_of(self._trained_on()), "held_out": labels_of(ConcatDataset(self._held_out()))}
 
     def _trained_on(self) -> Any:
-        train: Any = self.data.train_set
-        # One member of each group is shown, by chance: all of them have been trained on.
-        return train.samples if isinstance(train, OncePerGroup) else train
+        return every_image(self.data.train_set)
 
     def _held_out(self) -> list[Dataset[Any]]:
         """Return what was held out, without the images whose losses steered the training."""
@@ -228,8 +227,9 @@ class _Run:
             ValueError: If none were held out, or the data have changed since.
         """
         self.data.setup("fit")
-        train: Any = self.data.train_set
-        if self.num_train not in (None, len(train)):
+        train = self._trained_on()
+        # Earlier evaluations counted groups whose near-duplicates count as one.
+        if self.num_train not in (None, len(train), len(self.data.train_set)):  # type: ignore[arg-type]
             raise ValueError(
                 f"Argument `train` expected the {self.num_train:,} images that {self.name} has trained on, as its "
                 f"{METRICS} says, but got {len(train):,}: the data have changed. Give --train and --held-out."

@@ -10,7 +10,7 @@ import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger
 from torch import nn
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, IterableDataset, Subset
 
 from lightning_iet import (
     AntiGradientControl,
@@ -449,6 +449,10 @@ class Stream(IterableDataset):
         ),
         (DataLoader(WithIndex(Pictures())), "expected a training set in lightning_iet.data.Augmented"),
         (DataLoader(Stream()), "expected a training set in lightning_iet.data.Augmented"),
+        (
+            DataLoader(WithIndex(Subset(Augmented(Pictures()), range(8)))),
+            f"expected Augmented around the 8 samples that are trained on, but got one of {NUM}",
+        ),
     ],
 )
 def test_data_that_are_not_augmented_are_refused(tmp_path, data, message):

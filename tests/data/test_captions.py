@@ -48,6 +48,11 @@ def test_names_of_another_machine_are_matched_by_their_end():
     assert file.of("z/2.png") is None
 
 
+def test_the_caption_of_an_image_is_no_other_ones():
+    file = CaptionFile({"a/1.png": "of a"}, ["1.png", "a/1.png", "b/2.png"])
+    assert (file.of("1.png"), file.of("a/1.png")) == (None, "of a")
+
+
 def test_captions_that_no_image_wanted_are_known():
     file = CaptionFile({"1.png": "one", "2.png": "two"})
     assert file.of("1.png") == "one"

@@ -116,8 +116,8 @@ def test_slices_of_a_nifti_volume(compressed, version):
     assert pages_of(data).numbers == [0, 1, 2, 3]
     for number in range(4):
         found = decode_stored(Page(data, number))
-        # Columns go from right to left of the patient, rows from front to back: x grows along a row, y upwards.
-        expected = np.array([[volume[x, y, number] for x in range(5)] for y in reversed(range(6))])
+        # Columns go from the patient's right to the left, rows from front to back; x to the right, y to the front.
+        expected = np.array([[volume[x, y, number] for x in reversed(range(5))] for y in reversed(range(6))])
         assert np.array_equal(found.pixels[..., 0], expected)
         assert found.depth == "integers"
 

@@ -63,6 +63,11 @@ def test_one_split_is_trained_on_and_one_held_out(folder, form):
         set_up(folder / form, split="validation")
 
 
+def test_the_split_that_is_trained_on_is_not_held_out(folder):
+    with pytest.raises(ValueError, match="`held_out_split` expected another split than 'train', which is trained on"):
+        set_up(folder / "splits", held_out_split="train")
+
+
 def test_shards_and_workers(folder):
     data = ShardedDataModule(HuggingFaceDataModule(folder / "saved", num_control=6, batch_size=2, num_workers=1), 2)
     data.setup("fit")
@@ -140,7 +145,7 @@ def test_no_path_is_one_line():
         set_up(None)
 
 
-@pytest.mark.parametrize(("column", "condition"), [("caption", str), ("label", int), (None, int)])
+@pytest.mark.parametrize(("column", "condition"), [("caption", str), ("description", str), ("label", int), (None, int)])
 def test_the_synthetic_twin_has_captions_where_the_column_has(column, condition):
     data = set_up("user/name", condition_column=column, synthetic=True)
     assert type(data.train_set[0][1]) is condition

@@ -171,6 +171,16 @@ def test_labels_are_found_through_subsets_and_concatenations():
     assert labels_of(Subset(data, [2, 0])).tolist() == [5, 3]
     assert labels_of(ConcatDataset([data, Subset(data, [1])])).tolist() == [3, 4, 5, 6, 4]
     assert labels_of(ConcatDataset([data, Numbers(2)])) is None
+
+
+@pytest.mark.parametrize(
+    "labels", [["cat", "dog"], {"cat": 0, "dog": 1, "emu": 2, "fox": 3}, [{"boxes": []}] * 4, [["a", "b"]] * 4]
+)
+def test_names_of_classes_boxes_and_files_are_no_labels(labels):
+    data = Numbers(4)
+    data.labels = labels
+    assert labels_of(data) is None
+    assert len(ShardedDataModule(Loaded(data), 2).train_dataloader()) > 0
     assert labels_of(Numbers(2, torch.rand(2))) is None
     assert labels_of(Numbers(3, ["dog", "cat", "dog"])).tolist() == [1, 0, 1]
 

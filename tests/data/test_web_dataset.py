@@ -1,7 +1,9 @@
+import io
 import json
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from lightning_iet import ShardedDataModule
 from lightning_iet.data import WebDatasetDataModule
@@ -93,6 +95,34 @@ def test_held_out_shards(tmp_path):
     write_tar(tmp_path / "val.tar", samples(range(8, 12)))
     data = set_up(tmp_path / "train", held_out=tmp_path / "val.tar", num_control=3)
     assert [len(part) for part in (data.train_set, data.control_set, data.reference_set)] == [8, 3, 1]
+
+
+def test_archives_that_are_trained_on_are_not_held_out(tmp_path):
+    for number in range(3):
+        write_tar(tmp_path / f"shard-{number}.tar", samples(range(4 * number, 4 * number + 4)))
+    with pytest.raises(ValueError, match="which share images: the model would be trained on images that"):
+        set_up(tmp_path / "shard-*.tar", held_out=tmp_path / "shard-2.tar")
+    data = set_up(tmp_path / "shard-[01].tar", held_out=tmp_path / "shard-2.tar", num_control=2)
+    assert (len(data.train_set), len(data.control_set)) == (8, 2)
+
+
+def test_every_page_of_a_file_is_an_image(tmp_path):
+    pages = [Image.fromarray(image) for image in PIXELS[:3]]
+    stack = io.BytesIO()
+    pages[0].save(stack, "TIFF", save_all=True, append_images=pages[1:])
+    members = {"a.tif": stack.getvalue(), "a.txt": b"a stack", "b.png": png(PIXELS[3]), "b.txt": b"one"}
+    write_tar(tmp_path / "a.tar", members)
+    data = set_up(tmp_path / "a.tar")
+    assert [condition for _, condition, _ in data.train_set] == ["a stack"] * 3 + ["one"]
+    assert all(np.array_equal(to_bytes(image), PIXELS[number]) for image, _, number in data.train_set)
+
+
+def test_captions_stay_where_images_are_repeated(tmp_path):
+    write_tar(tmp_path / "a.tar", samples(range(8), suffix="txt", value=lambda number: f"picture {number}"))
+    data = set_up(tmp_path / "a.tar", repeated_images=2, repeats=3)
+    captions = [condition for _, condition, _ in data.train_set]
+    assert len(captions) == 6 + 2 * 3
+    assert {caption[:8] for caption in captions} == {"picture "}
 
 
 def test_what_is_no_shard(tmp_path):

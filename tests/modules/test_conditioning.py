@@ -140,6 +140,20 @@ def test_labels_of_the_data_that_are_out_of_range_are_refused_before_the_first_s
     assert trainer.fit_loop.total_batch_idx < 0
 
 
+def test_labels_that_only_held_out_images_have_are_refused_too(tmp_path):
+    class OtherControl(DigitsDataModule):
+        def setup(self, stage):
+            super().setup(stage)
+            every = DigitsDataModule(16, num_control=16)
+            every.setup(stage)
+            self.control_set = every.control_set
+
+    module = tiny_diffusion(unet={"num_class_embeds": 5})
+    data = OtherControl(16, num_control=16, batch_size=8, classes=range(5))
+    with pytest.raises(ValueError, match=r"class labels 0 … 4, but got [5-9]"):
+        quiet_trainer(tmp_path, num_sanity_val_steps=0).fit(module, data)
+
+
 @pytest.mark.parametrize(
     ("labels", "error", "message"),
     [

@@ -1,12 +1,16 @@
 """Images of fine-tuned pipelines: the same as those of diffusers, before and after export."""
 
+from types import SimpleNamespace
+
 import lightning.pytorch as pl
 import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline
 
+from lightning_iet.data.duplicates import OncePerGroup
 from lightning_iet.functional.seeding import derive_seed
 from lightning_iet.modules import TextToImageModule
+from lightning_iet.modules.noise_processes import sample_images
 from lightning_iet.modules.pipelines import load_pipeline
 from tests.helpers.models import quiet_trainer
 from tests.helpers.text_to_image import CaptionedData, make_module, save_pipelines
@@ -124,6 +128,39 @@ def test_prompts_of_the_training_set_are_drawn_while_training(folders, tmp_path)
 
     quiet_trainer(tmp_path, callbacks=[Draw()], max_steps=1).fit(module, CaptionedData(8))
     assert seen[-1] == [f"a picture of thing {number}" for number in (7, 0, 1)]
+
+
+def test_one_caption_is_a_caption(folders):
+    module = make_module(folders["sd1"], sample_prompts="a red car")
+    expected = module.sample(2, prompts=["a red car"], num_inference_steps=1)
+    assert torch.equal(module.sample(2, num_inference_steps=1), expected)
+    assert torch.equal(module.sample(2, prompts="a red car", num_inference_steps=1), expected)
+
+
+def test_captions_of_the_training_set_are_of_all_near_duplicates(folders, tmp_path):
+    module = make_module(folders["sd1"], lora_rank=2, sample_prompts="train")
+    samples = [(torch.zeros(3, 8, 8), f"caption {number}", number) for number in range(4)]
+    module._trainer = SimpleNamespace(
+        datamodule=SimpleNamespace(train_set=OncePerGroup(samples, torch.tensor([0, 0, 0, 1])))
+    )
+    found = module._prompts(None)
+    assert [found(number) for number in range(5)] == [f"caption {number}" for number in (0, 1, 2, 3, 0)]
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
+def test_as_many_steps_as_in_training(folders, sampler):
+    config = dict(load_pipeline(folders["sd1"]).scheduler.config) | {"num_train_timesteps": 12, "clip_sample": False}
+    assert config["steps_offset"] == 1  # with which they would be 12 … 1
+    scheduler = {"ddim": DDIMScheduler, "ddpm": DDPMScheduler}[sampler].from_config(config)
+    calls = []
+
+    def denoise(images, timesteps, conditions):
+        calls.append(int(timesteps[0]))
+        return 0.1 * images
+
+    images = sample_images(denoise, scheduler, (1, 4, 4), 1, module=torch.nn.Linear(1, 1), num_inference_steps=12)
+    assert calls == list(reversed(range(12)))
+    assert images.isfinite().all()
 
 
 @pytest.mark.parametrize(
