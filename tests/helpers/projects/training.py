@@ -9,16 +9,16 @@ from tests.helpers.projects.common import NUM_TIMESTEPS, THRESHOLD
 
 
 def batches(num_samples=156):
-    """Twenty batches of eight, the last one smaller."""
+    """Twenty batches of eight (or others), the last one smaller."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(num_samples, 2, 4, 4, generator=generator, dtype=torch.float64)
     return DataLoader(TensorDataset(images, torch.randint(10, (num_samples,), generator=generator)), batch_size=8)
 
 
-def fit(tmp_path, project, *callbacks, **kwargs):
+def fit(tmp_path, project, *callbacks, num_samples=156, **kwargs):
     torch.manual_seed(1)
     trainer = quiet_trainer(tmp_path, callbacks=list(callbacks), **({"max_epochs": 1} | kwargs))
-    trainer.fit(project, batches())
+    trainer.fit(project, batches(num_samples))
     return trainer
 
 

@@ -23,11 +23,11 @@ pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor"
 def test_equals_agc_by_hand(tmp_path, name):
     style = MODULES[name]
     project, by_hand, agc = style.Project(), style.ByHand(), make(style)
-    fit(tmp_path, project, agc)
-    fit(tmp_path, by_hand)
+    fit(tmp_path, project, agc, num_samples=92)
+    fit(tmp_path, by_hand, num_samples=92)
     assert_same(project, by_hand, getattr(style, "TOLERANCE", 1e-9))
     assert agc.run_statistics.skipped.sum() == by_hand.bank.skipped
-    assert 20 < by_hand.bank.skipped < 136  # else this test shows nothing
+    assert 5 < by_hand.bank.skipped < 87  # else this test shows nothing
     assert "training_step" not in vars(project)
     assert not any(part._forward_hooks or part._forward_pre_hooks for part in project.modules())
 
