@@ -12,7 +12,6 @@ import argparse
 import json
 import logging
 import os
-import resource
 import socket
 import statistics
 import subprocess
@@ -31,6 +30,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from benchmarks.agc_step import CIFAR
 from lightning_iet import DiffusionModule, ParameterAveragingCallback, ShardedDataModule
 from lightning_iet.shards.state import estimate_state_bytes
+from lightning_iet.utilities.devices import peak_memory
 
 # Of 32 × 32 images too, but small enough that a process takes hundreds of steps in a minute.
 MEDIUM = CIFAR | {"block_out_channels": (32, 64, 64, 64), "layers_per_block": 1, "norm_num_groups": 8}
@@ -127,7 +127,7 @@ def worker(options: argparse.Namespace) -> None:
         if len(clock.ends) > 6
         else None,
         "state_bytes": clock.state_bytes,
-        "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "peak_bytes": peak_memory(),
     }
     print(json.dumps(report))
 

@@ -10,7 +10,8 @@ from benchmarks.finetuning.search import choose, groups_of, random_mask, search,
 from benchmarks.finetuning.settings import Preset, Setting
 from benchmarks.finetuning.training import Judge, Tuning, fine_tune, pretrain
 from benchmarks.mitigation.features import load_features, prepare_features
-from benchmarks.mitigation.runs import Results, Run, peak_memory
+from benchmarks.mitigation.runs import Results, Run
+from lightning_iet.utilities.devices import peak_memory
 
 SEARCHES, TRIALS = "searches.csv", "trials.csv"
 SEARCH_SEED = 0  # whose images the search sees; the other seeds have other images of the same classes

@@ -36,12 +36,13 @@ from torch import cuda
 
 from benchmarks.mitigation.pictures import draw_pictures
 from benchmarks.mitigation.points import FILE, collect, read_points, write_table
-from benchmarks.mitigation.runs import Results, Run, carry_out, peak_memory, runs_of
+from benchmarks.mitigation.runs import Results, Run, carry_out, runs_of
 from benchmarks.mitigation.settings import PRESETS
 from benchmarks.mitigation.summary import equal_quality, stopped_in_time, summarize
 from benchmarks.mitigation.tables import PAGES, fill_pages, tables_of
 from lightning_iet.data import FashionMNISTDataModule
 from lightning_iet.search.jobs import interrupted_by_sigterm
+from lightning_iet.utilities.devices import peak_memory
 from lightning_iet.utilities.files import check_writable, write_atomically
 
 ROOT = Path(__file__).parents[2]

@@ -3,14 +3,12 @@
 import hashlib
 import json
 import shutil
-import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass, fields
 from multiprocessing import get_context
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -21,13 +19,8 @@ from benchmarks.mitigation.rows import ROWS, Row
 from benchmarks.mitigation.scoring import Judge
 from benchmarks.mitigation.settings import Preset, Setting
 from benchmarks.mitigation.training import OutOfTime, make_module, silence, train
+from lightning_iet.utilities.devices import peak_memory
 from lightning_iet.utilities.files import write_atomically
-
-resource: ModuleType | None
-try:
-    import resource
-except ModuleNotFoundError:  # Windows
-    resource = None
 
 
 @dataclass(frozen=True)
@@ -220,11 +213,3 @@ def _carry_out_one(run: Run, work: Path, deadline: float | None, device: str) ->
         "parameters": sum(p.numel() for p in module.unet.parameters()),
         "peak_memory": peak_memory(),
     }
-
-
-def peak_memory() -> int:
-    """Bytes that this process has had in memory at most; 0 where the system does not tell."""
-    if resource is None:
-        return 0
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

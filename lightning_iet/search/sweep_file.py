@@ -53,7 +53,7 @@ class SweepFile:
         parameters: by the name of an option.
         metric: the figure to optimise, as loggers know it.
         maximize: whether more of it is better.
-        cap: at most so many runs, where points are drawn.
+        cap: at most so many runs; of a grid, the first ones.
     """
 
     path: Path

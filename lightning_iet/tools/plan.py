@@ -1,6 +1,5 @@
 """Say what a run will cost: ``lightning-iet plan`` takes the options of ``fit``."""
 
-import resource
 import statistics
 import time
 from collections.abc import Callable
@@ -27,6 +26,7 @@ from lightning_iet.data.sharding import ShardedDataModule
 from lightning_iet.functional.checks import check_at_least
 from lightning_iet.modules.svdiff import spectral_shifts
 from lightning_iet.shards.layout import frozen_tensors, shard_tensors
+from lightning_iet.utilities.devices import peak_memory
 from lightning_iet.utilities.files import write_json
 from lightning_iet.utilities.lightning import find_callback
 from lightning_iet.utilities.text import in_words
@@ -450,9 +450,6 @@ def _measured(
     trainer.fit(model, datamodule=datamodule)
     # The first two steps make room, and compile.
     spans = [end - start for start, end in pairwise(clock.ends[2 * accumulated - 1 :])]
-    if cost.device.startswith("cuda"):
-        peak = torch.cuda.max_memory_allocated()
-    else:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = torch.cuda.max_memory_allocated() if cost.device.startswith("cuda") else peak_memory()
     seconds = statistics.median(spans) * accumulated
-    return replace(cost, step_seconds=seconds, peak=peak)
+    return replace(cost, step_seconds=seconds, peak=peak or None)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import fields, replace
 from difflib import get_close_matches
+from itertools import islice
 from math import ceil, isnan, nan
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -49,7 +50,7 @@ def sweep(
         files: Files of sweeps: method grid, random or bayes (these two choose points with Optuna).
         jobs: Runs at a time, each on its part of the cores.
         out: Folder for the runs.
-        trials: Number of runs of random and bayes; by default the file's run_cap.
+        trials: Number of runs of random and bayes; by default the file's run_cap, after which a grid ends, too.
         seed: Seed of the choice.
 
     Raises:
@@ -63,6 +64,11 @@ def sweep(
     for plan in sweeps:
         if plan.method != "grid" and trials is None and plan.cap is None:
             raise ValueError(f"Argument `trials` expected a number of runs for '{plan.path}', but got none.")
+    if trials is not None and all(plan.method == "grid" for plan in sweeps):
+        raise ValueError(
+            f"Argument `trials` expected a sweep of method random or bayes, but got {trials} for '{sweeps[0].path}', a "
+            "grid. Leave it out; `run_cap` in the file ends a grid after so many points."
+        )
     with interrupted_by_sigterm():
         for plan in sweeps:
             folder = Path(out) / plan.name
@@ -118,10 +124,10 @@ def _run(plan: SweepFile, folder: Path, *, jobs: int, trials: int, seed: int) ->
 
 
 def _jobs_of_grid(plan: SweepFile, folder: Path) -> list[Job]:
-    """Return the jobs of all points; one that a run has finished, under whatever number, has the folder of that run."""
+    """Return the jobs of the points; one that a run has finished, under whatever number, has the folder of that run."""
     runs = sorted(file.parent for file in folder.glob(f"*/{METRICS}"))
     known = {tuple(command): run for run in runs if (command := command_of(run)) is not None}
-    jobs = [_job(plan, folder, *point) for point in enumerate(grid_points(plan.parameters))]
+    jobs = [_job(plan, folder, *point) for point in enumerate(islice(grid_points(plan.parameters), plan.cap))]
     return [replace(job, folder=known.get(tuple(job.command), job.folder)) for job in jobs]
 
 
@@ -248,8 +254,10 @@ def _publish(plan: SweepFile, folder: Path, runs: Sequence[Path], errors: Mappin
     rows: list[dict[str, Any]] = [{"run": run.name, **figures(run)} for run in runs]
     values = {run.name: _metric(plan, row) for run, row in zip(runs, rows, strict=True)}
     write_csv(folder / RESULTS, rows)
-    compared = compare(runs, out=folder)
-    say(_best_without_copies(compared))
+    try:
+        say(_best_without_copies(compare(runs, out=folder)))
+    except ValueError as error:  # a sweep over options of the data or of FID: each run is still measured by its own
+        say(f"No table, and no best FID among the runs that do not copy: {error}", style="yellow")
     known = {name: value for name, value in values.items() if not isnan(value)}
     if known:
         best = (max if plan.maximize else min)(known, key=lambda name: known[name])

@@ -1,12 +1,20 @@
 """Where a program computes: on which device, how precisely, and on how many threads of the CPU."""
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import nn
+
+resource: ModuleType | None
+try:
+    import resource
+except ModuleNotFoundError:  # Windows
+    resource = None
 
 
 def usable_device(name: str) -> str:
@@ -178,3 +186,11 @@ def training_threads(module: nn.Module, batch_size: Any, device: torch.device) -
         yield 1
     finally:
         torch.set_num_threads(before)
+
+
+def peak_memory() -> int:
+    """Bytes that this process has had in memory at most; 0 where the system does not tell."""
+    if resource is None:
+        return 0
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -15,6 +15,7 @@ from lightning_iet import (
     ThresholdAwareAugmentation,
 )
 from lightning_iet.cli import main
+from lightning_iet.tools import plan
 from lightning_iet.tools.plan import PlanningTrainer, model_size
 from tests.helpers.models import tiny_diffusion
 
@@ -115,7 +116,8 @@ def test_measured_steps_are_no_run_that_is_too_short_or_lists_its_images(capsys)
     assert list(Path().iterdir()) == []
 
 
-def test_measured_steps_are_those_of_all_methods():
+def test_measured_steps_are_those_of_all_methods(monkeypatch):
+    monkeypatch.setattr(plan, "peak_memory", lambda: 3 * 2**20)
     calls = []
 
     def counting(kind):
@@ -135,6 +137,7 @@ def test_measured_steps_are_those_of_all_methods():
     data = ShardedDataModule(DigitsDataModule(32, num_control=16, batch_size=4), 2)
     cost = trainer(callbacks=methods, max_epochs=2).plan(tiny_diffusion(), data, measure_steps=2)
     assert cost.step_seconds > 0
+    assert cost.peak == 3 * 2**20
     assert set(calls) == {kind for kind, _ in kinds}
 
 

@@ -105,14 +105,14 @@ def table(tmp_path):
 @pytest.mark.parametrize("method", ["grid", "random"])
 def test_runs_of_another_command_are_neither_taken_for_ones_own_nor_overwritten(tmp_path, file, method):
     command = [sys.executable, str(tmp_path / "program.py"), "${args}"]
-    options = {"method": method, "parameters": {"model.a": {"values": [0.3]}, "seed": {"values": [1]}}}
-    sweep([file(**options)], out=tmp_path / "out", trials=1)
+    options = {"method": method, "run_cap": 1, "parameters": {"model.a": {"values": [0.3]}, "seed": {"values": [1]}}}
+    sweep([file(**options)], out=tmp_path / "out")
     expected = rf"expected .*command.*program\.py.*{'name' if method == 'grid' else 'folder'}"
     with pytest.raises(ValueError, match=expected) as error:
-        sweep([file(command=[*command, "--further=1"], **options)], out=tmp_path / "out", trials=1)
+        sweep([file(command=[*command, "--further=1"], **options)], out=tmp_path / "out")
     assert "\n" not in str(error.value)
     assert calls(tmp_path) == ["0.3 1 " + calls(tmp_path)[0].split()[2]]
-    sweep([file(**options)], out=tmp_path / "out", trials=1)  # goes on
+    sweep([file(**options)], out=tmp_path / "out")  # goes on
     assert len(calls(tmp_path)) == 1
 
 
@@ -131,18 +131,18 @@ def test_a_search_whose_study_is_lost_refuses_runs_of_another_command(tmp_path, 
 
 @pytest.mark.parametrize("method", ["grid", "random"])
 def test_runs_of_a_version_that_kept_no_command_count(tmp_path, file, method):
-    options = {"method": method, "parameters": {"model.a": {"values": [0.3]}, "seed": {"values": [1]}}}
-    sweep([file(**options)], out=tmp_path / "out", trials=1)
+    options = {"method": method, "run_cap": 1, "parameters": {"model.a": {"values": [0.3]}, "seed": {"values": [1]}}}
+    sweep([file(**options)], out=tmp_path / "out")
     (tmp_path / "out" / "try" / "000-a=0.3,seed=1" / "command.json").unlink()
     if method == "random":
         study = optuna.load_study(study_name="try", storage=f"sqlite:///{tmp_path / 'out' / 'try' / 'search.db'}")
         facts = study.user_attrs["space"]
         study.set_user_attr("space", {name: value for name, value in facts.items() if name != "command"})
-    sweep([file(**options)], out=tmp_path / "out", trials=1)
+    sweep([file(**options)], out=tmp_path / "out")
     assert len(calls(tmp_path)) == 1
     if method == "random":  # which has taken the command over
         with pytest.raises(ValueError, match="expected command"):
-            sweep([file(command=["other", "${args}"], **options)], out=tmp_path / "out", trials=1)
+            sweep([file(command=["other", "${args}"], **options)], out=tmp_path / "out")
 
 
 def test_values_may_be_added_to_a_grid_and_taken_away(tmp_path, file):
@@ -190,6 +190,34 @@ def test_runs_without_fid_are_not_run_again(tmp_path, file, capsys):
     assert "try: 2 runs, 2 of which have finished" in capsys.readouterr().out
 
 
+def test_a_sweep_over_options_of_the_data_ends_with_its_best(tmp_path, file, capsys, monkeypatch):
+    """Runs on other images stand in no table of `compare`."""
+    (tmp_path / "program.py").write_text(PROGRAM.replace('"train_sha256": "x"', '"train_sha256": str(b)'))
+    path = file(parameters={"model.a": {"values": [0.3]}, "seed": {"values": [1, 2]}})
+    sweep([path], out=tmp_path / "out")
+    said = " ".join(capsys.readouterr().out.split())
+    assert "No table, and no best FID among the runs that do not copy: Argument `runs` expected runs trained on" in said
+    assert "Best by eval/fid: 000-a=0.3,seed=1 (1)." in said
+    assert len(table(tmp_path)) == 2
+
+    def interrupted(jobs, number, *, ended):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "run_jobs", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        sweep([path], out=tmp_path / "out")
+    assert "Interrupted: 2 of 2 runs have finished." in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_grid_ends_after_so_many_runs_as_its_file_says(tmp_path, file, capsys):
+    sweep([file(run_cap=2, parameters={"model.a": {"values": [0.3, 0.4, 0.7]}})], out=tmp_path / "out")
+    assert table(tmp_path) == ["000-a=0.3", "001-a=0.4"]
+    assert "try: 2 runs, 1 at a time." in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"`trials` expected a sweep of method random or bayes, .*`run_cap`") as error:
+        sweep([file()], out=tmp_path / "out", trials=2)
+    assert "\n" not in str(error.value)
+
+
 def test_bad_input(tmp_path, file):
     for arguments, message in (
         ({"jobs": 0}, "`jobs` expected an integer ≥ 1"),
@@ -200,12 +228,13 @@ def test_bad_input(tmp_path, file):
         with pytest.raises(ValueError, match=message):
             sweep([file()], **arguments)
     for method, others in (("grid", {}), ("random", {"parameters": {"model.a": {"values": [0.3]}}})):
+        trials = None if method == "grid" else 2
         path = file(name=method, method=method, metric={"name": "eval/fidd"}, **others)
         with pytest.raises(ValueError, match=r"expected a metric among .*, but got eval/fidd. Did you mean eval/fid\?"):
-            sweep([path], out=tmp_path / "out", trials=2)
+            sweep([path], out=tmp_path / "out", trials=trials)
         done = tmp_path / "out" / method / "calls"
         assert len(done.read_text().splitlines()) == 1  # the first run told
-        sweep([file(name=method, method=method, **others)], out=tmp_path / "out", trials=2)  # as the message says
+        sweep([file(name=method, method=method, **others)], out=tmp_path / "out", trials=trials)  # as the message says
         assert len(done.read_text().splitlines()) == (6 if method == "grid" else 2)  # and the first run has stayed
     with pytest.raises(ValueError, match=r"all of .* failed"):
         sweep([file(name="other", parameters={"model.a": {"value": 0.5}})], out=tmp_path / "out")
