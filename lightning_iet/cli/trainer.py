@@ -18,6 +18,7 @@ import torch
 import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers.csv_logs import CSVLogger, ExperimentWriter
 from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_iet import callbacks, data, modules
@@ -49,7 +50,7 @@ from lightning_iet.cli.images import measured_step, seconds_of_step, with_images
 from lightning_iet.data import ShardedDataModule
 from lightning_iet.functional.sharding import Partition, num_replicas
 from lightning_iet.tools.plan import PlanningTrainer, in_mib, model_size, schedule_of
-from lightning_iet.utilities.checkpoints import outline
+from lightning_iet.utilities.checkpoints import last_checkpoint, outline
 from lightning_iet.utilities.configurations import import_exports, leave_weights_out
 from lightning_iet.utilities.devices import training_threads
 from lightning_iet.utilities.errors import own_cause, yaml_fault
@@ -211,6 +212,23 @@ class IETCLI(LightningCLI):
             done = _steps_done(options["ckpt_path"], trusted=options["trust_checkpoint"])
             rank_zero_info(f"{self.images}; {self._estimate(done)}")
 
+    def before_test(self) -> None:
+        """Find the newest checkpoint where it is asked for, and leave what training has written as it is."""
+        options = self.config_init[self.subcommand]
+        if options["ckpt_path"] == "last":
+            found = last_checkpoint(self.trainer, trusted=options["trust_checkpoint"])
+            if found is None:
+                raise ValueError(
+                    f"`{self.subcommand}` expected a trained model, but got --ckpt_path last, and "
+                    f"'{run_folder(self.trainer)}' and its earlier versions hold no checkpoint: --ckpt_path RUN_FOLDER."
+                )
+            options["ckpt_path"] = str(found)
+        for logger in self.trainer.loggers if self.trainer.is_global_zero else ():
+            if isinstance(logger, CSVLogger) and (Path(logger.log_dir) / "metrics.csv").is_file():
+                logger._experiment = _MetricsOfTest(logger.log_dir)
+
+    before_validate = before_test
+
     def before_plan(self) -> None:
         """Say what was found of the images."""
         if self.images is not None:
@@ -348,15 +366,28 @@ def _name_extra(error: BaseException | None) -> None:
         error = error.__cause__ or error.__context__
 
 
+class _MetricsOfTest(ExperimentWriter):
+    """Writes what is measured of a trained model beside the ``metrics.csv`` of its training, which would be removed."""
+
+    NAME_METRICS_FILE = "test.csv"
+
+    def _check_log_dir_exists(self) -> None:
+        Path(self.metrics_file_path).unlink(missing_ok=True)
+
+
 class _SaveConfig(SaveConfigCallback):
-    """Writes ``config.yaml`` into the folder of the run, whatever the logger calls its own."""
+    """Writes ``config.yaml``, which repeats the run, into its folder, whatever the logger calls its own."""
 
     def save_config(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Write the file; the run of a service has its id by now."""
         folder = run_folder(trainer)
+        if stage != "fit" and (folder / self.config_filename).exists():  # that of its training
+            return
         folder.mkdir(parents=True, exist_ok=True)
+        config = self.config.clone()
+        config.ckpt_path = None
         self.parser.save(
-            self.config, folder / self.config_filename, skip_none=False, overwrite=True, multifile=self.multifile
+            config, folder / self.config_filename, skip_none=False, overwrite=True, multifile=self.multifile
         )
 
 

@@ -130,7 +130,13 @@ def memcontrol(
     options = _selection(settings, family, granularity)
     if options["family"] == "svdiff":
         options.setdefault("bases", str((out / "bases").absolute()))
-    selection, groups = _find_groups(settings, options)
+    selection, groups, ema_decay = _find_groups(settings, options)
+    if (left := ema_decay**steps) > 0.1 and settings["evaluation"].get("use_ema", True):
+        say(
+            f"The average of the weights (ema_decay={ema_decay:g}) is what is measured, and after {steps:,} steps "
+            f"{left:.0%} of it are still the weights before training: masks will look alike. Set ema_decay: 0, or a "
+            "lower one, in the configuration's model."
+        )
     training = Training(_for_trials(settings, steps, checkpoints), options, lr_option, out / TRIALS)
     facts = {
         "config": f"{config.name} ({_digest(training.settings)})",
@@ -480,8 +486,10 @@ def _digest(settings: Mapping[str, Any]) -> str:
     return sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
-def _find_groups(settings: Mapping[str, Any], options: Mapping[str, Any]) -> tuple[ParameterSelection, ParameterGroups]:
-    """Build the model once, to see which groups it has."""
+def _find_groups(
+    settings: Mapping[str, Any], options: Mapping[str, Any]
+) -> tuple[ParameterSelection, ParameterGroups, float]:
+    """Build the model once, to see which groups it has, and how slow the average of its weights is (0 = none)."""
     unknown = set(options) - set(signature(ParameterSelection).parameters)
     if unknown:
         raise ValueError(f"Argument `config` expected options of ParameterSelection in `selection`, but got {unknown}.")
@@ -496,7 +504,8 @@ def _find_groups(settings: Mapping[str, Any], options: Mapping[str, Any]) -> tup
             f"Argument `config` expected a model with a denoiser that has blocks, but {type(module).__name__} has "
             "none. Say where it is with `denoiser` in the configuration's `selection`, or name groups there."
         )
-    return selection, selection.selection.find(network)
+    decay = module.ema_decay if getattr(module, "ema", None) is not None else 0.0
+    return selection, selection.selection.find(network), decay
 
 
 def _fit(config: Path, log: Path) -> None:

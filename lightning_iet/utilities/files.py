@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import os
+import re
 import shutil
 import socket
 import sys
@@ -378,8 +379,8 @@ def find_checkpoint(folder: Path) -> Path | None:
     versions = sorted(folder.glob("version_*"), key=version_number, reverse=True)
     for place in (folder, folder / "checkpoints", *(version / "checkpoints" for version in versions)):
         files = sorted(place.glob("*.ckpt"), key=lambda file: file.stat().st_mtime_ns)
-        if files:
-            return place / LAST if place / LAST in files else files[-1]
+        if files:  # Lightning writes last-v1.ckpt where an earlier run has left last.ckpt
+            return next((file for file in reversed(files) if re.fullmatch(r"last(-v\d+)?\.ckpt", file.name)), files[-1])
     return None
 
 

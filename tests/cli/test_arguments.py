@@ -2,7 +2,7 @@
 
 import pytest
 
-from lightning_iet.cli.arguments import with_run, with_underscores
+from lightning_iet.cli.arguments import check_source, with_run, with_underscores
 
 
 def make(folder, *, checkpoint):
@@ -39,6 +39,15 @@ def test_a_configuration_that_is_given_stays_the_only_one(tmp_path):
     make(tmp_path / "version_0", checkpoint=True)
     arguments = ["test", "--config", "my.yaml", "--ckpt_path", str(tmp_path)]
     assert with_run(arguments) == arguments
+
+
+@pytest.mark.parametrize("option", ["--model.guidance_scale", "--evaluation.num_samples", "--data.batch_size"])
+def test_an_option_of_a_class_is_no_configuration(tmp_path, option):
+    make(tmp_path / "version_0", checkpoint=True)
+    arguments = ["test", "--ckpt_path", str(tmp_path), option, "3"]
+    assert with_run(arguments)[1:3] == ["--config", str(tmp_path / "version_0" / "config.yaml")]
+    with pytest.raises(ValueError, match="`fit` expected a configuration, but got none"):
+        check_source(["fit", option, "3"])
 
 
 @pytest.mark.parametrize(

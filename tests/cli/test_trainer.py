@@ -8,6 +8,7 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 from lightning_iet import DiffusionModule, __version__
@@ -125,6 +126,29 @@ def test_a_run_goes_on_from_its_checkpoint():
     )
     for name in whole:
         assert torch.equal(whole[name], resumed[name])
+
+
+def test_what_training_has_written_stays_where_a_model_is_tested(capsys):
+    named = ["--trainer.logger.init_args.version=mine", "--trainer.limit_test_batches=1"]
+    fit("baseline", *UNJUDGED, *named, "--trainer.log_every_n_steps=1", "--ckpt_path", "last")
+    folder = Path("runs/digits/baseline/mine")
+    assert yaml.safe_load((folder / "config.yaml").read_text())["ckpt_path"] is None  # which repeats the run
+    before = {name: (folder / name).read_bytes() for name in ("metrics.csv", "config.yaml")}
+    assert b"train/loss" in before["metrics.csv"]
+    main(["test", "--ckpt_path", str(folder), "--trainer.log_every_n_steps=7"])
+    assert {name: (folder / name).read_bytes() for name in before} == before
+    assert "test/loss" in (folder / "test.csv").read_text()
+    main(["test", "--config", str(folder / "config.yaml"), "--ckpt_path", "last"])
+    figures = [line.split()[-2] for line in capsys.readouterr().out.splitlines() if "test/loss" in line]
+    assert len(figures) == 2
+    assert len(set(figures)) == 1  # of the trained model both times
+
+
+@pytest.mark.parametrize("command", ["test", "validate"])
+def test_the_last_checkpoint_of_no_run_is_refused(command, capsys):
+    config = next(path for path in CONFIGS if path.stem == "baseline")
+    error = fails(capsys, command, "--config", str(config), *QUICK, "--ckpt_path", "last")
+    assert f"`{command}` expected a trained model, but got --ckpt_path last, and 'runs/digits/baseline/" in error
 
 
 def test_methods_are_switched_off_by_their_neutral_values(tmp_path):

@@ -6,6 +6,7 @@ import signal
 import sys
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import lightning.pytorch as pl
 import optuna
@@ -103,6 +104,20 @@ def searched(pretrained, tmp_path_factory):
         patch.setattr(sys, "argv", ["lightning-iet"])
         file = write_config(pretrained, selection={"groups": {"conv": "conv_in|conv_out"}, "denoiser": "unet"})
         return memcontrol(file, family="all", out=Path("search"), **options), folder
+
+
+@pytest.mark.parametrize(("decay", "use_ema", "left"), [(0.999, True, "67%"), (0.999, False, ""), (0.99, True, "")])
+def test_an_average_that_hardly_leaves_the_pretrained_weights_is_told(
+    config, monkeypatch, capsys, decay, use_ema, left
+):
+    settings = yaml.safe_load(config(evaluation={"use_ema": use_ema}).read_text())
+    settings["model"]["init_args"]["ema_decay"] = decay
+    Path("finetune.yaml").write_text(yaml.safe_dump(settings))
+    monkeypatch.setattr(module, "search_selection", lambda *args, **kwargs: SimpleNamespace(choice=None))
+    memcontrol(Path("finetune.yaml"), family="all", out=Path("search"), **(QUICK | {"max_steps": 400}))
+    said = capsys.readouterr().out
+    assert ("are still the weights before training" in said) == bool(left)
+    assert left in said
 
 
 def test_a_search_from_the_command_line_and_the_use_of_its_mask(config, pretrained, capsys):

@@ -148,6 +148,15 @@ def test_the_newest_version_that_has_a_checkpoint_counts(tmp_path):
     assert checkpoint_of(tmp_path / "version_9/checkpoints") == tmp_path / "version_9/checkpoints/last.ckpt"
 
 
+def test_of_two_runs_in_one_folder_the_last_of_the_later_counts(tmp_path):
+    touch(tmp_path / "checkpoints/last.ckpt", 1)
+    newest = touch(tmp_path / "checkpoints/last-v1.ckpt", 2)
+    touch(tmp_path / "checkpoints/last-best.ckpt", 3)
+    assert checkpoint_of(tmp_path) == newest
+    os.utime(tmp_path / "checkpoints/last.ckpt", (4, 4))  # the first run goes on
+    assert checkpoint_of(tmp_path) == tmp_path / "checkpoints/last.ckpt"
+
+
 def test_without_last_the_newest_file_counts(tmp_path):
     touch(tmp_path / "checkpoints/b.ckpt", 1)
     newest = touch(tmp_path / "checkpoints/a.ckpt", 2)
