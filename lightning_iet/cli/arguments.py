@@ -12,7 +12,8 @@ from lightning_iet.cli import COMMANDS, PROGRAM
 from lightning_iet.tools.configs import find_configuration
 from lightning_iet.utilities.files import CONFIG, checkpoint_of, file_beside, find_checkpoint
 
-_SOURCES = ("--config", "-c", "--model", "--model.class_path", "--images", "--print_config")
+_SOURCES = ("--config", "-c", "--images", "--print_config")
+_MODEL = ("--model", "--model.class_path")  # others that begin so change a model that a configuration names
 _SPELT = ("--config", "--images", "--ckpt_path")  # for one of which a word with other letters may stand
 _HELP = ("-h", "--help", "--help-all")
 _CONFIG = ("-c", "--config")
@@ -187,7 +188,9 @@ def with_run(arguments: Sequence[str]) -> list[str]:
 
 def _is_source(name: str) -> bool:
     """Whether an option names a source; one with a dash too few is answered by the trainer."""
-    return name.startswith("-") and (name in _SOURCES or f"-{name}" in _SOURCES)
+    if not name.startswith("-"):
+        return False
+    return any(option.startswith(_SOURCES) or option in _MODEL for option in (name, f"-{name}"))
 
 
 # --- errors name the option that a user types, where the functions behind a command name their argument ---------------
