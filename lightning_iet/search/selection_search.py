@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from math import isfinite, log, nan, sqrt
@@ -67,11 +68,12 @@ def search_selection(
     sampler and its options are named, every checkpoint of a trial is a point, memorization counts beyond that of
     held-out images, a mask that repeats is not trained again, and the search begins with what it must be compared
     with.)* Tried first, at the geometric middle of the learning rates and at both ends: plain fine-tuning and the whole
-    family (all ones); then the pretrained network without training, only the rest (all zeros but the last bit, if that
-    group is called ``rest``), and ``enqueue``.
+    family (all ones), the middle before ``enqueue``, the ends after it; then the pretrained network without training
+    and only the rest (all zeros but the last bit, if that group is called ``rest``).
 
     A search that was killed goes on when it is called again with the same arguments: trials that were cut off are run
-    again. Programs on several machines that are given one ``storage`` share the work.
+    again, as are references and first masks that failed, which still count once. Programs on several machines that are
+    given one ``storage`` share the work.
 
     Args:
         train_and_measure: Trains what a :class:`Candidate` says and returns figures by name; or a list of such
@@ -92,7 +94,7 @@ def search_selection(
         sampler: ``tpe``, ``nsga2``, ``random`` (what the published search comes to), or a function that makes any
             sampler of Optuna's from a seed.
         storage: URL of a database, path of a ``.journal`` or of an SQLite file; ``search.db`` in ``out`` by default.
-        enqueue: Further masks to try first, at the middle learning rate.
+        enqueue: Further masks to try first, right after all ones, at the middle learning rate.
         references: Whether plain fine-tuning and the pretrained network are measured as well, to compare with.
         repeat_duplicates: Whether a mask is trained again that was tried with about the same learning rate.
         settings: What else decides on the figures (family, steps, …): kept in the storage, in which a search with
@@ -126,8 +128,13 @@ def search_selection(
     wanted = parse_objectives(objectives, minus_control=minus_control)
     found = groups if isinstance(groups, ParameterGroups) else None
     sizes = _sizes(groups) if isinstance(groups, ParameterGroups) else groups
+    enqueue = [enqueue] if isinstance(enqueue, str) else list(enqueue)
     names = _check_groups(sizes, enqueue)
     check_numbers(trials=trials, jobs=jobs, seed=seed, learning_rates=learning_rates)
+    if trials < (needed := len({"1" * len(names), *enqueue})):
+        raise ValueError(
+            f"Argument `trials` expected at least {needed}, for all ones and the masks of `enqueue`, but got {trials}."
+        )
     if callable(sampler):
         make, sampler_name = sampler, getattr(sampler, "__name__", type(sampler).__name__)
     else:
@@ -315,14 +322,15 @@ def _run(
     tried, compared = masks.trials(), courses.trials()
     done = sum(trial.state in ("complete", "failed") for trial in (*tried, *compared))
     console = Console(file=sys.stdout)  # bound to what is the terminal now: trainings may send theirs elsewhere
-    with (
-        masks,
-        courses,
-        Workers(measuring, jobs) as workers,
-        progress_bar(
-            "Trials", trials + len(compared), completed=done, hidden=not progress, is_slow=True, console=console
-        ) as bar,
-    ):
+    with ExitStack() as stack:
+        for study in (masks, courses):
+            stack.enter_context(study)
+        workers = stack.enter_context(Workers(measuring, jobs))
+        bar = stack.enter_context(
+            progress_bar(
+                "Trials", trials + len(compared), completed=done, hidden=not progress, is_slow=True, console=console
+            )
+        )
         while True:
             while workers.is_free:
                 study, trial = courses, courses.next()
@@ -349,6 +357,11 @@ def _run(
                     points, reason = space.measured(outcome)
                 except ValueError as error:
                     study.fail(number, str(error))
+                    used = masks.num_elsewhere + courses.num_elsewhere > 0
+                    stack.close()
+                    if not used and not any(t.has_figures for t in (*masks.trials(), *courses.trials())):
+                        masks.discard()  # they would keep the objective that no trial has
+                        courses.discard()
                     raise
                 if reason:
                     bar.say(f"{outcome.task.name}: failed: {reason}", style="red")
@@ -396,15 +409,15 @@ def _earlier(
 
 
 def _first_masks(names: Sequence[str], rates: Sequence[float], enqueue: Iterable[str]) -> Iterator[tuple[str, float]]:
-    """Masks that are tried first, each with its learning rate."""
+    """Masks that are tried first, each with its learning rate; those of the user before what may be left out."""
     ones, zeros = "1" * len(names), "0" * len(names)
-    for rate in rates:
+    for mask in (ones, *enqueue):
+        yield mask, rates[0]
+    for rate in rates[1:]:
         yield ones, rate
     if names[-1] == "rest" and len(names) > 1:
         yield zeros[:-1] + "1", rates[0]
     yield zeros, rates[0]
-    for mask in enqueue:
-        yield mask, rates[0]
 
 
 def _ended(space: _Space, outcome: Outcome, points: Sequence[Mapping[str, Any]]) -> str:
@@ -422,7 +435,7 @@ def _check_groups(groups: Sequence[str] | Mapping[str, int], enqueue: Sequence[s
     twice = next((name for name in names if names.count(name) > 1 or name == RATE), None)
     if twice is not None:
         raise ValueError(f"Argument `groups` expected every name once, and none called '{RATE}', but got '{twice}'.")
-    for mask in [enqueue] if isinstance(enqueue, str) else enqueue:
+    for mask in enqueue:
         if len(mask) != len(names) or set(mask) - set("01"):
             raise ValueError(
                 f"Argument `enqueue` expected masks of {len(names)} characters 0 and 1, for {', '.join(names)}, "

@@ -220,12 +220,15 @@ class SharedStudy:
         return [self._read(trial) for trial in self._known()]
 
     def enqueue(self, parameters: Mapping[str, Any]) -> None:
-        """Have a point tried before any other, unless it was tried or waits already."""
-        for trial in self._all():
-            fixed = trial.system_attrs.get("fixed_params", trial.params)
-            if _VOID not in trial.user_attrs and trial.state != self._states.FAIL and fixed == parameters:
-                return
-        self._study.enqueue_trial(dict(parameters), user_attrs={_ENQUEUED: True})
+        """Have a point tried before any other, unless it has ended well, runs or waits.
+
+        Where it has failed, it is tried again in the place of that trial, and counts once.
+        """
+        same = [t for t in self._known() if t.system_attrs.get("fixed_params", t.params) == parameters]
+        if any(trial.state != self._states.FAIL or _REASON not in trial.user_attrs for trial in same):
+            return
+        again = {_RETRIED: same[-1].number} if same else {}
+        self._study.enqueue_trial(dict(parameters), user_attrs={_ENQUEUED: True, **again})
 
     def retry_failed(self) -> None:
         """Have the trials that have failed so far tried again, with their parameters, before any other.

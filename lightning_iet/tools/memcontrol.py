@@ -102,7 +102,7 @@ def memcontrol(
             repeats a subset 50 times beside one percent of the data.
         algorithm: What draws masks: tpe, nsga2, or random, which is what the published search comes to.
         storage: Where trials are kept: the URL of a database, a file ending in .journal, or an SQLite file.
-        enqueue: Masks to try first.
+        enqueue: Masks to try first, right after the whole family.
         repeat_duplicates: Whether a mask is trained again that was tried with about the same learning rate.
         lr_option: Where the configuration has the learning rate.
         seed: Of the search; trainings have the configuration's seed.

@@ -83,12 +83,20 @@ def test_what_is_tried_first(tmp_path):
     ]  # fmt: skip
     first = [(p.candidate.mask, p.candidate.learning_rate) for p in result.points][:6]
     assert first == [
-        ("111111", pytest.approx(1e-4)), ("111111", 1e-5), ("111111", 1e-3), ("000001", pytest.approx(1e-4)),
-        ("000000", 0.0), ("101010", pytest.approx(1e-4)),
+        ("111111", pytest.approx(1e-4)), ("101010", pytest.approx(1e-4)), ("111111", 1e-5), ("111111", 1e-3),
+        ("000001", pytest.approx(1e-4)), ("000000", 0.0),
     ]  # fmt: skip
-    zeros = result.points[4]
+    zeros = result.points[5]
     assert (zeros.candidate.kind, zeros.copied_from) == ("pretrained", "pretrained-3")
     assert zeros.values == result.references[3].values == (10.0, 0.0)
+
+
+def test_few_trials_try_the_masks_of_the_user(tmp_path):
+    masks = ["101010", "010101"]
+    result = search(tmp_path / "enough", trials=3, enqueue=masks)
+    assert [point.candidate.mask for point in result.points] == ["111111", *masks]
+    with pytest.raises(ValueError, match="`trials` expected at least 3, for all ones and the masks of `enqueue`"):
+        search(tmp_path / "few", trials=2, enqueue=masks)
 
 
 def test_a_seed_draws_the_same_trials(tmp_path):
@@ -111,6 +119,20 @@ def test_a_search_goes_on_with_more_trials(tmp_path):
     before = list(calls)
     search(tmp_path / "parts", counted, trials=15, sampler="random")
     assert calls == before
+
+
+def test_first_masks_that_fail_count_once_however_often_the_search_is_called(tmp_path):
+    def failing(candidate):
+        if candidate.kind == "plain" or candidate.mask == "111111":
+            raise RuntimeError("out of memory")
+        return figures(candidate)
+
+    options = {"sampler": "random", **FIXED}
+    whole = search(tmp_path / "whole", failing, trials=6, **options)
+    for trials in (3, 6, 6):
+        parts = search(tmp_path / "parts", failing, trials=trials, **options)
+    assert [point.candidate.mask for point in parts.points] == [point.candidate.mask for point in whole.points]
+    assert sorted(parts.failures.values()) == sorted(whole.failures.values())
 
 
 @dataclass
@@ -275,6 +297,9 @@ def test_an_objective_that_is_not_measured_ends_the_search_at_once(tmp_path):
         search(tmp_path, counted, objectives=["mifid", "memorized"], trials=9)
     assert "\n" not in str(error.value)
     assert len(calls) == 1
+    search(tmp_path, objectives=["fid", "memorized"], trials=6)  # as the message says
+    with pytest.raises(ValueError, match=r"expected objectives.fid minimize"):  # figures are kept
+        search(tmp_path, objectives=["distance", "memorized"], trials=6)
 
 
 def test_distances_are_maximised(tmp_path):

@@ -100,13 +100,31 @@ def test_enqueued_trials_come_first_and_once(tmp_path):
     assert len(study.trials()) == 1
 
 
-def test_a_failed_point_can_be_enqueued_again(tmp_path):
+def test_a_failed_point_can_be_enqueued_again_and_counts_once(tmp_path):
+    point = {"a": 1, "x": 1e-4}
+    with opened(tmp_path / "whole") as study:
+        whole = told(study, 3)
+    for total in (1, 3, 4, 4):
+        with opened(tmp_path / "parts") as study:
+            for _ in range(2):  # the second call finds that of the first waiting
+                study.enqueue(point)
+            trial = study.next(total)
+            assert trial.parameters == point
+            study.fail(trial.number, "no memory")
+            told(study, total)
+            assert len(study.trials()) == total
+    assert [trial.state for trial in study.trials()] == ["complete"] * 3 + ["failed"]
+    drawn = [trial.parameters for trial in study.trials() if trial.state == "complete"]
+    assert drawn[:2] == whole[1:]  # each by the seed of its place: the failed one has the first
+
+
+def test_a_point_whose_figure_is_no_number_is_not_enqueued_again(tmp_path):
     point = {"a": 1, "x": 1e-4}
     with opened(tmp_path) as study:
         study.enqueue(point)
-        study.fail(study.next().number, "no memory")
+        study.tell(study.next().number, [float("nan"), 1.0], None)
         study.enqueue(point)
-        assert study.next().parameters == point
+        assert study.next() is None
 
 
 def _die_after(folder, storage, stage):
