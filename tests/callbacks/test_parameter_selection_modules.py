@@ -235,7 +235,7 @@ class SaveAt(Callback):
 
 
 # Of 8 steps: between shards, within one, at the end of an epoch, and in the next one.
-@pytest.mark.parametrize(("family", "step"), [("bias", 4), ("svdiff", 3), ("svdiff", 6), ("difffit", 5), ("lora", 2)])
+@pytest.mark.parametrize(("family", "step"), [("bias", 4), ("svdiff", 3), ("difffit", 6), ("lora", 2)])
 def test_a_run_that_was_cut_off_ends_in_the_same_bits(tmp_path, family, step):
     whole, again = diffusion(), diffusion(seed=1 if family != "lora" else 0)
     cut = tmp_path / "cut.ckpt"
@@ -308,7 +308,7 @@ def fit_on(folder, world_size, family, ckpt_path=None, save=()):
     """Train four shards on some processes."""
     torch.manual_seed(7)
     module = diffusion()
-    data = ShardedDataModule(digits(16, batch_size=2), 4, partition="iid")
+    data = ShardedDataModule(digits(16), 4, partition="iid")
     methods = [AntiGradientControl(0.5), ParameterSelection(family), ParameterAveragingCallback(4)]
     trainer = quiet_trainer(
         folder,
@@ -407,7 +407,7 @@ def test_lora_rank_and_a_selection_are_one_too_many(folders, tmp_path):
 # --- what is handed on ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ["svdiff", "difffit", "lora"])
 def test_an_export_is_plain_diffusers_and_draws_the_same(tmp_path, trained, family):
     module, path = trained(family)
     export(path, out=tmp_path / "exported", sampler="ddim")

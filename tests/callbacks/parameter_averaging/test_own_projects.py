@@ -217,7 +217,7 @@ def fit_form(tmp_path, form, world_size):
 
 @pytest.mark.parametrize("form", [InShadowList, InHiddenCopy], ids=lambda form: form.__name__)
 def test_the_number_of_processes_changes_no_average(tmp_path, processes, form):
-    alone, averages = fit_form(tmp_path, form, 1)
+    ((alone, averages),) = processes(1).run(fit_form, tmp_path, form, 1)
     for state, others in processes(2).run(fit_form, tmp_path, form, 2):
         assert_same_bits(state, alone)
         assert all(torch.equal(a, b) for a, b in zip(averages, others, strict=True))
@@ -322,7 +322,7 @@ def fit_ema(tmp_path, world_size):
 
 
 def test_the_number_of_processes_changes_no_average_of_lightnings(tmp_path, processes):
-    alone = fit_ema(tmp_path, 1)
+    (alone,) = processes(1).run(fit_ema, tmp_path, 1)
     for state in processes(2).run(fit_ema, tmp_path, 2):
         assert_same_bits(state, alone)
 
