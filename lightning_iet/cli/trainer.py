@@ -8,6 +8,7 @@ import shutil
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
 from pydoc import locate
 from typing import Any, ClassVar, cast
@@ -203,6 +204,10 @@ class IETCLI(LightningCLI):
         order_callbacks(self.trainer, StopSignal(), *([FinalCheckpoint()] if self.trainer.checkpoint_callbacks else []))
         options = self.config_init[self.subcommand]
         options["ckpt_path"] = resume_from(self.trainer, options["ckpt_path"], trusted=options["trust_checkpoint"])
+        for logger in self._loggers_of_files() if options["ckpt_path"] else ():
+            earlier = Path(logger.log_dir) / "metrics.csv"
+            earlier.rename(next(file for n in count(1) if not (file := earlier.with_name(f"metrics-{n}.csv")).exists()))
+            logger._experiment = _Metrics(logger.log_dir, earlier.name)
         if self.trainer.is_global_zero and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             remedy = "Give another folder: --trainer.logger.save_dir, or --trainer.default_root_dir without a logger."
             folder = run_folder(self.trainer)
@@ -223,11 +228,16 @@ class IETCLI(LightningCLI):
                     f"'{run_folder(self.trainer)}' and its earlier versions hold no checkpoint: --ckpt_path RUN_FOLDER."
                 )
             options["ckpt_path"] = str(found)
-        for logger in self.trainer.loggers if self.trainer.is_global_zero else ():
-            if isinstance(logger, CSVLogger) and (Path(logger.log_dir) / "metrics.csv").is_file():
-                logger._experiment = _MetricsOfTest(logger.log_dir)
+        for logger in self._loggers_of_files():
+            logger._experiment = _Metrics(logger.log_dir, "test.csv")
 
     before_validate = before_test
+
+    def _loggers_of_files(self) -> list[CSVLogger]:
+        """Return the loggers that would remove the ``metrics.csv`` of a run: a version with a name has one folder."""
+        loggers = [logger for logger in self.trainer.loggers if isinstance(logger, CSVLogger)]
+        is_first = self.trainer.is_global_zero
+        return [logger for logger in loggers if is_first and (Path(logger.log_dir) / "metrics.csv").is_file()]
 
     def before_plan(self) -> None:
         """Say what was found of the images."""
@@ -366,10 +376,12 @@ def _name_extra(error: BaseException | None) -> None:
         error = error.__cause__ or error.__context__
 
 
-class _MetricsOfTest(ExperimentWriter):
-    """Writes what is measured of a trained model beside the ``metrics.csv`` of its training, which would be removed."""
+class _Metrics(ExperimentWriter):
+    """Writes a file of measures; Lightning's removes that of an earlier part or of the training, and says so."""
 
-    NAME_METRICS_FILE = "test.csv"
+    def __init__(self, log_dir: str, name: str) -> None:
+        self.NAME_METRICS_FILE = name
+        super().__init__(log_dir)
 
     def _check_log_dir_exists(self) -> None:
         Path(self.metrics_file_path).unlink(missing_ok=True)

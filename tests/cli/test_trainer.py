@@ -128,6 +128,7 @@ def test_a_run_goes_on_from_its_checkpoint():
         assert torch.equal(whole[name], resumed[name])
 
 
+@pytest.mark.filterwarnings("ignore:Checkpoint directory")  # of Lightning: a version with a name has one folder
 def test_what_training_has_written_stays_where_a_model_is_tested(capsys):
     named = ["--trainer.logger.init_args.version=mine", "--trainer.limit_test_batches=1"]
     fit("baseline", *UNJUDGED, *named, "--trainer.log_every_n_steps=1", "--ckpt_path", "last")
@@ -139,6 +140,10 @@ def test_what_training_has_written_stays_where_a_model_is_tested(capsys):
     assert {name: (folder / name).read_bytes() for name in before} == before
     assert "test/loss" in (folder / "test.csv").read_text()
     main(["test", "--config", str(folder / "config.yaml"), "--ckpt_path", "last"])
+    (folder / "test.csv").unlink()
+    fit("baseline", *UNJUDGED, *named, "--trainer.max_epochs=3", "--ckpt_path", "last")
+    assert (folder / "metrics-1.csv").read_bytes() == before["metrics.csv"]
+    assert not (folder / "test.csv").exists()
     figures = [line.split()[-2] for line in capsys.readouterr().out.splitlines() if "test/loss" in line]
     assert len(figures) == 2
     assert len(set(figures)) == 1  # of the trained model both times
