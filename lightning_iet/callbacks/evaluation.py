@@ -311,6 +311,7 @@ class Evaluation(pl.Callback):
         self.batch_size = batch_size
         self.report: Report | None = None
         self._features: str | None = None
+        self._says = ""  # of the sampling, where the module has no method for it
         self._history = RunHistory()
         self._outcome: _Outcome | None = None
         self._course: list[dict[str, Any]] = []  # step and scores of each evaluation
@@ -535,11 +536,11 @@ class Evaluation(pl.Callback):
     def _prepare(self, trainer: pl.Trainer, module: pl.LightningModule) -> str:
         """Get ready to sample the module and to measure; return what to say of the sampling."""
         check_schedule(module, num_inference_steps=self.num_inference_steps)
-        found, said = find_sample(module)
+        found, self._says = find_sample(module)
         self._sample = partial(found, seed=self.seed, sampler=self.sampler, use_ema=self.use_ema)
         with isolated_module(module):
             self._assessor = self._make_assessor(trainer)
-        return said
+        return self._says
 
     def _make_assessor(self, trainer: pl.Trainer) -> Assessor:
         train, control, reference = real_sets(getattr(trainer, "datamodule", None))
@@ -598,8 +599,11 @@ class Evaluation(pl.Callback):
         return _Outcome(trainer.global_step, assessment, time.monotonic() - began)
 
     def _settings(self, trainer: pl.Trainer) -> dict[str, Any]:
-        """Return the settings that were used: with the features that ``"auto"`` has found."""
-        used = {"num_samples": self._num(trainer), "features": self._features, "k": self._assessor.k}
+        """Return the settings that were used: with the features that ``"auto"`` has found, and the weights it has."""
+        # A method `sample` of one's own may keep an average under another name; parts are sampled as they are trained.
+        averaged = self.use_ema and not self._says and getattr(trainer.lightning_module, "ema", self) is not None
+        used = {"num_samples": self._num(trainer), "use_ema": averaged, "features": self._features}
+        used["k"] = self._assessor.k
         return {name: getattr(self, name) for name in _SETTINGS} | used
 
     def _num(self, trainer: pl.Trainer) -> int:

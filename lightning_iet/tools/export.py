@@ -69,6 +69,10 @@ def model_card(
     metrics = _read(file_beside(ckpt, METRICS))
     step = int(outline(ckpt, argument="ckpt").get("global_step", 0))
     kind, classes = _kind(module), getattr(module, "conditioning", None)
+    has_average = module.ema is not None
+    averaged = use_ema and has_average
+    measured = "control" in metrics
+    quality = _quality(metrics, step, has_average=has_average, averaged=averaged) if measured else None
     pretrained = _pretrained(config)
     header = ModelCardData(
         library_name="diffusers",
@@ -80,7 +84,7 @@ def model_card(
         header,
         template_str=(files(__package__) / "model_card.md.j2").read_text(encoding="utf-8"),
         name=name,
-        averaged=use_ema and module.ema is not None,
+        averaged=averaged,
         step=step,
         pretrained=pretrained,
         kind=kind,
@@ -92,7 +96,7 @@ def model_card(
         shape=module.image_shape,
         steps=module.num_timesteps if sampler == "ddpm" else min(50, module.num_timesteps),
         training=list(_training(config, module)),
-        quality=_quality(metrics, step) if "control" in metrics else None,
+        quality=quality,
         audit=None if audit is None else _audit(audit),
         share=percent,
         versions={package: version(package) for package in _PACKAGES},
@@ -205,8 +209,15 @@ def _listed(settings: Mapping[str, Any], *, only: tuple[str, ...] | None = None)
     return ", ".join(f"{name} {settings[name]}" for name in names)
 
 
-def _quality(metrics: Mapping[str, Any], step: int) -> dict[str, Any]:
-    """The measures of the evaluation at the end of the run, and its settings."""
+def _quality(metrics: Mapping[str, Any], step: int, *, has_average: bool, averaged: bool) -> dict[str, Any]:
+    """The measures of the evaluation at the end of the run, and its settings.
+
+    Args:
+        metrics: What the run has written.
+        step: Of the exported weights.
+        has_average: Whether the module keeps averaged weights; earlier versions wrote that they were used if not.
+        averaged: Whether these were exported.
+    """
     generated, control, settings = (metrics[part] for part in ("generated", "control", "settings"))
     fid = f"FID ({settings['features']} features)", three_digits(generated["fid"]), three_digits(control["fid"])
     rows = [
@@ -217,7 +228,8 @@ def _quality(metrics: Mapping[str, Any], step: int) -> dict[str, Any]:
             for level in telling_thresholds(generated["mq"], control["mq"])
         ),
     ]
-    weights = "averaged" if settings["use_ema"] else "last"
+    measured_averaged = settings["use_ema"] and has_average
+    weights, exported = ("averaged" if average else "last" for average in (measured_averaged, averaged))
     measured = metrics["run"]["steps"]
     how = (
         f"Sampled with {settings['sampler']}, {settings['num_inference_steps']} steps, {weights} weights, seed "
@@ -228,6 +240,8 @@ def _quality(metrics: Mapping[str, Any], step: int) -> dict[str, Any]:
         how += f" {note}"
     if measured != step:
         how += f" **Measured after {measured:,} steps; these weights are those after {step:,}.**"
+    if weights != exported:
+        how += f" **Measured with the {weights} weights; these are the {exported} ones.**"
     return {
         "verdict": verdict(metrics),
         "num": generated["num_images"],

@@ -194,6 +194,16 @@ def test_run_folder_has_figures_and_pictures(tmp_path, pictures):
     assert sizes["mq.png"] == (840, 570)
 
 
+@pytest.mark.parametrize("use_ema", [True, False])
+def test_the_report_says_which_weights_were_sampled(tmp_path, use_ema):
+    module = Copier()
+    for average, used in ((None, False), (module.net, use_ema)):
+        module.ema = average
+        evaluation = Evaluation(4, features="none", use_ema=use_ema)
+        fit(tmp_path, evaluation, module=module)
+        assert evaluation.report["settings"]["use_ema"] is used
+
+
 def test_loggers_get_every_figure_with_its_control(tmp_path):
     logger = CSVLogger(tmp_path, name="digits")
     evaluation, agc = Evaluation(10), AntiGradientControl(0.9, num_bins=1)

@@ -100,8 +100,23 @@ def test_the_card_tells_data_method_settings_and_figures(run, tmp_path):
         f"torch {torch.__version__.partition('+')[0]}",
     ):
         assert fact in body, fact
+    assert "averaged weights, seed" in body
     assert "Measured after" not in body
+    assert "Measured with" not in body
     assert str(run) not in body
+
+
+def test_figures_of_other_weights_are_called_so(run, tmp_path):
+    body = header(export(run / "checkpoints" / "last.ckpt", out=tmp_path / "last", use_ema=False))[1]
+    assert "These are the last weights" in body
+    assert "**Measured with the averaged weights; these are the last ones.**" in body
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "metrics.json").write_text((run / "metrics.json").read_text())  # which says: averaged
+    save_checkpoint(DiffusionModule(tiny_unet(), ema_decay=0.0), tmp_path / "run" / "last.ckpt")
+    body = header(export(tmp_path / "run" / "last.ckpt", out=tmp_path / "plain"))[1]
+    assert "last weights, seed" in body
+    assert "averaged" not in body.partition("## Quality")[2]
+    assert "Measured with" not in body
 
 
 def test_the_card_says_which_part_was_trained(run, tmp_path):
