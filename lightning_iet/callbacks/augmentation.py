@@ -268,9 +268,10 @@ class ThresholdAwareAugmentation(Callback):
                 " reads another data set. Keep one Augmented in the data module, and return a loader of it."
             )
         if len(augmented) != len(data):
+            inner = "Augmented" if len(augmented) > len(data) else "WithIndex"
             raise ValueError(
-                f"ThresholdAwareAugmentation expected Augmented around the {len(data)} samples that are trained on, but"
-                f" got one of {len(augmented)}, of which a subset is read. Put Augmented around the subset."
+                f"ThresholdAwareAugmentation expected Augmented and the index around the same samples, but got"
+                f" {len(augmented)} and {len(data)}: {inner} lies within a subset. Put it around the subset."
             )
         if not len(self._current):
             self._current = torch.zeros(len(data), dtype=torch.uint8)

@@ -51,7 +51,7 @@ from lightning_iet.cli.images import measured_step, seconds_of_step, with_images
 from lightning_iet.data import ShardedDataModule
 from lightning_iet.functional.sharding import Partition, num_replicas
 from lightning_iet.tools.plan import PlanningTrainer, in_mib, model_size, schedule_of
-from lightning_iet.utilities.checkpoints import last_checkpoint, outline
+from lightning_iet.utilities.checkpoints import newest_checkpoint, outline
 from lightning_iet.utilities.configurations import import_exports, leave_weights_out
 from lightning_iet.utilities.devices import training_threads
 from lightning_iet.utilities.errors import own_cause, yaml_fault
@@ -204,15 +204,13 @@ class IETCLI(LightningCLI):
         order_callbacks(self.trainer, StopSignal(), *([FinalCheckpoint()] if self.trainer.checkpoint_callbacks else []))
         options = self.config_init[self.subcommand]
         options["ckpt_path"] = resume_from(self.trainer, options["ckpt_path"], trusted=options["trust_checkpoint"])
-        for logger in self._loggers_of_files() if options["ckpt_path"] else ():
-            earlier = Path(logger.log_dir) / "metrics.csv"
-            earlier.rename(next(file for n in count(1) if not (file := earlier.with_name(f"metrics-{n}.csv")).exists()))
-            logger._experiment = _Metrics(logger.log_dir, earlier.name)
         if self.trainer.is_global_zero and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             remedy = "Give another folder: --trainer.logger.save_dir, or --trainer.default_root_dir without a logger."
             folder = run_folder(self.trainer)
             check_writable(folder, argument="save_dir", remedy=remedy, make=False)
             self.new_folders = [place for place in (folder, *folder.parents) if not place.exists()]
+        for logger in self._loggers_of_files() if options["ckpt_path"] else ():
+            logger._experiment = _Metrics(logger.log_dir, "metrics.csv")
         if self.images is not None:
             done = _steps_done(options["ckpt_path"], trusted=options["trust_checkpoint"])
             rank_zero_info(f"{self.images}; {self._estimate(done)}")
@@ -221,7 +219,7 @@ class IETCLI(LightningCLI):
         """Find the newest checkpoint where it is asked for, and leave what training has written as it is."""
         options = self.config_init[self.subcommand]
         if options["ckpt_path"] == "last":
-            found = last_checkpoint(self.trainer, trusted=options["trust_checkpoint"])
+            found = newest_checkpoint(self.trainer)
             if found is None:
                 raise ValueError(
                     f"`{self.subcommand}` expected a trained model, but got --ckpt_path last, and "
@@ -229,7 +227,7 @@ class IETCLI(LightningCLI):
                 )
             options["ckpt_path"] = str(found)
         for logger in self._loggers_of_files():
-            logger._experiment = _Metrics(logger.log_dir, "test.csv")
+            logger._experiment = _Metrics(logger.log_dir, f"{self.subcommand}.csv")
 
     before_validate = before_test
 
@@ -377,14 +375,24 @@ def _name_extra(error: BaseException | None) -> None:
 
 
 class _Metrics(ExperimentWriter):
-    """Writes a file of measures; Lightning's removes that of an earlier part or of the training, and says so."""
+    """Writes a file of measures, and keeps an earlier one of its name under another; Lightning's removes that."""
 
     def __init__(self, log_dir: str, name: str) -> None:
         self.NAME_METRICS_FILE = name
+        self._has_begun = False
         super().__init__(log_dir)
 
     def _check_log_dir_exists(self) -> None:
-        Path(self.metrics_file_path).unlink(missing_ok=True)
+        """Leave the folder as it is until there is something to write."""
+
+    def save(self) -> None:
+        """Write what was logged."""
+        file = Path(self.metrics_file_path)
+        if self.metrics and not self._has_begun and file.is_file():
+            names = (file.with_name(f"{file.stem}-{number}.csv") for number in count(1))
+            file.rename(next(name for name in names if not name.exists()))
+        self._has_begun = self._has_begun or bool(self.metrics)
+        super().save()
 
 
 class _SaveConfig(SaveConfigCallback):
@@ -397,7 +405,8 @@ class _SaveConfig(SaveConfigCallback):
             return
         folder.mkdir(parents=True, exist_ok=True)
         config = self.config.clone()
-        config.ckpt_path = None
+        if stage == "fit" and config.ckpt_path == "last":
+            config.ckpt_path = None
         self.parser.save(
             config, folder / self.config_filename, skip_none=False, overwrite=True, multifile=self.multifile
         )

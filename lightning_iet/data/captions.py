@@ -169,7 +169,7 @@ class CaptionFile:
         """Return the caption of an image, by its path below the folder."""
         own = str(_canonical(name))
         named = name if name in self.captions else self._ends.get(own)
-        if named is None or (str(_canonical(named)) in self._images - {own}):
+        if named is None or ((whole := str(_canonical(named))) != own and whole in self._images):
             return None
         self._used.add(named)
         return self.captions[named]

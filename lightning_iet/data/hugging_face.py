@@ -73,7 +73,7 @@ class HuggingFaceDataModule(ImageDataModule):
         self.classes: list[str] = []
         self.image_column = image_column
         self.condition_column = condition_column
-        self.captioned = condition_column not in (None, *_LABELS) and self.num_classes is None
+        self.captioned = condition_column in TEXT_KEYS
 
     def fetch(self) -> None:
         """Download what is no local path into the cache of the hub's client."""

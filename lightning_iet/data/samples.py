@@ -90,7 +90,8 @@ def labels_of(dataset: Dataset[Any]) -> Tensor | None:
                 labels = torch.as_tensor(labels)
             except (RuntimeError, TypeError, ValueError):  # no numbers: boxes, paths
                 continue
-            if labels.shape == (len(dataset),) and not labels.is_floating_point():  # type: ignore[arg-type]
+            length = len(dataset) if hasattr(dataset, "__len__") else len(labels)
+            if labels.shape == (length,) and not labels.is_floating_point():
                 return labels
     return None
 

@@ -197,8 +197,9 @@ class PagedSource:
         """List the pages of a file; of most files a look at the first bytes tells that there is one."""
         if isinstance(self.source, ArraySource):
             return Pages([0])
+        head = getattr(self.source, "head", None)
         try:
-            start = self.source.head(index) if isinstance(self.source, FolderSource | TarSource) else None
+            start = None if head is None else head(index)
             if start is not None and not may_have_pages(start):
                 return Pages([0])
             data = self.source.read(index)
@@ -599,10 +600,19 @@ class HuggingFaceSource:
 
     def read(self, index: int) -> bytes:
         """Return the bytes of an image, which lie in the row itself or in a file of its own."""
-        image = self.data[index][self.column]
+        image = self._row(index)
+        return image["bytes"] if image["bytes"] is not None else Path(image["path"]).read_bytes()
+
+    def head(self, index: int) -> bytes:
+        """Return the first bytes of an image; where they lie in the row itself, all of it has been read."""
+        image = self._row(index)
+        return image["bytes"][:HEAD] if image["bytes"] is not None else read_regular(image["path"], HEAD)
+
+    def _row(self, index: int) -> dict[str, Any]:
+        image: dict[str, Any] | None = self.data[index][self.column]
         if image is None:
             raise ValueError("a row without an image")
-        return image["bytes"] if image["bytes"] is not None else Path(image["path"]).read_bytes()
+        return image
 
 
 # --- what a path holds ------------------------------------------------------------------------------------------------

@@ -225,7 +225,7 @@ class TextToImageModule(DenoisingModule):
         super().on_fit_start()
         train = getattr(getattr(self.trainer, "datamodule", None), "train_set", None)
         # A batch tells groups of near-duplicates that count as one by their numbers, and shows different images.
-        self.latents.num_images = 0 if train is None else len(every_image(train))
+        self.latents.num_images = len(every_image(train)) if hasattr(train, "__len__") else 0
         self.captions.null()  # now: a training step in evaluation mode must change nothing
         # Lightning warns of modules in evaluation mode, in which frozen networks have to be.
         warnings.filterwarnings("ignore", message=r".*module\(s\) in eval mode at the start of training.*")

@@ -504,7 +504,7 @@ def _find_groups(
             f"Argument `config` expected a model with a denoiser that has blocks, but {type(module).__name__} has "
             "none. Say where it is with `denoiser` in the configuration's `selection`, or name groups there."
         )
-    decay = module.ema_decay if getattr(module, "ema", None) is not None else 0.0
+    decay = float(getattr(module, "ema_decay", 0) or 0) if getattr(module, "ema", None) is not None else 0.0
     return selection, selection.selection.find(network), decay
 
 

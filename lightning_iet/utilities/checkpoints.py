@@ -316,6 +316,18 @@ def last_checkpoint(trainer: Trainer, *, trusted: bool = False) -> Path | None:
     return None
 
 
+def newest_checkpoint(trainer: Trainer) -> Path | None:
+    """Return the checkpoint of a run, in any of its versions, that was written last, to be measured; ``None`` = none.
+
+    Example:
+        >>> trainer = Trainer(logger=False, default_root_dir="nowhere", accelerator="cpu")
+        >>> newest_checkpoint(trainer) is None
+        True
+    """
+    files = {path for folder in _folders(trainer) for path in Path(folder).glob("*.ckpt")}
+    return max(files, key=lambda path: (path.stat().st_mtime_ns, path), default=None)
+
+
 def _folders(trainer: Trainer) -> Iterator[str | Path]:
     """Yield the folders in which this trainer and its earlier versions write checkpoints."""
     for callback in trainer.checkpoint_callbacks:

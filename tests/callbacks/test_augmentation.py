@@ -451,7 +451,11 @@ class Stream(IterableDataset):
         (DataLoader(Stream()), "expected a training set in lightning_iet.data.Augmented"),
         (
             DataLoader(WithIndex(Subset(Augmented(Pictures()), range(8)))),
-            f"expected Augmented around the 8 samples that are trained on, but got one of {NUM}",
+            f"around the same samples, but got {NUM} and 8: Augmented lies within a subset. Put it around the subset.",
+        ),
+        (
+            DataLoader(Augmented(Subset(WithIndex(Pictures()), range(8)))),
+            f"around the same samples, but got 8 and {NUM}: WithIndex lies within a subset",
         ),
     ],
 )

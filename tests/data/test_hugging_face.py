@@ -145,7 +145,7 @@ def test_no_path_is_one_line():
         set_up(None)
 
 
-@pytest.mark.parametrize(("column", "condition"), [("caption", str), ("description", str), ("label", int), (None, int)])
+@pytest.mark.parametrize(("column", "condition"), [("caption", str), ("label", int), (None, int)])
 def test_the_synthetic_twin_has_captions_where_the_column_has(column, condition):
     data = set_up("user/name", condition_column=column, synthetic=True)
     assert type(data.train_set[0][1]) is condition
