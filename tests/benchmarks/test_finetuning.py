@@ -27,6 +27,14 @@ ROOT = Path(__file__).parents[2]
 SMOKE = PRESETS["smoke"]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _few_losses():
+    """Losses of a checkpoint, which no test reads, take longer than its training."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("benchmarks.mitigation.scoring.TIMESTEPS", 2)
+        yield
+
+
 @pytest.fixture(scope="module")
 def smoke(tmp_path_factory):
     """The smoke preset, as a user runs it."""
@@ -61,7 +69,8 @@ def test_every_row_is_in_the_points_and_the_search_in_a_table_of_its_own(smoke):
 
 def test_an_uneven_set_is_searched_and_judged_by_what_images_show(tmp_path, monkeypatch):
     rows = ("full", "record_draws", "found")
-    setting = replace(SMOKE.setting, name="smoke_uneven", num_repeated=2, repeats=4, num_trials=2)
+    once = {"lengths": (1,), "plain_lengths": (1,), "checkpoints": 1}  # how often a run is judged
+    setting = replace(SMOKE.setting, name="smoke_uneven", num_repeated=2, repeats=4, num_trials=2, stop=4, **once)
     monkeypatch.setitem(PRESETS, "smoke", Preset(setting, (0,), rows))
     with undisturbed():
         assert main(["--preset", "smoke", "--out", str(tmp_path)]) == 0

@@ -23,8 +23,20 @@ from lightning_iet.metrics import feature_extractor
 from tests.helpers.distributed import forking
 from tests.helpers.fashion import write_fashion
 
-SMOKE = PRESETS["smoke"]
-DIGITS = SMOKE.settings[0]
+DIGITS = PRESETS["smoke"].settings[0]
+SMOKE = replace(  # half as long
+    PRESETS["smoke"],
+    settings=tuple(replace(one, lengths=(1,), plain_lengths=(0.5, 1)) for one in PRESETS["smoke"].settings),
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _short():
+    """Shorter runs, and in this process fewer losses of a checkpoint, which no test reads."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(PRESETS, "smoke", SMOKE)
+        patch.setattr("benchmarks.mitigation.scoring.TIMESTEPS", 2)
+        yield
 
 
 @pytest.fixture(scope="module")

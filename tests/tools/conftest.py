@@ -2,15 +2,14 @@
 
 import pytest
 import torch
-from matplotlib.figure import Figure
 
-from tests.helpers.audits import DATE
+from tests.helpers.audits import DATE, leave_pictures_empty
 from tests.helpers.image_folders import random_pixels, write_images
 
 
 @pytest.fixture
 def drawn():
-    """Pictures of audits and comparisons are drawn; those of processes of their own always are."""
+    """Pictures of audits and comparisons are drawn; those of processes of their own are by default."""
 
 
 @pytest.fixture(autouse=True)
@@ -20,9 +19,7 @@ def _undrawn(request, monkeypatch):
     What they show: ``tests/audit/test_report.py`` and ``tests/test_plots.py``.
     """
     if "drawn" not in request.fixturenames:
-        for name in ("audit.report.page.nearest_pairs", "audit.report.page.ratio_histogram"):
-            monkeypatch.setattr(f"lightning_iet.{name}", lambda *_, **__: Figure((0.1, 0.1)))
-        monkeypatch.setattr("lightning_iet.tools.compare.runs_against_fid", lambda *_, **__: Figure((0.1, 0.1)))
+        leave_pictures_empty(monkeypatch)
 
 
 @pytest.fixture
