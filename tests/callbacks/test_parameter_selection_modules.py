@@ -194,7 +194,8 @@ def test_a_checkpoint_brings_its_selection(tmp_path, trained, family):
         quiet_trainer(tmp_path, limit_val_batches=1).validate(
             diffusion(seed=1), digits(16), ckpt_path=path, weights_only=True, verbose=False
         )
-    for callbacks in ([], [ParameterSelection("norm")]):
+    # The refusals read the selection alone, whatever its family: they are tried where weights have other names.
+    for callbacks in ([], [ParameterSelection("norm")]) if family == "svdiff" else ():
         with pytest.raises(ValueError, match=r"^The checkpoint expected "):
             fit(tmp_path, diffusion(), *callbacks, ckpt_path=path, max_epochs=2)
     with pytest.raises(ValueError, match="expected one selection of parameters, but got a second one"):
@@ -365,6 +366,8 @@ def test_a_text_to_image_module(folders, tmp_path, kind, family):
         generator=torch.Generator().manual_seed(derive_seed(0, 0)),
     ).images  # fmt: skip
     torch.testing.assert_close(drawn, images, rtol=0, atol=1e-4)
+    if kind != "sd1":  # the refusal is the same for all of them
+        return
     again = make_module(folders[kind])
     with pytest.raises(ValueError, match=r"^The checkpoint expected a selection under which"):
         fit(tmp_path, again, ParameterSelection("bias"), shards=2, data=data, ckpt_path=tmp_path / "last.ckpt")

@@ -49,7 +49,7 @@ TINY = {
     "trainer": {
         "accelerator": "cpu",
         "devices": 1,
-        "max_epochs": 4,  # of 4 steps for each of 2 shards
+        "max_epochs": 3,  # of 4 steps for each of 2 shards
         "limit_val_batches": 0,
         "enable_model_summary": False,
         "logger": {
