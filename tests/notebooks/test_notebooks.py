@@ -16,7 +16,10 @@ ROOT = Path(__file__).parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 # What makes a notebook short: it runs through all of its code, and learns nothing.
 SMALLER = {
-    "01_quick_start": {"20 * 48": "48", "max_epochs=10": "max_epochs=2", "Evaluation(256": "Evaluation(16"},
+    "01_quick_start": {
+        "20 * 48": "48", "max_epochs=10": "max_epochs=2",
+        "Evaluation(256, num_inference_steps=20": "Evaluation(16, num_inference_steps=2",
+    },
     "02_existing_project": {
         "20 * 64": "2 * 64", "max_epochs=25": "max_epochs=2", "log_every_n_steps=20": "log_every_n_steps=1",
     },
@@ -24,12 +27,13 @@ SMALLER = {
         "[:300]": "[:40]", "[300:700]": "[300:360]", "[700:1000]": "[700:730]", "train[:40]": "train[:10]",
     },
     "04_sweeping_thresholds": {
-        "20 * 32": "32", "max_epochs: 10": "max_epochs: 2", "num_samples: 64": "num_samples: 16",
+        "20 * 32": "32", "max_epochs: 10": "max_epochs: 2", "num_samples: 64, num_inference_steps: 10": "num_samples: 16, num_inference_steps: 2",
         "[0.0, 0.5, 0.9]": "[0.0, 0.9]",
     },
     "05_what_to_fine_tune": {
         "train_set, 200)": "train_set, 4)", "train_set, 80,": "train_set, 4,", "% 40": "% 2", "trials=6": "trials=2",
         "sample(100, num_inference_steps=10)": "sample(50, num_inference_steps=2)",
+        "range(50, 1000, 100)": "range(50, 1000, 500)",
     },
 }  # fmt: skip
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

@@ -17,6 +17,7 @@ QUICK = [
     "--model.unet.init_args.block_out_channels=[8,8]",
     "--model.unet.init_args.norm_num_groups=4",
     "--trainer.max_epochs=2",
+    "--data.num_control=60",
     "--agc.num_bins=1",
     "--averaging.num_shards=2",
     "--averaging.every_n_epochs=1",
