@@ -67,7 +67,7 @@ def test_selected_parameters(family):
 
 @pytest.mark.parametrize("family", ["all", "attention", "lora", "difffit"])
 def test_text_to_image(tmp_path, family):
-    module = make_module(save_pipelines(tmp_path)["sd1"])
+    module = make_module(save_pipelines(tmp_path, ["sd1"])["sd1"])
     ParameterSelection(family).apply(module)
     with no_values():
         put_there(module)

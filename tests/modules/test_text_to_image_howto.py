@@ -37,7 +37,7 @@ def test_every_option_is_known(command, monkeypatch, capsys):
 
 @pytest.mark.parametrize("rank", [2, None])
 def test_images_are_drawn_and_the_model_handed_on(tmp_path, monkeypatch, rank):
-    folders = save_pipelines(tmp_path)
+    folders = save_pipelines(tmp_path, ["sd1"])
     trainer = quiet_trainer(tmp_path, max_epochs=1)
     trainer.fit(make_module(folders["sd1"], lora_rank=rank), CaptionedData(2))
     trainer.save_checkpoint(tmp_path / "last.ckpt")

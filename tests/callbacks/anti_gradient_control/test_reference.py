@@ -328,14 +328,14 @@ def test_unseen_images_cause_no_gradient(tmp_path, kind):
     assert sum(not training for training, _, _ in module.calls) == 12
 
 
-def run(folder, world_size=1, *, reference="other_shards", ckpt_path=None, save_at=None):
+def run(folder, world_size=1, *, reference="other_shards", ckpt_path=None, save_at=()):
     """Train shards; what is left of them."""
     torch.manual_seed(SEED)
     module = tiny_diffusion(unet={"dropout": 0.1})
     averaging, agc = Kept(2, every_n_epochs=2), AntiGradientControl(0.9, reference=reference, reference_every=2)
     trainer = quiet_trainer(
         folder,
-        callbacks=[agc, averaging, *([Save(folder / "cut.ckpt", save_at)] if save_at else [])],
+        callbacks=[agc, averaging, *(Save(folder / f"{step}.ckpt", step) for step in save_at)],
         max_epochs=3,
         devices=world_size,
         strategy="ddp" if world_size > 1 else "auto",
@@ -371,25 +371,23 @@ class Save(pl.Callback):
 
 @pytest.mark.parametrize("reference", ["held_out", "other_shards"])
 def test_processes_and_cuts_change_nothing(tmp_path, processes, reference):
-    whole = run(tmp_path, reference=reference, save_at=8)  # of 18: in the middle of the second epoch
+    # Of 18 steps: the last one of the first epoch, and in the middle of the second.
+    whole = run(tmp_path, reference=reference, save_at=(6, 8))
     assert whole["unseen"] > 20
     assert all((bank > 0).any() for bank in whole["banks"].values())
-    first, _ = processes(2).run(run, tmp_path / "two", 2, reference=reference)
-    resumed, _ = processes(2).run(run, tmp_path / "two", 2, reference=reference, ckpt_path=tmp_path / "cut.ckpt")
-    for other in (first, resumed):
+    two = tmp_path / "two"
+    # Within the second epoch, which has three steps of each process.
+    first, _ = processes(2).run(run, two, 2, reference=reference, save_at=(4,))
+    resumed, _ = processes(2).run(run, two, 2, reference=reference, ckpt_path=tmp_path / "8.ckpt")
+    others = [first, resumed]
+    if reference == "other_shards":  # statistics of epochs are those of all processes after a cut
+        others += processes(2).run(run, two, 2, ckpt_path=tmp_path / "6.ckpt")[:1]
+        others.append(run(tmp_path, ckpt_path=two / "4.ckpt"))
+    for other in others:
         assert_same_bits(other["model"], whole["model"])
         assert_same_bits(other["banks"], whole["banks"])
         assert other["unseen"] == whole["unseen"]
         assert_close(other["gaps"], whole["gaps"], equal_nan=True)
-
-
-def test_statistics_of_epochs_are_those_of_all_processes_after_a_cut(tmp_path, processes):
-    whole = run(tmp_path, save_at=6)  # in the last step of the first epoch
-    processes(2).run(run, tmp_path / "two", 2, save_at=4)  # within the second, which has three steps of each process
-    on_two, _ = processes(2).run(run, tmp_path, 2, ckpt_path=tmp_path / "cut.ckpt")
-    for resumed in (on_two, run(tmp_path, ckpt_path=tmp_path / "two" / "cut.ckpt")):
-        assert resumed["unseen"] == whole["unseen"]
-        assert_close(resumed["gaps"], whole["gaps"], equal_nan=True)
 
 
 def test_one_shard_goes_on_where_it_was_cut(tmp_path):
