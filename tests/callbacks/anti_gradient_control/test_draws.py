@@ -208,7 +208,7 @@ class Points(ImageDataModule):
 NAMES = ("0-3", "0-end", "2-5", "2-7", "3-1")  # of checkpoints from which runs go on
 
 
-def shards(folder, world_size=1, *, workers=0, num_shards=2, ckpt_path=None, save=None):
+def shards(folder, world_size=1, *, workers=0, num_shards=2, ckpt_path=None, save=None, epochs=6):
     """What is read in each epoch of a run in shards, the tables, and the network."""
     torch.manual_seed(SEED)
     agc, module = control(), Validated()
@@ -219,7 +219,7 @@ def shards(folder, world_size=1, *, workers=0, num_shards=2, ckpt_path=None, sav
             *([ParameterAveragingCallback(num_shards, every_n_epochs=2)] if num_shards > 1 else []),
             *([Saves(save, NAMES)] if save else []),
         ],
-        max_epochs=6,
+        max_epochs=epochs,
         devices=world_size,
         strategy="ddp" if world_size > 1 else "auto",
         limit_val_batches=0,
@@ -258,7 +258,7 @@ def test_places_are_given_to_samples_of_the_same_shard(whole):
     assert seen[known].float().mean() < seen[~known].float().mean() - 1
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", NAMES[1:])  # the first one: with workers, below
 def test_a_run_goes_on_from_any_step(tmp_path, whole, name):
     result, folder = whole
     found = shards(tmp_path, ckpt_path=folder / f"{name}.ckpt")
@@ -269,7 +269,7 @@ def test_a_run_goes_on_from_any_step(tmp_path, whole, name):
 @pytest.mark.parametrize("world_size", [2, 4])
 def test_processes_change_nothing(tmp_path, processes, whole, world_size):
     result, folder = whole
-    ranks = processes(world_size).run(shards, tmp_path, world_size)
+    ranks = processes(world_size).run(shards, tmp_path, world_size, epochs=6 if world_size == 2 else 3)
     if world_size == 2:  # four processes train two shards: batches are other ones
         assert sorted(pair for found in ranks for pair in found["read"]) == result["read"]
         ranks += processes(world_size).run(shards, tmp_path, world_size, ckpt_path=folder / "2-5.ckpt")
@@ -278,6 +278,7 @@ def test_processes_change_nothing(tmp_path, processes, whole, world_size):
             assert_same_bits(found["tables"], result["tables"])
     for found in ranks:
         assert torch.equal(found["tables"]["draw_table"], ranks[0]["tables"]["draw_table"])
+    assert (ranks[0]["tables"]["draw_table"] != torch.arange(40)).any()
 
 
 def test_plain_ddp_draws_by_one_table(tmp_path, processes):
