@@ -323,8 +323,7 @@ def test_the_command_line_is_lightnings():
 
 
 def test_no_progress_bar_where_none_is_wanted(capsys):
-    config = Path(__file__).parents[2] / "configs" / "digits" / "baseline.yaml"
-    main(["fit", "--config", str(config), "--trainer.enable_progress_bar=false", "--trainer.fast_dev_run=1"])
+    fit("baseline", "--trainer.enable_progress_bar=false", "--trainer.fast_dev_run=1")
     assert "step/s" not in "".join(capsys.readouterr())
 
 
