@@ -101,7 +101,8 @@ class StoredDataModule(ImageDataModule):
         """Open the training images, and the held-out ones."""
         if self.root is not None and self.held_out is not None and self.exists(self.held_out):
             inner, outer = sorted((self.held_out.resolve(), self.root.resolve()), key=lambda path: -len(path.parts))
-            if inner.is_relative_to(outer) or {*self.files_at(self.held_out)} & {*self.files_at(self.root)}:
+            held_out, trained_on = ({*map(Path.resolve, self.files_at(path))} for path in (self.held_out, self.root))
+            if inner.is_relative_to(outer) or held_out & trained_on:
                 raise ValueError(
                     f"Argument `held_out` expected a place beside `root`, but got '{self.held_out}' and '{self.root}', "
                     "which share images: the model would be trained on images that are to be held out."

@@ -78,11 +78,11 @@ class WebDatasetDataModule(StoredDataModule):
 
     def files_at(self, path: Path) -> list[Path]:
         """Return the archives at a path: one, those of a folder, or those of a pattern."""
-        return [archive.resolve() for archive in (archives_in(path) if path.is_dir() else archives_at(path))]
+        return archives_in(path) if path.is_dir() else archives_at(path)
 
     def open(self, path: Path, *, argument: str) -> Dataset[Any]:
         """Open the samples of one archive, or of all in a folder or of a pattern."""
-        paths = archives_in(path) if path.is_dir() else archives_at(path)
+        paths = self.files_at(path)
         if not paths:
             raise ValueError(f"Argument `{argument}` expected {self.expected}, but got '{path}', which holds none.")
         place = path if path.is_dir() else path.parent
