@@ -87,8 +87,9 @@ def explain_error(message: str, options: Iterable[str], *, names: Mapping[str, s
         if not unknown.startswith("-"):
             return f"There is no place for '{unknown}': options begin with --. {_SEE_HELP}"
         return f"There is no option {unknown}. {meant(unknown, options)}"
-    if found := re.search(r"(?:does not accept option|Option) '([\w.-]+)'", text):
-        return f"There is no option `{found[1]}`. {meant(found[1], options)}"
+    if found := re.search(r"(?:(?:Group '([\w.-]+)' )?does not accept option|Option) '([\w.-]+)'", text):
+        unknown = f"{found[1]}.{found[2]}" if found[1] else found[2]
+        return f"There is no option `{unknown}`. {meant(unknown, options)}"
     if found := re.search(r"the following arguments are required: (.*)", text):
         missing = [f"--{name.rpartition('.')[2]}" for name in found[1].split(", ")]
         which = f"Option {missing[0]} is" if len(missing) == 1 else f"Options {' and '.join(missing)} are"

@@ -17,6 +17,7 @@ import diffusers
 import lightning.pytorch as pl
 import torch
 import yaml
+from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers.csv_logs import CSVLogger, ExperimentWriter
@@ -167,7 +168,7 @@ class IETCLI(LightningCLI):
         self.threads = torch.get_num_threads()
         check_dashes(cast("Sequence[str]", args), cast("_Parser", parser).likely_options())
         arguments, self.images = with_images(with_configurations(cast("Sequence[str]", args)), measure=measured_step)
-        self.config = parser.parse_args(arguments)
+        self.config = self._parsed(parser, arguments)
         options = self.config[self.config.subcommand]
         _name_projects(options.get("trainer.logger"))
         data, model = (options.get(f"{name}.init_args") or {} for name in ("data", "model"))
@@ -183,6 +184,13 @@ class IETCLI(LightningCLI):
         if path and path not in _LIGHTNING_CHECKPOINTS:
             path = options["ckpt_path"] = str(checkpoint_of(Path(path), argument="ckpt_path"))
             outline(Path(path), argument="ckpt_path", trusted=trusted)
+
+    def _parsed(self, parser: LightningArgumentParser, arguments: list[str]) -> Namespace:
+        """Parse a command by its own parser; that of the program would fill in and look up every option once more."""
+        if self.command is None:
+            return parser.parse_args(arguments)
+        options = self._subcommand_parsers[self.command].parse_args(arguments[1:])
+        return Namespace({"subcommand": self.command, self.command: options})
 
     def _parse_ckpt_path(self) -> None:
         """Take hyperparameters over from a checkpoint only where LightningCLI has put them there.

@@ -14,7 +14,7 @@ from torch.utils.data import ConcatDataset, Dataset, IterableDataset, Subset
 
 from lightning_iet.utilities.files import printable
 from lightning_iet.utilities.fingerprints import sha256_of, tensor_bytes
-from lightning_iet.utilities.random import isolated_rng
+from lightning_iet.utilities.random import isolated_rng, seed_rng
 
 FINGERPRINTED = 32
 """Samples by which a data set is known again."""
@@ -117,14 +117,16 @@ def fingerprint_of_samples(dataset: Dataset[Any]) -> str:
         dataset: Map-style. Random augmentations are seeded, so that they do not show.
     """
     size = len(dataset)  # type: ignore[arg-type]
+    devices = torch.cuda.is_available()  # which asks the driver, every time
 
     def parts() -> Iterator[bytes]:
         yield str(size).encode()
         for index in range(0, size, max(size // FINGERPRINTED, 1)):
-            with isolated_rng(seed=index):
-                yield from _bytes(dataset[index])
+            seed_rng(index, devices=devices)
+            yield from _bytes(dataset[index])
 
-    return sha256_of(parts())[:12]
+    with isolated_rng():
+        return sha256_of(parts())[:12]
 
 
 def _bytes(sample: Any) -> Iterator[bytes]:

@@ -418,4 +418,6 @@ class DenoisingModule(pl.LightningModule):
         specification = dict(checkpoint.get("specification", {}))
         specification.pop("selection", None)  # on_load_checkpoint takes it, once the module is there
         arguments = cls.constructor_arguments(specification, checkpoint_path, kwargs)
-        return super().load_from_checkpoint(checkpoint_path, map_location, weights_only=True, **arguments)
+        inherited: Any = super().load_from_checkpoint
+        # Lightning's wrapper of it reads the source of the whole call stack, a tenth of a second and more.
+        return inherited.__func__(cls, checkpoint_path, map_location, weights_only=True, **arguments)

@@ -16,6 +16,7 @@ from torch.optim.swa_utils import AveragedModel
 from lightning_iet.utilities.lightning import do_nothing, find_callbacks, lightning_classes, patched_attribute
 
 _INTERNAL = frozenset(vars(nn.Module()))
+_PLAIN = (type(None), bool, int, float, complex, str, bytes)  # which hold nothing
 _OF_LIBRARIES = ("torch.", "lightning.", "pytorch_lightning.", "torchmetrics.", "builtins", "functools", "weakref")
 
 
@@ -195,7 +196,7 @@ class _Search:
 
     def visit(self, slot: Slot, value: Any, owner: Any, depth: int = 0) -> None:
         """Collect a slot's value if it is an average, else look inside; ``owner`` is the object that it belongs to."""
-        if id(value) in self.seen or depth > 4:
+        if type(value) in _PLAIN or id(value) in self.seen or depth > 4:
             return
         if isinstance(value, list | dict):
             self.seen.add(id(value))

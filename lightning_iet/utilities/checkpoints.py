@@ -191,9 +191,8 @@ class UnreadableCheckpointError(ValueError):
 
 def _unreadable(path: Path) -> str | None:
     """Say what in a checkpoint is not read without running code, and what to do; ``None`` = all of it is read."""
-    allow_imported_types(path)
     try:
-        torch.load(path, map_location="meta", mmap=True, weights_only=True)
+        _plain_content(path)
     except OSError:
         raise
     except Exception as error:  # values that cannot be made again, such as a member that an enumeration has lost
@@ -208,6 +207,12 @@ def _unreadable(path: Path) -> str | None:
             "yourself, add --trust-checkpoint."
         )
     return None
+
+
+def _plain_content(path: Path) -> Any:
+    """Read a checkpoint without running code, with tensors on the ``meta`` device."""
+    allow_imported_types(path)
+    return torch.load(path, map_location="meta", mmap=True, weights_only=True)
 
 
 def _reason(error: Exception) -> str:
@@ -242,11 +247,18 @@ def outline(path: Path, *, argument: str, trusted: bool = False) -> dict[str, An
         (7, torch.Size([2, 3]), device(type='meta'))
     """
     check_whole(path, argument=argument)
-    if not trusted and (fault := _unreadable(path)):
-        raise UnreadableCheckpointError(
-            f"Argument `{argument}` expected a checkpoint of tensors and plain values, but got '{path}': {fault}"
-        )
-    content = torch.load(path, map_location="meta", mmap=True, weights_only=not trusted)
+    if trusted:
+        content = torch.load(path, map_location="meta", mmap=True, weights_only=False)
+    else:
+        try:
+            content = _plain_content(path)
+        except OSError:
+            raise
+        except Exception as error:
+            raise UnreadableCheckpointError(
+                f"Argument `{argument}` expected a checkpoint of tensors and plain values, but got '{path}': "
+                f"{_unreadable(path) or first_line(error)}"
+            ) from None
     if not isinstance(content, dict):
         raise ValueError(
             f"Argument `{argument}` expected a checkpoint of Lightning, but got '{path}', "
