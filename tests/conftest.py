@@ -11,6 +11,8 @@ import sys
 import pytest
 from hypothesis import settings
 
+gc.disable()  # until all is imported: it finds nothing there
+
 if "PYTEST_XDIST_WORKER" in os.environ:  # `pytest -n 2`: as many processes as cores, so one thread for each
     import torch
 
@@ -40,6 +42,7 @@ def pytest_collection_finish():
         logging.getLogger(name).setLevel(logging.ERROR)
     gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session")
