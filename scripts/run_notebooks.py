@@ -15,7 +15,7 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -26,28 +26,21 @@ from nbformat import NotebookNode
 NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
 
 
-def execute(path: Path, *, timeout: int = 600, changes: Mapping[str, str] | None = None) -> NotebookNode:
+def execute(path: Path, *, timeout: int = 600) -> NotebookNode:
     """Run a notebook in an empty folder.
 
     Args:
         path: The notebook; the file is left as it is.
         timeout: Seconds that a cell may take.
-        changes: What stands in the notebook's code, and what is run in its place.
 
     Returns:
         The notebook with new outputs and plain metadata.
 
     Raises:
         nbclient.exceptions.CellExecutionError: If a cell fails.
-        ValueError: If a cell writes to stderr, or there is nothing to change.
+        ValueError: If a cell writes to stderr.
     """
     notebook = nbformat.read(path, as_version=4)
-    cells = code_cells(notebook)
-    for before, after in (changes or {}).items():
-        if not any(before in cell.source for cell in cells):
-            raise ValueError(f"Argument `changes` expected code of '{path}', but got {before!r}.")
-        for cell in cells:
-            cell.source = cell.source.replace(before, after)
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as sockets, _programs_on_path():
         client = NotebookClient(
             notebook,

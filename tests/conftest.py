@@ -18,13 +18,15 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # `pytest -n 2`: as many processes as c
 
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # of programs that tests start
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    if not torch.cuda.is_available():
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # else each step of an optimizer looks for the driver's library anew
 
 # No test measures time, hypothesis' included; fixtures of this file are fine to share among examples.
 settings.register_profile("lightning-iet", deadline=None, max_examples=50)
 settings.load_profile("lightning-iet")
 
 
-LONGEST = {"test_notebooks.py", "test_memcontrol.py", "test_audit_model.py"}  # about a minute each, or more
+LONGEST = {"test_trainer.py", "test_memcontrol.py", "test_audit_model.py"}  # half a minute each, or more
 
 
 def pytest_collection_modifyitems(items):

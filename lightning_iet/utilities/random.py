@@ -3,6 +3,7 @@
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any, cast
 
 import numpy as np
@@ -21,11 +22,17 @@ def seed_rng(seed: int, *, devices: bool = True) -> None:
     """
     random.seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002 (data sets of users draw from the global generator)
-    if devices and torch.cuda.is_available():
+    if devices and _has_cuda():
         torch.manual_seed(seed)
     else:
         # `manual_seed` keeps a stack trace for an accelerator that may yet come: hundreds of microseconds.
         torch.default_generator.manual_seed(seed)
+
+
+@cache
+def _has_cuda() -> bool:
+    """Whether this machine has a device; torch looks for the driver's library at each question."""
+    return torch.cuda.is_available()
 
 
 def get_rng_state() -> dict[str, Any]:
