@@ -13,20 +13,22 @@ from hypothesis import settings
 
 gc.disable()  # until all is imported: it finds nothing there
 
-if "PYTEST_XDIST_WORKER" in os.environ:  # `pytest -n 2`: as many processes as cores, so one thread for each
-    import torch
-
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # of programs that tests start
-    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-    if not torch.cuda.is_available():
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # else each step of an optimizer looks for the driver's library anew
-
 # No test measures time, hypothesis' included; fixtures of this file are fine to share among examples.
 settings.register_profile("lightning-iet", deadline=None, max_examples=50)
 settings.load_profile("lightning-iet")
 
 
 LONGEST = {"test_trainer.py", "test_memcontrol.py", "test_audit_model.py"}  # half a minute each, or more
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure():
+    """Each process of `pytest -n 2` imports what tests need, before it knows of any, and leaves a fork for them."""
+    if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores, so one thread for each
+        os.environ.setdefault("OMP_NUM_THREADS", "1")  # of programs that tests start, too
+        from tests.helpers.first_fork import import_and_fork
+
+        import_and_fork()
 
 
 def pytest_collection_modifyitems(items):

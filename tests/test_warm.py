@@ -1,5 +1,7 @@
 """Programs that are forks of a warm Python end as others do, and with whoever started them."""
 
+import faulthandler
+import gc
 import json
 import logging
 import multiprocessing as mp
@@ -9,7 +11,9 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+import warnings
 from pathlib import Path
 
 import pytest
@@ -91,6 +95,41 @@ def become(folder):
     files = [os.open(folder / name, os.O_CREAT | os.O_RDWR) for name in ("in", "out", "err")]
     environment = {"PYTHONPATH": str(folder), "OMP_NUM_THREADS": "3"}
     run_program("python", files, module="interrupted", words=[], folder=str(folder), environment=environment)
+
+
+QUIET = (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning)  # of which Python says nothing
+
+
+def describe(pipe):
+    """What pytest changes in its own process, as it is in this one."""
+    loggers = [logging.root, *logging.root.manager.loggerDict.values()]
+    streams = {getattr(handler, "stream", None) for logger in loggers for handler in getattr(logger, "handlers", ())}
+    pipe.send({
+        "finders": any(type(finder).__module__.startswith("_pytest") for finder in sys.meta_path),
+        "tests": [name for name in sys.modules if name.startswith("tests.") and ".test_" in name],
+        "errors": [entry for entry in warnings.filters if entry[0] == "error" and entry[2] is Warning],
+        "quiet": {category for category in QUIET if ("ignore", None, category, None, 0) in warnings.filters},
+        "hooks": [sys.excepthook is sys.__excepthook__, threading.excepthook is threading.__excepthook__,
+                  sys.unraisablehook is sys.__unraisablehook__, faulthandler.is_enabled()],
+        "streams": streams <= {None, sys.stderr},
+        "levels": [logging.getLogger(name).level for name in (None, "lightning.pytorch")],
+        "threads": len(os.listdir("/proc/self/task")),
+        "collector": gc.isenabled(),
+        "interrupt": signal.getsignal(signal.SIGINT) is signal.default_int_handler,
+    })  # fmt: skip
+
+
+def test_a_fork_of_pytest_is_as_a_new_process():
+    ours, theirs = forking().Pipe()
+    process = forking().Process(target=describe, args=(theirs,))
+    process.start()
+    assert ours.poll(60)
+    assert ours.recv() == {
+        "finders": False, "tests": ["tests.test_warm"], "errors": [], "quiet": {*QUIET},
+        "hooks": [True, True, True, False], "streams": True, "levels": [logging.WARNING, logging.INFO], "threads": 1,
+        "collector": True, "interrupt": True,
+    }  # fmt: skip
+    process.join()
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 """Processes for distributed tests, started once for many tests, as forks of one that has imported all they need.
 
-Importing torch and Lightning would take most of a test's time.
+Importing torch and Lightning would take most of a test's time. Under `pytest -n 2` that one is itself a fork of the
+process that runs the tests (:mod:`tests.helpers.first_fork`); else, or when a test has killed it, it is a new one.
 """
 
 import gc
@@ -21,9 +22,10 @@ import torch.distributed as dist
 
 _ENVIRONMENT = dict(os.environ)  # of no test in particular: the warm process serves all of them
 _CONTEXT = mp.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(  # the first imports almost all there is; the others are what runs import on their way
-    ["tests.helpers.kills", "sklearn.datasets", "optuna.samplers", "sqlalchemy.dialects.sqlite", "alembic.command"]
-)
+NEEDED = (  # the first imports almost all there is; the others are what runs import on their way
+    "tests.helpers.kills", "sklearn.datasets", "optuna.samplers", "sqlalchemy.dialects.sqlite", "alembic.command",
+)  # fmt: skip
+_CONTEXT.set_forkserver_preload(list(NEEDED))
 
 
 def forking():
