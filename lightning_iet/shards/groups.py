@@ -1,5 +1,6 @@
 """The processes of a run: which of them train one shard together, and what all of them must agree on."""
 
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -91,9 +92,15 @@ def gather_shards(states: dict[int, dict[str, Any]], world_size: int) -> dict[in
     """Return the shards of all processes on the first one, which writes the checkpoint; elsewhere, the own ones."""
     if world_size == 1:
         return states
-    everyone: list[Any] | None = [None] * world_size if dist.get_rank() == 0 else None
-    dist.gather_object(states, everyone, dst=0)
-    return {shard: state for part in everyone for shard, state in part.items()} if everyone else states
+    if dist.get_rank() > 0:
+        written = io.BytesIO()
+        torch.save(states, written)  # at once: what pickles objects saves every tensor by itself
+        dist.gather_object(written.getvalue(), dst=0)
+        return states
+    parts: list[Any] = [None] * world_size
+    dist.gather_object(b"", parts, dst=0)
+    others = [torch.load(io.BytesIO(part), map_location="cpu", weights_only=False) for part in parts[1:]]
+    return {shard: state for part in (states, *others) for shard, state in part.items()}
 
 
 def check_same_everywhere(values: Mapping[str, Any], world_size: int, *, remedy: str) -> None:
