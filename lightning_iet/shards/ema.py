@@ -35,7 +35,7 @@ def averaged_modules(module: nn.Module) -> list[nn.Module]:
         [True]
     """
     averaged: list[nn.Module] = [part for part in module.modules() if isinstance(part, AveragedModel)]
-    frozen = [part for part in _frozen_parts(module, module) if not isinstance(part, AveragedModel)]
+    frozen = [part for part in _frozen_parts(module) if not isinstance(part, AveragedModel)]
     if not frozen:
         return averaged
     trained = _trained_outlines(module)
@@ -45,7 +45,7 @@ def averaged_modules(module: nn.Module) -> list[nn.Module]:
 def frozen_modules(module: nn.Module) -> list[nn.Module]:
     """Return the largest submodules with parameters none of which is trained (a text encoder), averages excepted."""
     averaged = {id(p) for part in averaged_modules(module) for p in part.parameters()}
-    parts = _frozen_parts(module, module, everywhere=True)
+    parts = _frozen_parts(module, everywhere=True)
     return [part for part in parts if not any(id(p) in averaged for p in part.parameters())]
 
 
@@ -55,9 +55,25 @@ def _outline(module: nn.Module) -> tuple[Any, ...]:
 
 def _trained_outlines(root: nn.Module) -> set[tuple[Any, ...]]:
     """Describe the networks of which an average may be kept."""
+    trained = _with_trained(root)
     parts = [(module, part) for module in root.modules() for part in module.children()]
-    own = [part for module, part in parts if _is_trained(part) and _is_network(part, module, root)]
+    own = [part for module, part in parts if id(part) in trained and _is_network(part, module, root)]
     return {_outline(part) for part in (root, *own)}
+
+
+def _with_trained(root: nn.Module) -> set[int]:
+    """Return the ids of all submodules that hold a trained parameter, at any depth, in one walk."""
+    found: dict[int, bool] = {}
+
+    def visit(module: nn.Module) -> bool:
+        if id(module) not in found:
+            within = [visit(part) for part in module.children()]
+            own = (parameter for parameter in module._parameters.values() if parameter is not None)
+            found[id(module)] = any(within) or any(parameter.requires_grad for parameter in own)
+        return found[id(module)]
+
+    visit(root)
+    return {name for name, is_trained in found.items() if is_trained}
 
 
 def _is_network(part: nn.Module, parent: nn.Module, root: nn.Module) -> bool:
@@ -65,15 +81,15 @@ def _is_network(part: nn.Module, parent: nn.Module, root: nn.Module) -> bool:
     return not isinstance(parent, nn.ModuleList | nn.Sequential) and (parent is root or any(part.children()))
 
 
-def _is_trained(module: nn.Module) -> bool:
-    return any(parameter.requires_grad for parameter in module.parameters())
-
-
-def _frozen_parts(module: nn.Module, root: nn.Module, *, everywhere: bool = False) -> Iterator[nn.Module]:
+def _frozen_parts(root: nn.Module, *, everywhere: bool = False) -> Iterator[nn.Module]:
     """Yield the largest frozen submodules; unless ``everywhere``, only those that may be a network of their own."""
+    yield from _frozen_in(root, root, _with_trained(root), everywhere)
+
+
+def _frozen_in(module: nn.Module, root: nn.Module, trained: set[int], everywhere: bool) -> Iterator[nn.Module]:
     for part in module.children():
-        if _is_trained(part):
-            yield from _frozen_parts(part, root, everywhere=everywhere)
+        if id(part) in trained:
+            yield from _frozen_in(part, root, trained, everywhere)
         elif next(part.parameters(), None) is not None and (everywhere or _is_network(part, module, root)):
             yield part
 
@@ -132,7 +148,7 @@ def unregistered_averages(module: nn.Module) -> tuple[list[Slot], list[Slot]]:
     search = _Search(module)
     for path, part in module.named_modules():
         for key, value in vars(part).items():
-            if key not in _INTERNAL and key != "_trainer":
+            if type(value) not in _PLAIN and key not in _INTERNAL and key != "_trainer":
                 search.visit(Slot(f"{path}.{key}".lstrip("."), part, key), value, part)
     copied = {id(part) for part in averaged_modules(module) if not isinstance(part, AveragedModel)}
     for path, part in module.named_modules():
@@ -196,7 +212,7 @@ class _Search:
 
     def visit(self, slot: Slot, value: Any, owner: Any, depth: int = 0) -> None:
         """Collect a slot's value if it is an average, else look inside; ``owner`` is the object that it belongs to."""
-        if type(value) in _PLAIN or id(value) in self.seen or depth > 4:
+        if id(value) in self.seen or depth > 4:
             return
         if isinstance(value, list | dict):
             self.seen.add(id(value))
@@ -205,7 +221,8 @@ class _Search:
                 self._collect([Slot(f"{slot.name}.{key}", value, key) for key in entries], owner, slot)
             elif len(entries) < 1000:
                 for key, entry in entries.items():
-                    self.visit(Slot(f"{slot.name}.{key}", value, key), entry, owner, depth + 1)
+                    if type(entry) not in _PLAIN:
+                        self.visit(Slot(f"{slot.name}.{key}", value, key), entry, owner, depth + 1)
         elif isinstance(value, nn.Module):
             self.seen.add(id(value))
             if _outline(value) in self._outlines:
@@ -222,7 +239,8 @@ class _Search:
         elif is_users_object(value):
             self.seen.add(id(value))
             for key, entry in vars(value).items():
-                self.visit(Slot(f"{slot.name}.{key}", value, key), entry, value, depth + 1)
+                if type(entry) not in _PLAIN:
+                    self.visit(Slot(f"{slot.name}.{key}", value, key), entry, value, depth + 1)
 
     def _collect(self, slots: list[Slot], owner: Any, slot: Slot) -> None:
         self.tensors += slots
