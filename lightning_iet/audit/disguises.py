@@ -59,6 +59,7 @@ BLOCK, MOVED_BLOCK, NETWORK_BLOCK = 512, 64, 256  # images that are worked on, a
 NETWORK_BATCH = 32  # images that go through the network together on a CPU: of more, layers give more than 32 MiB
 CHUNK = 8192  # training images in one matrix product
 _VALUES = 2**21  # of images that are undone, or brought to all sizes, at once
+_PIXELS = 2**18  # of candidates that are judged together: more do not stay in the caches of a CPU
 _DEPTH = 1024  # products of levels less 128 whose sum is exact in single precision
 VERSION = 11  # to be raised when results change
 
@@ -80,19 +81,19 @@ class Matches(NamedTuple):
 
 
 class _Greys(NamedTuple):
-    """Grey images at every size that the searches need: of large images brought there once, of small ones when asked.
+    """Grey images at every size that the searches need: of many small images when asked, of others brought there once.
 
     Attributes:
         pixels: of the images, uint8, shape ``(N, C, H, W)``.
-        made: by side, float32, shape ``(N, 1, side, side)``; empty for images that are small already.
+        made: by size, float32, shape ``(N, 1, *size)``; empty for many images that are small already.
     """
 
     pixels: Tensor
-    made: dict[int, Tensor]
+    made: dict[tuple[int, int], Tensor]
 
     def at(self, size: tuple[int, int], rows: Tensor | slice) -> Tensor:
         """Return some of the images at a size, in [0, 1], shape ``(B, 1, *size)``."""
-        return grey_images(self.made[size[0]][rows], size) if self.made else _shrunk(self.pixels[rows], size)[-1]
+        return self.made[size][rows] if size in self.made else _shrunk(self.pixels[rows], size)[-1]
 
 
 class _Candidates(NamedTuple):
@@ -174,7 +175,7 @@ def find_flipped(
         _greys(part, {side, judged}, cache=cache, argument=name)
         for part, name in ((images, argument), (train, "train"))
     )
-    references = _standard_rows(greys, slice(0, len(train)), device, side)
+    references = cached(lambda: _standard_rows(greys, slice(0, len(train)), device, side))  # if a block is not cached
     count = min(CANDIDATES, len(train))
     positions = positions_of(images.pixels)  # not those of thumbnails, which are square where images are not
 
@@ -183,7 +184,7 @@ def find_flipped(
         with full_precision(torch.device(device).type):
             queries = _standard_rows(own, place, device, side)
             queries = queries.view(len(pixels), *_side(pixels, side))
-            indices, flips = _correlated(queries, references, count, positions, group)
+            indices, flips = _correlated(queries, references(), count, positions, group)
         maps = torch.zeros(*indices.shape, 2, 3)
         maps[..., :2] = torch.tensor(FLIPS, dtype=torch.float32)[flips.cpu()]
         size = _side(pixels, judged)
@@ -407,7 +408,9 @@ def _side(pixels: Tensor, largest: int) -> tuple[int, int]:
 def _greys(images: ImageSet, wanted: Collection[int], *, cache: BlockCache, argument: str) -> _Greys:
     """Bring large images to all sizes, once for all searches, and take those that are wanted into memory."""
     if max(images.pixels.shape[2:]) <= JUDGED or not len(images):
-        return _Greys(images.pixels, {})
+        few = 0 < images.pixels.numel() <= _VALUES
+        sizes = {_side(images.pixels, side) for side in wanted} if few else ()
+        return _Greys(images.pixels, {size: _shrunk(images.pixels, size)[-1] for size in sizes})
 
     def shrink(place: slice, progress: Progress) -> dict[str, Tensor]:
         parts: list[list[Tensor]] = []
@@ -424,7 +427,7 @@ def _greys(images: ImageSet, wanted: Collection[int], *, cache: BlockCache, argu
         total=len(images),
         block=BLOCK,
     )
-    return _Greys(images.pixels, {side: torch.cat([block[str(side)] for block in blocks]) for side in wanted})
+    return _Greys(images.pixels, {(side, side): torch.cat([block[str(side)] for block in blocks]) for side in wanted})
 
 
 def _shrunk(pixels: Tensor, size: tuple[int, int]) -> list[Tensor]:
@@ -525,17 +528,18 @@ def _largest(
 
 def _judge_flipped(images: Tensor, train: _Greys, indices: Tensor, maps: Tensor, size: tuple[int, int]) -> _Candidates:
     """Correlate grey images with their candidates in double precision, at this size."""
-    target = _standardized(images.flatten(1).double())
+    target = _standardized(images.flatten(1).double())[:, None]
     parts = []
-    for column in range(indices.shape[1]):
-        aligned = _aligned(train.at(size, indices[:, column]), maps[:, column])[0]
-        other = _standardized(aligned.flatten(1).double())
-        cosine = (target * other).sum(dim=1)
+    for columns in _columns(indices, size):
+        part = indices[:, columns]
+        aligned = _aligned(train.at(size, part.flatten()), maps[:, columns].flatten(0, 1))[0]
+        other = _standardized(aligned.flatten(1).double()).view(*part.shape, -1)
+        cosine = (target * other).sum(dim=2)
         # 1 - c² of rows that are nearly equal: from their difference, which does not cancel.
-        closeness = (target - torch.where(cosine < 0, -1.0, 1.0)[:, None] * other).square().sum(dim=1) / 2
-        blank = ~(target.any(dim=1) & other.any(dim=1))
+        closeness = (target - torch.where(cosine < 0, -1.0, 1.0)[..., None] * other).square().sum(dim=2) / 2
+        blank = ~(target.any(dim=2) & other.any(dim=2))
         parts.append(torch.where(blank, 1.0, (closeness * (2 - closeness)).clamp(0, 1).sqrt()).float())
-    distances, order = torch.stack(parts, dim=1).sort(dim=1, stable=True)
+    distances, order = torch.cat(parts, dim=1).sort(dim=1, stable=True)
     return _Candidates(distances, indices.gather(1, order), _gather(maps, order))
 
 
@@ -579,12 +583,16 @@ def _nearest(train: _Greys, found: _Candidates, size: tuple[int, int], group: Te
     group = torch.arange(len(train.pixels)) if group is None else group
     first, covered = _aligned(train.at(size, found.indices[:, 0]), found.maps[:, 0])
     scale = found.distances.square().mean(dim=1).sqrt()
-    following = torch.ones(len(found.indices))
-    for column in reversed(range(1, found.indices.shape[1])):
-        other, mask = _aligned(train.at(size, found.indices[:, column]), found.maps[:, column])
-        apart = _unlikeness(first.flatten(1), other.flatten(1), (covered & mask).flatten(1))
-        is_other = (apart >= scale / 3) & (group[found.indices[:, column]] != group[found.indices[:, 0]])
-        following = torch.where(is_other, found.distances[:, column], following)
+    parts = []
+    for columns in _columns(found.indices, size):
+        part = found.indices[:, columns]
+        other, mask = _aligned(train.at(size, part.flatten()), found.maps[:, columns].flatten(0, 1))
+        shape = *part.shape, -1
+        known = covered[:, None].flatten(2) & mask.view(shape)
+        apart = _unlikeness(first[:, None].flatten(2), other.view(shape), known)
+        parts.append((apart >= scale[:, None] / 3) & (group[part] != group[found.indices[:, :1]]))
+    is_other = F.pad(torch.cat(parts, dim=1), (0, 1), value=True)
+    following = F.pad(found.distances, (0, 1), value=1.0).gather(1, is_other.int().argmax(dim=1, keepdim=True))[:, 0]
     nearest = found.distances[:, 0]
     ratios = torch.where(following > 0, nearest / following.clamp(min=1e-12), 0).clamp(max=1)
     return Matches(nearest, ratios, found.indices[:, 0].clone(), found.maps[:, 0].clone())
@@ -593,18 +601,26 @@ def _nearest(train: _Greys, found: _Candidates, size: tuple[int, int], group: Te
 def _aligned(greys: Tensor, maps: Tensor) -> tuple[Tensor, Tensor]:
     """Grey training images in the place of the images, and where they are known, shape ``(B, H, W)`` each."""
     different, number = maps.unique(dim=0, return_inverse=True)  # of flips there are 8
-    grid = F.affine_grid(different, [len(different), *greys.shape[1:]], align_corners=False)[number]
-    warped = F.grid_sample(greys, grid, padding_mode="border", align_corners=False)
-    return warped[:, 0], (grid.abs() <= 1 + 1e-4).all(dim=-1)
+    grid = F.affine_grid(different, [len(different), *greys.shape[1:]], align_corners=False)
+    known = grid.abs() <= 1 + 1e-4
+    known = known[..., 0] & known[..., 1]  # `all` takes three times as long
+    warped = F.grid_sample(greys, grid[number], padding_mode="border", align_corners=False)
+    return warped[:, 0], known[number]
 
 
 def _unlikeness(one: Tensor, other: Tensor, mask: Tensor) -> Tensor:
-    weights = mask.double()
-    size = weights.sum(dim=1, keepdim=True).clamp(min=1)
-    one, other = ((part - (part * weights).sum(dim=1, keepdim=True) / size) * weights for part in (one, other))
-    norms = torch.linalg.vector_norm(one, dim=1) * torch.linalg.vector_norm(other, dim=1)
-    correlation = (one * other).sum(dim=1) / norms.clamp(min=1e-12)
+    weights = (mask[:1, :1] if mask.all() else mask).double()
+    size = weights.sum(dim=-1, keepdim=True).clamp(min=1)
+    one, other = ((part - (part * weights).sum(dim=-1, keepdim=True) / size) * weights for part in (one, other))
+    norms = torch.linalg.vector_norm(one, dim=-1) * torch.linalg.vector_norm(other, dim=-1)
+    correlation = (one * other).sum(dim=-1) / norms.clamp(min=1e-12)
     return (1 - correlation.square()).clamp(0, 1).sqrt().float()
+
+
+def _columns(indices: Tensor, size: tuple[int, int]) -> list[slice]:
+    """Cut the columns of candidates into parts that may be worked on together."""
+    width = max(1, _PIXELS // max(1, len(indices) * size[0] * size[1]))
+    return [slice(start, start + width) for start in range(0, indices.shape[1], width)]
 
 
 def _gather(maps: Tensor, order: Tensor) -> Tensor:
