@@ -41,9 +41,11 @@ def pytest_collection_finish():
     import lightning.pytorch  # noqa: F401 (sets the levels of its loggers)
 
     import tests.helpers.distributed  # noqa: F401 (it remembers the environment, which no test has changed yet)
+    from tests.helpers.undrawn import leave_pictures_empty
 
     for name in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    leave_pictures_empty()
     gc.collect()
     gc.freeze()
     gc.enable()
@@ -83,6 +85,15 @@ def warm_executable():
 def warm(warm_executable, monkeypatch):
     """Programs that the test starts with ``sys.executable`` are of that Python."""
     monkeypatch.setattr(sys, "executable", warm_executable)
+
+
+@pytest.fixture
+def drawn():
+    """Pictures are drawn, which are empty elsewhere; see :mod:`tests.helpers.undrawn`."""
+    from tests.helpers.undrawn import drawing
+
+    with drawing():
+        yield
 
 
 @pytest.fixture(scope="session")

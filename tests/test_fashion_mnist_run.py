@@ -3,6 +3,7 @@
 import json
 import sys
 
+import pytest
 import torch
 from PIL import Image
 from torch import nn
@@ -63,6 +64,7 @@ class SmallFeatures(nn.Module):
         return nn.functional.adaptive_avg_pool2d(images.float(), 4).flatten(1)
 
 
+@pytest.mark.usefixtures("drawn")
 def test_a_run_is_trained_and_evaluated(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["lightning-iet"])

@@ -103,7 +103,8 @@ QUIET = (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceW
 def describe(pipe):
     """What pytest changes in its own process, as it is in this one."""
     loggers = [logging.root, *logging.root.manager.loggerDict.values()]
-    streams = {getattr(handler, "stream", None) for logger in loggers for handler in getattr(logger, "handlers", ())}
+    handlers = [(logger, handler) for logger in loggers for handler in getattr(logger, "handlers", ())]
+    elsewhere = [str(pair) for pair in handlers if getattr(pair[1], "stream", None) not in (None, sys.stderr)]
     pipe.send({
         "finders": any(type(finder).__module__.startswith("_pytest") for finder in sys.meta_path),
         "tests": [name for name in sys.modules if name.startswith("tests.") and ".test_" in name],
@@ -111,7 +112,7 @@ def describe(pipe):
         "quiet": {category for category in QUIET if ("ignore", None, category, None, 0) in warnings.filters},
         "hooks": [sys.excepthook is sys.__excepthook__, threading.excepthook is threading.__excepthook__,
                   sys.unraisablehook is sys.__unraisablehook__, faulthandler.is_enabled()],
-        "streams": streams <= {None, sys.stderr},
+        "elsewhere": elsewhere,
         "levels": [logging.getLogger(name).level for name in (None, "lightning.pytorch")],
         "threads": len(os.listdir("/proc/self/task")),
         "collector": gc.isenabled(),
@@ -126,7 +127,7 @@ def test_a_fork_of_pytest_is_as_a_new_process():
     assert ours.poll(60)
     assert ours.recv() == {
         "finders": False, "tests": ["tests.test_warm"], "errors": [], "quiet": {*QUIET},
-        "hooks": [True, True, True, False], "streams": True, "levels": [logging.WARNING, logging.INFO], "threads": 1,
+        "hooks": [True, True, True, False], "elsewhere": [], "levels": [logging.WARNING, logging.INFO], "threads": 1,
         "collector": True, "interrupt": True,
     }  # fmt: skip
     process.join()

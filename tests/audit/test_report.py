@@ -27,6 +27,7 @@ from lightning_iet.evaluation.memorization import below
 from lightning_iet.utilities.files import printable
 from tests.helpers.image_folders import NASTY, random_pixels
 from tests.helpers.phantoms import eight_bits, phantoms
+from tests.helpers.undrawn import drawing
 
 
 class Page(HTMLParser):
@@ -58,7 +59,8 @@ class Page(HTMLParser):
 def report(audited, membership, tmp_path_factory):
     folder = tmp_path_factory.mktemp("report")
     findings = make_findings(audited, settings={"image_size": None}, membership=membership)
-    write_report(audited, findings, folder, pairs=20)
+    with drawing():
+        write_report(audited, findings, folder, pairs=20)
     return folder
 
 
@@ -75,6 +77,7 @@ def test_the_folder_holds_what_is_promised(report):
             assert min(image.size) > 400
 
 
+@pytest.mark.usefixtures("drawn")
 def test_pictures_and_page_name_the_same_numbers(report, audited, monkeypatch, tmp_path):
     figures = {}
     saved = "lightning_iet.audit.report.page.save_figure"

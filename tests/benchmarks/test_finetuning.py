@@ -21,7 +21,6 @@ from benchmarks.mitigation.runs import Results, Run
 from benchmarks.mitigation.summary import UNEVEN
 from benchmarks.mitigation.tables import fill
 from lightning_iet.data import DrawnByWeight
-from tests.helpers.landscapes import leave_fronts_empty
 from tests.helpers.state import undisturbed
 
 ROOT = Path(__file__).parents[2]
@@ -30,10 +29,9 @@ SMOKE = PRESETS["smoke"]
 
 @pytest.fixture(scope="module", autouse=True)
 def _short():
-    """Losses of a checkpoint and pictures of a search, which no test reads, take longer than its trainings."""
+    """Losses of a checkpoint, which no test reads, take longer than its trainings."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("benchmarks.mitigation.scoring.TIMESTEPS", 2)
-        leave_fronts_empty(patch)
         yield
 
 

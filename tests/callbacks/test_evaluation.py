@@ -51,7 +51,7 @@ def size_of(path):
 
 
 @pytest.fixture
-def pictures():
+def pictures(drawn):
     """A test that asks for it gets pictures; drawing them takes most of a test's time."""
 
 

@@ -16,6 +16,7 @@ def _in_empty_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["lightning-iet"])
 
 
+@pytest.mark.usefixtures("drawn")
 @pytest.mark.parametrize(
     ("name", "reference", "options"),
     [

@@ -74,6 +74,7 @@ def fit(name, *arguments):
     main(["fit", "--config", str(config), *QUICK, *arguments])
 
 
+@pytest.mark.usefixtures("drawn")
 def test_a_run_leaves_all_that_it_promises_and_can_be_repeated(capsys):
     often = ["--trainer.check_val_every_n_epoch=1", "--trainer.callbacks.init_args.every_n_epochs=1"]
     often += [f"--trainer.limit_{part}_batches=4" for part in ("val", "test")]

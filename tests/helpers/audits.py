@@ -5,7 +5,6 @@ import re
 from pathlib import Path
 
 import pytest
-from matplotlib.figure import Figure
 
 from lightning_iet.cli import main
 from lightning_iet.tools.audit import audit
@@ -41,13 +40,6 @@ def run(**options):
 
 def metrics(folder="report"):
     return json.loads(Path(folder, "metrics.json").read_text())
-
-
-def leave_pictures_empty(patch):
-    """Those of audits and comparisons, in this process."""
-    for name in ("audit.report.page.nearest_pairs", "audit.report.page.ratio_histogram"):
-        patch.setattr(f"lightning_iet.{name}", lambda *_, **__: Figure((0.1, 0.1)))
-    patch.setattr("lightning_iet.tools.compare.runs_against_fid", lambda *_, **__: Figure((0.1, 0.1)))
 
 
 PROGRESS = r"[A-Z][A-Za-z ]+: (0 of [\d,]+|[\d,]+ of [\d,]+, about .* left)"

@@ -20,6 +20,8 @@ from unittest.mock import patch
 import torch
 import torch.distributed as dist
 
+from tests.helpers.undrawn import leave_pictures_empty
+
 _ENVIRONMENT = dict(os.environ)  # of no test in particular: the warm process serves all of them
 _CONTEXT = mp.get_context("forkserver")
 NEEDED = (  # the first imports almost all there is; the others are what runs import on their way
@@ -123,13 +125,14 @@ def torchrun_environment(rank, world_size, port):
 
 
 def start_quietly():
-    """What a new process does first: one thread, no word but errors, and workers of loaders as Linux starts them.
+    """What a new process does first: one thread, no word but errors, no pictures, workers of loaders as Linux has them.
 
     What it has found imported stays, and is nothing for its garbage collector.
     """
     gc.freeze()
     mp.set_start_method("fork", force=True)
     torch.set_num_threads(1)
+    leave_pictures_empty()
     for name in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
 

@@ -4,6 +4,7 @@ That fork knows of no test, and of nothing that pytest has changed: it is what a
 """
 
 import gc
+import logging
 import os
 import signal
 import stat
@@ -31,6 +32,7 @@ def import_and_fork():
     if is_without_gpu := not torch.cuda.is_available():
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # else each step of an optimizer looks for the driver's library anew
     from tests.helpers.distributed import NEEDED, forking
+    from tests.helpers.undrawn import leave_pictures_empty
 
     for name in NEEDED:
         with suppress(ModuleNotFoundError):  # an extra may not be installed
@@ -39,6 +41,7 @@ def import_and_fork():
         warnings.filters.remove(strict)
     if is_without_gpu:  # else forks would have none, for this process has asked for it
         imported = [found for found in warnings.filters if found not in before]
+        leave_pictures_empty()
         resource_tracker.ensure_running()
         with patch.object(util, "spawnv_passfds", lambda _, arguments, files: _fork(arguments[-1], files, imported)):
             forking()
@@ -71,6 +74,10 @@ def _forget_pytest(files, warned):
     for category in (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning):
         warnings.simplefilter("ignore", category, append=True)
     warnings.filters[:0] = warned
+    for logger in logging.root.manager.loggerDict.values():  # where a folder's conftest has imported what speaks
+        for handler in getattr(logger, "handlers", ()):
+            if type(getattr(handler, "stream", None)).__module__.startswith("_pytest"):
+                handler.setStream(sys.stderr)
     nothing = os.open(os.devnull, os.O_RDWR)
     for number in map(int, os.listdir("/proc/self/fd")):
         with suppress(OSError):  # the list itself is closed by now

@@ -3,8 +3,6 @@
 from itertools import product
 from math import log10
 
-from matplotlib.figure import Figure
-
 GROUPS = ("down.0", "down.1", "mid", "up.0", "up.1", "rest")
 QUALITY = (3.0, 2.0, 0.5, 0.25, 1.0, 0.125)  # by how much each group betters the FID
 COPIES = (0.02, 0.30, 0.0, 0.25, 0.05, 0.01)  # and how much it memorizes
@@ -45,9 +43,3 @@ def figures(candidate, *, groups=GROUPS, checkpoints=1):
 def every_mask(groups=GROUPS):
     """All masks of some groups."""
     return ["".join(bits) for bits in product("01", repeat=len(groups))]
-
-
-def leave_fronts_empty(patch):
-    """Of searches in this process: drawing takes longer than a search. See ``tests/search/test_report.py``."""
-    for name in ("selection_front", "effect_bars"):
-        patch.setattr(f"lightning_iet.search.report.{name}", lambda *_, **__: Figure((0.1, 0.1)))

@@ -3,7 +3,8 @@
 Importing torch and Lightning takes longer than most of what the tests' programs do. ``warm_python()`` writes the
 programs ``python`` and ``lightning-iet``: a test that puts the first in the place of ``sys.executable`` starts others
 through it. What they run is a process of its own: it has its own arguments, environment, folder, network and streams,
-gets the signals that its program gets, and ends as it ends. Anything but the modules named goes to the real Python.
+gets the signals that its program gets, and ends as it ends. Its pictures are empty, though, but for a test with the
+fixture ``drawn``. Anything but the modules named goes to the real Python.
 
 That process is no child of its program, but of one that watches over both. A program that runs is therefore called
 ``for N``, where N is that one's number: so ``kill_tree`` finds it.
@@ -35,6 +36,7 @@ import torch
 
 from tests.helpers.distributed import forking
 from tests.helpers.launched import kill_tree
+from tests.helpers.undrawn import DRAWN, draw_pictures, leave_pictures_empty
 
 # What these programs import before they begin, besides what the warm process has.
 USED = (
@@ -121,6 +123,7 @@ def _serve(address, python, listening):
         # An extra may not be installed; a module of ours that is gone is a mistake in USED.
         with suppress(*([] if name.startswith("lightning_iet") else [ModuleNotFoundError])):
             import_module(name)
+    leave_pictures_empty()
     gc.freeze()  # and let memory be shared with those who fork from here
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those who watch over programs
     with socket.socket(socket.AF_UNIX) as server:
@@ -188,6 +191,8 @@ def run_program(python, descriptors, module, words, folder, environment, namespa
     threads = _threads(environment)
     os.environ.clear()
     os.environ.update(environment)
+    if DRAWN in environment:
+        draw_pictures()
     os.chdir(folder)
     paths = [folder, *filter(None, environment.get("PYTHONPATH", "").split(os.pathsep)), *sys.path]
     sys.path[:] = dict.fromkeys(paths)

@@ -27,6 +27,8 @@ from lightning_iet.search.report import (
 )
 from lightning_iet.search.selection_points import write_points
 
+pytestmark = pytest.mark.usefixtures("drawn")
+
 GROUPS = ("down", "up", "rest")
 OBJECTIVES = (Objective("fid"), Objective("copies", minus_control=True))
 

@@ -17,17 +17,10 @@ from lightning_iet.functional.parameter_groups import find_groups
 from lightning_iet.functional.pareto import hypervolume
 from lightning_iet.search import Candidate, jobs, search_selection, shared_study
 from tests.helpers.distributed import forking
-from tests.helpers.landscapes import CONTROL, GROUPS, every_mask, figures, leave_fronts_empty
+from tests.helpers.landscapes import CONTROL, GROUPS, every_mask, figures
 
 QUIET = {"objectives": ["fid", "memorized"], "progress": False}
 FIXED = {"learning_rates": (1e-4, 1e-4)}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _undrawn():
-    with pytest.MonkeyPatch.context() as patch:
-        leave_fronts_empty(patch)
-        yield
 
 
 def search(folder, function=figures, groups=GROUPS, **options):

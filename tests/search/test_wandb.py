@@ -4,6 +4,7 @@ import os
 import sys
 from pathlib import Path
 
+import pytest
 import yaml
 from PIL import Image
 
@@ -39,6 +40,7 @@ def run_by_agent(command, point, *, name):
     return agent._run_processes[name].wait(timeout=200)
 
 
+@pytest.mark.usefixtures("drawn")
 def test_an_agent_runs_the_points_and_everything_is_logged(tmp_path, monkeypatch, warm):
     sweep = yaml.safe_load((CONFIGS / "sweeps" / "agc_threshold.yaml").read_text())
     monkeypatch.chdir(tmp_path)

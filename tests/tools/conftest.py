@@ -3,23 +3,8 @@
 import pytest
 import torch
 
-from tests.helpers.audits import DATE, leave_pictures_empty
+from tests.helpers.audits import DATE
 from tests.helpers.image_folders import random_pixels, write_images
-
-
-@pytest.fixture
-def drawn():
-    """Pictures of audits and comparisons are drawn; those of processes of their own are by default."""
-
-
-@pytest.fixture(autouse=True)
-def _undrawn(request, monkeypatch):
-    """Those pictures are empty, save in tests that ask for ``drawn``: drawing takes longer than an audit.
-
-    What they show: ``tests/audit/test_report.py`` and ``tests/test_plots.py``.
-    """
-    if "drawn" not in request.fixturenames:
-        leave_pictures_empty(monkeypatch)
 
 
 @pytest.fixture

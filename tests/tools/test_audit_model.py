@@ -21,7 +21,7 @@ from lightning_iet.evaluation.membership import mean_losses, spread_timesteps
 from lightning_iet.functional.membership_inference import membership_inference
 from lightning_iet.tools.audit import AuditJob
 from lightning_iet.tools.audit_model import _run_of, audit_model
-from tests.helpers.audits import DATE, FILES, QUICK_MODEL, leave_pictures_empty, metrics, said
+from tests.helpers.audits import DATE, FILES, QUICK_MODEL, metrics, said
 from tests.helpers.digit_models import digit_pixels, fresh_model, overfitted_model, save_checkpoint, save_pipeline
 from tests.helpers.image_folders import random_pixels, write_images
 
@@ -489,9 +489,7 @@ def run_shared(folder):
     os.chdir(folder)
     os.environ["SOURCE_DATE_EPOCH"] = DATE
     torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        leave_pictures_empty(patch)
-        return json.dumps(run(out=Path("shared")).as_dict())
+    return json.dumps(run(out=Path("shared")).as_dict())
 
 
 def test_processes_share_the_work_and_find_the_same(here, processes):

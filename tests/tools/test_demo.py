@@ -15,6 +15,7 @@ from lightning_iet.cli import main
 from lightning_iet.search import Job
 from lightning_iet.tools import demo as module
 from lightning_iet.tools.demo import demo
+from tests.helpers.undrawn import drawing
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -43,7 +44,8 @@ def finished(tmp_path_factory, warm_executable):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "executable", warm_executable)
         patch.setattr(module, "CONFIGS", {run: str(path) for run, path in small.items()})
-        return folder, demo(out=folder, max_epochs=2, seed=3)
+        with drawing():
+            return folder, demo(out=folder, max_epochs=2, seed=3)
 
 
 def test_it_trains_both_on_the_same_uneven_set(finished):

@@ -24,6 +24,7 @@ def uint8(images):
     return (255 * images).round().to(torch.uint8)
 
 
+@pytest.mark.usefixtures("drawn")
 def test_planted_near_duplicates_are_listed_counted_and_drawn(digits, tmp_path, capsys):
     images, source = repeat_images(digits, repeated=2, repeats=6)
     found = inspect_images(image_set(uint8(images), location="train"), tmp_path)
@@ -43,6 +44,7 @@ def test_planted_near_duplicates_are_listed_counted_and_drawn(digits, tmp_path, 
     assert "--data.duplicates drop" in " ".join(capsys.readouterr().out.split())
 
 
+@pytest.mark.usefixtures("drawn")
 @pytest.mark.parametrize("repeats", [[2], [2, 3], [12], [2] * 10, [12] * 10])
 def test_the_picture_names_every_image_and_its_title_is_whole(digits, tmp_path, monkeypatch, repeats):
     figures = []

@@ -36,20 +36,12 @@ from lightning_iet.tools.memcontrol import (
 )
 from lightning_iet.utilities.configurations import import_exports
 from tests.helpers.image_folders import write_images
-from tests.helpers.landscapes import leave_fronts_empty
 from tests.helpers.state import undisturbed
 from tests.helpers.unets import small_sd_unet
 
 STUDIES = ("references", "masks")
 BARE = "lightning.pytorch.demos.boring_classes.BoringDataModule"
 QUICK = {"trials": 2, "max_steps": 4, "checkpoints": 2, "objectives": ["fid", "memorized_fraction"], "lr": [1e-3, 1e-3]}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _undrawn():
-    with pytest.MonkeyPatch.context() as patch:
-        leave_fronts_empty(patch)
-        yield
 
 
 @pytest.fixture(scope="session")

@@ -452,6 +452,7 @@ def test_without_shards_processes_hold_the_same_records(tmp_path, processes):
 # --- what a user sees ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("drawn")
 @pytest.mark.parametrize("settings", [{"threshold": 0.9}, {"criterion": "record", "delta": 0.1}])
 def test_a_table_and_a_picture_of_the_images_closest_to_being_copied(tmp_path, settings, monkeypatch):
     figures = []
@@ -486,6 +487,7 @@ def test_a_table_and_a_picture_of_the_images_closest_to_being_copied(tmp_path, s
     assert [caption.splitlines()[:2] for caption in captions] == counts
 
 
+@pytest.mark.usefixtures("drawn")
 def test_images_that_were_never_skipped_are_not_shown_as_those_skipped_most(tmp_path, monkeypatch):
     figures = []
     monkeypatch.setattr(sample_record, "save_figure", lambda figure, path: figures.append(figure))

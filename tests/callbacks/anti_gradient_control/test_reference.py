@@ -517,6 +517,7 @@ class Images(pl.LightningModule):
         return torch.rand(num, 1, 8, 8, generator=torch.Generator().manual_seed(seed + start))
 
 
+@pytest.mark.usefixtures("drawn")
 def test_the_evaluation_has_a_control_without_them_and_a_picture_is_drawn(tmp_path):
     evaluation = Evaluation(50, num_inference_steps=2, k=5)  # more than there are control images
     agc = AntiGradientControl(0.9, reference="held_out", num_timesteps=10, reference_every=1)
