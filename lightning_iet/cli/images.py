@@ -1,6 +1,7 @@
 """Settings of a run that are found from a folder of images: ``lightning-iet fit --images FOLDER``."""
 
 import copy
+import inspect
 import io
 import json
 import os
@@ -18,6 +19,7 @@ import yaml
 from PIL import Image
 
 from lightning_iet import modules
+from lightning_iet.callbacks import Evaluation
 from lightning_iet.data.decoding import decode_stored
 from lightning_iet.data.folders import ImageFolderDataModule
 from lightning_iet.data.formats import format_of
@@ -31,7 +33,9 @@ from lightning_iet.utilities.files import CONFIG, checkpoint_folders, file_besid
 _OF_FOLDERS = (ImageFolderDataModule.__name__, "True")  # without a class, its options alone
 LARGEST = 64  # pixels a side, unless a larger size is asked for
 STEPS = 4000  # of training *(our choice: small models on a few hundred images have learnt their coarse shapes by then)*
-LONGEST = 3600.0  # seconds of training by estimate, unless a length is asked for *(our choice)*
+LONGEST = 3600.0  # seconds of training and evaluation by estimate, unless a length is asked for *(our choice)*
+JUDGING = LONGEST / 4  # seconds of that in which images are sampled to judge the model, likewise *(our choice)*
+FEWEST = 32  # such images in any case *(our choice)*
 LOOKED_AT = 256  # images whose size and channels are read
 COMPARED = 20_000  # training images among which near-duplicates are looked for unasked: minutes *(our choice)*
 UNSEEN = (16, 64)  # held-out images that sample records are compared with: at least, and at most *(our choice)*
@@ -357,6 +361,24 @@ def seconds_of_step(module: Any, batch_size: int, device: torch.device) -> float
     return min(seconds)
 
 
+def seconds_of_sampling(step: float, batch_size: int, num: int, num_inference_steps: int) -> float:
+    """Return about how long images take to be sampled.
+
+    To call the denoiser once takes a third of a training step with its gradients *(our choice: 0.24 to 0.61 measured)*.
+
+    Args:
+        step: Seconds of a training step.
+        batch_size: Images in it.
+        num: Images to sample.
+        num_inference_steps: Calls of the denoiser for each.
+
+    Example:
+        >>> seconds_of_sampling(0.6, 16, 64, 50)
+        40.0
+    """
+    return num * num_inference_steps * step / (3 * batch_size)
+
+
 def measured_step(unet: Mapping[str, Any], batch_size: int, device: torch.device) -> float:
     """Return the time of a training step of a U-Net on a device of this machine, see :func:`seconds_of_step`."""
     from diffusers import UNet2DModel
@@ -418,9 +440,9 @@ def with_images(
     """Replace ``--images FOLDER`` and the configurations by one configuration that holds what was found.
 
     What a user has set, in a configuration or as an option, wins over what was found. Where neither the length of the
-    run nor the U-Net is set, the run gets as many epochs as take about an hour here, if the usual number takes longer;
-    a run that goes on keeps its number. Several processes, each of which would measure another time, train as long as
-    is usual.
+    run nor the U-Net is set, the run gets as many epochs as take about an hour here with its evaluation, if the usual
+    number takes longer, and is judged by as many images as are sampled in a quarter of an hour; a run that goes on
+    keeps its numbers. Several processes, each of which would measure another time, train as long as is usual.
 
     Args:
         arguments: Command and options; configurations are paths.
@@ -464,10 +486,16 @@ def with_images(
         begun = epochs if isinstance(epochs, int) and epochs > 0 else None
         if begun is None and num_processes(given) > 1:
             note = f"; {usual:,} epochs, which several processes do not fit to an hour (--trainer.max_epochs)"
-        epochs = begun or (usual if note else _epochs_of_an_hour(found, folder, given, measure))
+        images = found["evaluation"]["num_samples"]
+        epochs, judged = begun or usual, images
+        if begun is None and not note:
+            epochs, judged = _within_an_hour(found, folder, given, measure)
         if epochs < usual:
             found = _as_begun(settings_of(folder, path, given | {"trainer.max_epochs": epochs}), run)
             note = f"; {epochs:,} epochs, as many as take about an hour (--trainer.max_epochs {usual} trains on)"
+        if judged < images and "evaluation.num_samples" not in given:
+            found["evaluation"]["num_samples"] = judged
+            note += f"; judged by {judged:,} images (--evaluation.num_samples {images} takes longer)"
     settings = _merged(template, found, *configurations)
     command = next((index for index, argument in enumerate(rest) if not argument.startswith("-")), 0)
     rest.insert(command + 1, f"--config={json.dumps(settings)}")
@@ -494,28 +522,39 @@ def _is_length_open(found: Mapping[str, Any], given: Mapping[str, Any]) -> bool:
     return "unet" in found["model"]["init_args"] and all(given.get(length) is None for length in lengths)
 
 
-def _epochs_of_an_hour(
+def _within_an_hour(
     found: Mapping[str, Any],
     folder: Folder,
     given: Mapping[str, Any],
     measure: Callable[[Mapping[str, Any], int, torch.device], float],
-) -> int:
-    """Return how many epochs take about an hour here."""
+) -> tuple[int, int]:
+    """Return how many epochs take about an hour here, and by how many images the model is judged in it."""
     data = found["data"]["init_args"]
     train = given.get("data.subset") or folder.num - data["num_control"] - data["num_reference"]
     steps = _steps_of_epoch(train, found["averaging"]["num_shards"], data["batch_size"])
     step = measure(found["model"]["init_args"]["unet"]["init_args"], data["batch_size"], device_of(given))
-    return epochs_within(LONGEST, step=step, steps_of_epoch=steps)
+    calls = _whole(given, "evaluation.num_inference_steps", _usual(Evaluation, "num_inference_steps"), least=1)
+    of_one = seconds_of_sampling(step, data["batch_size"], 1, calls)
+    most = max(FEWEST, int(JUDGING / of_one))
+    judged = _whole(given, "evaluation.num_samples", min(found["evaluation"]["num_samples"], most))
+    seconds = max(LONGEST - judged * of_one, LONGEST / 2)
+    return epochs_within(seconds, step=step, steps_of_epoch=steps), judged
+
+
+def _usual(kind: type, name: str) -> Any:
+    """Return the default of an argument."""
+    return inspect.signature(kind).parameters[name].default
 
 
 def _as_begun(found: dict[str, Any], run: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return ``found`` with AGC, averaging, duplicates and batch size of the run that goes on; the same without one."""
+    """Return ``found`` with the method, duplicates, batch size and images to judge by of the run that goes on."""
     if run is None:
         return found
     options = run.get("data", {}).get("init_args", {})
     kept = {name: options[name] for name in ("duplicates", "batch_size") if name in options}
     method = {name: run[name] for name in ("agc", "averaging") if name in run}  # whole: of a form, no key is left over
-    return _merged(found, {"data": {"init_args": {"duplicates": "keep"} | kept}}) | method
+    judged = {name: run["evaluation"][name] for name in ("num_samples",) if name in run.get("evaluation", {})}
+    return _merged(found, {"data": {"init_args": {"duplicates": "keep"} | kept}, "evaluation": judged}) | method
 
 
 def _run_to_go_on_with(found: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -557,7 +596,7 @@ def _own_configuration(file: Path) -> dict[str, Any] | None:
     except ValueError:
         return None
     data = run.get("data", {})
-    parts = [data, *(run.get(name, {}) for name in ("agc", "averaging", "trainer"))]
+    parts = [data, *(run.get(name, {}) for name in ("agc", "averaging", "evaluation", "trainer"))]
     parts.append(data.get("init_args", {}) if isinstance(data, dict) else None)
     return run if all(isinstance(part, dict) for part in parts) else None
 

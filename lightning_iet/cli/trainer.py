@@ -48,7 +48,7 @@ from lightning_iet.cli.help import (
     without_values,
     wrapped,
 )
-from lightning_iet.cli.images import measured_step, seconds_of_step, with_images
+from lightning_iet.cli.images import measured_step, seconds_of_sampling, seconds_of_step, with_images
 from lightning_iet.data import ShardedDataModule
 from lightning_iet.functional.sharding import Partition, num_replicas
 from lightning_iet.tools.plan import PlanningTrainer, in_mib, model_size, schedule_of
@@ -260,6 +260,11 @@ class IETCLI(LightningCLI):
         seconds = max((schedule.process_steps or 0) - done, 0) * step
         what = "left to train" if done else "of training"
         length = f"about {in_words(seconds)} {what} here" if schedule.process_steps else "without an end"
+        evaluation = find_callback(self.trainer, Evaluation)
+        if schedule.process_steps and evaluation is not None and evaluation.num_samples:
+            images, calls = evaluation.num_samples, evaluation.num_inference_steps
+            judging = seconds_of_sampling(step, batch_size, images, calls) / self.trainer.world_size
+            length += f", and {in_words(judging)} to sample the {images:,} images that it is judged by"
         size = model_size(self.model)
         checkpoint = in_mib(size.checkpoint(len(schedule.shard_sizes)))
         data = getattr(self.datamodule, "datamodule", self.datamodule)

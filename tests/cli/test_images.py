@@ -257,7 +257,7 @@ def slow(monkeypatch):
     def fit(*options):
         arguments, told = with_images(["fit", "--images", "pictures", *options], measure=measure)
         settings = json.loads(arguments[1].partition("=")[2])
-        fit.batch_size = settings["data"]["init_args"]["batch_size"]
+        fit.batch_size, fit.judged = settings["data"]["init_args"]["batch_size"], settings["evaluation"]["num_samples"]
         return settings["trainer"]["max_epochs"], told
 
     fit.measured = []
@@ -279,11 +279,33 @@ def test_a_run_that_would_take_hours_gets_the_epochs_of_an_hour(slow):
     epochs, told = slow("--trainer.accelerator=cpu")
     steps = -(-24 // slow.batch_size)  # 40 images, a fifth of which is held out twice
     assert slow.measured == [(8, slow.batch_size, "cpu")]
-    assert epochs == epochs_within(LONGEST, step=7.0, steps_of_epoch=steps)
-    assert 0.8 * LONGEST < 7 * steps * epochs <= LONGEST
+    sampling = slow.judged * 50 * 7 / 3 / slow.batch_size  # images, calls of the denoiser, a third of a step each
+    assert epochs == epochs_within(LONGEST - sampling, step=7.0, steps_of_epoch=steps)
+    assert 0.8 * LONGEST < 7 * steps * epochs + sampling <= LONGEST
     assert f"; {epochs} epochs, as many as take about an hour (--trainer.max_epochs " in told
     option = told.partition("(--")[2].partition(" trains on")[0].split()  # can be given as it is printed
     assert slow(f"--{option[0]}", option[1])[0] == int(option[1]) > epochs
+
+
+def test_no_more_images_are_sampled_than_a_quarter_of_an_hour_allows(slow):
+    held_out = "--data.num_control=16"  # four images for each, 64
+    _, told = slow(held_out)
+    assert slow.judged == int(900 / (50 * 7 / 3 / slow.batch_size)) < 64
+    assert told.endswith(f"; judged by {slow.judged} images (--evaluation.num_samples 64 takes longer)")
+    slow(held_out, "--evaluation.num_inference_steps=200")
+    assert slow.judged == 32  # however long that takes
+    _, told = slow(held_out, "--evaluation.num_inference_steps=5")
+    assert (slow.judged, "judged" in told) == (64, False)
+    for number in (64, 0):  # what is asked for is taken
+        epochs, told = slow(held_out, f"--evaluation.num_samples={number}")
+        assert (slow.judged, "judged" in told) == (64, False)  # the option itself comes later
+        sampling = min(number * 50 * 7 / 3 / slow.batch_size, LONGEST / 2)
+        assert epochs == epochs_within(LONGEST - sampling, step=7.0, steps_of_epoch=-(-16 // slow.batch_size))
+    store("runs/pictures/version_0", epochs=40)
+    with Path("runs/pictures/version_0/config.yaml").open("a") as file:
+        file.write("evaluation: {num_samples: 17}\n")
+    assert slow(held_out, "--ckpt_path=last")[0] == 40
+    assert slow.judged == 17
 
 
 def test_a_run_that_goes_on_keeps_its_length(slow):
@@ -373,11 +395,13 @@ def test_from_a_folder_to_samples_with_what_is_installed(capsys, caplog, monkeyp
     steps = torch.load(last)["global_step"]
     (size,) = re.findall(r"M parameters, ([\d.]+) MiB a checkpoint, ", caplog.text)
     assert float(size) == pytest.approx(last.stat().st_size / 2**20, rel=0.1)
-    assert f"a checkpoint, about {in_words(1000 * steps)} of training here" in caplog.text
+    sampling = in_words(6 * 2 * 1000 / 3 / saved["data"]["init_args"]["batch_size"])
+    last_words = f", and {sampling} to sample the 6 images that it is judged by\n"
+    assert f"a checkpoint, about {in_words(1000 * steps)} of training here{last_words}" in caplog.text
     # The run goes on by the same command, and is repeated by its configuration.
     main(["fit", "--images", "pets", *FEW, "--trainer.max_epochs=4", "--ckpt_path", "last", PLAIN, *every_second])
     assert "Going on from" in caplog.text
-    assert f"a checkpoint, about {in_words(1000 * steps // 3)} left to train here" in caplog.text
+    assert f"a checkpoint, about {in_words(1000 * steps // 3)} left to train here{last_words}" in caplog.text
     repeated = ["fit", "--config", str(run / "config.yaml"), "--trainer.logger.init_args.name=again", PLAIN]
     main(repeated)
     first, second = (
