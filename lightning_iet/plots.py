@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import torch
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from matplotlib.text import Text
@@ -292,7 +293,11 @@ def label_points(
         False
     """
     figure = cast(Figure, axes.get_figure(root=True))
-    figure.draw_without_rendering()  # settles the layout, without which no extent is known
+    if not isinstance(figure.canvas, FigureCanvasAgg):
+        FigureCanvasAgg(figure)  # measures texts with one renderer, not with a new one for each
+    if (layout := figure.get_layout_engine()) is not None:
+        layout.execute(figure)  # without which no extent is known
+    axes.viewLim  # noqa: B018 (limits that follow from what is drawn are set where they are asked for)
     labels: list[Text] = []
     drawn = axes.transData.transform([*points.values(), *others])
     taken = [Bbox.from_bounds(x - 8, y - 8, 16, 16) for x, y in drawn]
@@ -578,6 +583,7 @@ def runs_against_fid(
     lines = dict(zip(*reversed(panels[0].get_legend_handles_labels()), strict=True))
     columns = 2 if len(measures) == 1 else 4
     figure.legend(lines.values(), lines, **_BELOW, ncols=columns)
+    lay_out(figure)
     labels = {str(n) if crowd else name: name for n, name in enumerate(runs, 1)}
     for number, panel in enumerate(panels):
         places = {label: (runs[name].fid, runs[name].shares[number]) for label, name in labels.items()}
