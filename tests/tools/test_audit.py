@@ -19,6 +19,7 @@ from lightning_iet.cli import main
 from lightning_iet.metrics.features import DigitsFeatures, SSCDFeatures
 from tests.helpers.audits import COMMAND, DATE, FILES, fails, metrics, run
 from tests.helpers.image_folders import random_pixels, write_images
+from tests.helpers.undrawn import drawing
 
 
 def left_behind(here):
@@ -463,7 +464,8 @@ def run_shared(folder):
     os.chdir(folder)
     os.environ["SOURCE_DATE_EPOCH"] = DATE
     search.BLOCK = reading.BLOCK = 16
-    return run(out=Path("shared"), held_out=Path("held_out"), invariance="flip").as_dict()
+    with drawing():
+        return run(out=Path("shared"), held_out=Path("held_out"), invariance="flip").as_dict()
 
 
 @pytest.mark.usefixtures("drawn")
