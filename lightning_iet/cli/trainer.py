@@ -186,8 +186,11 @@ class IETCLI(LightningCLI):
             outline(Path(path), argument="ckpt_path", trusted=trusted)
 
     def _parsed(self, parser: LightningArgumentParser, arguments: list[str]) -> Namespace:
-        """Parse a command by its own parser; that of the program would fill in and look up every option once more."""
-        if self.command is None:
+        """Parse a command by its own parser; that of the program would fill in and look up every option once more.
+
+        It alone prints a configuration.
+        """
+        if self.command is None or any(argument.startswith("--print_config") for argument in arguments):
             return parser.parse_args(arguments)
         options = self._subcommand_parsers[self.command].parse_args(arguments[1:])
         return Namespace({"subcommand": self.command, self.command: options})
