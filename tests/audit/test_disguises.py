@@ -10,6 +10,7 @@ from lightning_iet.audit import disguises
 from lightning_iet.audit.cache import BlockCache
 from lightning_iet.audit.disguises import FLIPS, find_disguised, find_flipped, find_moved, moved_rows, undo
 from lightning_iet.audit.reading import image_set
+from lightning_iet.functional import registration
 from tests.helpers.image_folders import random_pixels
 from tests.helpers.phantoms import eight_bits, moved, phantoms
 
@@ -304,3 +305,72 @@ def test_large_images_are_found_as_they_are_without_shrinking_them_first(tmp_pat
     for kind, matches in expected.items():
         for own, other in zip(found[kind], matches, strict=True):
             assert torch.equal(own, other)
+
+
+def test_how_many_are_worked_on_together_changes_no_bit(tmp_path, monkeypatch):
+    """Candidates one by one, pairs three at a time, and grey images when asked for give the same as all at once."""
+    train = phantoms(20, channels=3)
+    images = torch.cat([moved(train[3:6], dx=4 / 24), 0.7 * train[8:10].flip(-1), phantoms(3, seed=5, channels=3)])
+    train[17:] = train[3]
+    sets = image_set(eight_bits(images), location="a"), image_set(eight_bits(train), location="b")
+    group = torch.arange(20).where(torch.arange(20) < 17, 3)
+    shared = {"argument": "generated", "group": group}
+    whole = find_disguised(*sets, cache=BlockCache(tmp_path / "whole"), **shared)
+    for module, name, value in (
+        (disguises, "_PIXELS", 1),
+        (disguises, "_VALUES", 5000),
+        (registration, "_PIXELS", 2000),
+    ):
+        monkeypatch.setattr(module, name, value)
+    parts = find_disguised(*sets, cache=BlockCache(tmp_path / "parts"), **shared)
+    for kind, matches in whole.items():
+        for own, other in zip(parts[kind], matches, strict=True):
+            assert torch.equal(own, other)
+
+
+def next_that_differs(found, train, group):
+    """The distance to the first candidate that is of another group and looks unlike the nearest, one by one."""
+    following = []
+    for row, maps, distances in zip(found.indices, found.maps, found.distances, strict=True):
+        limit = float(distances.square().mean().sqrt()) / 3
+        grid = F.affine_grid(maps, [len(maps), 1, *train.shape[2:]], align_corners=False)
+        seen = F.grid_sample(train[row], grid, padding_mode="border", align_corners=False)[:, 0]
+        inside = ((grid[..., 0].abs() <= 1 + 1e-4) & (grid[..., 1].abs() <= 1 + 1e-4)).flatten(1)
+        following.append(1.0)
+        for i in range(1, len(row)):
+            both = torch.stack([image.flatten()[inside[0] & inside[i]].double() for image in (seen[0], seen[i])])
+            apart = math.sqrt(max(0, 1 - float(torch.corrcoef(both)[0, 1]) ** 2))
+            if group[row[i]] != group[row[0]] and apart >= limit:
+                following[-1] = float(distances[i])
+                break
+    return following
+
+
+def test_the_ratio_is_that_to_the_next_image_that_shows_something_else():
+    draw = torch.Generator().manual_seed(0)
+    smooth = F.interpolate(torch.rand(13, 1, 4, 4, generator=draw), (16, 20), mode="bicubic").clamp(0, 1)
+    share = torch.linspace(0, 0.25, 12)[:, None, None, None]
+    train = (1 - share) * smooth[:1] + share * smooth[1:]  # more and more unlike the first
+    group = torch.tensor([0, 1, 2, 3, 3, 5, 6, 7, 8, 9, 10, 11])
+    indices = torch.stack([torch.randperm(12, generator=draw)[:5] for _ in range(80)])
+    indices[:3] = torch.tensor([[0, 1, 0, 1, 0], [3, 4, 0, 1, 2], [4, 3, 3, 4, 3]])
+    maps = torch.eye(2, 3) + 0.3 * torch.randn(80, 1, 2, 3, generator=draw).expand(-1, 5, -1, -1)
+    maps = maps + 0.03 * torch.randn(maps.shape, generator=draw)  # each candidate is known in another place
+    maps[:3] = maps[:3, :1]
+    distances = (0.05 + 0.9 * torch.rand(80, 5, generator=draw)).sort(dim=1).values
+    greys = disguises._Greys((255 * train).byte(), {(16, 20): train})
+    found = disguises._Candidates(distances, indices, maps)
+    following = next_that_differs(found, train, group)
+    assert following[0] == following[2] == 1
+    assert 5 < sum(next != float(row[1]) for next, row in zip(following, distances, strict=True)) < 70
+    matches = disguises._nearest(greys, found, (16, 20), group)
+    assert matches.ratios.tolist() == pytest.approx((distances[:, 0] / torch.tensor(following)).tolist())
+    assert torch.equal(matches.indices, indices[:, 0])
+
+
+def test_a_training_image_of_one_colour_is_as_unlike_as_can_be(tmp_path):
+    train = random_pixels(2, channels=1)
+    train[1] = 80
+    found, _ = searched(tmp_path, random_pixels(4, seed=1, channels=1), train, kind="recoloured")
+    assert found.indices.tolist() == [0, 0, 0, 0]
+    assert torch.equal(found.ratios, found.distances)
