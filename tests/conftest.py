@@ -11,8 +11,6 @@ import sys
 import pytest
 from hypothesis import settings
 
-gc.disable()  # until all is imported: it finds nothing there
-
 # No test measures time, hypothesis' included; fixtures of this file are fine to share among examples.
 settings.register_profile("lightning-iet", deadline=None, max_examples=50)
 settings.load_profile("lightning-iet")
@@ -22,8 +20,10 @@ LONGEST = {"test_trainer.py", "test_memcontrol.py", "test_audit_model.py"}  # ha
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_configure():
+def pytest_configure(config):
     """Each process of `pytest -n 2` imports what tests need, before it knows of any, and leaves a fork for them."""
+    if "PYTEST_XDIST_WORKER" in os.environ or not config.getoption("numprocesses", None):
+        gc.disable()  # until all is imported: it finds nothing there
     if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores, so one thread for each
         os.environ.setdefault("OMP_NUM_THREADS", "1")  # of programs that tests start, too
         from tests.helpers.first_fork import import_and_fork

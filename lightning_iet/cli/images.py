@@ -34,7 +34,7 @@ _OF_FOLDERS = (ImageFolderDataModule.__name__, "True")  # without a class, its o
 LARGEST = 64  # pixels a side, unless a larger size is asked for
 STEPS = 4000  # of training *(our choice: small models on a few hundred images have learnt their coarse shapes by then)*
 LONGEST = 3600.0  # seconds of training and evaluation by estimate, unless a length is asked for *(our choice)*
-JUDGING = LONGEST / 4  # seconds of that in which images are sampled to judge the model, likewise *(our choice)*
+JUDGING = LONGEST / 4  # of that, in which images are sampled to judge the model, likewise *(our choice)*
 FEWEST = 32  # such images in any case *(our choice)*
 LOOKED_AT = 256  # images whose size and channels are read
 COMPARED = 20_000  # training images among which near-duplicates are looked for unasked: minutes *(our choice)*
@@ -361,7 +361,9 @@ def seconds_of_step(module: Any, batch_size: int, device: torch.device) -> float
     return min(seconds)
 
 
-def seconds_of_sampling(step: float, batch_size: int, num: int, num_inference_steps: int) -> float:
+def seconds_of_sampling(
+    step: float, batch_size: int, num: int, num_inference_steps: int, guidance_scale: float = 1
+) -> float:
     """Return about how long images take to be sampled.
 
     To call the denoiser once takes a third of a training step with its gradients *(our choice: 0.24 to 0.61 measured)*.
@@ -371,12 +373,14 @@ def seconds_of_sampling(step: float, batch_size: int, num: int, num_inference_st
         batch_size: Images in it.
         num: Images to sample.
         num_inference_steps: Calls of the denoiser for each.
+        guidance_scale: A module's; with any but 1 a call takes twice as long.
 
     Example:
-        >>> seconds_of_sampling(0.6, 16, 64, 50)
-        40.0
+        >>> seconds_of_sampling(0.6, 16, 64, 50), seconds_of_sampling(0.6, 16, 64, 50, guidance_scale=3)
+        (40.0, 80.0)
     """
-    return num * num_inference_steps * step / (3 * batch_size)
+    calls = num_inference_steps * (1 if guidance_scale == 1 else 2)
+    return num * calls * step / (3 * batch_size)
 
 
 def measured_step(unet: Mapping[str, Any], batch_size: int, device: torch.device) -> float:
@@ -487,13 +491,13 @@ def with_images(
         if begun is None and num_processes(given) > 1:
             note = f"; {usual:,} epochs, which several processes do not fit to an hour (--trainer.max_epochs)"
         images = found["evaluation"]["num_samples"]
-        epochs, judged = begun or usual, images
+        epochs, judged, length = begun or usual, images, "an hour"
         if begun is None and not note:
-            epochs, judged = _within_an_hour(found, folder, given, measure)
+            epochs, judged, length = _within_an_hour(found, folder, given, measure)
         if epochs < usual:
             found = _as_begun(settings_of(folder, path, given | {"trainer.max_epochs": epochs}), run)
-            note = f"; {epochs:,} epochs, as many as take about an hour (--trainer.max_epochs {usual} trains on)"
-        if judged < images and "evaluation.num_samples" not in given:
+            note = f"; {epochs:,} epochs, as many as take about {length} (--trainer.max_epochs {usual} trains on)"
+        if judged < images and "evaluation.num_samples" not in given and run is None:
             found["evaluation"]["num_samples"] = judged
             note += f"; judged by {judged:,} images (--evaluation.num_samples {images} takes longer)"
     settings = _merged(template, found, *configurations)
@@ -527,18 +531,27 @@ def _within_an_hour(
     folder: Folder,
     given: Mapping[str, Any],
     measure: Callable[[Mapping[str, Any], int, torch.device], float],
-) -> tuple[int, int]:
-    """Return how many epochs take about an hour here, and by how many images the model is judged in it."""
+) -> tuple[int, int, str]:
+    """Return how many epochs take about an hour here, by how many images the model is judged in it, and its name.
+
+    Half an hour is left to training however long it takes to judge the model.
+    """
     data = found["data"]["init_args"]
     train = given.get("data.subset") or folder.num - data["num_control"] - data["num_reference"]
     steps = _steps_of_epoch(train, found["averaging"]["num_shards"], data["batch_size"])
     step = measure(found["model"]["init_args"]["unet"]["init_args"], data["batch_size"], device_of(given))
     calls = _whole(given, "evaluation.num_inference_steps", _usual(Evaluation, "num_inference_steps"), least=1)
-    of_one = seconds_of_sampling(step, data["batch_size"], 1, calls)
-    most = max(FEWEST, int(JUDGING / of_one))
-    judged = _whole(given, "evaluation.num_samples", min(found["evaluation"]["num_samples"], most))
+    of_one = seconds_of_sampling(step, data["batch_size"], 1, calls, given.get("model.guidance_scale", 1))
+    every_steps, every_epochs = (_whole(given, f"evaluation.every_n_{unit}", 0) for unit in ("steps", "epochs"))
+    evaluations = steps / every_steps if every_steps else 1 / every_epochs if every_epochs else 0  # of an epoch
+    times = 1 + int(evaluations * LONGEST / (steps * step))
+    judged = found["evaluation"]["num_samples"]
+    if judged * of_one * times > JUDGING:  # a power of two, so that two runs of one machine have the same
+        judged = min(judged, max(FEWEST, _power_below(max(1, int(JUDGING / (of_one * times))))))
+    judged = _whole(given, "evaluation.num_samples", judged)
     seconds = max(LONGEST - judged * of_one, LONGEST / 2)
-    return epochs_within(seconds, step=step, steps_of_epoch=steps), judged
+    epochs = epochs_within(seconds, step=step + evaluations * judged * of_one / steps, steps_of_epoch=steps)
+    return epochs, judged, "an hour" if seconds > LONGEST / 2 else "half an hour without its evaluation"
 
 
 def _usual(kind: type, name: str) -> Any:
@@ -553,8 +566,9 @@ def _as_begun(found: dict[str, Any], run: Mapping[str, Any] | None) -> dict[str,
     options = run.get("data", {}).get("init_args", {})
     kept = {name: options[name] for name in ("duplicates", "batch_size") if name in options}
     method = {name: run[name] for name in ("agc", "averaging") if name in run}  # whole: of a form, no key is left over
-    judged = {name: run["evaluation"][name] for name in ("num_samples",) if name in run.get("evaluation", {})}
-    return _merged(found, {"data": {"init_args": {"duplicates": "keep"} | kept}, "evaluation": judged}) | method
+    judged = run.get("evaluation", {}).get("num_samples") or found["evaluation"]["num_samples"]
+    evaluation = {"num_samples": judged}
+    return _merged(found, {"data": {"init_args": {"duplicates": "keep"} | kept}, "evaluation": evaluation}) | method
 
 
 def _run_to_go_on_with(found: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -264,10 +264,13 @@ class IETCLI(LightningCLI):
         what = "left to train" if done else "of training"
         length = f"about {in_words(seconds)} {what} here" if schedule.process_steps else "without an end"
         evaluation = find_callback(self.trainer, Evaluation)
-        if schedule.process_steps and evaluation is not None and evaluation.num_samples:
+        is_test = self.trainer.fast_dev_run  # type: ignore[attr-defined]  # which samples a few
+        if schedule.process_steps and evaluation is not None and evaluation.num_samples and not is_test:
             images, calls = evaluation.num_samples, evaluation.num_inference_steps
-            judging = seconds_of_sampling(step, batch_size, images, calls) / self.trainer.world_size
-            length += f", and {in_words(judging)} to sample the {images:,} images that it is judged by"
+            scale = getattr(self.model, "guidance_scale", 1)
+            judging = seconds_of_sampling(step, batch_size, images, calls, scale) / self.trainer.world_size
+            often = " each time" if evaluation.every_n_epochs or evaluation.every_n_steps else ""
+            length += f", and {in_words(judging)} to sample the {images:,} images that it is judged by{often}"
         size = model_size(self.model)
         checkpoint = in_mib(size.checkpoint(len(schedule.shard_sizes)))
         data = getattr(self.datamodule, "datamodule", self.datamodule)

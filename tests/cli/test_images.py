@@ -290,22 +290,49 @@ def test_a_run_that_would_take_hours_gets_the_epochs_of_an_hour(slow):
 def test_no_more_images_are_sampled_than_a_quarter_of_an_hour_allows(slow):
     held_out = "--data.num_control=16"  # four images for each, 64
     _, told = slow(held_out)
-    assert slow.judged == int(900 / (50 * 7 / 3 / slow.batch_size)) < 64
-    assert told.endswith(f"; judged by {slow.judged} images (--evaluation.num_samples 64 takes longer)")
-    slow(held_out, "--evaluation.num_inference_steps=200")
-    assert slow.judged == 32  # however long that takes
+    of_one = 7 / 3 / slow.batch_size  # a call of the denoiser for an image
+    assert 32 * 50 * of_one < 900 < 64 * 50 * of_one
+    assert slow.judged == 32
+    assert told.endswith("; judged by 32 images (--evaluation.num_samples 64 takes longer)")
     _, told = slow(held_out, "--evaluation.num_inference_steps=5")
     assert (slow.judged, "judged" in told) == (64, False)
+    slow(held_out, "--evaluation.num_inference_steps=30", "--model.guidance_scale=3")  # two calls each
+    assert slow.judged == 32
+    steps = -(-16 // slow.batch_size)
     for number in (64, 0):  # what is asked for is taken
         epochs, told = slow(held_out, f"--evaluation.num_samples={number}")
         assert (slow.judged, "judged" in told) == (64, False)  # the option itself comes later
-        sampling = min(number * 50 * 7 / 3 / slow.batch_size, LONGEST / 2)
-        assert epochs == epochs_within(LONGEST - sampling, step=7.0, steps_of_epoch=-(-16 // slow.batch_size))
-    store("runs/pictures/version_0", epochs=40)
+        assert epochs == epochs_within(LONGEST - number * 50 * of_one, step=7.0, steps_of_epoch=steps)
+    _, told = slow(held_out, "--evaluation.num_samples=64", "--evaluation.num_inference_steps=200")
+    assert "as many as take about half an hour without its evaluation (" in told
+
+
+def test_an_hour_counts_every_evaluation(slow):
+    for every, of_an_epoch in (("epochs=2", 1 / 2), ("steps=5", 24 / 5)):
+        epochs, _ = slow(f"--evaluation.every_n_{every}", "--evaluation.num_inference_steps=4", "--data.batch_size=1")
+        assert slow.judged == 32
+        evaluation = 32 * 4 * 7 / 3
+        per_epoch = 24 * 7 + of_an_epoch * evaluation
+        assert epochs * per_epoch + evaluation <= LONGEST < (epochs + 1) * per_epoch + evaluation
+
+
+def test_a_run_that_goes_on_is_judged_by_as_many_images(slow):
+    held_out = "--data.num_control=16"
+    store("runs/pictures/version_0", epochs=40, age=2)
     with Path("runs/pictures/version_0/config.yaml").open("a") as file:
         file.write("evaluation: {num_samples: 17}\n")
     assert slow(held_out, "--ckpt_path=last")[0] == 40
     assert slow.judged == 17
+    store("runs/pictures/version_1", epochs=-1, age=1)  # its length was that of its steps
+    with Path("runs/pictures/version_1/config.yaml").open("a") as file:
+        file.write("evaluation: {num_samples: 64}\n")
+    assert "judged" not in slow(held_out, "--ckpt_path=last")[1]
+    assert slow.judged == 64
+    store("runs/pictures/version_2", epochs=40)
+    with Path("runs/pictures/version_2/config.yaml").open("a") as file:
+        file.write("evaluation: {num_samples: 0}\n")  # which was to be quick; it is not mended by a word
+    slow(held_out, "--ckpt_path=last")
+    assert slow.judged == 64
 
 
 def test_a_run_that_goes_on_keeps_its_length(slow):

@@ -7,7 +7,7 @@ later than the tests are collected. What each kind shows: ``tests/test_plots.py`
 import os
 import sys
 from contextlib import contextmanager
-from inspect import isfunction
+from inspect import isfunction, signature
 
 DRAWN = "TESTS_DRAW"  # in the environment of a program: its pictures are drawn
 
@@ -26,7 +26,7 @@ def leave_pictures_empty():
             for key, value in list(vars(module).items()):
                 if isfunction(value) and value in kinds:
                     _replaced.append((module, key, value))
-                    setattr(module, key, _empty)
+                    setattr(module, key, _empty(value))
 
 
 def draw_pictures():
@@ -49,7 +49,14 @@ def drawing():
             leave_pictures_empty()
 
 
-def _empty(*_, **__):
+def _empty(kind):
+    """What is given in the place of a picture, to arguments that the function takes."""
     from matplotlib.figure import Figure
 
-    return Figure((0.1, 0.1))
+    takes = signature(kind)
+
+    def empty(*args, **kwargs):
+        takes.bind(*args, **kwargs)
+        return Figure((0.1, 0.1))
+
+    return empty
