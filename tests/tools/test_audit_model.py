@@ -24,6 +24,7 @@ from lightning_iet.tools.audit_model import _run_of, audit_model
 from tests.helpers.audits import DATE, FILES, QUICK_MODEL, metrics, said
 from tests.helpers.digit_models import digit_pixels, fresh_model, overfitted_model, save_checkpoint, save_pipeline
 from tests.helpers.image_folders import random_pixels, write_images
+from tests.helpers.undrawn import leave_pictures_empty
 
 DEFAULTS = inspect.signature(audit_model).parameters
 OF_RUN = QUICK_MODEL | {"batch_size": 256, "loss_timesteps": 2, "show_images": False}
@@ -489,6 +490,7 @@ def run_shared(folder):
     os.chdir(folder)
     os.environ["SOURCE_DATE_EPOCH"] = DATE
     torch.set_num_threads(1)
+    leave_pictures_empty()  # as in the process of the test: this one has imported what draws them just now
     return json.dumps(run(out=Path("shared")).as_dict())
 
 
