@@ -540,7 +540,8 @@ def _within_an_hour(
     train = given.get("data.subset") or folder.num - data["num_control"] - data["num_reference"]
     steps = _steps_of_epoch(train, found["averaging"]["num_shards"], data["batch_size"])
     step = measure(found["model"]["init_args"]["unet"]["init_args"], data["batch_size"], device_of(given))
-    calls = _whole(given, "evaluation.num_inference_steps", _usual(Evaluation, "num_inference_steps"), least=1)
+    usual = inspect.signature(Evaluation).parameters["num_inference_steps"].default
+    calls = _whole(given, "evaluation.num_inference_steps", usual, least=1)
     of_one = seconds_of_sampling(step, data["batch_size"], 1, calls, given.get("model.guidance_scale", 1))
     every_steps, every_epochs = (_whole(given, f"evaluation.every_n_{unit}", 0) for unit in ("steps", "epochs"))
     evaluations = steps / every_steps if every_steps else 1 / every_epochs if every_epochs else 0  # of an epoch
@@ -552,11 +553,6 @@ def _within_an_hour(
     seconds = max(LONGEST - judged * of_one, LONGEST / 2)
     epochs = epochs_within(seconds, step=step + evaluations * judged * of_one / steps, steps_of_epoch=steps)
     return epochs, judged, "an hour" if seconds > LONGEST / 2 else "half an hour without its evaluation"
-
-
-def _usual(kind: type, name: str) -> Any:
-    """Return the default of an argument."""
-    return inspect.signature(kind).parameters[name].default
 
 
 def _as_begun(found: dict[str, Any], run: Mapping[str, Any] | None) -> dict[str, Any]:

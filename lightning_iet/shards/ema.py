@@ -147,9 +147,8 @@ def unregistered_averages(module: nn.Module) -> tuple[list[Slot], list[Slot]]:
     """
     search = _Search(module)
     for path, part in module.named_modules():
-        for key, value in vars(part).items():
-            if type(value) not in _PLAIN and key not in _INTERNAL and key != "_trainer":
-                search.visit(Slot(f"{path}.{key}".lstrip("."), part, key), value, part)
+        own = {key: value for key, value in vars(part).items() if key not in _INTERNAL and key != "_trainer"}
+        search.visit_all(path, part, own, part)
     copied = {id(part) for part in averaged_modules(module) if not isinstance(part, AveragedModel)}
     for path, part in module.named_modules():
         if any(id(child) in copied for child in part.children()):
@@ -183,8 +182,7 @@ def averages_beside(module: nn.Module, *things: Any) -> list[Slot]:
     apart = search.seen | {id(thing) for thing in things}
     for thing in things:
         search.seen = set(apart)
-        for key, value in vars(thing).items():
-            search.visit(Slot(f"{type(thing).__name__}.{key}", thing, key), value, thing)
+        search.visit_all(type(thing).__name__, thing, vars(thing), thing)
     return search.tensors
 
 
@@ -210,6 +208,12 @@ class _Search:
     def _outlines(self) -> set[tuple[Any, ...]]:
         return _trained_outlines(self._module)
 
+    def visit_all(self, name: str, holder: Any, entries: Mapping[Any, Any], owner: Any, depth: int = 0) -> None:
+        """Visit the entries of what holds them under a name; most are numbers and texts, which take no slot."""
+        for key, entry in entries.items():
+            if type(entry) not in _PLAIN:
+                self.visit(Slot(f"{name}.{key}".lstrip("."), holder, key), entry, owner, depth)
+
     def visit(self, slot: Slot, value: Any, owner: Any, depth: int = 0) -> None:
         """Collect a slot's value if it is an average, else look inside; ``owner`` is the object that it belongs to."""
         if id(value) in self.seen or depth > 4:
@@ -220,9 +224,7 @@ class _Search:
             if self._are_averages(entries, named=isinstance(value, dict)):
                 self._collect([Slot(f"{slot.name}.{key}", value, key) for key in entries], owner, slot)
             elif len(entries) < 1000:
-                for key, entry in entries.items():
-                    if type(entry) not in _PLAIN:
-                        self.visit(Slot(f"{slot.name}.{key}", value, key), entry, owner, depth + 1)
+                self.visit_all(slot.name, value, entries, owner, depth + 1)
         elif isinstance(value, nn.Module):
             self.seen.add(id(value))
             if _outline(value) in self._outlines:
@@ -238,9 +240,7 @@ class _Search:
                 )
         elif is_users_object(value):
             self.seen.add(id(value))
-            for key, entry in vars(value).items():
-                if type(entry) not in _PLAIN:
-                    self.visit(Slot(f"{slot.name}.{key}", value, key), entry, value, depth + 1)
+            self.visit_all(slot.name, value, vars(value), value, depth + 1)
 
     def _collect(self, slots: list[Slot], owner: Any, slot: Slot) -> None:
         self.tensors += slots

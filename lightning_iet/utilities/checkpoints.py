@@ -195,18 +195,23 @@ def _unreadable(path: Path) -> str | None:
         _plain_content(path)
     except OSError:
         raise
-    except Exception as error:  # values that cannot be made again, such as a member that an enumeration has lost
-        entries = unreadable_entries(path)
-        if not entries:
-            return f"it holds something else than tensors and plain values ({_reason(error)})."
-        (key, kind), more = entries[0], len(entries) - 1
-        others = f" (and {more} more: {', '.join(name for name, _ in entries[1:4])})" if more else ""
-        return (
-            f"its `{key}` is a {kind}{others}, which is not read, for that could run code. In checkpoints to come keep "
-            "a plain value in its place, or leave it out (save_hyperparameters(ignore=[…])). If you wrote this file "
-            "yourself, add --trust-checkpoint."
-        )
+    except Exception as error:
+        return _what_is_not_read(path, error)
     return None
+
+
+def _what_is_not_read(path: Path, error: Exception) -> str:
+    """Say it of a checkpoint on which :func:`_plain_content` has failed."""
+    entries = unreadable_entries(path)
+    if not entries:  # values that cannot be made again, such as a member that an enumeration has lost
+        return f"it holds something else than tensors and plain values ({_reason(error)})."
+    (key, kind), more = entries[0], len(entries) - 1
+    others = f" (and {more} more: {', '.join(name for name, _ in entries[1:4])})" if more else ""
+    return (
+        f"its `{key}` is a {kind}{others}, which is not read, for that could run code. In checkpoints to come keep "
+        "a plain value in its place, or leave it out (save_hyperparameters(ignore=[…])). If you wrote this file "
+        "yourself, add --trust-checkpoint."
+    )
 
 
 def _plain_content(path: Path) -> Any:
@@ -257,7 +262,7 @@ def outline(path: Path, *, argument: str, trusted: bool = False) -> dict[str, An
         except Exception as error:
             raise UnreadableCheckpointError(
                 f"Argument `{argument}` expected a checkpoint of tensors and plain values, but got '{path}': "
-                f"{_unreadable(path) or first_line(error)}"
+                f"{_what_is_not_read(path, error)}"
             ) from None
     if not isinstance(content, dict):
         raise ValueError(
