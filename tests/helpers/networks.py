@@ -36,29 +36,18 @@ def save_torchscript(module, path, example=None):
 
 
 def random_inception(path):
-    """Write a file like ``inception-2015-12-05.pt``, of the same architecture, with random weights."""
-    from torch_fidelity import feature_extractor_inceptionv3 as inception
+    """Write a file like ``inception-2015-12-05.pt``: as many features, of random weights, in far fewer layers.
 
+    All features but the first 64 are 0: what is calculated of all 2,048 then takes no seconds.
+    """
     blocks = [
-        inception.BasicConv2d(3, 32, kernel_size=3, stride=2),
-        inception.BasicConv2d(32, 32, kernel_size=3),
-        inception.BasicConv2d(32, 64, kernel_size=3, padding=1),
-        nn.MaxPool2d(kernel_size=3, stride=2),
-        inception.BasicConv2d(64, 80, kernel_size=1),
-        inception.BasicConv2d(80, 192, kernel_size=3),
-        nn.MaxPool2d(kernel_size=3, stride=2),
-        inception.InceptionA(192, pool_features=32),
-        inception.InceptionA(256, pool_features=64),
-        inception.InceptionA(288, pool_features=64),
-        inception.InceptionB(288),
-        inception.InceptionC(768, channels_7x7=128),
-        inception.InceptionC(768, channels_7x7=160),
-        inception.InceptionC(768, channels_7x7=160),
-        inception.InceptionC(768, channels_7x7=192),
-        inception.InceptionD(768),
-        inception.InceptionE_1(1280),
-        inception.InceptionE_2(2048),
+        nn.Conv2d(3, 16, kernel_size=7, stride=4),
+        nn.ReLU(),
+        nn.BatchNorm2d(16),
+        nn.Conv2d(16, 64, kernel_size=3, stride=2),
+        nn.ReLU(),
         nn.AdaptiveAvgPool2d(1),
         nn.Flatten(),
+        nn.ConstantPad1d((0, 2048 - 64), 0.0),
     ]
     return save_torchscript(InceptionFile(nn.Sequential(*blocks)), path, torch.zeros(1, 3, 299, 299))
