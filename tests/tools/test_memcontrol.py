@@ -19,6 +19,7 @@ from lightning_iet import DiffusionModule, DigitsDataModule
 from lightning_iet.callbacks.parameter_selection import ParameterSelection, read_mask, write_mask
 from lightning_iet.cli import main
 from lightning_iet.evaluation.assessment import Assessor
+from lightning_iet.evaluation.measures import TextNorm
 from lightning_iet.functional.parameter_groups import find_groups
 from lightning_iet.metrics.frechet import frechet_distance
 from lightning_iet.modules.adapters import Selection
@@ -96,14 +97,17 @@ def config(pretrained, tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def searched(pretrained, tmp_path_factory):
-    """A search among groups of the configuration's, on images of which some repeat; and its folder, to be read."""
+    """A search among groups of the configuration's, on images of which some repeat; and its folder, to be read.
+
+    Its masks are those of all groups and of none.
+    """
     folder = tmp_path_factory.mktemp("searched")
-    options = {**QUICK, "trials": 1, "objectives": ["fid", "copied_fraction"], "subset": 12, "repeat": (6, 5)}
+    options = QUICK | {"objectives": ["fid", "copied_fraction"], "subset": 12, "repeat": (6, 5), "enqueue": ["00"]}
     with undisturbed(), pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setattr(sys, "argv", ["lightning-iet"])
         file = write_config(pretrained, selection={"groups": {"conv": "conv_in|conv_out"}, "denoiser": "unet"})
-        return memcontrol(file, family="all", out=Path("search"), **options), folder
+        return memcontrol(file, family="svdiff", out=Path("search"), **options), folder
 
 
 @pytest.mark.parametrize(("decay", "use_ema", "left"), [(0.999, True, "67%"), (0.999, False, ""), (0.99, True, "")])
@@ -204,9 +208,9 @@ def test_a_search_of_an_earlier_version_goes_on():
 
 def test_a_trial_is_the_run_that_its_configuration_says(searched, config):
     result, folder = searched
-    point = next(p for p in result.points if p.candidate.kind == "mask" and p.last)
+    point = next(p for p in result.points if p.candidate.mask == "11" and p.last)
     settings = yaml.safe_load((folder / "search/trials" / point.candidate.name / "trial.yaml").read_text())
-    assert settings["selection"] | {"family": "all", "mask": point.candidate.mask} == settings["selection"]
+    assert settings["selection"] | {"family": "svdiff", "mask": point.candidate.mask} == settings["selection"]
     assert settings["model"]["init_args"]["optimizer"]["init_args"]["lr"] == point.candidate.learning_rate
     settings["trainer"]["logger"]["init_args"] |= {"save_dir": str(Path.cwd()), "version": "again"}
     Path("again.yaml").write_text(yaml.safe_dump(settings))
@@ -217,11 +221,11 @@ def test_a_trial_is_the_run_that_its_configuration_says(searched, config):
     assert report["generated"]["fid"] == point.values[0]
 
 
-def test_the_pretrained_network_is_measured_as_it_is(config, pretrained):
-    result = memcontrol(config(), family="svdiff", out=Path("search"), **QUICK | {"trials": 3})
+def test_the_pretrained_network_is_measured_as_it_is(searched, pretrained):
+    result, folder = searched
     point = next(p for p in result.references if p.candidate.kind == "pretrained")
     assert (point.step, point.trained) == (0, 0)
-    digits = DigitsDataModule(20, num_control=30, classes=[8, 9])
+    digits = DigitsDataModule(12, num_control=30, classes=[8, 9], repeated_images=6, repeats=5)
     digits.setup("fit")
     sets = (digits.train_set, digits.control_set, digits.reference_set)
     assessor = Assessor(*sets, fid=frechet_distance("digits"), k=5, num_control=12)
@@ -232,7 +236,7 @@ def test_the_pretrained_network_is_measured_as_it_is(config, pretrained):
     assert {p.values for p in zeros} == {point.values}
     plain = next(p for p in result.references if p.candidate.kind == "plain")
     assert plain.share == 1.0
-    assert list(Path("search/bases").iterdir())  # decompositions are kept from trial to trial
+    assert list((folder / "search/bases").iterdir())  # decompositions are kept from trial to trial
 
 
 def test_options_of_the_selection_stay(searched):
@@ -243,6 +247,7 @@ def test_options_of_the_selection_stay(searched):
 
 def test_the_search_of_the_paper_runs_on_a_pipeline_of_the_real_classes(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(TextNorm, "TIMESTEPS", (0.5,))  # one calls the network as often as another
     pipeline = synthetic_pipeline(image_size=16, vae_scale=2)
     pipeline.unet = small_sd_unet()
     pipeline.save_pretrained("sd")
