@@ -56,7 +56,8 @@ def load_checkpoint(path: Path, *, use_ema: bool = True) -> Generator:
         FileNotFoundError: if there is no such file.
         ValueError: if it is something else.
     """
-    module = load_any_module(path)
+    content = outline(path, argument="ckpt")
+    module = load_any_module(path, content=content)
     if not isinstance(module, DiffusionModule):
         raise ValueError(
             f"Argument `ckpt` expected a checkpoint of a DiffusionModule, but got '{path}', "
@@ -67,12 +68,12 @@ def load_checkpoint(path: Path, *, use_ema: bool = True) -> Generator:
     if module.selection is not None:  # adapters, or an average of a part: neither says all about the network
         network = averaged_network(module.unet, module.ema if use_ema else None)
     use_ema = use_ema and module.ema is not None
-    return Generator(module, str(path), _hash(module, network), use_ema, *_prepared(path))
+    return Generator(module, str(path), _hash(module, network), use_ema, *_prepared(content))
 
 
-def _prepared(path: Path) -> tuple[Fit | None, ValueRange | None]:
+def _prepared(content: dict[str, Any]) -> tuple[Fit | None, ValueRange | None]:
     """Find out from the state of the data module how images were brought to one size and to 8 bits."""
-    for state in outline(path, argument="ckpt").values():
+    for state in content.values():
         if isinstance(state, dict) and state.get("fit") in get_args(Fit) and "image_size" in state:
             return cast(Fit, state["fit"]), parse_range(state["range"]) if "range" in state else None
     return None, None

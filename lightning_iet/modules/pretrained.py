@@ -283,14 +283,20 @@ def make_pipeline(denoiser: nn.Module, scheduler: SchedulerMixin) -> "diffusers.
     return pipeline
 
 
-def load_any_module(path: Path, *, argument: str = "ckpt") -> Any:
+def load_any_module(path: Path, *, argument: str = "ckpt", content: dict[str, Any] | None = None) -> Any:
     """Load a module of the class that its checkpoint names, on the CPU.
+
+    Args:
+        path: The file.
+        argument: The name under which the user gave it.
+        content: Its :func:`~lightning_iet.utilities.checkpoints.outline`, which is read where it is not given.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is something else; ``argument`` is the name under which the user gave it.
+        ValueError: If it is something else.
     """
-    specification = outline(path, argument=argument).get("specification")
+    content = outline(path, argument=argument) if content is None else content
+    specification = content.get("specification")
     if not isinstance(specification, dict):
         raise ValueError(
             f"Argument `{argument}` expected a checkpoint of `lightning-iet fit`, but got '{path}', which is none: it "

@@ -148,7 +148,8 @@ def test_networks_of_another_kind_are_refused(tmp_path, unet, message):
 
 
 def test_a_module_of_another_class_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr("lightning_iet.audit.generator.load_any_module", lambda path: "text")
+    monkeypatch.setattr("lightning_iet.audit.generator.load_any_module", lambda path, **_: "text")
+    save_checkpoint(fresh_model(), tmp_path / "plain.ckpt")
     with pytest.raises(ValueError, match=r"checkpoint of a DiffusionModule, but got .* one of a str\. Draw its images"):
         load_checkpoint(tmp_path / "plain.ckpt")
 

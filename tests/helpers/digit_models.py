@@ -40,10 +40,10 @@ def save_pipeline(model, folder, kind=DDPMPipeline):
     kind(unet=model.unet, scheduler=model.scheduler).save_pretrained(folder)
 
 
-def overfitted_model(pixels, *, steps=260):
+def overfitted_model(pixels, *, steps=180):
     """A model that has seen the same few images over and over; only its averaged weights have."""
     model, images = fresh_model(), pixels.float() / 255
-    optimizer = torch.optim.Adam(model.unet.parameters(), lr=1e-2)
+    optimizer = torch.optim.Adam(model.unet.parameters(), lr=4e-3)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1, 0, steps)
     generator = torch.Generator().manual_seed(0)
     for _ in range(steps):

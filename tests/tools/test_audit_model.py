@@ -1,6 +1,7 @@
 import inspect
 import json
 import os
+import shutil
 from dataclasses import fields
 from pathlib import Path
 
@@ -38,14 +39,22 @@ def options(settings):
 COMMAND = [*options(QUICK_MODEL), "--train", "train", "--held-out", "held_out", "--out", "report"]
 
 
-@pytest.fixture
-def here(tmp_path, monkeypatch):
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
     """Training and held-out digits, and a model that has seen none of them."""
+    folder = tmp_path_factory.mktemp("written")
+    write_images(folder / "train", digit_pixels(0, 30))
+    write_images(folder / "held_out", digit_pixels(100, 140))
+    save_checkpoint(fresh_model(), folder / "model.ckpt")
+    return folder
+
+
+@pytest.fixture
+def here(written, tmp_path, monkeypatch):
+    """The same for one test."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SOURCE_DATE_EPOCH", DATE)
-    write_images(tmp_path / "train", digit_pixels(0, 30))
-    write_images(tmp_path / "held_out", digit_pixels(100, 140))
-    save_checkpoint(fresh_model(), tmp_path / "model.ckpt")
+    shutil.copytree(written, tmp_path, dirs_exist_ok=True)
     return tmp_path
 
 
@@ -90,7 +99,7 @@ def run_folder(here):
     """The folder of a run that trained on 30 digits, 40 held out as the control and the others for FID."""
     folder = here / "runs" / "version_0"
     (folder / "checkpoints").mkdir(parents=True)
-    save_checkpoint(fresh_model(), folder / "checkpoints" / "last.ckpt")
+    shutil.copy(here / "model.ckpt", folder / "checkpoints" / "last.ckpt")
     options = DATA | {"seed": 1}
     config = {"data": {"class_path": "lightning_iet.DigitsDataModule", "init_args": options}}
     (folder / "config.yaml").write_text(json.dumps(config), encoding="utf-8")
@@ -438,9 +447,10 @@ def test_images_are_brought_to_what_the_model_samples(here, capsys):
 def test_bad_input_is_one_clear_line_before_anything_is_drawn(here, capsys, monkeypatch, arguments, message):
     Path("other.ckpt").write_text("x")
     write_images(here / "one", random_pixels(1))
-    broken = fresh_model()
-    broken.ema.module.conv_in.weight.data.fill_(torch.nan)
-    save_checkpoint(broken, here / "broken.ckpt")
+    if "broken.ckpt" in arguments:
+        broken = fresh_model()
+        broken.ema.module.conv_in.weight.data.fill_(torch.nan)
+        save_checkpoint(broken, here / "broken.ckpt")
     monkeypatch.setattr(DiffusionModule, "sample", None)
     assert message in fails(capsys, *arguments)
     assert not Path("report").exists()
