@@ -72,7 +72,7 @@ def imported():
     stages = [
         ("", PAGES),
         ("import torch", FUNCTIONS),
-        ("import torchvision", IMAGES),
+        ("import matplotlib.pyplot, rich.text, scipy.linalg, scipy.special, scipy.stats, torchvision", IMAGES),
         ("import torchmetrics", [METRICS]),
         ("import lightning.pytorch, diffusers", MODELS),
     ]
