@@ -20,9 +20,9 @@ def uncut(tmp_path_factory):
     return torch.load(folder / "final.pt")
 
 
-def finish(folder, world_size, uncut, **settings):
+def finish(folder, world_size, uncut):
     """Let the run go on to its end, undisturbed."""
-    assert Session(folder, world_size, ballast=BALLAST, **settings).wait(600) == 0
+    assert Session(folder, world_size, ballast=BALLAST, every_n_train_steps=10).wait(600) == 0
     check(folder, uncut)
 
 
@@ -67,7 +67,7 @@ def test_sigterm_ends_all_processes_after_a_step_with_a_checkpoint(tmp_path, unc
     session.kill(signal.SIGTERM, only=receiver)
     assert session.wait(200) == 128 + signal.SIGTERM
     assert progress(tmp_path)[1] >= max(diary(tmp_path, "done")) >= 3
-    finish(tmp_path, 1, uncut, **saving)
+    finish(tmp_path, 1, uncut)
     assert diary(tmp_path, "start")[1] >= 3
 
 
