@@ -6,7 +6,10 @@ from tests.helpers.weights import assert_same_bits
 
 def test_a_process_that_dies_brings_the_job_back(tmp_path, tiny_weights, warm):
     config = write_config(
-        tmp_path / "tiny.yaml", callbacks=[callback("DieOnce", step=7), callback("Starts")], devices=2
+        tmp_path / "tiny.yaml",
+        callbacks=[callback("DieOnce", step=7), callback("Starts")],
+        saving={"every_n_train_steps": 6},
+        devices=2,
     )
     command = torchrun("--standalone", "--nproc-per-node=2", "--max-restarts=2", "--monitor-interval=0.1")
     log = tmp_path / "log.txt"

@@ -71,6 +71,7 @@ def test_a_machine_that_is_cut_off_ends_the_run_and_the_run_goes_on(tmp_path, ti
     config = write_config(
         tmp_path / "tiny.yaml",
         callbacks=[callback("CutOff", step=10), callback("CountBytes"), callback("Starts")],
+        saving={"every_n_train_steps": 10},
         num_nodes=2,
         strategy=strategy,
     )

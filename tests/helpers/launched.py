@@ -61,8 +61,8 @@ TINY = {
 
 
 def write_config(path, *, callbacks=(), saving=None, **trainer):
-    """The tiny run as YAML, with a checkpoint after every second step."""
-    arguments = {"every_n_train_steps": 2, "save_last": True} | (saving or {})
+    """The tiny run as YAML, with a checkpoint after every epoch."""
+    arguments = {"every_n_train_steps": 8, "save_last": True} | (saving or {})
     checkpoints = {"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": arguments}
     config = TINY | {"trainer": TINY["trainer"] | {"callbacks": [checkpoints, *callbacks]} | trainer}
     path.write_text(yaml.safe_dump(config))
