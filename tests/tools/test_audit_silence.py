@@ -36,17 +36,17 @@ def write_deep(folder, images, top):
 
 
 def test_mirrored_darkened_and_shifted_copies_among_innocent_images():
-    train = phantoms(120)
-    copies = [train[:8].flip(-1), 0.7 * train[8:16], moved(train[16:24], dx=4 / 24)]
+    train = phantoms(60)
+    copies = [train[:6].flip(-1), 0.7 * train[6:12], moved(train[12:18], dx=4 / 24)]
     write_images(Path("train"), eight_bits(train))
-    write_images(Path("generated"), eight_bits(torch.cat([*copies, phantoms(12, seed=2)])))
-    write_images(Path("held_out"), eight_bits(phantoms(60, seed=1)))
+    write_images(Path("generated"), eight_bits(torch.cat([*copies, phantoms(10, seed=2)])))
+    write_images(Path("held_out"), eight_bits(phantoms(40, seed=1)))
     found = run(moved=True)
     assert found.verdict.level == "copies"
     named = [row["index"] for row in found.pairs if row["named"]]
-    assert len(set(named) & set(range(24))) >= 22
-    assert not set(named) - set(range(24))
-    assert {row["search"] for row in found.pairs[:22]} >= {"recoloured", "moved"}
+    assert len(set(named) & set(range(18))) >= 17
+    assert not set(named) - set(range(18))
+    assert {row["search"] for row in found.pairs[:17]} >= {"recoloured", "moved"}
     assert [part.kind for part in found.planted] == ["exact", "mirrored", "recoloured", "degraded", "moved"]
 
 
@@ -114,9 +114,9 @@ def test_slices_of_stacks_and_frames_of_animations():
 
 
 def test_a_few_copies_saved_as_jpeg():
-    train = torch.nn.functional.interpolate(phantoms(150, size=12, channels=3), (48, 48), mode="bicubic")
+    train = torch.nn.functional.interpolate(phantoms(150, size=12, channels=3), (36, 36), mode="bicubic")
     innocent, control = (
-        torch.nn.functional.interpolate(phantoms(n, seed=s, size=12, channels=3), (48, 48), mode="bicubic")
+        torch.nn.functional.interpolate(phantoms(n, seed=s, size=12, channels=3), (36, 36), mode="bicubic")
         for n, s in ((65, 2), (60, 1))
     )
     write_images(Path("train"), eight_bits(train))
@@ -155,17 +155,17 @@ def test_alpha_over_another_background_is_not_compared_in_silence():
     assert "transparency" not in named.headline
 
 
-@pytest.mark.parametrize(("low", "width"), [(0.4, 0.1), (0.5, 0.05)])
-def test_narrow_windows_of_dicom_files_do_not_hide_copies_in_silence(low, width):
+def test_narrow_windows_of_dicom_files_do_not_hide_copies_in_silence():
     """10 of 60 are copies of what lies beyond the window, where no search can see them."""
+    low, width = 0.5, 0.05
     pytest.importorskip("pydicom")
-    for folder, images in (("train", phantoms(150)), ("held_out", phantoms(60, seed=1))):
+    for folder, images in (("train", phantoms(60)), ("held_out", phantoms(60, seed=1))):
         Path(folder).mkdir()
         for number, image in enumerate(images[:, 0].numpy()):
             window = {"WindowCenter": 4095 * (low + width / 2), "WindowWidth": 4095 * width}
             data = dicom(np.rint(image * 4095).astype(np.uint16), **window)
             Path(folder, f"{number:03d}.dcm").write_bytes(data)
-    write_images(Path("generated"), eight_bits(torch.cat([phantoms(150)[:10], phantoms(50, seed=5)])))
+    write_images(Path("generated"), eight_bits(torch.cat([phantoms(60)[:10], phantoms(50, seed=5)])))
     found = run()
     assert found.verdict.level == "open"
     assert "--range" in found.verdict.answer
