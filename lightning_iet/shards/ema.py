@@ -38,7 +38,7 @@ def averaged_modules(module: nn.Module) -> list[nn.Module]:
     frozen = [part for part in _frozen_parts(module) if not isinstance(part, AveragedModel)]
     if not frozen:
         return averaged
-    trained = _trained_outlines(module)
+    trained = _TrainedNetworks(module)
     return averaged + [copy for part in frozen for copy in _deep_copy_in(part, trained)]
 
 
@@ -53,12 +53,26 @@ def _outline(module: nn.Module) -> tuple[Any, ...]:
     return type(module), *((name, parameter.shape) for name, parameter in module.named_parameters())
 
 
-def _trained_outlines(root: nn.Module) -> set[tuple[Any, ...]]:
-    """Describe the networks of which an average may be kept."""
-    trained = _with_trained(root)
-    parts = [(module, part) for module in root.modules() for part in module.children()]
-    own = [part for module, part in parts if id(part) in trained and _is_network(part, module, root)]
-    return {_outline(part) for part in (root, *own)}
+class _TrainedNetworks:
+    """The networks of which an average may be kept; those of a class are described when one of it is compared."""
+
+    def __init__(self, root: nn.Module) -> None:
+        trained = _with_trained(root)
+        parts = [(module, part) for module in root.modules() for part in module.children()]
+        own = [part for module, part in parts if id(part) in trained and _is_network(part, module, root)]
+        self._networks: dict[type, list[nn.Module]] = {}
+        for network in (root, *own):
+            self._networks.setdefault(type(network), []).append(network)
+        self._outlines: dict[type, set[tuple[Any, ...]]] = {}
+
+    def has_like(self, module: nn.Module) -> bool:
+        """Whether one has the class, the parameters and the shapes of a module."""
+        kind = type(module)
+        if kind not in self._networks:
+            return False
+        if kind not in self._outlines:
+            self._outlines[kind] = {_outline(network) for network in self._networks[kind]}
+        return _outline(module) in self._outlines[kind]
 
 
 def _with_trained(root: nn.Module) -> set[int]:
@@ -94,11 +108,11 @@ def _frozen_in(module: nn.Module, root: nn.Module, trained: set[int], everywhere
             yield part
 
 
-def _deep_copy_in(module: nn.Module, trained: set[tuple[Any, ...]]) -> Iterator[nn.Module]:
+def _deep_copy_in(module: nn.Module, trained: _TrainedNetworks) -> Iterator[nn.Module]:
     """Yield the module, or the one inside that holds all of its parameters, if it is a deep copy."""
     if isinstance(module, AveragedModel):
         return
-    if _outline(module) in trained:
+    if trained.has_like(module):
         yield module
         return
     inner = [part for part in module.children() if next(part.parameters(), None) is not None]
@@ -205,8 +219,8 @@ class _Search:
         }
 
     @cached_property
-    def _outlines(self) -> set[tuple[Any, ...]]:
-        return _trained_outlines(self._module)
+    def _networks(self) -> _TrainedNetworks:
+        return _TrainedNetworks(self._module)
 
     def visit_all(self, name: str, holder: Any, entries: Mapping[Any, Any], owner: Any, depth: int = 0) -> None:
         """Visit the entries of what holds them under a name; most are numbers and texts, which take no slot."""
@@ -227,7 +241,7 @@ class _Search:
                 self.visit_all(slot.name, value, entries, owner, depth + 1)
         elif isinstance(value, nn.Module):
             self.seen.add(id(value))
-            if _outline(value) in self._outlines:
+            if self._networks.has_like(value):
                 self._collect(
                     [
                         Slot(".".join(filter(None, (slot.name, path, key))), part, key)
