@@ -376,14 +376,13 @@ def test_processes_and_cuts_change_nothing(tmp_path, processes, reference):
     assert whole["unseen"] > 20
     assert all((bank > 0).any() for bank in whole["banks"].values())
     two = tmp_path / "two"
-    # Within the second epoch, which has three steps of each process.
-    first, _ = processes(2).run(run, two, 2, reference=reference, save_at=(4,))
-    resumed, _ = processes(2).run(run, two, 2, reference=reference, ckpt_path=tmp_path / "8.ckpt")
-    others = [first, resumed]
-    if reference == "other_shards":  # statistics of epochs are those of all processes after a cut
-        others += processes(2).run(run, two, 2, ckpt_path=tmp_path / "6.ckpt")[:1]
-        others.append(run(tmp_path, ckpt_path=two / "4.ckpt"))
-    for other in others:
+    if reference == "held_out":
+        settings = {"reference": reference}
+        others = [processes(2).run(run, two, 2, **settings, ckpt_path=cut)[0] for cut in (None, tmp_path / "8.ckpt")]
+    else:  # from two on to one within the second epoch, which has three steps of each process
+        first, _ = processes(2).run(run, two, 2, ckpt_path=tmp_path / "6.ckpt", save_at=(8,))
+        others = [first, run(tmp_path, ckpt_path=two / "8.ckpt")]
+    for other in others:  # statistics of epochs are those of all processes after a cut
         assert_same_bits(other["model"], whole["model"])
         assert_same_bits(other["banks"], whole["banks"])
         assert other["unseen"] == whole["unseen"]

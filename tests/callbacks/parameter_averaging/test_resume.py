@@ -26,7 +26,6 @@ CUTS = {
     ("steps", 1): ["0-8-validation", "1-3-step", "1-4-step", "1-5-step", "2-8-step"],
     ("epochs", 2): ["0-3-step", "1-8-validation"],
     ("steps", 2): ["0-7-step", "1-3-step"],
-    ("epochs", 4): ["0-5-step"],
     ("steps", 4): ["1-6-step"],
 }
 
