@@ -1,6 +1,7 @@
 """Checkpoints: written atomically, checked, and found again."""
 
 import errno
+import io
 import logging
 import os
 import pickle
@@ -8,6 +9,7 @@ import re
 import shutil
 import socket
 import zipfile
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from itertools import groupby
@@ -39,8 +41,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     this host are removed when the next checkpoint is saved into the folder. Remote addresses (``s3://…``) are written
     by Lightning.
 
-    The first file that a process writes is read back as a run that goes on from it would read it, without running code:
-    a warning then names what cannot be read, not the next part of the run. Only the outline is read, no weights.
+    What is no tensor in the first checkpoint that a process writes is read back as a run that goes on from it would
+    read it, without running code: a warning then names what cannot be read, not the next part of the run.
 
     Example:
         >>> import tempfile
@@ -83,7 +85,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             ) from error
         if not self._is_checked:
             self._is_checked = True
-            if fault := _unreadable(place):
+            if not _is_read_without_code(checkpoint) and (fault := _unreadable(place)):
                 rank_zero_warn(f"The checkpoint '{place}' was written, but no run can go on from it: {fault}")
 
     def load_checkpoint(
@@ -189,6 +191,52 @@ class UnreadableCheckpointError(ValueError):
     """Raised for a whole checkpoint that holds what is not read without running code."""
 
 
+def _is_read_without_code(checkpoint: dict[str, Any]) -> bool:
+    """Whether a run would read all of a checkpoint; False if that is to be seen from the file alone.
+
+    Plain tensors, which are most of it, are always read: only the rest is written into memory and read back.
+    """
+    file = io.BytesIO()
+    try:
+        rest = _without_tensors(checkpoint, {})
+        _NoTensors(io.BytesIO()).dump(rest)
+        torch.save(rest, file)
+        file.seek(0)
+        torch.load(file, weights_only=True)
+    except Exception:  # whatever it is, the file shows it too
+        return False
+    return True
+
+
+class _NoTensors(pickle.Pickler):
+    """Writes what holds no tensor; another one may be as large as the model, and is not copied in memory."""
+
+    def reducer_override(self, thing: Any) -> Any:
+        if isinstance(thing, torch.Tensor | torch.UntypedStorage | torch.TypedStorage):
+            raise TypeError(f"{type(thing).__name__} is not written into memory")
+        return NotImplemented
+
+
+def _without_tensors(content: Any, seen: dict[int, Any]) -> Any:
+    """Return what a container holds with ``None`` in the place of each plain tensor."""
+    if type(content) in (torch.Tensor, torch.nn.Parameter) and not vars(content):
+        return None
+    if type(content) not in (dict, OrderedDict, list, tuple):
+        return content
+    if id(content) in seen:
+        return seen[id(content)]
+    if isinstance(content, dict):
+        seen[id(content)] = rest = type(content)()
+        rest.update((key, _without_tensors(value, seen)) for key, value in content.items())
+        if isinstance(content, OrderedDict):
+            vars(rest).update(vars(content))  # of a state dict its versions
+        return rest
+    seen[id(content)] = found = [_without_tensors(value, seen) for value in content]
+    if isinstance(content, tuple):
+        seen[id(content)] = tuple(found)
+    return seen[id(content)]
+
+
 def _unreadable(path: Path) -> str | None:
     """Say what in a checkpoint is not read without running code, and what to do; ``None`` = all of it is read."""
     try:
@@ -216,8 +264,11 @@ def _what_is_not_read(path: Path, error: Exception) -> str:
 
 def _plain_content(path: Path) -> Any:
     """Read a checkpoint without running code, with tensors on the ``meta`` device."""
-    allow_imported_types(path)
-    return torch.load(path, map_location="meta", mmap=True, weights_only=True)
+    try:
+        return torch.load(path, map_location="meta", mmap=True, weights_only=True)
+    except pickle.UnpicklingError:
+        allow_imported_types(path)
+        return torch.load(path, map_location="meta", mmap=True, weights_only=True)
 
 
 def _reason(error: Exception) -> str:

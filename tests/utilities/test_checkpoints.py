@@ -1,10 +1,13 @@
+import enum
 import errno
 import os
 import signal
 import socket
 import subprocess
 import sys
+from collections import OrderedDict
 from pathlib import Path
+from types import SimpleNamespace
 
 import fsspec
 import lightning.pytorch as pl
@@ -12,6 +15,7 @@ import pytest
 import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 
+from lightning_iet.utilities import checkpoints
 from lightning_iet.utilities.checkpoints import AtomicCheckpointIO, check_whole, use_atomic_checkpoints
 from tests.helpers.models import quiet_trainer
 
@@ -32,6 +36,56 @@ def test_what_is_saved_is_what_is_loaded_and_nothing_else_is_left(tmp_path):
     assert [file.name for file in path.parent.iterdir()] == ["last.ckpt"]
     AtomicCheckpointIO().remove_checkpoint(path)
     assert not path.exists()
+
+
+class Mode(enum.Enum):
+    SLOW = 1
+
+
+class Own(torch.Tensor):
+    """A tensor that is read by running code of its own."""
+
+
+def around_itself():
+    content = {"weights": torch.ones(3)}
+    return content | {"content": [content, content], "same": content}
+
+
+MODEL = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2))
+CONTENTS = {
+    "weights": (MODEL.state_dict(), True, True),
+    "parameters": (list(MODEL.parameters()), True, True),
+    "optimizer": (torch.optim.Adam(MODEL.parameters()).state_dict(), True, True),
+    "several times": (around_itself(), True, True),
+    "nested": ({"a": (torch.ones(2), [OrderedDict(b=(1, torch.ones(2)))]), 3: {"c": None}}, True, True),
+    "paths": ({"folder": Path("a/b")}, True, True),
+    # Known from the file alone: what the process allows anew, and tensors elsewhere, which are not copied in memory.
+    "an enumeration": ({"mode": Mode.SLOW}, False, True),
+    "tensors in an object": (SimpleNamespace(weight=torch.ones(2)), False, True),
+    "tensors of another kind": ({"weights": torch.ones(3).as_subclass(Own)}, False, False),
+    "a module": ({"loss": [torch.nn.MSELoss()]}, False, False),
+    "a function": ((torch.ones(2), {"reduce": os.mkdir}), False, False),
+}
+
+
+@pytest.mark.filterwarnings("always:The checkpoint .* was written, but no run can go on from it:UserWarning")
+@pytest.mark.parametrize("name", CONTENTS)
+def test_what_cannot_be_read_without_running_code_is_warned_of_once(tmp_path, name, monkeypatch, recwarn):
+    content, is_known_at_once, is_read = CONTENTS[name]
+    asked = []
+    unreadable = checkpoints._unreadable
+    monkeypatch.setattr(checkpoints, "_unreadable", lambda path: asked.append(path) or unreadable(path))
+    io = AtomicCheckpointIO()
+    for file in (tmp_path / "first.ckpt", tmp_path / "second.ckpt"):
+        io.save_checkpoint({"content": content, "step": 3}, file)
+    assert len(recwarn) == (0 if is_read else 1)
+    assert asked == ([] if is_known_at_once else [tmp_path / "first.ckpt"])
+    try:
+        torch.load(tmp_path / "first.ckpt", weights_only=True)
+    except Exception:
+        assert not is_read
+    else:
+        assert is_read
 
 
 def test_files_have_the_permissions_of_any_other_file(tmp_path):
