@@ -15,7 +15,7 @@ from lightning_iet.audit.reading import ImageSet
 from lightning_iet.audit.search import References, nearest_references, views
 from lightning_iet.callbacks import ParameterSelection
 from lightning_iet.callbacks.anti_gradient_control.sample_record import SampleCounts, SampleDraws, SampleRecords
-from lightning_iet.functional.exhaustive_neighbors import ExhaustiveSearch, level_sums
+from lightning_iet.functional.exhaustive_neighbors import ExhaustiveSearch, level_moments
 from lightning_iet.functional.memorization import count_below, memorization_ratio, nearest_ratio
 from lightning_iet.functional.registration import grey_images
 from lightning_iet.metrics.features import EfficientNetFeatures
@@ -101,7 +101,7 @@ def test_ratios():
 def test_a_search_among_images_of_8_bits():
     with FakeTensorMode():
         levels = torch.zeros(6, 48, dtype=torch.uint8, device="cuda")
-        squares = level_sums(levels, 2)
+        squares = level_moments(levels)[1]
         distances, indices = ExhaustiveSearch(levels, squares, 3, chunk_size=4, squares=squares).nearest(levels)
         assert (distances.shape, distances.device, indices.device) == ((6, 3), levels.device, levels.device)
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_iet.audit.cache import BlockCache
-from lightning_iet.audit.comparability import contents, few_pixels, one_colour
+from lightning_iet.audit.comparability import contents, few_pixels
 from lightning_iet.audit.disguises import LEAST_SIDE, Matches, find_disguised, undo
 from lightning_iet.audit.evidence import LARGEST, Evidence, telling_searches, weigh
 from lightning_iet.audit.features import CLASS_LIKE, PIXELS, Features, build_features, check_comparable, extract
@@ -26,7 +26,7 @@ from lightning_iet.audit.search import (
 )
 from lightning_iet.functional.checks import check_number
 from lightning_iet.functional.duplicates import Duplicates, find_duplicates, without_self
-from lightning_iet.functional.exhaustive_neighbors import level_sums
+from lightning_iet.functional.exhaustive_neighbors import level_moments
 from lightning_iet.functional.memorization import memorization_ratio, nearest_ratio
 
 if TYPE_CHECKING:
@@ -118,6 +118,7 @@ def find_copies(
     distinct: Tensor | None = None,
     cosine: Tensor | None = None,
     plain: bool = True,
+    moments: tuple[Tensor, Tensor] | None = None,
 ) -> Copies:
     """Measure how much closer each image is to one training image than to others.
 
@@ -132,6 +133,7 @@ def find_copies(
         distinct: the ratios to the next image that shows something else, where near-duplicates were looked for.
         cosine: cosine distances, where they were measured.
         plain: whether plain distances tell single images apart, rather than classes.
+        moments: ``level_moments`` of the images' channels, shape ``(Q, C)`` each, if at hand.
     """
     ratios = {
         "nearest": nearest_ratio(neighbors.sq_distances),
@@ -152,6 +154,7 @@ def find_copies(
     by_search = {"plain": found} | {name: matches[name] for name in SEARCHES[1:] if name in matches}
     distances, by_ratio, sources, _ = zip(*by_search.values(), strict=True)
     search_ratios = torch.stack(by_ratio, dim=1)
+    variances = _variances(images.pixels, moments)
     return Copies(
         neighbors,
         ratios,
@@ -162,8 +165,8 @@ def find_copies(
         search_distances=torch.stack(distances, dim=1),
         search_sources=torch.stack(sources, dim=1),
         search_noise=torch.full_like(search_ratios, torch.nan),
-        blank=one_colour(images.pixels),
-        variance=_variance(images.pixels),
+        blank=(variances == 0).all(dim=1),
+        variance=variances.mean(dim=1).float(),
         content=contents(images.pixels),
         search=torch.zeros(len(images), dtype=torch.int64),
     )
@@ -198,11 +201,11 @@ def _equal(images: Tensor, train: Tensor, indices: Tensor) -> Tensor:
     return equal
 
 
-def _variance(pixels: Tensor) -> Tensor:
-    """Return how much is lost of an image if each channel is replaced by its mean."""
+def _variances(pixels: Tensor, moments: tuple[Tensor, Tensor] | None) -> Tensor:
+    """Return how much is lost of each channel if it is replaced by its mean, shape ``(Q, C)``; 0 of one level only."""
     size = max(1, pixels[0, 0].numel())
-    sums, squares = level_sums(pixels.flatten(2), 1), level_sums(pixels.flatten(2), 2)
-    return ((size * squares - sums.square()) / size**2).mean(dim=1).float()
+    sums, squares = moments or level_moments(pixels.flatten(2))
+    return (size * squares - sums.square()) / size**2  # numbers of integers: their difference is 0, or far from it
 
 
 def _maps(versions: Tensor, names: list[str]) -> Tensor:
@@ -385,7 +388,9 @@ def audit_images(
         versions = views(settings.invariance)
         shared: dict[str, Any] = {"features": features, "cache": cache, "argument": name}
         search = shared | {"rows": rows[name], "views": versions}
-        near = nearest_references(images, references, k=settings.k, **search)
+        moments = level_moments(images.pixels.flatten(2))
+        squares = moments[1].sum(dim=1) if features.name == PIXELS else None
+        near = nearest_references(images, references, k=settings.k, squares=squares, **search)
         distinct = None if duplicates is None else distinct_ratios(near, duplicates.group, images, references, **search)
         cosine = None
         if features.name != PIXELS:  # the direction of pixels says little
@@ -405,6 +410,7 @@ def audit_images(
             distinct=distinct,
             cosine=cosine,
             plain=features.name not in CLASS_LIKE,
+            moments=moments,
         )
     copies["generated"] = measure_noise(copies["generated"], sets["generated"], train)
     control = copies.get("held_out")
@@ -484,7 +490,9 @@ def _within(train: ImageSet, references: References | None, features: Features, 
     if references is None:
         references = References.of(extract(train, features, cache, argument="train"), train.sha256)
     options: dict[str, Any] = {"k": min(k + 1, len(train)), "views": views("none"), "argument": "train"}
-    return nearest_references(train, references, features=features, cache=cache, rows=references.rows, **options)
+    squares = references.norms if references.rows.dtype == torch.uint8 else None
+    options |= {"rows": references.rows, "squares": squares}
+    return nearest_references(train, references, features=features, cache=cache, **options)
 
 
 def same_channels(sets: Mapping[str, ImageSet]) -> dict[str, ImageSet]:

@@ -14,7 +14,7 @@ from lightning_iet.audit.features import PIXELS, Features, check_finite
 from lightning_iet.audit.reading import ImageSet
 from lightning_iet.functional import duplicates
 from lightning_iet.functional.average_minimum_distance import nearest_cosine_distance, unit_rows
-from lightning_iet.functional.exhaustive_neighbors import level_sums, squared_norms
+from lightning_iet.functional.exhaustive_neighbors import level_moments, squared_norms
 from lightning_iet.functional.memorization import distinct_ratio, nearest_ratio
 from lightning_iet.functional.neighbors import search_rows
 from lightning_iet.utilities.fingerprints import digest, tensor_bytes
@@ -90,7 +90,7 @@ class References(NamedTuple):
 
     Attributes:
         rows: their features, shape ``(N, D)``.
-        norms: squared l2 norms of the rows, shape ``(N,)``; of pixels ``level_sums(rows, 2)``.
+        norms: squared l2 norms of the rows, shape ``(N,)``; of pixels ``level_moments(rows)[1]``.
         sha256: hash of the images.
     """
 
@@ -106,7 +106,7 @@ class References(NamedTuple):
     @classmethod
     def of(cls, rows: Tensor, sha256: str) -> "References":
         """Prepare rows for many searches."""
-        return cls(rows, level_sums(rows, 2) if rows.dtype == torch.uint8 else squared_norms(rows), sha256)
+        return cls(rows, level_moments(rows)[1] if rows.dtype == torch.uint8 else squared_norms(rows), sha256)
 
 
 def nearest_references(
@@ -119,6 +119,7 @@ def nearest_references(
     cache: BlockCache,
     argument: str,
     rows: Tensor | None = None,
+    squares: Tensor | None = None,
 ) -> Neighbors:
     """Find the ``k`` nearest references of every image; of its versions, the one nearest to a reference counts.
 
@@ -131,6 +132,7 @@ def nearest_references(
         cache: where finished blocks go.
         argument: what the images are, for messages.
         rows: features of the images as they are, if at hand, shape ``(Q, D)``.
+        squares: of pixels ``level_moments(rows)[1]``, if at hand.
 
     Returns:
         The neighbours, on the CPU.
@@ -145,8 +147,10 @@ def nearest_references(
             part = features.rows(view(images.pixels[place])) if rows is None or number else rows[place]
             check_finite(part, images.names[place], argument=argument, name=features.name)
             show = part_of(progress, start=number * len(part) / len(views), scale=1 / len(views))
+            own = None if squares is None or number else squares[place]
+            norms = references.norms
             sq_distances, indices = search_rows(
-                part, references.rows, k, norms=references.norms, squares=references.norms, progress=show
+                part, references.rows, k, norms=norms, squares=norms, own_squares=own, progress=show
             )
             found.append(Neighbors(sq_distances, indices, torch.full_like(indices, number)))
         nearest = found[0] if len(found) == 1 else _merge(found, k)
@@ -302,7 +306,7 @@ def comparison_seconds(
     few = features.rows(train.pixels[: TRIED[1]])
     if missing * len(train) < 50 * min(TRIED[0], len(few)) * len(few):
         return 0.0
-    norms = level_sums(few, 2)
+    norms = level_moments(few)[1]
     search_rows(few[: TRIED[0]], few, 1, squares=norms)  # the first search prepares what the others use again
     start, pairs, seconds = perf_counter(), 0, 0.0
     while seconds < ENOUGH:

@@ -13,7 +13,7 @@ from lightning_iet.functional.exhaustive_neighbors import (
     ExhaustiveSearch,
     float_rows,
     has_integer_products,
-    level_sums,
+    level_moments,
     merge_nearest,
     squared_norms,
 )
@@ -133,6 +133,7 @@ def search_rows(
     *,
     norms: Tensor | None = None,
     squares: Tensor | None = None,
+    own_squares: Tensor | None = None,
     ties: bool = True,
     chunk_size: int = _CHUNK,
     device: torch.device | str | None = None,
@@ -145,7 +146,8 @@ def search_rows(
         references: shape ``(N, D)``, likewise.
         k: neighbours per query, ``1 <= k <= N``.
         norms: ``squared_norms(references)``, shape ``(N,)``, where it is at hand from an earlier search.
-        squares: likewise ``level_sums(references, 2)``, which takes its place where queries and references are uint8.
+        squares: likewise ``level_moments(references)[1]``, which takes its place where both sets are uint8.
+        own_squares: likewise ``level_moments(queries)[1]``.
         ties: put neighbours in the right order also where their distances differ by a rounding error. Where only the
             distances matter, leave it off and save time.
         chunk_size: as :func:`nearest_neighbors`, and so are ``device`` and ``progress``.
@@ -170,11 +172,11 @@ def search_rows(
         for part in parts:
             moved = references[part].to(target)
             if levels:  # whose norms are not needed
-                lengths = given = level_sums(moved, 2) if squares is None else squares[part].to(target)
+                lengths = given = level_moments(moved)[1] if squares is None else squares[part].to(target)
             else:
                 lengths, given = squared_norms(moved) if norms is None else norms[part].to(target), None
             search = ExhaustiveSearch(moved, lengths, min(k, len(moved)), ties, chunk_size, given)
-            for rows, *found in _search(queries, search, projection, distances[:, -1]):
+            for rows, *found in _search(queries, search, projection, distances[:, -1], own_squares):
                 near, index = (tensor.to(queries.device) for tensor in found)
                 if len(parts) == 1:  # nothing to merge with; at an infinite distance is no neighbour
                     distances[rows], indices[rows] = near, index.masked_fill(near == torch.inf, -1)
@@ -203,15 +205,24 @@ def _coded(k: int, num_bytes: int) -> int:
 
 
 def _search(
-    queries: Tensor, search: ExhaustiveSearch, projection: Projection | Levels | None, farthest: Tensor
+    queries: Tensor,
+    search: ExhaustiveSearch,
+    projection: Projection | Levels | None,
+    farthest: Tensor,
+    squares: Tensor | None,
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Yield indices of some queries, and the distances and indices of their nearest among a part of the references."""
     target = search.references.device
     every = torch.arange(len(queries), device=queries.device)
+
+    def exhaustive(rows: Tensor | slice) -> tuple[Tensor, Tensor]:
+        own = None if squares is None else squares[rows].to(target)
+        return search.nearest(queries[rows].to(target), squares=own)
+
     if projection is None:
         step = _block_length(queries, coded=False)
-        for rows, part in zip(every.split(step), queries.split(step), strict=True):
-            yield rows, *search.nearest(part.to(target))
+        for part in (slice(start, start + step) for start in range(0, len(queries), step)):  # no copies
+            yield every[part], *exhaustive(part)
         return
     pruned, hard = PrunedSearch(search, projection), []
     for rows in every.split(_block_length(queries, coded=True)):
@@ -220,7 +231,7 @@ def _search(
         hard.append(rows[~easy])
         yield rows[easy], found[0][easy], found[1][easy]
     for rows in torch.cat(hard).split(_block_length(queries, coded=False)):
-        yield rows, *search.nearest(queries[rows].to(target))
+        yield rows, *exhaustive(rows)
 
 
 def _block_length(queries: Tensor, *, coded: bool) -> int:

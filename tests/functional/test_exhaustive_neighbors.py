@@ -10,11 +10,12 @@ from lightning_iet.functional.exhaustive_neighbors import (
     ExhaustiveSearch,
     _multiplies_exactly,
     _partial_distances,
+    _smallest,
     _usual_rounding,
     float_rows,
     has_integer_products,
     level_distances,
-    level_sums,
+    level_moments,
     merge_nearest,
     pair_distances,
     rounding,
@@ -35,10 +36,26 @@ def test_norms_of_one_colour_are_correctly_rounded(dimension):
 def test_estimates_are_within_their_bounds(bound, kind, dimension, seed):
     rows = family(kind, 30, dimension, seed=seed)
     norms = squared_norms(rows)
-    estimates = (_partial_distances(rows, rows, norms) + norms[:, None]).double()
+    estimates = (_partial_distances(rows, rows, norms, out=torch.empty(30, 30)) + norms[:, None]).double()
     lengths = norms.double().sqrt() + norms.double().sqrt()[:, None]
     distances = torch.stack([(row.double() - rows.double()).square().sum(dim=1) for row in rows])
     assert ((estimates - distances).abs() <= bound(lengths, dimension) + 1e-30).all()
+
+
+@given(
+    columns=st.integers(1, 300),
+    number=st.integers(1, 9),
+    levels=st.sampled_from([2, 30, 10**6]),
+    seed=st.integers(0, 999),
+)
+def test_the_smallest_values_of_rows(columns, number, levels, seed):
+    """With many equal values, which may be left out but for their number, and without."""
+    generator = torch.Generator().manual_seed(seed)
+    values = torch.randint(-levels, levels, (4, columns), generator=generator).float()
+    found, places = _smallest(values, min(number, columns))
+    assert torch.equal(found, values.sort(dim=1).values[:, :number])
+    assert torch.equal(values.gather(1, places), found)
+    assert all(len(set(row)) == len(row) for row in places.tolist())
 
 
 @given(kind=st.sampled_from(FAMILIES), ties=st.booleans(), seed=st.integers(0, 999), k=st.integers(1, 60))
@@ -122,16 +139,19 @@ def test_distances_of_levels_are_exact(products, dimension, numbers, extreme):
         queries[0], references[0] = 0, 255
     expected = (queries.long()[:, None] - references.long()).square().sum(dim=2).double() / 255**2
     assert torch.equal(level_distances(queries, references), expected)
-    at_hand = level_sums(references, 2)
+    at_hand = level_moments(queries)[1], level_moments(references)[1]
     assert torch.equal(level_distances(queries, references, at_hand), expected)
 
 
 @pytest.mark.parametrize("shape", [(3, 1), (2, 3, 1024), (2, 5000), (1, 2**19 + 3), (0, 3, 9), (2, 0)])
-@pytest.mark.parametrize("power", [1, 2])
-def test_sums_of_levels_are_those_of_integers(shape, power):
+@pytest.mark.parametrize("extreme", [False, True])
+def test_sums_of_levels_are_those_of_integers(shape, extreme):
     levels = torch.randint(256, shape, dtype=torch.uint8)
     levels[..., :1] = 0
-    assert torch.equal(level_sums(levels, power), ((levels.long() - 128) ** power).sum(dim=-1).double())
+    if extreme:  # the largest sums that there are
+        levels.zero_()
+    for power, found in enumerate(level_moments(levels), 1):
+        assert torch.equal(found, ((levels.long() - 128) ** power).sum(dim=-1).double())
 
 
 def test_integers_are_multiplied_only_where_it_is_fast_and_exact(monkeypatch):

@@ -252,7 +252,7 @@ def test_references_of_large_images_are_converted_once(monkeypatch, dtype):
     monkeypatch.setattr(
         exhaustive_neighbors.ExhaustiveSearch,
         "nearest",
-        lambda self, rows, *rest: calls.append(len(rows)) or nearest(self, rows, *rest),
+        lambda self, rows, **rest: calls.append(len(rows)) or nearest(self, rows, **rest),
     )
     assert torch.equal(nearest_neighbors(references, references, 1)[1][:, 0], torch.arange(9))
     assert calls == [9]
