@@ -24,8 +24,8 @@ _GROUP = 8  # values of a row of which the least is looked at first
 _SPARE = 14  # candidates kept beyond k, so that rounding at the edge rarely asks for a second look
 _PAIRS = 2**18  # candidates of all queries together, when some are searched again
 # Distances of pairs
-_SEGMENT = 256  # values that are summed in float32 …
-_PAIR_ERROR = 2e-5  # … so that, in whatever order, 256 roundings of 6e-8, and a few more, err by less than this
+_SEGMENT = 128  # values that are summed in float32 …
+_PAIR_ERROR = 1e-5  # … so that, in whatever order, 128 roundings of 6e-8, and a few more, err by less than this
 _CACHED = 2**19  # differences (2 MiB) at a time: they stay in a core's cache
 _TOGETHER = 2**18  # levels likewise, with what is made of them
 _STEP = 2**14  # pairs whose sums are added up at a time
@@ -331,7 +331,7 @@ def _lengths(norms: Tensor, distances: Tensor) -> Tensor:
 def pair_distances(queries: Tensor, references: Tensor, i: Tensor, j: Tensor, *, precise: bool = False) -> Tensor:
     r"""Return :math:`\lVert x_{i} - y_{j} \rVert^2` for a list of pairs, shape ``(P,)``, float64.
 
-    Differences and sums of up to 256 squares are float32, which bounds the relative error by 2e-5 in whatever order a
+    Differences and sums of up to 128 squares are float32, which bounds the relative error by 1e-5 in whatever order a
     device sums; the sums of those are float64. Of two uint8 images all sums are of integers, and exact: the same
     numbers as those of :func:`level_distances`.
 
@@ -355,7 +355,7 @@ def pair_distances(queries: Tensor, references: Tensor, i: Tensor, j: Tensor, *,
     for out, a, b in zip(roots.split(lengths), i.split(lengths), j.split(lengths), strict=True):
         x = _gather(queries, a[:1] if alone else a, buffers[0], levels=levels)
         differences = _gather(references, b, buffers[1], levels=levels).sub_(x)
-        if levels:  # 256 squares of at most 255² are less than 2^24
+        if levels:  # 128 squares of at most 255² are less than 2^24
             torch.sum(differences.square_().view(len(b), -1, segment), dim=2, out=out)
         else:
             torch.linalg.vector_norm(differences.view(len(b), -1, segment), dim=2, out=out)
