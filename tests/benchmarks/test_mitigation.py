@@ -25,8 +25,9 @@ from tests.helpers.distributed import forking
 from tests.helpers.fashion import write_fashion
 
 DIGITS = PRESETS["smoke"].settings[0]
-SMOKE = replace(  # half as long
+SMOKE = replace(  # half as long, and without mirrored images, on which a run below trains
     PRESETS["smoke"],
+    rows=PRESETS["smoke"].rows | {"fashion_mnist": ("plain",)},
     settings=tuple(replace(one, lengths=(1,), plain_lengths=(0.5, 1)) for one in PRESETS["smoke"].settings),
 )
 
@@ -193,10 +194,14 @@ def test_sets_are_disjoint_and_change_with_the_seed():
 @pytest.mark.filterwarnings("ignore:Full backward hook")
 def test_dp_sgd_spends_no_more_than_its_epsilon(tmp_path, monkeypatch):
     engine = pytest.importorskip("opacus.privacy_engine")
+    from opacus.accountants import RDPAccountant
+
     row = row_named("dp_sgd")
     # Opacus looks for the noise by halves, half a second each, until epsilon is within a hundredth.
     rough = partial(engine.get_noise_multiplier, epsilon_tolerance=0.1 * row.epsilon)
     monkeypatch.setattr(engine, "get_noise_multiplier", rough)
+    # It begins with a bound by 150 orders of Rényi's; by a few it is less narrow, and what is found is the same.
+    monkeypatch.setattr(RDPAccountant, "DEFAULT_ALPHAS", [2, 3, 4, 6, 8, 12, 16, 24, 32, 63])
     found = _carry_out_one(Run(DIGITS, row, 0), tmp_path, None, "cpu")
     (point,) = found["points"]
     assert point["steps"] == DIGITS.stop
@@ -236,7 +241,7 @@ def test_the_gpu_preset_runs_on_a_cpu_at_small_size(place):
 
 @pytest.mark.usefixtures("_forks")
 def test_a_run_that_fails_does_not_end_the_others(tmp_path):
-    good = Run(DIGITS, row_named("plain"), 0)
+    good = Run(DIGITS, row_named("dropout_flips"), 0)
     bad = Run(replace(DIGITS, num_train=5_000), row_named("plain"), 0)
     bad = replace(bad, setting=replace(bad.setting, name="too_many"))
     results = Results(tmp_path)
