@@ -1,3 +1,4 @@
+import functools
 import re
 
 import pytest
@@ -45,6 +46,12 @@ def sd15():
 @pytest.fixture(scope="module")
 def sd21():
     return without_memory(UNet2DConditionModel, SD21)
+
+
+@functools.cache
+def built(make):
+    """A small network, which groups are only read from."""
+    return make()
 
 
 def names(groups):
@@ -165,7 +172,7 @@ def test_counts_of_the_network_for_cifar():
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("granularity", ["block", "attention", "published"])
 def test_groups_and_rest_are_the_family_once_each(make, family, granularity):
-    network = make()
+    network = built(make)
     if granularity == "published" and (make is not small_sd_unet or family not in ("attention", "svdiff", "difffit")):
         with pytest.raises(ValueError, match="`granularity` expected 'block' or 'attention'"):
             find_groups(network, family, granularity=granularity)

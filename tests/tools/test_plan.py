@@ -58,7 +58,7 @@ WHOLE, ACCUMULATED = {"max_epochs": 3}, {"max_epochs": 4, "accumulate_grad_batch
 def test_a_plan_comes_true(limits, round_length, num_shards):
     def parts():
         averaging = Counting(num_shards=num_shards, **round_length)
-        inner = DigitsDataModule(50, num_control=16, batch_size=4)
+        inner = DigitsDataModule(34, num_control=16, batch_size=4)
         data = ShardedDataModule(inner, num_shards) if num_shards > 1 else inner
         return trainer(callbacks=[averaging], limit_val_batches=0, **limits), data, averaging
 
@@ -67,7 +67,7 @@ def test_a_plan_comes_true(limits, round_length, num_shards):
     real, data, averaging = parts()
     real.fit(tiny_diffusion(), data)
     assert schedule.process_steps == real.global_step
-    assert sum(schedule.shard_sizes) == 50
+    assert sum(schedule.shard_sizes) == 34
     assert len(schedule.shard_sizes) == num_shards
     assert schedule.averagings == averaging.count
 

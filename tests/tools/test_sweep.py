@@ -373,12 +373,12 @@ def test_plan_really_measures_the_first_point_and_a_command_that_fails_has_no_es
     assert [file.name for file in Path().iterdir()] == ["real.yaml"]
 
 
-@pytest.mark.usefixtures("drawn")
 def test_two_points_really_run(tmp_path, monkeypatch, warm):
     config = os.path.abspath("configs/digits/agc.yaml")
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "real.yaml"
-    quick = ["--trainer.max_epochs=1", "--evaluation.num_samples=4", "--evaluation.num_inference_steps=2"]
+    quick = ["--trainer.max_epochs=1", "--trainer.limit_train_batches=2"]
+    quick += ["--evaluation.num_samples=4", "--evaluation.num_inference_steps=2"]
     command = ["lightning-iet", "fit", f"--config={config}", "--trainer.logger=WandbLogger", *quick, "${args}"]
     path.write_text(
         yaml.safe_dump(
