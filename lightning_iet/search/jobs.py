@@ -150,11 +150,12 @@ def _collect(
     while not done:
         if waiting is not None:
             waiting()
-        done, _ = wait(running, timeout=None if waiting is None else 1, return_when=FIRST_COMPLETED)
+        done, _ = wait(running, timeout=None if waiting is None else _LOOK_AGAIN, return_when=FIRST_COMPLETED)
     for future in done:
         ended(running.pop(future), future.result())
 
 
+_LOOK_AGAIN = 1.0  # seconds until those who wait see how far jobs are
 _CONTEXT = get_context("spawn")  # threads and accelerators do not survive a fork
 
 

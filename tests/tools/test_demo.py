@@ -146,6 +146,7 @@ def test_the_bar_shows_the_steps_of_both_runs(tmp_path, monkeypatch):
         for i, steps in enumerate(("19", "38"))
     ]
     monkeypatch.setattr(module, "progress_bar", lambda *_, **__: nullcontext(Bar()))
+    monkeypatch.setattr("lightning_iet.search.jobs._LOOK_AGAIN", 0.05)
     module._train(jobs, 2)
     assert 57 in shown
     assert all(job.is_finished for job in jobs)
