@@ -3,7 +3,6 @@
 import os
 import signal
 import time
-from multiprocessing import forkserver, get_context
 
 import psutil
 import pytest
@@ -69,8 +68,6 @@ def test_a_function_that_no_other_process_can_import():
 
 
 def _leave_workers_behind(connection):
-    forkserver._forkserver.ensure_running = lambda: None  # it runs: this process is a fork of it, as workers are to be
-    jobs._CONTEXT = get_context("forkserver")
     pool = Workers(report, jobs=2)
     pool.start(connection)
     connection.recv()
