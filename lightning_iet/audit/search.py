@@ -65,7 +65,7 @@ def _shifted(view: View, dx: int, dy: int) -> View:
     return shift if dx or dy else view
 
 
-VERSION = 2  # of the searches below: raised with every change of what they find
+VERSION = 3  # of the searches below: raised with every change of what they find
 BLOCK = 4096  # images that are searched for together, for references are prepared anew for every block
 TRIED = 128, 256  # images, and references, by which the time is measured, where there are 50 times as many pairs …
 ENOUGH = 0.05  # … again and again, for so many seconds at least

@@ -30,7 +30,7 @@ _CACHED = 2**19  # differences (2 MiB) at a time: they stay in a core's cache
 _TOGETHER = 2**18  # levels likewise, with what is made of them
 _STEP = 2**14  # pairs whose sums are added up at a time
 _WORTH = 2**16  # differences per query from which on a step for each query pays
-_LAUNCHED = 2**25  # the same on an accelerator, where many small steps cost more than memory
+_LAUNCHED = 2**25  # both on an accelerator, where many small steps cost more than memory
 
 
 def float_rows(rows: Tensor) -> Tensor:
@@ -278,15 +278,16 @@ def level_moments(levels: Tensor) -> tuple[Tensor, Tensor]:
     sums, squares = torch.zeros(2, len(rows), dtype=torch.float64, device=levels.device)
     # Few values at a time: they stay in a core's cache. Of 1024 squares of at most 2^14 the sum is exact in float32.
     depth = max(1, min(rows.shape[1], _LEVELS_DEPTH))
-    width = depth * max(1, min(rows.shape[1], _TOGETHER) // depth)
-    step = max(1, _TOGETHER // width)
+    together = _TOGETHER if levels.device.type == "cpu" else _LAUNCHED
+    width = depth * max(1, min(rows.shape[1], together) // depth)
+    step = max(1, together // width)
     ones = torch.ones(depth, device=levels.device)
     for part, *out in zip(rows.split(step), sums.split(step), squares.split(step), strict=True):
         for piece in part.split(width, dim=1):
             values = _centred(piece, integers=False)
             if missing := -piece.shape[1] % depth:
                 values = torch.nn.functional.pad(values, (0, missing))
-            runs = values.view(values.numel() // depth, depth)
+            runs = values.reshape(values.numel() // depth, depth)
             # Products of matrices take less than half the time that squares and their sums do.
             pairs, last = runs[: len(runs) // 2 * 2].view(-1, 2, depth), runs[len(runs) // 2 * 2 :]
             products = torch.bmm(pairs, pairs.mT).diagonal(dim1=1, dim2=2).flatten()

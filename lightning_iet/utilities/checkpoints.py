@@ -16,6 +16,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
@@ -31,6 +32,7 @@ allow_plain_types()
 log = logging.getLogger(__name__)
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_SMALL = 2**20  # bytes of an array that may be copied in memory
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -41,8 +43,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     this host are removed when the next checkpoint is saved into the folder. Remote addresses (``s3://…``) are written
     by Lightning.
 
-    What is no tensor in the first checkpoint that a process writes is read back as a run that goes on from it would
-    read it, without running code: a warning then names what cannot be read, not the next part of the run.
+    All but the plain tensors of the first checkpoint that a process writes is read back as a run that goes on from it
+    would read it, without running code: a warning then names what cannot be read, not the next part of the run.
 
     Example:
         >>> import tempfile
@@ -209,10 +211,11 @@ def _is_read_without_code(checkpoint: dict[str, Any]) -> bool:
 
 
 class _NoTensors(pickle.Pickler):
-    """Writes what holds no tensor; another one may be as large as the model, and is not copied in memory."""
+    """Writes what holds no tensor and no large array: as large as a model, perhaps, they are not copied in memory."""
 
     def reducer_override(self, thing: Any) -> Any:
-        if isinstance(thing, torch.Tensor | torch.UntypedStorage | torch.TypedStorage):
+        is_large = isinstance(thing, np.ndarray) and thing.nbytes > _SMALL
+        if is_large or isinstance(thing, torch.Tensor | torch.UntypedStorage | torch.TypedStorage):
             raise TypeError(f"{type(thing).__name__} is not written into memory")
         return NotImplemented
 
@@ -231,10 +234,13 @@ def _without_tensors(content: Any, seen: dict[int, Any]) -> Any:
         if isinstance(content, OrderedDict):
             vars(rest).update(vars(content))  # of a state dict its versions
         return rest
-    seen[id(content)] = found = [_without_tensors(value, seen) for value in content]
-    if isinstance(content, tuple):
-        seen[id(content)] = tuple(found)
-    return seen[id(content)]
+    if isinstance(content, list):
+        entries: list[Any] = []
+        seen[id(content)] = entries
+        entries.extend(_without_tensors(value, seen) for value in content)
+        return entries
+    seen[id(content)] = kept = tuple(_without_tensors(value, seen) for value in content)
+    return kept
 
 
 def _unreadable(path: Path) -> str | None:

@@ -5,8 +5,9 @@ from hypothesis import strategies as st
 
 from lightning_iet.functional import exhaustive_neighbors, neighbors
 from lightning_iet.functional.checks import image_rows
-from lightning_iet.functional.exhaustive_neighbors import squared_norms
+from lightning_iet.functional.exhaustive_neighbors import level_moments, squared_norms
 from lightning_iet.functional.neighbors import nearest_neighbors, search_rows
+from lightning_iet.functional.pruned_neighbors import Projection
 
 
 def brute_force(queries, references, k):
@@ -121,6 +122,25 @@ def test_slices_of_few_rows_do_not_matter(monkeypatch):
     monkeypatch.setattr(exhaustive_neighbors, "_FLOATS", 192 * 3)
     monkeypatch.setattr(neighbors, "_TOGETHER", (2, 2))
     assert_nearest(queries, references, 20)
+
+
+@pytest.mark.parametrize("is_coded", [False, True])
+@pytest.mark.parametrize("length", [50, 17])
+def test_squares_at_hand_are_those_of_the_rows_that_are_searched(monkeypatch, is_coded, length):
+    """Of few rows at a time, of references in parts, and of those queries that codes leave for the whole search."""
+    queries, references = (torch.randint(256, (n, 192), dtype=torch.uint8) for n in (7, 50))
+    queries[::2] //= 2  # lengths that differ
+    expected = search_rows(queries, references, 9)
+    if is_coded:
+        mean = references.double().mean(dim=0)
+        codes = Projection(mean, torch.eye(192, 2).double())
+        monkeypatch.setattr(neighbors, "plan_projection", lambda *_: codes)
+    monkeypatch.setattr(neighbors, "_parts", lambda *_: [slice(i, min(i + length, 50)) for i in range(0, 50, length)])
+    monkeypatch.setattr(neighbors, "_TOGETHER", (2, 3))
+    of_queries, of_references = (level_moments(rows)[1] for rows in (queries, references))
+    found = search_rows(queries, references, 9, squares=of_references, own_squares=of_queries)
+    assert torch.equal(found[0], expected[0])
+    assert torch.equal(found[1], expected[1])
 
 
 def test_uint8_equals_float():

@@ -84,7 +84,7 @@ def test_training_moves_what_is_selected_and_nothing_else(name, family):
         assert {n: p.shape for n, p in network.state_dict().items()} == {
             n: p.shape for n, p in stock.state_dict().items()
         }
-        other, _ = pretrained(name, seed=1)
+        other = copy.deepcopy(pretrained(name, seed=1)[0])
         other.load_state_dict(network.state_dict(), strict=True)
         torch.testing.assert_close(call(other), expected, rtol=1e-5, atol=1e-5)
 

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import fsspec
 import lightning.pytorch as pl
+import numpy as np
 import pytest
 import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
@@ -48,7 +49,9 @@ class Own(torch.Tensor):
 
 def around_itself():
     content = {"weights": torch.ones(3)}
-    return content | {"content": [content, content], "same": content}
+    content |= {"content": [content, content], "same": content, "list": [1]}
+    content["list"].append(content["list"])
+    return content
 
 
 MODEL = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2))
@@ -59,7 +62,9 @@ CONTENTS = {
     "several times": (around_itself(), True, True),
     "nested": ({"a": (torch.ones(2), [OrderedDict(b=(1, torch.ones(2)))]), 3: {"c": None}}, True, True),
     "paths": ({"folder": Path("a/b")}, True, True),
-    # Known from the file alone: what the process allows anew, and tensors elsewhere, which are not copied in memory.
+    "an array": ({"indices": np.arange(3)}, True, True),
+    # Known from the file alone: what the process allows anew, and what may be large, which is not copied in memory.
+    "a large array": ({"indices": np.arange(2**18)}, False, True),
     "an enumeration": ({"mode": Mode.SLOW}, False, True),
     "tensors in an object": (SimpleNamespace(weight=torch.ones(2)), False, True),
     "tensors of another kind": ({"weights": torch.ones(3).as_subclass(Own)}, False, False),
@@ -68,6 +73,16 @@ CONTENTS = {
 }
 
 
+@pytest.fixture
+def _allowed_once():
+    """What the test allows to be read is not allowed to the next one."""
+    before = torch.serialization.get_safe_globals()
+    yield
+    torch.serialization.clear_safe_globals()
+    torch.serialization.add_safe_globals(before)
+
+
+@pytest.mark.usefixtures("_allowed_once")
 @pytest.mark.filterwarnings("always:The checkpoint .* was written, but no run can go on from it:UserWarning")
 @pytest.mark.parametrize("name", CONTENTS)
 def test_what_cannot_be_read_without_running_code_is_warned_of_once(tmp_path, name, monkeypatch, recwarn):
