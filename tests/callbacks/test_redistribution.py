@@ -1,6 +1,5 @@
 """Redistribution against a walk by hand: shards, banks and counts in dictionaries, exchanges by sorted lists."""
 
-import functools
 import logging
 import math
 from collections import defaultdict
@@ -252,9 +251,9 @@ def test_what_is_logged(tmp_path, caplog):
 # --- processes, interruptions ----------------------------------------------------------------------------------------
 
 
-# From which runs go on: around the exchange after the first epoch (before it, in the step that ends the epoch, after
-# it), and later.
-NAMES = ("0-3", "0-7", "0-end", "1-0", "1-7", "2-end")
+# From which runs go on: around the exchange after the first epoch (in the step that ends the epoch, after it), and
+# later.
+NAMES = ("0-7", "0-end", "1-0", "2-end")
 
 
 def diffusion(
@@ -264,7 +263,7 @@ def diffusion(
     ckpt_path=None,
     save_to=None,
     names=NAMES,
-    reference="training",
+    reference="other_shards",
     num_shards=4,
     epochs=3,
     without=False,
@@ -291,61 +290,52 @@ def assert_equal(a, b):
 
 
 @pytest.fixture(scope="module")
-def whole_runs(tmp_path_factory):
-    """``whole_runs(reference)``: what is left of a run that nobody disturbs, and the folder of its checkpoints."""
-
-    @functools.cache
-    def get(reference):
-        folder = tmp_path_factory.mktemp("whole")
-        return diffusion(folder, save_to=folder, reference=reference), folder
-
-    return get
+def whole_run(tmp_path_factory):
+    """What is left of a run that nobody disturbs, and the folder of its checkpoints."""
+    folder = tmp_path_factory.mktemp("whole")
+    return diffusion(folder, save_to=folder), folder
 
 
-@pytest.mark.parametrize(("world_size", "reference"), [(4, "training"), (2, "other_shards")])
-def test_the_number_of_processes_changes_nothing(tmp_path, processes, whole_runs, world_size, reference):
-    alone, _ = whole_runs(reference)
+def test_the_number_of_processes_changes_nothing(tmp_path, processes, whole_run):
+    alone, _ = whole_run
     assert alone["tables"]["moves"].sum() > 3
-    for found in processes(world_size).run(diffusion, tmp_path, world_size, reference=reference):
+    for found in processes(4).run(diffusion, tmp_path, 4):
         assert_equal(found, alone)
 
 
 def test_replicas_exchange_the_same(tmp_path, processes):
-    results = processes(4).run(diffusion, tmp_path, 4, num_shards=2, epochs=4)
+    results = processes(4).run(diffusion, tmp_path, 4, num_shards=2, epochs=4, reference="training")
     assert results[0]["tables"]["moves"].sum() > 0
     for found in results[1:]:
         assert_equal(found, results[0])
 
 
 @pytest.mark.parametrize("name", ["0-7", "0-end", "1-0"])
-def test_a_run_goes_on_from_any_step_bit_for_bit(tmp_path, whole_runs, name):
-    whole, folder = whole_runs("other_shards")
-    assert_equal(diffusion(tmp_path, ckpt_path=folder / f"{name}.ckpt", reference="other_shards"), whole)
+def test_a_run_goes_on_from_any_step_bit_for_bit(tmp_path, whole_run, name):
+    whole, folder = whole_run
+    assert_equal(diffusion(tmp_path, ckpt_path=folder / f"{name}.ckpt"), whole)
 
 
-@pytest.mark.parametrize(
-    ("names", "settings"),
-    [(["0-7", "0-validated"], {"min_skips": 0}), (["0-validated"], {"min_skips": 0, "choose": "random"})],
-)
-def test_samples_move_once_where_lightning_ends_an_epoch_again(tmp_path, names, settings):
+@pytest.mark.parametrize("choose", ["most_skipped", "random"])
+def test_samples_move_once_where_lightning_ends_an_epoch_again(tmp_path, choose):
     """As it does after a checkpoint that was written in the validation at the end of an epoch."""
-    settings |= {"epochs": 2, "limit_val_batches": 1}
-    whole = diffusion(tmp_path, save_to=tmp_path, names=names, **settings)
-    for name in names:
-        assert_equal(diffusion(tmp_path / name, ckpt_path=tmp_path / f"{name}.ckpt", **settings), whole)
+    settings = {"min_skips": 0, "choose": choose, "epochs": 2, "limit_val_batches": 1, "reference": "training"}
+    whole = diffusion(tmp_path, save_to=tmp_path, names=["0-validated"], **settings)
+    assert_equal(diffusion(tmp_path / "again", ckpt_path=tmp_path / "0-validated.ckpt", **settings), whole)
 
 
-def test_a_run_goes_on_with_another_number_of_processes(tmp_path, processes, whole_runs):
-    whole, folder = whole_runs("training")
+def test_a_run_goes_on_with_another_number_of_processes(tmp_path, processes, whole_run):
+    whole, folder = whole_run
     for found in processes(2).run(diffusion, tmp_path, 2, ckpt_path=folder / "0-7.ckpt"):
         assert_equal(found, whole)
 
 
-def test_zero_is_a_run_without_it_and_keeps_the_shards_of_a_checkpoint(tmp_path, whole_runs):
-    off, without = diffusion(tmp_path, fraction=0.0, epochs=2), diffusion(tmp_path, without=True, epochs=2)
+def test_zero_is_a_run_without_it_and_keeps_the_shards_of_a_checkpoint(tmp_path, whole_run):
+    settings = {"epochs": 2, "reference": "training"}
+    off, without = (diffusion(tmp_path, **kwargs, **settings) for kwargs in ({"fraction": 0.0}, {"without": True}))
     assert_equal(off, without)
     assert set(off["tables"]) == {"counts"}
-    before, folder = whole_runs("training")
+    before, folder = whole_run
     with pytest.warns(UserWarning, match=r"other settings than the checkpoint's: fraction 0.25 to 0.0"):
         found = diffusion(tmp_path, ckpt_path=folder / "2-end.ckpt", fraction=0.0, epochs=4)
     assert before["tables"]["moves"].sum() > 0
