@@ -85,9 +85,7 @@ def test_a_denoiser_in_a_wrapper_trains_as_it_does_alone(tmp_path):
 # --- optimizer, average, checkpoints ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("family", "optimizer"), [("bias", sgd), ("svdiff", adamw), ("difffit", sgd), ("lora", adamw)]
-)
+@pytest.mark.parametrize(("family", "optimizer"), [("bias", sgd), ("svdiff", adamw), ("difffit", sgd), ("lora", adamw)])
 def test_only_what_is_selected_is_optimized_moved_and_averaged(tmp_path, family, optimizer):
     module, start = diffusion(optimizer), dict(diffusion().unet.named_parameters())
     selection = ParameterSelection(family)

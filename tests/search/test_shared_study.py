@@ -21,10 +21,11 @@ SPACE = {
 }
 
 
-def opened(folder, storage=None, *, facts=None, objectives=None, seed=0, sampler="random"):
+def opened(folder, storage="journal", *, facts=None, objectives=None, seed=0, sampler="random"):
+    """A study in a journal of the folder, which is faster than a database; ``storage=None`` is the default."""
     make, _ = named_sampler(sampler, trials=20)
     return SharedStudy(
-        open_storage(storage, folder),
+        open_storage(folder / "search.journal" if storage == "journal" else storage, folder),
         "test",
         space=SPACE,
         objectives=objectives or {"cost": "minimize", "gain": "maximize"},
@@ -140,12 +141,12 @@ def _die_after(folder, storage, stage):
 
 @pytest.mark.parametrize(
     ("stage", "storage"),
-    [("drawn", None), ("drawn", "trials.journal"), ("running", "trials.journal"), ("running", "sqlite:///{}/other.db")],
+    [("drawn", "trials.journal"), ("running", "sqlite:///{}/other.db")],
 )
 def test_what_a_killed_program_has_left_is_run_again(tmp_path, monkeypatch, stage, storage):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(shared_study, "UNCLAIMED", 0.1)
-    storage = storage and storage.format(tmp_path)
+    storage = storage.format(tmp_path)
     for _ in range(2):
         process = forking().Process(target=_die_after, args=(tmp_path, storage, stage))
         process.start()
@@ -379,7 +380,7 @@ def test_a_study_of_somebody_else_is_refused(tmp_path):
     )
     theirs.ask()
     with pytest.raises(ValueError, match="was made by another program"):
-        opened(tmp_path)
+        opened(tmp_path, None)
 
 
 def test_storages_that_cannot_be_opened(tmp_path):
