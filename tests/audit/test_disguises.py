@@ -164,10 +164,9 @@ def noisy(image, count, *, seed=0):
     return (image.int() + noise).clamp(0, 255).to(torch.uint8)
 
 
-@pytest.mark.parametrize("times", [20, 60])
-def test_copies_of_an_image_with_more_near_duplicates_than_candidates_are_found(tmp_path, times):
+def test_copies_of_an_image_with_more_near_duplicates_than_candidates_are_found(tmp_path):
     """All candidates show one image: the ratio is that to the next image of another group."""
-    train = eight_bits(phantoms(100))
+    train, times = eight_bits(phantoms(100)), 60
     train[:times] = noisy(train[:1], times)
     group = torch.arange(100)
     group[:times] = 0
@@ -293,14 +292,14 @@ def test_moved_copies_may_be_looked_for_among_some_images_only(tmp_path):
 @pytest.mark.parametrize("shape", [(96, 72), (80, 80)])
 def test_large_images_are_found_as_they_are_without_shrinking_them_first(tmp_path, monkeypatch, shape):
     """Grey versions that were made once, in blocks, give the same matches as versions that are made when asked for."""
-    train = eight_bits(F.interpolate(phantoms(12), shape, mode="bilinear"))
-    images = torch.cat([train[4:6].flip(-1), 255 - train[7:8], eight_bits(moved(train[9:10] / 255, dx=0.1)), train[:3]])
+    train = eight_bits(F.interpolate(phantoms(10), shape, mode="bilinear"))
+    images = torch.cat([train[4:6].flip(-1), 255 - train[7:8], eight_bits(moved(train[9:] / 255, dx=0.1)), train[:1]])
     sets = image_set(images, location="a"), image_set(train, location="b")
     monkeypatch.setattr(disguises, "BLOCK", 4)
     found = find_disguised(*sets, cache=BlockCache(tmp_path / "a"), argument="generated")
     monkeypatch.setattr(disguises, "_greys", lambda images, *_, **__: disguises._Greys(images.pixels, {}))
     expected = find_disguised(*sets, cache=BlockCache(tmp_path / "b"), argument="generated")
-    assert found["recoloured"].indices.tolist() == [4, 5, 7, found["recoloured"].indices[3], 0, 1, 2]
+    assert found["recoloured"].indices.tolist() == [4, 5, 7, found["recoloured"].indices[3], 0]
     assert found["moved"].indices.tolist()[3] == 9
     for kind, matches in expected.items():
         for own, other in zip(found[kind], matches, strict=True):

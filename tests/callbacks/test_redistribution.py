@@ -316,10 +316,9 @@ def test_a_run_goes_on_from_any_step_bit_for_bit(tmp_path, whole_run, name):
     assert_equal(diffusion(tmp_path, ckpt_path=folder / f"{name}.ckpt"), whole)
 
 
-@pytest.mark.parametrize("choose", ["most_skipped", "random"])
-def test_samples_move_once_where_lightning_ends_an_epoch_again(tmp_path, choose):
+def test_samples_move_once_where_lightning_ends_an_epoch_again(tmp_path):
     """As it does after a checkpoint that was written in the validation at the end of an epoch."""
-    settings = {"min_skips": 0, "choose": choose, "epochs": 2, "limit_val_batches": 1, "reference": "training"}
+    settings = {"min_skips": 0, "choose": "random", "epochs": 2, "limit_val_batches": 1, "reference": "training"}
     whole = diffusion(tmp_path, save_to=tmp_path, names=["0-validated"], **settings)
     assert_equal(diffusion(tmp_path / "again", ckpt_path=tmp_path / "0-validated.ckpt", **settings), whole)
 

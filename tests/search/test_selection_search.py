@@ -43,8 +43,8 @@ def dominates(u, v):
     return all(a <= b for a, b in zip(u, v, strict=True)) and any(a < b for a, b in zip(u, v, strict=True))
 
 
-@pytest.mark.parametrize("names", [GROUPS[:2], GROUPS])
-def test_trying_every_mask_finds_the_front_of_all(tmp_path, names):
+def test_trying_every_mask_finds_the_front_of_all(tmp_path):
+    names = GROUPS[:4]
     function = partial(figures, groups=names, checkpoints=2)
     result = search(tmp_path, function, names, enqueue=every_mask(names), trials=2 ** len(names), **FIXED)
     expected = {}
