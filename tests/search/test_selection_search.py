@@ -100,7 +100,7 @@ def test_few_trials_try_the_masks_of_the_user(tmp_path):
 
 
 def test_a_seed_draws_the_same_trials(tmp_path):
-    results = [search(tmp_path / name, trials=20, seed=seed) for name, seed in (("a", 5), ("b", 5), ("c", 6))]
+    results = [search(tmp_path / name, trials=14, seed=seed) for name, seed in (("a", 5), ("b", 5), ("c", 6))]
     assert points_of(results[0]) == points_of(results[1]) != points_of(results[2])
 
 
