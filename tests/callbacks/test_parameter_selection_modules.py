@@ -337,10 +337,12 @@ def test_any_number_of_processes_ends_in_the_same_bits(tmp_path, processes):
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    return save_pipelines(tmp_path_factory.mktemp("pipelines"), ["sd1", "sdxl"])
+    return save_pipelines(tmp_path_factory.mktemp("pipelines"))
 
 
-@pytest.mark.parametrize(("kind", "family", "shards"), [("sd1", "svdiff", 2), ("sdxl", "lora", None)])
+@pytest.mark.parametrize(
+    ("kind", "family", "shards"), [("sd1", "svdiff", 2), ("sd2", "norm", None), ("sdxl", "lora", None)]
+)
 def test_a_text_to_image_module(folders, tmp_path, kind, family, shards):
     module = make_module(folders[kind])
     trainer = fit(tmp_path, module, ParameterSelection(family), shards=shards, data=CaptionedData(4))
