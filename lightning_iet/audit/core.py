@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_iet.audit.cache import BlockCache
-from lightning_iet.audit.comparability import contents, few_pixels
+from lightning_iet.audit.comparability import contents, few_pixels, one_colour
 from lightning_iet.audit.disguises import LEAST_SIDE, Matches, find_disguised, undo
 from lightning_iet.audit.evidence import LARGEST, Evidence, telling_searches, weigh
 from lightning_iet.audit.features import CLASS_LIKE, PIXELS, Features, build_features, check_comparable, extract
@@ -154,7 +154,6 @@ def find_copies(
     by_search = {"plain": found} | {name: matches[name] for name in SEARCHES[1:] if name in matches}
     distances, by_ratio, sources, _ = zip(*by_search.values(), strict=True)
     search_ratios = torch.stack(by_ratio, dim=1)
-    variances = _variances(images.pixels, moments)
     return Copies(
         neighbors,
         ratios,
@@ -165,8 +164,8 @@ def find_copies(
         search_distances=torch.stack(distances, dim=1),
         search_sources=torch.stack(sources, dim=1),
         search_noise=torch.full_like(search_ratios, torch.nan),
-        blank=(variances == 0).all(dim=1),
-        variance=variances.mean(dim=1).float(),
+        blank=one_colour(images.pixels),
+        variance=_variance(images.pixels, moments),
         content=contents(images.pixels),
         search=torch.zeros(len(images), dtype=torch.int64),
     )
@@ -201,11 +200,11 @@ def _equal(images: Tensor, train: Tensor, indices: Tensor) -> Tensor:
     return equal
 
 
-def _variances(pixels: Tensor, moments: tuple[Tensor, Tensor] | None) -> Tensor:
-    """Return how much is lost of each channel if it is replaced by its mean, shape ``(Q, C)``; 0 of one level only."""
+def _variance(pixels: Tensor, moments: tuple[Tensor, Tensor] | None) -> Tensor:
+    """Return how much is lost of an image if each channel is replaced by its mean."""
     size = max(1, pixels[0, 0].numel())
     sums, squares = moments or level_moments(pixels.flatten(2))
-    return (size * squares - sums.square()) / size**2  # numbers of integers: their difference is 0, or far from it
+    return ((size * squares - sums.square()) / size**2).mean(dim=1).float()
 
 
 def _maps(versions: Tensor, names: list[str]) -> Tensor:
